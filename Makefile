@@ -1,0 +1,48 @@
+# Thin: each target is one command that also works when typed by hand.
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help up down test relay lint unit e2e lock venv
+
+help: ## Show this
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+up: venv ## A cluster, Postgres, the chart and a first user; then that user's events, live
+	@$(BIN)/python -m e2e.up
+
+down: venv ## End and remove all that `make up` and `make test` started
+	@$(BIN)/python -m e2e.cluster down
+
+test: venv lint unit e2e ## All tests, the end-to-end ones on a real cluster included
+
+relay: venv ## A relay on its own, with a PostgreSQL of its own, without Kubernetes
+	@$(BIN)/python -m e2e.local.relay
+
+lint: venv ## Style and types
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+unit: venv ## Tests that need no cluster (a real PostgreSQL is started for them)
+	@$(BIN)/pytest
+
+e2e: venv ## Tests on a real cluster
+	@$(BIN)/pytest e2e
+
+lock: venv ## Pin the dependencies again, from pyproject.toml
+	@$(BIN)/uv pip compile -q pyproject.toml --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --upgrade --all-extras -o locks/dev.txt
+	@for extra in operator relay; do \
+	  $(BIN)/uv pip compile -q pyproject.toml --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	    --extra $$extra -c locks/dev.txt -o locks/$$extra.txt; done
+
+venv: $(VENV)/.done
+
+$(VENV)/.done: locks/dev.txt pyproject.toml
+	@echo "▸ preparing $(VENV) (about half a minute the first time)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "userrealtime needs Python 3.11 or later; name one with: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --require-hashes --requirement locks/dev.txt
+	@$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@

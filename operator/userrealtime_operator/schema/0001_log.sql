@@ -1,0 +1,178 @@
+-- The log: every event of every user, numbered per user without gaps, in commit order.
+--
+-- An event is first *staged* by the transaction that publishes it, and gets its number when that transaction
+-- commits, from a deferred constraint trigger. So a number is given while the user's row in `log` is locked until
+-- the commit is over: whoever sees number n sees all below it, and a rollback leaves no gap. Users are taken in
+-- sorted order, so transactions that share users never wait for each other in a circle.
+--
+-- Rows are moved, not renumbered in place: `event` is append-only, and its index holds final numbers alone.
+
+create table userrealtime.log (
+    user_id text collate "C" primary key,
+    head bigint not null default 0,
+    epoch text not null default gen_random_uuid()::text
+);
+comment on table userrealtime.log is 'One row a user: the number of the newest event, and which incarnation of the log this is.';
+
+create table userrealtime.event (
+    user_id text collate "C" not null,
+    id bigint not null,
+    event text not null,
+    at timestamptz not null,
+    data jsonb not null,
+    primary key (user_id, id)
+);
+comment on table userrealtime.event is 'The events. Append-only; id is gapless per user, in commit order.';
+
+create table userrealtime.staged (
+    transaction xid8 not null default pg_current_xact_id(),
+    position bigint generated always as identity,
+    user_id text collate "C" not null,
+    event text not null,
+    data jsonb not null,
+    primary key (transaction, position)
+);
+comment on table userrealtime.staged is 'Events of transactions that have not committed. Empty for everybody else.';
+
+create table userrealtime.pending (
+    transaction xid8 primary key default pg_current_xact_id()
+);
+comment on table userrealtime.pending is
+    'One row a publishing transaction, which carries the deferred trigger: numbering runs once, not once an event.';
+
+create table userrealtime.registration (
+    user_id text collate "C" not null,
+    resource text not null,
+    primary key (user_id, resource)
+);
+comment on table userrealtime.registration is
+    'The UserRealtime resources served from here, kept by the operator. A user''s log goes with the last of them.';
+
+create function userrealtime.channel(user_id text) returns text
+    language sql immutable parallel safe
+    return 'urt_' || left(encode(sha256(convert_to(user_id, 'UTF8')), 'hex'), 32);
+comment on function userrealtime.channel is
+    'The NOTIFY channel of one user. Hashed, since a channel name holds 63 bytes and a user id may be longer.';
+
+create function userrealtime.number_staged() returns trigger
+    language plpgsql security definer
+    set search_path = pg_catalog, pg_temp
+    -- These rows are too new for statistics: the planner takes a nested loop, which lasts minutes over 20,000.
+    set enable_nestloop = off
+    as $$
+declare
+    grown record;
+begin
+    -- The next event of this transaction, if numbering was forced early (set constraints), starts anew.
+    delete from userrealtime.pending where transaction = new.transaction;
+    for grown in
+        with moved as materialized (
+            delete from userrealtime.staged where transaction = new.transaction
+            returning user_id, position, event, data
+        ), share as materialized (
+            select user_id, count(*) as events from moved group by user_id
+        ), grown as materialized (
+            insert into userrealtime.log as l (user_id, head)
+            select user_id, events from share order by user_id
+            on conflict (user_id) do update set head = l.head + excluded.head
+            returning user_id, head
+        ), numbered as (
+            insert into userrealtime.event (user_id, id, event, at, data)
+            select user_id,
+                   head - events + row_number() over (partition by user_id order by position),
+                   event, clock_timestamp(), data
+            from moved join share using (user_id) join grown using (user_id)
+        )
+        select user_id, head from grown
+    loop
+        -- The number alone: a payload of 8,000 bytes would fail the application's transaction.
+        perform pg_notify(userrealtime.channel(grown.user_id), grown.head::text);
+    end loop;
+    return null;
+end
+$$;
+
+create constraint trigger number_staged
+    after insert on userrealtime.pending
+    deferrable initially deferred
+    for each row execute function userrealtime.number_staged();
+
+create function userrealtime.publish(user_id text, event text, data jsonb default '{}') returns void
+    language plpgsql security definer
+    set search_path = pg_catalog, pg_temp
+    as $$
+begin
+    if coalesce(length(user_id) not between 1 and 253 or user_id ~ '[[:cntrl:]]', true) then
+        raise exception 'userrealtime.publish: user_id must be 1 to 253 characters without control characters'
+            using errcode = 'invalid_parameter_value';
+    elsif coalesce(length(event) not between 1 and 253 or event ~ '[[:cntrl:]]', true) then
+        raise exception 'userrealtime.publish: event must be 1 to 253 characters without control characters'
+            using errcode = 'invalid_parameter_value';
+    elsif data is null then
+        raise exception 'userrealtime.publish: data must not be null'
+            using errcode = 'null_value_not_allowed',
+                  hint = 'Pass ''{}'', or the JSON value ''null''.';
+    elsif octet_length(data::text) > 1000000 then
+        raise exception 'userrealtime.publish: data is % bytes of JSON; the limit is 1000000', octet_length(data::text)
+            using errcode = 'program_limit_exceeded',
+                  hint = 'Publish a reference, and let the client fetch what it refers to.';
+    end if;
+    insert into userrealtime.staged (user_id, event, data) values (publish.user_id, publish.event, publish.data);
+    insert into userrealtime.pending default values on conflict do nothing;
+end
+$$;
+comment on function userrealtime.publish is
+    'Publish one event to one user, as part of the calling transaction: it is delivered if that commits.';
+
+-- Not security definer: to_jsonb may run casts that belong to the table's owner.
+create function userrealtime.capture() returns trigger
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    user_column constant text := tg_argv[0];
+    prefix constant text := coalesce(tg_argv[1], tg_table_name);
+    before constant jsonb := to_jsonb(old);
+    after constant jsonb := to_jsonb(new);
+    previous_owner constant text := before ->> user_column;
+    owner constant text := after ->> user_column;
+begin
+    if not coalesce(after, before) ? user_column then
+        raise exception 'userrealtime.capture: table %.% has no column "%"', tg_table_schema, tg_table_name, user_column
+            using errcode = 'undefined_column',
+                  hint = 'Name the column that holds the user id: execute function userrealtime.capture(''user_id'').';
+    end if;
+    if owner = previous_owner then
+        perform userrealtime.publish(owner, prefix || '.update', after);
+    else
+        if previous_owner is not null then
+            perform userrealtime.publish(previous_owner, prefix || '.delete', before);
+        end if;
+        if owner is not null then
+            perform userrealtime.publish(owner, prefix || '.insert', after);
+        end if;
+    end if;
+    return null;
+end
+$$;
+comment on function userrealtime.capture is
+    'Trigger (after insert or update or delete, for each row): publishes the row to the user in the column named by its '
+    'first argument, as <prefix>.insert, .update or .delete. A row that changes hands is deleted for one user and '
+    'inserted for the other; a row without a user is nobody''s.';
+
+create function userrealtime.open(user_id text, out head bigint, out earliest bigint, out epoch text, out channel text)
+    language plpgsql security definer
+    set search_path = pg_catalog, pg_temp
+    as $$
+begin
+    insert into userrealtime.log as l (user_id) values (open.user_id) on conflict do nothing;
+    select l.head, coalesce((select min(e.id) from userrealtime.event e where e.user_id = open.user_id), l.head + 1), l.epoch
+        into strict open.head, open.earliest, open.epoch
+        from userrealtime.log l where l.user_id = open.user_id;
+    open.channel := userrealtime.channel(open.user_id);
+end
+$$;
+comment on function userrealtime.open is
+    'What a relay asks when it connects: the newest and the oldest number kept, the epoch, and the channel to LISTEN on.';
+
+revoke execute on all functions in schema userrealtime from public;

@@ -1,0 +1,72 @@
+"""A real PostgreSQL for every test that asks: one server a run, one database a test."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+
+import asyncpg
+import pytest
+from e2e.local.postgres import LocalPostgres
+from userrealtime_operator.migrate import migrate
+
+_numbers = itertools.count(1)
+
+
+@dataclass(frozen=True)
+class Database:
+    """One test's own database. `server` is shared: stop or restart it only in tests that use `own_server`."""
+
+    server: LocalPostgres
+    name: str
+
+    @property
+    def url(self) -> str:
+        return self.server.url(self.name)
+
+
+async def _create_database(server: LocalPostgres) -> Database:
+    name = f"test_{next(_numbers)}"
+    connection = await asyncpg.connect(server.url())
+    try:
+        await connection.execute(f"create database {name}")
+    finally:
+        await connection.close()
+    return Database(server, name)
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[LocalPostgres]:
+    with LocalPostgres() as server:
+        yield server
+
+
+@pytest.fixture
+async def postgres(postgres_server: LocalPostgres) -> Database:
+    """An empty database."""
+    return await _create_database(postgres_server)
+
+
+@pytest.fixture
+async def migrated(postgres: Database) -> Database:
+    """A database with the schema installed."""
+    await migrate(postgres.url)
+    return postgres
+
+
+@pytest.fixture
+async def connection(migrated: Database) -> AsyncIterator[asyncpg.Connection]:
+    """A connection to `migrated`, as its owner."""
+    connection = await asyncpg.connect(migrated.url)
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture
+async def own_server() -> AsyncIterator[Database]:
+    """A migrated database on a server that this test alone may stop."""
+    with LocalPostgres() as server:
+        database = await _create_database(server)
+        await migrate(database.url)
+        yield database
