@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import asyncpg
 import pytest
+
 from e2e.local.postgres import LocalPostgres
 from userrealtime_operator.migrate import migrate
 

@@ -126,20 +126,20 @@ class LocalPostgres:
         shutil.rmtree(self._home, ignore_errors=True)
 
     def _run(self, program: str, *arguments: str) -> None:
-        outcome = subprocess.run(  # noqa: S603  (programs of the package, arguments of this module)
-            [self._programs / "bin" / program, "-D", self._data, *arguments],
-            user=self._user,
-            group=self._user,
-            extra_groups=[] if self._user is not None else None,
-            cwd="/",
-            stdin=subprocess.DEVNULL,
-            # A file, not a pipe: the server inherits it, and a pipe would stay open as long as it runs.
-            stdout=(output := tempfile.TemporaryFile()),
-            stderr=subprocess.STDOUT,
-            timeout=START_TIMEOUT_S + 30,
-            check=False,
-        )
-        with output:
+        # A file, not a pipe: the server inherits it, and a pipe would stay open as long as it runs.
+        with tempfile.TemporaryFile() as output:
+            outcome = subprocess.run(
+                [self._programs / "bin" / program, "-D", self._data, *arguments],
+                user=self._user,
+                group=self._user,
+                extra_groups=[] if self._user is not None else None,
+                cwd="/",
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                timeout=START_TIMEOUT_S + 30,
+                check=False,
+            )
             if outcome.returncode != 0:
                 output.seek(0)
                 printed = output.read().decode(errors="replace")

@@ -122,9 +122,7 @@ async def migrate(url: str, *, patience_s: float = 0) -> list[str]:
     deadline = loop.time() + patience_s
     while True:
         try:
-            connection = await asyncpg.connect(
-                url, timeout=CONNECT_TIMEOUT_S, command_timeout=STATEMENT_TIMEOUT_S
-            )
+            connection = await asyncpg.connect(url, timeout=CONNECT_TIMEOUT_S, command_timeout=STATEMENT_TIMEOUT_S)
             break
         except (OSError, TimeoutError, asyncpg.CannotConnectNowError) as error:
             if loop.time() >= deadline:
