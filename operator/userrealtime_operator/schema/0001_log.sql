@@ -41,12 +41,15 @@ comment on table userrealtime.pending is
     'One row a publishing transaction, which carries the deferred trigger: numbering runs once, not once an event.';
 
 create table userrealtime.registration (
-    user_id text collate "C" not null,
-    resource text not null,
-    primary key (user_id, resource)
+    resource uuid primary key,
+    namespace uuid not null,
+    user_id text collate "C" not null
 );
+create index on userrealtime.registration (user_id);
+create index on userrealtime.registration (namespace);
 comment on table userrealtime.registration is
-    'The UserRealtime resources served from here, kept by the operator. A user''s log goes with the last of them.';
+    'The UserRealtime resources served from here, by their uid and that of their namespace, kept by the operator. '
+    'A user''s log is removed with the last of them.';
 
 create function userrealtime.channel(user_id text) returns text
     language sql immutable parallel safe
@@ -161,18 +164,17 @@ comment on function userrealtime.capture is
     'inserted for the other; a row without a user is nobody''s.';
 
 create function userrealtime.open(user_id text, out head bigint, out earliest bigint, out epoch text, out channel text)
-    language plpgsql security definer
+    language sql stable security definer
     set search_path = pg_catalog, pg_temp
     as $$
-begin
-    insert into userrealtime.log as l (user_id) values (open.user_id) on conflict do nothing;
-    select l.head, coalesce((select min(e.id) from userrealtime.event e where e.user_id = open.user_id), l.head + 1), l.epoch
-        into strict open.head, open.earliest, open.epoch
-        from userrealtime.log l where l.user_id = open.user_id;
-    open.channel := userrealtime.channel(open.user_id);
-end
+    select coalesce(l.head, 0),
+           coalesce((select min(e.id) from userrealtime.event e where e.user_id = open.user_id), l.head + 1, 1),
+           l.epoch,
+           userrealtime.channel(open.user_id)
+    from (values (true)) as always left join userrealtime.log l on l.user_id = open.user_id
 $$;
 comment on function userrealtime.open is
-    'What a relay asks when it connects: the newest and the oldest number kept, the epoch, and the channel to LISTEN on.';
+    'What a relay asks when it connects: the newest and the oldest number kept, the epoch (null: no log yet, the first '
+    'event will be number 1), and the channel to LISTEN on.';
 
 revoke execute on all functions in schema userrealtime from public;
