@@ -1,0 +1,74 @@
+"""The command `userrealtime-operator`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import __version__
+from .migrate import MigrationError, migrate
+
+LIVENESS_PORT = 8080
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="userrealtime-operator",
+        description="Gives every UserRealtime resource a realtime pod, fed from Postgres.",
+        epilog="The database is named by the environment variable DATABASE_URL (postgresql://...), so that "
+        "its password does not show in the process list.",
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    run = commands.add_parser("run", help="watch UserRealtime resources until stopped")
+    run.add_argument("--config", type=Path, required=True, help="the configuration file (YAML)")
+    migration = commands.add_parser("migrate", help="install or upgrade the schema of the log, then exit")
+    migration.add_argument(
+        "--wait", type=float, default=60, metavar="SECONDS", help="how long to wait for the database (default: 60)"
+    )
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the result is the exit status."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(
+        level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+    )
+    if options.command == "migrate":
+        return _migrate(options.wait)
+    # kopf and the Kubernetes client take half a second to import; migrate needs neither.
+    from .config import ConfigError, load_config
+    from .handlers import run
+
+    try:
+        config = load_config(options.config)
+    except ConfigError as error:
+        print(f"userrealtime-operator: bad configuration in {options.config}:\n{error}", file=sys.stderr)
+        return 2
+    run(config, f"http://0.0.0.0:{LIVENESS_PORT}/healthz")
+    return 0
+
+
+def _migrate(patience_s: float) -> int:
+    url = os.environ.get("DATABASE_URL")
+    if not url:
+        print("userrealtime-operator: set DATABASE_URL to the postgresql:// URL of the database", file=sys.stderr)
+        return 2
+    try:
+        applied = asyncio.run(migrate(url, patience_s=patience_s))
+    except MigrationError as error:
+        print(f"userrealtime-operator: {error}", file=sys.stderr)
+        return 1
+    print("applied " + ", ".join(applied) if applied else "the schema is up to date")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,143 @@
+"""The Kubernetes API, as the operator uses it: raw objects, server-side apply, nothing cached.
+
+Authentication, connection pool and TLS are those of `kubernetes.aio`; its typed models are not used, since objects
+go through as they are.
+"""
+
+from __future__ import annotations
+
+import json
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import quote
+
+from kubernetes.aio.client.api_client import ApiClient
+from kubernetes.aio.client.configuration import Configuration
+from kubernetes.aio.config import ConfigException, load_incluster_config, load_kube_config
+
+from .desired import MANAGER, Object
+from .resource import API_VERSION, PLURAL
+
+REQUEST_TIMEOUT_S = 30
+
+# The kinds that the operator makes, each with its API version and plural.
+CHILD_KINDS = {
+    "Secret": ("v1", "secrets"),
+    "Service": ("v1", "services"),
+    "Deployment": ("apps/v1", "deployments"),
+    "Ingress": ("networking.k8s.io/v1", "ingresses"),
+}
+
+
+class ApiError(RuntimeError):
+    """The API server refused a request or did not answer. `status` is the HTTP status, 0 without an answer."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def _path(api_version: str, plural: str, namespace: str, *rest: str) -> str:
+    root = "/api" if "/" not in api_version else "/apis"
+    parts = (api_version, "namespaces", quote(namespace, safe=""), plural, *(quote(part, safe="") for part in rest))
+    return f"{root}/{'/'.join(parts)}"
+
+
+class Api:
+    """One connection pool to the API server. An async context manager."""
+
+    def __init__(self, configuration: Configuration) -> None:
+        self._client = ApiClient(configuration)
+
+    @classmethod
+    async def connect(cls) -> Self:
+        """From the pod's service account, or from the kubeconfig of whoever runs this outside a cluster.
+
+        Raises:
+            ApiError: neither is there.
+        """
+        configuration = Configuration()
+        try:
+            load_incluster_config(configuration)  # type: ignore[no-untyped-call]
+        except ConfigException:
+            try:
+                await load_kube_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+            except ConfigException as error:
+                raise ApiError(0, f"no service account and no usable kubeconfig: {error}") from None
+        return cls(configuration)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._client.close()  # type: ignore[no-untyped-call]
+
+    async def apply(self, item: Object) -> Object:
+        """Server-side apply, taking over fields that others have changed; gives the object as stored."""
+        metadata = item["metadata"]
+        path = _path(*CHILD_KINDS[item["kind"]], metadata["namespace"], metadata["name"])
+        query = f"?fieldManager={MANAGER}&force=true"
+        return await self._request("PATCH", path + query, item, "application/apply-patch+yaml")
+
+    async def get(self, kind: str, namespace: str, name: str) -> Object | None:
+        """A child as it is now, None where there is none."""
+        try:
+            return await self._request("GET", _path(*CHILD_KINDS[kind], namespace, name))
+        except ApiError as error:
+            if error.status == 404:
+                return None
+            raise
+
+    async def delete(self, kind: str, namespace: str, name: str) -> None:
+        """Delete a child; one that is not there is deleted already."""
+        try:
+            await self._request("DELETE", _path(*CHILD_KINDS[kind], namespace, name))
+        except ApiError as error:
+            if error.status != 404:
+                raise
+
+    async def patch_status(self, namespace: str, name: str, status: Object) -> None:
+        """Replace the named fields of a UserRealtime's status; a resource that is gone needs none."""
+        path = _path(API_VERSION, PLURAL, namespace, name, "status")
+        try:
+            await self._request("PATCH", path, {"status": status}, "application/merge-patch+json")
+        except ApiError as error:
+            if error.status != 404:
+                raise
+
+    async def namespace_uid(self, namespace: str) -> str:
+        """The uid of a namespace."""
+        found = await self._request("GET", f"/api/v1/namespaces/{quote(namespace, safe='')}")
+        uid: str = found["metadata"]["uid"]
+        return uid
+
+    async def resource_uids(self, namespace: str) -> set[str]:
+        """The uids of all UserRealtimes of a namespace, straight from the API server."""
+        accept = "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io"
+        found = await self._request("GET", _path(API_VERSION, PLURAL, namespace), accept=accept)
+        return {item["metadata"]["uid"] for item in found["items"]}
+
+    async def _request(
+        self,
+        method: str,
+        path: str,
+        body: Object | None = None,
+        content_type: str = "application/json",
+        accept: str = "application/json",
+    ) -> Object:
+        headers = {"Accept": accept, "Content-Type": content_type}
+        request = await self._client.param_serialize(
+            method, path, query_params=[], header_params=headers, body=body, auth_settings=["BearerToken"]
+        )
+        try:
+            response = await self._client.call_api(*request, _request_timeout=REQUEST_TIMEOUT_S)
+            content = await response.read()  # type: ignore[no-untyped-call]
+        except (OSError, TimeoutError) as error:  # aiohttp's connection errors are OSErrors
+            raise ApiError(0, f"no answer from the API server: {error or type(error).__name__}") from None
+        answer: Any = json.loads(content) if content else {}
+        if response.status >= 400:
+            raise ApiError(response.status, answer.get("message") or f"HTTP {response.status}")
+        result: Object = answer
+        return result

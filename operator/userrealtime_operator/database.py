@@ -1,0 +1,125 @@
+"""The operator's side of the log: which users are served from it, and the end of a user's log.
+
+A registration is written when a resource is first reconciled, and swept when the resource is gone, however it went:
+no finalizer is needed, and what was missed while the operator was away is made up for by the next sweep.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self
+from uuid import UUID
+
+import asyncpg
+
+CONNECT_TIMEOUT_S = 10
+COMMAND_TIMEOUT_S = 60
+POOL_SIZE = 4
+# Rows deleted in one transaction, so that no lock lasts long.
+DELETE_BATCH = 5_000
+
+
+class DatabaseError(RuntimeError):
+    """The database cannot be used; the message never holds the URL."""
+
+
+def _explained(error: BaseException) -> DatabaseError:
+    if isinstance(error, asyncpg.UndefinedTableError | asyncpg.InvalidSchemaNameError):
+        return DatabaseError("the schema is not installed: run userrealtime-operator migrate")
+    if isinstance(error, asyncpg.PostgresError | OSError) and str(error):
+        return DatabaseError(str(error))
+    return DatabaseError(f"no answer from the database ({type(error).__name__})")
+
+
+class Database:
+    """A small pool of connections, opened when first needed. An async context manager."""
+
+    def __init__(self, url: str) -> None:
+        # Made here, connected at the first use: a database that is away must not keep the operator from starting.
+        self._pool = asyncpg.create_pool(
+            url,
+            min_size=0,
+            max_size=POOL_SIZE,
+            timeout=CONNECT_TIMEOUT_S,
+            command_timeout=COMMAND_TIMEOUT_S,
+            max_inactive_connection_lifetime=60,
+            server_settings={"application_name": "userrealtime-operator"},
+        )
+
+    async def __aenter__(self) -> Self:
+        await self._pool
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.terminate()
+
+    async def register(self, resource: str, namespace: str, user_id: str) -> None:
+        """Note that a resource (its uid, and that of its namespace) serves a user, and make the user's log.
+
+        Raises:
+            DatabaseError: the database is away, or has not the schema.
+        """
+        try:
+            async with self._pool.acquire(timeout=CONNECT_TIMEOUT_S) as connection, connection.transaction():
+                await connection.execute(
+                    "insert into userrealtime.registration (resource, namespace, user_id) values ($1, $2, $3) "
+                    "on conflict do nothing",
+                    UUID(resource),
+                    UUID(namespace),
+                    user_id,
+                )
+                await connection.execute(
+                    "insert into userrealtime.log (user_id) values ($1) on conflict do nothing", user_id
+                )
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:  # TimeoutError is an OSError
+            raise _explained(error) from None
+
+    async def registered(self, namespace: str) -> set[str]:
+        """The uids of the resources of a namespace that are registered.
+
+        Raises:
+            DatabaseError: as above.
+        """
+        try:
+            rows = await self._pool.fetch(
+                "select resource from userrealtime.registration where namespace = $1", UUID(namespace)
+            )
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+            raise _explained(error) from None
+        return {str(row["resource"]) for row in rows}
+
+    async def forget(self, resource: str) -> None:
+        """Remove the registration of a resource that is gone and, if it was the user's last, the user's log.
+
+        Raises:
+            DatabaseError: as above; what is left is removed the next time.
+        """
+        try:
+            async with self._pool.acquire(timeout=CONNECT_TIMEOUT_S) as connection:
+                user_id = await connection.fetchval(
+                    "select user_id from userrealtime.registration r where resource = $1 and not exists ("
+                    "select from userrealtime.registration o where o.user_id = r.user_id and o.resource <> r.resource)",
+                    UUID(resource),
+                )
+                if user_id is not None:
+                    await self._empty(connection, user_id)
+                async with connection.transaction():
+                    if user_id is not None:
+                        # Whoever publishes now waits for this row, and then begins a new log.
+                        await connection.execute("delete from userrealtime.log where user_id = $1", user_id)
+                        await connection.execute("delete from userrealtime.event where user_id = $1", user_id)
+                    await connection.execute(
+                        "delete from userrealtime.registration where resource = $1", UUID(resource)
+                    )
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+            raise _explained(error) from None
+
+    async def _empty(self, connection: asyncpg.pool.PoolConnectionProxy, user_id: str) -> None:
+        # Oldest first, a batch a transaction, up to the head as it is now: new events do not keep this going.
+        head = await connection.fetchval("select max(id) from userrealtime.event where user_id = $1", user_id)
+        last = await connection.fetchval("select min(id) from userrealtime.event where user_id = $1", user_id)
+        while head is not None and last <= head:
+            last += DELETE_BATCH
+            await connection.execute("delete from userrealtime.event where user_id = $1 and id < $2", user_id, last)

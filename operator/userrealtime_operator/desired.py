@@ -1,0 +1,215 @@
+"""From a resource to the objects that serve its user. Pure: no cluster, no clock, no randomness.
+
+Every value is written as the API server would store it, so that `drift.matches` can compare without asking it.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from .config import Config
+from .resource import API_VERSION, KIND, UserRealtime
+from .routes import Route, RouteError, parse_url, parse_url_template
+
+Object = dict[str, Any]
+
+MANAGER = "userrealtime-operator"
+MANAGED_BY = {"app.kubernetes.io/managed-by": MANAGER}
+APPLIED_DIGEST = "userrealtime.dev/applied-digest"
+TOKEN_KEY = "TOKEN_KEY"  # noqa: S105  (the name of a key, not a key)
+DATABASE_URL = "DATABASE_URL"
+WS_PORT = 8080
+HEALTH_PORT = 3000
+# The relay spreads its closes over 20 s (its DRAIN_TIMEOUT); the rest is for the last of them.
+TERMINATION_GRACE_S = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Secrets:
+    """What a user's Secret holds. Hidden from `repr`."""
+
+    token_key: str
+    database_url: str
+
+    def __repr__(self) -> str:
+        return "Secrets(...)"
+
+
+def digest(value: object) -> str:
+    """A short SHA-256 over the canonical JSON of a value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]
+
+
+def route_of(resource: UserRealtime, config: Config) -> Route | None:
+    """Where the user is reached, or None where no route is wanted.
+
+    Raises:
+        RouteError: the resource's own URL cannot be used.
+    """
+    if not (resource.route_enabled and config.route.enabled):
+        return None
+    if resource.route_url is None:
+        return parse_url_template(config.route.url).named(resource.child_name)
+    try:
+        return parse_url(resource.route_url).named(resource.child_name)
+    except RouteError as error:
+        raise RouteError(f"spec.route.url {error}") from None
+
+
+def _metadata(resource: UserRealtime) -> Object:
+    return {
+        "name": resource.child_name,
+        "namespace": resource.namespace,
+        "labels": {**MANAGED_BY, **_selector(resource), "app.kubernetes.io/component": "relay"},
+        "annotations": {"userrealtime.dev/user-id": resource.user_id},
+        "ownerReferences": [
+            {
+                "apiVersion": API_VERSION,
+                "kind": KIND,
+                "name": resource.name,
+                "uid": resource.uid,
+                "controller": True,
+                "blockOwnerDeletion": True,
+            }
+        ],
+    }
+
+
+def _selector(resource: UserRealtime) -> dict[str, str]:
+    return {"app.kubernetes.io/name": "userrealtime-relay", "app.kubernetes.io/instance": resource.child_name}
+
+
+def _secret(resource: UserRealtime, secrets: Secrets) -> Object:
+    values = {DATABASE_URL: secrets.database_url, TOKEN_KEY: secrets.token_key}
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": _metadata(resource),
+        "type": "Opaque",
+        "data": {name: base64.b64encode(value.encode()).decode() for name, value in values.items()},
+    }
+
+
+def _service(resource: UserRealtime) -> Object:
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": _metadata(resource),
+        "spec": {
+            "selector": _selector(resource),
+            # The health port stays private: it is the kubelet's and the monitoring's, by the pod's address.
+            "ports": [{"name": "ws", "port": WS_PORT, "protocol": "TCP", "targetPort": "ws"}],
+        },
+    }
+
+
+def _ingress(resource: UserRealtime, config: Config, route: Route) -> Object:
+    metadata = _metadata(resource)
+    metadata["annotations"] = {**config.route.annotations, **metadata["annotations"]}
+    backend = {"service": {"name": resource.child_name, "port": {"name": "ws"}}}
+    rule = {
+        "host": route.host,
+        "http": {"paths": [{"path": route.path or "/", "pathType": "Prefix", "backend": backend}]},
+    }
+    spec: Object = {"rules": [rule]}
+    if config.route.class_name is not None:
+        spec["ingressClassName"] = config.route.class_name
+    if route.scheme == "https":
+        tls: Object = {"hosts": [route.host]}
+        if config.route.tls_secret_name is not None:
+            tls["secretName"] = config.route.tls_secret_name
+        spec["tls"] = [tls]
+    return {"apiVersion": "networking.k8s.io/v1", "kind": "Ingress", "metadata": metadata, "spec": spec}
+
+
+def _probe(path: str, **timing: int) -> Object:
+    return {"httpGet": {"path": path, "port": "health", "scheme": "HTTP"}, **timing}
+
+
+def _deployment(resource: UserRealtime, config: Config, secrets: Secrets, route: Route | None) -> Object:
+    settings = {
+        "USER_ID": resource.user_id,
+        "BASE_PATH": route.path if route else "",
+        "WS_PORT": str(WS_PORT),
+        "HEALTH_PORT": str(HEALTH_PORT),
+        "MAX_CONNECTIONS": str(resource.max_connections),
+        "MAX_MESSAGE_BYTES": str(resource.max_message_bytes),
+    }
+    env: list[Object] = [{"name": name, "value": value} for name, value in settings.items() if value]
+    env += [
+        {"name": key, "valueFrom": {"secretKeyRef": {"name": resource.child_name, "key": key}}}
+        for key in (DATABASE_URL, TOKEN_KEY)
+    ]
+    container = {
+        "name": "relay",
+        "image": resource.image or config.relay.image,
+        "imagePullPolicy": config.relay.image_pull_policy,
+        "env": env,
+        "ports": [
+            {"name": "ws", "containerPort": WS_PORT, "protocol": "TCP"},
+            {"name": "health", "containerPort": HEALTH_PORT, "protocol": "TCP"},
+        ],
+        "readinessProbe": _probe("/ready", periodSeconds=1, timeoutSeconds=2, failureThreshold=3),
+        "livenessProbe": _probe("/health", initialDelaySeconds=10, periodSeconds=10, timeoutSeconds=5),
+        "resources": resource.resources if resource.resources is not None else config.relay.resources,
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+    }
+    pod_spec: Object = {
+        "containers": [container],
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": TERMINATION_GRACE_S,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": 65532,
+            "runAsGroup": 65532,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+    }
+    if config.relay.image_pull_secrets:
+        pod_spec["imagePullSecrets"] = [{"name": name} for name in config.relay.image_pull_secrets]
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": _metadata(resource),
+        "spec": {
+            "replicas": 1,
+            "revisionHistoryLimit": 1,
+            "selector": {"matchLabels": _selector(resource)},
+            # The new pod is ready before the old one drains, so that its clients have where to go.
+            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
+            "template": {
+                "metadata": {
+                    "labels": {**MANAGED_BY, **_selector(resource)},
+                    # The environment is read once, so another Secret needs another pod.
+                    "annotations": {
+                        "userrealtime.dev/secret-digest": digest([secrets.token_key, secrets.database_url])
+                    },
+                },
+                "spec": pod_spec,
+            },
+        },
+    }
+
+
+def desired_objects(resource: UserRealtime, config: Config, secrets: Secrets) -> tuple[Object, ...]:
+    """All objects of one user, in the order they are to be applied, each with the digest of its own contents.
+
+    Raises:
+        RouteError: the resource's own URL cannot be used.
+    """
+    route = route_of(resource, config)
+    objects = [_secret(resource, secrets), _service(resource), _deployment(resource, config, secrets, route)]
+    if route is not None:
+        objects.append(_ingress(resource, config, route))
+    for item in objects:
+        item["metadata"]["annotations"][APPLIED_DIGEST] = digest(item)
+    return tuple(objects)

@@ -1,0 +1,151 @@
+"""What kopf sees: watches that feed the caches and the work queue, and every framework setting with its reason.
+
+Handlers write nothing and never fail; all work is done by the queue's workers, with retries of our own. `on.event` is
+used since it leaves no annotation and no finalizer on anybody's objects.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import kopf
+
+from .api import CHILD_KINDS, Api
+from .config import Config
+from .database import Database, DatabaseError
+from .desired import MANAGED_BY
+from .reconcile import ChildKey, Reconciler
+from .resource import API_VERSION, GROUP, KIND, PLURAL, VERSION
+from .workqueue import WorkQueue
+
+logger = logging.getLogger(__name__)
+
+WORKERS = 8
+SWEEP_INTERVAL_S = 300.0
+ResourceKey = tuple[str, str]
+
+
+def _trimmed(body: Mapping[str, Any]) -> dict[str, Any]:
+    """An object without the bookkeeping that nothing here reads: it is the larger half of it."""
+    metadata = {key: value for key, value in body["metadata"].items() if key != "managedFields"}
+    return {**body, "metadata": metadata}
+
+
+class Operator:
+    """The running operator: caches, queue, and the tasks that work on it."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._resources: kopf.Index[ResourceKey, Mapping[str, Any]]
+        self._children: kopf.Index[ChildKey, Mapping[str, Any]]
+        self._stack = contextlib.AsyncExitStack()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._queue: WorkQueue[ResourceKey] = WorkQueue(self._work)
+        self._sweeps: WorkQueue[str] = WorkQueue(self._sweep)
+        self._reconciler: Reconciler
+
+    def register(self, registry: kopf.OperatorRegistry) -> None:
+        """Tell kopf what to watch."""
+        resource = (GROUP, VERSION, PLURAL)
+        kopf.on.startup(registry=registry)(self._startup)
+        kopf.on.cleanup(registry=registry)(self._cleanup)
+        kopf.index(*resource, id="resources", registry=registry)(self._index_resource)
+        kopf.on.event(*resource, registry=registry)(self._resource_changed)
+        for api_version, plural in CHILD_KINDS.values():
+            group, _, version = api_version.rpartition("/")
+            kopf.index(group, version, plural, id="children", labels=MANAGED_BY, registry=registry)(self._index_child)
+            kopf.on.event(group, version, plural, labels=MANAGED_BY, registry=registry)(self._child_changed)
+
+    async def _startup(self, *, settings: kopf.OperatorSettings, **kwargs: Any) -> None:
+        selector = ",".join(f"{key}={value}" for key, value in MANAGED_BY.items())
+        for api_version, plural in CHILD_KINDS.values():
+            group, _separator, version = api_version.rpartition("/")
+            # Other people's Secrets are none of our business: they do not leave the API server.
+            settings.watching.label_selectors[group, version, plural] = selector
+        # One instance, by the chart: peering with equal priorities would freeze both.
+        settings.peering.standalone = True
+        # Namespaces and CRDs are known beforehand, so that no right to list those of the cluster is needed.
+        settings.scanning.disabled = True
+        # Our own Events, where there are any, are written on purpose, not made from log lines.
+        settings.posting.enabled = False
+        # Without a limit, a start with thousands of resources opens as many workers at once.
+        settings.queueing.worker_limit = 50
+        # A watch whose server died silently ends by itself.
+        settings.watching.server_timeout = 240
+        settings.watching.connect_timeout = 10
+        self._resources, self._children = kwargs["resources"], kwargs["children"]
+        api = await self._stack.enter_async_context(await Api.connect())
+        database = await self._stack.enter_async_context(Database(self._config.database_url))
+        self._reconciler = Reconciler(self._config, api, database, self._resource, self._child)
+        self._tasks = [
+            asyncio.create_task(self._queue.run(WORKERS), name="reconcile"),
+            asyncio.create_task(self._sweeps.run(1), name="sweep"),
+        ]
+        for namespace in self._config.namespaces:
+            self._sweeps.add(namespace)
+        logger.info("serving %s in %s", f"{PLURAL}.{GROUP}", ", ".join(self._config.namespaces))
+
+    async def _cleanup(self, **_: Any) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._stack.aclose()
+
+    # The caches. kopf fills them wholly before it calls the first event handler.
+
+    async def _index_resource(self, *, namespace: str | None, name: str, body: kopf.Body, **_: Any) -> Any:
+        return {(namespace, name): _trimmed(dict(body))}
+
+    async def _index_child(self, *, namespace: str | None, name: str, body: kopf.Body, **_: Any) -> Any:
+        assert namespace is not None  # noqa: S101  (all kinds of children are namespaced)
+        return {ChildKey(body["kind"], namespace, name): _trimmed(dict(body))}
+
+    def _resource(self, namespace: str, name: str) -> Mapping[str, Any] | None:
+        return next(iter(self._resources.get((namespace, name), ())), None)
+
+    def _child(self, key: ChildKey) -> Mapping[str, Any] | None:
+        return next(iter(self._children.get(key, ())), None)
+
+    # The triggers.
+
+    async def _resource_changed(self, *, namespace: str | None, name: str, event: kopf.RawEvent, **_: Any) -> None:
+        assert namespace is not None  # noqa: S101  (the CRD is namespaced)
+        if event["type"] == "DELETED":
+            self._sweeps.add(namespace)
+        else:
+            self._queue.add((namespace, name))
+
+    async def _child_changed(self, *, namespace: str | None, body: kopf.Body, **_: Any) -> None:
+        assert namespace is not None  # noqa: S101  (all kinds of children are namespaced)
+        for owner in body["metadata"].get("ownerReferences", ()):
+            if owner["kind"] == KIND and owner["apiVersion"] == API_VERSION:
+                self._queue.add((namespace, owner["name"]))
+
+    # The work.
+
+    async def _work(self, key: ResourceKey) -> float | None:
+        return await self._reconciler.reconcile(*key)
+
+    async def _sweep(self, namespace: str) -> float | None:
+        try:
+            await self._reconciler.sweep(namespace)
+        except DatabaseError as error:
+            logger.warning("cannot look for logs of deleted resources: %s", error)
+            return 15.0
+        return SWEEP_INTERVAL_S
+
+
+def run(config: Config, liveness_url: str | None) -> None:
+    """Run the operator until it is told to stop. `liveness_url` is where kopf answers the kubelet's probe."""
+    registry = kopf.OperatorRegistry()
+    Operator(config).register(registry)
+
+    @kopf.on.login(registry=registry)
+    def login(**kwargs: Any) -> kopf.ConnectionInfo | None:
+        return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
+
+    kopf.run(registry=registry, namespaces=config.namespaces, standalone=True, liveness_endpoint=liveness_url)

@@ -1,0 +1,23 @@
+"""Names of objects for user ids of any shape."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+
+PREFIX = "urt"
+# A Service's name is a DNS label: 63 characters. `urt-`, the slug, `-` and the hash stay below it.
+SLUG_LENGTH = 40
+HASH_LENGTH = 12
+
+
+def child_name(user_id: str) -> str:
+    """The name of all of a user's objects, like `urt-alice-fpmanf7qb2xq`: a readable part, then 60 bits of SHA-256.
+
+    The readable part loses what a DNS label cannot hold; the hash keeps users apart that it makes equal.
+    """
+    slug = re.sub(r"[^a-z0-9]+", "-", user_id.lower()).strip("-")[:SLUG_LENGTH].strip("-")
+    digest = hashlib.sha256(user_id.encode()).digest()
+    tail = base64.b32encode(digest).decode().lower()[:HASH_LENGTH]
+    return "-".join(part for part in (PREFIX, slug, tail) if part)

@@ -1,0 +1,196 @@
+"""Bringing one user to what their resource asks for, whatever the state found.
+
+Level-triggered: only what is now counts, not which event led here. All comparing is done against the cached watches;
+the API server is asked when something has to change, and for a Secret that the cache does not know, since a Secret
+written twice would lock out the tokens signed in between.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import logging
+import secrets as random_source
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from .api import CHILD_KINDS, Api, ApiError
+from .config import Config
+from .database import Database, DatabaseError
+from .desired import APPLIED_DIGEST, TOKEN_KEY, Object, Secrets, desired_objects, route_of
+from .drift import contains
+from .resource import UserRealtime, parse_resource
+from .routes import RouteError
+from .status import Finding, deployment_progress, deployment_ready, differs, next_status, summary
+
+logger = logging.getLogger(__name__)
+
+TOKEN_KEY_BYTES = 32
+DATABASE_RETRY_S = 15.0
+
+
+class ChildKey(NamedTuple):
+    """Which child: its kind, namespace and name."""
+
+    kind: str
+    namespace: str
+    name: str
+
+
+class Conflict(RuntimeError):
+    """Another resource owns the objects of this user."""
+
+
+def generate_token_key() -> str:
+    """A new HS256 key: 256 random bits, as URL-safe text."""
+    return random_source.token_urlsafe(TOKEN_KEY_BYTES)
+
+
+def owner_uid(item: Mapping[str, Any]) -> str | None:
+    """The uid of an object's controller."""
+    for owner in item["metadata"].get("ownerReferences", ()):
+        if owner.get("controller"):
+            uid: str = owner["uid"]
+            return uid
+    return None
+
+
+def stored_token_key(secret: Mapping[str, Any] | None) -> str | None:
+    """The token key in a live Secret, None where it is missing or not to be read."""
+    try:
+        value = (secret or {})["data"][TOKEN_KEY]
+        return base64.b64decode(value, validate=True).decode() or None
+    except (KeyError, TypeError, binascii.Error, UnicodeDecodeError):
+        return None
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+class Reconciler:
+    """One per operator. `resource` and `child` look into the cached watches."""
+
+    def __init__(
+        self,
+        config: Config,
+        api: Api,
+        database: Database,
+        resource: Callable[[str, str], Mapping[str, Any] | None],
+        child: Callable[[ChildKey], Mapping[str, Any] | None],
+    ) -> None:
+        self._config = config
+        self._api = api
+        self._database = database
+        self._resource = resource
+        self._child = child
+        self._namespace_uids: dict[str, str] = {}
+        self._registered: set[str] = set()
+
+    async def reconcile(self, namespace: str, name: str) -> float | None:
+        """Bring one resource's user to the desired state; a number of seconds after which to look again, if any.
+
+        Raises:
+            ApiError: to be tried again later.
+        """
+        body = self._resource(namespace, name)
+        if body is None or body["metadata"].get("deletionTimestamp"):
+            return None  # the children are owned: the garbage collector follows
+        resource = parse_resource(body)
+        database = await self._register(resource)
+        try:
+            route = route_of(resource, self._config)
+            await self._apply_children(resource)
+            deployment = self._child(ChildKey("Deployment", namespace, resource.child_name))
+            pod, progress = deployment_ready(deployment), deployment_progress(deployment)
+        except RouteError as error:
+            route, pod = None, Finding(False, "InvalidRoute", str(error))
+            progress = Finding(False, "InvalidRoute")
+        except Conflict as error:
+            route, pod = None, Finding(False, "DuplicateUserId", str(error))
+            progress = Finding(False, "DuplicateUserId")
+        except ApiError as error:
+            if error.status not in (400, 403, 422):
+                raise
+            # Refused for what it says, not for the moment: tell the resource's author, and try again later.
+            await self._write_status(resource, body, None, _refusal(error), Finding(False, "Refused"), database)
+            raise
+        await self._write_status(resource, body, route, pod, progress, database)
+        return None if database.true else DATABASE_RETRY_S
+
+    async def sweep(self, namespace: str) -> None:
+        """Remove the logs of users whose resources in this namespace are gone.
+
+        Raises:
+            ApiError, DatabaseError: to be tried again later.
+        """
+        # In this order: a resource registered after the first question cannot be missed by the second.
+        registered = await self._database.registered(await self._namespace_uid(namespace))
+        existing = await self._api.resource_uids(namespace)
+        self._registered &= existing
+        for uid in registered - existing:
+            await self._database.forget(uid)
+            logger.info("removed the log of a deleted resource (uid %s)", uid)
+
+    async def _namespace_uid(self, namespace: str) -> str:
+        if namespace not in self._namespace_uids:
+            self._namespace_uids[namespace] = await self._api.namespace_uid(namespace)
+        return self._namespace_uids[namespace]
+
+    async def _register(self, resource: UserRealtime) -> Finding:
+        try:
+            if resource.uid not in self._registered:
+                await self._database.register(
+                    resource.uid, await self._namespace_uid(resource.namespace), resource.user_id
+                )
+                self._registered.add(resource.uid)
+        except DatabaseError as error:
+            return Finding(False, "DatabaseUnavailable", str(error))
+        return Finding(True, "Registered", "the user's log is in the database")
+
+    async def _apply_children(self, resource: UserRealtime) -> None:
+        live = {kind: self._child(ChildKey(kind, resource.namespace, resource.child_name)) for kind in CHILD_KINDS}
+        if live["Secret"] is None:
+            live["Secret"] = await self._api.get("Secret", resource.namespace, resource.child_name)
+        for kind, item in live.items():
+            if item is not None and owner_uid(item) not in (None, resource.uid):
+                raise Conflict(
+                    f"{kind} {resource.child_name} belongs to another UserRealtime with userId {resource.user_id!r}"
+                )
+        secrets = Secrets(stored_token_key(live["Secret"]) or generate_token_key(), self._config.database_url)
+        objects = desired_objects(resource, self._config, secrets)
+        for item in objects:
+            if not _up_to_date(live[item["kind"]], item):
+                await self._api.apply(item)
+                logger.info("applied %s %s/%s", item["kind"], resource.namespace, resource.child_name)
+        for kind in CHILD_KINDS.keys() - {item["kind"] for item in objects}:
+            if live[kind] is not None:
+                await self._api.delete(kind, resource.namespace, resource.child_name)
+                logger.info("deleted %s %s/%s", kind, resource.namespace, resource.child_name)
+
+    async def _write_status(
+        self,
+        resource: UserRealtime,
+        body: Mapping[str, Any],
+        route: Any,
+        pod: Finding,
+        progress: Finding,
+        database: Finding,
+    ) -> None:
+        previous = body.get("status", {})
+        findings = {"Ready": summary(pod, database), "Progressing": progress, "DatabaseReady": database}
+        status = next_status(resource, previous, route, findings, _now())
+        if differs(status, previous):
+            await self._api.patch_status(resource.namespace, resource.name, status)
+
+
+def _refusal(error: ApiError) -> Finding:
+    return Finding(False, "Refused", f"the API server refused an object: {error}")
+
+
+def _up_to_date(live: Mapping[str, Any] | None, item: Object) -> bool:
+    if live is None or live["metadata"].get("deletionTimestamp"):
+        return live is not None  # one that is being deleted comes back when it is gone
+    annotations = live["metadata"].get("annotations", {})
+    return annotations.get(APPLIED_DIGEST) == item["metadata"]["annotations"][APPLIED_DIGEST] and contains(live, item)

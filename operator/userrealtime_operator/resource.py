@@ -1,0 +1,59 @@
+"""A UserRealtime resource, typed. The API server has validated it and filled in the defaults of the CRD."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .naming import child_name
+
+GROUP = "userrealtime.dev"
+VERSION = "v1alpha1"
+API_VERSION = f"{GROUP}/{VERSION}"
+KIND = "UserRealtime"
+PLURAL = "userrealtimes"
+
+
+@dataclass(frozen=True, slots=True)
+class UserRealtime:
+    """The parts of a resource that the operator acts on. None stands for what was not given."""
+
+    namespace: str
+    name: str
+    uid: str
+    generation: int
+    user_id: str
+    image: str | None
+    resources: Mapping[str, Any] | None
+    max_connections: int
+    max_message_bytes: int
+    route_enabled: bool
+    route_url: str | None
+
+    @property
+    def child_name(self) -> str:
+        """The name of the user's Deployment, Service, Secret and Ingress."""
+        return child_name(self.user_id)
+
+
+def parse_resource(body: Mapping[str, Any]) -> UserRealtime:
+    """A resource as the API server gives it.
+
+    Raises:
+        KeyError: it was stored before the CRD had the field's default; apply it again.
+    """
+    metadata, spec = body["metadata"], body["spec"]
+    return UserRealtime(
+        namespace=metadata["namespace"],
+        name=metadata["name"],
+        uid=metadata["uid"],
+        generation=metadata["generation"],
+        user_id=spec["userId"],
+        image=spec["relay"].get("image"),
+        resources=spec["relay"].get("resources"),
+        max_connections=spec["limits"]["connections"],
+        max_message_bytes=spec["limits"]["messageBytes"],
+        route_enabled=spec["route"]["enabled"],
+        route_url=spec["route"].get("url"),
+    )

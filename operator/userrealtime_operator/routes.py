@@ -1,0 +1,65 @@
+"""The public URL of a user: one template says scheme, host, port and path of every route.
+
+`https://realtime.example.com/{name}` gives each user a path, `https://{name}.realtime.example.com` a host; `{name}` is
+the name of the user's objects.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+_URL = re.compile(
+    r"(?P<scheme>https?)://(?P<host>[a-z0-9{]([-a-z0-9.{}]*[a-z0-9}])?)(:(?P<port>\d{1,5}))?(?P<path>/[^?#\s]*)?"
+)
+
+
+class RouteError(ValueError):
+    """The URL template cannot be used; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A URL in parts. `path` has no slash at its end: it is empty for the whole host."""
+
+    scheme: str
+    host: str
+    port: int | None
+    path: str
+
+    @property
+    def url(self) -> str:
+        port = "" if self.port is None else f":{self.port}"
+        return f"{self.scheme}://{self.host}{port}{self.path}"
+
+    def named(self, name: str) -> Route:
+        """The route of one user, `{name}` replaced."""
+        return Route(
+            self.scheme, self.host.replace("{name}", name), self.port, self.path.replace("{name}", name).rstrip("/")
+        )
+
+
+def parse_url(url: str) -> Route:
+    """The parts of a URL, which may hold `{name}`.
+
+    Raises:
+        RouteError: not a URL of the form.
+    """
+    match = _URL.fullmatch(url)
+    if match is None:
+        raise RouteError("must be http(s)://host[:port][/path], the host in lower case")
+    if not set(re.findall(r"\{[^}]*\}?|\}", url)) <= {"{name}"}:
+        raise RouteError("knows the placeholder {name} alone")
+    return Route(match["scheme"], match["host"], int(match["port"]) if match["port"] else None, match["path"] or "")
+
+
+def parse_url_template(template: str) -> Route:
+    """The parts of a URL that serves all users.
+
+    Raises:
+        RouteError: not a URL of the form, or one without `{name}`, which all users would share.
+    """
+    route = parse_url(template)
+    if "{name}" not in route.host + route.path:
+        raise RouteError("must contain {name} in its host or path, or all users would share one URL")
+    return route

@@ -1,0 +1,82 @@
+"""A queue of keys to reconcile: a key waits at most once, is worked on by one worker at a time, and comes back
+later, ever later, while it fails. What is new about a key while it is being worked on brings it back once more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable, Hashable
+from typing import Generic, TypeVar
+
+Key = TypeVar("Key", bound=Hashable)
+
+logger = logging.getLogger(__name__)
+
+FIRST_DELAY_S = 0.5
+LAST_DELAY_S = 60.0
+
+
+class WorkQueue(Generic[Key]):
+    """Bounded by the number of distinct keys. `work` is called with one key; an exception brings it back.
+
+    `work` may return a number of seconds after which the key is to come back though it succeeded.
+    """
+
+    def __init__(self, work: Callable[[Key], Awaitable[float | None]]) -> None:
+        self._work = work
+        self._ready: asyncio.Queue[Key] = asyncio.Queue()
+        self._waiting: set[Key] = set()
+        self._working: set[Key] = set()
+        self._again: set[Key] = set()
+        self._failures: dict[Key, int] = {}
+        self._timers: dict[Key, asyncio.TimerHandle] = {}
+
+    def add(self, key: Key) -> None:
+        """Have a key worked on as soon as a worker is free. Cheap, and safe to call too often."""
+        if timer := self._timers.pop(key, None):
+            timer.cancel()
+        if key in self._working:
+            self._again.add(key)
+        elif key not in self._waiting:
+            self._waiting.add(key)
+            self._ready.put_nowait(key)
+
+    async def run(self, workers: int) -> None:
+        """Work until cancelled, on so many keys at once."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(workers):
+                    group.create_task(self._worker())
+        finally:
+            for timer in self._timers.values():
+                timer.cancel()
+            self._timers.clear()
+
+    async def _worker(self) -> None:
+        while True:
+            key = await self._ready.get()
+            self._waiting.discard(key)
+            self._working.add(key)
+            delay: float | None = None
+            try:
+                delay = await self._work(key)
+                self._failures.pop(key, None)
+            except Exception as error:
+                delay = self._next_delay(key)
+                logger.warning("%s failed, next try in %.1f s: %s", key, delay, error)
+                logger.debug("the failure", exc_info=True)
+            finally:
+                self._working.discard(key)
+            if key in self._again:
+                self._again.discard(key)
+                self.add(key)
+            elif delay is not None:
+                self._timers[key] = asyncio.get_running_loop().call_later(delay, self.add, key)
+
+    def _next_delay(self, key: Key) -> float:
+        failures = self._failures.get(key, 0)
+        self._failures[key] = failures + 1
+        delay = min(LAST_DELAY_S, FIRST_DELAY_S * 2.0 ** min(failures, 16))
+        return delay * random.uniform(0.8, 1.2)  # noqa: S311  (jitter)
