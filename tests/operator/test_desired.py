@@ -1,0 +1,127 @@
+"""From a resource to its objects."""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import replace
+
+import pytest
+
+from tests.operator.samples import CONFIG, SECRETS, resource
+from userrealtime_operator.desired import APPLIED_DIGEST, Object, desired_objects
+from userrealtime_operator.routes import RouteError
+
+
+def by_kind(*args: object, **spec: object) -> dict[str, Object]:
+    return {item["kind"]: item for item in desired_objects(resource("alice", **spec), CONFIG, SECRETS)}
+
+
+def test_one_of_each_kind_all_owned_and_named_alike() -> None:
+    objects = by_kind()
+    assert list(objects) == ["Secret", "Service", "Deployment", "Ingress"]
+    for item in objects.values():
+        metadata = item["metadata"]
+        assert (metadata["namespace"], metadata["name"]) == ("users", resource().child_name)
+        assert metadata["labels"]["app.kubernetes.io/managed-by"] == "userrealtime-operator"
+        assert [(owner["uid"], owner["controller"]) for owner in metadata["ownerReferences"]] == [
+            ("uid-of-alice", True)
+        ]
+
+
+def test_the_secret_holds_both_values_and_nothing_else_does() -> None:
+    objects = by_kind()
+    data = {key: base64.b64decode(value).decode() for key, value in objects.pop("Secret")["data"].items()}
+    assert data == {"DATABASE_URL": CONFIG.database_url, "TOKEN_KEY": SECRETS.token_key}
+    rest = json.dumps(objects)
+    assert "hunter2" not in rest
+    assert SECRETS.token_key not in rest
+    assert SECRETS.token_key not in repr(SECRETS)
+
+
+def test_the_selectors_find_the_pod() -> None:
+    objects = by_kind()
+    deployment = objects["Deployment"]["spec"]
+    labels = deployment["template"]["metadata"]["labels"]
+    assert objects["Service"]["spec"]["selector"].items() <= labels.items()
+    assert deployment["selector"]["matchLabels"].items() <= labels.items()
+    assert objects["Ingress"]["spec"]["rules"][0]["http"]["paths"][0]["backend"]["service"] == {
+        "name": objects["Service"]["metadata"]["name"],
+        "port": {"name": objects["Service"]["spec"]["ports"][0]["name"]},
+    }
+
+
+def test_the_health_port_is_not_in_the_service() -> None:
+    assert [port["port"] for port in by_kind()["Service"]["spec"]["ports"]] == [8080]
+
+
+def test_the_pod_meets_the_restricted_standard_and_has_no_token() -> None:
+    pod = by_kind()["Deployment"]["spec"]["template"]["spec"]
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert pod["automountServiceAccountToken"] is False
+    assert pod["enableServiceLinks"] is False
+    assert pod["containers"][0]["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+
+
+def test_the_spec_overrides_the_defaults() -> None:
+    container = by_kind(
+        relay={"image": "mine:2", "resources": {"limits": {"memory": "1Gi"}}},
+        limits={"connections": 7, "messageBytes": 2048},
+    )["Deployment"]["spec"]["template"]["spec"]["containers"][0]
+    assert container["image"] == "mine:2"
+    assert container["resources"] == {"limits": {"memory": "1Gi"}}
+    environment = {entry["name"]: entry.get("value") for entry in container["env"]}
+    assert (environment["MAX_CONNECTIONS"], environment["MAX_MESSAGE_BYTES"]) == ("7", "2048")
+
+
+def test_the_ingress_follows_the_url() -> None:
+    ingress = by_kind()["Ingress"]["spec"]
+    assert ingress["ingressClassName"] == "traefik"
+    assert ingress["rules"][0]["host"] == "realtime.example.com"
+    assert ingress["rules"][0]["http"]["paths"][0]["path"] == f"/{resource().child_name}"
+    assert ingress["tls"] == [{"hosts": ["realtime.example.com"]}]
+
+
+def test_a_url_of_ones_own() -> None:
+    ingress = by_kind(route={"enabled": True, "url": "http://alice.example.com"})["Ingress"]["spec"]
+    assert ingress["rules"][0]["host"] == "alice.example.com"
+    assert ingress["rules"][0]["http"]["paths"][0]["path"] == "/"
+    assert "tls" not in ingress
+
+
+@pytest.mark.parametrize("off", ["resource", "platform"])
+def test_no_ingress_where_no_route_is_wanted(off: str) -> None:
+    config = CONFIG if off == "resource" else replace(CONFIG, route=replace(CONFIG.route, enabled=False))
+    objects = desired_objects(resource(route={"enabled": off != "resource"}), config, SECRETS)
+    assert "Ingress" not in {item["kind"] for item in objects}
+
+
+def test_a_bad_url_names_its_field() -> None:
+    with pytest.raises(RouteError, match=r"spec\.route\.url"):
+        by_kind(route={"enabled": True, "url": "nowhere"})
+
+
+def test_another_secret_rolls_the_pod_out() -> None:
+    def template(key: str) -> Object:
+        objects = desired_objects(resource(), CONFIG, replace(SECRETS, token_key=key))
+        found: Object = next(item for item in objects if item["kind"] == "Deployment")["spec"]["template"]
+        return found
+
+    assert template("one") != template("two")
+    assert template("one") == template("one")
+
+
+def test_the_digest_covers_the_whole_object() -> None:
+    before, after = by_kind(), by_kind(limits={"connections": 7, "messageBytes": 65536})
+    changed = {
+        kind
+        for kind in before
+        if before[kind]["metadata"]["annotations"][APPLIED_DIGEST]
+        != after[kind]["metadata"]["annotations"][APPLIED_DIGEST]
+    }
+    assert changed == {"Deployment"}

@@ -1,0 +1,241 @@
+"""Reconciling, against a stand-in for the API server that stores what is applied. The real one is met end to end."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from tests.operator.samples import CONFIG, body
+from userrealtime_operator.api import Api, ApiError
+from userrealtime_operator.database import Database, DatabaseError
+from userrealtime_operator.desired import Object
+from userrealtime_operator.naming import child_name
+from userrealtime_operator.reconcile import DATABASE_RETRY_S, ChildKey, Reconciler, stored_token_key
+
+ALICE = child_name("alice")
+
+
+class StandInApi(Api):
+    def __init__(self) -> None:
+        self.children: dict[ChildKey, Object] = {}
+        self.resources: dict[tuple[str, str], Object] = {}
+        self.calls: list[str] = []
+        self.refusal: ApiError | None = None
+
+    async def apply(self, item: Object) -> Object:
+        if self.refusal:
+            raise self.refusal
+        self.calls.append(f"apply {item['kind']}")
+        stored = copy.deepcopy(item)
+        if item["kind"] == "Deployment":
+            stored["metadata"]["generation"] = 1
+        self.children[ChildKey(item["kind"], item["metadata"]["namespace"], item["metadata"]["name"])] = stored
+        return stored
+
+    async def get(self, kind: str, namespace: str, name: str) -> Object | None:
+        self.calls.append(f"get {kind}")
+        return self.children.get(ChildKey(kind, namespace, name))
+
+    async def delete(self, kind: str, namespace: str, name: str) -> None:
+        self.calls.append(f"delete {kind}")
+        self.children.pop(ChildKey(kind, namespace, name), None)
+
+    async def patch_status(self, namespace: str, name: str, status: Object) -> None:
+        self.calls.append("status")
+        current = self.resources[namespace, name].setdefault("status", {})
+        for key, value in status.items():
+            current.pop(key, None) if value is None else current.update({key: value})
+
+    async def namespace_uid(self, namespace: str) -> str:
+        return f"uid-of-{namespace}"
+
+    async def resource_uids(self, namespace: str) -> set[str]:
+        return {item["metadata"]["uid"] for (place, _), item in self.resources.items() if place == namespace}
+
+
+class StandInDatabase(Database):
+    def __init__(self) -> None:
+        self.known: dict[str, str] = {}
+        self.away = False
+
+    async def register(self, resource: str, namespace: str, user_id: str) -> None:
+        if self.away:
+            raise DatabaseError("gone fishing")
+        self.known[resource] = user_id
+
+    async def registered(self, namespace: str) -> set[str]:
+        return set(self.known)
+
+    async def forget(self, resource: str) -> None:
+        del self.known[resource]
+
+
+class World:
+    def __init__(self) -> None:
+        self.api, self.database = StandInApi(), StandInDatabase()
+        self.cache_is_cold = False
+        self.add(body())
+        self.reconciler = Reconciler(CONFIG, self.api, self.database, self.resource, self.child)
+
+    def add(self, item: Object) -> None:
+        self.api.resources["users", item["metadata"]["name"]] = item
+
+    def resource(self, namespace: str, name: str) -> Mapping[str, Any] | None:
+        return self.api.resources.get((namespace, name))
+
+    def child(self, key: ChildKey) -> Mapping[str, Any] | None:
+        return None if self.cache_is_cold else self.api.children.get(key)
+
+    async def reconcile(self, name: str = "alice") -> list[str]:
+        """The calls that one reconciliation makes."""
+        self.api.calls.clear()
+        await self.reconciler.reconcile("users", name)
+        return list(self.api.calls)
+
+    def condition(self, kind: str, name: str = "alice") -> tuple[str, str, str]:
+        for condition in self.api.resources["users", name]["status"]["conditions"]:
+            if condition["type"] == kind:
+                return condition["status"], condition["reason"], condition["message"]
+        raise AssertionError(f"no condition {kind}")
+
+    def become_available(self) -> None:
+        deployment = self.api.children[ChildKey("Deployment", "users", ALICE)]
+        deployment["status"] = {
+            "observedGeneration": 1,
+            "replicas": 1,
+            "updatedReplicas": 1,
+            "availableReplicas": 1,
+            "conditions": [{"type": "Available", "status": "True", "reason": "x", "message": ""}],
+        }
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+async def test_a_new_resource_gets_its_objects_and_a_status(world: World) -> None:
+    calls = await world.reconcile()
+    applied = [f"apply {kind}" for kind in ("Secret", "Service", "Deployment", "Ingress")]
+    assert calls == ["get Secret", *applied, "status"]
+    assert world.condition("Ready")[:2] == ("False", "PodNotReady")
+    assert world.condition("DatabaseReady")[0] == "True"
+    assert world.database.known == {"uid-of-alice": "alice"}
+
+
+async def test_ready_follows_the_pod(world: World) -> None:
+    await world.reconcile()
+    world.become_available()
+    assert await world.reconcile() == ["status"]
+    assert world.condition("Ready")[:2] == ("True", "PodAvailable")
+    assert world.condition("Progressing")[0] == "False"
+
+
+async def test_nothing_new_costs_nothing(world: World) -> None:
+    await world.reconcile()
+    world.become_available()
+    await world.reconcile()
+    assert await world.reconcile() == []
+
+
+async def test_a_restarted_operator_writes_nothing(world: World) -> None:
+    await world.reconcile()
+    world.become_available()
+    await world.reconcile()
+    world.reconciler = Reconciler(CONFIG, world.api, world.database, world.resource, world.child)
+    assert await world.reconcile() == []
+
+
+@pytest.mark.parametrize("kind", ["Secret", "Service", "Deployment", "Ingress"])
+async def test_a_deleted_child_comes_back(world: World, kind: str) -> None:
+    await world.reconcile()
+    del world.api.children[ChildKey(kind, "users", ALICE)]
+    assert f"apply {kind}" in await world.reconcile()
+
+
+async def test_an_edited_child_is_put_right_and_the_others_left_alone(world: World) -> None:
+    await world.reconcile()
+    world.api.children[ChildKey("Service", "users", ALICE)]["spec"]["selector"] = {"app": "other"}
+    assert [call for call in await world.reconcile() if call.startswith("apply")] == ["apply Service"]
+
+
+async def test_a_changed_spec_changes_the_deployment_alone(world: World) -> None:
+    await world.reconcile()
+    world.add(body(limits={"connections": 1, "messageBytes": 65536}))
+    assert [call for call in await world.reconcile() if call.startswith("apply")] == ["apply Deployment"]
+
+
+async def test_a_route_switched_off_takes_its_ingress_along(world: World) -> None:
+    await world.reconcile()
+    world.add(body(route={"enabled": False}))
+    assert "delete Ingress" in await world.reconcile()
+    assert ChildKey("Ingress", "users", ALICE) not in world.api.children
+
+
+async def test_the_token_key_outlives_a_cold_cache_and_an_edit(world: World) -> None:
+    await world.reconcile()
+    key = ChildKey("Secret", "users", ALICE)
+    first = stored_token_key(world.api.children[key])
+    assert first is not None
+    assert len(first) >= 32
+    world.cache_is_cold = True
+    await world.reconcile()
+    assert stored_token_key(world.api.children[key]) == first
+    world.cache_is_cold = False
+    world.api.children[key]["data"]["DATABASE_URL"] = "eA=="
+    assert "apply Secret" in await world.reconcile()
+    assert stored_token_key(world.api.children[key]) == first
+
+
+async def test_a_resource_being_deleted_is_left_to_the_garbage_collector(world: World) -> None:
+    world.api.resources["users", "alice"]["metadata"]["deletionTimestamp"] = "now"
+    assert await world.reconcile() == []
+
+
+async def test_the_second_resource_of_a_user_is_told_so_and_takes_nothing(world: World) -> None:
+    await world.reconcile()
+    before = copy.deepcopy(world.api.children)
+    world.add(body("second", userId="alice"))
+    assert await world.reconcile("second") == ["status"]
+    assert world.condition("Ready", "second")[:2] == ("False", "DuplicateUserId")
+    assert "'alice'" in world.condition("Ready", "second")[2]
+    assert world.api.children == before
+
+
+async def test_a_database_that_is_away_is_a_condition_and_no_obstacle(world: World) -> None:
+    world.database.away = True
+    delay = await world.reconciler.reconcile("users", "alice")
+    world.become_available()
+    await world.reconciler.reconcile("users", "alice")
+    assert delay == DATABASE_RETRY_S
+    assert world.condition("DatabaseReady") == ("False", "DatabaseUnavailable", "gone fishing")
+    assert world.condition("Ready") == ("False", "DatabaseUnavailable", "gone fishing")
+    world.database.away = False
+    assert await world.reconciler.reconcile("users", "alice") is None
+    assert world.condition("Ready")[0] == "True"
+
+
+async def test_a_refusal_by_the_api_server_is_told_and_tried_again(world: World) -> None:
+    world.api.refusal = ApiError(403, "exceeded quota")
+    with pytest.raises(ApiError, match="exceeded quota"):
+        await world.reconciler.reconcile("users", "alice")
+    assert world.condition("Ready")[:2] == ("False", "Refused")
+    assert "exceeded quota" in world.condition("Ready")[2]
+
+
+async def test_a_url_that_cannot_be_used_is_told(world: World) -> None:
+    world.add(body(route={"enabled": True, "url": "http://h/{x}"}))
+    await world.reconcile()
+    assert world.condition("Ready")[:2] == ("False", "InvalidRoute")
+
+
+async def test_a_sweep_forgets_those_that_are_gone_alone(world: World) -> None:
+    world.add(body("bob"))
+    await world.reconcile()
+    await world.reconcile("bob")
+    del world.api.resources["users", "alice"]
+    await world.reconciler.sweep("users")
+    assert world.database.known == {"uid-of-bob": "bob"}

@@ -1,0 +1,115 @@
+"""The queue of keys to reconcile."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import pytest
+
+from userrealtime_operator import workqueue
+from userrealtime_operator.workqueue import WorkQueue
+
+
+@contextlib.asynccontextmanager
+async def running(queue: WorkQueue[str], workers: int = 2) -> AsyncIterator[None]:
+    task = asyncio.create_task(queue.run(workers))
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+async def eventually(condition: object) -> None:
+    assert callable(condition)
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def test_a_key_added_often_is_worked_on_once() -> None:
+    done: list[str] = []
+
+    async def work(key: str) -> None:
+        done.append(key)
+
+    queue: WorkQueue[str] = WorkQueue(work)
+    for _ in range(5):
+        queue.add("a")
+    queue.add("b")
+    async with running(queue):
+        await eventually(lambda: len(done) == 2)
+        await asyncio.sleep(0.05)
+    assert sorted(done) == ["a", "b"]
+
+
+async def test_one_worker_a_key_and_once_more_for_what_came_meanwhile() -> None:
+    release = asyncio.Event()
+    active = 0
+    most = 0
+    rounds = 0
+
+    async def work(_key: str) -> None:
+        nonlocal active, most, rounds
+        active += 1
+        most = max(most, active)
+        rounds += 1
+        await release.wait()
+        active -= 1
+
+    queue: WorkQueue[str] = WorkQueue(work)
+    queue.add("a")
+    async with running(queue, workers=4):
+        await eventually(lambda: rounds == 1)
+        for _ in range(3):
+            queue.add("a")
+        await asyncio.sleep(0.05)
+        assert rounds == 1
+        release.set()
+        await eventually(lambda: rounds == 2)
+        await asyncio.sleep(0.05)
+    assert (rounds, most) == (2, 1)
+
+
+async def test_a_failing_key_comes_back_and_holds_up_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workqueue, "FIRST_DELAY_S", 0.01)
+    attempts: list[str] = []
+
+    async def work(key: str) -> None:
+        attempts.append(key)
+        if key == "bad" and attempts.count("bad") < 4:
+            raise RuntimeError("not yet")
+
+    queue: WorkQueue[str] = WorkQueue(work)
+    queue.add("bad")
+    queue.add("good")
+    async with running(queue, workers=1):
+        await eventually(lambda: attempts.count("bad") == 4)
+    assert attempts.index("good") == 1
+
+
+async def test_a_key_may_ask_to_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    rounds = 0
+
+    async def work(_key: str) -> float | None:
+        nonlocal rounds
+        rounds += 1
+        return 0.01 if rounds < 3 else None
+
+    queue: WorkQueue[str] = WorkQueue(work)
+    queue.add("a")
+    async with running(queue):
+        await eventually(lambda: rounds == 3)
+
+
+async def test_delays_grow_up_to_a_limit() -> None:
+    async def work(_key: str) -> None:
+        raise NotImplementedError
+
+    queue: WorkQueue[str] = WorkQueue(work)
+    delays = [queue._next_delay("a") for _ in range(40)]
+    assert delays[0] < delays[3] < delays[6]
+    assert max(delays) <= workqueue.LAST_DELAY_S * 1.2
