@@ -1,0 +1,66 @@
+{{/* The name of the operator's objects. */}}
+{{- define "userrealtime.name" -}}
+{{- if contains .Chart.Name .Release.Name -}}
+{{ .Release.Name | trunc 50 | trimSuffix "-" }}
+{{- else -}}
+{{ printf "%s-%s" .Release.Name .Chart.Name | trunc 50 | trimSuffix "-" }}
+{{- end -}}
+{{- end }}
+
+{{- define "userrealtime.selector" -}}
+app.kubernetes.io/name: userrealtime-operator
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{/* Not `managed-by: userrealtime-operator`: that label is the operator's, on what it makes. */}}
+{{- define "userrealtime.labels" -}}
+{{ include "userrealtime.selector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/part-of: userrealtime
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | quote }}
+{{- end }}
+
+{{- define "userrealtime.namespaces" -}}
+{{- .Values.namespaces | default (list .Release.Namespace) | toJson -}}
+{{- end }}
+
+{{- define "userrealtime.databaseSecret" -}}
+{{- .Values.database.existingSecret.name | default (printf "%s-database" (include "userrealtime.name" .)) -}}
+{{- end }}
+
+{{- define "userrealtime.databaseEnv" -}}
+- name: DATABASE_URL
+  valueFrom:
+    secretKeyRef:
+      name: {{ include "userrealtime.databaseSecret" . }}
+      key: {{ if .Values.database.existingSecret.name }}{{ .Values.database.existingSecret.key }}{{ else }}DATABASE_URL{{ end }}
+{{- end }}
+
+{{- define "userrealtime.operatorImage" -}}
+{{- printf "%s:%s" .Values.operator.image.repository (.Values.operator.image.tag | default .Chart.AppVersion) -}}
+{{- end }}
+
+{{- define "userrealtime.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: 65532
+runAsGroup: 65532
+seccompProfile:
+  type: RuntimeDefault
+{{- end }}
+
+{{- define "userrealtime.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop: [ALL]
+{{- end }}
+
+{{- define "userrealtime.pullSecrets" -}}
+{{- with .Values.imagePullSecrets }}
+imagePullSecrets:
+{{- range . }}
+  - name: {{ . }}
+{{- end }}
+{{- end }}
+{{- end }}
