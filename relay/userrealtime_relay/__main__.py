@@ -1,0 +1,57 @@
+"""The command: `python -m userrealtime_relay`. It has no arguments, only an environment: docs/relay.md."""
+
+from __future__ import annotations
+
+import sys
+
+USAGE = """\
+usage: userrealtime-relay [--help | --version]
+
+Serves one user's event log, in Postgres, to that user's WebSockets.
+Configured by its environment: USER_ID, DATABASE_URL and TOKEN_KEY are required; docs/relay.md has them all.
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the relay until it is told to stop. Returns the exit status: 2 if it was started wrongly."""
+    given = sys.argv[1:] if arguments is None else arguments
+    if given in (["--help"], ["-h"]):
+        print(USAGE, end="")
+        return 0
+    if given == ["--version"]:
+        from importlib.metadata import version
+
+        print(f"userrealtime-relay {version('userrealtime')}")
+        return 0
+    if given:
+        # Not what was given: it may be a secret that does not belong on a command line.
+        print(f"userrealtime-relay takes no arguments\n\n{USAGE}", end="", file=sys.stderr)
+        return 2
+    return _run()
+
+
+def _run() -> int:
+    # Late, so that --help is quick and works without the relay's dependencies.
+    import asyncio
+    import os
+
+    from . import logs
+    from .config import Config, ConfigError
+    from .server import serve
+
+    try:
+        config = Config.from_environment(os.environ)
+    except ConfigError as error:
+        print(f"userrealtime-relay cannot start: {error}", file=sys.stderr)
+        return 2
+    logs.set_up(config.log_level)
+    try:
+        asyncio.run(serve(config))
+    except OSError as error:
+        print(f"userrealtime-relay cannot listen: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

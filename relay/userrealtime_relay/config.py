@@ -1,0 +1,174 @@
+"""The relay's configuration: its environment, read once, into one frozen value.
+
+All that is wrong is reported together, each variable with what it accepts, so that one look at a pod that does not
+start is enough. The value of a secret is in no message and in no repr.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import urlsplit
+
+MINIMUM_KEY_BYTES: Final = 32  # RFC 7518, 3.2: an HS256 key is at least as long as its hash
+MAXIMUM_ID_LENGTH: Final = 253  # as userrealtime.publish checks it
+LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+
+
+class ConfigError(Exception):
+    """The environment is wrong. The message names every wrong variable and says what it accepts."""
+
+
+class Secret:
+    """A string that shows itself only when asked by name."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def reveal(self) -> str:
+        return self._value
+
+    def __repr__(self) -> str:
+        return "Secret(...)"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """Sizes are in bytes, times in seconds. docs/relay.md has the table of the variables."""
+
+    user_id: str
+    database_url: Secret
+    token_key: Secret
+    base_path: str
+    host: str
+    ws_port: int
+    health_port: int
+    ring_events: int
+    ring_bytes: int
+    max_connections: int
+    max_message_bytes: int
+    auth_timeout: float
+    ping_interval: float
+    poll_interval: float
+    send_timeout: float
+    drain_timeout: float
+    log_level: str
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> Config:
+        """Read the configuration.
+
+        Raises:
+            ConfigError: one or more variables are missing or wrong.
+        """
+        read = _Reader(environment)
+        config = cls(
+            user_id=read.user_id("USER_ID"),
+            database_url=read.database_url("DATABASE_URL"),
+            token_key=read.token_key("TOKEN_KEY"),
+            base_path=read.base_path("BASE_PATH"),
+            host=read.text("HOST", "0.0.0.0"),  # noqa: S104 (a pod serves its network)
+            ws_port=read.integer("WS_PORT", 8080, 0, 65535),
+            health_port=read.integer("HEALTH_PORT", 3000, 0, 65535),
+            ring_events=read.integer("RING_EVENTS", 1024, 1, 1_000_000),
+            ring_bytes=read.integer("RING_BYTES", 4 << 20, 1, 1 << 30),
+            max_connections=read.integer("MAX_CONNECTIONS", 100, 1, 100_000),
+            max_message_bytes=read.integer("MAX_MESSAGE_BYTES", 64 << 10, 1, 16 << 20),
+            auth_timeout=read.seconds("AUTH_TIMEOUT", 10, 0.1, 300),
+            ping_interval=read.seconds("PING_INTERVAL", 20, 0.1, 3600),
+            poll_interval=read.seconds("POLL_INTERVAL", 15, 0.1, 3600),
+            send_timeout=read.seconds("SEND_TIMEOUT", 30, 0.1, 3600),
+            drain_timeout=read.seconds("DRAIN_TIMEOUT", 20, 0, 3600),
+            log_level=read.choice("LOG_LEVEL", "info", LOG_LEVELS),
+        )
+        if read.problems:
+            raise ConfigError("the environment is wrong:\n" + "\n".join(f"  {problem}" for problem in read.problems))
+        return config
+
+
+class _Reader:
+    """Reads variables and collects what is wrong with them. After a problem, a value of the right type goes on."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self._environment = environment
+        self.problems: list[str] = []
+
+    def text(self, name: str, default: str) -> str:
+        # An empty variable is an unset one: templates leave such behind.
+        return self._environment.get(name, "") or default
+
+    def integer(self, name: str, default: int, low: int, high: int) -> int:
+        text = self.text(name, str(default))
+        if re.fullmatch(r"[0-9]{1,12}", text) and low <= int(text) <= high:
+            return int(text)
+        self.problems.append(f"{name}: {text!r} is not a whole number from {low} to {high}")
+        return default
+
+    def seconds(self, name: str, default: float, low: float, high: float) -> float:
+        text = self.text(name, str(default))
+        if re.fullmatch(r"[0-9]{1,12}(\.[0-9]{1,6})?", text) and low <= float(text) <= high:
+            return float(text)
+        self.problems.append(f"{name}: {text!r} is not a number of seconds from {low} to {high}")
+        return default
+
+    def choice(self, name: str, default: str, choices: tuple[str, ...]) -> str:
+        text = self.text(name, default)
+        if text in choices:
+            return text
+        self.problems.append(f"{name}: {text!r} is not one of {', '.join(choices)}")
+        return default
+
+    def user_id(self, name: str) -> str:
+        text = self.text(name, "")
+        if not text:
+            self.problems.append(f"{name}: required: the id of the one user served here")
+        elif len(text) > MAXIMUM_ID_LENGTH or re.search(r"[\x00-\x1f\x7f]", text) or not _is_utf8(text):
+            self.problems.append(
+                f"{name}: must be 1 to {MAXIMUM_ID_LENGTH} characters of UTF-8 without control characters, "
+                "as userrealtime.publish accepts"
+            )
+        return text
+
+    def database_url(self, name: str) -> Secret:
+        text = self.text(name, "")
+        wanted = "a URL like postgresql://role:password@host:5432/database, a direct connection (no pooler)"
+        if not text:
+            self.problems.append(f"{name}: required: {wanted}")
+        else:
+            try:
+                valid = urlsplit(text).scheme in ("postgresql", "postgres")
+            except ValueError:
+                valid = False
+            if not valid:
+                self.problems.append(f"{name}: must be {wanted} (its value is not shown here)")
+        return Secret(text)
+
+    def token_key(self, name: str) -> Secret:
+        text = self.text(name, "")
+        # Surrogates are bytes of the environment that are not UTF-8.
+        size = len(text.encode(errors="surrogateescape"))
+        if not text:
+            self.problems.append(f"{name}: required: the HS256 key of this user's tokens")
+        elif size < MINIMUM_KEY_BYTES:
+            self.problems.append(f"{name}: has {size} bytes; an HS256 key needs at least {MINIMUM_KEY_BYTES}")
+        elif not _is_utf8(text) or "-----BEGIN" in text or text.startswith("ssh-"):
+            self.problems.append(f"{name}: must be a random UTF-8 string, not a key of a key pair")
+        return Secret(text)
+
+    def base_path(self, name: str) -> str:
+        text = self.text(name, "")
+        if not re.fullmatch(r"(/[A-Za-z0-9._~-]+)*", text):
+            self.problems.append(f"{name}: {text!r} is not a path like /alice (no slash at the end), or empty")
+        return text
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

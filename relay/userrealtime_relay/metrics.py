@@ -1,0 +1,50 @@
+"""What Prometheus may know about one relay. No label holds anything that a client chooses."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+
+_LATENCY_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+
+
+class Metrics:
+    """All of the relay's metrics, in a registry of their own. Names start with `userrealtime_relay_`."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry(auto_describe=False)
+        self.ready = self._gauge("ready", "1 if the relay takes connections, else 0.")
+        self.connections = self._gauge("connections", "Clients that are authenticated and connected.")
+        self.ring_events = self._gauge("ring_events", "Events in the ring.")
+        self.ring_bytes = self._gauge("ring_bytes", "Bytes of frames in the ring.")
+        self.accepted = self._counter("accepted", "Clients that were ever authenticated and given a place.")
+        self.delivered_events = self._counter("delivered_events", "Events written to sockets, each client counted.")
+        self.delivered_bytes = self._counter("delivered_bytes", "Bytes of events written to sockets.")
+        self.log_connections = self._counter("log_connections", "Connections made to Postgres.")
+        self.log_failures = self._counter("log_failures", "Connections to Postgres that failed or were lost.")
+        self.starts = self._counter(
+            "starts", "Where clients began: at the head, resumed from ring or log, or reset and why.", "outcome"
+        )
+        self.closes = self._counter(
+            "closes", "Connections that ended, by the close code; 'other' is a code that the client chose.", "code"
+        )
+        self.latency = Histogram(
+            "userrealtime_relay_latency_seconds",
+            "From the event's commit, on Postgres' clock, to the write to a socket, on ours; one observation a write, "
+            "of its first event, and only for clients that were waiting at the head.",
+            buckets=_LATENCY_BUCKETS,
+            registry=self._registry,
+        )
+
+    def expose(self) -> bytes:
+        """The text that `/metrics` answers."""
+        return generate_latest(self._registry)
+
+    def _gauge(self, name: str, description: str) -> Gauge:
+        return Gauge(f"userrealtime_relay_{name}", description, registry=self._registry)
+
+    def _counter(self, name: str, description: str, *labels: str) -> Counter:
+        return Counter(f"userrealtime_relay_{name}", description, labels, registry=self._registry)

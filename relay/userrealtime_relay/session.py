@@ -1,0 +1,275 @@
+"""The protocol with one client, without I/O and without a clock.
+
+A transport makes a session from the opening request, feeds it what the client says and what the log says, and carries
+out what it answers: `take` the messages to send, `tick` at `deadline`, answer `question` with `locate`, and close once
+`closing` is set. Events are not its business: once there is no question, the transport delivers what comes after
+`cursor`, and moves it on.
+
+    authenticating --token--> open: "where is the log?" --locate--> open, with a cursor --> closing
+
+A cursor that the log cannot serve is answered by `reset`, so that no gap is silent. Before refusing a cursor that is
+ahead, or of another epoch, the log itself is asked: another relay may have delivered what this one is about to read.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+from collections.abc import Callable, Iterable
+from typing import Any, Final, Literal, NamedTuple
+from urllib.parse import parse_qsl
+
+from .auth import Unauthorized
+from .position import Position
+
+SUBPROTOCOL: Final = "userrealtime.v1"
+_TOKEN_SUBPROTOCOL: Final = "bearer."  # noqa: S105 (a prefix)
+MAX_ERRORS: Final = 10
+"""Messages that cannot be understood, over the life of a connection, before it is closed."""
+
+Reason = Literal["too-old", "ahead", "epoch"]
+
+
+class Code(enum.IntEnum):
+    """The close codes that the relay sends. docs/relay.md says what a client is to do about each."""
+
+    POLICY_VIOLATION = 1008
+    RESTARTING = 1012
+    TRY_LATER = 1013
+    TOKEN_EXPIRED = 4001
+    TOO_SLOW = 4008
+
+
+class Closing(NamedTuple):
+    code: Code
+    reason: str
+
+
+class Question(enum.Enum):
+    """What the session must know before it goes on."""
+
+    POSITION = enum.auto()
+    """Where the log stands, as far as this relay knows."""
+    FRESH_POSITION = enum.auto()
+    """Where the log stands, asked of the log now."""
+
+
+class Resume(NamedTuple):
+    """Where a client wants to begin: after an event that it has seen, or at the head."""
+
+    cursor: int | None = None
+    epoch: str | None = None
+
+    def refusal(self, position: Position) -> Reason | None:
+        """Why the log cannot be read from here on, if so."""
+        if self.cursor is None:
+            return None
+        if self.epoch is not None and self.epoch != position.epoch:
+            return "epoch"
+        if self.cursor > position.head:
+            return "ahead"
+        if self.cursor < position.earliest - 1:
+            return "too-old"
+        return None
+
+
+class Opening(NamedTuple):
+    """What the opening request says. `resume` is None if it names a cursor that is none."""
+
+    token: str | None
+    resume: Resume | None
+
+    @classmethod
+    def parse(
+        cls, *, query: str, authorization: Iterable[str], last_event_id: Iterable[str], subprotocols: Iterable[str]
+    ) -> Opening:
+        """Read the parts of an HTTP request that matter; the header's values may be none, one or more.
+
+        A `Last-Event-ID` header goes before the URL's: an EventSource sends the header anew, and the URL as it was.
+        """
+        tokens = [_bearer(value) for value in authorization]
+        tokens += [name[len(_TOKEN_SUBPROTOCOL) :] for name in subprotocols if name.startswith(_TOKEN_SUBPROTOCOL)]
+        try:
+            parameters = dict(parse_qsl(query, max_num_fields=32))
+        except ValueError:
+            return cls(tokens[0] if tokens else None, None)
+        text = next((value for value in last_event_id if value), "") or parameters.get("last_event_id", "")
+        resume = None
+        if not text:
+            resume = Resume(None, parameters.get("epoch"))
+        elif text.isascii() and text.isdigit() and len(text) <= 19:
+            resume = Resume(int(text), parameters.get("epoch"))
+        return cls(tokens[0] if tokens else None, resume)
+
+
+class Session:
+    """One client. `now` is in seconds, of any clock that only goes forward.
+
+    Args:
+        verify: how many seconds a token is still good for, or raises Unauthorized.
+        auth_timeout: seconds to authenticate in.
+    """
+
+    def __init__(
+        self,
+        opening: Opening,
+        *,
+        user_id: str,
+        verify: Callable[[str], float],
+        auth_timeout: float,
+        now: float,
+    ) -> None:
+        self._user_id = user_id
+        self._verify = verify
+        self._messages: list[str] = []
+        self._errors = 0
+        self._greeted = False
+        self._epoch: str | None = None
+        self._resume = opening.resume or Resume()
+        self._resume_understood = opening.resume is not None
+        self.authenticated = False
+        self.cursor = 0
+        """The number of the last event that the client has, or was told to go on after; means nothing while there is
+        a question."""
+        self.question: Question | None = None
+        self.closing: Closing | None = None
+        self.deadline = now + auth_timeout
+        """When to call `tick`."""
+        if opening.token is not None:
+            self._authenticate(opening.token, now)
+
+    @property
+    def resumes(self) -> bool:
+        """Whether the client has said where to begin."""
+        return self._resume.cursor is not None
+
+    def take(self) -> list[str]:
+        """The messages to send now, oldest first; each is given out once."""
+        messages, self._messages = self._messages, []
+        return messages
+
+    def shut(self, code: Code, reason: str) -> None:
+        """Close, unless the session is closing already."""
+        if self.closing is None:
+            self.closing = Closing(code, reason)
+            self.question = None
+
+    def tick(self, now: float) -> None:
+        """Let time pass."""
+        if now >= self.deadline:
+            if self.authenticated:
+                self.shut(Code.TOKEN_EXPIRED, "Token expired")
+            else:
+                self.shut(Code.POLICY_VIOLATION, "Unauthorized")
+
+    def receive(self, message: str | bytes, now: float) -> None:
+        """Take in one message of the client."""
+        if self.closing is not None:
+            return
+        fields = _fields(message)
+        if not self.authenticated:
+            token = fields.get("token") if fields is not None and fields.get("type") == "auth" else None
+            if isinstance(token, str):
+                self._authenticate(token, now)
+            else:
+                self.shut(Code.POLICY_VIOLATION, "Unauthorized")
+        elif fields is None:
+            self._error("invalid-message", 'send a JSON object with a "type", as a text message')
+        elif fields["type"] == "resume":
+            self._receive_resume(fields)
+        else:
+            self._error("unknown-type", 'the types understood here are "auth", as the first message, and "resume"')
+
+    def locate(self, position: Position, *, fresh: bool) -> Reason | None:
+        """Answer `question`; it may be followed by another. `fresh`: the log was asked since the question came up.
+
+        Returns:
+            the reason, if the client was reset.
+        """
+        resume = self._resume
+        refusal = resume.refusal(position)
+        if refusal in ("ahead", "epoch") and not fresh:
+            self.question = Question.FRESH_POSITION
+            return None
+        self.question = None
+        self._epoch = position.epoch
+        self.cursor = position.head if refusal is not None or resume.cursor is None else resume.cursor
+        if not self._greeted:
+            self._greeted = True
+            self._send(
+                type="connected",
+                userId=self._user_id,
+                cursor=self.cursor,
+                epoch=position.epoch,
+                earliest=position.earliest,
+            )
+        if refusal is not None:
+            self.reset(refusal, position)
+        return refusal
+
+    def lose(self, position: Position) -> Reason:
+        """The log is another one, or shorter than it was: go on at its head. Returns the reason given."""
+        reason: Reason = "ahead" if position.epoch == self._epoch else "epoch"
+        self.reset(reason, position)
+        return reason
+
+    def reset(self, reason: Reason, position: Position) -> None:
+        """Tell the client that events between its cursor and the head will not come, and go on at the head."""
+        self._epoch = position.epoch
+        self.cursor = position.head
+        self._send(
+            type="reset",
+            reason=reason,
+            cursor=position.head,
+            epoch=position.epoch,
+            earliest=position.earliest,
+        )
+
+    def _authenticate(self, token: str, now: float) -> None:
+        try:
+            remaining = self._verify(token)
+        except Unauthorized:
+            self.shut(Code.POLICY_VIOLATION, "Unauthorized")
+            return
+        if not self._resume_understood:
+            self.shut(Code.POLICY_VIOLATION, "Invalid last_event_id: send the id of an event, a whole number")
+            return
+        self.authenticated = True
+        self.deadline = now + remaining
+        self.question = Question.POSITION
+
+    def _receive_resume(self, fields: dict[str, Any]) -> None:
+        cursor, epoch = fields.get("lastEventId"), fields.get("epoch")
+        if type(cursor) is not int or cursor < 0:
+            self._error("invalid-resume", '"lastEventId" must be the id of an event, a whole number')
+        elif epoch is not None and not isinstance(epoch, str):
+            self._error("invalid-resume", '"epoch" must be the string that "connected" gave')
+        else:
+            self._resume = Resume(cursor, epoch)
+            self.question = Question.POSITION
+
+    def _error(self, code: str, message: str) -> None:
+        self._errors += 1
+        self._send(type="error", code=code, message=message)
+        if self._errors >= MAX_ERRORS:
+            self.shut(Code.POLICY_VIOLATION, "Too many errors")
+
+    def _send(self, **fields: object) -> None:
+        self._messages.append(json.dumps(fields, separators=(",", ":")))
+
+
+def _fields(message: str | bytes) -> dict[str, Any] | None:
+    """The message's fields, if it is a JSON object with a type."""
+    if isinstance(message, bytes):
+        return None
+    try:
+        fields = json.loads(message)
+    except (ValueError, RecursionError):
+        return None
+    return fields if isinstance(fields, dict) and isinstance(fields.get("type"), str) else None
+
+
+def _bearer(authorization: str) -> str:
+    """The token of an Authorization header; of another scheme, a token that nobody accepts."""
+    scheme, _, token = authorization.partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else ""

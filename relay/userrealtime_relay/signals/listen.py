@@ -1,0 +1,17 @@
+"""The signal that needs nothing but Postgres: NOTIFY, on the connection that also reads."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from userrealtime_relay.log import Log
+
+from . import Wake
+
+
+@asynccontextmanager
+async def listen(log: Log, channel: str, wake: Wake) -> AsyncIterator[None]:
+    """Wakes at each NOTIFY. Listening ends with the connection, so there is nothing to undo."""
+    await log.listen(channel, wake)
+    yield
