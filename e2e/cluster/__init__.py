@@ -1,0 +1,15 @@
+"""Clusters for the end-to-end tests, all behind one interface.
+
+    cluster = choose()
+    cluster.up()
+    references = images.load(cluster)
+    database = postgres.deploy(cluster, references["userrealtime-postgres"])
+    cluster.kubectl("get", "pods")
+
+`python -m e2e.cluster --help` is the same from a shell.
+"""
+
+from .errors import ClusterError
+from .provider import Image, Provider, choose
+
+__all__ = ["ClusterError", "Image", "Provider", "choose"]

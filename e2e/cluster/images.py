@@ -1,0 +1,268 @@
+"""Images from the Dockerfiles: built with Docker where an engine answers, else with buildah.
+
+An image is named by the hash of all it is made from: Dockerfile, base, locked requirements, sources. So an unchanged
+image is neither built nor loaded again, and a changed one has a new reference, which rolls the pods that name it. Built
+images are kept as archives in the cache.
+
+The base image is `BASE_IMAGE` from the environment if set. Otherwise it is the Dockerfiles' own default under Docker,
+and under buildah (chosen where no engine is, which as a rule means no registry either) a minimal Debian made with
+debootstrap from the mirror of the machine's own apt.
+
+The machine's pip configuration reaches the build as secrets, which no layer keeps.
+"""
+
+import ast
+import configparser
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import oci
+from .binaries import source_hash
+from .errors import ClusterError
+from .kind import docker_answers
+from .paths import REPOSITORY, cache
+from .progress import Step, step
+from .provider import Image, Provider
+
+BUILD_LIMIT = 1800.0
+DEBIAN_PACKAGES = ("python3-minimal", "python3-venv", "ca-certificates")
+# Raise it to make a new base where nothing else of its recipe changes.
+BASE_RECIPE = "1"
+# Not needed to run anything, and most of what a base image would otherwise weigh.
+BASE_WITHOUT = ("usr/share/doc", "usr/share/man", "usr/share/locale", "var/cache/apt", "var/lib/apt/lists", "var/log")
+
+
+@dataclass(frozen=True)
+class Source:
+    """What an image is made from, beside its base. Paths from the repository's root."""
+
+    name: str
+    dockerfile: str
+    inputs: Sequence[str]
+
+
+SOURCES = (
+    Source(
+        "userrealtime-operator",
+        "Dockerfile.operator",
+        ("locks/operator.txt", "operator/userrealtime_operator"),
+    ),
+    Source("userrealtime-relay", "Dockerfile.relay", ("locks/relay.txt", "relay/userrealtime_relay")),
+    Source("userrealtime-postgres", "e2e/images/Dockerfile.postgres", ("e2e/images",)),
+)
+
+
+def load(cluster: Provider) -> dict[str, str]:
+    """Build what has changed and make all images available to the cluster's pods.
+
+    Returns:
+        Image name (`userrealtime-relay`) to the reference that pods name.
+
+    Raises:
+        ClusterError: a build failed, or neither Docker nor buildah is there.
+    """
+    return {image.name: cluster.load_image(image) for image in build()}
+
+
+def build(sources: Iterable[Source] = SOURCES) -> list[Image]:
+    """Build the images that are not in the cache. Errors as `load`."""
+    builder: Builder = Docker() if docker_answers() else Buildah()
+    base, base_version = builder.base()
+    images = []
+    for source in sources:
+        inputs = [REPOSITORY / path for path in (source.dockerfile, *source.inputs)]
+        digest = hashlib.sha256(f"{base_version}\0{source_hash(*inputs)}".encode()).hexdigest()[:12]
+        image = Image(source.name, digest, cache("images", f"{source.name}-{digest}.tar"))
+        if not image.archive.exists():
+            with step(f"building {source.name}", usual="half a minute") as current, pip_secrets() as secrets:
+                partial = image.archive.with_suffix(".partial")
+                partial.unlink(missing_ok=True)
+                builder.build(current, source, image, base, secrets, partial)
+                partial.replace(image.archive)
+            _forget_older(image)
+        images.append(image)
+    return images
+
+
+def push(current: Step, image: Image, reference: str) -> None:
+    """Push an image to a registry, as `reference`, with whichever builder is there."""
+    builder: Builder = Docker() if docker_answers() else Buildah()
+    builder.push(current, image, reference)
+
+
+class Docker:
+    """Builds with the Docker engine."""
+
+    def base(self) -> tuple[str, str]:
+        """The base image (empty for the Dockerfile's default), and what it counts as in the hash."""
+        chosen = os.environ.get("BASE_IMAGE", "")
+        return chosen, chosen
+
+    def build(
+        self, current: Step, source: Source, image: Image, base: str, secrets: Sequence[str], archive: Path
+    ) -> None:
+        command = ["docker", "build", "--file", source.dockerfile, "--tag", image.local_reference]
+        command += _build_arguments(base)
+        command += [f"--secret={secret}" for secret in secrets]
+        environment = {**os.environ, "DOCKER_BUILDKIT": "1"}
+        current.run([*command, "."], cwd=REPOSITORY, env=environment, timeout=BUILD_LIMIT)
+        current.run(["docker", "save", "--output", archive, image.local_reference], timeout=600)
+
+    def push(self, current: Step, image: Image, reference: str) -> None:
+        current.run(["docker", "load", "--input", image.archive], timeout=600)
+        current.run(["docker", "tag", image.local_reference, reference], timeout=60)
+        current.run(["docker", "push", reference], timeout=1800)
+
+
+class Buildah:
+    """Builds with buildah, in namespaces of its own: whatever happens, no mount of a build stays behind."""
+
+    def base(self) -> tuple[str, str]:
+        """The base image, made if need be, and what it counts as in the hash."""
+        if chosen := os.environ.get("BASE_IMAGE"):
+            return chosen, chosen
+        reference, archive = debian_base()
+        if not self._has(reference):
+            with step("unpacking the base image") as current:
+                current.run(self._command("pull", f"oci-archive:{archive}"), timeout=300)
+        return reference, reference
+
+    def build(
+        self, current: Step, source: Source, image: Image, base: str, secrets: Sequence[str], archive: Path
+    ) -> None:
+        command = self._command("build", "--isolation=chroot", "--layers", "--pull=missing")
+        command += ["--file", source.dockerfile, "--tag", image.local_reference, *_build_arguments(base)]
+        command += [f"--secret={secret}" for secret in secrets]
+        current.run([*command, "."], cwd=REPOSITORY, timeout=BUILD_LIMIT)
+        target = f"oci-archive:{archive}:{image.local_reference}"
+        current.run(self._command("push", "--disable-compression", image.local_reference, target), timeout=600)
+
+    def push(self, current: Step, image: Image, reference: str) -> None:
+        current.run(self._command("pull", f"oci-archive:{image.archive}"), timeout=600)
+        current.run(self._command("push", image.local_reference, f"docker://{reference}"), timeout=1800)
+
+    def _has(self, reference: str) -> bool:
+        command = self._command("inspect", "--type=image", reference)
+        return subprocess.run(command, capture_output=True, timeout=60).returncode == 0
+
+    def _command(self, *args: str) -> list[str]:
+        if shutil.which("buildah") is None:
+            raise ClusterError("no images can be built: start a Docker engine, or install buildah")
+        namespaces = ["unshare", "--mount", "--pid", "--fork", "--kill-child=KILL", "--mount-proc"]
+        isolated = namespaces if os.geteuid() == 0 else []
+        storage = cache("buildah", "storage")
+        return [*isolated, "buildah", f"--root={storage}", f"--runroot={storage.with_name('run')}", *args]
+
+
+Builder = Docker | Buildah
+
+
+def debian_base() -> tuple[str, Path]:
+    """A minimal Debian (or Ubuntu) with Python, of the machine's own release and mirror: reference and archive.
+
+    Raises:
+        ClusterError: it cannot be made; the text says what else to do.
+    """
+    mirror, suite = apt_source(_apt_lines())
+    recipe = "\0".join((BASE_RECIPE, mirror, suite, *DEBIAN_PACKAGES))
+    reference = f"localhost/userrealtime-base:{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
+    archive = cache("images", reference.rpartition("/")[2].replace(":", "-") + ".tar")
+    if archive.exists():
+        return reference, archive
+    if os.geteuid() != 0:
+        raise ClusterError("set BASE_IMAGE to an image with Python: making one takes root")
+    hint = "or set BASE_IMAGE to an image with Python 3.11 or later that can be pulled"
+    with (
+        step("making a base image with debootstrap", usual="1 to 2 min", hint=hint) as current,
+        tempfile.TemporaryDirectory(dir=archive.parent) as workspace,
+    ):
+        root, layer = Path(workspace, "root"), Path(workspace, "layer.tar")
+        packages = f"--include={','.join(DEBIAN_PACKAGES)}"
+        namespaces = ["unshare", "--mount", "--pid", "--fork", "--kill-child=KILL", "--mount-proc"]
+        debootstrap = ["debootstrap", "--variant=minbase", packages, suite, str(root), mirror]
+        current.run([*namespaces, *debootstrap], timeout=900)
+        excluded = [f"--exclude=./{path}/*" for path in (*BASE_WITHOUT, "dev", "proc", "sys", "run")]
+        current.run(
+            ["tar", "--create", "--numeric-owner", *excluded, f"--directory={root}", f"--file={layer}", "."],
+            timeout=300,
+        )
+        oci.write(archive, reference, layer)
+    return reference, archive
+
+
+def apt_source(lines: Iterable[str]) -> tuple[str, str]:
+    """Mirror and suite of the first source in `apt-get indextargets` lines of `URI SUITE COMPONENT`.
+
+    The release itself is meant, not its updates: suites with a dash or a slash are passed over.
+
+    Raises:
+        ClusterError: there is none.
+    """
+    for line in lines:
+        uri, suite, component = line.split(" ")
+        if component == "main" and not re.search(r"[-/]", suite):
+            return uri, suite
+    raise ClusterError("apt has no source to make a base image from: set BASE_IMAGE to an image with Python 3.11")
+
+
+def _apt_lines() -> list[str]:
+    command = ["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE) $(COMPONENT)", "Created-By: Packages"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    except FileNotFoundError:
+        return []
+    return done.stdout.splitlines()
+
+
+def pip_options(listing: str) -> dict[str, str]:
+    """The options in the output of `pip config list`, for whatever command they were meant."""
+    options = {}
+    for line in listing.splitlines():
+        name, separator, value = line.partition("=")
+        if separator:
+            options[name.rpartition(".")[2]] = str(ast.literal_eval(value))
+    return options
+
+
+@contextmanager
+def pip_secrets() -> Iterator[list[str]]:
+    """The machine's pip configuration as build secrets (`id=...,src=...`), in files that go when the block ends."""
+    listing = [sys.executable, "-m", "pip", "config", "list"]
+    done = subprocess.run(listing, capture_output=True, text=True, timeout=60)
+    options = pip_options(done.stdout)
+    with tempfile.TemporaryDirectory() as directory:
+        secrets = []
+        if bundle := options.pop("cert", ""):
+            secrets.append(f"id=ca.crt,src={bundle}")
+            options["cert"] = "/run/secrets/ca.crt"
+        config = configparser.ConfigParser(interpolation=None)
+        config["global"] = options
+        path = Path(directory, "pip.conf")
+        path.touch(mode=0o600)
+        with path.open("w") as file:
+            config.write(file)
+        secrets.append(f"id=pip.conf,src={path}")
+        yield secrets
+
+
+def _build_arguments(base: str) -> list[str]:
+    # A proxy is named without a value: it is taken from the environment and does not show in the process list.
+    proxies = [name for name in ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY") if name in os.environ]
+    arguments = [f"--build-arg={name}" for name in proxies]
+    return [f"--build-arg=BASE_IMAGE={base}", *arguments] if base else arguments
+
+
+def _forget_older(image: Image) -> None:
+    """Archives of the same image with another hash go: they would pile up with every change."""
+    for other in image.archive.parent.glob(f"{image.name}-*.tar"):
+        if other != image.archive:
+            other.unlink()

@@ -1,0 +1,365 @@
+"""The provider for the local cluster; the package's docstring tells the design."""
+
+import contextlib
+import hashlib
+import ipaddress
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+from e2e.cluster import addons, binaries, oci
+from e2e.cluster.errors import ClusterError
+from e2e.cluster.paths import REPOSITORY, STATE, cache
+from e2e.cluster.progress import note, step
+from e2e.cluster.provider import INGRESS_PORT, Image, Provider, run, wait_http
+
+from . import packages, pki
+from .components import (
+    API_SERVER,
+    CGROUP,
+    CLIENTS,
+    CONTAINERD_SOCKET,
+    IDENTITIES,
+    INTERFACE,
+    LINK_HOST,
+    LINK_PREFIX,
+    NODE,
+    NODE_IP,
+    PAUSE_IMAGE,
+    PODS,
+    SERVICES,
+    NodeSpec,
+    files,
+    node_spec,
+)
+from .leftovers import NODE_MODULE, cgroup_roots, cgroups, leftovers, processes
+
+RECORD = STATE / "node.json"
+SPEC = STATE / "spec.json"
+LIB = STATE / "lib"
+LOG = STATE / "log"
+READY_LIMIT = 120.0
+DOWN_LIMIT = 30.0
+
+
+class LocalCluster(Provider):
+    name = "local"
+
+    @property
+    def kubeconfig(self) -> Path:
+        return STATE / "kubeconfig"
+
+    @property
+    def ingress_url(self) -> str:
+        return f"http://127.0.0.1:{INGRESS_PORT}"
+
+    def kubectl_path(self) -> Path:
+        return binaries.kubectl()
+
+    def helm_path(self) -> Path:
+        return binaries.helm()
+
+    def up(self) -> None:
+        packages.ensure()
+        hyperkube, forward = binaries.hyperkube(), binaries.forward()
+        images = [
+            _static_image(PAUSE_IMAGE, binaries.pause()),
+            _static_image(addons.COREDNS_IMAGE, binaries.coredns()),
+            _static_image(addons.TRAEFIK_IMAGE, binaries.traefik()),
+        ]
+        self.kubectl_path()
+        self.helm_path()
+        spec = node_spec(STATE, hyperkube, forward, addons.INGRESS_NODE_PORT)
+        self._write_state(spec)
+        self._start_node(spec)
+        self._wait_ready()
+        for reference, archive in images:
+            self._import(reference, archive)
+        addons.apply_dns(self)
+        addons.apply_ingress(self, addons.TRAEFIK_IMAGE)
+        wait_http(self.ingress_url, timeout=60)
+        note(f"local cluster ready; KUBECONFIG={self.kubeconfig}, ingress at {self.ingress_url}")
+
+    def down(self) -> None:
+        if not leftovers():
+            note("no local cluster on this machine")
+            return
+        with step("removing the local cluster"):
+            if node := _node():
+                _kill(node)
+            # What a lost record no longer names.
+            for pid, _ in processes():
+                _kill(pid)
+            _until(lambda: not processes(), "its processes to end", DOWN_LIMIT)
+            if _interface_exists():
+                run("ip", "link", "delete", INTERFACE, timeout=30)
+            for group in cgroups():
+                _remove_cgroup(group)
+            shutil.rmtree(STATE, ignore_errors=True)
+            # The kernel takes a network namespace apart in the background.
+            _until(lambda: not leftovers(), "the rest to go: " + ", ".join(leftovers()), DOWN_LIMIT)
+        note(f"nothing left; {cache()} keeps what was built (`python -m e2e.cluster clean` removes it)")
+
+    def status(self) -> str:
+        node = _node()
+        if node is None:
+            return "local: not running"
+        state = "answers" if self.answers() else f"does not answer, logs in {LOG}"
+        return f"local: node is process {node}, API server {state}, ingress at {self.ingress_url}"
+
+    def load_image(self, image: Image) -> str:
+        self._import(image.local_reference, image.archive)
+        # The name for people; specs name the hash.
+        self._ctr("images", "tag", "--force", image.local_reference, f"localhost/{image.name}:dev")
+        return image.local_reference
+
+    @contextmanager
+    def forward(self, namespace: str, target: str, port: int) -> Iterator[tuple[str, int]]:
+        """The address itself: pods and services are routed from this machine."""
+        kind, _, name = target.partition("/")
+        path = "{.status.podIP}" if kind in ("pod", "pods") else "{.spec.clusterIP}"
+        address = self.kubectl("-n", namespace, "get", kind, name, "-o", f"jsonpath={path}").strip()
+        try:
+            ipaddress.ip_address(address)
+        except ValueError:
+            raise ClusterError(f"{namespace}/{target} has no address yet") from None
+        yield address, port
+
+    def _write_state(self, spec: NodeSpec) -> None:
+        LOG.mkdir(parents=True, exist_ok=True)
+        STATE.chmod(0o700)
+        secrets = _on_host("/var/lib/kubernetes/pki")
+        if not (secrets / "front-proxy.crt").exists():
+            with step("making certificates"):
+                pki.make(secrets, IDENTITIES)
+        for path, content in files(packages.cni_binaries()).items():
+            target = _on_host(path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(content)
+        for client in CLIENTS:
+            _write_kubeconfig(_on_host(f"/var/lib/kubernetes/{client}.kubeconfig"), secrets, client)
+        _write_kubeconfig(self.kubeconfig, secrets, "admin")
+        SPEC.write_text(spec.to_json())
+
+    def _start_node(self, spec: NodeSpec) -> None:
+        """Start the node unless one with this very specification runs."""
+        version = hashlib.sha256((spec.to_json() + json.dumps(files(packages.cni_binaries()))).encode()).hexdigest()
+        node = _node()
+        if node is not None:
+            if json.loads(RECORD.read_text())["version"] == version:
+                return
+            note("the node's configuration has changed: it is restarted")
+            _kill(node)
+        for pid, _ in processes():
+            _kill(pid)
+        _until(lambda: not processes() and not _interface_exists(), "an earlier node to end", DOWN_LIMIT)
+        with step("starting the node"), _ingress_socket() as listener:
+            _refuse_overlapping_routes()
+            for root in cgroup_roots():
+                (root / CGROUP).mkdir(exist_ok=True)
+            _spawn_node(listener, version)
+
+    def _wait_ready(self) -> None:
+        if self.answers() and self._node_ready():
+            return
+        with step("waiting for Kubernetes", usual="10 s", hint=f"the components' logs are in {LOG}"):
+            _until(self.answers, "the API server", READY_LIMIT)
+            _until(self._node_ready, "the node to be Ready", READY_LIMIT)
+
+    def _node_ready(self) -> bool:
+        ready = '{.status.conditions[?(@.type=="Ready")].status}'
+        try:
+            return self.kubectl("get", "node", NODE, "-o", f"jsonpath={ready}", timeout=10) == "True"
+        except ClusterError:
+            return False
+
+    def _import(self, reference: str, archive: Path) -> None:
+        if reference in self._ctr("images", "list", "--quiet").split():
+            return
+        with step(f"loading {reference.removeprefix('localhost/')}") as current, archive.open("rb") as content:
+            # Through standard input: the archive's path may not exist in the node.
+            command = [*self._in_node(), "ctr", "-a", CONTAINERD_SOCKET, "-n", "k8s.io", "images", "import", "-"]
+            with current.log.open("ab") as log:
+                try:
+                    code = subprocess.run(command, stdin=content, stdout=log, stderr=log, timeout=300).returncode
+                except subprocess.TimeoutExpired:
+                    raise ClusterError("took longer than 300 s") from None
+            if code != 0:
+                raise ClusterError(f"ctr ended with status {code}")
+
+    def _ctr(self, *args: str) -> str:
+        command = [*self._in_node(), "ctr", "-a", CONTAINERD_SOCKET, "-n", "k8s.io", *args]
+        return run(command[0], *command[1:], timeout=60)
+
+    def _in_node(self) -> list[str]:
+        node = _node()
+        if node is None:
+            raise ClusterError("the local cluster is not running: `make up` starts it")
+        return ["nsenter", f"--target={node}", "--mount", "--net"]
+
+
+def _on_host(path: str) -> Path:
+    """Where a path of the node's `/var/lib` is on the machine."""
+    return LIB / Path(path).relative_to("/var/lib")
+
+
+def _write_kubeconfig(path: Path, secrets: Path, name: str) -> None:
+    path.touch(mode=0o600)
+    path.write_text(pki.kubeconfig(API_SERVER, secrets / "ca.crt", secrets / f"{name}.crt", secrets / f"{name}.key"))
+
+
+def _static_image(reference: str, binary: Path) -> tuple[str, Path]:
+    """An image of one binary: its reference and its archive, made if it is not in the cache."""
+    archive = cache("images", f"{binary.parent.name}.tar")
+    if not archive.exists():
+        oci.write_static(archive, reference, binary)
+    return reference, archive
+
+
+def _spawn_node(listener: socket.socket, version: str) -> None:
+    """Start the node's first process and give it its interface.
+
+    `unshare` makes the namespaces and stays as the parent: when it is killed, so is its child, and with process 1
+    everything else in there.
+    """
+    fd = listener.fileno()
+    namespaces = ["--net", "--mount", "--pid", "--ipc", "--uts", "--fork", "--kill-child=KILL"]
+    command = ["unshare", *namespaces, "--propagation=private"]
+    command += [sys.executable, "-m", NODE_MODULE, str(SPEC), str(fd)]
+    with (LOG / "node.log").open("ab") as log:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            cwd=REPOSITORY,
+            pass_fds=(fd,),
+            start_new_session=True,
+        )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        RECORD.write_text(json.dumps({"pid": process.pid, "started": _started(process.pid), "version": version}))
+        if process.stdout.readline() != b"ready\n":
+            raise ClusterError(f"it ended at once; see {LOG / 'node.log'}")
+        for command_line in (
+            f"link add {INTERFACE} type veth peer name node0 netns {process.pid}",
+            f"address add {LINK_HOST}/{LINK_PREFIX} dev {INTERFACE}",
+            f"link set {INTERFACE} up",
+            f"route add {PODS} via {NODE_IP} dev {INTERFACE}",
+            f"route add {SERVICES} via {NODE_IP} dev {INTERFACE}",
+        ):
+            run("ip", *command_line.split(" "), timeout=30)
+        process.stdin.write(b"go\n")
+    except BaseException:
+        _kill(process.pid)
+        raise
+    finally:
+        # The child goes on without us; `subprocess` need not know.
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
+        process.stdout.close()
+        process.returncode = 0
+
+
+@contextmanager
+def _ingress_socket() -> Iterator[socket.socket]:
+    """The ingress's listening socket, made on this machine's loopback address and handed into the node.
+
+    Raises:
+        ClusterError: somebody else listens there.
+    """
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("127.0.0.1", INGRESS_PORT))
+        except OSError as error:
+            raise ClusterError(
+                f"cannot listen on 127.0.0.1:{INGRESS_PORT} ({error.strerror}): another program does; "
+                f"`ss -ltnp sport = :{INGRESS_PORT}` names it. Stop it and try again"
+            ) from None
+        listener.listen(4096)
+        yield listener
+
+
+def _refuse_overlapping_routes() -> None:
+    """Our addresses must be nobody else's.
+
+    Raises:
+        ClusterError: a route of this machine covers some of them.
+    """
+    ours = [ipaddress.ip_network(n) for n in (PODS, SERVICES, f"{LINK_HOST}/32")]
+    for route in json.loads(run("ip", "-json", "-4", "route", timeout=30)):
+        if route["dst"] == "default":
+            continue
+        theirs = ipaddress.ip_network(route["dst"])
+        if any(theirs.overlaps(own) for own in ours):
+            raise ClusterError(
+                f"the route to {theirs} (device {route.get('dev')}) overlaps the addresses of the cluster "
+                f"({PODS}, {SERVICES}). End what made it, or use another cluster through KUBECONFIG"
+            )
+
+
+def _node() -> int | None:
+    """The process id of the running node's `unshare`, if it is still the process we started."""
+    try:
+        record = json.loads(RECORD.read_text())
+        return int(record["pid"]) if _started(record["pid"]) == record["started"] else None
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _started(pid: int) -> str:
+    """When a process started, in ticks since boot: with its id, what tells it from a later one; empty if dead."""
+    try:
+        after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if after_name[0] == "Z" else after_name[19]
+
+
+def _kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    # If it is our own child it stays, and with it its namespaces, until we ask how it ended.
+    deadline = time.monotonic() + 10
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(pid, os.WNOHANG) == (0, 0) and time.monotonic() < deadline:
+            time.sleep(0.02)
+
+
+def _interface_exists() -> bool:
+    return Path("/sys/class/net", INTERFACE).exists()
+
+
+def _remove_cgroup(group: Path) -> None:
+    """Remove a control group and those in it. A group empties a moment after its last process has ended."""
+    for directory, _, _ in os.walk(group, topdown=False):
+        _until(partial(_removed, directory), f"control group {directory} to be empty", 10)
+
+
+def _removed(path: str) -> bool:
+    try:
+        os.rmdir(path)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def _until(condition: Callable[[], bool], what: str, timeout: float) -> None:
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > deadline:
+            raise ClusterError(f"waited {timeout:.0f} s in vain for {what}")
+        time.sleep(0.2)

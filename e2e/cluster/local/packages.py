@@ -1,0 +1,62 @@
+"""The system's own packages that the local cluster needs, installed where that is possible."""
+
+import os
+import shutil
+from pathlib import Path
+
+from e2e.cluster.errors import ClusterError
+from e2e.cluster.progress import step
+
+from .components import CNI_DIRECTORIES, ENVIRONMENT
+
+# Program to Debian package.
+PROGRAMS = {
+    "containerd": "containerd",
+    "runc": "runc",
+    "nft": "nftables",
+    "ip": "iproute2",
+    "openssl": "openssl",
+    "unshare": "util-linux",
+    "mount": "mount",
+    "buildah": "buildah",
+    "debootstrap": "debootstrap",
+}
+CNI_PACKAGE = "containernetworking-plugins"
+
+
+def missing() -> list[str]:
+    """Debian packages whose programs are not there, sorted."""
+    packages = [package for program, package in PROGRAMS.items() if not _which(program)]
+    if not cni_binaries():
+        packages.append(CNI_PACKAGE)
+    return sorted(packages)
+
+
+def ensure() -> None:
+    """Install what is missing, with apt-get.
+
+    Raises:
+        ClusterError: something is missing and apt-get is not there or fails; the packages are named.
+    """
+    packages = missing()
+    if not packages:
+        return
+    names = " ".join(packages)
+    if not _which("apt-get"):
+        raise ClusterError(f"the local cluster needs {names}: install them (the names are Debian's)")
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    with step(f"installing {names} with apt-get", usual="under a minute") as current:
+        current.run(["apt-get", "update"], env=environment, timeout=300)
+        install = ["apt-get", "install", "--yes", "--no-install-recommends", *packages]
+        current.run(install, env=environment, timeout=900)
+        if still := missing():
+            raise ClusterError(f"still missing after the installation: {' '.join(still)}")
+
+
+def cni_binaries() -> str:
+    """The directory of the CNI plugins; empty if none has `ptp`."""
+    return next((directory for directory in CNI_DIRECTORIES if Path(directory, "ptp").exists()), "")
+
+
+def _which(program: str) -> str | None:
+    return shutil.which(program, path=ENVIRONMENT["PATH"])

@@ -1,0 +1,77 @@
+"""A PostgreSQL in the cluster for the tests, as a StatefulSet in the namespace `postgres`."""
+
+import base64
+import json
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from .addons import manifest
+from .progress import step
+from .provider import Provider
+
+NAMESPACE = "postgres"
+SERVICE = "svc/postgres"
+PORT = 5432
+DATABASE = "postgres"
+
+
+@dataclass(frozen=True)
+class PostgresAccess:
+    """How to reach the database.
+
+    Attributes:
+        url: for pods, as the superuser. Holds the password: not for logs or command lines.
+    """
+
+    url: str = field(repr=False)
+    password: str = field(repr=False)
+    cluster: Provider = field(repr=False)
+
+    @contextmanager
+    def from_host(self) -> Iterator[str]:
+        """A URL that works on this machine while the block runs."""
+        with self.cluster.forward(NAMESPACE, SERVICE, PORT) as (host, port):
+            yield _url(self.password, host, port)
+
+
+def deploy(cluster: Provider, image: str) -> PostgresAccess:
+    """Install PostgreSQL, or bring it to `image`, and wait until it answers.
+
+    Raises:
+        ClusterError: it does not become ready.
+    """
+    with step("PostgreSQL", usual="10 s"):
+        cluster.apply(manifest("namespace.yaml", name=NAMESPACE))
+        password = _password(cluster)
+        cluster.apply(manifest("postgres.yaml", image=image))
+        cluster.wait_rolled_out(NAMESPACE, "statefulset/postgres")
+    return PostgresAccess(_url(password, f"postgres.{NAMESPACE}.svc", PORT), password, cluster)
+
+
+def remove(cluster: Provider) -> None:
+    """Remove it and its data."""
+    with step("removing PostgreSQL"):
+        cluster.kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found", timeout=180)
+
+
+def _password(cluster: Provider) -> str:
+    """The superuser's password: of the Secret that is there, else a new one."""
+    found = cluster.kubectl("-n", NAMESPACE, "get", "secret", "postgres", "--ignore-not-found", "-o", "json")
+    if found:
+        return base64.b64decode(json.loads(found)["data"]["password"]).decode()
+    password = secrets.token_hex(16)
+    secret = {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": "postgres", "namespace": NAMESPACE},
+        "stringData": {"password": password},
+    }
+    # Through standard input: a command line can be read by others.
+    cluster.kubectl("create", "-f", "-", input=json.dumps(secret))
+    return password
+
+
+def _url(password: str, host: str, port: int) -> str:
+    return f"postgresql://postgres:{password}@{host}:{port}/{DATABASE}"

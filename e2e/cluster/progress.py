@@ -1,0 +1,118 @@
+"""Steps: what is being done, for how long already, and where its log is.
+
+A `step` is one line. On a terminal the line is redrawn every second; elsewhere (a CI log) there is a line at the
+start, one every 30 seconds and one at the end, so that silence never means "hung". Commands of a step write to the
+step's log, whose tail is shown when the step fails.
+"""
+
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import ClusterError
+from .paths import cache
+
+HEARTBEAT = 30.0
+TAIL_LINES = 15
+TAIL_WIDTH = 300
+
+
+def clock(seconds: float) -> str:
+    """Elapsed seconds as `mm:ss`."""
+    return f"{int(seconds) // 60:02d}:{int(seconds) % 60:02d}"
+
+
+def note(text: str) -> None:
+    """A line about something already in place."""
+    print(f"✓ {text}", flush=True)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step under way. `log` is the file its commands write to."""
+
+    title: str
+    log: Path
+
+    def run(
+        self,
+        argv: Sequence[str | Path],
+        *,
+        timeout: float,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+    ) -> None:
+        """Run a command, its output into the log.
+
+        Raises:
+            ClusterError: it failed, or took longer than `timeout` seconds (it is ended then).
+        """
+        program = Path(argv[0]).name
+        with self.log.open("ab") as log:
+            try:
+                done = subprocess.run(
+                    argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env, cwd=cwd, timeout=timeout
+                )
+            except subprocess.TimeoutExpired:
+                raise ClusterError(f"{program} took longer than {timeout:.0f} s and was ended") from None
+            except FileNotFoundError:
+                raise ClusterError(f"{program} is not installed") from None
+        if done.returncode != 0:
+            raise ClusterError(f"{program} ended with status {done.returncode}")
+
+    def tail(self) -> str:
+        """The log's last lines, indented."""
+        lines = self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
+        return "\n".join(f"    {line[:TAIL_WIDTH]}" for line in lines[-TAIL_LINES:])
+
+
+@contextmanager
+def step(title: str, *, usual: str = "", hint: str = "") -> Iterator[Step]:
+    """Show `title` and the time passed until the block ends.
+
+    Args:
+        usual: how long the step usually takes, for a reader who wonders whether it hangs.
+        hint: what to try when the step fails.
+
+    Raises:
+        ClusterError: raised by the block; the step's name, the tail of its log, the log's path and `hint` are added.
+    """
+    log = cache("log", re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-") + ".log")
+    log.write_bytes(b"")
+    started = time.monotonic()
+    label = f"▸ {title}" + (f" (usually {usual})" if usual else "")
+    over = threading.Event()
+    ticker = threading.Thread(target=_tick, args=(label, started, over), daemon=True)
+    ticker.start()
+    outcome = "✗"
+    try:
+        yield Step(title, log)
+        outcome = "✓"
+    except ClusterError as error:
+        current = Step(title, log)
+        parts = [f"{title}: {error}"]
+        if tail := current.tail():
+            parts += [tail, f"  whole log: {log}"]
+        if hint:
+            parts.append(f"  {hint}")
+        raise ClusterError("\n".join(parts)) from error
+    finally:
+        over.set()
+        ticker.join(timeout=5)
+        start_of_line = "\r\x1b[K" if sys.stdout.isatty() else ""
+        print(f"{start_of_line}{outcome} {title}  {clock(time.monotonic() - started)}", flush=True)
+
+
+def _tick(label: str, started: float, over: threading.Event) -> None:
+    tty = sys.stdout.isatty()
+    interval = 1.0 if tty else HEARTBEAT
+    print(label + ("…" if tty else " …"), end="" if tty else "\n", flush=True)
+    while not over.wait(interval):
+        elapsed = clock(time.monotonic() - started)
+        print(f"\r\x1b[K{label}… {elapsed}" if tty else f"{label} … {elapsed}", end="" if tty else "\n", flush=True)

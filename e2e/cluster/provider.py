@@ -1,0 +1,246 @@
+"""What every cluster offers, whoever runs it.
+
+`choose` picks, in this order: the cluster of a given `KUBECONFIG`; kind, where a Docker engine answers; a one-node
+Kubernetes built from Go modules, on Linux as root. What a provider does beyond that (install an ingress controller,
+make an image available) is the same call for all three.
+"""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import binaries
+from .errors import ClusterError
+
+NOTHING_POSSIBLE = """no cluster can be had here. Any one of these will do:
+  - set KUBECONFIG to the kubeconfig file of a cluster that may be used for tests;
+  - start a Docker engine (https://docs.docker.com/engine/install/): a kind cluster is made in it;
+  - on Linux, run as root: a one-node Kubernetes is built with Go 1.24 or later (https://go.dev/dl/)."""
+
+INGRESS_PORT = 8081
+FIELD_MANAGER = "userrealtime-e2e"
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image that was built.
+
+    Attributes:
+        name: without registry and tag, `userrealtime-relay`.
+        digest: twelve hexadecimal digits over everything it was made from. Its tag.
+        archive: the OCI or Docker archive that holds it.
+    """
+
+    name: str
+    digest: str
+    archive: Path
+
+    @property
+    def local_reference(self) -> str:
+        """The name inside the archive."""
+        return f"localhost/{self.name}:{self.digest}"
+
+
+class Provider(ABC):
+    """A cluster. `up` and `down` may be called at any time, and again."""
+
+    name: str
+
+    @property
+    @abstractmethod
+    def kubeconfig(self) -> Path:
+        """The kubeconfig file of an administrator. It exists once `up` has been called."""
+
+    @property
+    @abstractmethod
+    def ingress_url(self) -> str:
+        """Where the ingress controller answers from this machine, without a slash at the end."""
+
+    @abstractmethod
+    def up(self) -> None:
+        """Make the cluster answer, with DNS and an ingress controller (class `traefik`, the default).
+
+        Raises:
+            ClusterError: it cannot; the text says what to do.
+        """
+
+    @abstractmethod
+    def down(self) -> None:
+        """End and remove all that `up` made, and nothing else. Caches stay."""
+
+    @abstractmethod
+    def status(self) -> str:
+        """One line: whether the cluster answers."""
+
+    @abstractmethod
+    def load_image(self, image: Image) -> str:
+        """Make an image available to pods and return the reference to name in their specs.
+
+        The reference ends in the image's content hash, so that new content means a new rollout. An image already
+        there is not loaded again. Pods must not set `imagePullPolicy: Always`.
+        """
+
+    def kubectl_path(self) -> Path:
+        found = shutil.which("kubectl")
+        return Path(found) if found else binaries.kubectl()
+
+    def helm_path(self) -> Path:
+        found = shutil.which("helm")
+        return Path(found) if found else binaries.helm()
+
+    def kubectl(self, *args: str, input: str | None = None, timeout: float = 60) -> str:
+        """Run kubectl against this cluster; its output.
+
+        Raises:
+            ClusterError: with what kubectl wrote to stderr, or when `timeout` seconds have passed.
+        """
+        return run(self.kubectl_path(), *args, env=self.environment(), input=input, timeout=timeout)
+
+    def helm(self, *args: str, input: str | None = None, timeout: float = 300) -> str:
+        """Run helm against this cluster; its output. Errors as `kubectl`."""
+        return run(self.helm_path(), *args, env=self.environment(), input=input, timeout=timeout)
+
+    def apply(self, manifest: str, timeout: float = 60) -> None:
+        """Server-side apply of a YAML text."""
+        arguments = ("apply", "--server-side", "--force-conflicts", f"--field-manager={FIELD_MANAGER}", "-f", "-")
+        self.kubectl(*arguments, input=manifest, timeout=timeout)
+
+    def wait_rolled_out(self, namespace: str, workload: str, timeout: float = 180) -> None:
+        """Until `workload` (`deployment/x`) has all its pods ready; at most `timeout` seconds.
+
+        Raises:
+            ClusterError: it has not; the namespace's pods and latest events are in the text.
+        """
+        try:
+            self.kubectl(
+                "-n", namespace, "rollout", "status", workload, f"--timeout={timeout:.0f}s", timeout=timeout + 15
+            )
+        except ClusterError as error:
+            pods = self.kubectl("-n", namespace, "get", "pods", "-o", "wide")
+            events = self.kubectl("-n", namespace, "get", "events", "--sort-by=.lastTimestamp")
+            latest = "\n".join(events.splitlines()[-10:])
+            raise ClusterError(f"{error}\n{pods}{latest}") from error
+
+    def environment(self) -> dict[str, str]:
+        """The environment under which kubectl and helm mean this cluster."""
+        return {**os.environ, "KUBECONFIG": str(self.kubeconfig)}
+
+    def answers(self) -> bool:
+        """Whether the API server says it is ready."""
+        try:
+            return self.kubectl("get", "--raw", "/readyz", timeout=5).strip() == "ok"
+        except ClusterError:
+            return False
+
+    def forward(self, namespace: str, target: str, port: int) -> AbstractContextManager[tuple[str, int]]:
+        """A way from this machine to `port` of `target` (`svc/postgres`, `pod/x`), while the block runs.
+
+        Gives host and port. Through `kubectl port-forward` unless the provider knows a shorter way.
+        """
+        return port_forward(self, namespace, target, port)
+
+
+@contextmanager
+def port_forward(cluster: Provider, namespace: str, target: str, port: int) -> Iterator[tuple[str, int]]:
+    """`kubectl port-forward` for the length of the block, on a free port of 127.0.0.1."""
+    command = [str(cluster.kubectl_path()), "-n", namespace, "port-forward", "--address=127.0.0.1", target, f":{port}"]
+    with subprocess.Popen(
+        command, env=cluster.environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        try:
+            yield "127.0.0.1", _forwarded_port(process)
+        finally:
+            process.terminate()
+            try:
+                process.wait(timeout=5)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def _forwarded_port(process: "subprocess.Popen[str]", timeout: float = 15) -> int:
+    # kubectl itself gives up on a pod that is not there; the alarm is for one that says nothing at all.
+    alarm = threading.Timer(timeout, process.kill)
+    alarm.start()
+    try:
+        assert process.stdout is not None
+        first = process.stdout.readline()
+    finally:
+        alarm.cancel()
+    prefix = "Forwarding from 127.0.0.1:"
+    if not first.startswith(prefix):
+        raise ClusterError(f"kubectl port-forward: {first.strip() or f'said nothing for {timeout:.0f} s'}")
+    return int(first.removeprefix(prefix).split(" ")[0])
+
+
+def choose() -> Provider:
+    """The cluster to use here; see the module's docstring.
+
+    Raises:
+        ClusterError: none is possible; the text says what to install.
+    """
+    from .existing import ExistingCluster
+    from .kind import KindCluster, docker_answers
+    from .local import LocalCluster
+
+    if given := os.environ.get("KUBECONFIG"):
+        return ExistingCluster(Path(given))
+    if docker_answers():
+        return KindCluster()
+    if sys.platform == "linux" and os.geteuid() == 0:
+        return LocalCluster()
+    raise ClusterError(NOTHING_POSSIBLE)
+
+
+def run(
+    program: Path | str, *args: str, env: dict[str, str] | None = None, input: str | None = None, timeout: float
+) -> str:
+    """Run a program to its end; its standard output.
+
+    Raises:
+        ClusterError: it failed (with its standard error), is not there, or ran longer than `timeout` seconds.
+    """
+    name = Path(program).name
+    shown = " ".join([name, *args[:6]])
+    try:
+        done = subprocess.run(
+            [program, *args],
+            env=env,
+            input=input,
+            stdin=subprocess.DEVNULL if input is None else None,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+    except FileNotFoundError:
+        raise ClusterError(f"{name} is not installed") from None
+    except subprocess.TimeoutExpired:
+        raise ClusterError(f"`{shown}` took longer than {timeout:.0f} s") from None
+    if done.returncode != 0:
+        raise ClusterError(f"`{shown}` failed: {(done.stderr or done.stdout).strip()}")
+    return done.stdout
+
+
+def wait_http(url: str, timeout: float) -> None:
+    """Until something answers HTTP at `url` (whatever it says); at most `timeout` seconds."""
+    host, _, port = url.removeprefix("http://").split("/")[0].partition(":")
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            with socket.create_connection((host, int(port or 80)), timeout=2) as connection:
+                connection.sendall(f"GET / HTTP/1.0\r\nHost: {host}\r\n\r\n".encode())
+                if connection.recv(5) == b"HTTP/":
+                    return
+        except OSError:
+            pass
+        if time.monotonic() > deadline:
+            raise ClusterError(f"{url} does not answer after {timeout:.0f} s")
+        time.sleep(0.2)
