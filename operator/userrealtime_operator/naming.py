@@ -13,7 +13,7 @@ HASH_LENGTH = 12
 
 
 def child_name(user_id: str) -> str:
-    """The name of all of a user's objects, like `urt-alice-fpmanf7qb2xq`: a readable part, then 60 bits of SHA-256.
+    """The name of all of a user's objects, like `urt-alice-fpmansl7byak`: a readable part, then 60 bits of SHA-256.
 
     The readable part loses what a DNS label cannot hold; the hash keeps users apart that it makes equal.
     """

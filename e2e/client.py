@@ -1,0 +1,116 @@
+"""A client that behaves: it stays connected, and resumes after the last event it has."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Callable
+from types import TracebackType
+from typing import Any, Self
+
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidHandshake
+
+OPEN_TIMEOUT_S = 10
+RETRY_S = 0.2
+
+
+async def open_connection(url: str, token: str | None, *, last_event_id: int | None = None) -> ClientConnection:
+    """One connection. The token goes into the header, as servers and command-line clients send it."""
+    headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+    if last_event_id is not None:
+        headers["Last-Event-ID"] = str(last_event_id)
+    return await connect(url, additional_headers=headers, open_timeout=OPEN_TIMEOUT_S, max_size=4 << 20)
+
+
+async def receive(connection: ClientConnection, timeout: float = 20) -> dict[str, Any]:
+    """The next message."""
+    message: dict[str, Any] = json.loads(await asyncio.wait_for(connection.recv(), timeout))
+    return message
+
+
+class ResumingClient:
+    """Keeps all it was sent in `events`, over any number of connections. An async context manager."""
+
+    def __init__(self, url: str, token: str, *, on_event: Callable[[dict[str, Any]], None] | None = None) -> None:
+        self.events: list[dict[str, Any]] = []
+        self.resets: list[dict[str, Any]] = []
+        self.connections = 0
+        self._url = url
+        self._token = token
+        self._on_event = on_event
+        self._cursor: int | None = None
+        self._changed = asyncio.Condition()
+        self._task: asyncio.Task[None]
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self._run())
+        async with asyncio.timeout(60):
+            async with self._changed:
+                await self._changed.wait_for(lambda: self.connections > 0 or self._task.done())
+        if self._task.done():
+            self._task.result()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._task
+
+    @property
+    def ids(self) -> list[int]:
+        return [event["id"] for event in self.events]
+
+    async def wait_for(self, condition: Callable[[], bool], timeout: float = 60) -> None:
+        """Until `condition` holds; it is looked at whenever a message has arrived."""
+        async with asyncio.timeout(timeout), self._changed:
+            await self._changed.wait_for(condition)
+
+    async def wait_for_events(self, count: int, timeout: float = 60) -> None:
+        """Until this many events have arrived since the client began."""
+        await self.wait_for(lambda: len(self.events) >= count, timeout)
+
+    async def wait_for_more(self, count: int, timeout: float = 60) -> None:
+        """Until this many events more have arrived."""
+        await self.wait_for_events(len(self.events) + count, timeout)
+
+    async def wait_for_connections(self, count: int, timeout: float = 60) -> None:
+        """Until the client has been connected this many times."""
+        await self.wait_for(lambda: self.connections >= count, timeout)
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                connection = await open_connection(self._url, self._token, last_event_id=self._cursor)
+            except (OSError, TimeoutError, InvalidHandshake):
+                await asyncio.sleep(RETRY_S)
+                continue
+            async with connection:
+                async for message in self._messages(connection):
+                    await self._take(message)
+            await asyncio.sleep(RETRY_S)
+
+    async def _messages(self, connection: ClientConnection) -> AsyncIterator[dict[str, Any]]:
+        with contextlib.suppress(ConnectionClosed):
+            async for text in connection:
+                yield json.loads(text)
+        if connection.close_code == 1008:
+            raise PermissionError("the relay refused the token")
+
+    async def _take(self, message: dict[str, Any]) -> None:
+        async with self._changed:
+            if message["type"] == "connected":
+                self.connections += 1
+                self._cursor = message["cursor"]
+            elif message["type"] == "event":
+                self.events.append(message)
+                self._cursor = message["id"]
+                if self._on_event:
+                    self._on_event(message)
+            elif message["type"] == "reset":
+                self.resets.append(message)
+                self._cursor = message["cursor"]
+            self._changed.notify_all()

@@ -1,0 +1,53 @@
+"""The installed system, once for all scenarios. It stays up afterwards; `make down` removes it."""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+from collections.abc import AsyncIterator, Callable, Iterator
+
+import asyncpg
+import pytest
+
+from .cluster import choose
+from .system import System, install
+
+# Resources of one run are told from those of another, and from the first user of `make up`.
+RUN = secrets.token_hex(3)
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def system() -> System:
+    return install(choose())
+
+
+@pytest.fixture(scope="session")
+def database_url(system: System) -> Iterator[str]:
+    """The database, as reached from this machine."""
+    with system.database.from_host() as url:
+        yield url
+
+
+@pytest.fixture
+async def database(database_url: str) -> AsyncIterator[asyncpg.Connection]:
+    connection = await asyncpg.connect(database_url, timeout=10)
+    yield connection
+    await connection.close(timeout=5)
+
+
+@pytest.fixture
+def users(system: System) -> Iterator[Callable[..., str]]:
+    """Makes users that are Ready and gives the name of each; removes them all at the end."""
+    made: list[str] = []
+
+    def make(label: str = "user", **spec: object) -> str:
+        name = f"{label}-{RUN}-{next(_numbers)}"
+        made.append(name)
+        system.apply_user(name, **spec)
+        system.wait_ready(name)
+        return name
+
+    yield make
+    for name in made:
+        system.delete_user(name)

@@ -1,0 +1,174 @@
+"""userrealtime as installed on a cluster: the chart, its users, and their tokens. For `make up` and the scenarios.
+
+Blocking calls, each with a time limit; call them through `asyncio.to_thread` where something else must go on.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import jwt
+
+from .cluster import ClusterError, Provider, images, postgres
+from .cluster.postgres import PostgresAccess
+from .cluster.progress import step
+
+ROOT = Path(__file__).parents[1]
+CHART = ROOT / "charts" / "userrealtime"
+RELEASE = "userrealtime"
+OPERATOR_NAMESPACE = "userrealtime"
+USERS_NAMESPACE = "users"
+DATABASE_SECRET = "userrealtime-database"
+TOKEN_LIFETIME_S = 12 * 3600
+
+NAMESPACES = f"""
+apiVersion: v1
+kind: Namespace
+metadata:
+  name: {OPERATOR_NAMESPACE}
+  labels: {{pod-security.kubernetes.io/enforce: restricted}}
+---
+apiVersion: v1
+kind: Namespace
+metadata:
+  name: {USERS_NAMESPACE}
+  labels: {{pod-security.kubernetes.io/enforce: restricted}}
+"""
+
+
+@dataclass(frozen=True)
+class System:
+    """An installed userrealtime. `values` are those of the chart."""
+
+    cluster: Provider
+    database: PostgresAccess
+    values: dict[str, Any]
+
+    def apply_user(self, name: str, **spec: Any) -> None:
+        """Apply a UserRealtime; without a `userId`, the user is called as the resource."""
+        resource = {
+            "apiVersion": "userrealtime.dev/v1alpha1",
+            "kind": "UserRealtime",
+            "metadata": {"name": name, "namespace": USERS_NAMESPACE},
+            "spec": {"userId": name, **spec},
+        }
+        self.cluster.apply(json.dumps(resource))
+
+    def delete_user(self, name: str) -> None:
+        """Delete a UserRealtime and wait until it is gone."""
+        self.kubectl("delete", "urt", name, "--ignore-not-found", "--timeout=60s", timeout=90)
+
+    def kubectl(self, *arguments: str, timeout: float = 60) -> str:
+        """kubectl in the namespace of the users."""
+        return self.cluster.kubectl("-n", USERS_NAMESPACE, *arguments, timeout=timeout)
+
+    def get(self, kind: str, name: str) -> dict[str, Any]:
+        """An object of the users' namespace."""
+        found: dict[str, Any] = json.loads(self.kubectl("get", kind, name, "-o", "json"))
+        return found
+
+    def wait_ready(self, name: str, timeout: float = 90) -> dict[str, Any]:
+        """The resource, once it is Ready for its present spec.
+
+        Raises:
+            ClusterError: after `timeout` seconds, with what the resource and its pod say.
+        """
+        deadline = time.monotonic() + timeout
+        while True:
+            found = self.get("urt", name)
+            status = found.get("status", {})
+            conditions = {condition["type"]: condition for condition in status.get("conditions", [])}
+            if (
+                status.get("observedGeneration") == found["metadata"]["generation"]
+                and conditions.get("Ready", {}).get("status") == "True"
+                and conditions.get("Progressing", {}).get("status") == "False"
+            ):
+                return found
+            if time.monotonic() > deadline:
+                pods = self.kubectl("describe", "pods", "-l", f"app.kubernetes.io/instance={status.get('name')}")
+                raise ClusterError(f"{name} is not ready after {timeout:.0f} s: {json.dumps(status, indent=2)}\n{pods}")
+            time.sleep(0.2)
+
+    def websocket_url(self, name: str) -> str:
+        """Where a client of this user connects, through the ingress."""
+        url: str = self.get("urt", name)["status"]["url"]
+        return url.replace("http", "ws", 1) + "/ws"
+
+    def token(self, name: str, **claims: Any) -> str:
+        """A token of this user, as a signup flow would make it; `claims` are added or replaced."""
+        resource = self.get("urt", name)
+        reference = resource["status"]["tokenSecret"]
+        secret = self.get("secret", reference["name"])
+        key = base64.b64decode(secret["data"][reference["key"]]).decode()
+        payload = {"sub": resource["spec"]["userId"], "exp": int(time.time()) + TOKEN_LIFETIME_S, **claims}
+        return jwt.encode(payload, key, algorithm="HS256")
+
+    def restart_postgres(self) -> None:
+        """End the server as a crash would, and wait until its container has restarted and answers."""
+        postgres = ("-n", "postgres")
+        ready = "jsonpath={.status.containerStatuses[0].restartCount} {.status.containerStatuses[0].ready}"
+        restarts = int(self.cluster.kubectl(*postgres, "get", "pod", "postgres-0", "-o", ready).split()[0])
+        self.cluster.kubectl(*postgres, "exec", "postgres-0", "--", "sh", "-c", "kill -QUIT 1")
+        deadline = time.monotonic() + 120
+        while True:
+            count, up = self.cluster.kubectl(*postgres, "get", "pod", "postgres-0", "-o", ready).split()
+            if int(count) > restarts and up == "true":
+                return
+            if time.monotonic() > deadline:
+                raise ClusterError("PostgreSQL did not come back within 120 s")
+            time.sleep(0.2)
+
+
+def values_for(cluster: Provider, references: dict[str, str]) -> dict[str, Any]:
+    """The chart's values for a cluster and the images as it knows them."""
+
+    def image(name: str) -> dict[str, str]:
+        repository, _, tag = references[name].rpartition(":")
+        return {"repository": repository, "tag": tag}
+
+    ingress = urlsplit(cluster.ingress_url)
+    port = f":{ingress.port}" if ingress.port else ""
+    # A host that is an IP address is no valid host of an Ingress.
+    host = "localhost" if ingress.hostname == "127.0.0.1" else ingress.hostname
+    return {
+        "database": {"existingSecret": {"name": DATABASE_SECRET}},
+        "namespaces": [USERS_NAMESPACE],
+        "operator": {"image": image("userrealtime-operator")},
+        "relay": {"image": image("userrealtime-relay")},
+        "route": {"url": f"{ingress.scheme}://{host}{port}/{{name}}"},
+    }
+
+
+def install(cluster: Provider) -> System:
+    """Bring up the cluster and install everything on it, or bring what is there up to date."""
+    cluster.up()
+    references = images.load(cluster)
+    database = postgres.deploy(cluster, references["userrealtime-postgres"])
+    system = System(cluster, database, values_for(cluster, references))
+    with step("userrealtime", usual="15 s", hint="look at the pods of the namespace userrealtime"):
+        cluster.apply(NAMESPACES)
+        secret = {
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": {"name": DATABASE_SECRET, "namespace": OPERATOR_NAMESPACE},
+            "stringData": {"DATABASE_URL": database.url},
+        }
+        cluster.apply(json.dumps(secret))
+        upgrade(system, system.values)
+    return system
+
+
+def upgrade(system: System, values: dict[str, Any]) -> None:
+    """Install the chart, or upgrade it, with these values (JSON is YAML); waits for the operator."""
+    system.cluster.helm(
+        *("upgrade", "--install", RELEASE, str(CHART), "--namespace", OPERATOR_NAMESPACE),
+        *("--values", "-", "--wait", "--timeout", "180s"),
+        input=json.dumps(values),
+        timeout=240,
+    )

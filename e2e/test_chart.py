@@ -1,0 +1,110 @@
+"""The chart: well-formed, accepted by the real API server, with no right that is not used."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import yaml
+
+from .cluster import ClusterError
+from .system import CHART, OPERATOR_NAMESPACE, RELEASE, USERS_NAMESPACE, System
+
+DATABASE = {"database": {"url": "postgresql://user:password@host/database"}}
+# Every value other than its default, so that every branch of the templates is rendered.
+EVERYTHING: dict[str, Any] = {
+    "database": {"existingSecret": {"name": "other", "key": "URL"}},
+    "namespaces": [USERS_NAMESPACE, OPERATOR_NAMESPACE],
+    "operator": {
+        "image": {"repository": "a/operator", "tag": "2", "pullPolicy": "Always"},
+        "logLevel": "debug",
+        "resources": {"limits": {"memory": "1Gi"}},
+        "nodeSelector": {"a": "b"},
+        "tolerations": [{"operator": "Exists"}],
+        "affinity": {"nodeAffinity": {}},
+        "podAnnotations": {"a": "b"},
+    },
+    "relay": {"image": {"repository": "a/relay", "tag": "2"}, "resources": {"limits": {"memory": "64Mi"}}},
+    "route": {
+        "url": "https://{name}.example.com",
+        "className": "traefik",
+        "annotations": {"a": "b"},
+        "tlsSecretName": "wildcard",
+    },
+    "migration": {"waitSeconds": 5},
+    "crds": {"keep": True},
+    "imagePullSecrets": ["registry"],
+}
+
+
+def render(system: System, values: dict[str, Any]) -> str:
+    return system.cluster.helm(
+        "template", "other", str(CHART), "--namespace", OPERATOR_NAMESPACE, "--values", "-", input=json.dumps(values)
+    )
+
+
+def test_lint(system: System) -> None:
+    for values in (DATABASE, EVERYTHING):
+        system.cluster.helm("lint", str(CHART), "--strict", "--values", "-", input=json.dumps(values))
+
+
+@pytest.mark.parametrize("values", [DATABASE, EVERYTHING], ids=["defaults", "everything"])
+def test_the_api_server_accepts_every_object(system: System, values: dict[str, Any]) -> None:
+    """A server-side dry run, strict about unknown fields."""
+    # The CRD is the running release's own, and a dry run may not take it over.
+    rendered = render(system, {**values, "crds": {"enabled": False}})
+    kinds = {item["kind"] for item in yaml.safe_load_all(rendered) if item}
+    assert {"Deployment", "Role", "RoleBinding", "ServiceAccount", "ConfigMap", "Job"} <= kinds
+    system.cluster.kubectl(
+        *("-n", OPERATOR_NAMESPACE, "create", "--dry-run=server", "--validate=strict", "-f", "-"), input=rendered
+    )
+
+
+def test_the_crd_is_the_projects_own(system: System) -> None:
+    rendered = render(system, EVERYTHING)
+    crd = next(item for item in yaml.safe_load_all(rendered) if item and item["kind"] == "CustomResourceDefinition")
+    assert crd["metadata"].pop("annotations") == {"helm.sh/resource-policy": "keep"}
+    assert crd == yaml.safe_load((CHART.parents[1] / "crds" / "userrealtimes.yaml").read_text())
+
+
+@pytest.mark.parametrize(
+    ("values", "complaint"),
+    [
+        ({}, "/database"),
+        ({**DATABASE, "route": {"url": "http://localhost/"}}, "/route/url"),
+        ({**DATABASE, "databse": {}}, "databse"),
+        ({"database": {"url": "mysql://x"}}, "/database/url"),
+    ],
+)
+def test_bad_values_are_refused_by_name(system: System, values: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ClusterError, match=complaint):
+        render(system, values)
+
+
+@pytest.mark.parametrize(
+    ("verb", "resource", "namespace", "allowed"),
+    [
+        ("patch", "deployments.apps", USERS_NAMESPACE, True),
+        ("patch", "userrealtimes.userrealtime.dev/status", USERS_NAMESPACE, True),
+        ("patch", "userrealtimes.userrealtime.dev", USERS_NAMESPACE, False),
+        ("get", "pods", USERS_NAMESPACE, False),
+        ("create", "pods/exec", USERS_NAMESPACE, False),
+        ("get", "secrets", OPERATOR_NAMESPACE, False),
+        ("get", "secrets", "kube-system", False),
+        ("create", "rolebindings.rbac.authorization.k8s.io", USERS_NAMESPACE, False),
+        ("list", "namespaces", "", False),
+        ("list", "customresourcedefinitions.apiextensions.k8s.io", "", False),
+    ],
+)
+def test_the_operators_rights(system: System, verb: str, resource: str, namespace: str, allowed: bool) -> None:
+    account = f"system:serviceaccount:{OPERATOR_NAMESPACE}:{RELEASE}"
+    plural, _, subresource = resource.partition("/")
+    command = ["auth", "can-i", verb, plural, f"--as={account}"]
+    command += [f"--namespace={namespace}"] if namespace else []
+    command += [f"--subresource={subresource}"] if subresource else []
+    try:
+        answer = system.cluster.kubectl(*command).strip()
+    except ClusterError as error:  # kubectl ends with 1 when the answer is no
+        answer = "no" if str(error).strip().endswith("no") else str(error)
+    assert answer == ("yes" if allowed else "no")

@@ -1,0 +1,88 @@
+"""From a row in an application's table to the right user's client, through the ingress."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+import asyncpg
+import pytest
+from websockets.exceptions import ConnectionClosed
+
+from .client import ResumingClient, open_connection, receive
+from .system import System
+
+MakeUser = Callable[..., str]
+
+
+async def test_a_row_reaches_its_user_and_nobody_else(
+    system: System, users: MakeUser, database: asyncpg.Connection
+) -> None:
+    alice, bob = users("alice"), users("bob")
+    await database.execute(
+        """
+        create temporary table notes (id int, owner text, body text);
+        create trigger publish_notes after insert or update or delete on notes
+            for each row execute function userrealtime.capture('owner', 'note');
+        """
+    )
+    async with (
+        ResumingClient(system.websocket_url(alice), system.token(alice)) as alices,
+        ResumingClient(system.websocket_url(bob), system.token(bob)) as bobs,
+    ):
+        await database.execute("insert into notes values (1, $1, 'for alice'), (2, $2, 'for bob')", alice, bob)
+        await database.execute("update notes set body = 'for alice again' where id = 1")
+        await alices.wait_for_events(2)
+        await bobs.wait_for_events(1)
+        # The last word is bob's: had anything of alice's gone astray, it would have come before.
+        await database.execute("select userrealtime.publish($1, 'end')", bob)
+        await bobs.wait_for_events(2)
+    assert [(event["id"], event["event"], event["data"]) for event in alices.events] == [
+        (1, "note.insert", {"id": 1, "owner": alice, "body": "for alice"}),
+        (2, "note.update", {"id": 1, "owner": alice, "body": "for alice again"}),
+    ]
+    assert [(event["id"], event["event"]) for event in bobs.events] == [(1, "note.insert"), (2, "end")]
+    assert bobs.events[0]["data"]["owner"] == bob
+
+
+async def test_tokens(system: System, users: MakeUser) -> None:
+    alice, bob = users("alice"), users("bob")
+    url = system.websocket_url(alice)
+    good = system.token(alice)
+    refused = {
+        "bob's": system.token(bob),
+        "alice's, signed for bob": system.token(alice, sub=bob),
+        "bob's, claiming to be alice's": system.token(bob, sub=alice),
+        "expired": system.token(alice, exp=int(time.time()) - 60),
+        "without an end": good.rsplit(".", 1)[0] + ".",
+        "no token at all": "x",
+    }
+    for what, token in refused.items():
+        connection = await open_connection(url, token)
+        with pytest.raises(ConnectionClosed):
+            await receive(connection)
+        assert (connection.close_code, connection.close_reason) == (1008, "Unauthorized"), what
+
+    silent = await open_connection(url, None)
+    with pytest.raises(ConnectionClosed):
+        await receive(silent)
+    assert (silent.close_code, silent.close_reason) == (1008, "Unauthorized")
+
+    accepted = await open_connection(url, good)
+    greeting = await receive(accepted)
+    await accepted.close()
+    assert (greeting["type"], greeting["userId"]) == ("connected", alice)
+
+
+async def test_a_client_that_was_away_gets_what_it_missed(
+    system: System, users: MakeUser, database: asyncpg.Connection
+) -> None:
+    alice = users("alice")
+    await database.execute("select userrealtime.publish($1, 'x') from generate_series(1, 3000)", alice)
+    async with asyncio.timeout(60):
+        connection = await open_connection(system.websocket_url(alice), system.token(alice), last_event_id=0)
+        assert (await receive(connection))["type"] == "connected"
+        ids = [(await receive(connection))["id"] for _ in range(3000)]
+        await connection.close()
+    assert ids == list(range(1, 3001))

@@ -1,0 +1,162 @@
+"""Things break while events flow. Every client has every event once, in order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+
+import asyncpg
+
+from .client import ResumingClient
+from .cluster import ClusterError
+from .system import OPERATOR_NAMESPACE, RELEASE, System
+
+MakeUser = Callable[..., str]
+PUBLISH_INTERVAL_S = 0.01
+
+
+class Publisher:
+    """Publishes numbered events until stopped. What it counts has been committed."""
+
+    def __init__(self, url: str, user: str) -> None:
+        self.attempted = 0
+        self.committed: list[int] = []
+        self._url, self._user = url, user
+
+    async def run(self) -> None:
+        connection: asyncpg.Connection | None = None
+        while True:
+            try:
+                if connection is None or connection.is_closed():
+                    connection = await asyncpg.connect(self._url, timeout=5, command_timeout=5)
+                self.attempted += 1
+                await connection.execute(
+                    "select userrealtime.publish($1, 'tick', jsonb_build_object('number', $2::int))",
+                    self._user,
+                    self.attempted,
+                )
+                self.committed.append(self.attempted)
+            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                if connection is not None:
+                    connection.terminate()
+                connection = None
+                await asyncio.sleep(0.1)
+            await asyncio.sleep(PUBLISH_INTERVAL_S)
+
+
+@contextlib.asynccontextmanager
+async def publishing(url: str, user: str) -> AsyncIterator[Publisher]:
+    publisher = Publisher(url, user)
+    task = asyncio.create_task(publisher.run())
+    try:
+        yield publisher
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def assert_all_arrived(client: ResumingClient, publisher: Publisher, database_url: str, user: str) -> None:
+    """The log is the truth; what was committed is in it, and the client has all of it, once, in order."""
+    database = await asyncpg.connect(database_url, timeout=10)
+    try:
+        rows = await database.fetch(
+            "select id, (data->>'number')::int as number from userrealtime.event where user_id = $1 order by id", user
+        )
+    finally:
+        await database.close()
+    await client.wait_for(lambda: bool(client.ids) and client.ids[-1] == rows[-1]["id"])
+    assert client.ids == [row["id"] for row in rows] == list(range(1, len(rows) + 1))
+    assert [event["data"]["number"] for event in client.events] == [row["number"] for row in rows]
+    assert set(publisher.committed) <= {row["number"] for row in rows}
+    assert client.resets == []
+
+
+async def test_the_relays_pod_is_killed_twice(system: System, users: MakeUser, database_url: str) -> None:
+    alice = users("alice")
+    selector = f"app.kubernetes.io/instance={system.get('urt', alice)['status']['name']}"
+    async with ResumingClient(system.websocket_url(alice), system.token(alice)) as client:
+        async with publishing(database_url, alice) as publisher:
+            for life in (1, 2):
+                await client.wait_for_more(50)
+                await asyncio.to_thread(system.kubectl, "delete", "pod", "-l", selector, "--now", "--wait=false")
+                await client.wait_for_connections(life + 1, timeout=90)
+            await client.wait_for_more(50)
+        await assert_all_arrived(client, publisher, database_url, alice)
+
+
+async def test_a_changed_spec_rolls_out_under_a_connected_client(
+    system: System, users: MakeUser, database_url: str
+) -> None:
+    alice = users("alice")
+    async with ResumingClient(system.websocket_url(alice), system.token(alice)) as client:
+        async with publishing(database_url, alice) as publisher:
+            await client.wait_for_more(50)
+            await asyncio.to_thread(system.apply_user, alice, limits={"connections": 7})
+            await asyncio.to_thread(system.wait_ready, alice)
+            await client.wait_for_connections(2, timeout=90)
+            await client.wait_for_more(50)
+        await assert_all_arrived(client, publisher, database_url, alice)
+
+
+async def test_postgres_is_restarted(system: System, users: MakeUser, database_url: str) -> None:
+    alice = users("alice")
+    async with ResumingClient(system.websocket_url(alice), system.token(alice)) as client:
+        async with publishing(database_url, alice) as publisher:
+            await client.wait_for_more(50)
+            await asyncio.to_thread(system.restart_postgres)
+            await client.wait_for_more(50, timeout=120)
+        await assert_all_arrived(client, publisher, database_url, alice)
+
+
+async def test_the_operator_is_away_while_children_vanish(system: System, users: MakeUser, database_url: str) -> None:
+    """What is deleted and edited meanwhile is put right on its return, and clients of others notice nothing."""
+    alice, bob = users("alice"), users("bob")
+    name = system.get("urt", alice)["status"]["name"]
+    secret = system.get("secret", name)["data"]
+    async with ResumingClient(system.websocket_url(bob), system.token(bob)) as client:
+        async with publishing(database_url, bob) as publisher:
+            operator = ("-n", OPERATOR_NAMESPACE, "scale", f"deployment/{RELEASE}")
+            await asyncio.to_thread(system.cluster.kubectl, *operator, "--replicas=0")
+            pods = ("-n", OPERATOR_NAMESPACE, "wait", "--for=delete", "pod", "--timeout=60s")
+            await asyncio.to_thread(
+                system.cluster.kubectl, *pods, "-l", "app.kubernetes.io/name=userrealtime-operator", timeout=90
+            )
+            try:
+                for kind in ("deployment", "ingress"):
+                    await asyncio.to_thread(system.kubectl, "delete", kind, name, "--timeout=60s", timeout=90)
+                patch = '{"spec": {"selector": {"app": "nobody"}}}'
+                await asyncio.to_thread(system.kubectl, "patch", "service", name, "--type=merge", "-p", patch)
+            finally:
+                await asyncio.to_thread(system.cluster.kubectl, *operator, "--replicas=1")
+
+            def mended() -> bool:
+                try:
+                    service = system.get("service", name)
+                    system.get("ingress", name)
+                    system.get("deployment", name)
+                except ClusterError:
+                    return False
+                return bool(
+                    service["spec"]["selector"]
+                    == {"app.kubernetes.io/name": "userrealtime-relay", "app.kubernetes.io/instance": name}
+                )
+
+            await wait_until(mended)
+            await asyncio.to_thread(system.wait_ready, alice)
+        await assert_all_arrived(client, publisher, database_url, bob)
+        assert client.connections == 1
+    assert system.get("secret", name)["data"] == secret
+    async with ResumingClient(system.websocket_url(alice), system.token(alice)) as client:
+        database = await asyncpg.connect(database_url, timeout=10)
+        await database.execute("select userrealtime.publish($1, 'again')", alice)
+        await database.close()
+        await client.wait_for_events(1)
+        assert client.ids == [1]
+
+
+async def wait_until(condition: Callable[[], bool], timeout: float = 90) -> None:
+    """Until a blocking question is answered with yes."""
+    async with asyncio.timeout(timeout):
+        while not await asyncio.to_thread(condition):
+            await asyncio.sleep(0.2)

@@ -1,0 +1,204 @@
+"""A resource's life: refused when wrong, kept right, and gone without a trace."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import asyncpg
+import pytest
+
+from .client import ResumingClient
+from .cluster import ClusterError
+from .system import System
+
+MakeUser = Callable[..., str]
+CHILDREN = "deployments,services,secrets,ingresses,replicasets,pods"
+TIMEOUT_S = 60.0
+
+
+def eventually(condition: Callable[[], bool], what: str) -> None:
+    """Until `condition` holds, at most TIMEOUT_S; cluster errors count as no."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while True:
+        try:
+            if condition():
+                return
+            problem = ""
+        except ClusterError as error:
+            problem = str(error)
+        if time.monotonic() > deadline:
+            pytest.fail(f"after {TIMEOUT_S:.0f} s, not: {what} {problem}")
+        time.sleep(0.2)
+
+
+@pytest.mark.parametrize(
+    ("spec", "complaint"),
+    [
+        ({"userId": ""}, "spec.userId"),
+        ({"userId": "a\nb"}, "userId must not contain control characters"),
+        ({"userId": "x" * 254}, "spec.userId"),
+        ({"limits": {"connections": 0}}, "spec.limits.connections"),
+        ({"limits": {"messageBytes": 10}}, "spec.limits.messageBytes"),
+        ({"route": {"url": "nowhere"}}, r"url must be http\(s\)://host"),
+        ({"relay": {"resources": {"limits": {"memory": "a lot"}}}}, "spec.relay.resources.limits.memory"),
+    ],
+)
+def test_a_bad_spec_is_refused_at_apply_time_and_its_field_named(
+    system: System, spec: dict[str, Any], complaint: str
+) -> None:
+    with pytest.raises(ClusterError, match=complaint):
+        system.apply_user("never-made", **spec)
+
+
+def test_the_user_of_a_resource_cannot_be_changed(system: System, users: MakeUser) -> None:
+    name = users()
+    with pytest.raises(ClusterError, match="userId cannot be changed"):
+        system.apply_user(name, userId="somebody-else")
+
+
+async def test_user_ids_of_any_shape(system: System, users: MakeUser, database: asyncpg.Connection) -> None:
+    run = time.time_ns()
+    user_ids = [f"Ann.Lee+{run}@Example.com", f"ann.lee+{run}@example.com", f"{run}{'x' * 181}", f"Jörg {run} 🙂"]
+    names = [users("shape", userId=user_id) for user_id in user_ids]
+    assert len({system.get("urt", name)["status"]["name"] for name in names}) == len(user_ids)
+    for name, user_id in zip(names, user_ids, strict=True):
+        async with ResumingClient(system.websocket_url(name), system.token(name)) as client:
+            await database.execute("select userrealtime.publish($1, 'x')", user_id)
+            await client.wait_for_events(1)
+            assert client.ids == [1]
+
+
+def test_the_status_tells_people_and_tools(system: System, users: MakeUser) -> None:
+    name = users()
+    resource = system.get("urt", name)
+    status = resource["status"]
+    assert status["observedGeneration"] == resource["metadata"]["generation"]
+    assert {(c["type"], c["status"]) for c in status["conditions"]} == {
+        ("Ready", "True"),
+        ("Progressing", "False"),
+        ("DatabaseReady", "True"),
+    }
+    assert status["url"].endswith(f"/{status['name']}")
+    row = system.kubectl("get", "urt", name).splitlines()
+    assert row[0].split() == ["NAME", "USER", "READY", "URL", "AGE"]
+    assert row[1].split()[:4] == [name, name, "True", status["url"]]
+    system.kubectl("wait", "--for=condition=Ready", f"urt/{name}", "--timeout=5s")
+
+
+@pytest.mark.parametrize("kind", ["deployment", "service", "secret", "ingress"])
+def test_a_deleted_child_comes_back(system: System, users: MakeUser, kind: str) -> None:
+    user = users()
+    name = system.get("urt", user)["status"]["name"]
+    before = system.get(kind, name)["metadata"]["uid"]
+    system.kubectl("delete", kind, name, "--timeout=60s", timeout=90)
+    eventually(lambda: system.get(kind, name)["metadata"]["uid"] != before, f"another {kind}")
+    system.wait_ready(user)
+
+
+@pytest.mark.parametrize(
+    ("kind", "patch"),
+    [
+        ("deployment", {"spec": {"template": {"spec": {"automountServiceAccountToken": True}}}}),
+        ("deployment", {"spec": {"replicas": 3}}),
+        ("deployment", {"metadata": {"ownerReferences": None}}),
+        ("service", {"spec": {"selector": {"app.kubernetes.io/instance": "other"}}}),
+        ("ingress", {"spec": {"rules": [{"host": "elsewhere.example.com"}]}}),
+        ("secret", {"data": {"DATABASE_URL": "eA=="}}),
+    ],
+)
+def test_an_edited_child_is_put_right(system: System, users: MakeUser, kind: str, patch: dict[str, Any]) -> None:
+    user = users()
+    name = system.get("urt", user)["status"]["name"]
+    before = essence(system.get(kind, name))
+    system.kubectl("patch", kind, name, "--type=merge", "-p", json.dumps(patch))
+    eventually(lambda: essence(system.get(kind, name)) == before, f"the {kind} as it was")
+
+
+def essence(item: dict[str, Any]) -> dict[str, Any]:
+    """What somebody could have edited."""
+    metadata = item["metadata"]
+    annotations = {key: value for key, value in metadata["annotations"].items() if "deployment.kubernetes" not in key}
+    return {
+        "metadata": {"labels": metadata["labels"], "annotations": annotations, "owner": metadata["ownerReferences"]},
+        **{key: value for key, value in item.items() if key in ("spec", "data", "type")},
+    }
+
+
+def test_a_changed_spec_rolls_out(system: System, users: MakeUser) -> None:
+    user = users()
+    name = system.get("urt", user)["status"]["name"]
+    system.apply_user(user, limits={"connections": 7})
+    system.wait_ready(user)
+    pods = json.loads(system.kubectl("get", "pods", "-l", f"app.kubernetes.io/instance={name}", "-o", "json"))["items"]
+    running = [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
+    environment = {entry["name"]: entry.get("value") for entry in running[0]["spec"]["containers"][0]["env"]}
+    assert (len(running), environment["MAX_CONNECTIONS"]) == (1, "7")
+
+
+def test_a_route_switched_off_and_on(system: System, users: MakeUser) -> None:
+    user = users()
+    name = system.get("urt", user)["status"]["name"]
+    system.apply_user(user, route={"enabled": False})
+    eventually(lambda: name not in system.kubectl("get", "ingress", "-o", "name"), "no ingress")
+    eventually(lambda: "url" not in system.get("urt", user)["status"], "no URL")
+    system.apply_user(user)
+    eventually(lambda: name in system.kubectl("get", "ingress", "-o", "name"), "an ingress")
+
+
+def test_the_second_resource_of_a_user_says_so(system: System, users: MakeUser) -> None:
+    first = users()
+    second = f"{first}-again"
+    try:
+        system.apply_user(second, userId=first)
+
+        def reason() -> str:
+            conditions = system.get("urt", second).get("status", {}).get("conditions", [])
+            return next((c["reason"] for c in conditions if c["type"] == "Ready"), "")
+
+        eventually(lambda: reason() == "DuplicateUserId", "the reason DuplicateUserId")
+        system.wait_ready(first)
+    finally:
+        system.delete_user(second)
+
+
+async def test_deletion_leaves_nothing_in_kubernetes_and_postgres(
+    system: System, users: MakeUser, database: asyncpg.Connection
+) -> None:
+    gone, stays = users("gone"), users("stays")
+    name = system.get("urt", gone)["status"]["name"]
+    for user in (gone, stays):
+        async with ResumingClient(system.websocket_url(user), system.token(user)) as client:
+            await database.execute("select userrealtime.publish($1, 'x') from generate_series(1, 100)", user)
+            await client.wait_for_events(100)
+
+    pod_ips = {user: await asyncio.to_thread(pod_addresses, system, user) for user in (gone, stays)}
+
+    async def traces(user: str) -> dict[str, int]:
+        found = {
+            table: await database.fetchval(f"select count(*) from userrealtime.{table} where user_id = $1", user)
+            for table in ("registration", "log", "event")
+        }
+        found["connections"] = await database.fetchval(
+            "select count(*) from pg_stat_activity where host(client_addr) = any ($1)", pod_ips[user]
+        )
+        return found
+
+    there = {"registration": 1, "log": 1, "event": 100, "connections": 1}
+    assert await traces(gone) == await traces(stays) == there
+    await asyncio.to_thread(system.delete_user, gone)
+    left = ("get", CHILDREN, "-l", f"app.kubernetes.io/instance={name}", "-o", "name")
+    await asyncio.to_thread(eventually, lambda: not system.kubectl(*left).strip(), "no child left")
+    async with asyncio.timeout(TIMEOUT_S):
+        while any((await traces(gone)).values()):
+            await asyncio.sleep(0.2)
+    assert await traces(stays) == there
+
+
+def pod_addresses(system: System, user: str) -> list[str]:
+    """The addresses of a user's pods."""
+    selector = f"app.kubernetes.io/instance={system.get('urt', user)['status']['name']}"
+    return system.kubectl("get", "pods", "-l", selector, "-o", "jsonpath={.items[*].status.podIP}").split()
