@@ -142,13 +142,11 @@ class LocalCluster(Provider):
             with step("making certificates"):
                 pki.make(secrets, IDENTITIES)
         for path, content in files(packages.cni_binaries()).items():
-            target = _on_host(path)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_text(content)
+            _write(_on_host(path), content)
         for client in CLIENTS:
             _write_kubeconfig(_on_host(f"/var/lib/kubernetes/{client}.kubeconfig"), secrets, client)
         _write_kubeconfig(self.kubeconfig, secrets, "admin")
-        SPEC.write_text(spec.to_json())
+        _write(SPEC, spec.to_json())
 
     def _start_node(self, spec: NodeSpec) -> None:
         """Start the node unless one with this very specification runs."""
@@ -164,8 +162,11 @@ class LocalCluster(Provider):
         _until(lambda: not processes() and not _interface_exists(), "an earlier node to end", DOWN_LIMIT)
         with step("starting the node"), _ingress_socket() as listener:
             _refuse_overlapping_routes()
+            # Groups of containers that are no more hold the kubelet up for seconds each.
+            for group in cgroups():
+                _remove_cgroup(group)
             for root in cgroup_roots():
-                (root / CGROUP).mkdir(exist_ok=True)
+                (root / CGROUP).mkdir()
             _spawn_node(listener, version)
 
     def _wait_ready(self) -> None:
@@ -213,8 +214,17 @@ def _on_host(path: str) -> Path:
 
 
 def _write_kubeconfig(path: Path, secrets: Path, name: str) -> None:
+    text = pki.kubeconfig(API_SERVER, secrets / "ca.crt", secrets / f"{name}.crt", secrets / f"{name}.key")
+    _write(path, text)
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file for root alone, unless it says so already: components restart when their files are touched."""
+    if path.exists() and path.read_text() == text:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.touch(mode=0o600)
-    path.write_text(pki.kubeconfig(API_SERVER, secrets / "ca.crt", secrets / f"{name}.crt", secrets / f"{name}.key"))
+    path.write_text(text)
 
 
 def _static_image(reference: str, binary: Path) -> tuple[str, Path]:

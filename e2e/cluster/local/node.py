@@ -2,8 +2,9 @@
 
 Started by `unshare` as process 1 of its own namespaces: `python -m e2e.cluster.local.node SPEC FD`, FD being the
 listening socket of the ingress. It says `ready` on its standard output, waits for a line on its standard input (by
-then its interface is there), sets up the inside of the node, starts the components in order and from then on restarts
-each one that ends. Being process 1 it also reaps what the containers leave, and its end is the end of every process in the node.
+then its interface is there), sets up the inside of the node, starts the components in order and from then on
+restarts each one that ends. Being process 1 it also reaps what the containers leave, and its end is the end of every
+process in the node.
 """
 
 import fcntl
