@@ -36,7 +36,7 @@ def deployment(generation: int = 1, conditions: dict[str, tuple[str, str]] | Non
     }
 
 
-ARRIVED = {"replicas": 1, "updatedReplicas": 1, "availableReplicas": 1}
+ARRIVED: dict[str, Any] = {"replicas": 1, "updatedReplicas": 1, "availableReplicas": 1}
 
 
 @pytest.mark.parametrize(
