@@ -10,9 +10,9 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from http import HTTPStatus
-from typing import Final
+from typing import Final, Self
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -21,6 +21,7 @@ from starlette.types import Receive, Scope, Send
 
 from .config import Config
 from .metrics import CONTENT_TYPE, Metrics
+from .signals import Signal
 from .signals.listen import listen as notify
 from .tail import Tail
 from .transports.http import listen
@@ -32,58 +33,87 @@ PROBE_TIMEOUT: Final = 5
 _logger = logging.getLogger(__name__)
 
 
+class Relay:
+    """The relay's parts, put together. A context manager: inside, it serves; leaving it ends everything at once.
+
+    Entering raises OSError if a port cannot be had.
+    """
+
+    def __init__(self, config: Config, signal: Signal = notify) -> None:
+        self._config = config
+        self.metrics = Metrics()
+        self.tail = Tail(config, signal, self.metrics)
+        self._websockets = WebSockets(config, self.tail, self.metrics)
+        self._draining = False
+        self.metrics.ring_events.set_function(lambda: len(self.tail.ring))
+        self.metrics.ring_bytes.set_function(lambda: self.tail.ring.bytes)
+        self.metrics.ready.set_function(lambda: self.hindrance is None)
+
+    @property
+    def hindrance(self) -> str | None:
+        """Why this relay should get no new clients, in words; None if it may."""
+        return "draining" if self._draining else self.tail.hindrance
+
+    @property
+    def ws_port(self) -> int:
+        return _port(self._public)
+
+    @property
+    def health_port(self) -> int:
+        return _port(self._private)
+
+    async def __aenter__(self) -> Self:
+        config = self._config
+        self._private = await listen(
+            _private(self), config.host, config.health_port, limit=PROBE_CONNECTIONS, request_timeout=PROBE_TIMEOUT
+        )
+        try:
+            self._public = await listen(
+                _public(self._websockets.paths),
+                config.host,
+                config.ws_port,
+                websocket=self._websockets,
+                limit=config.max_connections,
+                request_timeout=config.auth_timeout,
+            )
+        except BaseException:
+            self._private.close()
+            raise
+        self.following = asyncio.create_task(self.tail.run())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._public.close()
+        self._private.close()
+        await self._websockets.cut()
+        self.following.cancel()
+        await asyncio.wait([self.following])
+
+    async def drain(self) -> None:
+        """Send the clients away, in order; see `WebSockets.drain` for how long it lasts."""
+        self._draining = True
+        await self._websockets.drain()
+
+
 async def serve(config: Config) -> None:
-    """Serve until a signal says to stop; returns when all clients are gone.
+    """Serve until a signal says to stop; returns when the clients are gone.
 
     Raises:
         OSError: a port cannot be had.
     """
-    metrics = Metrics()
-    tail = Tail(config, notify, metrics)
-    websockets = WebSockets(config, tail, metrics)
     stopping = asyncio.Event()
-    metrics.ring_events.set_function(lambda: len(tail.ring))
-    metrics.ring_bytes.set_function(lambda: tail.ring.bytes)
-
-    def hindrance() -> str | None:
-        return "draining" if stopping.is_set() else tail.hindrance
-
-    metrics.ready.set_function(lambda: hindrance() is None)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _stop, stopping, number)
-    private = await listen(
-        _private(metrics, hindrance),
-        config.host,
-        config.health_port,
-        limit=PROBE_CONNECTIONS,
-        request_timeout=PROBE_TIMEOUT,
-    )
-    public = await listen(
-        _public(websockets.paths),
-        config.host,
-        config.ws_port,
-        websocket=websockets,
-        limit=config.max_connections,
-        request_timeout=config.auth_timeout,
-    )
-    _logger.info("listening", extra={"fields": {"ws_port": _port(public), "health_port": _port(private)}})
-    following = asyncio.create_task(tail.run())
-    stop = asyncio.create_task(stopping.wait())
-    try:
-        await asyncio.wait([following, stop], return_when=asyncio.FIRST_COMPLETED)
-        if following.done():
-            following.result()  # which raises: it never returns
+    async with Relay(config) as relay:
+        _logger.info("listening", extra={"fields": {"ws_port": relay.ws_port, "health_port": relay.health_port}})
+        stop = asyncio.create_task(stopping.wait())
+        await asyncio.wait([relay.following, stop], return_when=asyncio.FIRST_COMPLETED)
+        if relay.following.done():
+            relay.following.result()  # which raises: it never returns
         _logger.info("draining")
-        await websockets.drain()
-    finally:
-        public.close()
-        private.close()
-        for task in (following, stop):
-            task.cancel()
-        await websockets.cut()
-        await asyncio.gather(following, stop, return_exceptions=True)
-        _logger.info("stopped")
+        await relay.drain()
+    _logger.info("stopped")
 
 
 def _stop(stopping: asyncio.Event, number: int) -> None:
@@ -92,20 +122,20 @@ def _stop(stopping: asyncio.Event, number: int) -> None:
     stopping.set()
 
 
-def _private(metrics: Metrics, hindrance: Callable[[], str | None]) -> Router:
+def _private(relay: Relay) -> Router:
     """What the cluster asks: is the process alive, may it get clients, how is it doing."""
 
     async def health(_: Request) -> Response:
         return JSONResponse({"status": "ok"})
 
     async def ready(_: Request) -> Response:
-        reason = hindrance()
+        reason = relay.hindrance
         if reason is None:
             return JSONResponse({"status": "ready"})
         return JSONResponse({"status": "not ready", "reason": reason}, HTTPStatus.SERVICE_UNAVAILABLE)
 
     async def expose(_: Request) -> Response:
-        return Response(metrics.expose(), media_type=CONTENT_TYPE)
+        return Response(relay.metrics.expose(), media_type=CONTENT_TYPE)
 
     return Router([Route("/health", health), Route("/ready", ready), Route("/metrics", expose)], default=_not_found)
 

@@ -144,7 +144,9 @@ class Session:
         return self._resume.cursor is not None
 
     def take(self) -> list[str]:
-        """The messages to send now, oldest first; each is given out once."""
+        """The messages to send now, in order; each is given out once. `connected` comes before all others."""
+        if not self._greeted and self.closing is None:
+            return []
         messages, self._messages = self._messages, []
         return messages
 
@@ -196,13 +198,14 @@ class Session:
         self.cursor = position.head if refusal is not None or resume.cursor is None else resume.cursor
         if not self._greeted:
             self._greeted = True
-            self._send(
+            greeting = _encode(
                 type="connected",
                 userId=self._user_id,
                 cursor=self.cursor,
                 epoch=position.epoch,
                 earliest=position.earliest,
             )
+            self._messages.insert(0, greeting)
         if refusal is not None:
             self.reset(refusal, position)
         return refusal
@@ -255,7 +258,11 @@ class Session:
             self.shut(Code.POLICY_VIOLATION, "Too many errors")
 
     def _send(self, **fields: object) -> None:
-        self._messages.append(json.dumps(fields, separators=(",", ":")))
+        self._messages.append(_encode(**fields))
+
+
+def _encode(**fields: object) -> str:
+    return json.dumps(fields, separators=(",", ":"))
 
 
 def _fields(message: str | bytes) -> dict[str, Any] | None:

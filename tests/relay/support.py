@@ -1,0 +1,144 @@
+"""A relay inside the test's own loop, and clients for it. Every wait has a limit, far beyond what it should take."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import urlencode
+
+import asyncpg
+import jwt
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
+
+from userrealtime_relay.config import Config
+from userrealtime_relay.server import Relay
+from userrealtime_relay.signals import Signal
+from userrealtime_relay.signals.listen import listen
+
+PATIENCE_S = 20
+USER = "alice"
+KEY = "a key of this user's that is long enough"
+
+
+def environment(url: str, **changes: str) -> dict[str, str]:
+    """A whole environment for a relay on loopback, on free ports."""
+    return {
+        "USER_ID": USER,
+        "DATABASE_URL": url,
+        "TOKEN_KEY": KEY,
+        "HOST": "127.0.0.1",
+        "WS_PORT": "0",
+        "HEALTH_PORT": "0",
+        **changes,
+    }
+
+
+def config(url: str, **changes: str) -> Config:
+    return Config.from_environment(environment(url, **changes))
+
+
+def token(*, sub: str = USER, key: str = KEY, life_s: float = 3600, **claims: Any) -> str:
+    return jwt.encode({"sub": sub, "exp": int(time.time() + life_s), **claims}, key, algorithm="HS256")
+
+
+@asynccontextmanager
+async def running(url: str, signal: Signal = listen, **changes: str) -> AsyncIterator[Relay]:
+    """A relay that is ready."""
+    async with Relay(config(url, **changes), signal) as relay:
+        await until(lambda: relay.hindrance is None)
+        yield relay
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def client(
+    port: int | Relay,
+    bearer: str | None = "",
+    *,
+    path: str = "/ws",
+    headers: dict[str, str] | None = None,
+    **options: Any,
+) -> AsyncIterator[ClientConnection]:
+    """A WebSocket client, by default with a good token in the Authorization header. `options` go to the URL, except
+    those that `connect` knows."""
+    known = {
+        name: options.pop(name) for name in ("subprotocols", "max_size", "ping_interval", "sock") if name in options
+    }
+    authorization = {} if bearer is None else {"Authorization": f"Bearer {bearer or token()}"}
+    number = port if isinstance(port, int) else port.ws_port
+    async with connect(
+        f"ws://127.0.0.1:{number}{path}?{urlencode(options)}",
+        additional_headers={**authorization, **(headers or {})},
+        **known,
+    ) as connection:
+        yield connection
+
+
+async def receive(connection: ClientConnection) -> dict[str, Any]:
+    async with asyncio.timeout(PATIENCE_S):
+        message: dict[str, Any] = json.loads(await connection.recv())
+    return message
+
+
+async def receive_ids(connection: ClientConnection, last: int) -> list[int]:
+    """The ids of the events that come, up to the one with the id `last`. Nothing else may come."""
+    ids: list[int] = []
+    while not ids or ids[-1] != last:
+        message = await receive(connection)
+        assert message["type"] == "event", message
+        ids.append(message["id"])
+    return ids
+
+
+async def closed(connection: ClientConnection) -> tuple[int, str]:
+    """The code and the reason of the close that the relay sends, whatever comes before it."""
+    with contextlib.suppress(ConnectionClosed):
+        async with asyncio.timeout(PATIENCE_S):
+            while True:
+                await connection.recv()
+    assert connection.protocol.close_rcvd is not None, "the connection was cut without a close"
+    return connection.protocol.close_rcvd.code, connection.protocol.close_rcvd.reason
+
+
+async def publish(connection: asyncpg.Connection, count: int = 1, *, size: int = 10) -> None:
+    """Publish events in one transaction. `size` is that of a string in each, in characters."""
+    await connection.execute(
+        "select userrealtime.publish($1, 'test.event', jsonb_build_object('n', n, 'text', repeat('x', $3))) "
+        "from generate_series(1, $2::int) n",
+        USER,
+        count,
+        size,
+    )
+
+
+async def get(port: int, path: str, method: str = "GET") -> tuple[int, str]:
+    """A plain HTTP request: the status and the body."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        writer.write(f"{method} {path} HTTP/1.1\r\nHost: relay\r\nConnection: close\r\n\r\n".encode())
+        async with asyncio.timeout(PATIENCE_S):
+            head, _, body = (await reader.read()).decode().partition("\r\n\r\n")
+        return int(head.split()[1]), body
+    finally:
+        writer.close()
+        await writer.wait_closed()
+
+
+async def metric(relay: Relay, name: str) -> float:
+    """The value of one line of /metrics, labels included in its name; 0 if it is not there."""
+    _, body = await get(relay.health_port, "/metrics")
+    for line in body.splitlines():
+        if line.startswith(f"userrealtime_relay_{name} "):
+            return float(line.rpartition(" ")[2])
+    return 0.0

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from tests.relay.support import KEY, environment
+from userrealtime_relay.config import Config, ConfigError, Secret
+
+URL = "postgresql://relay:hunter2@db/app"
+
+
+def test_three_variables_are_enough() -> None:
+    config = Config.from_environment({"USER_ID": "alice", "DATABASE_URL": URL, "TOKEN_KEY": KEY})
+    assert config.user_id == "alice"
+    assert config.database_url.reveal() == URL
+    assert config.token_key.reveal() == KEY
+    assert config.host == "0.0.0.0"  # noqa: S104
+    assert (config.ws_port, config.health_port, config.base_path) == (8080, 3000, "")
+    assert (config.ring_events, config.ring_bytes) == (1024, 4194304)
+    assert (config.max_connections, config.max_message_bytes) == (100, 65536)
+    assert (config.auth_timeout, config.ping_interval, config.poll_interval) == (10, 20, 15)
+    assert (config.send_timeout, config.drain_timeout, config.log_level) == (30, 20, "info")
+
+
+def test_every_variable_is_read() -> None:
+    changes = {
+        "BASE_PATH": "/urt-alice",
+        "RING_EVENTS": "7",
+        "RING_BYTES": "8",
+        "MAX_CONNECTIONS": "9",
+        "MAX_MESSAGE_BYTES": "10",
+        "AUTH_TIMEOUT": "11",
+        "PING_INTERVAL": "12",
+        "POLL_INTERVAL": "0.5",
+        "SEND_TIMEOUT": "13.25",
+        "DRAIN_TIMEOUT": "0",
+        "LOG_LEVEL": "debug",
+    }
+    config = Config.from_environment(environment(URL, **changes))
+    for name, text in changes.items():
+        assert str(getattr(config, name.lower())).removesuffix(".0") == text
+
+
+def test_all_that_is_wrong_is_named_at_once() -> None:
+    wrong = {"WS_PORT": "65536", "RING_EVENTS": "0", "POLL_INTERVAL": "fast", "LOG_LEVEL": "loud", "BASE_PATH": "x/"}
+    with pytest.raises(ConfigError) as raised:
+        Config.from_environment(wrong)
+    for name in ("USER_ID", "DATABASE_URL", "TOKEN_KEY", *wrong):
+        assert f"\n  {name}: " in str(raised.value)
+    assert "'65536' is not a whole number from 0 to 65535" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("USER_ID", "a" * 254),
+        ("USER_ID", "a\nb"),
+        ("USER_ID", "a\udcff"),
+        ("DATABASE_URL", "mysql://relay:hunter2@db/app"),
+        ("DATABASE_URL", "postgresql://[hunter2"),
+        ("TOKEN_KEY", "hunter2"),
+        ("TOKEN_KEY", "hunter2" * 9 + "\udcff"),
+        ("TOKEN_KEY", "-----BEGIN PUBLIC KEY-----\nhunter2hunter2hunter2"),
+        ("WS_PORT", "-1"),
+        ("WS_PORT", "1e3"),
+        ("WS_PORT", "٣"),
+        ("SEND_TIMEOUT", "nan"),
+        ("SEND_TIMEOUT", "0"),
+        ("BASE_PATH", "/a/"),
+        ("BASE_PATH", "/a?b"),
+        ("LOG_LEVEL", "INFO"),
+    ],
+)
+def test_a_wrong_value_is_refused_and_a_secret_one_not_shown(name: str, value: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        Config.from_environment(environment(URL, **{name: value}))
+    assert f"\n  {name}: " in str(raised.value)
+    assert str(raised.value).count("\n") == 1
+    assert "hunter2" not in str(raised.value)
+
+
+def test_an_empty_variable_is_an_unset_one() -> None:
+    assert Config.from_environment(environment(URL, RING_EVENTS="")).ring_events == 1024
+
+
+def test_a_configuration_never_shows_its_secrets() -> None:
+    config = Config.from_environment(environment(URL))
+    for text in (repr(config), str(config), f"{config.database_url} {config.token_key!r}"):
+        assert "hunter2" not in text
+        assert KEY not in text
+    assert repr(Secret("x")) == "Secret(...)"
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.user_id = "bob"  # type: ignore[misc]

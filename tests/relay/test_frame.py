@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta, timezone
+
+import pytest
+from websockets.frames import TEXT, Frame
+from websockets.streams import StreamReader
+
+from userrealtime_relay.frame import encode_event, encode_text
+
+
+def decode(data: bytes) -> str:
+    """What a client reads, by the code of another."""
+    reader = StreamReader()
+    reader.feed_data(data)
+    reader.feed_eof()
+    parser = Frame.parse(reader.read_exact, mask=False)
+    try:
+        next(parser)
+    except StopIteration as parsed:
+        frame: Frame = parsed.value
+    assert frame.opcode is TEXT
+    assert frame.fin
+    next(reader.at_eof(), None)
+    assert len(reader.buffer) == 0
+    return bytes(frame.data).decode()
+
+
+@pytest.mark.parametrize("size", [0, 1, 125, 126, 127, 65535, 65536, 200_000])
+def test_a_frame_of_any_size_is_read_back(size: int) -> None:
+    assert decode(encode_text("x" * size)) == "x" * size
+
+
+def test_sizes_are_of_bytes_not_of_characters() -> None:
+    assert decode(encode_text("é" * 100)) == "é" * 100
+
+
+def test_an_event_is_spliced_from_the_text_of_its_data() -> None:
+    at = datetime(2026, 1, 2, 3, 4, 5, 678, tzinfo=UTC)
+    text = decode(encode_event(42, "order.paid", at, '{"total":  1e400}'))
+    assert text == (
+        '{"type":"event","id":42,"event":"order.paid","at":"2026-01-02T03:04:05.000678Z","data":{"total":  1e400}}'
+    )
+
+
+def test_times_are_utc_with_microseconds_always() -> None:
+    at = datetime(2026, 1, 2, 3, 0, 0, tzinfo=timezone(timedelta(hours=2)))
+    assert json.loads(decode(encode_event(1, "e", at, "null")))["at"] == "2026-01-02T01:00:00.000000Z"
+
+
+def test_a_name_may_be_anything() -> None:
+    name = 'a "quoted" \\ näme 🎉'
+    assert json.loads(decode(encode_event(1, name, datetime.now(UTC), "[]")))["event"] == name

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from userrealtime_relay.ring import Batch, Ring
+
+
+def filled(count: int, *, head: int = 0, size: int = 1, max_events: int = 10, max_bytes: int = 1000) -> Ring:
+    """A ring after `count` events; each frame is the last digit of its number, `size` times."""
+    ring = Ring(head, max_events=max_events, max_bytes=max_bytes)
+    for number in range(head + 1, head + 1 + count):
+        ring.append(number, str(number % 10).encode() * size, float(number))
+    return ring
+
+
+def test_a_new_ring_is_empty_and_knows_where_it_is() -> None:
+    ring = filled(0, head=7)
+    assert (ring.head, ring.first, len(ring), ring.bytes) == (7, 8, 0, 0)
+    assert ring.read(7, 100) == Batch(b"", 7)
+    assert ring.read(6, 100) is None
+
+
+def test_a_client_reads_what_comes_after_its_cursor() -> None:
+    ring = filled(5)
+    assert ring.read(0, 100) == Batch(b"12345", 5)
+    assert ring.read(3, 100) == Batch(b"45", 5)
+    assert ring.read(5, 100) == Batch(b"", 5)
+
+
+def test_a_batch_holds_whole_frames_up_to_its_size() -> None:
+    ring = filled(5, size=2)
+    assert ring.read(0, 5) == Batch(b"1122", 2)
+    assert ring.read(0, 4) == Batch(b"1122", 2)
+    assert ring.read(2, 100) == Batch(b"334455", 5)
+
+
+def test_a_frame_bigger_than_a_batch_is_a_batch() -> None:
+    assert filled(2, size=9).read(0, 1) == Batch(b"1" * 9, 1)
+
+
+def test_a_cursor_ahead_of_the_ring_has_nothing_to_read_yet() -> None:
+    ring = filled(2)
+    assert ring.read(3, 100) == Batch(b"", 3)
+    ring.append(3, b"3", 3.0)
+    ring.append(4, b"4", 4.0)
+    assert ring.read(3, 100) == Batch(b"4", 4)
+
+
+def test_the_oldest_go_when_there_are_too_many() -> None:
+    ring = filled(25)
+    assert (ring.first, ring.head, len(ring), ring.bytes) == (16, 25, 10, 10)
+    assert ring.read(15, 100) == Batch(b"6789012345", 25)
+    assert ring.read(14, 100) is None
+    assert ring.time(16) == 16.0
+
+
+def test_the_oldest_go_when_they_are_too_big() -> None:
+    ring = filled(8, size=300)
+    assert (ring.first, ring.head, ring.bytes) == (6, 8, 900)
+
+
+def test_an_event_bigger_than_the_ring_is_kept_until_the_next() -> None:
+    ring = filled(2)
+    ring.append(3, b"x" * 5000, 3.0)
+    assert (ring.first, ring.head, ring.bytes) == (3, 3, 5000)
+    assert ring.read(2, 10) == Batch(b"x" * 5000, 3)
+    ring.append(4, b"4", 4.0)
+    assert (ring.first, ring.head, ring.bytes) == (4, 4, 1)
+
+
+@pytest.mark.parametrize("number", [0, 3, 5])
+def test_only_the_next_event_is_taken(number: int) -> None:
+    ring = filled(3)
+    with pytest.raises(ValueError, match=f"event {number} cannot follow event 3"):
+        ring.append(number, b"", 0.0)
+    assert ring.read(0, 100) == Batch(b"123", 3)
+
+
+def test_skipping_empties_the_ring() -> None:
+    ring = filled(5)
+    ring.skip_to(20)
+    assert (ring.first, ring.head, len(ring), ring.bytes) == (21, 20, 0, 0)
+    assert not ring.holds_after(5)
+    ring.append(21, b"1", 21.0)
+    assert ring.read(20, 100) == Batch(b"1", 21)
+
+
+@given(
+    head=st.integers(0, 50),
+    sizes=st.lists(st.integers(1, 30), max_size=60),
+    max_events=st.integers(1, 12),
+    max_bytes=st.integers(1, 100),
+    chunk=st.integers(1, 60),
+)
+def test_whoever_reads_gets_each_frame_once_in_order_or_is_told(
+    head: int, sizes: list[int], max_events: int, max_bytes: int, chunk: int
+) -> None:
+    ring = Ring(head, max_events=max_events, max_bytes=max_bytes)
+    log = {head + place: bytes([place % 256]) * size for place, size in enumerate(sizes, 1)}
+    for number, frame in log.items():
+        ring.append(number, frame, float(number))
+        assert len(ring) <= max_events
+        assert ring.bytes == sum(len(log[kept]) for kept in range(ring.first, ring.head + 1))
+        assert ring.bytes <= max_bytes or len(ring) == 1
+    for start in range(head, head + len(sizes) + 1):
+        cursor, got = start, b""
+        while (batch := ring.read(cursor, chunk)) is not None and batch.cursor != cursor:
+            assert len(batch.frames) <= chunk or batch.cursor == cursor + 1
+            got, cursor = got + batch.frames, batch.cursor
+        assert (batch is None) == (start < ring.first - 1)
+        if batch is not None:
+            assert got == b"".join(log[number] for number in range(start + 1, ring.head + 1))

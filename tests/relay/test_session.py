@@ -1,0 +1,350 @@
+"""The protocol, without a socket, a log or a clock."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from userrealtime_relay.auth import Unauthorized
+from userrealtime_relay.position import Position
+from userrealtime_relay.session import MAX_ERRORS, Closing, Code, Opening, Question, Resume, Session
+
+LOG = Position(head=50, earliest=11, epoch="e1")
+UNAUTHORIZED = Closing(Code.POLICY_VIOLATION, "Unauthorized")
+
+
+def verify(token: str) -> float:
+    """A good token is a number of seconds."""
+    try:
+        return float(token)
+    except ValueError:
+        raise Unauthorized("no number") from None
+
+
+def session(
+    token: str | None = "100",  # noqa: S107
+    resume: Resume | None = Resume(),  # noqa: B008
+    now: float = 0,
+) -> Session:
+    return Session(Opening(token, resume), user_id="alice", verify=verify, auth_timeout=10, now=now)
+
+
+def said(session: Session) -> list[dict[str, Any]]:
+    return [json.loads(message) for message in session.take()]
+
+
+def opened(resume: Resume | None = Resume(), position: Position = LOG) -> Session:  # noqa: B008
+    """A session that is located, its first messages taken."""
+    made = session(resume=resume)
+    made.locate(position, fresh=True)
+    made.take()
+    return made
+
+
+# --- the opening request
+
+
+def opening(query: str = "", authorization: str = "", last_event_id: str = "", subprotocols: str = "") -> Opening:
+    return Opening.parse(
+        query=query,
+        authorization=[authorization] if authorization else [],
+        last_event_id=[last_event_id] if last_event_id else [],
+        subprotocols=subprotocols.split(","),
+    )
+
+
+def test_a_request_may_say_nothing() -> None:
+    assert opening() == Opening(None, Resume())
+
+
+@pytest.mark.parametrize(
+    ("given", "token"),
+    [
+        ({"authorization": "Bearer t"}, "t"),
+        ({"authorization": "bearer  t "}, "t"),
+        ({"subprotocols": "userrealtime.v1,bearer.t"}, "t"),
+        ({"subprotocols": "bearer.t,userrealtime.v1"}, "t"),
+        ({"authorization": "Bearer h", "subprotocols": "bearer.s"}, "h"),
+        ({"authorization": "Basic t"}, ""),
+        ({"authorization": "Bearer"}, ""),
+        ({"query": "token=t"}, None),
+    ],
+)
+def test_where_a_token_is_looked_for(given: dict[str, str], token: str | None) -> None:
+    assert opening(**given).token == token
+
+
+@pytest.mark.parametrize(
+    ("given", "resume"),
+    [
+        ({"query": "last_event_id=42"}, Resume(42)),
+        ({"query": "last_event_id=0&epoch=e1"}, Resume(0, "e1")),
+        ({"last_event_id": "42"}, Resume(42)),
+        ({"last_event_id": "43", "query": "last_event_id=42"}, Resume(43)),
+        ({"query": "last_event_id="}, Resume()),
+        ({"query": "other=%FF&last_event_id=9223372036854775807"}, Resume(2**63 - 1)),
+        ({"query": "last_event_id=-1"}, None),
+        ({"query": "last_event_id=1.0"}, None),
+        ({"query": "last_event_id=%D9%A3"}, None),
+        ({"last_event_id": "x"}, None),
+        ({"query": "last_event_id=" + "9" * 30}, None),
+        ({"query": "&".join(["a=b"] * 100)}, None),
+    ],
+)
+def test_where_a_cursor_is_looked_for(given: dict[str, str], resume: Resume | None) -> None:
+    assert opening(**given).resume == resume
+
+
+# --- authentication
+
+
+def test_a_token_in_the_request_opens_the_session() -> None:
+    made = session("100", now=5)
+    assert made.authenticated
+    assert made.deadline == 105
+    assert made.question is Question.POSITION
+    assert said(made) == []
+
+
+@pytest.mark.parametrize("token", ["", "bad"])
+def test_a_wrong_token_in_the_request_is_final(token: str) -> None:
+    made = session(token)
+    assert made.closing == UNAUTHORIZED
+    made.receive('{"type":"auth","token":"100"}', 1)
+    assert not made.authenticated
+
+
+def test_a_token_may_be_the_first_message() -> None:
+    made = session(None)
+    assert made.question is None
+    made.receive('{"type":"auth","token":"100"}', 3)
+    assert (made.authenticated, made.deadline, made.question) == (True, 103, Question.POSITION)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        '{"type":"auth","token":"bad"}',
+        '{"type":"auth"}',
+        '{"type":"auth","token":100}',
+        '{"type":"resume","lastEventId":1,"token":"100"}',
+        '{"token":"100"}',
+        "[]",
+        "not JSON",
+        "[" * 50_000,
+        b'{"type":"auth","token":"100"}',
+    ],
+)
+def test_any_other_first_message_closes(message: str | bytes) -> None:
+    made = session(None)
+    made.receive(message, 1)
+    assert made.closing == UNAUTHORIZED
+
+
+def test_authentication_has_a_time_limit() -> None:
+    made = session(None, now=5)
+    made.tick(14.9)
+    assert made.closing is None
+    made.tick(15)
+    assert made.closing == UNAUTHORIZED
+
+
+def test_a_token_expires() -> None:
+    made = session("100")
+    made.tick(99.9)
+    assert made.closing is None
+    made.tick(100)
+    assert made.closing == Closing(Code.TOKEN_EXPIRED, "Token expired")
+
+
+def test_a_cursor_that_is_none_closes_once_the_token_is_known_to_be_good() -> None:
+    made = session(None, resume=None)
+    assert made.closing is None
+    made.receive('{"type":"auth","token":"100"}', 1)
+    assert made.closing is not None
+    assert made.closing.code == Code.POLICY_VIOLATION
+    assert "last_event_id" in made.closing.reason
+    assert session("bad", resume=None).closing == UNAUTHORIZED
+
+
+# --- where to begin
+
+
+def test_without_a_cursor_a_client_begins_at_the_head() -> None:
+    made = session()
+    assert made.locate(LOG, fresh=False) is None
+    assert (made.question, made.cursor, made.resumes) == (None, 50, False)
+    assert said(made) == [{"type": "connected", "userId": "alice", "cursor": 50, "epoch": "e1", "earliest": 11}]
+
+
+def test_an_epoch_without_a_cursor_means_nothing() -> None:
+    assert session(resume=Resume(None, "e0")).locate(LOG, fresh=False) is None
+
+
+@pytest.mark.parametrize("cursor", [10, 11, 49, 50])
+def test_a_cursor_that_the_log_has_is_taken(cursor: int) -> None:
+    made = session(resume=Resume(cursor, "e1"))
+    assert made.locate(LOG, fresh=False) is None
+    assert (made.question, made.cursor, made.resumes) == (None, cursor, True)
+    assert said(made) == [{"type": "connected", "userId": "alice", "cursor": cursor, "epoch": "e1", "earliest": 11}]
+
+
+@pytest.mark.parametrize(
+    ("resume", "reason"),
+    [(Resume(9), "too-old"), (Resume(51), "ahead"), (Resume(20, "e0"), "epoch"), (Resume(99, "e0"), "epoch")],
+)
+def test_a_cursor_that_the_log_has_not_is_reset_to_the_head(resume: Resume, reason: str) -> None:
+    made = session(resume=resume)
+    assert made.locate(LOG, fresh=True) == reason
+    assert made.cursor == 50
+    assert said(made) == [
+        {"type": "connected", "userId": "alice", "cursor": 50, "epoch": "e1", "earliest": 11},
+        {"type": "reset", "reason": reason, "cursor": 50, "epoch": "e1", "earliest": 11},
+    ]
+
+
+@pytest.mark.parametrize("resume", [Resume(51), Resume(20, "e2")])
+def test_the_log_is_asked_before_a_client_is_called_ahead(resume: Resume) -> None:
+    made = session(resume=resume)
+    assert made.locate(LOG, fresh=False) is None
+    assert made.question is Question.FRESH_POSITION
+    assert said(made) == []
+    assert made.locate(Position(60, 11, resume.epoch or "e1"), fresh=True) is None
+    assert (made.question, made.cursor) == (None, resume.cursor)
+
+
+def test_before_the_first_event_there_is_no_epoch() -> None:
+    made = session(resume=Resume(0))
+    assert made.locate(Position(0, 1, None), fresh=False) is None
+    assert said(made) == [{"type": "connected", "userId": "alice", "cursor": 0, "epoch": None, "earliest": 1}]
+
+
+def test_a_message_moves_the_cursor_at_any_time() -> None:
+    made = opened()
+    made.cursor = 70  # after events
+    made.receive('{"type":"resume","lastEventId":30,"epoch":"e1"}', 1)
+    assert made.question is Question.POSITION
+    made.locate(Position(70, 11, "e1"), fresh=False)
+    assert (made.cursor, said(made)) == (30, [])
+    made.receive('{"type":"resume","lastEventId":3}', 1)
+    assert made.locate(Position(70, 11, "e1"), fresh=False) == "too-old"
+    assert said(made) == [{"type": "reset", "reason": "too-old", "cursor": 70, "epoch": "e1", "earliest": 11}]
+
+
+def test_a_message_that_comes_before_the_log_is_known_decides() -> None:
+    made = session(resume=Resume(20))
+    made.receive('{"type":"resume","lastEventId":30}', 1)
+    made.locate(LOG, fresh=False)
+    assert said(made) == [{"type": "connected", "userId": "alice", "cursor": 30, "epoch": "e1", "earliest": 11}]
+
+
+def test_another_log_resets() -> None:
+    made = opened(Resume(20))
+    assert made.lose(Position(3, 1, "e2")) == "epoch"
+    assert made.lose(Position(2, 1, "e2")) == "ahead"
+    assert made.cursor == 2
+    assert said(made) == [
+        {"type": "reset", "reason": "epoch", "cursor": 3, "epoch": "e2", "earliest": 1},
+        {"type": "reset", "reason": "ahead", "cursor": 2, "epoch": "e2", "earliest": 1},
+    ]
+
+
+# --- messages that are wrong
+
+
+def test_nothing_is_said_before_the_greeting() -> None:
+    made = session()
+    made.receive("nonsense", 1)
+    assert said(made) == []
+    made.locate(LOG, fresh=False)
+    assert [message["type"] for message in said(made)] == ["connected", "error"]
+
+
+@pytest.mark.parametrize(
+    ("message", "code"),
+    [
+        ("", "invalid-message"),
+        ("nonsense", "invalid-message"),
+        ("null", "invalid-message"),
+        ("{}", "invalid-message"),
+        ('{"type":7}', "invalid-message"),
+        ("1" * 10_000, "invalid-message"),
+        (b'{"type":"resume","lastEventId":1}', "invalid-message"),
+        ('{"type":"publish"}', "unknown-type"),
+        ('{"type":"auth","token":"100"}', "unknown-type"),
+        ('{"type":"resume"}', "invalid-resume"),
+        ('{"type":"resume","lastEventId":"42"}', "invalid-resume"),
+        ('{"type":"resume","lastEventId":true}', "invalid-resume"),
+        ('{"type":"resume","lastEventId":4.0}', "invalid-resume"),
+        ('{"type":"resume","lastEventId":-1}', "invalid-resume"),
+        ('{"type":"resume","lastEventId":1,"epoch":1}', "invalid-resume"),
+    ],
+)
+def test_a_message_that_is_wrong_is_answered_and_changes_nothing(message: str | bytes, code: str) -> None:
+    made = opened()
+    made.receive(message, 1)
+    [error] = said(made)
+    assert (error["type"], error["code"]) == ("error", code)
+    assert error["message"]
+    assert (made.closing, made.question, made.cursor) == (None, None, 50)
+
+
+def test_too_many_wrong_messages_close() -> None:
+    made = opened()
+    for _ in range(MAX_ERRORS - 1):
+        made.receive("x", 1)
+    assert made.closing is None
+    made.receive("x", 1)
+    assert made.closing == Closing(Code.POLICY_VIOLATION, "Too many errors")
+    assert len(said(made)) == MAX_ERRORS
+    made.receive("x", 1)
+    assert said(made) == []
+
+
+def test_the_first_reason_to_close_stays() -> None:
+    made = opened()
+    made.shut(Code.RESTARTING, "first")
+    made.shut(Code.TOO_SLOW, "second")
+    made.tick(1000)
+    assert made.closing == Closing(Code.RESTARTING, "first")
+
+
+# --- whatever comes
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(), lambda inner: st.lists(inner, max_size=3)
+)
+messages = (
+    st.text()
+    | st.binary()
+    | st.builds(
+        json.dumps,
+        st.dictionaries(
+            st.sampled_from(["type", "token", "lastEventId", "epoch"]), values | st.sampled_from(["resume"])
+        ),
+    )
+    | st.builds(lambda cursor: json.dumps({"type": "resume", "lastEventId": cursor}), st.integers(0, 100))
+)
+
+
+@given(st.lists(messages, max_size=20), st.integers(0, 60), st.integers(1, 61), st.booleans())
+def test_whatever_a_client_says_its_cursor_is_one_the_log_has(
+    heard: list[str | bytes], head: int, earliest: int, authenticated: bool
+) -> None:
+    position = Position(head, min(earliest, head + 1), "e1")
+    made = session("100" if authenticated else None)
+    sent: list[dict[str, Any]] = []
+    for message in heard:
+        made.receive(message, 1)
+        while made.question is not None:
+            made.locate(position, fresh=made.question is Question.FRESH_POSITION)
+            assert position.earliest - 1 <= made.cursor <= position.head or made.question is not None
+        sent += said(made)
+    assert made.authenticated == authenticated
+    assert not sent or sent[0]["type"] == "connected"
+    assert sum(message["type"] == "connected" for message in sent) <= 1
+    assert sum(message["type"] == "error" for message in sent) <= MAX_ERRORS
