@@ -60,23 +60,7 @@ class Operator:
             kopf.index(group, version, plural, id="children", labels=MANAGED_BY, registry=registry)(self._index_child)
             kopf.on.event(group, version, plural, labels=MANAGED_BY, registry=registry)(self._child_changed)
 
-    async def _startup(self, *, settings: kopf.OperatorSettings, **kwargs: Any) -> None:
-        selector = ",".join(f"{key}={value}" for key, value in MANAGED_BY.items())
-        for api_version, plural in CHILD_KINDS.values():
-            group, _separator, version = api_version.rpartition("/")
-            # Other people's Secrets are none of our business: they do not leave the API server.
-            settings.watching.label_selectors[group, version, plural] = selector
-        # One instance, by the chart: peering with equal priorities would freeze both.
-        settings.peering.standalone = True
-        # Namespaces and CRDs are known beforehand, so that no right to list those of the cluster is needed.
-        settings.scanning.disabled = True
-        # Our own Events, where there are any, are written on purpose, not made from log lines.
-        settings.posting.enabled = False
-        # Without a limit, a start with thousands of resources opens as many workers at once.
-        settings.queueing.worker_limit = 50
-        # A watch whose server died silently ends by itself.
-        settings.watching.server_timeout = 240
-        settings.watching.connect_timeout = 10
+    async def _startup(self, **kwargs: Any) -> None:
         self._resources, self._children = kwargs["resources"], kwargs["children"]
         api = await self._stack.enter_async_context(await Api.connect())
         database = await self._stack.enter_async_context(Database(self._config.database_url))
@@ -139,6 +123,28 @@ class Operator:
         return SWEEP_INTERVAL_S
 
 
+def framework_settings() -> kopf.OperatorSettings:
+    """Every setting of kopf that is not its default, each with its reason."""
+    settings = kopf.OperatorSettings()
+    selector = ",".join(f"{key}={value}" for key, value in MANAGED_BY.items())
+    for api_version, plural in CHILD_KINDS.values():
+        group, _separator, version = api_version.rpartition("/")
+        # Other people's Secrets are none of our business: they do not leave the API server.
+        settings.watching.label_selectors[group, version, plural] = selector
+    # One instance, by the chart: peering with equal priorities would freeze both.
+    settings.peering.standalone = True
+    # Namespaces and CRDs are known beforehand, so that no right to list those of the cluster is needed.
+    settings.scanning.disabled = True
+    # Our own Events, where there are any, are written on purpose, not made from log lines.
+    settings.posting.enabled = False
+    # Without a limit, a start with thousands of resources opens as many workers at once.
+    settings.queueing.worker_limit = 50
+    # A watch whose server died silently ends by itself.
+    settings.watching.server_timeout = 240
+    settings.watching.connect_timeout = 10
+    return settings
+
+
 def run(config: Config, liveness_url: str | None) -> None:
     """Run the operator until it is told to stop. `liveness_url` is where kopf answers the kubelet's probe."""
     registry = kopf.OperatorRegistry()
@@ -148,4 +154,9 @@ def run(config: Config, liveness_url: str | None) -> None:
     def login(**kwargs: Any) -> kopf.ConnectionInfo | None:
         return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
 
-    kopf.run(registry=registry, namespaces=config.namespaces, standalone=True, liveness_endpoint=liveness_url)
+    kopf.run(
+        registry=registry,
+        settings=framework_settings(),
+        namespaces=config.namespaces,
+        liveness_endpoint=liveness_url,
+    )
