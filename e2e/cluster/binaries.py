@@ -18,7 +18,7 @@ from pathlib import Path
 
 from .errors import ClusterError
 from .paths import HERE, cache
-from .progress import Step, note, step
+from .progress import Step, exclusive, note, step
 
 KUBERNETES = "1.34.4"
 COREDNS = "1.15.0"
@@ -139,14 +139,14 @@ def _cached(name: str, version: str, title: str, build: Callable[[Step, Path], N
     binary = cache("bin", f"{name}-{version}-{platform.machine()}", name)
     if binary.exists():
         return binary
-    with (
-        step(title, usual=usual) as current,
-        tempfile.TemporaryDirectory(dir=binary.parent) as workspace,
-    ):
-        built = Path(workspace) / name
-        build(current, built)
-        built.chmod(0o755)
-        built.replace(binary)  # Atomic: a build that was cut off leaves nothing that looks finished.
+    with exclusive("build"):
+        if binary.exists():
+            return binary
+        with step(title, usual=usual) as current, tempfile.TemporaryDirectory(dir=binary.parent) as workspace:
+            built = Path(workspace) / name
+            build(current, built)
+            built.chmod(0o755)
+            built.replace(binary)  # Atomic: a build that was cut off leaves nothing that looks finished.
     note(f"{name} kept in {binary.parent}")
     return binary
 

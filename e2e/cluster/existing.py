@@ -1,15 +1,15 @@
 """The cluster of a given KUBECONFIG. It is somebody's: never made, never deleted; only what was installed goes again.
 
+- `INGRESS_URL` (`http://203.0.113.7`) says where its ingress controller answers. It has one, with a default class:
+  a second one beside it would only compete for the same Ingresses.
 - `IMAGE_REGISTRY` (`registry.example.org/team`) says where images are pushed to, so that its nodes can pull them.
   Whoever runs this is logged in there already.
-- `INGRESS_URL` says where its ingress controller answers. Its default ingress class is used then, and Traefik is not
-  installed.
 """
 
 import os
 from pathlib import Path
 
-from . import addons, images, postgres
+from . import images, postgres
 from .errors import ClusterError
 from .progress import note, step
 from .provider import Image, Provider
@@ -19,9 +19,8 @@ NO_REGISTRY = (
     "from and you are logged in to, for example IMAGE_REGISTRY=registry.example.org/team"
 )
 NO_INGRESS = (
-    "where does the ingress of the cluster in KUBECONFIG answer? Set INGRESS_URL, for example "
-    "INGRESS_URL=http://203.0.113.7. Traefik was installed as a NodePort service (port "
-    f"{addons.INGRESS_NODE_PORT} of every node) where no ingress class is the default"
+    "set INGRESS_URL to where the ingress controller of the cluster in KUBECONFIG answers, for example "
+    "INGRESS_URL=http://203.0.113.7; if it has none, install one, such as Traefik, as the default ingress class"
 )
 
 
@@ -43,20 +42,19 @@ class ExistingCluster(Provider):
         return url
 
     def up(self) -> None:
+        url = self.ingress_url
         if not self.answers():
             raise ClusterError(
                 f"the cluster of KUBECONFIG={self.kubeconfig} does not answer. Repair it, or unset KUBECONFIG to "
                 "get a cluster made here"
             )
-        if not self._has_default_ingress_class():
-            addons.apply_ingress(self, addons.TRAEFIK_OFFICIAL)
-        note(f"cluster of {self.kubeconfig} ready, ingress at {self.ingress_url}")
+        note(f"cluster of {self.kubeconfig} answers, ingress at {url}")
 
     def down(self) -> None:
         if not self.answers():
             raise ClusterError(f"the cluster of KUBECONFIG={self.kubeconfig} does not answer: nothing was removed")
         postgres.remove(self)
-        addons.remove_ingress(self)
+        note(f"the cluster of {self.kubeconfig} itself stays")
 
     def status(self) -> str:
         return f"existing: API server of {self.kubeconfig} {'answers' if self.answers() else 'does not answer'}"
@@ -69,7 +67,3 @@ class ExistingCluster(Provider):
         with step(f"pushing {reference}", usual="under a minute") as current:
             images.push(current, image, reference)
         return reference
-
-    def _has_default_ingress_class(self) -> bool:
-        path = r"{.items[*].metadata.annotations.ingressclass\.kubernetes\.io/is-default-class}"
-        return "true" in self.kubectl("get", "ingressclasses", "-o", f"jsonpath={path}").split()

@@ -30,7 +30,7 @@ from .binaries import source_hash
 from .errors import ClusterError
 from .kind import docker_answers
 from .paths import REPOSITORY, cache
-from .progress import Step, step
+from .progress import Step, exclusive, step
 from .provider import Image, Provider
 
 BUILD_LIMIT = 1800.0
@@ -75,6 +75,11 @@ def load(cluster: Provider) -> dict[str, str]:
 
 def build(sources: Iterable[Source] = SOURCES) -> list[Image]:
     """Build the images that are not in the cache. Errors as `load`."""
+    with exclusive("images"):
+        return _build(sources)
+
+
+def _build(sources: Iterable[Source]) -> list[Image]:
     builder: Builder = Docker() if docker_answers() else Buildah()
     base, base_version = builder.base()
     images = []

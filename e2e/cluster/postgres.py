@@ -6,8 +6,10 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Literal
 
 from .addons import manifest
+from .errors import ClusterError
 from .progress import step
 from .provider import Provider
 
@@ -43,6 +45,8 @@ def deploy(cluster: Provider, image: str) -> PostgresAccess:
         ClusterError: it does not become ready.
     """
     with step("PostgreSQL", usual="10 s"):
+        if _namespace(cluster) == "foreign":
+            raise ClusterError(f"the cluster has a namespace {NAMESPACE} that is not ours: use another cluster")
         cluster.apply(manifest("namespace.yaml", name=NAMESPACE))
         password = _password(cluster)
         cluster.apply(manifest("postgres.yaml", image=image))
@@ -51,9 +55,19 @@ def deploy(cluster: Provider, image: str) -> PostgresAccess:
 
 
 def remove(cluster: Provider) -> None:
-    """Remove it and its data."""
+    """Remove it and its data; not a namespace of the same name that is somebody else's."""
+    if _namespace(cluster) != "ours":
+        return
     with step("removing PostgreSQL"):
         cluster.kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found", timeout=180)
+
+
+def _namespace(cluster: Provider) -> Literal["absent", "ours", "foreign"]:
+    found = cluster.kubectl("get", "namespace", NAMESPACE, "--ignore-not-found", "-o", "json")
+    if not found:
+        return "absent"
+    labels = json.loads(found)["metadata"].get("labels", {})
+    return "ours" if labels.get("app.kubernetes.io/managed-by") == "userrealtime-e2e" else "foreign"
 
 
 def _password(cluster: Provider) -> str:

@@ -5,6 +5,7 @@ start, one every 30 seconds and one at the end, so that silence never means "hun
 step's log, whose tail is shown when the step fails.
 """
 
+import fcntl
 import re
 import subprocess
 import sys
@@ -31,6 +32,35 @@ def clock(seconds: float) -> str:
 def note(text: str) -> None:
     """A line about something already in place."""
     print(f"✓ {text}", flush=True)
+
+
+@contextmanager
+def exclusive(name: str, timeout: float = 3600) -> Iterator[None]:
+    """Let one process at a time through; the others wait, and say so.
+
+    Raises:
+        ClusterError: it is not our turn after `timeout` seconds.
+    """
+    deadline = time.monotonic() + timeout
+    path = cache("lock", name)
+    with path.open("a") as file:
+        waiting = False
+        while not _locked(file.fileno()):
+            if not waiting:
+                note(f"another run is at work here ({path} is locked): waiting for it")
+                waiting = True
+            if time.monotonic() > deadline:
+                raise ClusterError(f"another run has held {path} for {timeout:.0f} s; `fuser {path}` names it")
+            time.sleep(0.5)
+        yield
+
+
+def _locked(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)

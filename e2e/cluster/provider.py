@@ -27,7 +27,6 @@ NOTHING_POSSIBLE = """no cluster can be had here. Any one of these will do:
   - on Linux, run as root: a one-node Kubernetes is built with Go 1.24 or later (https://go.dev/dl/)."""
 
 INGRESS_PORT = 8081
-FIELD_MANAGER = "userrealtime-e2e"
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,7 @@ class Provider(ABC):
 
     def apply(self, manifest: str, timeout: float = 60) -> None:
         """Server-side apply of a YAML text."""
-        arguments = ("apply", "--server-side", "--force-conflicts", f"--field-manager={FIELD_MANAGER}", "-f", "-")
+        arguments = ("apply", "--server-side", "--force-conflicts", "--field-manager=userrealtime-e2e", "-f", "-")
         self.kubectl(*arguments, input=manifest, timeout=timeout)
 
     def wait_rolled_out(self, namespace: str, workload: str, timeout: float = 180) -> None:
@@ -192,7 +191,9 @@ def choose() -> Provider:
     from .local import LocalCluster
 
     if given := os.environ.get("KUBECONFIG"):
-        return ExistingCluster(Path(given))
+        # `python -m e2e.cluster env` sets it to one of ours, which stays ours.
+        ours: list[Provider] = [KindCluster(), LocalCluster()]
+        return next((own for own in ours if own.kubeconfig == Path(given)), ExistingCluster(Path(given)))
     if docker_answers():
         return KindCluster()
     if sys.platform == "linux" and os.geteuid() == 0:

@@ -19,7 +19,7 @@ from pathlib import Path
 from e2e.cluster import addons, binaries, oci
 from e2e.cluster.errors import ClusterError
 from e2e.cluster.paths import REPOSITORY, STATE, cache
-from e2e.cluster.progress import note, step
+from e2e.cluster.progress import exclusive, note, step
 from e2e.cluster.provider import INGRESS_PORT, Image, Provider, run, wait_http
 
 from . import packages, pki
@@ -69,6 +69,14 @@ class LocalCluster(Provider):
         return binaries.helm()
 
     def up(self) -> None:
+        with exclusive("local"):
+            self._up()
+
+    def down(self) -> None:
+        with exclusive("local"):
+            self._down()
+
+    def _up(self) -> None:
         packages.ensure()
         hyperkube, forward = binaries.hyperkube(), binaries.forward()
         images = [
@@ -89,7 +97,7 @@ class LocalCluster(Provider):
         wait_http(self.ingress_url, timeout=60)
         note(f"local cluster ready; KUBECONFIG={self.kubeconfig}, ingress at {self.ingress_url}")
 
-    def down(self) -> None:
+    def _down(self) -> None:
         if not leftovers():
             note("no local cluster on this machine")
             return

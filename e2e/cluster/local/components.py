@@ -86,7 +86,6 @@ class NodeSpec:
     state: str
     hostname: str
     address: str
-    gateway: str
     kernel_values: dict[str, str] = field(default_factory=dict)
     processes: Sequence[Process] = ()
 
@@ -105,7 +104,6 @@ def node_spec(state: Path, hyperkube: Path, forward: Path, ingress_port: int) ->
         state=str(state),
         hostname="userrealtime",
         address=f"{NODE_IP}/{LINK_PREFIX}",
-        gateway=LINK_HOST,
         kernel_values=KERNEL_VALUES,
         processes=(
             etcd(hyperkube),

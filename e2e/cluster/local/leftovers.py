@@ -39,7 +39,7 @@ def processes() -> list[tuple[int, str]]:
             member = f":/{CGROUP}/" in (directory / "cgroup").read_text()
         except OSError:
             continue  # It ended while we looked.
-        if member or f"-m {NODE_MODULE} " in command:
+        if member or f"-m {NODE_MODULE} {STATE}/" in command:
             found.append((int(directory.name), command))
     return found
 
