@@ -27,6 +27,7 @@ NOTHING_POSSIBLE = """no cluster can be had here. Any one of these will do:
   - on Linux, run as root: a one-node Kubernetes is built with Go 1.24 or later (https://go.dev/dl/)."""
 
 INGRESS_PORT = 8081
+PORT_FORWARD_LIMIT = 15.0
 
 
 @dataclass(frozen=True)
@@ -165,9 +166,9 @@ def port_forward(cluster: Provider, namespace: str, target: str, port: int) -> I
                 process.kill()
 
 
-def _forwarded_port(process: "subprocess.Popen[str]", timeout: float = 15) -> int:
+def _forwarded_port(process: "subprocess.Popen[str]") -> int:
     # kubectl itself gives up on a pod that is not there; the alarm is for one that says nothing at all.
-    alarm = threading.Timer(timeout, process.kill)
+    alarm = threading.Timer(PORT_FORWARD_LIMIT, process.kill)
     alarm.start()
     try:
         assert process.stdout is not None
@@ -176,7 +177,7 @@ def _forwarded_port(process: "subprocess.Popen[str]", timeout: float = 15) -> in
         alarm.cancel()
     prefix = "Forwarding from 127.0.0.1:"
     if not first.startswith(prefix):
-        raise ClusterError(f"kubectl port-forward: {first.strip() or f'said nothing for {timeout:.0f} s'}")
+        raise ClusterError(f"kubectl port-forward: {first.strip() or f'said nothing for {PORT_FORWARD_LIMIT:.0f} s'}")
     return int(first.removeprefix(prefix).split(" ")[0])
 
 

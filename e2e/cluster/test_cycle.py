@@ -1,0 +1,44 @@
+"""The local cluster leaves the machine as it found it.
+
+It starts and ends the machine's one local cluster, so it runs only where that is the cluster of choice, and none is in
+use: first in `make e2e` from a clean start.
+"""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from e2e.cluster import choose
+from e2e.cluster.local import LocalCluster
+from e2e.cluster.local.cluster import _node
+from e2e.cluster.local.leftovers import leftovers, snapshot
+
+pytestmark = [
+    pytest.mark.skipif(not isinstance(choose(), LocalCluster), reason="the tests use another cluster here"),
+    pytest.mark.skipif(bool(leftovers()), reason="a local cluster is in use: `make down` first"),
+]
+
+
+def test_nothing_is_left_behind() -> None:
+    before = snapshot()
+    cluster = LocalCluster()
+    try:
+        cluster.up()
+        node = _node()
+        assert node is not None
+        assert leftovers()
+
+        cluster.up()
+        assert _node() == node, "a second `up` restarts nothing"
+
+        os.kill(node, signal.SIGKILL)
+        cluster.up()
+        assert cluster.answers()
+        assert not Path(f"/proc/{node}").exists()
+    finally:
+        cluster.down()
+    assert leftovers() == []
+    assert snapshot() == before
+    cluster.down()

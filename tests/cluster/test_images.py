@@ -1,0 +1,115 @@
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from e2e.cluster import images
+from e2e.cluster.errors import ClusterError
+from e2e.cluster.images import Buildah, Source, apt_source, pip_options, pip_secrets
+from e2e.cluster.paths import REPOSITORY
+from e2e.cluster.progress import Step
+from e2e.cluster.provider import Image
+
+SOURCE = Source("thing", "Dockerfile", ("package",))
+
+
+class Builds(list[str]):
+    """The builds that were asked for, by reference."""
+
+
+@pytest.fixture
+def builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Builds:
+    """A repository of one image, and a builder that only writes down what it is asked."""
+    built = Builds()
+
+    def build(
+        _: Buildah, step: Step, source: Source, image: Image, base: str, secrets: Sequence[str], archive: Path
+    ) -> None:
+        built.append(image.local_reference)
+        archive.write_text(base)
+
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "module.py").write_text("1")
+    (tmp_path / "Dockerfile").write_text("FROM x")
+    monkeypatch.setattr(images, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(images, "docker_answers", lambda: False)
+    monkeypatch.setattr(Buildah, "build", build)
+    monkeypatch.setenv("BASE_IMAGE", "base:1")
+    return built
+
+
+def test_unchanged_images_are_not_built_again(builds: Builds) -> None:
+    assert images.build([SOURCE]) == images.build([SOURCE])
+    assert len(builds) == 1
+
+
+def test_a_change_is_a_new_reference_and_the_old_archive_goes(builds: Builds, tmp_path: Path) -> None:
+    (old,) = images.build([SOURCE])
+    (tmp_path / "package" / "module.py").write_text("2")
+    (new,) = images.build([SOURCE])
+    assert old.local_reference != new.local_reference
+    assert new.archive.exists()
+    assert not old.archive.exists()
+
+
+def test_another_base_is_another_image(builds: Builds, monkeypatch: pytest.MonkeyPatch) -> None:
+    images.build([SOURCE])
+    monkeypatch.setenv("BASE_IMAGE", "base:2")
+    (image,) = images.build([SOURCE])
+    assert image.archive.read_text() == "base:2"
+    assert len(set(builds)) == 2
+
+
+def test_the_first_release_of_apt_is_taken() -> None:
+    lines = [
+        "http://mirror/security/ bookworm-security main",
+        "http://mirror/debian/ bookworm-updates main",
+        "http://elsewhere/ stable contrib",
+        "http://mirror/debian/ bookworm main",
+        "http://other/ bookworm main",
+    ]
+    assert apt_source(lines) == ("http://mirror/debian/", "bookworm")
+
+
+def test_without_apt_a_base_image_is_asked_for() -> None:
+    with pytest.raises(ClusterError, match="BASE_IMAGE"):
+        apt_source([])
+
+
+def test_pip_options_of_files_and_environment() -> None:
+    listing = "global.index-url='https://user:p=w@index.test/simple'\n:env:.timeout='60'\ninstall.no-binary=':none:'\n"
+    assert pip_options(listing) == {
+        "index-url": "https://user:p=w@index.test/simple",
+        "timeout": "60",
+        "no-binary": ":none:",
+    }
+
+
+def test_pip_secrets_are_for_us_alone_and_go_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIP_TIMEOUT", "61")
+    with pip_secrets() as secrets:
+        (path,) = (Path(found[1]) for s in secrets if (found := re.fullmatch("id=pip.conf,src=(.*)", s)))
+        assert "timeout = 61" in path.read_text()
+        assert path.stat().st_mode & 0o077 == 0
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("source", images.SOURCES, ids=lambda source: source.name)
+def test_dockerfiles_end_as_a_numbered_user_with_an_exec_entrypoint(source: Source) -> None:
+    text = (REPOSITORY / source.dockerfile).read_text()
+    final = text.rpartition("\nFROM ")[2]
+    # Kubernetes can check `runAsNonRoot` only of a number.
+    assert re.search(r"^USER [1-9]\d*:[1-9]\d*$", final, re.MULTILINE)
+    assert re.search(r'^ENTRYPOINT \["/', final, re.MULTILINE)
+    assert "pip" not in final
+
+
+@pytest.mark.parametrize("source", images.SOURCES, ids=lambda source: source.name)
+def test_the_hash_covers_all_that_a_dockerfile_copies(source: Source) -> None:
+    text = (REPOSITORY / source.dockerfile).read_text()
+    copied = re.findall(r"^COPY (?!--from)(?:--\S+ )*(\S+) \S+$", text, re.MULTILINE)
+    assert copied
+    for path in copied:
+        assert any(Path(path).is_relative_to(known) for known in source.inputs), path
+        assert (REPOSITORY / path).exists()

@@ -1,0 +1,25 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from e2e.cluster.local import leftovers
+
+
+def test_a_node_is_found_without_its_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leftovers, "STATE", tmp_path)
+    command = [sys.executable, "-c", "input()", "-m", leftovers.NODE_MODULE, f"{tmp_path}/spec.json", "7"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+        try:
+            assert process.pid in dict(leftovers.processes())
+        finally:
+            process.kill()
+    assert process.pid not in dict(leftovers.processes())
+
+
+def test_the_state_directory_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leftovers, "STATE", tmp_path / "state")
+    assert not [line for line in leftovers.leftovers() if line.startswith("directory")]
+    (tmp_path / "state").mkdir()
+    assert f"directory {tmp_path / 'state'}" in leftovers.leftovers()
