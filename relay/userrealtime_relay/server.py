@@ -43,7 +43,7 @@ class Relay:
         self._config = config
         self.metrics = Metrics()
         self.tail = Tail(config, signal, self.metrics)
-        self._websockets = WebSockets(config, self.tail, self.metrics)
+        self.websockets = WebSockets(config, self.tail, self.metrics)
         self._draining = False
         self.metrics.ring_events.set_function(lambda: len(self.tail.ring))
         self.metrics.ring_bytes.set_function(lambda: self.tail.ring.bytes)
@@ -69,10 +69,10 @@ class Relay:
         )
         try:
             self._public = await listen(
-                _public(self._websockets.paths),
+                _public(self.websockets.paths),
                 config.host,
                 config.ws_port,
-                websocket=self._websockets,
+                websocket=self.websockets,
                 limit=config.max_connections,
                 request_timeout=config.auth_timeout,
             )
@@ -85,14 +85,14 @@ class Relay:
     async def __aexit__(self, *_: object) -> None:
         self._public.close()
         self._private.close()
-        await self._websockets.cut()
+        await self.websockets.cut()
         self.following.cancel()
         await asyncio.wait([self.following])
 
     async def drain(self) -> None:
         """Send the clients away, in order; see `WebSockets.drain` for how long it lasts."""
         self._draining = True
-        await self._websockets.drain()
+        await self.websockets.drain()
 
 
 async def serve(config: Config) -> None:

@@ -122,6 +122,15 @@ async def publish(connection: asyncpg.Connection, count: int = 1, *, size: int =
     )
 
 
+async def terminate(connection: asyncpg.Connection) -> int:
+    """End the relay's connections to this database; how many there were."""
+    ended: int = await connection.fetchval(
+        "select count(pg_terminate_backend(pid)) from pg_stat_activity "
+        "where application_name = 'userrealtime-relay' and datname = current_database()"
+    )
+    return ended
+
+
 async def get(port: int, path: str, method: str = "GET") -> tuple[int, str]:
     """A plain HTTP request: the status and the body."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)

@@ -120,7 +120,6 @@ def test_a_wrong_token_in_the_request_is_final(token: str) -> None:
 
 def test_a_token_may_be_the_first_message() -> None:
     made = session(None)
-    assert made.question is None
     made.receive('{"type":"auth","token":"100"}', 3)
     assert (made.authenticated, made.deadline, made.question) == (True, 103, Question.POSITION)
 
@@ -211,8 +210,7 @@ def test_a_cursor_that_the_log_has_not_is_reset_to_the_head(resume: Resume, reas
 def test_the_log_is_asked_before_a_client_is_called_ahead(resume: Resume) -> None:
     made = session(resume=resume)
     assert made.locate(LOG, fresh=False) is None
-    assert made.question is Question.FRESH_POSITION
-    assert said(made) == []
+    assert [made.question, said(made)] == [Question.FRESH_POSITION, []]
     assert made.locate(Position(60, 11, resume.epoch or "e1"), fresh=True) is None
     assert (made.question, made.cursor) == (None, resume.cursor)
 

@@ -109,7 +109,7 @@ class WebSockets:
         self.handler_tasks: set[asyncio.Task[None]] = set()
         self.paths = ("/ws", f"{config.base_path}/ws") if config.base_path else ("/ws",)
         self._verify = TokenVerifier(config.token_key, config.user_id)
-        self._clients: dict[Client, asyncio.Task[None]] = {}
+        self.clients: dict[Client, asyncio.Task[None]] = {}
         self._admitted: set[Client] = set()
         self._draining = False
         metrics.connections.set_function(lambda: len(self._admitted))
@@ -164,7 +164,7 @@ class WebSockets:
         """
         self._draining = True
         loop = asyncio.get_running_loop()
-        clients = list(self._clients.items())
+        clients = list(self.clients.items())
         random.shuffle(clients)
         window = min(self.config.drain_timeout, len(clients) * DRAIN_SPACING)
         for place, (client, _) in enumerate(clients):
@@ -182,7 +182,7 @@ class WebSockets:
             await asyncio.wait(tasks, timeout=CLOSE_TIMEOUT)
 
     async def _serve(self, connection: _Connection, task: asyncio.Task[None]) -> None:
-        waiting = len(self._clients) - len(self._admitted)
+        waiting = len(self.clients) - len(self._admitted)
         if self._draining:
             await _close(connection, Code.RESTARTING, RESTARTING_REASON)
         elif waiting >= self.config.max_connections:
@@ -196,11 +196,11 @@ class WebSockets:
                 now=asyncio.get_running_loop().time(),
             )
             client = Client(connection, session, self)
-            self._clients[client] = task
+            self.clients[client] = task
             try:
                 await client.run()
             finally:
-                del self._clients[client]
+                del self.clients[client]
                 self._admitted.discard(client)
         self.metrics.closes.labels(_close_label(connection)).inc()
 
@@ -217,7 +217,7 @@ class Client:
 
     def __init__(self, connection: _Connection, session: Session, hub: WebSockets) -> None:
         self._connection = connection
-        self._session = session
+        self.session = session
         self._hub = hub
         self._tail = hub.tail
         self._metrics = hub.metrics
@@ -239,10 +239,11 @@ class Client:
 
     async def run(self) -> None:
         """Serve the client until the connection is closed."""
-        connection, session = self._connection, self._session
+        connection, session = self._connection, self.session
         connection.changed = self._wake.set
         connection.start_keepalive()
         reader = asyncio.create_task(self._read())
+        reader.add_done_callback(lambda _: self._wake.set())  # it ends when the connection does
         try:
             while connection.state is OPEN and session.closing is None:
                 self._wake.clear()
@@ -272,14 +273,14 @@ class Client:
         with contextlib.suppress(ConnectionClosed, OSError):
             while True:
                 message = await self._connection.recv()
-                self._session.receive(message, self._loop.time())
+                self.session.receive(message, self._loop.time())
                 self._wake.set()
                 await asyncio.sleep(0)
                 await self._connection.drain()
 
     def _advance(self) -> bool:
         """Do the next thing that can be done without waiting. False if there is none."""
-        session, connection = self._session, self._connection
+        session, connection = self.session, self._connection
         session.tick(self._loop.time())
         if self._is_stuck():
             session.shut(Code.TOO_SLOW, "Too slow")
@@ -299,7 +300,7 @@ class Client:
         return self._send_events(self._ring)
 
     def _flush(self) -> None:
-        for message in self._session.take():
+        for message in self.session.take():
             self._write(encode_text(message))
 
     def _write(self, frames: bytes) -> None:
@@ -321,13 +322,13 @@ class Client:
 
     def _end_if_leaving(self) -> bool:
         if self._leaving:
-            self._session.shut(Code.RESTARTING, RESTARTING_REASON)
+            self.session.shut(Code.RESTARTING, RESTARTING_REASON)
         return self._leaving
 
     def _find_position(self, question: Question) -> bool:
         if not self._admitted:
             if not self._hub.admit(self):
-                self._session.shut(Code.TRY_LATER, "Too many connections")
+                self.session.shut(Code.TRY_LATER, "Too many connections")
                 return True
             self._admitted = True
         if question is Question.FRESH_POSITION or not self._tail.located:
@@ -338,23 +339,23 @@ class Client:
 
     def _locate(self, *, fresh: bool) -> None:
         position, ring = self._tail.position, self._tail.ring
-        refusal = self._session.locate(position, fresh=fresh)
-        if self._session.question is None:
+        refusal = self.session.locate(position, fresh=fresh)
+        if self.session.question is None:
             self._ring = ring
             outcome: str = "head"
             if refusal is not None:
                 outcome = refusal
-            elif self._session.resumes:
-                outcome = "ring" if ring.holds_after(self._session.cursor) else "log"
+            elif self.session.resumes:
+                outcome = "ring" if ring.holds_after(self.session.cursor) else "log"
             self._metrics.starts.labels(outcome).inc()
 
     def _change_ring(self) -> bool:
-        self._metrics.starts.labels(self._session.lose(self._tail.position)).inc()
+        self._metrics.starts.labels(self.session.lose(self._tail.position)).inc()
         self._ring = self._tail.ring
         return True
 
     def _send_events(self, ring: Ring) -> bool:
-        cursor = self._session.cursor
+        cursor = self.session.cursor
         batch = ring.read(cursor, CHUNK_BYTES)
         if batch is None:
             if not self._end_if_leaving():
@@ -371,7 +372,7 @@ class Client:
         return self._end_if_leaving()
 
     def _send_page(self, ring: Ring, cursor: int, page: Sequence[Event]) -> None:
-        session = self._session
+        session = self.session
         if self._tail.ring is not ring or session.cursor != cursor or session.question is not None:
             return  # it was read for a cursor that is no more
         if page and page[0].number == cursor + 1:
@@ -383,9 +384,9 @@ class Client:
 
     def _deliver(self, frames: bytes, cursor: int) -> None:
         self._write(frames)
-        self._metrics.delivered_events.inc(cursor - self._session.cursor)
+        self._metrics.delivered_events.inc(cursor - self.session.cursor)
         self._metrics.delivered_bytes.inc(len(frames))
-        self._session.cursor = cursor
+        self.session.cursor = cursor
 
     def _is_stuck(self) -> bool:
         """Whether the client has taken nothing for the send timeout, though data waits for it."""
@@ -398,7 +399,7 @@ class Client:
         return now - self._unsent_since >= self._hub.config.send_timeout
 
     def _set_timer(self) -> None:
-        due = self._session.deadline
+        due = self.session.deadline
         if self._unsent_since is not None:
             due = min(due, self._unsent_since + self._hub.config.send_timeout)
         if self._timer is None or self._timer.when() != due:

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+
+import asyncpg
+import pytest
+
+from tests.conftest import Database
+from tests.relay.support import PATIENCE_S, USER, publish
+from userrealtime_relay.config import Secret
+from userrealtime_relay.log import ERRORS, Log, Opened
+
+
+@pytest.fixture
+async def log(migrated: Database) -> AsyncIterator[Log]:
+    log = await Log.connect(Secret(migrated.url), USER)
+    yield log
+    log.abandon()
+
+
+async def test_a_log_without_events_is_open(log: Log) -> None:
+    opened = await log.open()
+    assert opened == Opened(0, 1, None, opened.channel)
+    assert await log.page(0, max_events=10, max_bytes=1000) == []
+
+
+async def test_open_tells_where_the_log_stands(log: Log, connection: asyncpg.Connection) -> None:
+    await publish(connection, 5)
+    await connection.execute("delete from userrealtime.event where id <= 2")
+    opened = await log.open()
+    assert (opened.head, opened.earliest) == (5, 3)
+    assert opened.epoch
+    await connection.execute("delete from userrealtime.event")
+    assert (await log.open()).earliest == 6
+
+
+async def test_a_page_is_what_comes_after_a_number(log: Log, connection: asyncpg.Connection) -> None:
+    await publish(connection, 5)
+    await connection.execute("select userrealtime.publish('bob', 'not.hers')")
+    page = await log.page(2, max_events=10, max_bytes=1000)
+    assert [event.number for event in page] == [3, 4, 5]
+    assert page[0].event == "test.event"
+    assert page[0].data == '{"n": 3, "text": "xxxxxxxxxx"}'
+    assert abs(page[0].at - datetime.now(UTC)) < timedelta(minutes=5)
+    assert await log.page(5, max_events=10, max_bytes=1000) == []
+    assert [event.number for event in await log.page(0, max_events=2, max_bytes=1000)] == [1, 2]
+
+
+@pytest.mark.parametrize("size", [1000, 100_000])
+async def test_a_page_ends_once_it_has_its_bytes(log: Log, connection: asyncpg.Connection, size: int) -> None:
+    # Postgres holds these compressed to a hundredth: the limit is on what is sent.
+    await publish(connection, 20, size=size)
+    page = await log.page(0, max_events=500, max_bytes=3 * size)
+    assert [event.number for event in page] == [1, 2, 3]
+    assert [event.number for event in await log.page(3, max_events=500, max_bytes=1)] == [4]
+
+
+async def test_a_page_ends_at_a_gap(log: Log, connection: asyncpg.Connection) -> None:
+    await publish(connection, 9)
+    await connection.execute("delete from userrealtime.event where id = 4")
+    assert [event.number for event in await log.page(0, max_events=500, max_bytes=1000)] == [1, 2, 3]
+    assert [event.number for event in await log.page(3, max_events=2, max_bytes=1000)] == [5, 6]
+
+
+async def test_listening_wakes_at_each_commit_and_at_the_end(log: Log, connection: asyncpg.Connection) -> None:
+    wakes: asyncio.Queue[None] = asyncio.Queue()
+    await log.listen((await log.open()).channel, lambda: wakes.put_nowait(None))
+    async with asyncio.timeout(PATIENCE_S):
+        await publish(connection)
+        await wakes.get()
+        await publish(connection)
+        await wakes.get()
+        assert wakes.empty()
+        log.abandon()
+        await wakes.get()
+    with pytest.raises(ERRORS):
+        await log.open()
+
+
+async def test_many_may_ask_at_once_and_leave(log: Log, connection: asyncpg.Connection) -> None:
+    await publish(connection, 100)
+    tasks = [asyncio.create_task(log.page(after, max_events=500, max_bytes=10**6)) for after in range(50)]
+    await asyncio.sleep(0)
+    for task in tasks[::2]:
+        task.cancel()
+    async with asyncio.timeout(PATIENCE_S):
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    for after, outcome in enumerate(outcomes):
+        if after % 2:
+            assert not isinstance(outcome, BaseException)
+            assert [event.number for event in outcome] == list(range(after + 1, 101))
+        else:
+            assert isinstance(outcome, asyncio.CancelledError)
+
+
+async def test_no_transaction_stays_open(log: Log, connection: asyncpg.Connection) -> None:
+    await log.listen((await log.open()).channel, lambda: None)
+    await log.page(0, max_events=10, max_bytes=10)
+    states = await connection.fetch("select state from pg_stat_activity where application_name = 'userrealtime-relay'")
+    assert [row["state"] for row in states if row["state"] != "idle"] == []
+    assert states

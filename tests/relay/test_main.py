@@ -1,0 +1,242 @@
+"""The process: its command line, its end, and what it never says."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import asyncpg
+import pytest
+from websockets.asyncio.client import ClientConnection
+from websockets.exceptions import ConnectionClosed
+from websockets.typing import Subprotocol
+
+from tests.conftest import Database
+from tests.relay.support import (
+    KEY,
+    PATIENCE_S,
+    client,
+    closed,
+    environment,
+    get,
+    publish,
+    receive,
+    receive_ids,
+    terminate,
+    token,
+)
+
+NO_DATABASE = "postgresql://nobody:hunter2@127.0.0.1:1/none"
+
+
+class Process:
+    """A relay as a process; `lines` is its log so far."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+        self.lines: list[str] = []
+        self.ws_port = self.health_port = 0
+
+    async def wait_for(self, message: str) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        async with asyncio.timeout(PATIENCE_S):
+            while True:
+                line = (await self._process.stdout.readline()).decode()
+                assert line, self.lines
+                self.lines.append(line)
+                fields: dict[str, Any] = json.loads(line)
+                if fields["message"] == message:
+                    return fields
+
+    def send(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
+    async def end(self) -> int:
+        """The exit status, once it has ended by itself."""
+        async with asyncio.timeout(PATIENCE_S):
+            rest, _ = await self._process.communicate()
+            self.lines += rest.decode().splitlines(keepends=True)
+            return await self._process.wait()
+
+
+@asynccontextmanager
+async def process(url: str, **changes: str) -> AsyncIterator[Process]:
+    """A relay that listens."""
+    started = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "userrealtime_relay",
+        env={**os.environ, **environment(url, **changes)},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    relay = Process(started)
+    try:
+        listening = await relay.wait_for("listening")
+        relay.ws_port, relay.health_port = listening["ws_port"], listening["health_port"]
+        yield relay
+    finally:
+        if started.returncode is None:
+            started.kill()
+        await started.communicate()
+
+
+def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "userrealtime_relay", *arguments],
+        env={"PATH": os.environ["PATH"], **variables},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+
+
+def test_help_and_version() -> None:
+    for flag in ("--help", "-h"):
+        outcome = run(flag)
+        assert (outcome.returncode, outcome.stderr) == (0, "")
+        assert outcome.stdout.startswith("usage: userrealtime-relay")
+    outcome = run("--version")
+    assert outcome.returncode == 0
+    assert outcome.stdout.startswith("userrealtime-relay 0.")
+
+
+@pytest.mark.parametrize("arguments", [["--port=1"], ["serve"], ["--help", "--version"], [""]])
+def test_other_arguments_are_refused_and_not_repeated(arguments: list[str]) -> None:
+    outcome = run(*arguments)
+    assert (outcome.returncode, outcome.stdout) == (2, "")
+    assert "takes no arguments" in outcome.stderr
+    assert "port" not in outcome.stderr
+
+
+def test_a_wrong_environment_is_told_in_one_go() -> None:
+    outcome = run(USER_ID="alice", DATABASE_URL="hunter2", WS_PORT="x")
+    assert (outcome.returncode, outcome.stdout) == (2, "")
+    assert outcome.stderr.splitlines()[0] == "userrealtime-relay cannot start: the environment is wrong:"
+    assert [line.split(":")[0].strip() for line in outcome.stderr.splitlines()[1:]] == [
+        "DATABASE_URL",
+        "TOKEN_KEY",
+        "WS_PORT",
+    ]
+    assert "hunter2" not in outcome.stderr
+
+
+async def test_a_port_that_is_taken_is_told() -> None:
+    async with process(NO_DATABASE) as relay:
+        outcome = await asyncio.to_thread(run, **environment(NO_DATABASE, WS_PORT=str(relay.ws_port)))
+        assert outcome.returncode == 1
+        assert outcome.stderr.startswith("userrealtime-relay cannot listen: ")
+        assert "Traceback" not in outcome.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_ends_it_in_order(number: signal.Signals) -> None:
+    async with process(NO_DATABASE) as relay:
+        relay.send(number)
+        assert await relay.end() == 0
+        assert json.loads(relay.lines[-1])["message"] == "stopped"
+
+
+async def test_a_rolling_restart_loses_nothing(migrated: Database, connection: asyncpg.Connection) -> None:
+    """Events go on while one relay goes and the next comes; the client follows the close codes."""
+
+    async def publish_on() -> None:
+        for _ in range(60):
+            await publish(connection, 2)
+            await asyncio.sleep(0.01)
+
+    ids: list[int] = []
+    publishing = None
+    for _ in range(3):
+        async with process(migrated.url) as relay:
+            await relay.wait_for("connected to Postgres")
+            async with client(relay.ws_port, last_event_id=ids[-1] if ids else 0) as alice:
+                assert (await receive(alice))["type"] == "connected"
+                publishing = publishing or asyncio.create_task(publish_on())
+                ids += await receive_ids(alice, (ids[-1] if ids else 0) + 20)
+                relay.send(signal.SIGTERM)
+                ids += [message["id"] async for message in until_closed(alice)]
+            assert await relay.end() == 0
+    assert publishing is not None
+    await publishing
+    async with process(migrated.url) as relay:
+        await relay.wait_for("connected to Postgres")
+        async with client(relay.ws_port, last_event_id=ids[-1]) as alice:
+            await receive(alice)
+            if ids[-1] < 120:
+                ids += await receive_ids(alice, 120)
+    assert ids == list(range(1, 121))
+
+
+async def until_closed(alice: ClientConnection) -> AsyncIterator[dict[str, Any]]:
+    """The messages that come before a close with 1012."""
+    with contextlib.suppress(ConnectionClosed):
+        while True:
+            yield json.loads(await asyncio.wait_for(alice.recv(), PATIENCE_S))
+    assert (await closed(alice))[0] == 1012
+
+
+async def test_while_it_drains_it_is_not_ready_and_a_second_signal_ends_it(
+    migrated: Database, connection: asyncpg.Connection
+) -> None:
+    async with process(migrated.url) as relay:
+        await relay.wait_for("connected to Postgres")
+        async with client(relay.ws_port) as slow:
+            await receive(slow)
+            slow.transport.pause_reading()
+            await publish(connection, 80, size=200_000)
+            relay.send(signal.SIGTERM)
+            await relay.wait_for("draining")
+            status, body = await get(relay.health_port, "/ready")
+            assert (status, json.loads(body)["reason"]) == (503, "draining")
+            relay.send(signal.SIGTERM)
+            assert await relay.end() == 128 + signal.SIGTERM
+            slow.transport.abort()
+
+
+async def test_no_secret_is_ever_said(migrated: Database, connection: asyncpg.Connection) -> None:
+    good, bad, forged = token(), token(sub="mallory"), token(key="k" * 40)
+    tokens = [good, bad, forged]
+    password = "hunter2hunter2"
+    url = migrated.url.replace("postgres@", f"postgres:{password}@")
+    async with process(url, LOG_LEVEL="debug", POLL_INTERVAL="0.1") as relay:
+        await relay.wait_for("connected to Postgres")
+        for each in tokens:
+            offered = [Subprotocol("userrealtime.v1"), Subprotocol(f"bearer.{each}")]
+            async with client(relay.ws_port, each, last_event_id="marked-cursor", token="marked-" + each) as header:
+                await closed(header)
+            async with client(relay.ws_port, None, subprotocols=offered) as subprotocol:
+                await publish(connection)
+                if each == good:
+                    assert (await receive(subprotocol))["type"] == "connected"
+                    await subprotocol.send("marked-message")
+                    await receive(subprotocol)
+                else:
+                    await closed(subprotocol)
+            async with client(relay.ws_port, None) as message:
+                await message.send(json.dumps({"type": "auth", "token": each}))
+                await message.recv() if each == good else await closed(message)
+        await get(relay.ws_port, "/marked-path?marked-query")
+        await get(relay.health_port, "/marked-path?marked-query")
+        other = await asyncpg.connect(migrated.server.url())
+        await other.execute("alter database " + migrated.name + " with allow_connections false")
+        await other.close()
+        await terminate(connection)
+        failure = await relay.wait_for("no connection to Postgres")
+        assert "error" in failure
+        relay.send(signal.SIGTERM)
+        assert await relay.end() == 0
+    said = "".join(relay.lines)
+    for secret in (KEY, password, "marked", *tokens, *(part for each in tokens for part in each.split(".")[1:])):
+        assert secret not in said
+    for line in relay.lines:
+        assert isinstance(json.loads(line), dict)

@@ -1,0 +1,205 @@
+"""The tail and what it makes of a Postgres that comes and goes. Ring and signals are looked at, no sockets."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import asyncpg
+
+from tests.conftest import Database
+from tests.relay.support import PATIENCE_S, config, publish, terminate, until
+from userrealtime_relay.log import Log
+from userrealtime_relay.metrics import Metrics
+from userrealtime_relay.position import Position
+from userrealtime_relay.signals import Signal, Wake
+from userrealtime_relay.signals.listen import listen
+from userrealtime_relay.tail import PAGE_EVENTS, Tail
+
+
+@asynccontextmanager
+async def following(url: str, signal: Signal = listen, **changes: str) -> AsyncIterator[Tail]:
+    tail = Tail(config(url, **changes), signal, Metrics())
+    task = asyncio.create_task(tail.run())
+    try:
+        yield tail
+        assert not task.done(), task
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+@asynccontextmanager
+async def deaf(_log: Log, _channel: str, _wake: Wake) -> AsyncIterator[None]:
+    """A signal that is always lost."""
+    yield
+
+
+@asynccontextmanager
+async def noisy(log: Log, channel: str, wake: Wake) -> AsyncIterator[None]:
+    """A signal that comes all the time, mostly for nothing."""
+
+    async def make_noise() -> None:
+        while True:
+            wake()
+            await asyncio.sleep(0.001)
+
+    noise = asyncio.create_task(make_noise())
+    try:
+        async with listen(log, channel, wake):
+            yield
+    finally:
+        noise.cancel()
+
+
+async def test_the_ring_begins_at_the_head_and_follows(migrated: Database, connection: asyncpg.Connection) -> None:
+    await publish(connection, 3)
+    async with following(migrated.url, POLL_INTERVAL="600") as tail:
+        assert tail.hindrance == "not connected to Postgres"
+        await until(lambda: tail.hindrance is None)
+        assert (tail.ring.head, len(tail.ring)) == (3, 0)
+        await publish(connection, 2)
+        await until(lambda: tail.ring.head == 5)
+        assert len(tail.ring) == 2
+        assert tail.position.head == 5
+
+
+async def test_many_pages_are_read(migrated: Database, connection: asyncpg.Connection) -> None:
+    async with following(migrated.url, POLL_INTERVAL="600", RING_EVENTS="10000") as tail:
+        await until(lambda: tail.hindrance is None)
+        await publish(connection, 2 * PAGE_EVENTS + 1)
+        await until(lambda: tail.ring.head == 2 * PAGE_EVENTS + 1)
+        await publish(connection, 9, size=200_000)
+        await until(lambda: tail.ring.head == 2 * PAGE_EVENTS + 10)
+
+
+async def test_the_first_event_of_a_user_brings_the_epoch(migrated: Database, connection: asyncpg.Connection) -> None:
+    async with following(migrated.url, POLL_INTERVAL="600") as tail:
+        await until(lambda: tail.hindrance is None)
+        ring = tail.ring
+        assert tail.position == Position(0, 1, None)
+        await publish(connection)
+        await until(lambda: tail.position.epoch is not None)
+        assert tail.ring is ring
+        assert tail.ring.head == 1
+
+
+async def test_lost_signals_are_made_up_for_by_the_poll(migrated: Database, connection: asyncpg.Connection) -> None:
+    async with following(migrated.url, deaf, POLL_INTERVAL="0.2") as tail:
+        await until(lambda: tail.hindrance is None)
+        for number in range(1, 4):
+            await publish(connection)
+            await until(lambda number=number: tail.ring.head == number)  # type: ignore[misc]
+
+
+async def test_rows_without_a_notification_are_found(migrated: Database, connection: asyncpg.Connection) -> None:
+    await publish(connection)
+    async with following(migrated.url, POLL_INTERVAL="0.2") as tail:
+        await until(lambda: tail.hindrance is None)
+        async with connection.transaction():
+            await connection.execute("update userrealtime.log set head = 2")
+            await connection.execute("insert into userrealtime.event values ('alice', 2, 'silent', now(), '{}')")
+        await until(lambda: tail.ring.head == 2)
+
+
+async def test_needless_signals_change_nothing(migrated: Database, connection: asyncpg.Connection) -> None:
+    async with following(migrated.url, noisy, POLL_INTERVAL="0.1") as tail:
+        await until(lambda: tail.hindrance is None)
+        for _ in range(20):
+            await publish(connection, 3)
+        await until(lambda: tail.ring.head == 60)
+        assert len(tail.ring) == 60
+
+
+async def test_a_lost_connection_loses_nothing(migrated: Database, connection: asyncpg.Connection) -> None:
+    async with following(migrated.url, POLL_INTERVAL="600", RING_EVENTS="100000") as tail:
+        await until(lambda: tail.hindrance is None)
+        ring = tail.ring
+        ended = published = 0
+        async with asyncio.timeout(PATIENCE_S):
+            while ended < 3:
+                await publish(connection, 2)
+                ended += await terminate(connection)
+                await publish(connection, 2)
+                published += 4
+                await asyncio.sleep(0.02)
+        await until(lambda: tail.ring.head == published)
+        assert tail.ring is ring
+        assert len(ring) == published
+
+
+async def test_a_postgres_that_is_away_is_waited_for(own_server: Database) -> None:
+    await asyncio.to_thread(own_server.server.stop)
+    async with following(own_server.url, POLL_INTERVAL="600") as tail:
+        page = asyncio.create_task(tail.page(0, 1000))
+        place = asyncio.create_task(tail.locate())
+        await asyncio.sleep(0.5)
+        assert (tail.located, tail.hindrance) == (False, "not connected to Postgres")
+        await asyncio.to_thread(own_server.server.start)
+        async with asyncio.timeout(PATIENCE_S * 2):
+            assert await page == []
+            await place
+        assert tail.located
+        await until(lambda: tail.hindrance is None)
+
+
+async def test_another_epoch_makes_another_ring(migrated: Database, connection: asyncpg.Connection) -> None:
+    await publish(connection, 3)
+    async with following(migrated.url, POLL_INTERVAL="0.2") as tail:
+        await until(lambda: tail.hindrance is None)
+        ring = tail.ring
+        changed = asyncio.Event()
+        tail.call_once(changed.set)
+        await connection.execute("update userrealtime.log set epoch = 'restored'")
+        await until(lambda: tail.ring is not ring)
+        assert changed.is_set()
+        assert tail.position == Position(3, 1, "restored")
+
+
+async def test_a_log_that_is_shorter_makes_another_ring(migrated: Database, connection: asyncpg.Connection) -> None:
+    await publish(connection, 3)
+    async with following(migrated.url, POLL_INTERVAL="0.2") as tail:
+        await until(lambda: tail.hindrance is None)
+        ring = tail.ring
+        async with connection.transaction():
+            await connection.execute("update userrealtime.log set head = 2")
+            await connection.execute("delete from userrealtime.event where id = 3")
+        await until(lambda: tail.ring is not ring)
+        assert tail.position.head == 2
+
+
+async def test_a_log_that_is_gone_makes_another_ring(migrated: Database, connection: asyncpg.Connection) -> None:
+    await publish(connection, 3)
+    async with following(migrated.url, POLL_INTERVAL="0.2") as tail:
+        await until(lambda: tail.hindrance is None)
+        ring = tail.ring
+        await connection.execute("truncate userrealtime.log, userrealtime.event")
+        await until(lambda: tail.ring is not ring)
+        assert tail.position == Position(0, 1, None)
+
+
+async def test_what_the_log_let_go_of_meanwhile_is_skipped(migrated: Database, connection: asyncpg.Connection) -> None:
+    await publish(connection, 3)
+    async with following(migrated.url, deaf, POLL_INTERVAL="0.5") as tail:
+        await until(lambda: tail.hindrance is None)
+        ring = tail.ring
+        async with connection.transaction():
+            await publish(connection, 5)
+            await connection.execute("set constraints all immediate")
+            await connection.execute("delete from userrealtime.event where id <= 6")
+        await until(lambda: tail.ring.head == 8)
+        assert tail.ring is ring
+        assert (ring.first, len(ring)) == (7, 2)
+
+
+async def test_who_forgets_is_not_called(migrated: Database, connection: asyncpg.Connection) -> None:
+    async with following(migrated.url, POLL_INTERVAL="600") as tail:
+        await until(lambda: tail.hindrance is None)
+        kept, forgotten = asyncio.Event(), asyncio.Event()
+        tail.call_once(kept.set)
+        tail.call_once(forgotten.set)
+        tail.forget(forgotten.set)
+        await publish(connection)
+        await until(kept.is_set)
+        assert not forgotten.is_set()
