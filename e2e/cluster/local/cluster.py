@@ -102,19 +102,10 @@ class LocalCluster(Provider):
             note("no local cluster on this machine")
             return
         with step("removing the local cluster"):
-            if node := _node():
-                _kill(node)
-            # What a lost record no longer names.
-            for pid, _ in processes():
-                _kill(pid)
-            _until(lambda: not processes(), "its processes to end", DOWN_LIMIT)
-            if _interface_exists():
-                run("ip", "link", "delete", INTERFACE, timeout=30)
-            for group in cgroups():
-                _remove_cgroup(group)
+            _end_node()
             shutil.rmtree(STATE, ignore_errors=True)
-            # The kernel takes a network namespace apart in the background.
-            _until(lambda: not leftovers(), "the rest to go: " + ", ".join(leftovers()), DOWN_LIMIT)
+            if remains := leftovers():
+                raise ClusterError("this stayed behind:\n  " + "\n  ".join(remains))
         note(f"nothing left; {cache()} keeps what was built (`python -m e2e.cluster clean` removes it)")
 
     def status(self) -> str:
@@ -164,15 +155,9 @@ class LocalCluster(Provider):
             if json.loads(RECORD.read_text())["version"] == version:
                 return
             note("the node's configuration has changed: it is restarted")
-            _kill(node)
-        for pid, _ in processes():
-            _kill(pid)
-        _until(lambda: not processes() and not _interface_exists(), "an earlier node to end", DOWN_LIMIT)
+        _end_node()
         with step("starting the node"), _ingress_socket() as listener:
             _refuse_overlapping_routes()
-            # Groups of containers that are no more hold the kubelet up for seconds each.
-            for group in cgroups():
-                _remove_cgroup(group)
             for root in cgroup_roots():
                 (root / CGROUP).mkdir()
             _spawn_node(listener, version)
@@ -327,6 +312,22 @@ def _refuse_overlapping_routes() -> None:
             )
 
 
+def _end_node() -> None:
+    """End a node, running or half gone, and remove all of it but the state directory."""
+    if node := _node():
+        _kill(node)
+    # What a lost record does not name.
+    for pid, _ in processes():
+        _kill(pid)
+    _until(lambda: not processes(), "the node's processes to end", DOWN_LIMIT)
+    # It would go with the node's network, but connections on their way out can keep that for minutes.
+    if Path("/sys/class/net", INTERFACE).exists():
+        run("ip", "link", "delete", INTERFACE, timeout=30)
+    # Groups of containers that are no more would hold the next kubelet up for seconds each.
+    for group in cgroups():
+        _remove_cgroup(group)
+
+
 def _node() -> int | None:
     """The process id of the running node's `unshare`, if it is still the process we started."""
     try:
@@ -353,10 +354,6 @@ def _kill(pid: int) -> None:
     with contextlib.suppress(ChildProcessError):
         while os.waitpid(pid, os.WNOHANG) == (0, 0) and time.monotonic() < deadline:
             time.sleep(0.02)
-
-
-def _interface_exists() -> bool:
-    return Path("/sys/class/net", INTERFACE).exists()
 
 
 def _remove_cgroup(group: Path) -> None:
