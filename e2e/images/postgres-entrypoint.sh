@@ -1,6 +1,6 @@
 #!/bin/sh
 # Makes the database in /data if there is none, then becomes the server. The superuser `postgres` gets the password in
-# POSTGRES_PASSWORD, through a file: command lines can be read by others.
+# POSTGRES_PASSWORD, through a file: command lines can be read by others. Inside the container `psql` needs none.
 set -eu
 : "${POSTGRES_PASSWORD:?must be set}"
 database=/data/database
@@ -10,8 +10,8 @@ if [ ! -d "$database" ]; then
     # Made under another name: one that was cut off is not taken for a database.
     rm -rf /data/unfinished
     printf '%s\n' "$POSTGRES_PASSWORD" > /data/password
-    initdb --pgdata=/data/unfinished --username=postgres --pwfile=/data/password --auth=scram-sha-256 \
-        --encoding=UTF8 --locale-provider=builtin --builtin-locale=C.UTF-8 --locale=C --no-sync
+    initdb --pgdata=/data/unfinished --username=postgres --pwfile=/data/password \
+        --auth-local=peer --auth-host=scram-sha-256 --encoding=UTF8 --locale-provider=builtin --builtin-locale=C.UTF-8 --locale=C --no-sync
     rm /data/password
     echo 'host all all all scram-sha-256' >> /data/unfinished/pg_hba.conf
     mv /data/unfinished "$database"
