@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import secrets
+import shlex
 import signal
 import sys
 import time
@@ -88,9 +89,10 @@ async def _publish(connection: asyncpg.Connection, number: int) -> None:
 
 
 def _instructions(ws_port: int, database_url: str, token: str) -> str:
+    python = shlex.quote(sys.executable)
     receive = (
         "import os; from websockets.sync.client import connect; "
-        f"[print(m) for m in connect('ws://127.0.0.1:{ws_port}/ws', "
+        f"[print(m, flush=True) for m in connect('ws://127.0.0.1:{ws_port}/ws', "
         "additional_headers={'Authorization': 'Bearer ' + os.environ['TOKEN']})]"
     )
     publish = f"select userrealtime.publish('{USER}', 'hello', '{{\\\"from\\\": \\\"another terminal\\\"}}')"
@@ -99,13 +101,13 @@ A relay for the user {USER!r}, with a PostgreSQL of its own. In another terminal
 
   receive {USER}'s events:
 
-TOKEN={token} {sys.executable} -c "{receive}"
+TOKEN={token} {python} -c "{receive}"
 
   publish one, with psql or with Python:
 
 psql {database_url} -c "{publish}"
 
-{sys.executable} -c "import asyncio, asyncpg
+{python} -c "import asyncio, asyncpg
 async def main(): await (await asyncpg.connect('{database_url}')).execute(\\"\\"\\"{publish}\\"\\"\\")
 asyncio.run(main())"
 

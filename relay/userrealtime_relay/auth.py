@@ -6,6 +6,7 @@ secret is accepted.
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import Final
 
@@ -17,9 +18,11 @@ LEEWAY: Final = 5
 """Seconds that the clock of who signs may differ from ours."""
 _FOREVER: Final = 10 * 365 * 86400
 
+_logger = logging.getLogger(__name__)
+
 
 class Unauthorized(Exception):
-    """A token that is not accepted. Says why, for the log; never contains the token or what it claims."""
+    """A token that is not accepted. Says which rule it broke; never contains the token or what it claims."""
 
 
 class TokenVerifier:
@@ -46,6 +49,7 @@ class TokenVerifier:
                 leeway=LEEWAY,
             )
         except (jwt.PyJWTError, ValueError, RecursionError) as error:
+            _logger.info("token refused", extra={"fields": {"why": type(error).__name__}})
             raise Unauthorized(type(error).__name__) from None
         now = time.time()
         # JSON has integers that no float holds.

@@ -80,11 +80,16 @@ class Log:
         """Connect, within `CONNECT_TIMEOUT` seconds.
 
         Raises:
-            ERRORS: the database is not there, or refuses. ValueError: the URL cannot be parsed; it may be quoted.
+            ERRORS: the database is not there, or refuses, or the URL cannot be parsed. None of them quotes the URL.
         """
-        connection = await asyncpg.connect(
-            url.reveal(), timeout=CONNECT_TIMEOUT, command_timeout=QUERY_TIMEOUT, server_settings=_SERVER_SETTINGS
-        )
+        try:
+            connection = await asyncpg.connect(
+                url.reveal(), timeout=CONNECT_TIMEOUT, command_timeout=QUERY_TIMEOUT, server_settings=_SERVER_SETTINGS
+            )
+        except ValueError:
+            raise asyncpg.InterfaceError(
+                "DATABASE_URL cannot be parsed: percent-encode what is special in its user and password"
+            ) from None
         return cls(connection, user_id)
 
     async def open(self) -> Opened:

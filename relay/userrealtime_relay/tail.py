@@ -18,8 +18,6 @@ import random
 from collections.abc import Callable
 from typing import Final
 
-import asyncpg
-
 from .config import Config
 from .frame import encode_event
 from .log import ERRORS, Event, Log, Opened
@@ -117,7 +115,12 @@ class Tail:
                 delay = self._backoff()
                 _logger.warning(
                     "no connection to Postgres",
-                    extra={"fields": {"error": _describe(error), "retry_in_s": round(delay, 2)}},
+                    extra={
+                        "fields": {
+                            "error": f"{type(error).__name__}: {str(error) or 'timed out'}",
+                            "retry_in_s": round(delay, 2),
+                        }
+                    },
                 )
                 await asyncio.sleep(delay)
 
@@ -194,7 +197,7 @@ class Tail:
             self._ring = self._new_ring(opened.head)
         elif opened.earliest - 1 > self._ring.head:
             self._ring.skip_to(opened.earliest - 1)
-        elif opened.head > self._ring.head:
+        if opened.head > self._ring.head:
             self._wake.set()
         self._changed()
 
@@ -222,10 +225,3 @@ class Tail:
         longest = min(BACKOFF_LAST, BACKOFF_FIRST * 2 ** min(self._attempt, 16))
         self._attempt += 1
         return random.uniform(longest / 4, longest)  # noqa: S311 (no secret)
-
-
-def _describe(error: Exception) -> str:
-    # What asyncpg says of a URL that it cannot use may quote it.
-    if isinstance(error, asyncpg.PostgresError | OSError):
-        return f"{type(error).__name__}: {error}"
-    return type(error).__name__

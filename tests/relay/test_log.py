@@ -95,6 +95,17 @@ async def test_many_may_ask_at_once_and_leave(log: Log, connection: asyncpg.Conn
             assert isinstance(outcome, asyncio.CancelledError)
 
 
+@pytest.mark.parametrize(
+    "url", ["postgresql://a:hunter2@b/c@d:x/e", "postgresql://u:hun/ter2@db/app", "postgresql://u:p@db:hunter2/app"]
+)
+async def test_a_url_that_cannot_be_parsed_is_not_quoted(url: str) -> None:
+    with pytest.raises(ERRORS) as raised:
+        await Log.connect(Secret(url), USER)
+    assert raised.value.__cause__ is None
+    for part in ("hunter2", "ter2"):
+        assert part not in str(raised.value)
+
+
 async def test_no_transaction_stays_open(log: Log, connection: asyncpg.Connection) -> None:
     await log.listen((await log.open()).channel, lambda: None)
     await log.page(0, max_events=10, max_bytes=10)

@@ -193,6 +193,22 @@ async def test_what_the_log_let_go_of_meanwhile_is_skipped(migrated: Database, c
         assert (ring.first, len(ring)) == (7, 2)
 
 
+async def test_asking_where_the_log_stands_is_a_signal_too(migrated: Database, connection: asyncpg.Connection) -> None:
+    await publish(connection, 3)
+    async with following(migrated.url, deaf, POLL_INTERVAL="600") as tail:
+        await until(lambda: tail.hindrance is None)
+        await publish(connection, 2)
+        await tail.locate()
+        assert tail.position.head == 5
+        await until(lambda: tail.ring.head == 5)
+        await publish(connection, 5)
+        await connection.execute("delete from userrealtime.event where id <= 8")
+        await tail.locate()
+        assert (tail.position.head, tail.position.earliest) == (10, 9)
+        await until(lambda: tail.ring.head == 10)
+        assert tail.ring.first == 9
+
+
 async def test_who_forgets_is_not_called(migrated: Database, connection: asyncpg.Connection) -> None:
     async with following(migrated.url, POLL_INTERVAL="600") as tail:
         await until(lambda: tail.hindrance is None)

@@ -73,8 +73,9 @@ class _Connection(ServerConnection):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        connection: socket.socket = transport.get_extra_info("socket")
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_LIMIT)
+        if hasattr(socket, "TCP_NOTSENT_LOWAT"):  # Linux
+            connection: socket.socket = transport.get_extra_info("socket")
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_LIMIT)
 
     def data_received(self, data: bytes) -> None:
         before = self.transport.get_write_buffer_size()
@@ -202,7 +203,9 @@ class WebSockets:
             finally:
                 del self.clients[client]
                 self._admitted.discard(client)
-        self.metrics.closes.labels(_close_label(connection)).inc()
+        code = _close_label(connection)
+        self.metrics.closes.labels(code).inc()
+        _logger.info("connection closed", extra={"fields": {"code": code, "connected": len(self._admitted)}})
 
     def _check_request(self, _: ServerConnection, request: Request) -> Response | None:
         if request.path.partition("?")[0] not in self.paths:
@@ -245,7 +248,7 @@ class Client:
         reader = asyncio.create_task(self._read())
         reader.add_done_callback(lambda _: self._wake.set())  # it ends when the connection does
         try:
-            while connection.state is OPEN and session.closing is None:
+            while connection.state is OPEN and session.closing is None and not reader.done():
                 self._wake.clear()
                 if self._advance():
                     await asyncio.sleep(0)
@@ -253,6 +256,8 @@ class Client:
                     self._set_timer()
                     self._tail.call_once(self._wake.set)
                     await self._wake.wait()
+            if reader.done():
+                reader.result()  # raises what should not have happened
             self._flush()
             code, reason = session.closing or (CloseCode.NORMAL_CLOSURE, "")
             await _close(connection, code, reason)
