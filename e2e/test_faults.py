@@ -25,23 +25,24 @@ class Publisher:
         self._url, self._user = url, user
 
     async def run(self) -> None:
-        connection: asyncpg.Connection | None = None
         while True:
-            try:
-                if connection is None or connection.is_closed():
-                    connection = await asyncpg.connect(self._url, timeout=5, command_timeout=5)
-                self.attempted += 1
-                await connection.execute(
-                    "select userrealtime.publish($1, 'tick', jsonb_build_object('number', $2::int))",
-                    self._user,
-                    self.attempted,
-                )
-                self.committed.append(self.attempted)
-            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
-                if connection is not None:
+            with contextlib.suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                connection = await asyncpg.connect(self._url, timeout=5, command_timeout=5)
+                try:
+                    await self._publish(connection)
+                finally:
                     connection.terminate()
-                connection = None
-                await asyncio.sleep(0.1)
+            await asyncio.sleep(0.1)
+
+    async def _publish(self, connection: asyncpg.Connection) -> None:
+        while True:
+            self.attempted += 1
+            await connection.execute(
+                "select userrealtime.publish($1, 'tick', jsonb_build_object('number', $2::int))",
+                self._user,
+                self.attempted,
+            )
+            self.committed.append(self.attempted)
             await asyncio.sleep(PUBLISH_INTERVAL_S)
 
 

@@ -123,7 +123,11 @@ def essence(item: dict[str, Any]) -> dict[str, Any]:
     metadata = item["metadata"]
     annotations = {key: value for key, value in metadata["annotations"].items() if "deployment.kubernetes" not in key}
     return {
-        "metadata": {"labels": metadata["labels"], "annotations": annotations, "owner": metadata["ownerReferences"]},
+        "metadata": {
+            "labels": metadata["labels"],
+            "annotations": annotations,
+            "owner": metadata.get("ownerReferences"),
+        },
         **{key: value for key, value in item.items() if key in ("spec", "data", "type")},
     }
 

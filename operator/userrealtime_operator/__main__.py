@@ -41,6 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(
         level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )
+    # A line an event of every object, and one a probe, say nothing that an operator of this would want to read.
+    for name in ("kopf.objects", "aiohttp.access"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     if options.command == "migrate":
         return _migrate(options.wait)
     # kopf and the Kubernetes client take half a second to import; migrate needs neither.

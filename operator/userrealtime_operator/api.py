@@ -79,7 +79,10 @@ class Api:
         metadata = item["metadata"]
         path = _path(*CHILD_KINDS[item["kind"]], metadata["namespace"], metadata["name"])
         query = f"?fieldManager={MANAGER}&force=true"
-        return await self._request("PATCH", path + query, item, "application/apply-patch+yaml")
+        # Read as YAML, which does not know JSON's escapes beyond 16 bits: so no character is escaped. The charset is
+        # there for the client, which would encode a body of the bare type itself.
+        text = json.dumps(item, ensure_ascii=False)
+        return await self._request("PATCH", path + query, text, "application/apply-patch+yaml; charset=utf-8")
 
     async def get(self, kind: str, namespace: str, name: str) -> Object | None:
         """A child as it is now, None where there is none."""
@@ -123,7 +126,7 @@ class Api:
         self,
         method: str,
         path: str,
-        body: Object | None = None,
+        body: Object | str | None = None,
         content_type: str = "application/json",
         accept: str = "application/json",
     ) -> Object:

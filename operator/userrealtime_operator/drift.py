@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from typing import Any
 
+# Maps that the API server replaces as a whole: what somebody adds to one is a change of its meaning.
+ATOMIC = frozenset({"selector"})
+
 
 def contains(live: Any, desired: Any) -> bool:
     """Whether `live` has all of `desired`: mappings may hold more, lists and plain values must be equal in length and
@@ -16,7 +19,10 @@ def contains(live: Any, desired: Any) -> bool:
     if isinstance(desired, dict):
         if not desired and live is None:
             return True
-        return isinstance(live, dict) and all(contains(live.get(key), value) for key, value in desired.items())
+        return isinstance(live, dict) and all(
+            live.get(key) == value if key in ATOMIC else contains(live.get(key), value)
+            for key, value in desired.items()
+        )
     if isinstance(desired, list):
         if not desired and live is None:
             return True

@@ -8,25 +8,49 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import enum
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import kopf
 
 from .api import CHILD_KINDS, Api
 from .config import Config
-from .database import Database, DatabaseError
+from .database import Database
 from .desired import MANAGED_BY
+from .naming import child_name
 from .reconcile import ChildKey, Reconciler
-from .resource import API_VERSION, GROUP, KIND, PLURAL, VERSION
+from .resource import GROUP, PLURAL, VERSION
 from .workqueue import WorkQueue
 
 logger = logging.getLogger(__name__)
 
 WORKERS = 8
 SWEEP_INTERVAL_S = 300.0
-ResourceKey = tuple[str, str]
+Place = tuple[str, str]
+
+
+class Kind(enum.StrEnum):
+    """What there is to do."""
+
+    RESOURCE = "resource"
+    """Bring a user to what the resource asks for."""
+    SWEEP = "sweep"
+    """Remove what the deleted resources of a namespace left in the database."""
+    ORPHAN = "orphan"
+    """Remove children by this name that belong to no resource, and that nobody else will remove."""
+
+
+class Task(NamedTuple):
+    """A key of the work queue."""
+
+    kind: Kind
+    namespace: str
+    name: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.namespace}/{self.name}".rstrip("/")
 
 
 def _trimmed(body: Mapping[str, Any]) -> dict[str, Any]:
@@ -40,12 +64,12 @@ class Operator:
 
     def __init__(self, config: Config) -> None:
         self._config = config
-        self._resources: kopf.Index[ResourceKey, Mapping[str, Any]]
+        self._resources: kopf.Index[Place, Mapping[str, Any]]
+        self._owners: kopf.Index[Place, str]
         self._children: kopf.Index[ChildKey, Mapping[str, Any]]
         self._stack = contextlib.AsyncExitStack()
-        self._tasks: list[asyncio.Task[None]] = []
-        self._queue: WorkQueue[ResourceKey] = WorkQueue(self._work)
-        self._sweeps: WorkQueue[str] = WorkQueue(self._sweep)
+        self._workers: asyncio.Task[None] | None = None
+        self._queue: WorkQueue[Task] = WorkQueue(self._work)
         self._reconciler: Reconciler
 
     def register(self, registry: kopf.OperatorRegistry) -> None:
@@ -54,6 +78,7 @@ class Operator:
         kopf.on.startup(registry=registry)(self._startup)
         kopf.on.cleanup(registry=registry)(self._cleanup)
         kopf.index(*resource, id="resources", registry=registry)(self._index_resource)
+        kopf.index(*resource, id="owners", registry=registry)(self._index_owner)
         kopf.on.event(*resource, registry=registry)(self._resource_changed)
         for api_version, plural in CHILD_KINDS.values():
             group, _, version = api_version.rpartition("/")
@@ -61,28 +86,28 @@ class Operator:
             kopf.on.event(group, version, plural, labels=MANAGED_BY, registry=registry)(self._child_changed)
 
     async def _startup(self, **kwargs: Any) -> None:
-        self._resources, self._children = kwargs["resources"], kwargs["children"]
+        self._resources, self._owners, self._children = kwargs["resources"], kwargs["owners"], kwargs["children"]
         api = await self._stack.enter_async_context(await Api.connect())
         database = await self._stack.enter_async_context(Database(self._config.database_url))
         self._reconciler = Reconciler(self._config, api, database, self._resource, self._child)
-        self._tasks = [
-            asyncio.create_task(self._queue.run(WORKERS), name="reconcile"),
-            asyncio.create_task(self._sweeps.run(1), name="sweep"),
-        ]
+        self._workers = asyncio.create_task(self._queue.run(WORKERS), name="workers")
         for namespace in self._config.namespaces:
-            self._sweeps.add(namespace)
+            self._queue.add(Task(Kind.SWEEP, namespace))
         logger.info("serving %s in %s", f"{PLURAL}.{GROUP}", ", ".join(self._config.namespaces))
 
     async def _cleanup(self, **_: Any) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._workers is not None:
+            self._workers.cancel()
+            await asyncio.gather(self._workers, return_exceptions=True)
         await self._stack.aclose()
 
     # The caches. kopf fills them wholly before it calls the first event handler.
 
     async def _index_resource(self, *, namespace: str | None, name: str, body: kopf.Body, **_: Any) -> Any:
         return {(namespace, name): _trimmed(dict(body))}
+
+    async def _index_owner(self, *, namespace: str | None, name: str, body: kopf.Body, **_: Any) -> Any:
+        return {(namespace, child_name(body["spec"]["userId"])): name}
 
     async def _index_child(self, *, namespace: str | None, name: str, body: kopf.Body, **_: Any) -> Any:
         assert namespace is not None  # noqa: S101  (all kinds of children are namespaced)
@@ -99,28 +124,32 @@ class Operator:
     async def _resource_changed(self, *, namespace: str | None, name: str, event: kopf.RawEvent, **_: Any) -> None:
         assert namespace is not None  # noqa: S101  (the CRD is namespaced)
         if event["type"] == "DELETED":
-            self._sweeps.add(namespace)
+            self._queue.add(Task(Kind.SWEEP, namespace))
         else:
-            self._queue.add((namespace, name))
+            self._queue.add(Task(Kind.RESOURCE, namespace, name))
 
-    async def _child_changed(self, *, namespace: str | None, body: kopf.Body, **_: Any) -> None:
+    async def _child_changed(self, *, namespace: str | None, name: str, **_: Any) -> None:
         assert namespace is not None  # noqa: S101  (all kinds of children are namespaced)
-        for owner in body["metadata"].get("ownerReferences", ()):
-            if owner["kind"] == KIND and owner["apiVersion"] == API_VERSION:
-                self._queue.add((namespace, owner["name"]))
+        # By name, not by owner reference: that one may be what somebody has just removed.
+        owners = self._owners.get((namespace, name), ())
+        for resource in owners:
+            self._queue.add(Task(Kind.RESOURCE, namespace, resource))
+        if not owners:
+            self._queue.add(Task(Kind.ORPHAN, namespace, name))
 
     # The work.
 
-    async def _work(self, key: ResourceKey) -> float | None:
-        return await self._reconciler.reconcile(*key)
-
-    async def _sweep(self, namespace: str) -> float | None:
-        try:
-            await self._reconciler.sweep(namespace)
-        except DatabaseError as error:
-            logger.warning("cannot look for logs of deleted resources: %s", error)
-            return 15.0
-        return SWEEP_INTERVAL_S
+    async def _work(self, task: Task) -> float | None:
+        match task.kind:
+            case Kind.RESOURCE:
+                return await self._reconciler.reconcile(task.namespace, task.name)
+            case Kind.SWEEP:
+                await self._reconciler.sweep(task.namespace)
+                return SWEEP_INTERVAL_S
+            case Kind.ORPHAN:
+                if not self._owners.get((task.namespace, task.name)):
+                    await self._reconciler.remove_orphans(task.namespace, task.name)
+                return None
 
 
 def framework_settings() -> kopf.OperatorSettings:

@@ -133,6 +133,18 @@ class Reconciler:
             await self._database.forget(uid)
             logger.info("removed the log of a deleted resource (uid %s)", uid)
 
+    async def remove_orphans(self, namespace: str, name: str) -> None:
+        """Delete the children of this name that have lost their owner; those that have one go with it.
+
+        Raises:
+            ApiError: to be tried again later.
+        """
+        for kind in CHILD_KINDS:
+            live = self._child(ChildKey(kind, namespace, name))
+            if live is not None and owner_uid(live) is None:
+                await self._api.delete(kind, namespace, name)
+                logger.info("deleted %s %s/%s, which belonged to no resource", kind, namespace, name)
+
     async def _namespace_uid(self, namespace: str) -> str:
         if namespace not in self._namespace_uids:
             self._namespace_uids[namespace] = await self._api.namespace_uid(namespace)

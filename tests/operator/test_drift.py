@@ -55,5 +55,10 @@ def test_an_additional_list_item_is_drift() -> None:
     assert not contains(item, DESIRED)
 
 
+def test_an_addition_to_a_selector_is_drift() -> None:
+    assert contains({"labels": {"a": "b", "c": "d"}}, {"labels": {"a": "b"}})
+    assert not contains({"selector": {"a": "b", "c": "d"}}, {"selector": {"a": "b"}})
+
+
 def test_nothing_desired_is_met_by_nothing() -> None:
     assert contains({}, {"resources": {}, "items": []})

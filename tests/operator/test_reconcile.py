@@ -239,3 +239,10 @@ async def test_a_sweep_forgets_those_that_are_gone_alone(world: World) -> None:
     del world.api.resources["users", "alice"]
     await world.reconciler.sweep("users")
     assert world.database.known == {"uid-of-bob": "bob"}
+
+
+async def test_children_without_an_owner_are_removed_and_others_left_to_theirs(world: World) -> None:
+    await world.reconcile()
+    del world.api.children[ChildKey("Service", "users", ALICE)]["metadata"]["ownerReferences"]
+    await world.reconciler.remove_orphans("users", ALICE)
+    assert {key.kind for key in world.api.children} == {"Secret", "Deployment", "Ingress"}
