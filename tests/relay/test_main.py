@@ -148,33 +148,36 @@ async def test_a_signal_ends_it_in_order(number: signal.Signals) -> None:
 
 async def test_a_rolling_restart_loses_nothing(migrated: Database, connection: asyncpg.Connection) -> None:
     """Events go on while one relay goes and the next comes; the client follows the close codes."""
+    enough = asyncio.Event()
 
-    async def publish_on() -> None:
-        for _ in range(60):
+    async def publish_on() -> int:
+        published = 0
+        while not enough.is_set():
             await publish(connection, 2)
+            published += 2
             await asyncio.sleep(0.01)
+        return published
 
+    publishing = asyncio.create_task(publish_on())
     ids: list[int] = []
-    publishing = None
     for _ in range(3):
         async with process(migrated.url) as relay:
             await relay.wait_for("connected to Postgres")
-            async with client(relay.ws_port, last_event_id=ids[-1] if ids else 0) as alice:
+            async with client(relay.ws_port, last_event_id=len(ids)) as alice:
                 assert (await receive(alice))["type"] == "connected"
-                publishing = publishing or asyncio.create_task(publish_on())
-                ids += await receive_ids(alice, (ids[-1] if ids else 0) + 20)
+                ids += await receive_ids(alice, len(ids) + 20)
                 relay.send(signal.SIGTERM)
                 ids += [message["id"] async for message in until_closed(alice)]
             assert await relay.end() == 0
-    assert publishing is not None
-    await publishing
+    enough.set()
+    published = await publishing
     async with process(migrated.url) as relay:
         await relay.wait_for("connected to Postgres")
-        async with client(relay.ws_port, last_event_id=ids[-1]) as alice:
+        async with client(relay.ws_port, last_event_id=len(ids)) as alice:
             await receive(alice)
-            if ids[-1] < 120:
-                ids += await receive_ids(alice, 120)
-    assert ids == list(range(1, 121))
+            if len(ids) < published:
+                ids += await receive_ids(alice, published)
+    assert ids == list(range(1, published + 1))
 
 
 async def until_closed(alice: ClientConnection) -> AsyncIterator[dict[str, Any]]:
