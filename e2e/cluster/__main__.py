@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from . import images, postgres
 from .errors import ClusterError
+from .local.leftovers import leftovers
 from .paths import cache
 from .progress import note
 from .provider import Provider, choose
@@ -52,6 +53,8 @@ def environment(cluster: Provider) -> None:
 
 
 def clean() -> None:
+    if sys.platform == "linux" and leftovers():
+        raise ClusterError("a local cluster runs from the cache: `python -m e2e.cluster down` first")
     shutil.rmtree(cache(), ignore_errors=True)
     note(f"{cache()} removed")
 

@@ -2,14 +2,14 @@
 
 from string import Template
 
-from .binaries import TRAEFIK
+from .binaries import COREDNS, TRAEFIK
 from .paths import MANIFESTS
 from .progress import step
 from .provider import Provider
 
 INGRESS_NODE_PORT = 30080
-COREDNS_IMAGE = "localhost/coredns:e2e"
-TRAEFIK_IMAGE = "localhost/traefik:e2e"
+COREDNS_IMAGE = f"localhost/coredns:{COREDNS}"
+TRAEFIK_IMAGE = f"localhost/traefik:{TRAEFIK}"
 TRAEFIK_OFFICIAL = f"traefik:v{TRAEFIK}"
 
 

@@ -4,6 +4,7 @@ Kubernetes itself is the small module in `hyperkube/`: all of its programs in on
 code they share once. `kubectl` is a symbolic link to it.
 """
 
+import contextlib
 import hashlib
 import os
 import platform
@@ -45,11 +46,11 @@ def hyperkube() -> Path:
 
 def kubectl() -> Path:
     """kubectl of the same build as the cluster."""
-    link = cache("bin", "kubectl")
-    target = hyperkube()
-    if not link.is_symlink() or link.readlink() != target:
-        link.unlink(missing_ok=True)
-        link.symlink_to(target)
+    binary = hyperkube()
+    link = binary.with_name("kubectl")
+    # The name says which of its programs the binary is. It never points anywhere else.
+    with contextlib.suppress(FileExistsError):
+        link.symlink_to(binary.name)
     return link
 
 

@@ -31,7 +31,7 @@ from .errors import ClusterError
 from .kind import docker_answers
 from .paths import REPOSITORY, cache
 from .progress import Step, exclusive, step
-from .provider import Image, Provider
+from .provider import Image, Provider, run
 
 BUILD_LIMIT = 1800.0
 DEBIAN_PACKAGES = ("python3-minimal", "python3-venv", "ca-certificates")
@@ -150,6 +150,12 @@ class Buildah:
         current.run([*command, "."], cwd=REPOSITORY, timeout=BUILD_LIMIT)
         target = f"oci-archive:{archive}:{image.local_reference}"
         current.run(self._command("push", "--disable-compression", image.local_reference, target), timeout=600)
+        # The storage is ours to tidy; what the layers of this image share with older ones stays.
+        listing = self._command("images", "--format={{.Name}}:{{.Tag}}")
+        known = run(listing[0], *listing[1:], timeout=60).split()
+        ours = [reference for reference in known if reference.startswith(f"localhost/{image.name}:")]
+        if older := [reference for reference in ours if reference != image.local_reference]:
+            current.run(self._command("rmi", *older), timeout=120)
 
     def push(self, current: Step, image: Image, reference: str) -> None:
         current.run(self._command("pull", f"oci-archive:{image.archive}"), timeout=600)
@@ -267,7 +273,7 @@ def _build_arguments(base: str) -> list[str]:
 
 
 def _forget_older(image: Image) -> None:
-    """Archives of the same image with another hash go: they would pile up with every change."""
-    for other in image.archive.parent.glob(f"{image.name}-*.tar"):
+    """Archives of the same image with another hash go, as do unfinished ones: they would pile up with every change."""
+    for other in image.archive.parent.glob(f"{image.name}-*"):
         if other != image.archive:
             other.unlink()

@@ -5,8 +5,12 @@ start, one every 30 seconds and one at the end, so that silence never means "hun
 step's log, whose tail is shown when the step fails.
 """
 
+import contextlib
 import fcntl
+import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -84,22 +88,42 @@ class Step:
             ClusterError: it failed, or took longer than `timeout` seconds (it is ended then).
         """
         program = Path(argv[0]).name
-        with self.log.open("ab") as log:
-            try:
-                done = subprocess.run(
-                    argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env, cwd=cwd, timeout=timeout
+        try:
+            with self.log.open("ab") as log:
+                # A group of its own, so that all that a build starts can be ended with it.
+                process = subprocess.Popen(
+                    argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env, cwd=cwd, start_new_session=True
                 )
+        except FileNotFoundError:
+            raise ClusterError(f"{program} is not installed") from None
+        with process:
+            try:
+                code = process.wait(timeout=timeout)
             except subprocess.TimeoutExpired:
+                _end_group(process)
                 raise ClusterError(f"{program} took longer than {timeout:.0f} s and was ended") from None
-            except FileNotFoundError:
-                raise ClusterError(f"{program} is not installed") from None
-        if done.returncode != 0:
-            raise ClusterError(f"{program} ended with status {done.returncode}")
+            except BaseException:
+                _end_group(process)
+                raise
+        if code != 0:
+            raise ClusterError(f"{program} ended with status {code}")
 
     def tail(self) -> str:
         """The log's last lines, indented."""
         lines = self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
         return "\n".join(f"    {line[:TAIL_WIDTH]}" for line in lines[-TAIL_LINES:])
+
+
+def _end_group(process: "subprocess.Popen[bytes]") -> None:
+    """End a command and what it started: first asked to, 10 seconds later made to."""
+    os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.wait(timeout=10)
+    except subprocess.TimeoutExpired:
+        pass
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 @contextmanager
@@ -142,7 +166,10 @@ def step(title: str, *, usual: str = "", hint: str = "") -> Iterator[Step]:
 def _tick(label: str, started: float, over: threading.Event) -> None:
     tty = sys.stdout.isatty()
     interval = 1.0 if tty else HEARTBEAT
-    print(label + ("…" if tty else " …"), end="" if tty else "\n", flush=True)
+    if tty:
+        # A line that wraps cannot be redrawn.
+        label = label[: shutil.get_terminal_size().columns - len(" … 000:00")]
+    print(f"{label} …", end="" if tty else "\n", flush=True)
     while not over.wait(interval):
         elapsed = clock(time.monotonic() - started)
-        print(f"\r\x1b[K{label}… {elapsed}" if tty else f"{label} … {elapsed}", end="" if tty else "\n", flush=True)
+        print(f"\r\x1b[K{label} … {elapsed}" if tty else f"{label} … {elapsed}", end="" if tty else "\n", flush=True)

@@ -67,7 +67,7 @@ class Provider(ABC):
 
     @abstractmethod
     def up(self) -> None:
-        """Make the cluster answer, with DNS and an ingress controller (class `traefik`, the default).
+        """Make the cluster answer, with DNS and an ingress controller of the default class.
 
         Raises:
             ClusterError: it cannot; the text says what to do.

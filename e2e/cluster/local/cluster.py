@@ -5,6 +5,7 @@ import hashlib
 import ipaddress
 import json
 import os
+import select
 import shutil
 import signal
 import socket
@@ -31,6 +32,7 @@ from .components import (
     IDENTITIES,
     INTERFACE,
     LINK_HOST,
+    LINK_NETWORK,
     LINK_PREFIX,
     NODE,
     NODE_IP,
@@ -47,6 +49,7 @@ RECORD = STATE / "node.json"
 SPEC = STATE / "spec.json"
 LIB = STATE / "lib"
 LOG = STATE / "log"
+NODE_LIMIT = 30.0
 READY_LIMIT = 120.0
 DOWN_LIMIT = 30.0
 
@@ -67,6 +70,14 @@ class LocalCluster(Provider):
 
     def helm_path(self) -> Path:
         return binaries.helm()
+
+    def environment(self) -> dict[str, str]:
+        """As for any provider, and no proxy stands between this machine and the node."""
+        environment = super().environment()
+        direct = ["127.0.0.1", "localhost", LINK_NETWORK, PODS, SERVICES]
+        for name in ("NO_PROXY", "no_proxy"):
+            environment[name] = ",".join([*filter(None, [environment.get(name)]), *direct])
+        return environment
 
     def up(self) -> None:
         with exclusive("local"):
@@ -166,8 +177,13 @@ class LocalCluster(Provider):
         if self.answers() and self._node_ready():
             return
         with step("waiting for Kubernetes", usual="10 s", hint=f"the components' logs are in {LOG}"):
-            _until(self.answers, "the API server", READY_LIMIT)
+            _until(self._answers_or_ended, "the API server", READY_LIMIT)
             _until(self._node_ready, "the node to be Ready", READY_LIMIT)
+
+    def _answers_or_ended(self) -> bool:
+        if _node() is None:
+            raise ClusterError(f"the node has ended; {LOG / 'node.log'} says why")
+        return self.answers()
 
     def _node_ready(self) -> bool:
         ready = '{.status.conditions[?(@.type=="Ready")].status}'
@@ -222,7 +238,8 @@ def _write(path: Path, text: str) -> None:
 
 def _static_image(reference: str, binary: Path) -> tuple[str, Path]:
     """An image of one binary: its reference and its archive, made if it is not in the cache."""
-    archive = cache("images", f"{binary.parent.name}.tar")
+    made_of = hashlib.sha256(f"{reference}\0{binary.parent.name}".encode()).hexdigest()[:12]
+    archive = cache("images", f"{binary.name}-{made_of}.tar")
     if not archive.exists():
         oci.write_static(archive, reference, binary)
     return reference, archive
@@ -252,8 +269,9 @@ def _spawn_node(listener: socket.socket, version: str) -> None:
     assert process.stdout is not None
     try:
         RECORD.write_text(json.dumps({"pid": process.pid, "started": _started(process.pid), "version": version}))
-        if process.stdout.readline() != b"ready\n":
-            raise ClusterError(f"it ended at once; see {LOG / 'node.log'}")
+        answered, _, _ = select.select([process.stdout], [], [], NODE_LIMIT)
+        if not answered or process.stdout.readline() != b"ready\n":
+            raise ClusterError(f"its first process does not start; see {LOG / 'node.log'}")
         for command_line in (
             f"link add {INTERFACE} type veth peer name node0 netns {process.pid}",
             f"address add {LINK_HOST}/{LINK_PREFIX} dev {INTERFACE}",
@@ -298,17 +316,18 @@ def _refuse_overlapping_routes() -> None:
     """Our addresses must be nobody else's.
 
     Raises:
-        ClusterError: a route of this machine covers some of them.
+        ClusterError: a route of this machine leads some of them elsewhere.
     """
-    ours = [ipaddress.ip_network(n) for n in (PODS, SERVICES, f"{LINK_HOST}/32")]
+    ours = [ipaddress.IPv4Network(n) for n in (PODS, SERVICES, f"{LINK_HOST}/32")]
     for route in json.loads(run("ip", "-json", "-4", "route", timeout=30)):
         if route["dst"] == "default":
             continue
-        theirs = ipaddress.ip_network(route["dst"])
-        if any(theirs.overlaps(own) for own in ours):
+        theirs = ipaddress.IPv4Network(route["dst"])
+        # A wider route, to a company's 10.0.0.0/8 say, is no obstacle: ours are the more specific ones.
+        if any(theirs.subnet_of(own) for own in ours):
             raise ClusterError(
-                f"the route to {theirs} (device {route.get('dev')}) overlaps the addresses of the cluster "
-                f"({PODS}, {SERVICES}). End what made it, or use another cluster through KUBECONFIG"
+                f"the route to {theirs} (device {route.get('dev')}) takes addresses of the cluster ({PODS}, "
+                f"{SERVICES}). End what made it, or use another cluster through KUBECONFIG"
             )
 
 

@@ -2,6 +2,8 @@
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from e2e.cluster.errors import ClusterError
@@ -21,6 +23,8 @@ PROGRAMS = {
     "buildah": "buildah",
     "debootstrap": "debootstrap",
 }
+# Debian asks this program whether a service may be started.
+POLICY = Path("/usr/sbin/policy-rc.d")
 CNI_PACKAGE = "containernetworking-plugins"
 
 
@@ -45,12 +49,26 @@ def ensure() -> None:
     if not _which("apt-get"):
         raise ClusterError(f"the local cluster needs {names}: install them (the names are Debian's)")
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    with step(f"installing {names} with apt-get", usual="under a minute") as current:
+    with step(f"installing {names} with apt-get", usual="under a minute") as current, _no_services():
         current.run(["apt-get", "update"], env=environment, timeout=300)
         install = ["apt-get", "install", "--yes", "--no-install-recommends", *packages]
         current.run(install, env=environment, timeout=900)
         if still := missing():
             raise ClusterError(f"still missing after the installation: {' '.join(still)}")
+
+
+@contextmanager
+def _no_services() -> Iterator[None]:
+    """Packages do not start their services meanwhile: containerd runs in the node, not beside it."""
+    if POLICY.exists():
+        yield
+        return
+    POLICY.write_text("#!/bin/sh\nexit 101\n")
+    POLICY.chmod(0o755)
+    try:
+        yield
+    finally:
+        POLICY.unlink()
 
 
 def cni_binaries() -> str:
