@@ -8,7 +8,7 @@ The base image is `BASE_IMAGE` from the environment if set. Otherwise it is the 
 and under buildah (chosen where no engine is, which as a rule means no registry either) a minimal Debian made with
 debootstrap from the mirror of the machine's own apt.
 
-The machine's pip configuration reaches the build as secrets, which no layer keeps.
+The machine's pip configuration and the certificates it trusts reach the build as secrets, which no layer keeps.
 """
 
 import ast
@@ -17,10 +17,11 @@ import hashlib
 import os
 import re
 import shutil
+import ssl
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,7 @@ from .progress import Step, exclusive, step
 from .provider import Image, Provider, run
 
 BUILD_LIMIT = 1800.0
+DEBIAN_CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
 DEBIAN_PACKAGES = ("python3-minimal", "python3-venv", "ca-certificates")
 # Raise it to make a new base where nothing else of its recipe changes.
 BASE_RECIPE = "1"
@@ -252,7 +254,7 @@ def pip_secrets() -> Iterator[list[str]]:
     options = pip_options(done.stdout)
     with tempfile.TemporaryDirectory() as directory:
         secrets = []
-        if bundle := options.pop("cert", ""):
+        if bundle := _certificates(options):
             secrets.append(f"id=ca.crt,src={bundle}")
             options["cert"] = "/run/secrets/ca.crt"
         config = configparser.ConfigParser(interpolation=None)
@@ -263,6 +265,17 @@ def pip_secrets() -> Iterator[list[str]]:
             config.write(file)
         secrets.append(f"id=pip.conf,src={path}")
         yield secrets
+
+
+def _certificates(options: Mapping[str, str]) -> str:
+    """The certificate bundle that this machine trusts, as pip would find it; empty if none is there."""
+    candidates = (
+        options.get("cert"),
+        os.environ.get("REQUESTS_CA_BUNDLE"),
+        ssl.get_default_verify_paths().cafile,
+        DEBIAN_CERTIFICATES,
+    )
+    return next((path for path in candidates if path and Path(path).is_file()), "")
 
 
 def _build_arguments(base: str) -> list[str]:

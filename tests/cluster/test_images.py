@@ -95,6 +95,20 @@ def test_pip_secrets_are_for_us_alone_and_go_again(monkeypatch: pytest.MonkeyPat
     assert not path.exists()
 
 
+def test_the_build_trusts_whom_the_machine_trusts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = tmp_path / "bundle.crt"
+    bundle.write_text("certificates")
+    monkeypatch.setenv("PIP_CERT", str(bundle))
+    with pip_secrets() as secrets:
+        assert f"id=ca.crt,src={bundle}" in secrets
+        (path,) = (Path(found[1]) for s in secrets if (found := re.fullmatch("id=pip.conf,src=(.*)", s)))
+        assert "cert = /run/secrets/ca.crt" in path.read_text()
+        assert str(bundle) not in path.read_text()
+    monkeypatch.delenv("PIP_CERT")
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(bundle))
+    assert images._certificates({"cert": "/no/such/file"}) == str(bundle)
+
+
 @pytest.mark.parametrize("source", images.SOURCES, ids=lambda source: source.name)
 def test_dockerfiles_end_as_a_numbered_user_with_an_exec_entrypoint(source: Source) -> None:
     text = (REPOSITORY / source.dockerfile).read_text()
