@@ -182,15 +182,15 @@ class Session:
         else:
             self._error("unknown-type", 'the types understood here are "auth", as the first message, and "resume"')
 
-    def locate(self, position: Position, *, fresh: bool) -> Reason | None:
-        """Answer `question`; it may be followed by another. `fresh`: the log was asked since the question came up.
+    def locate(self, position: Position) -> Reason | None:
+        """Answer `question`; it may be followed by another.
 
         Returns:
             the reason, if the client was reset.
         """
         resume = self._resume
         refusal = resume.refusal(position)
-        if refusal in ("ahead", "epoch") and not fresh:
+        if refusal in ("ahead", "epoch") and self.question is not Question.FRESH_POSITION:
             self.question = Question.FRESH_POSITION
             return None
         self.question = None

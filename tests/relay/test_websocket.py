@@ -515,6 +515,24 @@ async def test_a_client_that_is_too_slow_is_told_so_if_it_reads_on(
         assert await closed(slow) == (4008, "Too slow")
 
 
+async def test_a_client_that_takes_half_an_event_is_too_slow_though_nothing_follows(
+    migrated: Database, connection: asyncpg.Connection
+) -> None:
+    async with (
+        running(migrated.url, SEND_TIMEOUT="0.2", POLL_INTERVAL="600") as relay,
+        client(relay, sock=small_socket(relay)) as slow,
+    ):
+        await receive(slow)
+        await publish(connection)
+        await receive_ids(slow, 1)
+        slow.transport.pause_reading()
+        await publish(connection, 1, size=900_000)
+        [served] = relay.websockets.clients
+        await until(lambda: served.session.closing is not None)
+        slow.transport.resume_reading()
+        assert await closed(slow) == (4008, "Too slow")
+
+
 async def test_a_slow_client_that_reads_on_in_time_misses_nothing(
     migrated: Database, connection: asyncpg.Connection
 ) -> None:

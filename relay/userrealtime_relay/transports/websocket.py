@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import math
 import random
 import socket
 import time
@@ -41,7 +42,7 @@ from userrealtime_relay.session import SUBPROTOCOL, Code, Opening, Question, Ses
 from userrealtime_relay.tail import Tail
 
 CHUNK_BYTES: Final = 64 << 10
-"""What a client is given at a time, of the ring or of the log; times the clients, the most that is in flight."""
+"""What a client is given at a time, of the ring or of the log, unless one event is bigger."""
 WRITE_LIMIT: Final = 32 << 10
 """Bytes waiting in the process for a client's socket, from which on it is given no more."""
 UNSENT_LIMIT: Final = 128 << 10
@@ -232,8 +233,8 @@ class Client:
         self._leaving = False
         self._live = False  # waiting at the head, so that the next event's age is its latency
         self._asked: tuple[asyncio.Task[Any], Callable[[Any], None]] | None = None
-        self._unsent = 0  # bytes waiting for the socket when it last took some, and when that was
-        self._unsent_since: float | None = None
+        self._unsent = 0  # bytes waiting for the socket when it was last seen to take some
+        self._unsent_since: float | None = None  # and when that was
 
     def leave(self) -> None:
         """Close with 1012 as soon as what is in the ring is sent."""
@@ -287,7 +288,7 @@ class Client:
         """Do the next thing that can be done without waiting. False if there is none."""
         session, connection = self.session, self._connection
         session.tick(self._loop.time())
-        if self._is_stuck():
+        if self._stuck_at() <= self._loop.time():
             session.shut(Code.TOO_SLOW, "Too slow")
         self._flush()
         if session.closing is not None:
@@ -337,14 +338,14 @@ class Client:
                 return True
             self._admitted = True
         if question is Question.FRESH_POSITION or not self._tail.located:
-            self._ask(self._tail.locate(), lambda _: self._locate(fresh=True))
+            self._ask(self._tail.locate(), lambda _: self._locate())
             return False
-        self._locate(fresh=False)
+        self._locate()
         return True
 
-    def _locate(self, *, fresh: bool) -> None:
-        position, ring = self._tail.position, self._tail.ring
-        refusal = self.session.locate(position, fresh=fresh)
+    def _locate(self) -> None:
+        ring = self._tail.ring
+        refusal = self.session.locate(self._tail.position)
         if self.session.question is None:
             self._ring = ring
             outcome: str = "head"
@@ -393,20 +394,18 @@ class Client:
         self._metrics.delivered_bytes.inc(len(frames))
         self.session.cursor = cursor
 
-    def _is_stuck(self) -> bool:
-        """Whether the client has taken nothing for the send timeout, though data waits for it."""
+    def _stuck_at(self) -> float:
+        """When the client is too slow: a send timeout after it last took something, if data waits for it."""
         if not self._connection.paused:
             self._unsent_since = None
-            return False
-        now, unsent = self._loop.time(), self._connection.transport.get_write_buffer_size()
+            return math.inf
+        unsent = self._connection.transport.get_write_buffer_size()
         if self._unsent_since is None or unsent < self._unsent:
-            self._unsent_since, self._unsent = now, unsent
-        return now - self._unsent_since >= self._hub.config.send_timeout
+            self._unsent_since, self._unsent = self._loop.time(), unsent
+        return self._unsent_since + self._hub.config.send_timeout
 
     def _set_timer(self) -> None:
-        due = self.session.deadline
-        if self._unsent_since is not None:
-            due = min(due, self._unsent_since + self._hub.config.send_timeout)
+        due = min(self.session.deadline, self._stuck_at())
         if self._timer is None or self._timer.when() != due:
             if self._timer is not None:
                 self._timer.cancel()
