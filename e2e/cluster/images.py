@@ -237,13 +237,14 @@ def _apt_lines() -> list[str]:
 
 
 def pip_options(listing: str) -> dict[str, str]:
-    """The options in the output of `pip config list`, for whatever command they were meant."""
-    options = {}
+    """What `pip install` would use of the options in the output of `pip config list`."""
+    found: dict[str, dict[str, str]] = {"global": {}, "install": {}, ":env:": {}}
     for line in listing.splitlines():
         name, separator, value = line.partition("=")
-        if separator:
-            options[name.rpartition(".")[2]] = str(ast.literal_eval(value))
-    return options
+        section, _, option = name.rpartition(".")
+        if separator and section in found:
+            found[section][option] = str(ast.literal_eval(value))
+    return found["global"] | found["install"] | found[":env:"]
 
 
 @contextmanager

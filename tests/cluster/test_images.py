@@ -77,8 +77,16 @@ def test_without_apt_a_base_image_is_asked_for() -> None:
         apt_source([])
 
 
-def test_pip_options_of_files_and_environment() -> None:
-    listing = "global.index-url='https://user:p=w@index.test/simple'\n:env:.timeout='60'\ninstall.no-binary=':none:'\n"
+def test_pip_options_of_environment_command_and_file_in_this_order() -> None:
+    listing = """\
+:env:.timeout='60'
+freeze.all='true'
+global.index-url='https://user:p=w@index.test/simple'
+global.no-binary=':all:'
+global.timeout='10'
+install.no-binary=':none:'
+install.timeout='20'
+"""
     assert pip_options(listing) == {
         "index-url": "https://user:p=w@index.test/simple",
         "timeout": "60",
