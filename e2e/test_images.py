@@ -1,0 +1,77 @@
+"""What is in the images, seen from inside a running pod."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+from .system import OPERATOR_NAMESPACE, RELEASE, ROOT, USERS_NAMESPACE, System
+
+# Run by the image's own Python: its distributions, what /app holds, and who runs it.
+INSIDE = """
+import importlib.metadata, json, os, sys
+try:
+    open("/app/probe", "w")
+    writable = True
+except OSError:
+    writable = False
+print(json.dumps({
+    "distributions": sorted(item.name.lower().replace("_", "-") for item in importlib.metadata.distributions()),
+    "app": sorted(os.listdir("/app")),
+    "uid": os.getuid(),
+    "writable": writable,
+    "compiled": os.path.exists(importlib.util.cache_from_source(f"/app/{sys.argv[1]}/__main__.py")),
+    "token": os.path.exists("/var/run/secrets/kubernetes.io"),
+}))
+"""
+
+
+def look_inside(system: System, namespace: str, workload: str, package: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(
+        system.cluster.kubectl(
+            "-n",
+            namespace,
+            "exec",
+            workload,
+            "--",
+            "/app/venv/bin/python",
+            "-c",
+            "import importlib.util" + INSIDE,
+            package,
+        )
+    )
+    return found
+
+
+def locked(extra: str) -> list[str]:
+    """The names of the distributions that a lock file pins."""
+    text = (ROOT / "locks" / f"{extra}.txt").read_text()
+    pins = re.findall(r"^([a-z0-9-]+)==\S+(?: ; (.*?))?(?: \\)?$", text, re.MULTILINE)
+    return sorted(name for name, _ in pins)
+
+
+def test_the_relays_image_holds_the_relay_and_what_it_needs(system: System, users: Callable[..., str]) -> None:
+    name = system.get("urt", users())["status"]["name"]
+    inside = look_inside(system, USERS_NAMESPACE, f"deployment/{name}", "userrealtime_relay")
+    assert inside.pop("distributions") == locked("relay")
+    assert inside == {
+        "app": ["userrealtime_relay", "venv"],
+        "uid": 65532,
+        "writable": False,
+        "compiled": True,
+        "token": False,
+    }
+
+
+def test_the_operators_image_holds_the_operator_and_what_it_needs(system: System) -> None:
+    inside = look_inside(system, OPERATOR_NAMESPACE, f"deployment/{RELEASE}", "userrealtime_operator")
+    assert set(inside.pop("distributions")) <= set(locked("operator"))
+    assert inside == {
+        "app": ["userrealtime_operator", "venv"],
+        "uid": 65532,
+        "writable": False,
+        "compiled": True,
+        "token": True,
+    }

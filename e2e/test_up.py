@@ -1,0 +1,25 @@
+"""`make up`, as a newcomer runs it: it needs no answer, and ends with events."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+
+from .system import ROOT, System
+
+
+def test_make_up_ends_after_the_first_events_in_ci(system: System) -> None:
+    done = subprocess.run(
+        ["make", "up"],
+        cwd=ROOT,
+        env={**os.environ, "CI": "true"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(re.findall(r"^ +\d\d:\d\d:\d\d +\d+ +order\.insert ", done.stdout, re.MULTILINE)) == 3
+    assert re.search(r"^alice +alice +True ", done.stdout, re.MULTILINE)
+    assert re.search(r'^ +\{"type": "auth", "token": "ey', done.stdout, re.MULTILINE)
