@@ -455,6 +455,25 @@ async def test_text_that_is_no_text_closes(migrated: Database) -> None:
         assert (await closed(alice))[0] == 1007
 
 
+async def test_what_is_no_frame_closes(migrated: Database) -> None:
+    async with running(migrated.url, POLL_INTERVAL="600") as relay, client(relay) as alice:
+        await receive(alice)
+        alice.transport.write(b"\x81\x05hello")  # a client must mask
+        assert (await closed(alice))[0] == 1002
+        await until(lambda: not relay.websockets.clients)
+
+
+async def test_a_handshake_that_is_none_is_refused(migrated: Database) -> None:
+    async with running(migrated.url) as relay:
+        reader, writer = await asyncio.open_connection("127.0.0.1", relay.ws_port)
+        writer.write(b"GET /ws HTTP/1.1\r\nHost: relay\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+        async with asyncio.timeout(PATIENCE_S):
+            assert (await reader.read()).startswith(b"HTTP/1.1 400 ")
+        writer.close()
+        await writer.wait_closed()
+        await until(lambda: not relay.websockets.handler_tasks)
+
+
 async def test_a_silent_client_is_found(migrated: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(websocket, "CLOSE_TIMEOUT", 0.3)
     async with running(migrated.url, PING_INTERVAL="0.2") as relay, client(relay, ping_interval=None) as alice:
