@@ -141,7 +141,6 @@ class Tail:
                 self._wake.clear()
                 await self._catch_up(log)
                 self._caught_up = True
-                self._attempt = 0
                 try:
                     async with asyncio.timeout_at(next_poll):
                         await self._wake.wait()
@@ -150,6 +149,7 @@ class Tail:
                 if loop.time() >= next_poll:
                     await self._reopen(log)
                     next_poll = loop.time() + self._config.poll_interval
+                    self._attempt = 0  # not sooner: a connection that is lost again and again is a failing one
 
     async def _catch_up(self, log: Log) -> None:
         more = True
