@@ -14,7 +14,7 @@ up: venv ## A cluster, Postgres, the chart and a first user; then that user's ev
 	@$(BIN)/python -m e2e.up
 
 down: venv ## End and remove all that `make up` and `make test` started
-	@$(BIN)/python -m e2e.cluster down
+	@$(BIN)/python -m e2e.down
 
 test: venv lint unit e2e ## All tests, the end-to-end ones on a real cluster included
 
@@ -28,6 +28,8 @@ unit: venv ## Tests that need no cluster (a real PostgreSQL is started for them)
 	@$(BIN)/pytest
 
 e2e: venv ## Tests on a real cluster
+	@# Here and not within pytest, where its progress would not show.
+	@$(BIN)/python -m e2e.cluster build
 	@$(BIN)/pytest e2e
 
 lock: venv ## Pin the dependencies again, from pyproject.toml

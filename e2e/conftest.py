@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -18,8 +19,11 @@ _numbers = itertools.count(1)
 
 
 @pytest.fixture(scope="session")
-def system() -> System:
-    return install(choose())
+def system(pytestconfig: pytest.Config) -> System:
+    capture = pytestconfig.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled() if capture else contextlib.nullcontext():
+        print(flush=True)  # the progress of the steps begins on a line of its own
+        return install(choose())
 
 
 @pytest.fixture(scope="session")

@@ -164,6 +164,19 @@ def install(cluster: Provider) -> System:
     return system
 
 
+def uninstall(cluster: Provider) -> None:
+    """Remove all that `install` put on a cluster that stays."""
+    with step("removing userrealtime", usual="30 s"):
+        # The users first, while the operator is there to clean up after them.
+        namespaces = cluster.kubectl("get", "namespaces", "-o", "name")
+        if f"namespace/{USERS_NAMESPACE}\n" in namespaces:
+            cluster.kubectl("delete", "urt", "-n", USERS_NAMESPACE, "--all", "--timeout=120s", timeout=150)
+        release = ("--namespace", OPERATOR_NAMESPACE, "--ignore-not-found", "--wait", "--timeout", "120s")
+        cluster.helm("uninstall", RELEASE, *release, timeout=150)
+        names = (OPERATOR_NAMESPACE, USERS_NAMESPACE)
+        cluster.kubectl("delete", "namespace", *names, "--ignore-not-found", timeout=180)
+
+
 def upgrade(system: System, values: dict[str, Any]) -> None:
     """Install the chart, or upgrade it, with these values (JSON is YAML); waits for the operator."""
     system.cluster.helm(

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import Callable
 from typing import Any
 
+import asyncpg
 import pytest
 import yaml
 
 from .cluster import ClusterError
-from .system import CHART, OPERATOR_NAMESPACE, RELEASE, USERS_NAMESPACE, System
+from .system import CHART, OPERATOR_NAMESPACE, RELEASE, USERS_NAMESPACE, System, install, uninstall
 
 DATABASE = {"database": {"url": "postgresql://user:password@host/database"}}
 # Every value other than its default, so that every branch of the templates is rendered.
@@ -115,3 +118,23 @@ def test_the_operators_rights(system: System, verb: str, resource: str, namespac
     }
     answer = json.loads(system.cluster.kubectl("create", "-f", "-", "-o", "json", input=json.dumps(review)))
     assert answer["status"]["allowed"] is allowed
+
+
+async def test_uninstalling_leaves_nothing_and_installing_again_works(
+    system: System, users: Callable[..., str], database: asyncpg.Connection
+) -> None:
+    leaving = users("leaving")
+    await asyncio.to_thread(uninstall, system.cluster)
+    left = await asyncio.to_thread(
+        system.cluster.kubectl,
+        *("get", "crds,namespaces,clusterroles,clusterrolebindings", "-o", "name"),
+    )
+    assert [
+        line for line in left.splitlines() if "userrealtime" in line or line == f"namespace/{USERS_NAMESPACE}"
+    ] == []
+    await asyncio.to_thread(install, system.cluster)
+    await asyncio.to_thread(users, "arriving")
+    # A log that the operator could not remove before it was removed itself is swept once it is back.
+    async with asyncio.timeout(30):
+        while await database.fetchval("select count(*) from userrealtime.log where user_id = $1", leaving):
+            await asyncio.sleep(0.2)

@@ -23,6 +23,11 @@ Every command can be repeated: what is done already is skipped.
 """
 
 
+def build(cluster: Provider) -> None:
+    cluster.prepare()
+    images.build()
+
+
 def up(cluster: Provider) -> None:
     cluster.up()
 
@@ -60,6 +65,7 @@ def clean() -> None:
 
 
 COMMANDS: dict[str, tuple[str, Callable[[Provider], None]]] = {
+    "build": ("build all that the other commands need, so that they are quick", build),
     "up": ("start the cluster, with DNS and an ingress controller", up),
     "down": ("remove the cluster and all it left on this machine; caches stay", down),
     "status": ("one line about the cluster", status),

@@ -65,6 +65,11 @@ class Provider(ABC):
     def ingress_url(self) -> str:
         """Where the ingress controller answers from this machine, without a slash at the end."""
 
+    def prepare(self) -> None:
+        """The slow part of `up` alone: install and build what it needs. Nothing is started. Errors as `up`."""
+        self.kubectl_path()
+        self.helm_path()
+
     @abstractmethod
     def up(self) -> None:
         """Make the cluster answer, with DNS and an ingress controller of the default class.

@@ -6,7 +6,9 @@ go through as they are.
 
 from __future__ import annotations
 
+import hashlib
 import json
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote
@@ -44,10 +46,17 @@ def _path(api_version: str, plural: str, namespace: str, *rest: str) -> str:
 
 
 class Api:
-    """One connection pool to the API server. An async context manager."""
+    """One connection pool to the API server. An async context manager.
+
+    `cluster` tells this cluster from others: a digest of the certificate authority of its API server, which can be
+    known without any right. A cluster with a new authority counts as another one.
+    """
 
     def __init__(self, configuration: Configuration) -> None:
         self._client = ApiClient(configuration)
+        authority = configuration.ssl_ca_cert
+        identity = Path(authority).read_bytes() if authority else configuration.host.encode()
+        self.cluster = hashlib.sha256(identity).hexdigest()[:32]
 
     @classmethod
     async def connect(cls) -> Self:
@@ -109,12 +118,6 @@ class Api:
         except ApiError as error:
             if error.status != 404:
                 raise
-
-    async def namespace_uid(self, namespace: str) -> str:
-        """The uid of a namespace."""
-        found = await self._request("GET", f"/api/v1/namespaces/{quote(namespace, safe='')}")
-        uid: str = found["metadata"]["uid"]
-        return uid
 
     async def resource_uids(self, namespace: str) -> set[str]:
         """The uids of all UserRealtimes of a namespace, straight from the API server."""

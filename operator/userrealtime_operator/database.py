@@ -55,8 +55,8 @@ class Database:
     ) -> None:
         self._pool.terminate()
 
-    async def register(self, resource: str, namespace: str, user_id: str) -> None:
-        """Note that a resource (its uid, and that of its namespace) serves a user, and make the user's log.
+    async def register(self, resource: str, scope: str, user_id: str) -> None:
+        """Note that a resource, by its uid, serves a user, and make the user's log. `scope` is where the resource is.
 
         Raises:
             DatabaseError: the database is away, or has not the schema.
@@ -64,10 +64,10 @@ class Database:
         try:
             async with self._pool.acquire(timeout=CONNECT_TIMEOUT_S) as connection, connection.transaction():
                 await connection.execute(
-                    "insert into userrealtime.registration (resource, namespace, user_id) values ($1, $2, $3) "
+                    "insert into userrealtime.registration (resource, scope, user_id) values ($1, $2, $3) "
                     "on conflict do nothing",
                     UUID(resource),
-                    UUID(namespace),
+                    scope,
                     user_id,
                 )
                 await connection.execute(
@@ -76,16 +76,14 @@ class Database:
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:  # TimeoutError is an OSError
             raise _explained(error) from None
 
-    async def registered(self, namespace: str) -> set[str]:
-        """The uids of the resources of a namespace that are registered.
+    async def registered(self, scope: str) -> set[str]:
+        """The uids of the resources of a scope that are registered.
 
         Raises:
             DatabaseError: as above.
         """
         try:
-            rows = await self._pool.fetch(
-                "select resource from userrealtime.registration where namespace = $1", UUID(namespace)
-            )
+            rows = await self._pool.fetch("select resource from userrealtime.registration where scope = $1", scope)
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
             raise _explained(error) from None
         return {str(row["resource"]) for row in rows}

@@ -85,7 +85,6 @@ class Reconciler:
         self._database = database
         self._resource = resource
         self._child = child
-        self._namespace_uids: dict[str, str] = {}
         self._registered: set[str] = set()
 
     async def reconcile(self, namespace: str, name: str) -> float | None:
@@ -126,7 +125,7 @@ class Reconciler:
             ApiError, DatabaseError: to be tried again later.
         """
         # In this order: a resource registered after the first question cannot be missed by the second.
-        registered = await self._database.registered(await self._namespace_uid(namespace))
+        registered = await self._database.registered(self._scope(namespace))
         existing = await self._api.resource_uids(namespace)
         self._registered &= existing
         for uid in registered - existing:
@@ -145,17 +144,13 @@ class Reconciler:
                 await self._api.delete(kind, namespace, name)
                 logger.info("deleted %s %s/%s, which belonged to no resource", kind, namespace, name)
 
-    async def _namespace_uid(self, namespace: str) -> str:
-        if namespace not in self._namespace_uids:
-            self._namespace_uids[namespace] = await self._api.namespace_uid(namespace)
-        return self._namespace_uids[namespace]
+    def _scope(self, namespace: str) -> str:
+        return f"{self._api.cluster}/{namespace}"
 
     async def _register(self, resource: UserRealtime) -> Finding:
         try:
             if resource.uid not in self._registered:
-                await self._database.register(
-                    resource.uid, await self._namespace_uid(resource.namespace), resource.user_id
-                )
+                await self._database.register(resource.uid, self._scope(resource.namespace), resource.user_id)
                 self._registered.add(resource.uid)
         except DatabaseError as error:
             return Finding(False, "DatabaseUnavailable", str(error))

@@ -12,7 +12,8 @@ from tests.conftest import Database as OwnDatabase
 from userrealtime_operator import database as module
 from userrealtime_operator.database import Database, DatabaseError
 
-ONE, OTHER, NAMESPACE = (str(uuid.UUID(int=number)) for number in (1, 2, 100))
+ONE, OTHER = (str(uuid.UUID(int=number)) for number in (1, 2))
+SCOPE = "cluster/users"
 
 
 @pytest.fixture
@@ -29,13 +30,13 @@ async def left(connection: asyncpg.Connection) -> dict[str, int]:
 
 
 async def test_registering_makes_the_log_once(database: Database, connection: asyncpg.Connection) -> None:
-    await database.register(ONE, NAMESPACE, "alice")
+    await database.register(ONE, SCOPE, "alice")
     epoch = await connection.fetchval("select epoch from userrealtime.log where user_id = 'alice'")
-    await database.register(ONE, NAMESPACE, "alice")
+    await database.register(ONE, SCOPE, "alice")
     assert await left(connection) == {"registration": 1, "log": 1, "event": 0}
     assert await connection.fetchval("select epoch from userrealtime.log where user_id = 'alice'") == epoch
-    assert await database.registered(NAMESPACE) == {ONE}
-    assert await database.registered(OTHER) == set()
+    assert await database.registered(SCOPE) == {ONE}
+    assert await database.registered("other/users") == set()
 
 
 async def test_the_log_goes_with_the_last_resource(
@@ -43,8 +44,8 @@ async def test_the_log_goes_with_the_last_resource(
 ) -> None:
     monkeypatch.setattr(module, "DELETE_BATCH", 7)
     for resource in (ONE, OTHER):
-        await database.register(resource, NAMESPACE, "alice")
-    await database.register(str(uuid.UUID(int=3)), NAMESPACE, "bob")
+        await database.register(resource, SCOPE, "alice")
+    await database.register(str(uuid.UUID(int=3)), SCOPE, "bob")
     await connection.execute("select userrealtime.publish('alice', 'x') from generate_series(1, 50)")
     await connection.execute("select userrealtime.publish('bob', 'x')")
     await database.forget(ONE)
@@ -58,7 +59,7 @@ async def test_the_log_goes_with_the_last_resource(
 async def test_a_log_that_returns_is_another_one(database: Database, connection: asyncpg.Connection) -> None:
     epochs = []
     for _ in range(2):
-        await database.register(ONE, NAMESPACE, "alice")
+        await database.register(ONE, SCOPE, "alice")
         await connection.execute("select userrealtime.publish('alice', 'x')")
         opened = await connection.fetchrow("select * from userrealtime.open('alice')")
         assert opened is not None
@@ -71,24 +72,24 @@ async def test_a_log_that_returns_is_another_one(database: Database, connection:
 async def test_a_database_without_the_schema_is_explained(postgres: OwnDatabase) -> None:
     async with Database(postgres.url) as database:
         with pytest.raises(DatabaseError, match="run userrealtime-operator migrate"):
-            await database.register(ONE, NAMESPACE, "alice")
+            await database.register(ONE, SCOPE, "alice")
 
 
 async def test_a_database_that_is_away_is_explained_without_the_password() -> None:
     async with Database("postgresql://nobody:hunter2@127.0.0.1:1/none") as database:
         with pytest.raises(DatabaseError) as failure:
-            await database.registered(NAMESPACE)
+            await database.registered(SCOPE)
     assert "hunter2" not in str(failure.value)
 
 
 async def test_the_pool_survives_a_restart_of_postgres(own_server: OwnDatabase) -> None:
     async with Database(own_server.url) as database:
-        await database.register(ONE, NAMESPACE, "alice")
+        await database.register(ONE, SCOPE, "alice")
         own_server.server.restart("immediate")
         # The first call may meet the dead connection; the work queue tries again, and so does this.
         for _ in range(3):
             try:
-                assert await database.registered(NAMESPACE) == {ONE}
+                assert await database.registered(SCOPE) == {ONE}
                 break
             except DatabaseError:
                 continue

@@ -20,6 +20,7 @@ ALICE = child_name("alice")
 
 class StandInApi(Api):
     def __init__(self) -> None:
+        self.cluster = "here"
         self.children: dict[ChildKey, Object] = {}
         self.resources: dict[tuple[str, str], Object] = {}
         self.calls: list[str] = []
@@ -49,9 +50,6 @@ class StandInApi(Api):
         for key, value in status.items():
             current.pop(key, None) if value is None else current.update({key: value})
 
-    async def namespace_uid(self, namespace: str) -> str:
-        return f"uid-of-{namespace}"
-
     async def resource_uids(self, namespace: str) -> set[str]:
         return {item["metadata"]["uid"] for (place, _), item in self.resources.items() if place == namespace}
 
@@ -59,15 +57,17 @@ class StandInApi(Api):
 class StandInDatabase(Database):
     def __init__(self) -> None:
         self.known: dict[str, str] = {}
+        self.scopes: set[str] = set()
         self.away = False
 
-    async def register(self, resource: str, namespace: str, user_id: str) -> None:
+    async def register(self, resource: str, scope: str, user_id: str) -> None:
         if self.away:
             raise DatabaseError("gone fishing")
+        self.scopes.add(scope)
         self.known[resource] = user_id
 
-    async def registered(self, namespace: str) -> set[str]:
-        return set(self.known)
+    async def registered(self, scope: str) -> set[str]:
+        return set(self.known) if scope in self.scopes else set()
 
     async def forget(self, resource: str) -> None:
         del self.known[resource]
@@ -124,6 +124,7 @@ async def test_a_new_resource_gets_its_objects_and_a_status(world: World) -> Non
     assert world.condition("Ready")[:2] == ("False", "PodNotReady")
     assert world.condition("DatabaseReady")[0] == "True"
     assert world.database.known == {"uid-of-alice": "alice"}
+    assert world.database.scopes == {"here/users"}
 
 
 async def test_ready_follows_the_pod(world: World) -> None:

@@ -79,6 +79,10 @@ class LocalCluster(Provider):
             environment[name] = ",".join([*filter(None, [environment.get(name)]), *direct])
         return environment
 
+    def prepare(self) -> None:
+        with exclusive("local"):
+            self._prepare()
+
     def up(self) -> None:
         with exclusive("local"):
             self._up()
@@ -87,17 +91,21 @@ class LocalCluster(Provider):
         with exclusive("local"):
             self._down()
 
-    def _up(self) -> None:
+    def _prepare(self) -> list[tuple[str, Path]]:
+        """All that is built; gives the static images by reference."""
         packages.ensure()
-        hyperkube, forward = binaries.hyperkube(), binaries.forward()
-        images = [
+        binaries.hyperkube()
+        binaries.forward()
+        super().prepare()
+        return [
             _static_image(PAUSE_IMAGE, binaries.pause()),
             _static_image(addons.COREDNS_IMAGE, binaries.coredns()),
             _static_image(addons.TRAEFIK_IMAGE, binaries.traefik()),
         ]
-        self.kubectl_path()
-        self.helm_path()
-        spec = node_spec(STATE, hyperkube, forward, addons.INGRESS_NODE_PORT)
+
+    def _up(self) -> None:
+        images = self._prepare()
+        spec = node_spec(STATE, binaries.hyperkube(), binaries.forward(), addons.INGRESS_NODE_PORT)
         self._write_state(spec)
         self._start_node(spec)
         self._wait_ready()

@@ -42,13 +42,14 @@ comment on table userrealtime.pending is
 
 create table userrealtime.registration (
     resource uuid primary key,
-    namespace uuid not null,
+    scope text not null,
     user_id text collate "C" not null
 );
 create index on userrealtime.registration (user_id);
-create index on userrealtime.registration (namespace);
+create index on userrealtime.registration (scope);
 comment on table userrealtime.registration is
-    'The UserRealtime resources served from here, by their uid and that of their namespace, kept by the operator. '
+    'The UserRealtime resources served from here, by their uid, kept by the operator; scope says of which cluster and '
+    'namespace, since several may share a database. '
     'A user''s log is removed with the last of them.';
 
 create function userrealtime.channel(user_id text) returns text

@@ -1,0 +1,32 @@
+"""`make down`: the end of all that `make up` and `make test` started."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from .cluster import ClusterError, choose
+from .cluster.existing import ExistingCluster
+from .system import uninstall
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the result is the exit status."""
+    argparse.ArgumentParser(
+        prog="make down",
+        description="Remove the cluster that `make up` made; from a cluster given by KUBECONFIG, what was installed.",
+    ).parse_args(arguments)
+    try:
+        cluster = choose()
+        if isinstance(cluster, ExistingCluster) and cluster.answers():
+            uninstall(cluster)
+        cluster.down()
+    except ClusterError as error:
+        print(f"make down: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
