@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 
+from . import __version__
+
 USAGE = """\
 usage: userrealtime-relay [--help | --version]
 
@@ -19,22 +21,13 @@ def main(arguments: list[str] | None = None) -> int:
         print(USAGE, end="")
         return 0
     if given == ["--version"]:
-        print(f"userrealtime-relay {_version()}")
+        print(f"userrealtime-relay {__version__}")
         return 0
     if given:
         # Not what was given: it may be a secret that does not belong on a command line.
         print(f"userrealtime-relay takes no arguments\n\n{USAGE}", end="", file=sys.stderr)
         return 2
     return _run()
-
-
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("userrealtime")
-    except PackageNotFoundError:  # run from files that are not installed, as in the image
-        return "of unknown version"
 
 
 def _run() -> int:
