@@ -62,7 +62,13 @@ def test_the_user_of_a_resource_cannot_be_changed(system: System, users: MakeUse
 
 async def test_user_ids_of_any_shape(system: System, users: MakeUser, database: asyncpg.Connection) -> None:
     run = time.time_ns()
-    user_ids = [f"Ann.Lee+{run}@Example.com", f"ann.lee+{run}@example.com", f"{run}{'x' * 181}", f"Jörg {run} 🙂"]
+    user_ids = [
+        f"Ann.Lee+{run}@Example.com",
+        f"ann.lee+{run}@example.com",
+        f"{run}{'x' * 181}",
+        f"Jörg {run} 🙂",
+        f"$(HOME) $${run}",
+    ]
     names = [users("shape", userId=user_id) for user_id in user_ids]
     assert len({system.get("urt", name)["status"]["name"] for name in names}) == len(user_ids)
     for name, user_id in zip(names, user_ids, strict=True):

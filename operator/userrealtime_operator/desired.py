@@ -139,7 +139,8 @@ def _deployment(resource: UserRealtime, config: Config, secrets: Secrets, route:
         "MAX_CONNECTIONS": str(resource.max_connections),
         "MAX_MESSAGE_BYTES": str(resource.max_message_bytes),
     }
-    env: list[Object] = [{"name": name, "value": value} for name, value in settings.items() if value]
+    # The kubelet expands $(NAME) in values, and takes $$ for $.
+    env: list[Object] = [{"name": name, "value": value.replace("$", "$$")} for name, value in settings.items() if value]
     env += [
         {"name": key, "valueFrom": {"secretKeyRef": {"name": resource.child_name, "key": key}}}
         for key in (DATABASE_URL, TOKEN_KEY)

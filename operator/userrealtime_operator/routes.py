@@ -10,7 +10,8 @@ import re
 from dataclasses import dataclass
 
 _URL = re.compile(
-    r"(?P<scheme>https?)://(?P<host>[a-z0-9{]([-a-z0-9.{}]*[a-z0-9}])?)(:(?P<port>\d{1,5}))?(?P<path>/[^?#\s]*)?"
+    r"(?P<scheme>https?)://(?P<host>[a-z0-9{]([-a-z0-9.{}]*[a-z0-9}])?)(:(?P<port>\d{1,5}))?"
+    r"(?P<path>(/[A-Za-z0-9._~{}-]+)*)/?"
 )
 
 
@@ -34,9 +35,7 @@ class Route:
 
     def named(self, name: str) -> Route:
         """The route of one user, `{name}` replaced."""
-        return Route(
-            self.scheme, self.host.replace("{name}", name), self.port, self.path.replace("{name}", name).rstrip("/")
-        )
+        return Route(self.scheme, self.host.replace("{name}", name), self.port, self.path.replace("{name}", name))
 
 
 def parse_url(url: str) -> Route:
@@ -47,10 +46,12 @@ def parse_url(url: str) -> Route:
     """
     match = _URL.fullmatch(url)
     if match is None:
-        raise RouteError("must be http(s)://host[:port][/path], the host in lower case")
+        raise RouteError(
+            "must be http(s)://host[:port][/path], the host in lower case, the path of unreserved characters"
+        )
     if not set(re.findall(r"\{[^}]*\}?|\}", url)) <= {"{name}"}:
         raise RouteError("knows the placeholder {name} alone")
-    return Route(match["scheme"], match["host"], int(match["port"]) if match["port"] else None, match["path"] or "")
+    return Route(match["scheme"], match["host"], int(match["port"]) if match["port"] else None, match["path"])
 
 
 def parse_url_template(template: str) -> Route:

@@ -79,6 +79,11 @@ def test_the_spec_overrides_the_defaults() -> None:
     assert (environment["MAX_CONNECTIONS"], environment["MAX_MESSAGE_BYTES"]) == ("7", "2048")
 
 
+def test_a_dollar_in_a_user_id_is_not_expanded_by_the_kubelet() -> None:
+    container = by_kind(userId="$(TOKEN_KEY) $$")["Deployment"]["spec"]["template"]["spec"]["containers"][0]
+    assert container["env"][0] == {"name": "USER_ID", "value": "$$(TOKEN_KEY) $$$$"}
+
+
 def test_the_ingress_follows_the_url() -> None:
     ingress = by_kind()["Ingress"]["spec"]
     assert ingress["ingressClassName"] == "traefik"

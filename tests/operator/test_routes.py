@@ -28,6 +28,8 @@ def test_a_template_gives_each_user_a_route(template: str, url: str, parts: Rout
         ("ftp://localhost/{name}", "must be http"),
         ("http://Localhost/{name}", "must be http"),
         ("http://localhost/{name}?x=1", "must be http"),
+        ("http://localhost//{name}", "must be http"),
+        ("http://localhost/ü/{name}", "must be http"),
         ("http://localhost/", r"must contain \{name\}"),
         ("http://localhost/{user}/{name}", r"knows the placeholder \{name\} alone"),
         ("http://localhost/{name", r"knows the placeholder \{name\} alone"),

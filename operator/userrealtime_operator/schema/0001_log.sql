@@ -106,10 +106,10 @@ create function userrealtime.publish(user_id text, event text, data jsonb defaul
     set search_path = pg_catalog, pg_temp
     as $$
 begin
-    if coalesce(length(user_id) not between 1 and 253 or user_id ~ '[[:cntrl:]]', true) then
+    if coalesce(length(user_id) not between 1 and 253 or user_id collate "C" ~ '[[:cntrl:]]', true) then
         raise exception 'userrealtime.publish: user_id must be 1 to 253 characters without control characters'
             using errcode = 'invalid_parameter_value';
-    elsif coalesce(length(event) not between 1 and 253 or event ~ '[[:cntrl:]]', true) then
+    elsif coalesce(length(event) not between 1 and 253 or event collate "C" ~ '[[:cntrl:]]', true) then
         raise exception 'userrealtime.publish: event must be 1 to 253 characters without control characters'
             using errcode = 'invalid_parameter_value';
     elsif data is null then
