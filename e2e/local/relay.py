@@ -162,7 +162,9 @@ async def _converse(connection: asyncpg.Connection, client: ClientConnection, *,
 async def _main(*, once: bool) -> None:
     task = asyncio.current_task()
     assert task is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    # SIGINT as well: started in the background, as by a CI, a process would else ignore it.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     await run(once=once)
 
 
@@ -173,7 +175,7 @@ def main(arguments: list[str]) -> int:
     once = arguments == ["--once"] or os.environ.get("CI") == "true"
     try:
         asyncio.run(_main(once=once))
-    except (KeyboardInterrupt, asyncio.CancelledError):
+    except asyncio.CancelledError:
         print("\nended", flush=True)
     return 0
 

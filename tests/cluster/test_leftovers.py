@@ -1,5 +1,6 @@
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,10 @@ def test_a_node_is_found_without_its_record(tmp_path: Path, monkeypatch: pytest.
     command = [sys.executable, "-c", "input()", "-m", leftovers.NODE_MODULE, f"{tmp_path}/spec.json", "7"]
     with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
         try:
+            # The kernel lets us go on a moment before it shows the new command line.
+            deadline = time.monotonic() + 10
+            while process.pid not in dict(leftovers.processes()) and time.monotonic() < deadline:
+                time.sleep(0.01)
             assert process.pid in dict(leftovers.processes())
         finally:
             process.kill()
