@@ -119,6 +119,10 @@ class Operator:
     def _child(self, key: ChildKey) -> Mapping[str, Any] | None:
         return next(iter(self._children.get(key, ())), None)
 
+    def _is_registered(self, namespace: str, name: str) -> bool:
+        resource = self._resource(namespace, name)
+        return resource is None or self._reconciler.is_registered(resource["metadata"]["uid"])
+
     # The triggers.
 
     async def _resource_changed(self, *, namespace: str | None, name: str, event: kopf.RawEvent, **_: Any) -> None:
@@ -145,6 +149,9 @@ class Operator:
                 return await self._reconciler.reconcile(task.namespace, task.name)
             case Kind.SWEEP:
                 await self._reconciler.sweep(task.namespace)
+                for namespace, name in self._resources:
+                    if namespace == task.namespace and not self._is_registered(namespace, name):
+                        self._queue.add(Task(Kind.RESOURCE, namespace, name))
                 return SWEEP_INTERVAL_S
             case Kind.ORPHAN:
                 if not self._owners.get((task.namespace, task.name)):

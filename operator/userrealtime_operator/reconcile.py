@@ -121,16 +121,22 @@ class Reconciler:
     async def sweep(self, namespace: str) -> None:
         """Remove the logs of users whose resources in this namespace are gone.
 
+        It also notices registrations that the database has lost; `is_registered` then says so.
+
         Raises:
             ApiError, DatabaseError: to be tried again later.
         """
         # In this order: a resource registered after the first question cannot be missed by the second.
         registered = await self._database.registered(self._scope(namespace))
         existing = await self._api.resource_uids(namespace)
-        self._registered &= existing
+        self._registered &= existing & registered
         for uid in registered - existing:
             await self._database.forget(uid)
             logger.info("removed the log of a deleted resource (uid %s)", uid)
+
+    def is_registered(self, uid: str) -> bool:
+        """Whether the database knows a resource, as far as this operator has seen."""
+        return uid in self._registered
 
     async def remove_orphans(self, namespace: str, name: str) -> None:
         """Delete the children of this name that have lost their owner; those that have one go with it.

@@ -242,6 +242,16 @@ async def test_a_sweep_forgets_those_that_are_gone_alone(world: World) -> None:
     assert world.database.known == {"uid-of-bob": "bob"}
 
 
+async def test_a_registration_that_the_database_lost_is_made_again(world: World) -> None:
+    await world.reconcile()
+    world.database.known.clear()
+    assert world.reconciler.is_registered("uid-of-alice")
+    await world.reconciler.sweep("users")
+    assert not world.reconciler.is_registered("uid-of-alice")
+    await world.reconcile()
+    assert world.database.known == {"uid-of-alice": "alice"}
+
+
 async def test_children_without_an_owner_are_removed_and_others_left_to_theirs(world: World) -> None:
     await world.reconcile()
     del world.api.children[ChildKey("Service", "users", ALICE)]["metadata"]["ownerReferences"]
