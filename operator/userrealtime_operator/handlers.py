@@ -71,6 +71,7 @@ class Operator:
         self._workers: asyncio.Task[None] | None = None
         self._queue: WorkQueue[Task] = WorkQueue(self._work)
         self._reconciler: Reconciler
+        self._caches_are_full = False
 
     def register(self, registry: kopf.OperatorRegistry) -> None:
         """Tell kopf what to watch."""
@@ -127,6 +128,7 @@ class Operator:
 
     async def _resource_changed(self, *, namespace: str | None, name: str, event: kopf.RawEvent, **_: Any) -> None:
         assert namespace is not None  # noqa: S101  (the CRD is namespaced)
+        self._caches_are_full = True
         if event["type"] == "DELETED":
             self._queue.add(Task(Kind.SWEEP, namespace))
         else:
@@ -149,9 +151,11 @@ class Operator:
                 return await self._reconciler.reconcile(task.namespace, task.name)
             case Kind.SWEEP:
                 await self._reconciler.sweep(task.namespace)
-                for namespace, name in self._resources:
-                    if namespace == task.namespace and not self._is_registered(namespace, name):
-                        self._queue.add(Task(Kind.RESOURCE, namespace, name))
+                # While the caches fill, resources would seem to have no children; their own events come anyway.
+                if self._caches_are_full:
+                    for namespace, name in self._resources:
+                        if namespace == task.namespace and not self._is_registered(namespace, name):
+                            self._queue.add(Task(Kind.RESOURCE, namespace, name))
                 return SWEEP_INTERVAL_S
             case Kind.ORPHAN:
                 if not self._owners.get((task.namespace, task.name)):
