@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -13,7 +14,7 @@ import pytest
 
 from .client import ResumingClient
 from .cluster import ClusterError
-from .system import System
+from .system import ROOT, System
 
 MakeUser = Callable[..., str]
 CHILDREN = "deployments,services,secrets,ingresses,replicasets,pods"
@@ -52,6 +53,11 @@ def test_a_bad_spec_is_refused_at_apply_time_and_its_field_named(
 ) -> None:
     with pytest.raises(ClusterError, match=complaint):
         system.apply_user("never-made", **spec)
+
+
+@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda path: path.name)
+def test_the_examples_are_accepted(system: System, example: Path) -> None:
+    system.kubectl("create", "--dry-run=server", "--validate=strict", "-f", str(example))
 
 
 def test_the_user_of_a_resource_cannot_be_changed(system: System, users: MakeUser) -> None:
