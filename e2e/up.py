@@ -39,20 +39,23 @@ create or replace trigger publish_orders after insert or update or delete on pub
 """
 
 
-def show(system: System, resource: dict[str, Any]) -> None:
+def show(system: System) -> None:
     """What a person needs to go on from here, to be pasted."""
-    kubectl = f"KUBECONFIG={system.cluster.kubeconfig} {system.cluster.kubectl_path()}"
-    psql = f"{kubectl} -n postgres exec -it postgres-0 -- psql"
     auth = json.dumps({"type": "auth", "token": system.token(USER)})
     python = os.path.relpath(sys.executable)
+    psql = "kubectl -n postgres exec postgres-0 -- psql"
     print(
         f"""
 {system.kubectl("get", "urt", "-o", "wide").rstrip()}
 
-Connect as {USER} (paste both lines; the second is the client's first message):
+Connect as {USER}, in another terminal (paste both lines; the second is the client's first message):
 
   {python} -m websockets {system.websocket_url(USER)}
   {auth}
+
+Make kubectl mean this cluster:
+
+  eval "$({python} -m e2e.cluster env)"
 
 Publish to {USER}, from the database:
 
@@ -61,8 +64,8 @@ Publish to {USER}, from the database:
 
 Look around:
 
-  {kubectl} -n {USERS_NAMESPACE} get urt,deploy,svc,ingress,pods
-  {kubectl} -n {USERS_NAMESPACE} describe urt {resource["metadata"]["name"]}
+  kubectl -n {USERS_NAMESPACE} get urt,deploy,svc,ingress,pods
+  kubectl -n {USERS_NAMESPACE} describe urt {USER}
 
 Rows inserted into the table orders, as they arrive from {USER}'s pod:
 """,
@@ -128,8 +131,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         system = install(choose())
         system.apply_user(USER)
-        resource = system.wait_ready(USER)
-        show(system, resource)
+        system.wait_ready(USER)
+        show(system)
         with system.database.from_host() as url:
             asyncio.run(watch(system, url, once=once))
     except ClusterError as error:
