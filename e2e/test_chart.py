@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import urllib.request
 from collections.abc import Callable
 from typing import Any
 
 import asyncpg
 import pytest
 import yaml
+
+from userrealtime_operator.naming import child_name
 
 from .cluster import ClusterError
 from .system import CHART, OPERATOR_NAMESPACE, RELEASE, USERS_NAMESPACE, System, install, uninstall
@@ -36,6 +39,7 @@ EVERYTHING: dict[str, Any] = {
         "tlsSecretName": "wildcard",
     },
     "migration": {"waitSeconds": 5},
+    "monitoring": {"dashboard": True, "podMonitor": True},
     "crds": {"keep": True},
     "imagePullSecrets": ["registry"],
 }
@@ -56,7 +60,9 @@ def test_lint(system: System) -> None:
 def test_the_api_server_accepts_every_object(system: System, values: dict[str, Any]) -> None:
     """A server-side dry run, strict about unknown fields."""
     # The CRD is the running release's own, and a dry run may not take it over.
-    rendered = render(system, {**values, "crds": {"enabled": False}})
+    # The kind PodMonitor is the Prometheus Operator's, which is not installed here.
+    monitoring = {**values.get("monitoring", {}), "podMonitor": False}
+    rendered = render(system, {**values, "crds": {"enabled": False}, "monitoring": monitoring})
     kinds = {item["kind"] for item in yaml.safe_load_all(rendered) if item}
     assert {"Deployment", "Role", "RoleBinding", "ServiceAccount", "ConfigMap", "Job"} <= kinds
     system.cluster.kubectl("create", "--dry-run=server", "--validate=strict", "-f", "-", input=rendered)
@@ -67,6 +73,22 @@ def test_the_crd_is_the_projects_own(system: System) -> None:
     crd = next(item for item in yaml.safe_load_all(rendered) if item and item["kind"] == "CustomResourceDefinition")
     assert crd["metadata"].pop("annotations") == {"helm.sh/resource-policy": "keep"}
     assert crd == yaml.safe_load((CHART.parents[1] / "crds" / "userrealtimes.yaml").read_text())
+
+
+def test_the_pod_monitor_finds_the_relays_health_port(system: System, users: Callable[..., str]) -> None:
+    rendered = yaml.safe_load_all(render(system, EVERYTHING))
+    monitor = next(item for item in rendered if item and item["kind"] == "PodMonitor")["spec"]
+    endpoint = monitor["podMetricsEndpoints"][0]
+    labels = {**monitor["selector"]["matchLabels"], "app.kubernetes.io/instance": child_name(users("monitored"))}
+    selector = ",".join(f"{key}={value}" for key, value in labels.items())
+    [pod] = json.loads(system.kubectl("get", "pods", "-l", selector, "-o", "json"))["items"]
+    port = next(p for p in pod["spec"]["containers"][0]["ports"] if p["name"] == endpoint["port"])["containerPort"]
+    with (
+        system.cluster.forward(USERS_NAMESPACE, f"pod/{pod['metadata']['name']}", port) as (host, reached),
+        urllib.request.urlopen(f"http://{host}:{reached}{endpoint['path']}", timeout=10) as answer,
+    ):
+        assert b"userrealtime_relay_ready 1" in answer.read()
+    assert USERS_NAMESPACE in monitor["namespaceSelector"]["matchNames"]
 
 
 @pytest.mark.parametrize(
