@@ -32,7 +32,6 @@ class Stream:
     """The response to a request, being read. `last_id` and `retry_ms` are what the events so far have said."""
 
     reader: asyncio.StreamReader
-    writer: asyncio.StreamWriter
     answer: Answer
     last_id: str = ""
     retry_ms: int = 0
@@ -84,21 +83,27 @@ class Stream:
         return ids
 
 
+@asynccontextmanager
 async def _open(
     port: int, path: str, bearer: str | None, method: str, headers: dict[str, str], body: bytes
-) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, Answer]:
+) -> AsyncIterator[tuple[asyncio.StreamReader, Answer]]:
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=4 << 20)
-    head = {"Host": "relay", **headers}
-    if bearer is not None:
-        head["Authorization"] = f"Bearer {bearer or token()}"
-    if body:
-        head.setdefault("Content-Length", str(len(body)))
-    lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in head.items())]
-    writer.write("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
-    async with asyncio.timeout(PATIENCE_S):
-        first, *rest = (await reader.readuntil(b"\r\n\r\n")).decode().strip().split("\r\n")
-    answered = (line.partition(": ") for line in rest)
-    return reader, writer, Answer(int(first.split()[1]), {name.lower(): value for name, _, value in answered})
+    try:
+        head = {"Host": "relay", **headers}
+        if bearer is not None:
+            head["Authorization"] = f"Bearer {bearer or token()}"
+        if body:
+            head.setdefault("Content-Length", str(len(body)))
+        lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in head.items())]
+        writer.write("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
+        async with asyncio.timeout(PATIENCE_S):
+            first, *rest = (await reader.readuntil(b"\r\n\r\n")).decode().strip().split("\r\n")
+        answered = (line.partition(": ") for line in rest)
+        yield reader, Answer(int(first.split()[1]), {name.lower(): value for name, _, value in answered})
+    finally:
+        writer.transport.abort()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
 
 
 def _port(relay: Relay | int) -> int:
@@ -110,14 +115,9 @@ async def stream(
     relay: Relay | int, bearer: str | None = "", *, path: str = "/sse", headers: dict[str, str] | None = None
 ) -> AsyncIterator[Stream]:
     """An open event stream, by default with a good token in the Authorization header."""
-    reader, writer, answer = await _open(_port(relay), path, bearer, "GET", headers or {}, b"")
-    try:
+    async with _open(_port(relay), path, bearer, "GET", headers or {}, b"") as (reader, answer):
         assert answer.status == 200, answer
-        yield Stream(reader, writer, answer)
-    finally:
-        writer.transport.abort()
-        with contextlib.suppress(OSError):
-            await writer.wait_closed()
+        yield Stream(reader, answer)
 
 
 async def request(
@@ -130,15 +130,10 @@ async def request(
     body: bytes = b"",
 ) -> Answer:
     """One request with its whole answer, on a connection of its own."""
-    reader, writer, answer = await _open(_port(relay), path, bearer, method, headers or {}, body)
-    try:
+    async with _open(_port(relay), path, bearer, method, headers or {}, body) as (reader, answer):
         async with asyncio.timeout(PATIENCE_S):
             answer.body = await reader.readexactly(int(answer.headers.get("content-length", "0")))
-    finally:
-        writer.transport.abort()
-        with contextlib.suppress(OSError):
-            await writer.wait_closed()
-    return answer
+        return answer
 
 
 async def poll(relay: Relay | int, **parameters: object) -> Any:

@@ -21,7 +21,7 @@ async def test_a_poll_without_a_cursor_tells_the_head_at_once(
 ) -> None:
     await publish(connection, 3)
     epoch = await connection.fetchval("select epoch from userrealtime.log")
-    async with running(migrated.url) as relay:
+    async with running(migrated.url, POLL_INTERVAL="600") as relay:
         assert await poll(relay) == {"events": [], "cursor": 3, "epoch": epoch}
         assert await metric(relay, "connections") == 0
 
@@ -32,7 +32,7 @@ async def test_a_poll_with_something_to_say_is_answered_at_once(
 ) -> None:
     if place == "log":
         await publish(connection, 3)
-    async with running(migrated.url) as relay, client(relay, last_event_id=1) as alice:
+    async with running(migrated.url, POLL_INTERVAL="600") as relay, client(relay, last_event_id=1) as alice:
         if place == "ring":
             await publish(connection, 3)
             await until(lambda: relay.tail.ring.head == 3)
@@ -55,7 +55,7 @@ async def test_a_poll_waits_for_an_event(migrated: Database, connection: asyncpg
 
 
 async def test_a_poll_waits_no_longer_than_asked(migrated: Database) -> None:
-    async with running(migrated.url) as relay:
+    async with running(migrated.url, POLL_INTERVAL="600") as relay:
         for timeout in ("0", "0.1"):
             assert await poll(relay, cursor=0, timeout=timeout) == {"events": [], "cursor": 0, "epoch": None}
 
@@ -83,7 +83,7 @@ async def test_a_cursor_that_cannot_be_served_is_reset(
 ) -> None:
     await publish(connection, 5)
     await connection.execute("delete from userrealtime.event where id <= 2")
-    async with running(migrated.url) as relay:
+    async with running(migrated.url, POLL_INTERVAL="600") as relay:
         answer = await poll(relay, **parameters)
         assert (answer["events"], answer["cursor"], answer["reset"]) == ([], 5, reason)
         assert await metric(relay, f'starts_total{{outcome="{reason}"}}') == 1
@@ -116,14 +116,14 @@ async def test_a_poll_under_way_is_reset(migrated: Database, connection: asyncpg
 async def test_what_is_wrong_is_told_by_the_status(
     migrated: Database, bearer: str | None, query: str, status: int
 ) -> None:
-    async with running(migrated.url) as relay:
+    async with running(migrated.url, POLL_INTERVAL="600") as relay:
         answer = await request(relay, f"/poll?{query}", bearer)
         assert (answer.status, list(answer.json)) == (status, ["error"])
         assert answer.headers["cache-control"] == "no-store"
 
 
 async def test_a_token_that_expires_meanwhile_is_told(migrated: Database) -> None:
-    async with running(migrated.url) as relay:
+    async with running(migrated.url, POLL_INTERVAL="600") as relay:
         answer = await request(relay, "/poll?cursor=0", token(life_s=-3))
         assert (answer.status, answer.json) == (401, {"error": "Token expired"})
 
@@ -147,7 +147,7 @@ async def test_without_postgres_a_poll_is_answered_in_time() -> None:
 
 
 async def test_a_poll_that_is_gone_is_forgotten_at_once(migrated: Database) -> None:
-    async with running(migrated.url) as relay:
+    async with running(migrated.url, POLL_INTERVAL="600") as relay:
         waiting = asyncio.create_task(poll(relay, cursor=0))
         await until(lambda: relay.clients.connected == 1)
         waiting.cancel()
@@ -173,7 +173,7 @@ async def test_polls_one_after_the_other_share_a_connection(migrated: Database, 
 
 
 async def test_draining_answers_polls_and_refuses_others(migrated: Database, connection: asyncpg.Connection) -> None:
-    async with running(migrated.url) as relay:
+    async with running(migrated.url, POLL_INTERVAL="600") as relay:
         waiting = asyncio.create_task(request(relay, "/poll?cursor=0"))
         await until(lambda: relay.clients.connected == 1)
         async with asyncio.timeout(PATIENCE_S):

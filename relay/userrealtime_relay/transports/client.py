@@ -200,7 +200,7 @@ class Client:
         if self._stuck_at() <= self._loop.time():
             session.shut(Code.TOO_SLOW, "Too slow")
         self._flush()
-        if session.closing is not None:
+        if session.closing is not None or not self.carrier.open:
             return True
         if self.carrier.paused:
             return False

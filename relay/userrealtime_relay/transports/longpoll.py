@@ -108,7 +108,7 @@ class _Carrier:
 
     @property
     def paused(self) -> bool:
-        return self.answered
+        return False
 
     @property
     def unsent(self) -> int:
