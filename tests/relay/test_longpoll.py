@@ -62,7 +62,7 @@ async def test_a_poll_waits_no_longer_than_asked(migrated: Database) -> None:
 
 async def test_polls_pass_on_everything_in_order(migrated: Database, connection: asyncpg.Connection) -> None:
     await publish(connection, 300, size=2000)
-    async with running(migrated.url, RING_EVENTS="8") as relay:
+    async with running(migrated.url, RING_EVENTS="8", POLL_INTERVAL="600") as relay:
         publishing = asyncio.create_task(publish(connection, 50, size=2000))
         ids: list[int] = []
         cursor, epoch = 0, ""
@@ -129,7 +129,7 @@ async def test_a_token_that_expires_meanwhile_is_told(migrated: Database) -> Non
 
 
 async def test_polls_take_places_among_all_clients(migrated: Database) -> None:
-    async with running(migrated.url, MAX_CONNECTIONS="1") as relay:
+    async with running(migrated.url, MAX_CONNECTIONS="1", POLL_INTERVAL="600") as relay:
         async with client(relay) as alice:
             await receive(alice)
             answer = await request(relay, "/poll?cursor=0")
@@ -155,7 +155,7 @@ async def test_a_poll_that_is_gone_is_forgotten_at_once(migrated: Database) -> N
 
 
 async def test_polls_one_after_the_other_share_a_connection(migrated: Database, connection: asyncpg.Connection) -> None:
-    async with running(migrated.url, MAX_CONNECTIONS="1") as relay:
+    async with running(migrated.url, MAX_CONNECTIONS="1", POLL_INTERVAL="600") as relay:
         await publish(connection, 3)
         reader, writer = await asyncio.open_connection("127.0.0.1", relay.ws_port)
         for cursor in range(3):

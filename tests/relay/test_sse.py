@@ -69,7 +69,7 @@ async def test_an_event_source_is_told_of_another_log_by_its_last_id_alone(
     migrated: Database, connection: asyncpg.Connection
 ) -> None:
     await publish(connection, 3)
-    async with running(migrated.url) as relay:
+    async with running(migrated.url, POLL_INTERVAL="0.2") as relay:
         async with stream(relay, path="/sse?last_event_id=0") as events:
             await connected(events)
             await events.ids(2)

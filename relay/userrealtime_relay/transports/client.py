@@ -180,7 +180,7 @@ class Client:
                 self.wake.clear()
                 if self._advance():
                     await asyncio.sleep(0)
-                else:
+                elif self.carrier.open:  # it may have been enough
                     self._set_timer()
                     self._tail.call_once(self.wake.set)
                     await self.wake.wait()
@@ -200,7 +200,7 @@ class Client:
         if self._stuck_at() <= self._loop.time():
             session.shut(Code.TOO_SLOW, "Too slow")
         self._flush()
-        if session.closing is not None or not self.carrier.open:
+        if session.closing is not None:
             return True
         if self.carrier.paused:
             return False
