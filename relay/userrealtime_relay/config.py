@@ -44,6 +44,9 @@ class Config:
     database_url: Secret
     token_key: Secret
     base_path: str
+    allowed_origins: tuple[str, ...]
+    """Of other sites whose pages may connect; `*` is any. Empty: no CORS, and no look at a WebSocket's Origin."""
+    allow_query_token: bool
     host: str
     ws_port: int
     health_port: int
@@ -71,6 +74,8 @@ class Config:
             database_url=read.database_url("DATABASE_URL"),
             token_key=read.token_key("TOKEN_KEY"),
             base_path=read.base_path("BASE_PATH"),
+            allowed_origins=read.origins("ALLOWED_ORIGINS"),
+            allow_query_token=read.choice("ALLOW_QUERY_TOKEN", "false", ("true", "false")) == "true",
             host=read.text("HOST", "0.0.0.0"),  # noqa: S104 (a pod serves its network)
             ws_port=read.integer("WS_PORT", 8080, 0, 65535),
             health_port=read.integer("HEALTH_PORT", 3000, 0, 65535),
@@ -88,6 +93,10 @@ class Config:
         if read.problems:
             raise ConfigError("the environment is wrong:\n" + "\n".join(f"  {problem}" for problem in read.problems))
         return config
+
+    def paths(self, path: str) -> tuple[str, ...]:
+        """Where on the public port a path is served: under the base path too, which is then the last of them."""
+        return (path, self.base_path + path) if self.base_path else (path,)
 
 
 class _Reader:
@@ -158,6 +167,16 @@ class _Reader:
         elif not _is_utf8(text) or "-----BEGIN" in text or text.startswith("ssh-"):
             self.problems.append(f"{name}: must be a random UTF-8 string, not a key of a key pair")
         return Secret(text)
+
+    def origins(self, name: str) -> tuple[str, ...]:
+        origins = tuple(origin.strip() for origin in self.text(name, "").split(",") if origin.strip())
+        for origin in origins:
+            if origin != "*" and not re.fullmatch(r"https?://[a-z0-9._:\[\]-]+", origin):
+                self.problems.append(
+                    f"{name}: {origin!r} is not an origin as browsers send it, like https://app.example.com "
+                    "(lower case, no path), nor *"
+                )
+        return origins
 
     def base_path(self, name: str) -> str:
         text = self.text(name, "")

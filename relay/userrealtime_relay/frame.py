@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Iterator
 from datetime import UTC, datetime
 
 _TEXT_FINAL = 0x81  # RFC 6455, 5.2: FIN, opcode 1
@@ -30,3 +31,20 @@ def encode_text(text: str) -> bytes:
     if size < 1 << 16:
         return struct.pack("!BBH", _TEXT_FINAL, 126, size) + payload
     return struct.pack("!BBQ", _TEXT_FINAL, 127, size) + payload
+
+
+def payloads(frames: bytes) -> Iterator[memoryview]:
+    """The texts of frames that were made here, joined: what other transports send of them."""
+    view = memoryview(frames)
+    start = 0
+    while start < len(view):
+        size = view[start + 1]
+        start += 2
+        if size == 126:
+            size = int.from_bytes(view[start : start + 2])
+            start += 2
+        elif size == 127:
+            size = int.from_bytes(view[start : start + 8])
+            start += 8
+        yield view[start : start + size]
+        start += size

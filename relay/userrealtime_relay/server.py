@@ -10,25 +10,30 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Final, Self
 
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, Router
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .config import Config
 from .metrics import CONTENT_TYPE, Metrics
 from .signals import Signal
 from .signals.listen import listen as notify
 from .tail import Tail
+from .transports.client import Clients
 from .transports.http import listen
+from .transports.longpoll import Polls
+from .transports.sse import Streams
 from .transports.websocket import WebSockets
 
 PROBE_CONNECTIONS: Final = 64
 PROBE_TIMEOUT: Final = 5
+PREFLIGHT_AGE: Final = 600
+"""Seconds that a browser may remember what it may send."""
 
 _logger = logging.getLogger(__name__)
 
@@ -43,7 +48,8 @@ class Relay:
         self._config = config
         self.metrics = Metrics()
         self.tail = Tail(config, signal, self.metrics)
-        self.websockets = WebSockets(config, self.tail, self.metrics)
+        self.clients = Clients(config, self.tail, self.metrics)
+        self.websockets = WebSockets(self.clients)
         self._draining = False
         self.metrics.ring_events.set_function(lambda: len(self.tail.ring))
         self.metrics.ring_bytes.set_function(lambda: self.tail.ring.bytes)
@@ -69,7 +75,7 @@ class Relay:
         )
         try:
             self._public = await listen(
-                _public(self.websockets.paths),
+                _public(config, self.clients),
                 config.host,
                 config.ws_port,
                 websocket=self.websockets,
@@ -86,13 +92,14 @@ class Relay:
         self._public.close()
         self._private.close()
         await self.websockets.cut()
+        await self.clients.cut()
         self.following.cancel()
         await asyncio.wait([self.following])
 
     async def drain(self) -> None:
-        """Send the clients away, in order; see `WebSockets.drain` for how long it lasts."""
+        """Send the clients away, in order; see `Clients.drain` for how long it lasts."""
         self._draining = True
-        await self.websockets.drain()
+        await self.clients.drain()
 
 
 async def serve(config: Config) -> None:
@@ -140,8 +147,9 @@ def _private(relay: Relay) -> Router:
     return Router([Route("/health", health), Route("/ready", ready), Route("/metrics", expose)], default=_not_found)
 
 
-def _public(websocket_paths: Sequence[str]) -> Router:
-    """What a plain HTTP request finds on the port of the WebSockets."""
+def _public(config: Config, clients: Clients) -> ASGIApp:
+    """What is answered on the public port to what is no WebSocket."""
+    streams, polls = Streams(clients), Polls(clients)
 
     async def upgrade(_: Request) -> Response:
         return JSONResponse(
@@ -150,7 +158,40 @@ def _public(websocket_paths: Sequence[str]) -> Router:
             headers={"Upgrade": "websocket", "Connection": "Upgrade"},
         )
 
-    return Router([Route(path, upgrade) for path in websocket_paths], default=_not_found)
+    router = Router(
+        [
+            *(Route(path, upgrade) for path in config.paths("/ws")),
+            *(Route(path, _Only("GET", streams)) for path in config.paths("/sse")),
+            *(Route(path, _Only("GET", polls)) for path in config.paths("/poll")),
+        ],
+        default=_not_found,
+        redirect_slashes=False,
+    )
+    if not config.allowed_origins:
+        return router
+    return CORSMiddleware(
+        router,
+        allow_origins=config.allowed_origins,
+        allow_methods=("GET", "POST"),
+        allow_headers=("Authorization", "Cache-Control", "Content-Type", "Last-Event-ID"),
+        expose_headers=("Retry-After",),
+        max_age=PREFLIGHT_AGE,
+    )
+
+
+class _Only:
+    """An application that is asked by one method alone. A class, since Starlette takes a function for another kind."""
+
+    def __init__(self, method: str, app: ASGIApp) -> None:
+        self._method = method
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = self._app
+        if scope["method"] != self._method:
+            error = {"error": f"only {self._method} is answered here"}
+            app = JSONResponse(error, HTTPStatus.METHOD_NOT_ALLOWED, headers={"Allow": self._method})
+        await app(scope, receive, send)
 
 
 async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:

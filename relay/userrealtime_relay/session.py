@@ -45,6 +45,9 @@ class Closing(NamedTuple):
     reason: str
 
 
+UNAUTHORIZED: Final = Closing(Code.POLICY_VIOLATION, "Unauthorized")
+
+
 class Question(enum.Enum):
     """What the session must know before it goes on."""
 
@@ -81,11 +84,21 @@ class Opening(NamedTuple):
 
     @classmethod
     def parse(
-        cls, *, query: str, authorization: Iterable[str], last_event_id: Iterable[str], subprotocols: Iterable[str]
+        cls,
+        *,
+        query: str,
+        authorization: Iterable[str],
+        last_event_id: Iterable[str],
+        subprotocols: Iterable[str] = (),
+        query_token: bool = False,
     ) -> Opening:
         """Read the parts of an HTTP request that matter; the header's values may be none, one or more.
 
         A `Last-Event-ID` header goes before the URL's: an EventSource sends the header anew, and the URL as it was.
+        For the same reason an id may carry the epoch of its log, as `42:5f0c`, which goes before the URL's.
+
+        Args:
+            query_token: whether a token in the URL, `token=`, is looked at, after all others.
         """
         tokens = [_bearer(value) for value in authorization]
         tokens += [name[len(_TOKEN_SUBPROTOCOL) :] for name in subprotocols if name.startswith(_TOKEN_SUBPROTOCOL)]
@@ -93,12 +106,15 @@ class Opening(NamedTuple):
             parameters = dict(parse_qsl(query, max_num_fields=32))
         except ValueError:
             return cls(tokens[0] if tokens else None, None)
+        if query_token and "token" in parameters:
+            tokens.append(parameters["token"])
         text = next((value for value in last_event_id if value), "") or parameters.get("last_event_id", "")
+        number, _, epoch = text.partition(":")
         resume = None
         if not text:
             resume = Resume(None, parameters.get("epoch"))
-        elif text.isascii() and text.isdigit() and len(text) <= 19:
-            resume = Resume(int(text), parameters.get("epoch"))
+        elif number.isascii() and number.isdigit() and len(number) <= 19:
+            resume = Resume(int(number), epoch or parameters.get("epoch"))
         return cls(tokens[0] if tokens else None, resume)
 
 
@@ -124,13 +140,14 @@ class Session:
         self._messages: list[str] = []
         self._errors = 0
         self._greeted = False
-        self._epoch: str | None = None
         self._resume = opening.resume or Resume()
         self._resume_understood = opening.resume is not None
         self.authenticated = False
         self.cursor = 0
         """The number of the last event that the client has, or was told to go on after; means nothing while there is
         a question."""
+        self.epoch: str | None = None
+        """That of the log when the client was last told of it."""
         self.question: Question | None = None
         self.closing: Closing | None = None
         self.deadline = now + auth_timeout
@@ -162,7 +179,7 @@ class Session:
             if self.authenticated:
                 self.shut(Code.TOKEN_EXPIRED, "Token expired")
             else:
-                self.shut(Code.POLICY_VIOLATION, "Unauthorized")
+                self.shut(*UNAUTHORIZED)
 
     def receive(self, message: str | bytes, now: float) -> None:
         """Take in one message of the client."""
@@ -174,7 +191,7 @@ class Session:
             if isinstance(token, str):
                 self._authenticate(token, now)
             else:
-                self.shut(Code.POLICY_VIOLATION, "Unauthorized")
+                self.shut(*UNAUTHORIZED)
         elif fields is None:
             self._error("invalid-message", 'send a JSON object with a "type", as a text message')
         elif fields["type"] == "resume":
@@ -194,7 +211,7 @@ class Session:
             self.question = Question.FRESH_POSITION
             return None
         self.question = None
-        self._epoch = position.epoch
+        self.epoch = position.epoch
         self.cursor = position.head if refusal is not None or resume.cursor is None else resume.cursor
         if not self._greeted:
             self._greeted = True
@@ -212,13 +229,13 @@ class Session:
 
     def lose(self, position: Position) -> Reason:
         """The log is another one, or shorter than it was: go on at its head. Returns the reason given."""
-        reason: Reason = "ahead" if position.epoch == self._epoch else "epoch"
+        reason: Reason = "ahead" if position.epoch == self.epoch else "epoch"
         self.reset(reason, position)
         return reason
 
     def reset(self, reason: Reason, position: Position) -> None:
         """Tell the client that events between its cursor and the head will not come, and go on at the head."""
-        self._epoch = position.epoch
+        self.epoch = position.epoch
         self.cursor = position.head
         self._send(
             type="reset",
@@ -232,7 +249,7 @@ class Session:
         try:
             remaining = self._verify(token)
         except Unauthorized:
-            self.shut(Code.POLICY_VIOLATION, "Unauthorized")
+            self.shut(*UNAUTHORIZED)
             return
         if not self._resume_understood:
             self.shut(Code.POLICY_VIOLATION, "Invalid last_event_id: send the id of an event, a whole number")

@@ -109,7 +109,7 @@ async def test_a_client_that_is_gone_is_forgotten_at_once(migrated: Database) ->
     async with running(migrated.url, POLL_INTERVAL="600") as relay, client(relay) as alice:
         await receive(alice)
         alice.transport.abort()
-        await until(lambda: not relay.websockets.clients)
+        await until(lambda: not relay.clients)
         assert await metric(relay, "connections") == 0
         assert await metric(relay, 'closes_total{code="1006"}') == 1
 
@@ -460,7 +460,7 @@ async def test_what_is_no_frame_closes(migrated: Database) -> None:
         await receive(alice)
         alice.transport.write(b"\x81\x05hello")  # a client must mask
         assert (await closed(alice))[0] == 1002
-        await until(lambda: not relay.websockets.clients)
+        await until(lambda: not relay.clients)
 
 
 async def test_a_handshake_that_is_none_is_refused(migrated: Database) -> None:
@@ -528,7 +528,7 @@ async def test_a_client_that_is_too_slow_is_told_so_if_it_reads_on(
         await receive(slow)
         slow.transport.pause_reading()
         await publish(connection, 50, size=100_000)
-        [served] = relay.websockets.clients
+        [served] = relay.clients
         await until(lambda: served.session.closing is not None)
         slow.transport.resume_reading()
         assert await closed(slow) == (4008, "Too slow")
@@ -546,7 +546,7 @@ async def test_a_client_that_takes_half_an_event_is_too_slow_though_nothing_foll
         await receive_ids(slow, 1)
         slow.transport.pause_reading()
         await publish(connection, 1, size=900_000)
-        [served] = relay.websockets.clients
+        [served] = relay.clients
         await until(lambda: served.session.closing is not None)
         slow.transport.resume_reading()
         assert await closed(slow) == (4008, "Too slow")
@@ -564,7 +564,7 @@ async def test_a_slow_client_that_reads_on_in_time_misses_nothing(
         slow.transport.pause_reading()
         for _ in range(30):
             await publish(connection, 2, size=50_000)
-        [served] = relay.websockets.clients
+        [served] = relay.clients
         await until(lambda: relay.tail.ring.head == 60)
         assert served.session.cursor < relay.tail.ring.first - 1
         slow.transport.resume_reading()

@@ -8,26 +8,84 @@ long they may take.
 from __future__ import annotations
 
 import asyncio
+import socket
+from collections.abc import Awaitable, Callable
 from typing import Any, Final, cast
 
+import h11
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
+
+from .client import UNSENT_LIMIT, WRITE_LIMIT
 
 MAX_REQUEST_HEAD: Final = 16 << 10
 """Bytes of a request's line and headers; over it, 400."""
 BACKLOG: Final = 512
 
 
-class _Protocol(H11Protocol):
-    """One connection; after an upgrade, another protocol takes over its transport."""
+class Connection(H11Protocol):
+    """One connection; after an upgrade, another protocol takes over its transport.
+
+    An application finds it in `scope["state"]["connection"]`. One that answers for long may `hold` it.
+    """
 
     def __init__(self, *arguments: Any, limit: int, request_timeout: float, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self._limit = limit
         self._request_timeout = request_timeout
         self._timer: asyncio.TimerHandle | None = None
+        self._changed: Callable[[], None] | None = None
+        self.lost = asyncio.Event()
+        self.app_state = {"connection": self}
+
+    def hold(self, changed: Callable[[], None], *, dead_after: float) -> None:
+        """Until the response is complete, this is no longer one of those that ask, whose number is limited.
+
+        Args:
+            changed: called when the socket takes more, and when the connection is lost.
+            dead_after: seconds after which a peer that acknowledges nothing is given up.
+        """
+        self._changed = changed
+        self.connections.discard(self)
+        self.transport.set_write_buffer_limits(WRITE_LIMIT)
+        connection: socket.socket = self.transport.get_extra_info("socket")
+        if hasattr(socket, "TCP_NOTSENT_LOWAT"):  # Linux
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_LIMIT)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(dead_after * 1000))
+
+    @property
+    def paused(self) -> bool:
+        """Whether the socket has enough to send."""
+        return self.flow.write_paused
+
+    @property
+    def unsent(self) -> int:
+        """Bytes waiting in the process for the socket."""
+        return self.transport.get_write_buffer_size()
+
+    def write(self, data: bytes) -> None:
+        """Send a piece of a response whose head was sent. Never waits; nothing once the connection is lost."""
+        if not self.lost.is_set():
+            self.transport.write(self.conn.send(h11.Data(data=data)) or b"")
+
+    async def finish(self, ending: Awaitable[None], *, patience: float) -> None:
+        """Await the end of a response; cut the connection if it takes more than `patience` seconds."""
+        try:
+            async with asyncio.timeout(patience):
+                await ending
+        except TimeoutError:
+            await self.cut()
+
+    async def cut(self) -> None:
+        """End the connection, and wait until it has ended."""
+        self.transport.abort()
+        await self.lost.wait()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._notify()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -36,11 +94,16 @@ class _Protocol(H11Protocol):
         self._expect_request()
 
     def on_response_complete(self) -> None:
+        self._changed = None
+        if not self.lost.is_set():
+            self.connections.add(self)
         super().on_response_complete()
         self._expect_request()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self.lost.set()
         super().connection_lost(exc)
+        self._notify()
         if self._timer is not None:
             self._timer.cancel()
 
@@ -48,6 +111,10 @@ class _Protocol(H11Protocol):
         if self._timer is not None:
             self._timer.cancel()
         self._timer = self.loop.call_later(self._request_timeout, self._expire)
+
+    def _notify(self) -> None:
+        if self._changed is not None:
+            self._changed()
 
     def _expire(self) -> None:
         upgraded = self.transport.get_protocol() is not self
@@ -76,7 +143,7 @@ async def listen(
     """
     config = uvicorn.Config(
         cast(Any, app),
-        http=_Protocol,
+        http=Connection,
         ws=websocket,
         lifespan="off",
         interface="asgi3",
@@ -90,7 +157,7 @@ async def listen(
     config.load()
     state = ServerState()
 
-    def protocol() -> _Protocol:
-        return _Protocol(config, state, {}, limit=limit, request_timeout=request_timeout)
+    def protocol() -> Connection:
+        return Connection(config, state, {}, limit=limit, request_timeout=request_timeout)
 
     return await asyncio.get_running_loop().create_server(protocol, host, port, backlog=BACKLOG)

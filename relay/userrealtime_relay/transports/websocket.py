@@ -1,12 +1,9 @@
-"""WebSocket: a session and a cursor on a connection of the `websockets` package.
+"""WebSocket: a client carried by a connection of the `websockets` package.
 
 Messages of the session are sent one by one; events leave as the ring has them, many frames in one write, straight to
 the transport. Both are in order with what websockets itself writes (pongs, pings, the close frame), because websockets
 never holds anything back: what it has to send it writes at once, in the same turn of the loop. After a close frame
 nothing is written, since the state is looked at in that same turn.
-
-One task a client does all the sending. It waits in one place, for one event, which everything sets that may give it
-something to do: the ring, the client's messages, a deadline, a page of the log, the socket being writable again, drain.
 """
 
 from __future__ import annotations
@@ -15,13 +12,10 @@ import asyncio
 import contextlib
 import json
 import logging
-import math
-import random
 import socket
-import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, cast
 
 from websockets.asyncio.server import Server, ServerConnection
 from websockets.datastructures import Headers
@@ -32,36 +26,27 @@ from websockets.protocol import OPEN
 from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
-from userrealtime_relay.auth import TokenVerifier
-from userrealtime_relay.config import Config
-from userrealtime_relay.frame import encode_event, encode_text
-from userrealtime_relay.log import Event
-from userrealtime_relay.metrics import Metrics
-from userrealtime_relay.ring import Ring
-from userrealtime_relay.session import SUBPROTOCOL, Code, Opening, Question, Session
-from userrealtime_relay.tail import Tail
+from userrealtime_relay.frame import encode_text
+from userrealtime_relay.session import SUBPROTOCOL, Code, Opening, Session
 
-CHUNK_BYTES: Final = 64 << 10
-"""What a client is given at a time, of the ring or of the log, unless one event is bigger."""
-WRITE_LIMIT: Final = 32 << 10
-"""Bytes waiting in the process for a client's socket, from which on it is given no more."""
-UNSENT_LIMIT: Final = 128 << 10
-"""The same in the kernel, which would else take megabytes for a client that does not read."""
-CLOSE_TIMEOUT: Final = 5
-"""Seconds for the closing handshake; then the connection is cut."""
+from .client import (
+    CLOSE_TIMEOUT,
+    RESTARTING_REASON,
+    TOO_MANY_REASON,
+    UNSENT_LIMIT,
+    WRITE_LIMIT,
+    Client,
+    Clients,
+)
+
 MAX_QUEUED_FRAMES: Final = 8
 """Frames of a client that may wait to be looked at; then its socket is not read from."""
-DRAIN_SPACING: Final = 0.1
-"""Seconds between two closes while draining, at the most: a thousand clients take the time allowed, one takes none."""
-RESTARTING_REASON: Final = "Restarting: reconnect"
 CLIENT_CODES: Final = (
     CloseCode.NORMAL_CLOSURE,
     CloseCode.GOING_AWAY,
     CloseCode.NO_STATUS_RCVD,
     CloseCode.ABNORMAL_CLOSURE,
 )
-
-T = TypeVar("T")
 
 _logger = logging.getLogger(__name__)
 
@@ -104,17 +89,11 @@ class WebSockets:
     take for their server: they start `handler`, keep `handler_tasks`, and ask `is_serving`.
     """
 
-    def __init__(self, config: Config, tail: Tail, metrics: Metrics) -> None:
-        self.config = config
-        self.tail = tail
-        self.metrics = metrics
+    def __init__(self, clients: Clients) -> None:
+        self.config = clients.config
         self.handler_tasks: set[asyncio.Task[None]] = set()
-        self.paths = ("/ws", f"{config.base_path}/ws") if config.base_path else ("/ws",)
-        self._verify = TokenVerifier(config.token_key, config.user_id)
-        self.clients: dict[Client, asyncio.Task[None]] = {}
-        self._admitted: set[Client] = set()
-        self._draining = False
-        metrics.connections.set_function(lambda: len(self._admitted))
+        self.paths = clients.config.paths("/ws")
+        self._clients = clients
 
     def __call__(self, **_: Any) -> ServerConnection:
         """A protocol for one connection, which uvicorn then gives the request to."""
@@ -142,7 +121,7 @@ class WebSockets:
             async with asyncio.timeout(self.config.auth_timeout):
                 await connection.handshake(self._check_request, server_header=None)
             if connection.state is OPEN:
-                await self._serve(cast(_Connection, connection), task)
+                await self._serve(cast(_Connection, connection))
         except (ConnectionClosed, OSError, TimeoutError):
             pass  # before there was a client
         except Exception:
@@ -150,30 +129,6 @@ class WebSockets:
         finally:
             connection.transport.abort()
             self.handler_tasks.discard(task)
-
-    def admit(self, client: Client) -> bool:
-        """Whether an authenticated client gets one of the places."""
-        if len(self._admitted) >= self.config.max_connections:
-            return False
-        self._admitted.add(client)
-        self.metrics.accepted.inc()
-        return True
-
-    async def drain(self) -> None:
-        """Close every client, spread over time, each once it has what is in the ring; refuse new ones meanwhile.
-
-        Lasts at most `drain_timeout` seconds and a closing handshake, and with few clients much less.
-        """
-        self._draining = True
-        loop = asyncio.get_running_loop()
-        clients = list(self.clients.items())
-        random.shuffle(clients)
-        window = min(self.config.drain_timeout, len(clients) * DRAIN_SPACING)
-        for place, (client, _) in enumerate(clients):
-            delay = window * (place + random.random()) / len(clients)  # noqa: S311 (no secret)
-            loop.call_later(delay, client.leave)
-        if clients:
-            await asyncio.wait([task for _, task in clients], timeout=self.config.drain_timeout + CLOSE_TIMEOUT)
 
     async def cut(self) -> None:
         """End what is left, at once."""
@@ -183,233 +138,114 @@ class WebSockets:
         if tasks:
             await asyncio.wait(tasks, timeout=CLOSE_TIMEOUT)
 
-    async def _serve(self, connection: _Connection, task: asyncio.Task[None]) -> None:
-        waiting = len(self.clients) - len(self._admitted)
-        if self._draining:
+    async def _serve(self, connection: _Connection) -> None:
+        clients = self._clients
+        if clients.draining:
             await _close(connection, Code.RESTARTING, RESTARTING_REASON)
-        elif waiting >= self.config.max_connections:
-            await _close(connection, Code.TRY_LATER, "Too many connections")
+        elif clients.crowded:
+            await _close(connection, Code.TRY_LATER, TOO_MANY_REASON)
         else:
-            session = Session(
-                _opening(cast(Request, connection.request)),
-                user_id=self.config.user_id,
-                verify=self._verify,
-                auth_timeout=self.config.auth_timeout,
-                now=asyncio.get_running_loop().time(),
-            )
-            client = Client(connection, session, self)
-            self.clients[client] = task
+            await self._carry(connection, clients.session(self._opening(cast(Request, connection.request))))
+        code = _close_label(connection)
+        clients.metrics.closes.labels(code).inc()
+        _logger.info("connection closed", extra={"fields": {"code": code, "connected": clients.connected}})
+
+    async def _carry(self, connection: _Connection, session: Session) -> None:
+        wake = asyncio.Event()
+        carrier = _Carrier(connection)
+        client = Client(session, self._clients, carrier, wake)
+        connection.changed = wake.set
+        connection.start_keepalive()
+        reader = asyncio.create_task(_read(connection, client))
+
+        def ended(_: object) -> None:
+            carrier.ended = True
+            wake.set()
+
+        reader.add_done_callback(ended)  # it ends when the connection does
+        with self._clients.present(client):
             try:
                 await client.run()
+                if reader.done():
+                    reader.result()  # raises what should not have happened
+                code, reason = session.closing or (CloseCode.NORMAL_CLOSURE, "")
+                await _close(connection, code, reason)
+            except Exception:
+                _logger.exception("a client failed")
+                await _close(connection, CloseCode.INTERNAL_ERROR, "Internal error")
             finally:
-                del self.clients[client]
-                self._admitted.discard(client)
-        code = _close_label(connection)
-        self.metrics.closes.labels(code).inc()
-        _logger.info("connection closed", extra={"fields": {"code": code, "connected": len(self._admitted)}})
+                reader.cancel()
+                await asyncio.gather(reader, return_exceptions=True)
 
     def _check_request(self, _: ServerConnection, request: Request) -> Response | None:
         if request.path.partition("?")[0] not in self.paths:
             return _refuse(HTTPStatus.NOT_FOUND, f"there is no WebSocket here; it is at {self.paths[-1]}")
+        if not self._is_allowed(request.headers.get("Origin")):
+            return _refuse(HTTPStatus.FORBIDDEN, "pages of this Origin may not connect; it must be in ALLOWED_ORIGINS")
         if len(self.handler_tasks) > 3 * self.config.max_connections:
             return _refuse(HTTPStatus.SERVICE_UNAVAILABLE, "too many connections; try again later")
         return None
 
+    def _is_allowed(self, origin: str | None) -> bool:
+        """Whether a page of this origin may connect; what is no browser sends none."""
+        allowed = self.config.allowed_origins
+        return origin is None or not allowed or origin in allowed or "*" in allowed
 
-class Client:
-    """One client: its session, and its place in the ring."""
+    def _opening(self, request: Request) -> Opening:
+        headers = request.headers
+        offered = headers.get_all("Sec-WebSocket-Protocol")
+        return Opening.parse(
+            query=request.path.partition("?")[2],
+            authorization=headers.get_all("Authorization"),
+            last_event_id=headers.get_all("Last-Event-ID"),
+            subprotocols=[name.strip() for value in offered for name in value.split(",")],
+            query_token=self.config.allow_query_token,
+        )
 
-    def __init__(self, connection: _Connection, session: Session, hub: WebSockets) -> None:
+
+class _Carrier:
+    """A client's WebSocket, as `Client` sees it. `ended` is set once nothing more can come from it."""
+
+    def __init__(self, connection: _Connection) -> None:
         self._connection = connection
-        self.session = session
-        self._hub = hub
-        self._tail = hub.tail
-        self._metrics = hub.metrics
-        self._loop = asyncio.get_running_loop()
-        self._wake = asyncio.Event()
-        self._timer: asyncio.TimerHandle | None = None
-        self._ring: Ring | None = None  # the one that the cursor belongs to
-        self._admitted = False
-        self._leaving = False
-        self._live = False  # waiting at the head, so that the next event's age is its latency
-        self._asked: tuple[asyncio.Task[Any], Callable[[Any], None]] | None = None
-        self._unsent = 0  # bytes waiting for the socket when it was last seen to take some
-        self._unsent_since: float | None = None  # and when that was
+        self.ended = False
 
-    def leave(self) -> None:
-        """Close with 1012 as soon as what is in the ring is sent."""
-        self._leaving = True
-        self._wake.set()
+    @property
+    def open(self) -> bool:
+        return self._connection.state is OPEN and not self.ended
 
-    async def run(self) -> None:
-        """Serve the client until the connection is closed."""
-        connection, session = self._connection, self.session
-        connection.changed = self._wake.set
-        connection.start_keepalive()
-        reader = asyncio.create_task(self._read())
-        reader.add_done_callback(lambda _: self._wake.set())  # it ends when the connection does
-        try:
-            while connection.state is OPEN and session.closing is None and not reader.done():
-                self._wake.clear()
-                if self._advance():
-                    await asyncio.sleep(0)
-                else:
-                    self._set_timer()
-                    self._tail.call_once(self._wake.set)
-                    await self._wake.wait()
-            if reader.done():
-                reader.result()  # raises what should not have happened
-            self._flush()
-            code, reason = session.closing or (CloseCode.NORMAL_CLOSURE, "")
-            await _close(connection, code, reason)
-        except Exception:
-            _logger.exception("a client failed")
-            await _close(connection, CloseCode.INTERNAL_ERROR, "Internal error")
-        finally:
-            self._tail.forget(self._wake.set)
-            if self._timer is not None:
-                self._timer.cancel()
-            tasks = [reader] if self._asked is None else [reader, self._asked[0]]
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+    @property
+    def paused(self) -> bool:
+        return self._connection.paused
 
-    async def _read(self) -> None:
-        """Pass on what the client says, no faster than its answers leave."""
-        with contextlib.suppress(ConnectionClosed, OSError):
-            while True:
-                message = await self._connection.recv()
-                self.session.receive(message, self._loop.time())
-                self._wake.set()
-                await asyncio.sleep(0)
-                await self._connection.drain()
+    @property
+    def unsent(self) -> int:
+        return self._connection.transport.get_write_buffer_size()
 
-    def _advance(self) -> bool:
-        """Do the next thing that can be done without waiting. False if there is none."""
-        session, connection = self.session, self._connection
-        session.tick(self._loop.time())
-        if self._stuck_at() <= self._loop.time():
-            session.shut(Code.TOO_SLOW, "Too slow")
-        self._flush()
-        if session.closing is not None:
-            return True
-        if connection.paused:
-            return False
-        if self._asked is not None:
-            return self._take_answer(*self._asked)
-        if not session.authenticated:
-            return self._end_if_leaving()
-        if session.question is not None:
-            return self._find_position(session.question)
-        if self._ring is not self._tail.ring:
-            return self._change_ring()
-        return self._send_events(self._ring)
+    def abort(self) -> None:
+        self._connection.transport.abort()
 
-    def _flush(self) -> None:
-        for message in self.session.take():
-            self._write(encode_text(message))
+    def write_message(self, message: str, cursor: int, epoch: str | None) -> None:
+        self._write(encode_text(message))
+
+    def write_events(self, frames: bytes, cursor: int, epoch: str | None) -> None:
+        self._write(frames)
 
     def _write(self, frames: bytes) -> None:
         if self._connection.state is OPEN:
             self._connection.transport.write(frames)
 
-    def _ask(self, question: Coroutine[Any, Any, T], answer: Callable[[T], None]) -> None:
-        """Ask Postgres, and go on with `answer`, in the client's own task, when it has answered."""
-        task = asyncio.create_task(question)
-        task.add_done_callback(lambda _: self._wake.set())
-        self._asked = task, answer
 
-    def _take_answer(self, task: asyncio.Task[T], answer: Callable[[T], None]) -> bool:
-        if not task.done():
-            return self._end_if_leaving()
-        self._asked = None
-        answer(task.result())
-        return True
-
-    def _end_if_leaving(self) -> bool:
-        if self._leaving:
-            self.session.shut(Code.RESTARTING, RESTARTING_REASON)
-        return self._leaving
-
-    def _find_position(self, question: Question) -> bool:
-        if not self._admitted:
-            if not self._hub.admit(self):
-                self.session.shut(Code.TRY_LATER, "Too many connections")
-                return True
-            self._admitted = True
-        if question is Question.FRESH_POSITION or not self._tail.located:
-            self._ask(self._tail.locate(), lambda _: self._locate())
-            return False
-        self._locate()
-        return True
-
-    def _locate(self) -> None:
-        ring = self._tail.ring
-        refusal = self.session.locate(self._tail.position)
-        if self.session.question is None:
-            self._ring = ring
-            outcome: str = "head"
-            if refusal is not None:
-                outcome = refusal
-            elif self.session.resumes:
-                outcome = "ring" if ring.holds_after(self.session.cursor) else "log"
-            self._metrics.starts.labels(outcome).inc()
-
-    def _change_ring(self) -> bool:
-        self._metrics.starts.labels(self.session.lose(self._tail.position)).inc()
-        self._ring = self._tail.ring
-        return True
-
-    def _send_events(self, ring: Ring) -> bool:
-        cursor = self.session.cursor
-        batch = ring.read(cursor, CHUNK_BYTES)
-        if batch is None:
-            if not self._end_if_leaving():
-                self._ask(self._tail.page(cursor, CHUNK_BYTES), lambda page: self._send_page(ring, cursor, page))
-            return self._leaving
-        if batch.cursor > cursor:
-            if self._live:
-                self._metrics.latency.observe(max(0.0, time.time() - ring.time(cursor + 1)))
-            self._deliver(batch.frames, batch.cursor)
-            self._live = False
-        if batch.cursor < ring.head:
-            return True
-        self._live = True
-        return self._end_if_leaving()
-
-    def _send_page(self, ring: Ring, cursor: int, page: Sequence[Event]) -> None:
-        session = self.session
-        if self._tail.ring is not ring or session.cursor != cursor or session.question is not None:
-            return  # it was read for a cursor that is no more
-        if page and page[0].number == cursor + 1:
-            self._deliver(b"".join(encode_event(*event) for event in page), page[-1].number)
-        else:
-            # The log has let go of what comes next, since it was last asked for its earliest number.
-            session.reset("too-old", self._tail.position)
-            self._metrics.starts.labels("too-old").inc()
-
-    def _deliver(self, frames: bytes, cursor: int) -> None:
-        self._write(frames)
-        self._metrics.delivered_events.inc(cursor - self.session.cursor)
-        self._metrics.delivered_bytes.inc(len(frames))
-        self.session.cursor = cursor
-
-    def _stuck_at(self) -> float:
-        """When the client is too slow: a send timeout after it last took something, if data waits for it."""
-        if not self._connection.paused:
-            self._unsent_since = None
-            return math.inf
-        unsent = self._connection.transport.get_write_buffer_size()
-        if self._unsent_since is None or unsent < self._unsent:
-            self._unsent_since, self._unsent = self._loop.time(), unsent
-        return self._unsent_since + self._hub.config.send_timeout
-
-    def _set_timer(self) -> None:
-        due = min(self.session.deadline, self._stuck_at())
-        if self._timer is None or self._timer.when() != due:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._timer = self._loop.call_at(due, self._wake.set)
+async def _read(connection: _Connection, client: Client) -> None:
+    """Pass on what the client says, no faster than its answers leave."""
+    loop = asyncio.get_running_loop()
+    with contextlib.suppress(ConnectionClosed, OSError):
+        while True:
+            message = await connection.recv()
+            client.session.receive(message, loop.time())
+            client.wake.set()
+            await asyncio.sleep(0)
+            await connection.drain()
 
 
 async def _close(connection: ServerConnection, code: int, reason: str) -> None:
@@ -430,16 +266,6 @@ def _close_label(connection: ServerConnection) -> str:
         return str(int(protocol.close_sent.code))
     code = connection.close_code
     return str(int(code)) if code in CLIENT_CODES else "other"
-
-
-def _opening(request: Request) -> Opening:
-    headers = request.headers
-    return Opening.parse(
-        query=request.path.partition("?")[2],
-        authorization=headers.get_all("Authorization"),
-        last_event_id=headers.get_all("Last-Event-ID"),
-        subprotocols=[name.strip() for value in headers.get_all("Sec-WebSocket-Protocol") for name in value.split(",")],
-    )
 
 
 def _select_subprotocol(_: ServerProtocol, offered: Sequence[Subprotocol]) -> Subprotocol | None:

@@ -1,0 +1,317 @@
+"""What all transports share: a client is a session and a cursor, and a *carrier* takes what it is given to the socket.
+
+One task a client does all the sending. It waits in one place, for one event, which everything sets that may give it
+something to do: the ring, the client's messages, a deadline, an answer of Postgres, the socket being writable again,
+drain. A carrier never waits: it writes into its socket's buffer, and says when that is full.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import random
+import time
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from typing import Any, Final, Protocol, TypeVar, cast
+
+from userrealtime_relay.auth import TokenVerifier
+from userrealtime_relay.config import Config
+from userrealtime_relay.frame import encode_event
+from userrealtime_relay.log import Event
+from userrealtime_relay.metrics import Metrics
+from userrealtime_relay.ring import Ring
+from userrealtime_relay.session import Code, Opening, Question, Session
+from userrealtime_relay.tail import Tail
+
+CHUNK_BYTES: Final = 64 << 10
+"""What a client is given at a time, of the ring or of the log, unless one event is bigger."""
+WRITE_LIMIT: Final = 32 << 10
+"""Bytes waiting in the process for a client's socket, from which on it is given no more."""
+UNSENT_LIMIT: Final = 128 << 10
+"""The same in the kernel, which would else take megabytes for a client that does not read."""
+CLOSE_TIMEOUT: Final = 5
+"""Seconds for a close to be taken by the client; then the connection is cut."""
+DRAIN_SPACING: Final = 0.1
+"""Seconds between two closes while draining, at the most: a thousand clients take the time allowed, one takes none."""
+RESTARTING_REASON: Final = "Restarting: reconnect"
+TOO_MANY_REASON: Final = "Too many connections"
+
+T = TypeVar("T")
+
+
+class Carrier(Protocol):
+    """One client's connection, of whatever transport."""
+
+    @property
+    def open(self) -> bool:
+        """Whether there is any use in going on."""
+
+    @property
+    def paused(self) -> bool:
+        """Whether the socket has enough to send."""
+
+    @property
+    def unsent(self) -> int:
+        """Bytes waiting in the process for the socket."""
+
+    def abort(self) -> None:
+        """Cut the connection."""
+
+    def write_message(self, message: str, cursor: int, epoch: str | None) -> None:
+        """Send a message of the session, and where in the log the client is with it."""
+
+    def write_events(self, frames: bytes, cursor: int, epoch: str | None) -> None:
+        """Send events, given as their WebSocket frames, joined; the last is number `cursor`, of the log `epoch`."""
+
+
+class Clients:
+    """All clients of the relay, and the places they take."""
+
+    def __init__(self, config: Config, tail: Tail, metrics: Metrics) -> None:
+        self.config = config
+        self.tail = tail
+        self.metrics = metrics
+        self.verify = TokenVerifier(config.token_key, config.user_id)
+        self.draining = False
+        self._tasks: dict[Client, asyncio.Task[Any]] = {}
+        self._admitted: set[Client] = set()
+        metrics.connections.set_function(lambda: len(self._admitted))
+
+    def __iter__(self) -> Iterator[Client]:
+        return iter(list(self._tasks))
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    @property
+    def crowded(self) -> bool:
+        """Whether as many as may be are about to authenticate."""
+        return len(self._tasks) - len(self._admitted) >= self.config.max_connections
+
+    @property
+    def connected(self) -> int:
+        """How many have a place."""
+        return len(self._admitted)
+
+    def session(self, opening: Opening) -> Session:
+        """A new client's session."""
+        return Session(
+            opening,
+            user_id=self.config.user_id,
+            verify=self.verify,
+            auth_timeout=self.config.auth_timeout,
+            now=asyncio.get_running_loop().time(),
+        )
+
+    @contextlib.contextmanager
+    def present(self, client: Client) -> Iterator[None]:
+        """While inside, in the task that carries the client, its close included, it is known here."""
+        self._tasks[client] = cast("asyncio.Task[Any]", asyncio.current_task())
+        try:
+            yield
+        finally:
+            del self._tasks[client]
+            self._admitted.discard(client)
+
+    def admit(self, client: Client) -> bool:
+        """Whether an authenticated client gets one of the places."""
+        if len(self._admitted) >= self.config.max_connections:
+            return False
+        self._admitted.add(client)
+        self.metrics.accepted.inc()
+        return True
+
+    async def drain(self) -> None:
+        """Close every client, spread over time, each once it has what is in the ring; refuse new ones meanwhile.
+
+        Lasts at most `drain_timeout` seconds and a close, and with few clients much less.
+        """
+        self.draining = True
+        loop = asyncio.get_running_loop()
+        clients = list(self._tasks.items())
+        random.shuffle(clients)
+        window = min(self.config.drain_timeout, len(clients) * DRAIN_SPACING)
+        for place, (client, _) in enumerate(clients):
+            delay = window * (place + random.random()) / len(clients)  # noqa: S311 (no secret)
+            loop.call_later(delay, client.leave)
+        if clients:
+            await asyncio.wait([task for _, task in clients], timeout=self.config.drain_timeout + CLOSE_TIMEOUT)
+
+    async def cut(self) -> None:
+        """End what is left, at once."""
+        for client in self:
+            client.carrier.abort()
+        if self._tasks:
+            await asyncio.wait(list(self._tasks.values()), timeout=CLOSE_TIMEOUT)
+
+
+class Client:
+    """One client: its session, and its place in the ring."""
+
+    def __init__(self, session: Session, clients: Clients, carrier: Carrier, wake: asyncio.Event) -> None:
+        self.session = session
+        self.carrier = carrier
+        self.wake = wake
+        """Set whenever there may be something to do."""
+        self._clients = clients
+        self._tail = clients.tail
+        self._metrics = clients.metrics
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._ring: Ring | None = None  # the one that the cursor belongs to
+        self._admitted = False
+        self._leaving = False
+        self._live = False  # waiting at the head, so that the next event's age is its latency
+        self._asked: tuple[asyncio.Task[Any], Callable[[Any], None]] | None = None
+        self._unsent = 0  # bytes waiting for the socket when it was last seen to take some
+        self._unsent_since: float | None = None  # and when that was
+
+    def leave(self) -> None:
+        """Close as soon as what is in the ring is sent."""
+        self._leaving = True
+        self.wake.set()
+
+    async def run(self) -> None:
+        """Serve the client until its session closes, whose last words are then sent, or its connection is over."""
+        session = self.session
+        try:
+            while self.carrier.open and session.closing is None:
+                self.wake.clear()
+                if self._advance():
+                    await asyncio.sleep(0)
+                elif self.carrier.open:  # it may have been enough
+                    self._set_timer()
+                    self._tail.call_once(self.wake.set)
+                    await self.wake.wait()
+            self._flush()
+        finally:
+            self._tail.forget(self.wake.set)
+            if self._timer is not None:
+                self._timer.cancel()
+            if self._asked is not None:
+                self._asked[0].cancel()
+                await asyncio.gather(self._asked[0], return_exceptions=True)
+
+    def _advance(self) -> bool:
+        """Do the next thing that can be done without waiting. False if there is none."""
+        session = self.session
+        session.tick(self._loop.time())
+        if self._stuck_at() <= self._loop.time():
+            session.shut(Code.TOO_SLOW, "Too slow")
+        self._flush()
+        if session.closing is not None:
+            return True
+        if self.carrier.paused:
+            return False
+        if self._asked is not None:
+            return self._take_answer(*self._asked)
+        if not session.authenticated:
+            return self._end_if_leaving()
+        if session.question is not None:
+            return self._find_position(session.question)
+        if self._ring is not self._tail.ring:
+            return self._change_ring()
+        return self._send_events(self._ring)
+
+    def _flush(self) -> None:
+        for message in self.session.take():
+            self.carrier.write_message(message, self.session.cursor, self.session.epoch)
+
+    def _ask(self, question: Coroutine[Any, Any, T], answer: Callable[[T], None]) -> None:
+        """Ask Postgres, and go on with `answer`, in the client's own task, when it has answered."""
+        task = asyncio.create_task(question)
+        task.add_done_callback(lambda _: self.wake.set())
+        self._asked = task, answer
+
+    def _take_answer(self, task: asyncio.Task[T], answer: Callable[[T], None]) -> bool:
+        if not task.done():
+            return self._end_if_leaving()
+        self._asked = None
+        answer(task.result())
+        return True
+
+    def _end_if_leaving(self) -> bool:
+        if self._leaving:
+            self.session.shut(Code.RESTARTING, RESTARTING_REASON)
+        return self._leaving
+
+    def _find_position(self, question: Question) -> bool:
+        if not self._admitted:
+            if not self._clients.admit(self):
+                self.session.shut(Code.TRY_LATER, TOO_MANY_REASON)
+                return True
+            self._admitted = True
+        if question is Question.FRESH_POSITION or not self._tail.located:
+            self._ask(self._tail.locate(), lambda _: self._locate())
+            return False
+        self._locate()
+        return True
+
+    def _locate(self) -> None:
+        ring = self._tail.ring
+        refusal = self.session.locate(self._tail.position)
+        if self.session.question is None:
+            self._ring = ring
+            outcome: str = "head"
+            if refusal is not None:
+                outcome = refusal
+            elif self.session.resumes:
+                outcome = "ring" if ring.holds_after(self.session.cursor) else "log"
+            self._metrics.starts.labels(outcome).inc()
+
+    def _change_ring(self) -> bool:
+        self._metrics.starts.labels(self.session.lose(self._tail.position)).inc()
+        self._ring = self._tail.ring
+        return True
+
+    def _send_events(self, ring: Ring) -> bool:
+        cursor = self.session.cursor
+        batch = ring.read(cursor, CHUNK_BYTES)
+        if batch is None:
+            if not self._end_if_leaving():
+                self._ask(self._tail.page(cursor, CHUNK_BYTES), lambda page: self._send_page(ring, cursor, page))
+            return self._leaving
+        if batch.cursor > cursor:
+            if self._live:
+                self._metrics.latency.observe(max(0.0, time.time() - ring.time(cursor + 1)))
+            self._deliver(batch.frames, batch.cursor)
+            self._live = False
+        if batch.cursor < ring.head:
+            return True
+        self._live = True
+        return self._end_if_leaving()
+
+    def _send_page(self, ring: Ring, cursor: int, page: Sequence[Event]) -> None:
+        session = self.session
+        if self._tail.ring is not ring or session.cursor != cursor or session.question is not None:
+            return  # it was read for a cursor that is no more
+        if page and page[0].number == cursor + 1:
+            self._deliver(b"".join(encode_event(*event) for event in page), page[-1].number)
+        else:
+            # The log has let go of what comes next, since it was last asked for its earliest number.
+            session.reset("too-old", self._tail.position)
+            self._metrics.starts.labels("too-old").inc()
+
+    def _deliver(self, frames: bytes, cursor: int) -> None:
+        self.carrier.write_events(frames, cursor, self._tail.position.epoch)
+        self._metrics.delivered_events.inc(cursor - self.session.cursor)
+        self._metrics.delivered_bytes.inc(len(frames))
+        self.session.cursor = cursor
+
+    def _stuck_at(self) -> float:
+        """When the client is too slow: a send timeout after it last took something, if data waits for it."""
+        if not self.carrier.paused:
+            self._unsent_since = None
+            return math.inf
+        unsent = self.carrier.unsent
+        if self._unsent_since is None or unsent < self._unsent:
+            self._unsent_since, self._unsent = self._loop.time(), unsent
+        return self._unsent_since + self._clients.config.send_timeout
+
+    def _set_timer(self) -> None:
+        due = min(self.session.deadline, self._stuck_at())
+        if self._timer is None or self._timer.when() != due:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = self._loop.call_at(due, self.wake.set)

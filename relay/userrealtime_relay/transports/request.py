@@ -1,0 +1,60 @@
+"""What the HTTP transports have in common: a request's token and cursor, and refusals in JSON."""
+
+from __future__ import annotations
+
+import random
+from http import HTTPStatus
+from typing import Final, cast
+
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse, Response
+from starlette.types import Scope
+
+from userrealtime_relay.config import Config
+from userrealtime_relay.session import UNAUTHORIZED, Closing, Code, Opening
+
+from .http import Connection
+
+RETRY_SOON: Final = (1.0, 3.0)
+RETRY_LATER: Final = (10.0, 30.0)
+"""Between which a client is told to wait, in seconds: random, so that clients do not come back all at once."""
+
+
+def connection_of(scope: Scope) -> Connection:
+    """The connection that a request came on."""
+    return cast(Connection, scope["state"]["connection"])
+
+
+def opening_of(scope: Scope, config: Config, *, cursor: str = "") -> Opening:
+    """What a request says of its client. A `cursor` goes before all others."""
+    headers = Headers(scope=scope)
+    return Opening.parse(
+        query=scope["query_string"].decode("latin-1"),
+        authorization=headers.getlist("Authorization"),
+        last_event_id=[cursor, *headers.getlist("Last-Event-ID")],
+        query_token=config.allow_query_token,
+    )
+
+
+def retry_after(closing: Closing | None) -> float:
+    """Seconds that a client is to wait before it connects again."""
+    return random.uniform(*(RETRY_LATER if closing is not None and closing.code is Code.TRY_LATER else RETRY_SOON))  # noqa: S311 (no secret)
+
+
+def refuse(status: HTTPStatus, error: str, *, retry_s: float | None = None) -> Response:
+    """A response that says what was wrong, and when to try again."""
+    headers = {"Cache-Control": "no-store"}
+    if status is HTTPStatus.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = "Bearer"
+    if retry_s is not None:
+        headers["Retry-After"] = str(max(1, round(retry_s)))
+    return JSONResponse({"error": error}, status, headers=headers)
+
+
+def refusal(closing: Closing) -> Response:
+    """A close, as the response to a request that has had none."""
+    if closing == UNAUTHORIZED or closing.code is Code.TOKEN_EXPIRED:
+        return refuse(HTTPStatus.UNAUTHORIZED, closing.reason)
+    if closing.code is Code.POLICY_VIOLATION:
+        return refuse(HTTPStatus.BAD_REQUEST, closing.reason)
+    return refuse(HTTPStatus.SERVICE_UNAVAILABLE, closing.reason, retry_s=retry_after(closing))

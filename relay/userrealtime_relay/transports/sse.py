@@ -1,0 +1,168 @@
+"""Server-Sent Events: a response without an end, whose every message is one `data:` line, the JSON of the WebSocket.
+
+All are messages without a name, so that `EventSource.onmessage` gets each, and all that move the client carry an `id`.
+It is the event's number, a colon, and the epoch of the log: an EventSource sends nothing but the last id when it comes
+back, and a number alone does not say of which log it is.
+
+A stream that the relay ends says so first, in a message `close`: there are no close codes here. It is told in a stream
+even to those who come while the relay drains, since an EventSource gives up for good at any status but 200.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from starlette.types import Receive, Scope, Send
+
+from userrealtime_relay.frame import payloads
+from userrealtime_relay.session import UNAUTHORIZED, Code
+
+from .client import CLOSE_TIMEOUT, RESTARTING_REASON, Client, Clients
+from .http import Connection
+from .request import connection_of, opening_of, refusal, retry_after
+
+HEADERS: Final = [
+    (b"content-type", b"text/event-stream"),
+    (b"cache-control", b"no-store, no-transform"),
+    (b"x-accel-buffering", b"no"),  # nginx would wait for more
+    (b"connection", b"close"),
+]
+KEEP_ALIVE: Final = b":\n\n"
+GONE: Final = "1006"
+"""How a connection that the client ended is counted, as among WebSockets."""
+
+_logger = logging.getLogger(__name__)
+
+
+class Streams:
+    """The ASGI application at `/sse`."""
+
+    def __init__(self, clients: Clients) -> None:
+        self._clients = clients
+        self._encoder = Encoder()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        clients, connection = self._clients, connection_of(scope)
+        session = clients.session(opening_of(scope, clients.config))
+        if not session.authenticated:
+            await refusal(session.closing or UNAUTHORIZED)(scope, receive, send)
+            return
+        if clients.draining:
+            session.shut(Code.RESTARTING, RESTARTING_REASON)
+        await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
+        wake = asyncio.Event()
+        config = clients.config
+        connection.hold(wake.set, dead_after=2 * max(config.ping_interval, config.send_timeout))
+        client = Client(session, clients, _Carrier(connection, self._encoder), wake)
+        with clients.present(client):
+            try:
+                await self._carry(client, connection, send)
+            except Exception:
+                _logger.exception("a client failed")
+                await connection.cut()
+        code = GONE if session.closing is None else str(int(session.closing.code))
+        clients.metrics.closes.labels(code).inc()
+        _logger.info("stream closed", extra={"fields": {"code": code, "connected": clients.connected}})
+
+    async def _carry(self, client: Client, connection: Connection, send: Send) -> None:
+        connection.write(_retry(retry_after(None)))
+        with _keeping_alive(connection, self._clients.config.ping_interval):
+            await client.run()
+        closing = client.session.closing
+        if closing is None:
+            return
+        if closing.code is Code.TRY_LATER:
+            connection.write(_retry(retry_after(closing)))
+        connection.write(
+            _message(json.dumps({"type": "close", "code": closing.code, "reason": closing.reason}).encode())
+        )
+
+        async def end() -> None:
+            await send({"type": "http.response.body"})
+            await connection.lost.wait()
+
+        await connection.finish(end(), patience=CLOSE_TIMEOUT)
+
+
+class Encoder:
+    """Frames as messages of a stream. Clients at the head are given the same in turn: it is encoded once."""
+
+    def __init__(self) -> None:
+        self._last: tuple[bytes, str | None, bytes] = b"", None, b""
+
+    def __call__(self, frames: bytes, cursor: int, epoch: str | None) -> bytes:
+        """The messages for `frames`, of which the last is the event numbered `cursor`."""
+        last_frames, last_epoch, encoded = self._last
+        if frames != last_frames or epoch != last_epoch:
+            texts = list(payloads(frames))
+            first = cursor + 1 - len(texts)
+            encoded = b"".join(_message(text, _id(first + place, epoch)) for place, text in enumerate(texts))
+            self._last = frames, epoch, encoded
+        return encoded
+
+
+class _Carrier:
+    """A client's stream, as `Client` sees it."""
+
+    def __init__(self, connection: Connection, encoder: Encoder) -> None:
+        self._connection = connection
+        self._encoder = encoder
+
+    @property
+    def open(self) -> bool:
+        return not self._connection.lost.is_set()
+
+    @property
+    def paused(self) -> bool:
+        return self._connection.paused
+
+    @property
+    def unsent(self) -> int:
+        return self._connection.unsent
+
+    def abort(self) -> None:
+        self._connection.transport.abort()
+
+    def write_message(self, message: str, cursor: int, epoch: str | None) -> None:
+        self._connection.write(_message(message.encode(), _id(cursor, epoch)))
+
+    def write_events(self, frames: bytes, cursor: int, epoch: str | None) -> None:
+        self._connection.write(self._encoder(frames, cursor, epoch))
+
+
+@contextmanager
+def _keeping_alive(connection: Connection, interval: float) -> Iterator[None]:
+    """A comment every `interval` seconds, for proxies that end what is silent, and to find out who is gone."""
+    loop = asyncio.get_running_loop()
+    timer = loop.call_later(interval, lambda: beat())
+
+    def beat() -> None:
+        nonlocal timer
+        if not connection.paused:
+            connection.write(KEEP_ALIVE)
+        timer = loop.call_later(interval, beat)
+
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _id(cursor: int, epoch: str | None) -> bytes:
+    # An epoch is a UUID unless somebody has set one that no line can carry.
+    if epoch is None or not (epoch.isascii() and epoch.isprintable()):
+        return b"id: %d\n" % cursor
+    return b"id: %d:%b\n" % (cursor, epoch.encode())
+
+
+def _message(text: bytes | memoryview, identity: bytes = b"") -> bytes:
+    return b"".join((identity, b"data: ", text, b"\n\n"))
+
+
+def _retry(seconds: float) -> bytes:
+    return b"retry: %d\n\n" % round(seconds * 1000)

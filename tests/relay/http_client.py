@@ -1,0 +1,144 @@
+"""HTTP clients for a relay, made of sockets: requests, and event streams, read as an EventSource reads them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.relay.support import PATIENCE_S, token
+from userrealtime_relay.server import Relay
+
+
+@dataclass
+class Answer:
+    """The head of a response; `body` is what came of it."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes = b""
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+@dataclass
+class Stream:
+    """The response to a request, being read. `last_id` and `retry_ms` are what the events so far have said."""
+
+    reader: asyncio.StreamReader
+    answer: Answer
+    last_id: str = ""
+    retry_ms: int = 0
+    comments: int = 0
+    _rest: bytes = field(default=b"", repr=False)
+
+    async def chunk(self) -> bytes:
+        """The next piece of the body; empty at its orderly end."""
+        async with asyncio.timeout(PATIENCE_S):
+            size = int(await self.reader.readline(), 16)
+            data = await self.reader.readexactly(size + 2)
+        return data[:-2]
+
+    async def event(self) -> dict[str, Any] | None:
+        """The next message; None at the orderly end of the stream."""
+        while True:
+            while b"\n\n" not in self._rest:
+                chunk = await self.chunk()
+                if not chunk:
+                    assert not self._rest
+                    return None
+                self._rest += chunk
+            block, _, self._rest = self._rest.partition(b"\n\n")
+            data: list[str] = []
+            for line in block.decode().split("\n"):
+                name, _, value = line.partition(": ")
+                if name == "data":
+                    data.append(value)
+                elif name == "id":
+                    self.last_id = value
+                elif name == "retry":
+                    self.retry_ms = int(value)
+                else:
+                    assert line == ":", line
+                    self.comments += 1
+            if data:
+                message: dict[str, Any] = json.loads("\n".join(data))
+                return message
+
+    async def ids(self, last: int) -> list[int]:
+        """The ids of the events that come, up to `last`. Nothing else may come."""
+        ids: list[int] = []
+        while not ids or ids[-1] != last:
+            message = await self.event()
+            assert message is not None
+            assert message["type"] == "event", message
+            assert self.last_id.partition(":")[0] == str(message["id"])
+            ids.append(message["id"])
+        return ids
+
+
+@asynccontextmanager
+async def _open(
+    port: int, path: str, bearer: str | None, method: str, headers: dict[str, str], body: bytes
+) -> AsyncIterator[tuple[asyncio.StreamReader, Answer]]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=4 << 20)
+    try:
+        head = {"Host": "relay", **headers}
+        if bearer is not None:
+            head["Authorization"] = f"Bearer {bearer or token()}"
+        if body:
+            head.setdefault("Content-Length", str(len(body)))
+        lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in head.items())]
+        writer.write("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
+        async with asyncio.timeout(PATIENCE_S):
+            first, *rest = (await reader.readuntil(b"\r\n\r\n")).decode().strip().split("\r\n")
+        answered = (line.partition(": ") for line in rest)
+        yield reader, Answer(int(first.split()[1]), {name.lower(): value for name, _, value in answered})
+    finally:
+        writer.transport.abort()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+
+
+def _port(relay: Relay | int) -> int:
+    return relay if isinstance(relay, int) else relay.ws_port
+
+
+@asynccontextmanager
+async def stream(
+    relay: Relay | int, bearer: str | None = "", *, path: str = "/sse", headers: dict[str, str] | None = None
+) -> AsyncIterator[Stream]:
+    """An open event stream, by default with a good token in the Authorization header."""
+    async with _open(_port(relay), path, bearer, "GET", headers or {}, b"") as (reader, answer):
+        assert answer.status == 200, answer
+        yield Stream(reader, answer)
+
+
+async def request(
+    relay: Relay | int,
+    path: str,
+    bearer: str | None = "",
+    *,
+    method: str = "GET",
+    headers: dict[str, str] | None = None,
+    body: bytes = b"",
+) -> Answer:
+    """One request with its whole answer, on a connection of its own."""
+    async with _open(_port(relay), path, bearer, method, headers or {}, body) as (reader, answer):
+        async with asyncio.timeout(PATIENCE_S):
+            answer.body = await reader.readexactly(int(answer.headers.get("content-length", "0")))
+        return answer
+
+
+async def poll(relay: Relay | int, **parameters: object) -> Any:
+    """The answer, which must be one, to a poll with a good token."""
+    query = "&".join(f"{name}={value}" for name, value in parameters.items())
+    answer = await request(relay, f"/poll?{query}")
+    assert answer.status == 200, answer
+    return answer.json
