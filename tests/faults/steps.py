@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
 from tests.relay.support import USER
 
@@ -16,14 +17,15 @@ from .world import RELAYS, WRITERS, World
 GRACE_S: Final = 1.5
 
 
-class Step(Protocol):
+class Step(ABC):
     """One thing that happens."""
 
+    @abstractmethod
     async def run(self, world: World) -> None: ...
 
 
 @dataclass(frozen=True)
-class Pause:
+class Pause(Step):
     seconds: float
 
     async def run(self, world: World) -> None:
@@ -31,7 +33,7 @@ class Pause:
 
 
 @dataclass(frozen=True)
-class Publish:
+class Publish(Step):
     """In the writer's transaction, if it has one open; else in one of its own."""
 
     writer: int
@@ -43,7 +45,7 @@ class Publish:
 
 
 @dataclass(frozen=True)
-class Begin:
+class Begin(Step):
     writer: int
 
     async def run(self, world: World) -> None:
@@ -51,7 +53,7 @@ class Begin:
 
 
 @dataclass(frozen=True)
-class Savepoint:
+class Savepoint(Step):
     writer: int
 
     async def run(self, world: World) -> None:
@@ -59,7 +61,7 @@ class Savepoint:
 
 
 @dataclass(frozen=True)
-class UndoToSavepoint:
+class UndoToSavepoint(Step):
     writer: int
 
     async def run(self, world: World) -> None:
@@ -67,7 +69,7 @@ class UndoToSavepoint:
 
 
 @dataclass(frozen=True)
-class Commit:
+class Commit(Step):
     writer: int
 
     async def run(self, world: World) -> None:
@@ -75,7 +77,7 @@ class Commit:
 
 
 @dataclass(frozen=True)
-class Rollback:
+class Rollback(Step):
     writer: int
 
     async def run(self, world: World) -> None:
@@ -83,7 +85,7 @@ class Rollback:
 
 
 @dataclass(frozen=True)
-class NewClient:
+class NewClient(Step):
     relay: int
 
     async def run(self, world: World) -> None:
@@ -91,7 +93,7 @@ class NewClient:
 
 
 @dataclass(frozen=True)
-class _OfClient:
+class _OfClient(Step):
     client: int
     """Counted around, as nobody knows beforehand how many there are."""
 
@@ -147,7 +149,7 @@ class ReleaseClient(_OfClient):
 
 
 @dataclass(frozen=True)
-class Kill:
+class Kill(Step):
     relay: int
 
     async def run(self, world: World) -> None:
@@ -155,7 +157,7 @@ class Kill:
 
 
 @dataclass(frozen=True)
-class Restart:
+class Restart(Step):
     """In order, or not at all if it takes longer than its grace."""
 
     relay: int
@@ -166,7 +168,7 @@ class Restart:
 
 
 @dataclass(frozen=True)
-class Start:
+class Start(Step):
     relay: int
 
     async def run(self, world: World) -> None:
@@ -174,7 +176,7 @@ class Start:
 
 
 @dataclass(frozen=True)
-class HoldPostgres:
+class HoldPostgres(Step):
     """The relay's connection to Postgres is half-open."""
 
     relay: int
@@ -186,7 +188,7 @@ class HoldPostgres:
 
 
 @dataclass(frozen=True)
-class ReleasePostgres:
+class ReleasePostgres(Step):
     relay: int
 
     async def run(self, world: World) -> None:
@@ -194,7 +196,7 @@ class ReleasePostgres:
 
 
 @dataclass(frozen=True)
-class CutPostgres:
+class CutPostgres(Step):
     relay: int
 
     async def run(self, world: World) -> None:
@@ -202,7 +204,7 @@ class CutPostgres:
 
 
 @dataclass(frozen=True)
-class Notify:
+class Notify(Step):
     """What becomes of a relay's notifications, from now on."""
 
     relay: int
@@ -213,7 +215,7 @@ class Notify:
 
 
 @dataclass(frozen=True)
-class FalseAlarm:
+class FalseAlarm(Step):
     """Somebody notifies the channel by hand."""
 
     payload: str
@@ -224,7 +226,7 @@ class FalseAlarm:
 
 
 @dataclass(frozen=True)
-class TerminateBackends:
+class TerminateBackends(Step):
     """Postgres ends the relays' connections."""
 
     async def run(self, world: World) -> None:
@@ -236,13 +238,13 @@ class TerminateBackends:
 
 
 @dataclass(frozen=True)
-class RestartPostgres:
+class RestartPostgres(Step):
     async def run(self, world: World) -> None:
         await world.restart_postgres("immediate")
 
 
 @dataclass(frozen=True)
-class Retain:
+class Retain(Step):
     keep: int
 
     async def run(self, world: World) -> None:
@@ -250,7 +252,7 @@ class Retain:
 
 
 @dataclass(frozen=True)
-class SetBack:
+class SetBack(Step):
     by: int
 
     async def run(self, world: World) -> None:
@@ -258,13 +260,13 @@ class SetBack:
 
 
 @dataclass(frozen=True)
-class BackUp:
+class BackUp(Step):
     async def run(self, world: World) -> None:
         await world.back_up()
 
 
 @dataclass(frozen=True)
-class Restore:
+class Restore(Step):
     async def run(self, world: World) -> None:
         await world.restore()
 
