@@ -106,6 +106,10 @@ class LocalPostgres:
         """The `postgresql://` URL of one database, as its owner."""
         return f"postgresql://postgres@127.0.0.1:{self.port}/{database}"
 
+    def program(self, name: str) -> Path:
+        """One of PostgreSQL's own programs, of the server's version, such as `pg_dump`."""
+        return self._programs / "bin" / name
+
     def start(self) -> None:
         """Start the server and wait, at most `START_TIMEOUT_S`, until it takes connections."""
         self._run("pg_ctl", "start", "-w", "-t", str(START_TIMEOUT_S), "-l", str(self._log))
@@ -129,7 +133,7 @@ class LocalPostgres:
         # A file, not a pipe: the server inherits it, and a pipe would stay open as long as it runs.
         with tempfile.TemporaryFile() as output:
             outcome = subprocess.run(
-                [self._programs / "bin" / program, "-D", self._data, *arguments],
+                [self.program(program), "-D", self._data, *arguments],
                 user=self._user,
                 group=self._user,
                 extra_groups=[] if self._user is not None else None,

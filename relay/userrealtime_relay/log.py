@@ -19,7 +19,19 @@ CONNECT_TIMEOUT: Final = 10
 QUERY_TIMEOUT: Final = 20
 """Seconds. The server gives up a little before the client, so that an overloaded one is not left working on."""
 
-ERRORS: Final = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+
+class LogReplaced(Exception):
+    """The log is of another epoch than the one that was opened: its numbers mean other events."""
+
+
+ERRORS: Final = (
+    OSError,
+    TimeoutError,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    LogReplaced,
+)
 """What any use of a `Log` may raise: the connection is then to be given up."""
 
 _SERVER_SETTINGS: Final = {
@@ -35,6 +47,7 @@ _OPEN: Final = "select head, earliest, epoch, channel from userrealtime.open($1)
 
 # Walks the primary key one number at a time, so that the server reads, and writes out as text, no event beyond the
 # page's bytes; a plain limit could mean hundreds of events of a megabyte each. Ends at a gap, should there be one.
+# The epoch comes from the same snapshot, in a row of its own if there is no event: a log may be set back at any moment.
 _PAGE: Final = """
 with recursive page (id, event, at, data, events, bytes_before) as (
     (select id, event, at, data::text, 1, 0::bigint from userrealtime.event
@@ -44,7 +57,7 @@ with recursive page (id, event, at, data, events, bytes_before) as (
     from page p join userrealtime.event e on e.user_id = $1 and e.id = p.id + 1
     where p.events < $3 and p.bytes_before + octet_length(p.data) < $4
 )
-select id, event, at, data from page
+select o.epoch, id, event, at, data from userrealtime.open($1) o left join page on true order by id
 """
 
 
@@ -72,6 +85,7 @@ class Log:
     def __init__(self, connection: asyncpg.Connection, user_id: str) -> None:
         self._connection = connection
         self._user_id = user_id
+        self._epoch: str | None = None  # as `open` saw it last
         # A connection carries one query at a time, and there are as many askers as clients that catch up.
         self._turn = asyncio.Lock()
 
@@ -96,16 +110,24 @@ class Log:
         """Where the log stands now. Also proves that the connection still works."""
         async with self._turn:
             [row] = await self._connection.fetch(_OPEN, self._user_id)
-        return Opened(*row)
+            opened = Opened(*row)
+            self._epoch = opened.epoch
+        return opened
 
     async def page(self, after: int, *, max_events: int, max_bytes: int) -> list[Event]:
         """The events after number `after`, without a gap between them, oldest first.
 
         At most `max_events`; none is added once their data has `max_bytes`, so the last may exceed that.
+
+        Raises:
+            LogReplaced: they would be events of another log than the one that was opened. One that had no epoch yet,
+                for want of events, may have got its first.
         """
         async with self._turn:
             rows = await self._connection.fetch(_PAGE, self._user_id, after, max_events, max_bytes)
-        return [Event(*row) for row in rows]
+            if self._epoch not in (None, rows[0]["epoch"]):
+                raise LogReplaced("the log is not the one that was opened")
+        return [Event(*row[1:]) for row in rows if row["id"] is not None]
 
     async def listen(self, channel: str, wake: Callable[[], None]) -> None:
         """Call `wake` at each notification, and once when the connection is lost."""

@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import Database
 from tests.relay.support import PATIENCE_S, USER, publish
 from userrealtime_relay.config import Secret
-from userrealtime_relay.log import ERRORS, Log, Opened
+from userrealtime_relay.log import ERRORS, Log, LogReplaced, Opened
 
 
 @pytest.fixture
@@ -62,6 +62,28 @@ async def test_a_page_ends_at_a_gap(log: Log, connection: asyncpg.Connection) ->
     await connection.execute("delete from userrealtime.event where id = 4")
     assert [event.number for event in await log.page(0, max_events=500, max_bytes=1000)] == [1, 2, 3]
     assert [event.number for event in await log.page(3, max_events=2, max_bytes=1000)] == [5, 6]
+
+
+@pytest.mark.parametrize("head", [3, 9])
+async def test_a_page_of_another_log_is_not_taken_for_this_ones(
+    log: Log, connection: asyncpg.Connection, head: int
+) -> None:
+    await publish(connection, 9)
+    await log.open()
+    await connection.execute("delete from userrealtime.event where id > $1", head)
+    await connection.execute("update userrealtime.log set head = $1, epoch = 'another'", head)
+    await publish(connection, 5)
+    for after in (head, head + 5):
+        with pytest.raises(LogReplaced):
+            await log.page(after, max_events=10, max_bytes=1000)
+    await log.open()
+    assert len(await log.page(head, max_events=10, max_bytes=1000)) == 5
+
+
+async def test_the_first_epoch_is_not_another(log: Log, connection: asyncpg.Connection) -> None:
+    await log.open()
+    await publish(connection, 2)
+    assert len(await log.page(0, max_events=10, max_bytes=1000)) == 2
 
 
 async def test_listening_wakes_at_each_commit_and_at_the_end(log: Log, connection: asyncpg.Connection) -> None:

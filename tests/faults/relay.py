@@ -1,0 +1,25 @@
+"""The relay's process, with those of its time limits short that no variable sets: a plan takes seconds, not minutes.
+
+Nothing else differs from `python -m userrealtime_relay`.
+"""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+from typing import Final
+
+from userrealtime_relay import log, tail
+from userrealtime_relay.__main__ import main
+
+SHORT: Final[tuple[tuple[ModuleType, str, float], ...]] = (
+    (log, "CONNECT_TIMEOUT", 2),
+    (log, "QUERY_TIMEOUT", 1.5),
+    (tail, "BACKOFF_LAST", 1),
+)
+
+if __name__ == "__main__":
+    for module, name, seconds in SHORT:
+        assert hasattr(module, name), f"{module.__name__} has no {name} any more"
+        setattr(module, name, seconds)
+    sys.exit(main())

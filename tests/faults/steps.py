@@ -1,0 +1,316 @@
+"""What may happen in a `World`: small values, so that a plan can be printed, cut down and repeated."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from tests.relay.support import USER
+
+from .proxy import Mode
+from .world import RELAYS, WRITERS, World
+
+GRACE_S: Final = 1.5
+
+
+class Step(ABC):
+    """One thing that happens."""
+
+    @abstractmethod
+    async def run(self, world: World) -> None: ...
+
+
+@dataclass(frozen=True)
+class Pause(Step):
+    seconds: float
+
+    async def run(self, world: World) -> None:
+        await asyncio.sleep(self.seconds)
+
+
+@dataclass(frozen=True)
+class Publish(Step):
+    """In the writer's transaction, if it has one open; else in one of its own."""
+
+    writer: int
+    count: int
+    size: int = 10
+
+    async def run(self, world: World) -> None:
+        await world.writers[self.writer].publish(world.take_numbers(self.count), self.size)
+
+
+@dataclass(frozen=True)
+class Begin(Step):
+    writer: int
+
+    async def run(self, world: World) -> None:
+        await world.writers[self.writer].begin()
+
+
+@dataclass(frozen=True)
+class Savepoint(Step):
+    writer: int
+
+    async def run(self, world: World) -> None:
+        await world.writers[self.writer].savepoint()
+
+
+@dataclass(frozen=True)
+class UndoToSavepoint(Step):
+    writer: int
+
+    async def run(self, world: World) -> None:
+        await world.writers[self.writer].undo_to_savepoint()
+
+
+@dataclass(frozen=True)
+class Commit(Step):
+    writer: int
+
+    async def run(self, world: World) -> None:
+        await world.writers[self.writer].end(commit=True)
+
+
+@dataclass(frozen=True)
+class Rollback(Step):
+    writer: int
+
+    async def run(self, world: World) -> None:
+        await world.writers[self.writer].end(commit=False)
+
+
+@dataclass(frozen=True)
+class NewClient(Step):
+    relay: int
+
+    async def run(self, world: World) -> None:
+        await world.connect_client(self.relay)
+
+
+@dataclass(frozen=True)
+class _OfClient(Step):
+    client: int
+    """Counted around, as nobody knows beforehand how many there are."""
+
+    def index(self, world: World) -> int:
+        return self.client % len(world.clients)
+
+
+@dataclass(frozen=True)
+class DropClient(_OfClient):
+    async def run(self, world: World) -> None:
+        world.clients[self.index(world)].drop()
+
+
+@dataclass(frozen=True)
+class Sleep(_OfClient):
+    async def run(self, world: World) -> None:
+        world.clients[self.index(world)].sleep()
+
+
+@dataclass(frozen=True)
+class Wake(_OfClient):
+    async def run(self, world: World) -> None:
+        world.clients[self.index(world)].awake.set()
+
+
+@dataclass(frozen=True)
+class MoveClient(_OfClient):
+    """Its next connection leads to another relay, as behind a load balancer."""
+
+    relay: int
+
+    async def run(self, world: World) -> None:
+        link = world.client_links[self.index(world)]
+        link.target = world.relays[self.relay].port
+        link.cut()
+
+
+@dataclass(frozen=True)
+class HoldClient(_OfClient):
+    """Its connection is half-open; a client that does not read looks the same to a relay."""
+
+    up: bool
+    down: bool
+
+    async def run(self, world: World) -> None:
+        world.client_links[self.index(world)].hold(up=self.up, down=self.down)
+
+
+@dataclass(frozen=True)
+class ReleaseClient(_OfClient):
+    async def run(self, world: World) -> None:
+        world.client_links[self.index(world)].release()
+
+
+@dataclass(frozen=True)
+class Kill(Step):
+    relay: int
+
+    async def run(self, world: World) -> None:
+        await world.relays[self.relay].stop(grace_s=0)
+
+
+@dataclass(frozen=True)
+class Restart(Step):
+    """In order, or not at all if it takes longer than its grace."""
+
+    relay: int
+
+    async def run(self, world: World) -> None:
+        await world.relays[self.relay].stop(grace_s=GRACE_S)
+        await world.relays[self.relay].start()
+
+
+@dataclass(frozen=True)
+class Start(Step):
+    relay: int
+
+    async def run(self, world: World) -> None:
+        await world.relays[self.relay].start()
+
+
+@dataclass(frozen=True)
+class HoldPostgres(Step):
+    """The relay's connection to Postgres is half-open."""
+
+    relay: int
+    up: bool
+    down: bool
+
+    async def run(self, world: World) -> None:
+        world.relays[self.relay].link.hold(up=self.up, down=self.down)
+
+
+@dataclass(frozen=True)
+class ReleasePostgres(Step):
+    relay: int
+
+    async def run(self, world: World) -> None:
+        world.relays[self.relay].link.release()
+
+
+@dataclass(frozen=True)
+class CutPostgres(Step):
+    relay: int
+
+    async def run(self, world: World) -> None:
+        world.relays[self.relay].link.cut()
+
+
+@dataclass(frozen=True)
+class Notify(Step):
+    """What becomes of a relay's notifications, from now on."""
+
+    relay: int
+    mode: Mode
+
+    async def run(self, world: World) -> None:
+        world.relays[self.relay].mode[0] = self.mode
+
+
+@dataclass(frozen=True)
+class FalseAlarm(Step):
+    """Somebody notifies the channel by hand."""
+
+    payload: str
+
+    async def run(self, world: World) -> None:
+        async with world.connected() as connection:
+            await connection.execute("select pg_notify(userrealtime.channel($1), $2)", USER, self.payload)
+
+
+@dataclass(frozen=True)
+class TerminateBackends(Step):
+    """Postgres ends the relays' connections."""
+
+    async def run(self, world: World) -> None:
+        async with world.connected() as connection:
+            await connection.execute(
+                "select pg_terminate_backend(pid) from pg_stat_activity "
+                "where application_name = 'userrealtime-relay' and datname = current_database()"
+            )
+
+
+@dataclass(frozen=True)
+class RestartPostgres(Step):
+    async def run(self, world: World) -> None:
+        await world.restart_postgres("immediate")
+
+
+@dataclass(frozen=True)
+class Retain(Step):
+    keep: int
+
+    async def run(self, world: World) -> None:
+        await world.retain(self.keep)
+
+
+@dataclass(frozen=True)
+class SetBack(Step):
+    by: int
+
+    async def run(self, world: World) -> None:
+        await world.set_back(self.by)
+
+
+@dataclass(frozen=True)
+class BackUp(Step):
+    async def run(self, world: World) -> None:
+        await world.back_up()
+
+
+@dataclass(frozen=True)
+class Restore(Step):
+    async def run(self, world: World) -> None:
+        await world.restore()
+
+
+def _directions(chance: random.Random) -> dict[str, bool]:
+    return chance.choice(({"up": True, "down": True}, {"up": True, "down": False}, {"up": False, "down": True}))
+
+
+_CHOICES: Final[tuple[tuple[int, Callable[[random.Random], Step]], ...]] = (
+    (30, lambda c: Publish(c.randrange(WRITERS), c.choice((1, 1, 2, 5, 20)), c.choice((0, 10, 200)))),
+    (3, lambda c: Publish(c.randrange(WRITERS), c.choice((120, 600)))),  # more than a ring; more than a page
+    (2, lambda c: Publish(c.randrange(WRITERS), 8, 60_000)),
+    (12, lambda c: Pause(c.choice((0.01, 0.05, 0.2, 0.5)))),
+    (5, lambda c: Begin(c.randrange(WRITERS))),
+    (4, lambda c: Savepoint(c.randrange(WRITERS))),
+    (3, lambda c: UndoToSavepoint(c.randrange(WRITERS))),
+    (5, lambda c: Commit(c.randrange(WRITERS))),
+    (2, lambda c: Rollback(c.randrange(WRITERS))),
+    (5, lambda c: NewClient(c.randrange(RELAYS))),
+    (6, lambda c: DropClient(c.randrange(6))),
+    (5, lambda c: Sleep(c.randrange(6))),
+    (5, lambda c: Wake(c.randrange(6))),
+    (5, lambda c: MoveClient(c.randrange(6), c.randrange(RELAYS))),
+    (4, lambda c: HoldClient(c.randrange(6), **_directions(c))),
+    (5, lambda c: ReleaseClient(c.randrange(6))),
+    (4, lambda c: Kill(c.randrange(RELAYS))),
+    (5, lambda c: Start(c.randrange(RELAYS))),
+    (2, lambda c: Restart(c.randrange(RELAYS))),
+    (4, lambda c: HoldPostgres(c.randrange(RELAYS), **_directions(c))),
+    (5, lambda c: ReleasePostgres(c.randrange(RELAYS))),
+    (2, lambda c: CutPostgres(c.randrange(RELAYS))),
+    (5, lambda c: Notify(c.randrange(RELAYS), c.choice(("pass", "drop", "double", "late")))),
+    (2, lambda c: FalseAlarm(c.choice(("", "0", "999999", "no number")))),
+    (3, lambda c: TerminateBackends()),
+    (2, lambda c: RestartPostgres()),
+    (3, lambda c: Retain(c.choice((0, 3, 30, 100)))),
+    (2, lambda c: SetBack(c.choice((0, 1, 10, 200)))),
+    (2, lambda c: BackUp()),
+    (2, lambda c: Restore()),
+)
+
+
+def random_plan(seed: int, length: int) -> list[Step]:
+    """A plan that is always the same for the same seed."""
+    chance = random.Random(seed)  # noqa: S311 (no secret)
+    weights = [weight for weight, _ in _CHOICES]
+    return [make(chance) for _, make in chance.choices(_CHOICES, weights, k=length)]

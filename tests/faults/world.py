@@ -1,0 +1,408 @@
+"""A Postgres, two relays for one user, clients, and writers, with a network between them that can be broken.
+
+    writer --> Postgres <-- link <-- relay <-- link <-- client
+
+Steps are taken one after the other; relays and clients go on by themselves all the while. Writers, and the test when
+it reads the log, have connections of their own that only a restart of Postgres breaks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+import asyncpg
+
+from e2e.local.postgres import LocalPostgres, free_port
+from tests.relay.support import USER, environment, token
+from userrealtime_operator.migrate import migrate
+
+from .client import Client
+from .history import History, Row, Violation, judge
+from .proxy import Link, Mode, Notifications
+
+RELAYS: Final = 2
+WRITERS: Final = 2
+MAX_CLIENTS: Final = 6
+GREETING_S: Final = 2
+SETTLE_S: Final = 60
+"""How long all may take to get over what was done to them, on a slow machine."""
+QUICK: Final = {
+    "POLL_INTERVAL": "0.5",
+    "PING_INTERVAL": "1",
+    "SEND_TIMEOUT": "2",
+    "DRAIN_TIMEOUT": "1",
+    "RING_EVENTS": "50",
+}
+TEMPLATE: Final = "faults_template"
+LOST: Final = (OSError, TimeoutError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError)
+
+_numbers = itertools.count(1)
+
+
+class RelayProcess:
+    """A relay on a port that stays the same, however often it is killed. Reaches Postgres through `link`."""
+
+    def __init__(self, database: str, link: Link, mode: list[Mode]) -> None:
+        self.port = free_port()
+        self.link = link
+        self.mode = mode
+        self.output = tempfile.TemporaryFile()  # noqa: SIM115 (the world closes it)
+        self._url = f"postgresql://postgres@127.0.0.1:{link.port}/{database}?sslmode=disable"
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def start(self) -> None:
+        """Start it, unless it runs, and wait until it listens."""
+        if self._process is not None:
+            return
+        variables = environment(self._url, **QUICK, WS_PORT=str(self.port))
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "tests.faults.relay",
+            env={**os.environ, **variables},
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=self.output,
+            stderr=self.output,
+        )
+        async with asyncio.timeout(SETTLE_S):
+            while True:
+                try:
+                    _, writer = await asyncio.open_connection("127.0.0.1", self.port)
+                    break
+                except OSError:
+                    assert self._process.returncode is None, self.tail()
+                    await asyncio.sleep(0.02)
+        writer.transport.abort()
+
+    async def stop(self, *, grace_s: float) -> None:
+        """SIGTERM, and SIGKILL when the grace is over; without any grace, SIGKILL at once.
+
+        Raises:
+            Violation: it had ended by itself.
+        """
+        process, self._process = self._process, None
+        if process is None:
+            return
+        if process.returncode is not None:
+            raise Violation(f"a relay ended by itself with {process.returncode}:\n{self.tail()}")
+        if grace_s > 0:
+            process.send_signal(signal.SIGTERM)
+            try:
+                await asyncio.wait_for(process.wait(), grace_s)
+            except TimeoutError:
+                process.kill()
+        else:
+            process.kill()
+        await process.wait()
+
+    def tail(self) -> str:
+        """The last of what it has said."""
+        self.output.seek(0)
+        return "".join(line.decode() for line in self.output.readlines()[-20:])
+
+
+class Writer:
+    """An application's connection, with at most one transaction open on it.
+
+    `committed` holds the numbers it was told are committed, `undone` those that it knows are not; of a commit that
+    was cut off, only the log knows.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.committed: list[int] = []
+        self.undone: list[int] = []
+        self._url = url
+        self._connection: asyncpg.Connection | None = None
+        self._open: list[list[int]] | None = None  # the transaction's numbers, by savepoint
+
+    async def publish(self, numbers: list[int], size: int) -> bool:
+        """Whether it was done; it may also have been done if not."""
+        done = await self._execute(
+            "select userrealtime.publish($1, 'test.event', jsonb_build_object('n', n, 'text', repeat('x', $3))) "
+            "from unnest($2::bigint[]) n",
+            USER,
+            numbers,
+            size,
+        )
+        if done:
+            (self.committed if self._open is None else self._open[-1]).extend(numbers)
+        return done
+
+    async def begin(self) -> None:
+        if self._open is None and await self._execute("begin"):
+            self._open = [[]]
+
+    async def savepoint(self) -> None:
+        if self._open is not None and await self._execute(f"savepoint s{len(self._open)}"):
+            self._open.append([])
+
+    async def undo_to_savepoint(self) -> None:
+        if self._open is not None and len(self._open) > 1:
+            name = f"s{len(self._open) - 1}"
+            if await self._execute(f"rollback to savepoint {name}; release savepoint {name}"):
+                self.undone += self._open.pop()
+
+    async def end(self, *, commit: bool) -> None:
+        if self._open is not None:
+            numbers = list(itertools.chain.from_iterable(self._open))
+            if await self._execute("commit" if commit else "rollback"):
+                (self.committed if commit else self.undone).extend(numbers)
+            self._open = None
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.terminate()
+            self._connection = None
+
+    async def _execute(self, statement: str, *values: Any) -> bool:
+        """Whether the server said that it did."""
+        try:
+            if self._connection is None:
+                self._connection = await asyncpg.connect(self._url, timeout=10, command_timeout=10)
+            await self._connection.execute(statement, *values)
+        except LOST:
+            self._open = None
+            self.close()
+            return False
+        return True
+
+
+class World:
+    """All of it. A context manager: leaving it ends everything it started, and drops the database."""
+
+    def __init__(self, server: LocalPostgres) -> None:
+        self.server = server
+        self.history = History()
+        self.clients: list[Client] = []
+        self.client_links: list[Link] = []
+        self.relays: list[RelayProcess] = []
+        self.database = f"faults_{next(_numbers)}"
+        self.writers = [Writer(server.url(self.database)) for _ in range(WRITERS)]
+        self._published = itertools.count(1)
+        self._backup: Path | None = None
+        self._stack = AsyncExitStack()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._create_database()
+            for _ in range(RELAYS):
+                mode: list[Mode] = ["pass"]
+                link = await self._stack.enter_async_context(
+                    Link(self.server.port, lambda mode=mode: Notifications(lambda: mode[0]))  # type: ignore[misc]
+                )
+                relay = RelayProcess(self.database, link, mode)
+                self._stack.callback(relay.output.close)
+                self.relays.append(relay)
+            await asyncio.gather(*(relay.start() for relay in self.relays))
+            self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
+            await self.connect_client(0)
+        except BaseException:
+            await self.__aexit__(None, None, None)
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for writer in self.writers:
+            writer.close()
+        try:
+            for relay in self.relays:
+                await relay.stop(grace_s=0)
+        finally:
+            await self._stack.aclose()
+        async with self.connected("postgres") as connection:
+            await connection.execute(f"drop database if exists {self.database} with (force)")
+
+    @asynccontextmanager
+    async def connected(self, database: str | None = None) -> AsyncIterator[asyncpg.Connection]:
+        """A connection that no fault is meant for."""
+        connection = await asyncpg.connect(self.server.url(database or self.database), timeout=10, command_timeout=60)
+        try:
+            yield connection
+        finally:
+            connection.terminate()
+
+    def take_numbers(self, count: int) -> list[int]:
+        """Numbers for events, never given out before: by them an event is known, whatever its id."""
+        return list(itertools.islice(self._published, count))
+
+    async def connect_client(self, relay: int) -> None:
+        """One more client, at the head of the log. It is greeted, unless what should greet it is broken."""
+        if len(self.clients) == MAX_CLIENTS:
+            return
+        link = await self._stack.enter_async_context(Link(self.relays[relay].port))
+        number = len(self.clients)
+        client = Client(f"client {number}", link.port, token(), by_header=number % 2 == 1)
+        self.client_links.append(link)
+        self.clients.append(client)
+        self._tasks.append(asyncio.create_task(client.run()))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(GREETING_S):
+                while client.place.cursor is None:
+                    await asyncio.sleep(0.01)
+
+    async def restart_postgres(self, mode: str) -> None:
+        await asyncio.to_thread(self.server.restart, mode)
+
+    async def look(self, connection: asyncpg.Connection) -> None:
+        """Take what the log holds into the history."""
+        epoch = await connection.fetchval("select epoch from userrealtime.log where user_id = $1", USER)
+        rows = await connection.fetch(
+            "select id, event, to_char(at at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"') as at, "
+            "data::text as data from userrealtime.event where user_id = $1 order by id",
+            USER,
+        )
+        self.history.see(epoch, [(row["id"], Row(row["event"], row["at"], json.loads(row["data"]))) for row in rows])
+
+    async def retain(self, keep: int) -> None:
+        """Let go of all events but the newest few."""
+        async with self.connected() as connection, connection.transaction():
+            await connection.execute("lock table userrealtime.log in exclusive mode")
+            await self.look(connection)
+            last = max(self.history.head - keep, 0)
+            await connection.execute("delete from userrealtime.event where user_id = $1 and id <= $2", USER, last)
+            self.history.let_go[self.history.epoch] = max(last, self.history.let_go[self.history.epoch])
+
+    async def set_back(self, by: int) -> None:
+        """Lose the newest events, as a restored backup would, beneath the relays' living connections."""
+        async with self.connected() as connection, connection.transaction():
+            await connection.execute("lock table userrealtime.log in exclusive mode")
+            await self.look(connection)
+            let_go = self.history.let_go[self.history.epoch]
+            head = max(self.history.head - by, let_go)
+            await connection.execute("delete from userrealtime.event where user_id = $1 and id > $2", USER, head)
+            await connection.execute(
+                "update userrealtime.log set head = $2, epoch = gen_random_uuid() where user_id = $1", USER, head
+            )
+            await self.look(connection)
+            self.history.let_go[self.history.epoch] = let_go
+
+    async def back_up(self) -> None:
+        """Dump the whole database."""
+        self._backup = self._folder / "dump.sql"
+        async with self.connected() as connection:
+            await self.look(connection)
+        self._backup_let_go = self.history.let_go[self.history.epoch]
+        await self._run("pg_dump", "--file", str(self._backup), self.server.url(self.database))
+
+    async def restore(self) -> None:
+        """Put the dump in the database's place, with a new epoch. Without a dump, nothing happens.
+
+        Ready before it takes the place, as docs/delivery.md says: no relay sees it with its old epoch.
+        """
+        if self._backup is None:
+            return
+        restored = f"{self.database}_restored"
+        async with self.connected("postgres") as connection:
+            await connection.execute(f"create database {restored}")
+        await self._run(
+            "psql", "--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", "--file", str(self._backup),
+            self.server.url(restored),
+        )  # fmt: skip
+        for writer in self.writers:  # what they have open would end unseen with the database
+            await writer.end(commit=False)
+        async with self.connected() as connection:
+            await self.look(connection)
+        async with self.connected(restored) as connection:
+            await connection.execute("update userrealtime.log set epoch = gen_random_uuid()")
+        async with self.connected("postgres") as connection:
+            await connection.execute(f"drop database {self.database} with (force)")
+            await connection.execute(f"alter database {restored} rename to {self.database}")
+        async with self.connected() as connection:
+            await self.look(connection)
+        self.history.let_go[self.history.epoch] = self._backup_let_go
+
+    async def settle(self, *, mending: bool = True) -> None:
+        """Publish a last event, and wait until every client is where the log is; everything is mended before.
+
+        Raises:
+            Violation: one is not, within `SETTLE_S`.
+        """
+        for writer in self.writers:
+            await writer.end(commit=True)
+        if mending:
+            await self._mend()
+        writer = self.writers[0]
+        while not await writer.publish(self.take_numbers(1), 1):
+            pass  # its connection was one that is lost, which it learns by using it
+        async with self.connected() as connection:
+            await self.look(connection)
+        goal = (self.history.epoch, self.history.head)
+        try:
+            async with asyncio.timeout(SETTLE_S):
+                while any((client.place.epoch, client.place.cursor) != goal for client in self.clients):
+                    self._check_tasks()
+                    await asyncio.sleep(0.02)
+        except TimeoutError:
+            where = ", ".join(f"{client.name} at {client.place.cursor}" for client in self.clients)
+            said = "\n".join(relay.tail() for relay in self.relays)
+            raise Violation(f"after {SETTLE_S} s the log is at {goal[1]}, but {where}; relays said:\n{said}") from None
+
+    def judge(self) -> None:
+        """Whether the log kept the writers' transactions, and every client has what was promised.
+
+        Raises:
+            Violation: not so.
+        """
+        self._check_tasks()
+        ever = {row.data["n"] for rows in self.history.epochs.values() for row in rows.values()}
+        for writer in self.writers:
+            if not set(writer.committed) <= ever:
+                raise Violation(f"committed, but never in the log: {sorted(set(writer.committed) - ever)}")
+            if set(writer.undone) & ever:
+                raise Violation(f"rolled back, but in the log: {sorted(set(writer.undone) & ever)}")
+        for client in self.clients:
+            judge(client.name, client.transcript, self.history)
+
+    async def _mend(self) -> None:
+        for link in self.client_links + [relay.link for relay in self.relays]:
+            link.refusing = False
+            link.release()
+        for relay in self.relays:
+            relay.mode[0] = "pass"
+            await relay.start()
+        for client in self.clients:
+            client.awake.set()
+
+    def _check_tasks(self) -> None:
+        for task in self._tasks:
+            if task.done():
+                task.result()
+                raise Violation("a client gave up")
+
+    async def _create_database(self) -> None:
+        async with self.connected("postgres") as connection:
+            if not await connection.fetchval("select true from pg_database where datname = $1", TEMPLATE):
+                await connection.execute(f"create database {TEMPLATE}")
+                await migrate(self.server.url(TEMPLATE))
+            await connection.execute(f"create database {self.database} template {TEMPLATE}")
+        async with self.connected() as connection:
+            # As the operator registers a user: the log has an epoch from the start.
+            await connection.execute("insert into userrealtime.log (user_id) values ($1)", USER)
+            await self.look(connection)
+
+    async def _run(self, program: str, *arguments: str) -> None:
+        process = await asyncio.create_subprocess_exec(
+            self.server.program(program), *arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+        async with asyncio.timeout(60):
+            _, errors = await process.communicate()
+        assert process.returncode == 0, errors.decode()
