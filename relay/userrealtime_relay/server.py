@@ -22,7 +22,7 @@ from starlette.types import Receive, Scope, Send
 from .config import Config
 from .metrics import CONTENT_TYPE, Metrics
 from .signals import Signal
-from .signals.listen import listen as notify
+from .signals.choice import choose
 from .tail import Tail
 from .transports.http import listen
 from .transports.websocket import WebSockets
@@ -39,10 +39,10 @@ class Relay:
     Entering raises OSError if a port cannot be had.
     """
 
-    def __init__(self, config: Config, signal: Signal = notify) -> None:
+    def __init__(self, config: Config, signal: Signal | None = None) -> None:
         self._config = config
         self.metrics = Metrics()
-        self.tail = Tail(config, signal, self.metrics)
+        self.tail = Tail(config, signal or choose(config), self.metrics)
         self.websockets = WebSockets(config, self.tail, self.metrics)
         self._draining = False
         self.metrics.ring_events.set_function(lambda: len(self.tail.ring))

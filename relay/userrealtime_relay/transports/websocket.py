@@ -110,7 +110,7 @@ class WebSockets:
         self.metrics = metrics
         self.handler_tasks: set[asyncio.Task[None]] = set()
         self.paths = ("/ws", f"{config.base_path}/ws") if config.base_path else ("/ws",)
-        self._verify = TokenVerifier(config.token_key, config.user_id)
+        self.verify = TokenVerifier(config)
         self.clients: dict[Client, asyncio.Task[None]] = {}
         self._admitted: set[Client] = set()
         self._draining = False
@@ -193,7 +193,7 @@ class WebSockets:
             session = Session(
                 _opening(cast(Request, connection.request)),
                 user_id=self.config.user_id,
-                verify=self._verify,
+                verify=self.verify,
                 auth_timeout=self.config.auth_timeout,
                 now=asyncio.get_running_loop().time(),
             )
@@ -297,6 +297,9 @@ class Client:
             return False
         if self._asked is not None:
             return self._take_answer(*self._asked)
+        if session.question is Question.KEYS:
+            self._ask(self._hub.verify.refresh(), lambda _: session.retry(self._loop.time()))
+            return False
         if not session.authenticated:
             return self._end_if_leaving()
         if session.question is not None:
@@ -314,7 +317,7 @@ class Client:
             self._connection.transport.write(frames)
 
     def _ask(self, question: Coroutine[Any, Any, T], answer: Callable[[T], None]) -> None:
-        """Ask Postgres, and go on with `answer`, in the client's own task, when it has answered."""
+        """Ask Postgres or JWKS_URL, and go on with `answer`, in the client's own task, when it has answered."""
         task = asyncio.create_task(question)
         task.add_done_callback(lambda _: self._wake.set())
         self._asked = task, answer
