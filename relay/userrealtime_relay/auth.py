@@ -4,7 +4,7 @@ The algorithm of a token only says where to look for its key: HS256 among the us
 ES256 and EdDSA in the key set at JWKS_URL, where each key has one algorithm. So neither `none` nor a public key passed
 off as a secret is accepted. Keys that a token brings along or points to (`jwk`, `jku`, `x5u`) are not looked at.
 
-PyJWT checks signatures. Claims are read here, by rules of a line each that are stricter than its own: a time is a number,
+PyJWT checks signatures. Claims are read here, by rules of a line each, stricter than its own: a time is a number,
 and no claim comes twice, so that no two readers of a token can disagree.
 """
 

@@ -93,7 +93,7 @@ class Jwks:
             self._fetched = time.monotonic()
             self._away = False
             _logger.info("fetched the keys of tokens", extra={"fields": {"keys": len(self._keys)}})
-        except (OSError, TimeoutError, JwksError, h11.ProtocolError) as error:
+        except (OSError, TimeoutError, ValueError, JwksError, h11.ProtocolError) as error:
             self._away = True
             _logger.warning(
                 "the keys of tokens cannot be fetched from JWKS_URL; the last ones stay",
@@ -108,7 +108,7 @@ async def fetch(url: str, context: ssl.SSLContext | None) -> bytes:
     """The body that a GET of `url` is answered with, within `FETCH_TIMEOUT`.
 
     Raises:
-        OSError, TimeoutError, JwksError, h11.ProtocolError: there is none.
+        OSError, TimeoutError, ValueError, JwksError, h11.ProtocolError: there is none.
     """
     parts = urlsplit(url)
     port = parts.port or (443 if context is not None else 80)

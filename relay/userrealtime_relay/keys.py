@@ -9,6 +9,7 @@ files are read from where it led. What is wrong with new keys is logged, and the
 from __future__ import annotations
 
 import logging
+import os
 import time
 from pathlib import Path
 from typing import Final
@@ -81,7 +82,7 @@ def flaw(key: str) -> str | None:
 
 
 def _read(directory: Path) -> tuple[str, ...]:
-    current = (directory / CURRENT).resolve(strict=True)
+    current = Path(os.path.realpath(directory / CURRENT, strict=True))
     keys = [_read_key(current)]
     previous = current.with_name(PREVIOUS)
     if previous.exists():
