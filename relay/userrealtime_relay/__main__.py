@@ -45,7 +45,7 @@ def _run() -> int:
         print(f"userrealtime-relay cannot start: {error}", file=sys.stderr)
         return 2
     if config.jwks_url is None:
-        # PyJWT imports it where it is installed: 8 MiB, once per user, that HS256 has no use for.
+        # PyJWT imports it where it is installed: 9 MiB, once per user, that HS256 has no use for.
         sys.modules["cryptography"] = None  # type: ignore[assignment]
     from .server import serve
 

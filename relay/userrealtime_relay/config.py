@@ -18,7 +18,7 @@ from .keys import CURRENT, PREVIOUS, TokenKeys, flaw
 MAXIMUM_ID_LENGTH: Final = 253  # as userrealtime.publish checks it
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 SIGNALS: Final = ("auto", "listen", "poll")
-_INSIDE: Final = re.compile(r"localhost|127\.\d+\.\d+\.\d+|::1|[a-z0-9-]+|.+\.svc(\.cluster\.local)?")
+_INSIDE: Final = re.compile(r"localhost|127\.\d+\.\d+\.\d+|::1|[a-z][a-z0-9-]*|.+\.svc(\.cluster\.local)?")
 """Hosts that are reached within the machine or the cluster, where http will do."""
 
 

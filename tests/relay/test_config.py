@@ -71,6 +71,7 @@ def test_all_that_is_wrong_is_named_at_once() -> None:
         ("TOKEN_KEY_PREVIOUS", "hunter2"),
         ("JWKS_URL", "http://issuer.example/hunter2"),
         ("JWKS_URL", "http://10.0.0.1/hunter2"),
+        ("JWKS_URL", "http://167772161/hunter2"),
         ("JWKS_URL", "http://127.0.0.1.example.com/hunter2"),
         ("JWKS_URL", "https://user:hunter2@issuer.example/"),
         ("JWKS_URL", "https://issuer.example/#hunter2"),

@@ -15,7 +15,7 @@ INTERVAL: Final = 1.0
 """Seconds, unless POLL_INTERVAL says otherwise."""
 
 
-def poll(interval: float = INTERVAL) -> Signal:
+def poll(interval: float) -> Signal:
     """A signal that wakes every `interval` seconds, whether there is more or not."""
 
     @asynccontextmanager
