@@ -10,7 +10,8 @@ USAGE = """\
 usage: userrealtime-relay [--help | --version]
 
 Serves one user's event log, in Postgres, to that user's WebSockets.
-Configured by its environment: USER_ID, DATABASE_URL and TOKEN_KEY are required; docs/relay.md has them all.
+Configured by its environment: USER_ID, DATABASE_URL and TOKEN_KEY (or JWKS_URL) are required; docs/relay.md has them
+all.
 """
 
 
@@ -37,13 +38,17 @@ def _run() -> int:
 
     from . import logs
     from .config import Config, ConfigError
-    from .server import serve
 
     try:
         config = Config.from_environment(os.environ)
     except ConfigError as error:
         print(f"userrealtime-relay cannot start: {error}", file=sys.stderr)
         return 2
+    if config.jwks_url is None:
+        # PyJWT imports it where it is installed: 9 MiB, once per user, that HS256 has no use for.
+        sys.modules["cryptography"] = None  # type: ignore[assignment]
+    from .server import serve
+
     logs.set_up(config.log_level)
     try:
         asyncio.run(serve(config))

@@ -1,21 +1,33 @@
-"""Tokens: HS256 with this user's own key, and nothing else.
+"""Tokens: JWTs of this user, signed with a key that this relay was told of, by an algorithm that the key is for.
 
-The algorithm is pinned here, never taken from the token, so that neither `none` nor a public key passed off as a
-secret is accepted.
+The algorithm of a token only says where to look for its key: HS256 among the user's own keys, which are secrets; RS256,
+ES256 and EdDSA in the key set at JWKS_URL, where each key has one algorithm. So neither `none` nor a public key passed
+off as a secret is accepted. Keys that a token brings along or points to (`jwk`, `jku`, `x5u`) are not looked at.
+
+PyJWT checks signatures. Claims are read here, by rules of a line each, stricter than its own: a time is a number,
+and no claim comes twice, so that no two readers of a token can disagree.
 """
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 import time
-from typing import Final
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
 
 import jwt
 
-from .config import Secret
+from .config import Config
 
-LEEWAY: Final = 5
-"""Seconds that the clock of who signs may differ from ours."""
+if TYPE_CHECKING:
+    from .jwks import Jwks
+
+MAX_TOKEN_BYTES: Final = 8192
+ASYMMETRIC: Final = ("RS256", "ES256", "EdDSA")
+TYPES: Final = (None, "jwt", "at+jwt")
+"""Of tokens: not said, any, or an access token (RFC 9068). Others, as of a log-out, are not to let somebody in."""
 _FOREVER: Final = 10 * 365 * 86400
 
 _logger = logging.getLogger(__name__)
@@ -25,32 +37,119 @@ class Unauthorized(Exception):
     """A token that is not accepted. Says which rule it broke; never contains the token or what it claims."""
 
 
-class TokenVerifier:
-    """Accepts tokens whose `sub` is the user, until their `exp`."""
+class KeysWanted(Exception):
+    """Whether a token is good cannot be told without the keys that JWKS_URL has now: `refresh`, and verify it again. If
+    this comes again, they cannot be had."""
 
-    def __init__(self, key: Secret, user_id: str) -> None:
-        self._key = key
-        self._user_id = user_id
+
+class TokenVerifier:
+    """Accepts this user's tokens, until they expire."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._jws = jwt.PyJWS(options={"verify_signature": True, "enforce_minimum_key_length": True})
+        self._jwks: Jwks | None = None
+        if config.jwks_url is not None:
+            from .jwks import Jwks  # late: a relay without it does not pay for it
+
+            self._jwks = Jwks(config.jwks_url)
 
     def __call__(self, token: str) -> float:
         """How many seconds the token is still good for, the leeway included.
 
         Raises:
-            Unauthorized: the token is malformed, of another key, algorithm or user, too early or too late.
+            Unauthorized: the token is malformed, too early or too late, or of another key, issuer, audience or user.
+            KeysWanted: that cannot be told yet.
         """
         try:
-            claims = jwt.decode(
-                token,
-                self._key.reveal(),
-                algorithms=["HS256"],
-                # Whom else a token is for is not ours to judge: it is signed with the key of this user's relay.
-                options={"require": ["exp", "sub"], "verify_aud": False},
-                subject=self._user_id,
-                leeway=LEEWAY,
-            )
+            return self._judge(_claims(self._open(token)), time.time())
+        except Unauthorized as error:
+            why = str(error)
         except (jwt.PyJWTError, ValueError, RecursionError) as error:
-            _logger.info("token refused", extra={"fields": {"why": type(error).__name__}})
-            raise Unauthorized(type(error).__name__) from None
-        now = time.time()
-        # JSON has integers that no float holds.
-        return min(int(claims["exp"]), now + _FOREVER) - now + LEEWAY
+            why = type(error).__name__
+        _logger.info("token refused", extra={"fields": {"why": why}})
+        raise Unauthorized(why) from None
+
+    async def refresh(self) -> None:
+        """Ask for the keys at JWKS_URL, unless that was done a moment ago. Takes a few seconds at most; never fails."""
+        if self._jwks is not None:
+            await self._jwks.refresh()
+
+    def _open(self, token: str) -> bytes:
+        """What is signed."""
+        if len(token) > MAX_TOKEN_BYTES:
+            raise Unauthorized("too long")
+        header = self._jws.get_unverified_header(token)
+        if "crit" in header:
+            raise Unauthorized("with extensions that it says must be understood")
+        kind = header.get("typ")
+        if (kind.lower().removeprefix("application/") if isinstance(kind, str) else kind) not in TYPES:
+            raise Unauthorized("of another type")
+        algorithm, keys = self._keys(header)
+        for key in keys:
+            try:
+                content: bytes = self._jws.decode(token, key, algorithms=[algorithm])
+            except jwt.InvalidSignatureError:
+                continue
+            return content
+        raise Unauthorized("of another key")
+
+    def _keys(self, header: dict[str, Any]) -> tuple[str, Sequence[str | jwt.PyJWK]]:
+        algorithm = header.get("alg")
+        secrets = self._config.token_keys()
+        if algorithm == "HS256" and secrets:
+            return "HS256", secrets
+        if algorithm in ASYMMETRIC and self._jwks is not None:
+            return algorithm, self._jwks.find(header.get("kid"), algorithm)
+        raise Unauthorized("of another algorithm")
+
+    def _judge(self, claims: dict[str, Any], now: float) -> float:
+        config = self._config
+        expiry = _time(claims, "exp")
+        if expiry is None:
+            raise Unauthorized("without exp")
+        # Never a sum with what it claims: JSON has integers that no float holds.
+        if expiry <= now - config.token_leeway:
+            raise Unauthorized("expired")
+        for name in ("nbf", "iat"):
+            begin = _time(claims, name)
+            if begin is not None and begin > now + config.token_leeway:
+                raise Unauthorized(f"before its {name}")
+        if config.token_issuer is not None and claims.get("iss") != config.token_issuer:
+            raise Unauthorized("of another issuer")
+        if config.token_audience is not None:
+            audience = claims.get("aud")
+            if config.token_audience not in (audience if isinstance(audience, list) else [audience]):
+                raise Unauthorized("for another audience")
+        if claims.get(config.token_user_claim) != config.user_id:
+            raise Unauthorized("of another user")
+        return min(expiry, now + _FOREVER) - now + config.token_leeway
+
+
+def _claims(content: bytes) -> dict[str, Any]:
+    # As text: of bytes, json would guess the encoding.
+    claims = json.loads(content.decode(), object_pairs_hook=_unique, parse_constant=_refuse_constant)
+    if not isinstance(claims, dict):
+        raise Unauthorized("without claims")
+    return claims
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        raise Unauthorized("with a claim twice")
+    return fields
+
+
+def _refuse_constant(_: str) -> None:
+    raise Unauthorized("not JSON")  # NaN and the infinities, which Python reads
+
+
+def _time(claims: dict[str, Any], name: str) -> int | float | None:
+    """A claim in seconds since 1970, if it is there."""
+    if name not in claims:
+        return None
+    value = claims[name]
+    if type(value) is int or (type(value) is float and math.isfinite(value)):
+        return value
+    raise Unauthorized(f"with an {name} that is no time")

@@ -9,12 +9,17 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-MINIMUM_KEY_BYTES: Final = 32  # RFC 7518, 3.2: an HS256 key is at least as long as its hash
+from .keys import CURRENT, PREVIOUS, TokenKeys, flaw
+
 MAXIMUM_ID_LENGTH: Final = 253  # as userrealtime.publish checks it
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+SIGNALS: Final = ("auto", "listen", "poll")
+_INSIDE: Final = re.compile(r"localhost|127\.\d+\.\d+\.\d+|::1|[a-z][a-z0-9-]*|.+\.svc(\.cluster\.local)?")
+"""Hosts that are reached within the machine or the cluster, where http will do."""
 
 
 class ConfigError(Exception):
@@ -42,7 +47,13 @@ class Config:
 
     user_id: str
     database_url: Secret
-    token_key: Secret
+    token_keys: TokenKeys
+    """None of them: HS256 is refused."""
+    jwks_url: str | None
+    token_issuer: str | None
+    token_audience: str | None
+    token_user_claim: str
+    token_leeway: float
     base_path: str
     allowed_origins: tuple[str, ...]
     """Of other sites whose pages may connect; `*` is any. Empty: no CORS, and no look at a WebSocket's Origin."""
@@ -56,7 +67,9 @@ class Config:
     max_message_bytes: int
     auth_timeout: float
     ping_interval: float
-    poll_interval: float
+    signal: str
+    poll_interval: float | None
+    """None: as suits the signal."""
     send_timeout: float
     drain_timeout: float
     log_level: str
@@ -72,7 +85,12 @@ class Config:
         config = cls(
             user_id=read.user_id("USER_ID"),
             database_url=read.database_url("DATABASE_URL"),
-            token_key=read.token_key("TOKEN_KEY"),
+            token_keys=read.token_keys("TOKEN_KEY_DIR", "JWKS_URL"),
+            jwks_url=read.jwks_url("JWKS_URL"),
+            token_issuer=read.text("TOKEN_ISSUER", "") or None,
+            token_audience=read.text("TOKEN_AUDIENCE", "") or None,
+            token_user_claim=read.text("TOKEN_USER_CLAIM", "sub"),
+            token_leeway=read.seconds("TOKEN_LEEWAY", 5, 0, 300),
             base_path=read.base_path("BASE_PATH"),
             allowed_origins=read.origins("ALLOWED_ORIGINS"),
             allow_query_token=read.choice("ALLOW_QUERY_TOKEN", "false", ("true", "false")) == "true",
@@ -85,7 +103,8 @@ class Config:
             max_message_bytes=read.integer("MAX_MESSAGE_BYTES", 64 << 10, 1, 16 << 20),
             auth_timeout=read.seconds("AUTH_TIMEOUT", 10, 0.1, 300),
             ping_interval=read.seconds("PING_INTERVAL", 20, 0.1, 3600),
-            poll_interval=read.seconds("POLL_INTERVAL", 15, 0.1, 3600),
+            signal=read.choice("SIGNAL", "auto", SIGNALS),
+            poll_interval=read.seconds("POLL_INTERVAL", 15, 0.1, 3600) if read.text("POLL_INTERVAL", "") else None,
             send_timeout=read.seconds("SEND_TIMEOUT", 30, 0.1, 3600),
             drain_timeout=read.seconds("DRAIN_TIMEOUT", 20, 0, 3600),
             log_level=read.choice("LOG_LEVEL", "info", LOG_LEVELS),
@@ -156,17 +175,53 @@ class _Reader:
                 self.problems.append(f"{name}: must be {wanted} (its value is not shown here)")
         return Secret(text)
 
-    def token_key(self, name: str) -> Secret:
+    def token_keys(self, directory_name: str, jwks_name: str) -> TokenKeys:
+        current, previous = self.text(CURRENT, ""), self.text(PREVIOUS, "")
+        directory = self.text(directory_name, "")
+        if directory:
+            return self._key_directory(directory_name, directory, given=bool(current or previous))
+        if not current and (previous or not self.text(jwks_name, "")):
+            self.problems.append(
+                f"{CURRENT}: required: the HS256 key of this user's tokens (or {directory_name}, or {jwks_name})"
+            )
+        keys = {name: key for name, key in ((CURRENT, current), (PREVIOUS, previous)) if key}
+        self.problems += [f"{name}: {problem}" for name, key in keys.items() if (problem := flaw(key)) is not None]
+        return TokenKeys(*keys.values())
+
+    def _key_directory(self, name: str, directory: str, *, given: bool) -> TokenKeys:
+        if given:
+            self.problems.append(f"{name}: set either it, or {CURRENT} and {PREVIOUS}")
+        try:
+            return TokenKeys.in_directory(Path(directory))
+        except (OSError, ValueError) as error:
+            self.problems.append(f"{name}: must be a directory with a file {CURRENT}, and perhaps {PREVIOUS}: {error}")
+            return TokenKeys()
+
+    def jwks_url(self, name: str) -> str | None:
         text = self.text(name, "")
-        # Surrogates are bytes of the environment that are not UTF-8.
-        size = len(text.encode(errors="surrogateescape"))
         if not text:
-            self.problems.append(f"{name}: required: the HS256 key of this user's tokens")
-        elif size < MINIMUM_KEY_BYTES:
-            self.problems.append(f"{name}: has {size} bytes; an HS256 key needs at least {MINIMUM_KEY_BYTES}")
-        elif not _is_utf8(text) or "-----BEGIN" in text or text.startswith("ssh-"):
-            self.problems.append(f"{name}: must be a random UTF-8 string, not a key of a key pair")
-        return Secret(text)
+            return None
+        try:
+            parts = urlsplit(text)
+            valid = (
+                re.fullmatch(r"[!-~]+", text) is not None
+                and parts.hostname is not None
+                and "@" not in parts.netloc
+                and not parts.fragment
+                and parts.port != 0
+                and (
+                    parts.scheme == "https"
+                    or (parts.scheme == "http" and _INSIDE.fullmatch(parts.hostname) is not None)
+                )
+            )
+        except ValueError:
+            valid = False
+        if not valid:
+            self.problems.append(
+                f"{name}: must be a URL like https://issuer.example/.well-known/jwks.json, without a password; http "
+                "only for loopback or a Service of the cluster (its value is not shown here)"
+            )
+        return text
 
     def origins(self, name: str) -> tuple[str, ...]:
         origins = tuple(origin.strip() for origin in self.text(name, "").split(",") if origin.strip())

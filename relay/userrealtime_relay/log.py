@@ -2,14 +2,20 @@
 
 No transaction is ever open on it: a LISTENing connection inside one gets no notification and holds back vacuum. Every
 query has a time limit, which is also how a half-open connection is found; keepalives let the server find its half.
+
+Behind a pooler of transactions, such as PgBouncer, each transaction may come to another backend. Notifications are lost
+then, and what one transaction leaves behind (settings, prepared statements) is not there in the next, or in its way. So
+each query is a transaction of its own there, with an unnamed statement and the time limit inside. Whether something is
+in between shows in the number of the backend, which a pooler cannot know when the connection begins.
 """
 
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Callable
 from datetime import datetime
-from typing import Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self
 
 import asyncpg
 
@@ -34,14 +40,19 @@ ERRORS: Final = (
 )
 """What any use of a `Log` may raise: the connection is then to be given up."""
 
-_SERVER_SETTINGS: Final = {
-    "application_name": "userrealtime-relay",
-    "statement_timeout": str(int(QUERY_TIMEOUT * 1000 * 0.9)),
-    "idle_in_transaction_session_timeout": "10000",
-    "tcp_keepalives_idle": "30",
-    "tcp_keepalives_interval": "10",
-    "tcp_keepalives_count": "3",
-}
+PROBE_TIMEOUT: Final = 2
+"""Seconds in which a notification must come through a pooler."""
+
+_STATEMENT_TIMEOUT: Final = int(QUERY_TIMEOUT * 1000 * 0.9)
+# Not sent along with the connection: a pooler refuses what it does not know.
+_SETTINGS: Final = f"""
+set statement_timeout = {_STATEMENT_TIMEOUT};
+set idle_in_transaction_session_timeout = 10000;
+set tcp_keepalives_idle = 30;
+set tcp_keepalives_interval = 10;
+set tcp_keepalives_count = 3
+"""
+_TRANSACTION_SETTINGS: Final = f"set local statement_timeout = {_STATEMENT_TIMEOUT}"
 
 _OPEN: Final = "select head, earliest, epoch, channel from userrealtime.open($1)"
 
@@ -82,36 +93,42 @@ class Opened(NamedTuple):
 class Log:
     """A connection to one user's log. Once a method has raised one of `ERRORS`, `abandon` it and connect anew."""
 
-    def __init__(self, connection: asyncpg.Connection, user_id: str) -> None:
+    def __init__(self, connection: asyncpg.Connection, user_id: str, *, pooled: bool) -> None:
         self._connection = connection
         self._user_id = user_id
+        self.pooled = pooled
+        """Whether transactions go through a pooler, so that `listen` would hear nothing."""
         self._epoch: str | None = None  # as `open` saw it last
         # A connection carries one query at a time, and there are as many askers as clients that catch up.
         self._turn = asyncio.Lock()
 
     @classmethod
-    async def connect(cls, url: Secret, user_id: str) -> Self:
-        """Connect, within `CONNECT_TIMEOUT` seconds.
+    async def connect(cls, url: Secret, user_id: str, *, pooled: bool | None = None) -> Self:
+        """Connect, within `CONNECT_TIMEOUT` seconds, and set the connection up, within another `QUERY_TIMEOUT`.
+
+        Args:
+            pooled: whether there is a pooler of transactions in between; by default, that is found out.
 
         Raises:
             ERRORS: the database is not there, or refuses, or the URL cannot be parsed. None of them quotes the URL.
         """
+        connection = await _connect(url)
         try:
-            connection = await asyncpg.connect(
-                url.reveal(), timeout=CONNECT_TIMEOUT, command_timeout=QUERY_TIMEOUT, server_settings=_SERVER_SETTINGS
-            )
-        except ValueError:
-            raise asyncpg.InterfaceError(
-                "DATABASE_URL cannot be parsed: percent-encode what is special in its user and password"
-            ) from None
-        return cls(connection, user_id)
+            async with asyncio.timeout(QUERY_TIMEOUT):
+                if pooled is None:
+                    pooled = not await _is_direct(connection) and not await _hears(url)
+                if not pooled:
+                    await connection.execute(_SETTINGS)
+        except BaseException:
+            connection.terminate()
+            raise
+        return cls(connection, user_id, pooled=pooled)
 
     async def open(self) -> Opened:
         """Where the log stands now. Also proves that the connection still works."""
-        async with self._turn:
-            [row] = await self._connection.fetch(_OPEN, self._user_id)
-            opened = Opened(*row)
-            self._epoch = opened.epoch
+        [row] = await self._fetch(_OPEN, self._user_id)
+        opened = Opened(*row)
+        self._epoch = opened.epoch
         return opened
 
     async def page(self, after: int, *, max_events: int, max_bytes: int) -> list[Event]:
@@ -123,11 +140,16 @@ class Log:
             LogReplaced: they would be events of another log than the one that was opened. One that had no epoch yet,
                 for want of events, may have got its first.
         """
-        async with self._turn:
-            rows = await self._connection.fetch(_PAGE, self._user_id, after, max_events, max_bytes)
-            if self._epoch not in (None, rows[0]["epoch"]):
-                raise LogReplaced("the log is not the one that was opened")
+        rows = await self._fetch(_PAGE, self._user_id, after, max_events, max_bytes)
+        if self._epoch not in (None, rows[0]["epoch"]):
+            raise LogReplaced("the log is not the one that was opened")
         return [Event(*row[1:]) for row in rows if row["id"] is not None]
+
+    async def _fetch(self, query: str, *arguments: object) -> list[asyncpg.Record]:
+        async with self._turn:
+            if self.pooled:
+                return await _fetch_pooled(self._connection, query, *arguments)
+            return await self._connection.fetch(query, *arguments)
 
     async def listen(self, channel: str, wake: Callable[[], None]) -> None:
         """Call `wake` at each notification, and once when the connection is lost."""
@@ -142,3 +164,66 @@ class Log:
     def abandon(self) -> None:
         """Drop the connection without a word to the server. Queries under way fail. Never blocks."""
         self._connection.terminate()
+
+
+async def _connect(url: Secret, **options: Any) -> asyncpg.Connection:
+    try:
+        return await asyncpg.connect(
+            url.reveal(),
+            timeout=CONNECT_TIMEOUT,
+            command_timeout=QUERY_TIMEOUT,
+            server_settings={"application_name": "userrealtime-relay"},
+            **options,
+        )
+    except ValueError:
+        raise asyncpg.InterfaceError(
+            "DATABASE_URL cannot be parsed: percent-encode what is special in its user and password"
+        ) from None
+
+
+async def _fetch_pooled(connection: asyncpg.Connection, query: str, *arguments: object) -> list[asyncpg.Record]:
+    """A query that begins and ends on one backend, and leaves nothing behind there."""
+    async with connection.transaction():
+        await connection.execute(_TRANSACTION_SETTINGS)
+        statement = await connection.prepare(query, name="")
+        return await statement.fetch(*arguments)
+
+
+async def _is_direct(connection: asyncpg.Connection) -> bool:
+    """Whether the backend is the one that the connection began with."""
+    [row] = await _fetch_pooled(connection, "select pg_backend_pid()")
+    return bool(row[0] == connection.get_server_pid())
+
+
+async def _hears(url: Secret) -> bool:
+    """Whether notifications come through what is in between, as they do if it pools whole connections.
+
+    One connection waits for a notification that another sends: one's own would come with the answer, while the backend
+    is still there.
+    """
+    channel = f"userrealtime_probe_{secrets.token_hex(8)}"
+    heard = asyncio.Event()
+
+    def notified(*_: object) -> None:
+        heard.set()
+
+    listener = await _connect(url, statement_cache_size=0)
+    try:
+        async with listener.transaction():
+            await listener.add_listener(channel, notified)
+        sender = await _connect(url, statement_cache_size=0)
+        try:
+            await sender.execute(f"notify {channel}")
+        finally:
+            sender.terminate()
+        try:
+            async with asyncio.timeout(PROBE_TIMEOUT):
+                await heard.wait()
+        except TimeoutError:
+            pass
+        # Lest a pooled backend goes on listening, for nobody.
+        async with listener.transaction():
+            await listener.remove_listener(channel, notified)
+    finally:
+        listener.terminate()
+    return heard.is_set()

@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from .config import Config
 from .metrics import CONTENT_TYPE, Metrics
 from .signals import Signal
-from .signals.listen import listen as notify
+from .signals.choice import choose
 from .tail import Tail
 from .transports.client import Clients
 from .transports.http import listen
@@ -44,10 +44,10 @@ class Relay:
     Entering raises OSError if a port cannot be had.
     """
 
-    def __init__(self, config: Config, signal: Signal = notify) -> None:
+    def __init__(self, config: Config, signal: Signal | None = None) -> None:
         self._config = config
         self.metrics = Metrics()
-        self.tail = Tail(config, signal, self.metrics)
+        self.tail = Tail(config, signal or choose(config), self.metrics)
         self.clients = Clients(config, self.tail, self.metrics)
         self.websockets = WebSockets(self.clients)
         self._draining = False

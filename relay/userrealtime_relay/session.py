@@ -7,6 +7,8 @@ out what it answers: `take` the messages to send, `tick` at `deadline`, answer `
 
     authenticating --token--> open: "where is the log?" --locate--> open, with a cursor --> closing
 
+A token may lead to a question too, before it is accepted: which keys are there now? It is answered by `retry`.
+
 A cursor that the log cannot serve is answered by `reset`, so that no gap is silent. Before refusing a cursor that is
 ahead, or of another epoch, the log itself is asked: another relay may have delivered what this one is about to read.
 """
@@ -19,13 +21,15 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final, Literal, NamedTuple
 from urllib.parse import parse_qsl
 
-from .auth import Unauthorized
+from .auth import KeysWanted, Unauthorized
 from .position import Position
 
 SUBPROTOCOL: Final = "userrealtime.v1"
 _TOKEN_SUBPROTOCOL: Final = "bearer."  # noqa: S105 (a prefix)
 MAX_ERRORS: Final = 10
 """Messages that cannot be understood, over the life of a connection, before it is closed."""
+MAX_EARLY: Final = 8
+"""Messages that may come while the keys are asked for."""
 
 Reason = Literal["too-old", "ahead", "epoch"]
 
@@ -55,6 +59,8 @@ class Question(enum.Enum):
     """Where the log stands, as far as this relay knows."""
     FRESH_POSITION = enum.auto()
     """Where the log stands, asked of the log now."""
+    KEYS = enum.auto()
+    """The keys that the token may be signed with, asked of who has them now. Answered by `retry`."""
 
 
 class Resume(NamedTuple):
@@ -122,7 +128,7 @@ class Session:
     """One client. `now` is in seconds, of any clock that only goes forward.
 
     Args:
-        verify: how many seconds a token is still good for, or raises Unauthorized.
+        verify: how many seconds a token is still good for, or raises Unauthorized, or KeysWanted.
         auth_timeout: seconds to authenticate in.
     """
 
@@ -139,6 +145,8 @@ class Session:
         self._verify = verify
         self._messages: list[str] = []
         self._errors = 0
+        self._early: list[str | bytes] = []
+        self._token = ""  # which waits for keys
         self._greeted = False
         self._resume = opening.resume or Resume()
         self._resume_understood = opening.resume is not None
@@ -185,6 +193,11 @@ class Session:
         """Take in one message of the client."""
         if self.closing is not None:
             return
+        if self.question is Question.KEYS:
+            self._early.append(message)
+            if len(self._early) > MAX_EARLY:
+                self.shut(Code.POLICY_VIOLATION, "Too many messages before being authenticated")
+            return
         fields = _fields(message)
         if not self.authenticated:
             token = fields.get("token") if fields is not None and fields.get("type") == "auth" else None
@@ -198,6 +211,19 @@ class Session:
             self._receive_resume(fields)
         else:
             self._error("unknown-type", 'the types understood here are "auth", as the first message, and "resume"')
+
+    def retry(self, now: float) -> None:
+        """Answer `Question.KEYS`: they were asked for, with or without success."""
+        if self.question is not Question.KEYS:
+            return  # closed meanwhile
+        self.question = None
+        self._authenticate(self._token, now)
+        if self.question is Question.KEYS:
+            self.shut(Code.TRY_LATER, "Keys of tokens unavailable")
+        self._token = ""
+        early, self._early = self._early, []
+        for message in early:
+            self.receive(message, now)
 
     def locate(self, position: Position) -> Reason | None:
         """Answer `question`; it may be followed by another.
@@ -250,6 +276,10 @@ class Session:
             remaining = self._verify(token)
         except Unauthorized:
             self.shut(*UNAUTHORIZED)
+            return
+        except KeysWanted:
+            self._token = token
+            self.question = Question.KEYS
             return
         if not self._resume_understood:
             self.shut(Code.POLICY_VIOLATION, "Invalid last_event_id: send the id of an event, a whole number")

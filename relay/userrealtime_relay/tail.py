@@ -28,6 +28,8 @@ from .signals import Signal
 
 PAGE_EVENTS: Final = 500
 PAGE_BYTES: Final = 256 << 10
+POLL_INTERVAL: Final = 15.0
+"""Seconds after which the log is looked at without a signal, unless the configuration says otherwise."""
 BACKOFF_FIRST: Final = 0.2
 BACKOFF_LAST: Final = 15.0
 
@@ -39,6 +41,8 @@ class Tail:
 
     def __init__(self, config: Config, signal: Signal, metrics: Metrics) -> None:
         self._config = config
+        self._poll_interval = config.poll_interval or POLL_INTERVAL
+        self._pooled = {"auto": None, "listen": False, "poll": True}[config.signal]
         self._signal = signal
         self._metrics = metrics
         self._ring = self._new_ring(0)
@@ -104,7 +108,7 @@ class Tail:
         """Follow the log until cancelled."""
         while True:
             try:
-                log = await Log.connect(self._config.database_url, self._config.user_id)
+                log = await Log.connect(self._config.database_url, self._config.user_id, pooled=self._pooled)
                 self._metrics.log_connections.inc()
                 try:
                     await self._follow(log)
@@ -136,7 +140,7 @@ class Tail:
                 "connected to Postgres",
                 extra={"fields": {"head": opened.head, "ring_head": self._ring.head, "epoch": opened.epoch}},
             )
-            next_poll = loop.time() + self._config.poll_interval
+            next_poll = loop.time() + self._poll_interval
             while True:
                 self._wake.clear()
                 await self._catch_up(log)
@@ -148,7 +152,7 @@ class Tail:
                     pass
                 if loop.time() >= next_poll:
                     await self._reopen(log)
-                    next_poll = loop.time() + self._config.poll_interval
+                    next_poll = loop.time() + self._poll_interval
                     self._attempt = 0  # not sooner: a connection that is lost again and again is a failing one
 
     async def _catch_up(self, log: Log) -> None:

@@ -12,23 +12,31 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.relay.support import KEY, USER, token
-from userrealtime_relay.auth import LEEWAY, TokenVerifier, Unauthorized
-from userrealtime_relay.config import Secret
+from tests.relay.support import KEY, USER, config, token
+from userrealtime_relay.auth import TokenVerifier, Unauthorized
 
-verify = TokenVerifier(Secret(KEY), USER)
+NO_DATABASE = "postgresql://nobody@127.0.0.1:1/none"
+LEEWAY = 5
+verify = TokenVerifier(config(NO_DATABASE))
 
 
-def signed(header: dict[str, Any], claims: dict[str, Any], key: str = KEY) -> str:
+def part(content: bytes) -> bytes:
+    return base64.urlsafe_b64encode(content).rstrip(b"=")
+
+
+def signed(header: dict[str, Any], claims: dict[str, Any] | bytes, key: str = KEY) -> str:
     """A token of any header, signed by hand with SHA-256."""
-
-    def part(content: bytes) -> bytes:
-        return base64.urlsafe_b64encode(content).rstrip(b"=")
-
-    head = part(json.dumps(header).encode()) + b"." + part(json.dumps(claims).encode())
+    content = claims if isinstance(claims, bytes) else json.dumps(claims).encode()
+    head = part(json.dumps(header).encode()) + b"." + part(content)
     return (head + b"." + part(hmac.digest(key.encode(), head, hashlib.sha256))).decode()
 
 
+def unsigned(algorithm: str | None) -> str:
+    return (part(json.dumps({"alg": algorithm}).encode()) + b"." + part(json.dumps(GOOD).encode()) + b".").decode()
+
+
+NO_TIMES: list[Any] = ["9999999999", True, None, [1], {}, float("nan"), float("inf")]
+STRANGER = "a key of a stranger's that is long enough"
 GOOD = {"sub": USER, "exp": int(time.time()) + 3600}
 
 
@@ -63,13 +71,56 @@ def test_clocks_may_differ_a_little() -> None:
         pytest.param(signed({"alg": "HS256"}, {**GOOD, "exp": "soon"}), id="exp no number"),
         pytest.param(signed({"alg": "HS256"}, {**GOOD, "exp": float("inf")}), id="exp infinite"),
         pytest.param(signed({"alg": "HS256"}, {**GOOD, "sub": 1}), id="sub no string"),
-        pytest.param(jwt.encode(GOOD, None, algorithm="none"), id="alg none"),
+        pytest.param(jwt.encode(GOOD, "", algorithm="none"), id="alg none"),
         pytest.param(signed({"alg": "none"}, GOOD), id="alg none, but signed"),
         pytest.param(signed({"alg": "RS256"}, GOOD), id="alg RS256, signed with the key as a secret"),
         pytest.param(signed({"alg": "HS512"}, GOOD), id="alg HS512, signed with SHA-256"),
         pytest.param(jwt.encode(GOOD, KEY * 2, algorithm="HS512"), id="HS512"),
         pytest.param(signed({}, GOOD), id="without alg"),
         pytest.param(signed({"alg": ["HS256"]}, GOOD), id="alg a list"),
+        *(pytest.param(unsigned(alg), id=f"alg {alg}, unsigned") for alg in ("none", "None", "NONE", "nOnE", "", None)),
+        *(pytest.param(signed({"alg": alg}, GOOD), id=f"alg {alg}, signed") for alg in ("hs256", "HS256 ", 256, None)),
+        pytest.param(signed({"alg": "EdDSA"}, GOOD), id="alg of a key pair"),
+        pytest.param(signed({"alg": "HS256"}, GOOD, ""), id="signed with nothing"),
+        pytest.param(signed({"alg": "HS256", "crit": ["exp"], "exp": 1}, GOOD), id="crit"),
+        pytest.param(signed({"alg": "HS256", "crit": []}, GOOD), id="crit empty"),
+        pytest.param(signed({"alg": "HS256", "crit": ["b64"], "b64": False}, GOOD), id="payload detached"),
+        pytest.param(signed({"alg": "HS256", "typ": "logout+jwt"}, GOOD), id="another type"),
+        pytest.param(signed({"alg": "HS256", "typ": ["JWT"]}, GOOD), id="type a list"),
+        pytest.param(signed({"alg": "HS256", "kid": 7}, GOOD), id="kid a number"),
+        *(
+            pytest.param(signed({"alg": "HS256", name: value}, GOOD, STRANGER), id=f"{name}, signed with another key")
+            for name, value in {
+                "jku": "http://127.0.0.1:1/keys",
+                "x5u": "http://127.0.0.1:1/keys",
+                "jwk": {"kty": "oct", "k": base64.urlsafe_b64encode(STRANGER.encode()).decode()},
+                "kid": "../../../../dev/null",
+            }.items()
+        ),
+        pytest.param(signed({"alg": "HS256"}, b'{"sub":"bob","sub":"alice","exp":9999999999}'), id="sub twice"),
+        pytest.param(signed({"alg": "HS256"}, b'{"sub":"alice","exp":1,"exp":9999999999}'), id="exp twice"),
+        *(
+            pytest.param(signed({"alg": "HS256"}, {**GOOD, name: value}), id=f"{name} {value!r:.20}")
+            for name in ("exp", "nbf", "iat")
+            for value in NO_TIMES
+        ),
+        pytest.param(signed({"alg": "HS256"}, b'{"sub":"alice","exp":1e999}'), id="exp beyond all floats"),
+        pytest.param(signed({"alg": "HS256"}, b'{"sub":"alice","exp":' + b"9" * 5000 + b"}"), id="exp beyond all ints"),
+        pytest.param(signed({"alg": "HS256"}, {**GOOD, "nbf": 10**400}), id="nbf huge"),
+        pytest.param(signed({"alg": "HS256"}, {**GOOD, "exp": -(10**400)}), id="exp hugely negative"),
+        pytest.param(signed({"alg": "HS256"}, {**GOOD, "sub": [USER]}), id="sub a list"),
+        pytest.param(signed({"alg": "HS256"}, {**GOOD, "sub": USER.upper()}), id="sub of another case"),
+        pytest.param(signed({"alg": "HS256"}, {**GOOD, "sub": USER + "\0"}), id="sub with more"),
+        pytest.param(signed({"alg": "HS256"}, b"[]"), id="claims a list"),
+        pytest.param(signed({"alg": "HS256"}, b""), id="claims nothing"),
+        pytest.param(signed({"alg": "HS256"}, b"[" * 3000), id="claims deep"),
+        pytest.param(signed({"alg": "HS256"}, json.dumps(GOOD).encode("utf-16")), id="claims of another encoding"),
+        pytest.param(signed({"alg": "HS256"}, {**GOOD, "more": "x" * 10_000}), id="too long"),
+        pytest.param(token().replace(".", ".."), id="five segments"),
+        pytest.param(token().rpartition(".")[0], id="two segments"),
+        pytest.param(token().rpartition(".")[0] + ".", id="signature empty"),
+        pytest.param(" " + token(), id="with a space"),
+        pytest.param(token() + "\n", id="with a line's end"),
         pytest.param(token() + "x", id="changed"),
         pytest.param("", id="empty"),
         pytest.param("a.b.c", id="no token"),
@@ -82,6 +133,39 @@ def test_any_other_token_is_refused_without_being_quoted(bad: str) -> None:
     assert raised.value.__cause__ is None
     assert "." not in str(raised.value)
     assert USER not in str(raised.value)
+
+
+def test_a_token_may_say_what_it_is() -> None:
+    for kind in ("JWT", "jwt", "at+jwt", "application/at+jwt"):
+        assert verify(signed({"alg": "HS256", "typ": kind, "kid": "any"}, GOOD)) > 0
+
+
+def test_issuer_audience_user_claim_and_leeway_are_as_configured() -> None:
+    strict = TokenVerifier(
+        config(NO_DATABASE, TOKEN_ISSUER="us", TOKEN_AUDIENCE="relay", TOKEN_USER_CLAIM="name", TOKEN_LEEWAY="100")
+    )
+    good: dict[str, Any] = {"iss": "us", "aud": "relay", "name": USER, "sub": "somebody"}
+    assert strict(token(**good, life_s=-50)) > 0
+    assert strict(token(**{**good, "aud": ["other", "relay"]})) > 100
+    changes: list[dict[str, Any]] = [
+        {"iss": "them"},
+        {"iss": ["us"]},
+        {"iss": None},
+        {"aud": "them"},
+        {"aud": ["relays"]},
+        {"aud": "relay "},
+        {"aud": {"relay": 1}},
+        {"aud": []},
+        {"name": "somebody"},
+        {"name": None},
+        {"exp": int(time.time()) - 150},
+    ]
+    for wrong in changes:
+        with pytest.raises(Unauthorized):
+            strict(signed({"alg": "HS256"}, {"exp": GOOD["exp"], **good, **wrong}))
+    for missing in good.keys() - {"sub"}:
+        with pytest.raises(Unauthorized):
+            strict(signed({"alg": "HS256"}, {"exp": GOOD["exp"], **{n: v for n, v in good.items() if n != missing}}))
 
 
 @given(st.text())

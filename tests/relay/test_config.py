@@ -14,12 +14,12 @@ def test_three_variables_are_enough() -> None:
     config = Config.from_environment({"USER_ID": "alice", "DATABASE_URL": URL, "TOKEN_KEY": KEY})
     assert config.user_id == "alice"
     assert config.database_url.reveal() == URL
-    assert config.token_key.reveal() == KEY
+    assert config.token_keys() == (KEY,)
     assert config.host == "0.0.0.0"  # noqa: S104
     assert (config.ws_port, config.health_port, config.base_path) == (8080, 3000, "")
     assert (config.ring_events, config.ring_bytes) == (1024, 4194304)
     assert (config.max_connections, config.max_message_bytes) == (100, 65536)
-    assert (config.auth_timeout, config.ping_interval, config.poll_interval) == (10, 20, 15)
+    assert (config.auth_timeout, config.ping_interval, config.poll_interval) == (10, 20, None)
     assert (config.send_timeout, config.drain_timeout, config.log_level) == (30, 20, "info")
 
 
@@ -36,6 +36,12 @@ def test_every_variable_is_read() -> None:
         "SEND_TIMEOUT": "13.25",
         "DRAIN_TIMEOUT": "0",
         "LOG_LEVEL": "debug",
+        "SIGNAL": "poll",
+        "JWKS_URL": "https://issuer.example/keys",
+        "TOKEN_ISSUER": "https://issuer.example",
+        "TOKEN_AUDIENCE": "relay",
+        "TOKEN_USER_CLAIM": "name",
+        "TOKEN_LEEWAY": "3",
     }
     config = Config.from_environment(environment(URL, **changes))
     for name, text in changes.items():
@@ -62,6 +68,20 @@ def test_all_that_is_wrong_is_named_at_once() -> None:
         ("TOKEN_KEY", "hunter2"),
         ("TOKEN_KEY", "hunter2" * 9 + "\udcff"),
         ("TOKEN_KEY", "-----BEGIN PUBLIC KEY-----\nhunter2hunter2hunter2"),
+        ("TOKEN_KEY_PREVIOUS", "hunter2"),
+        ("JWKS_URL", "http://issuer.example/hunter2"),
+        ("JWKS_URL", "http://10.0.0.1/hunter2"),
+        ("JWKS_URL", "http://167772161/hunter2"),
+        ("JWKS_URL", "http://127.0.0.1.example.com/hunter2"),
+        ("JWKS_URL", "https://user:hunter2@issuer.example/"),
+        ("JWKS_URL", "https://issuer.example/#hunter2"),
+        ("JWKS_URL", "https://issuer.example:0/hunter2"),
+        ("JWKS_URL", "https://issuer.example:hunter2/"),
+        ("JWKS_URL", "https://issuer.example/hunter2 "),
+        ("JWKS_URL", "file:///hunter2"),
+        ("JWKS_URL", "https:///hunter2"),
+        ("TOKEN_LEEWAY", "-1"),
+        ("SIGNAL", "nats"),
         ("WS_PORT", "-1"),
         ("WS_PORT", "1e3"),
         ("WS_PORT", "٣"),
@@ -80,13 +100,38 @@ def test_a_wrong_value_is_refused_and_a_secret_one_not_shown(name: str, value: s
     assert "hunter2" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://issuer.example/keys?v=1",
+        "http://localhost:8080/",
+        "http://127.0.0.1/",
+        "http://[::1]:1/",
+        "http://keys/",
+        "http://keys.auth.svc:8080/keys",
+        "http://keys.auth.svc.cluster.local/keys",
+    ],
+)
+def test_keys_come_from_https_or_from_inside(url: str) -> None:
+    assert Config.from_environment(environment(URL, JWKS_URL=url)).jwks_url == url
+
+
+def test_one_source_of_keys_is_needed() -> None:
+    assert Config.from_environment(environment(URL, TOKEN_KEY="", JWKS_URL="https://a.example/")).token_keys() == ()
+    for changes in ({}, {"TOKEN_KEY_PREVIOUS": KEY}, {"TOKEN_KEY_PREVIOUS": KEY, "JWKS_URL": "https://a.example/"}):
+        with pytest.raises(ConfigError, match=r"\n  TOKEN_KEY: required"):
+            Config.from_environment(environment(URL, **{"TOKEN_KEY": "", **changes}))
+    two = Config.from_environment(environment(URL, TOKEN_KEY_PREVIOUS=KEY[::-1]))
+    assert two.token_keys() == (KEY, KEY[::-1])
+
+
 def test_an_empty_variable_is_an_unset_one() -> None:
     assert Config.from_environment(environment(URL, RING_EVENTS="")).ring_events == 1024
 
 
 def test_a_configuration_never_shows_its_secrets() -> None:
     config = Config.from_environment(environment(URL))
-    for text in (repr(config), str(config), f"{config.database_url} {config.token_key!r}"):
+    for text in (repr(config), str(config), f"{config.database_url} {config.token_keys!r}"):
         assert "hunter2" not in text
         assert KEY not in text
     assert repr(Secret("x")) == "Secret(...)"

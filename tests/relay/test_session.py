@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from userrealtime_relay.auth import Unauthorized
+from userrealtime_relay.auth import KeysWanted, Unauthorized
 from userrealtime_relay.position import Position
-from userrealtime_relay.session import MAX_ERRORS, Closing, Code, Opening, Question, Resume, Session
+from userrealtime_relay.session import MAX_EARLY, MAX_ERRORS, Closing, Code, Opening, Question, Resume, Session
 
 LOG = Position(head=50, earliest=11, epoch="e1")
 UNAUTHORIZED = Closing(Code.POLICY_VIOLATION, "Unauthorized")
@@ -347,3 +347,78 @@ def test_whatever_a_client_says_its_cursor_is_one_the_log_has(
     assert not sent or sent[0]["type"] == "connected"
     assert sum(message["type"] == "connected" for message in sent) <= 1
     assert sum(message["type"] == "error" for message in sent) <= MAX_ERRORS
+
+
+# --- keys that must be asked for
+
+
+class Keys:
+    """Verifies "late" once there are keys."""
+
+    def __init__(self) -> None:
+        self.there = False
+
+    def __call__(self, token: str) -> float:
+        if not self.there:
+            raise KeysWanted
+        return verify(token)
+
+
+def waiting(keys: Keys, token: str = "100") -> Session:  # noqa: S107
+    made = Session(Opening(token, Resume()), user_id="alice", verify=keys, auth_timeout=10, now=0)
+    assert made.question is Question.KEYS
+    assert not made.authenticated
+    return made
+
+
+def test_a_token_may_wait_for_its_key() -> None:
+    keys = Keys()
+    alice = waiting(keys)
+    assert alice.take() == []
+    keys.there = True
+    alice.retry(5)
+    assert (alice.authenticated, alice.deadline, alice.question) == (True, 105, Question.POSITION)
+
+
+def test_what_a_client_says_meanwhile_waits_with_it() -> None:
+    keys = Keys()
+    alice = waiting(keys)
+    alice.receive('{"type":"resume","lastEventId":20}', 1)
+    alice.receive('{"type":"what"}', 1)
+    keys.there = True
+    alice.retry(5)
+    alice.locate(LOG)
+    assert [message["type"] for message in said(alice)] == ["connected", "error"]
+    assert alice.cursor == 20
+
+
+def test_a_client_may_not_say_much_meanwhile() -> None:
+    alice = waiting(Keys())
+    for _ in range(MAX_EARLY):
+        alice.receive('{"type":"resume","lastEventId":20}', 1)
+    assert alice.closing is None
+    alice.receive("{}", 1)
+    assert alice.closing == Closing(Code.POLICY_VIOLATION, "Too many messages before being authenticated")
+    alice.retry(5)
+    assert not alice.authenticated
+
+
+def test_without_keys_it_is_not_the_clients_fault() -> None:
+    alice = waiting(Keys())
+    alice.retry(5)
+    assert alice.closing == Closing(Code.TRY_LATER, "Keys of tokens unavailable")
+    assert alice.question is None
+
+
+def test_with_keys_a_token_may_turn_out_to_be_wrong() -> None:
+    keys = Keys()
+    mallory = waiting(keys, "wrong")
+    keys.there = True
+    mallory.retry(5)
+    assert mallory.closing == UNAUTHORIZED
+
+
+def test_waiting_for_keys_has_an_end() -> None:
+    alice = waiting(Keys())
+    alice.tick(10)
+    assert alice.closing == UNAUTHORIZED

@@ -72,7 +72,7 @@ class Clients:
         self.config = config
         self.tail = tail
         self.metrics = metrics
-        self.verify = TokenVerifier(config.token_key, config.user_id)
+        self.verify = TokenVerifier(config)
         self.draining = False
         self._tasks: dict[Client, asyncio.Task[Any]] = {}
         self._admitted: set[Client] = set()
@@ -206,6 +206,9 @@ class Client:
             return False
         if self._asked is not None:
             return self._take_answer(*self._asked)
+        if session.question is Question.KEYS:
+            self._ask(self._clients.verify.refresh(), lambda _: session.retry(self._loop.time()))
+            return False
         if not session.authenticated:
             return self._end_if_leaving()
         if session.question is not None:
@@ -219,7 +222,7 @@ class Client:
             self.carrier.write_message(message, self.session.cursor, self.session.epoch)
 
     def _ask(self, question: Coroutine[Any, Any, T], answer: Callable[[T], None]) -> None:
-        """Ask Postgres, and go on with `answer`, in the client's own task, when it has answered."""
+        """Ask Postgres or JWKS_URL, and go on with `answer`, in the client's own task, when it has answered."""
         task = asyncio.create_task(question)
         task.add_done_callback(lambda _: self.wake.set())
         self._asked = task, answer

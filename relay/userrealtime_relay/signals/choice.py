@@ -1,0 +1,35 @@
+"""Which signal a relay follows: SIGNAL."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from userrealtime_relay.config import Config
+from userrealtime_relay.log import Log
+
+from . import Signal, Wake
+from .listen import listen
+from .poll import INTERVAL, poll
+
+_logger = logging.getLogger(__name__)
+
+
+def choose(config: Config) -> Signal:
+    """The signal for `config.signal`. With `auto`, it is chosen for each connection, by what that lets through."""
+    interval = config.poll_interval or INTERVAL
+    polling = poll(interval)
+
+    @asynccontextmanager
+    async def auto(log: Log, channel: str, wake: Wake) -> AsyncIterator[None]:
+        if log.pooled:
+            _logger.warning(
+                "LISTEN does not work here: DATABASE_URL leads to a pooler of transactions. The log is polled instead; "
+                "give a direct connection, or set SIGNAL=poll if this is meant",
+                extra={"fields": {"poll_interval_s": interval}},
+            )
+        async with (polling if log.pooled else listen)(log, channel, wake):
+            yield
+
+    return {"auto": auto, "listen": listen, "poll": polling}[config.signal]

@@ -1,0 +1,94 @@
+"""Somebody who signs tokens with key pairs, and publishes their public keys on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import ssl
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+import jwt
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
+
+from tests.relay.support import USER
+
+RSA: Final = rsa.generate_private_key(65537, 2048)
+OTHER_RSA: Final = rsa.generate_private_key(65537, 2048)
+EC: Final = ec.generate_private_key(ec.SECP256R1())
+ED25519: Final = ed25519.Ed25519PrivateKey.generate()
+
+PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
+
+
+def jwk(key: PrivateKey, kid: str | None, **fields: Any) -> dict[str, Any]:
+    """The public half, as a key set has it."""
+    made: dict[str, Any]
+    if isinstance(key, rsa.RSAPrivateKey):
+        made = RSAAlgorithm.to_jwk(key.public_key(), as_dict=True)
+    elif isinstance(key, ec.EllipticCurvePrivateKey):
+        made = ECAlgorithm.to_jwk(key.public_key(), as_dict=True)
+    else:
+        made = OKPAlgorithm.to_jwk(key.public_key(), as_dict=True)
+    made.pop("key_ops", None)
+    return {**made, **({} if kid is None else {"kid": kid}), **fields}
+
+
+def sign(key: PrivateKey, kid: str | None, header: dict[str, Any] | None = None, **claims: Any) -> str:
+    """A token that is good unless `claims` or `header` say otherwise."""
+    if isinstance(key, rsa.RSAPrivateKey):
+        algorithm = "RS256"
+    else:
+        algorithm = "ES256" if isinstance(key, ec.EllipticCurvePrivateKey) else "EdDSA"
+    return jwt.encode(
+        {"sub": USER, "exp": int(time.time()) + 3600, **claims},
+        key,
+        algorithm=algorithm,
+        headers={**({} if kid is None else {"kid": kid}), **(header or {})},
+    )
+
+
+class Endpoint:
+    """Answers with what it is set to."""
+
+    def __init__(self) -> None:
+        self.requests: list[str] = []
+        self.status = 200
+        self.body = b""
+        self.headers = ""
+        self.silent = False
+        self.port = 0
+
+    def publish(self, *keys: dict[str, Any]) -> None:
+        self.body = json.dumps({"keys": keys}).encode()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/keys?all=1"
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            self.requests.append((await reader.readuntil(b"\r\n\r\n")).decode())
+            if not self.silent:
+                head = f"HTTP/1.1 {self.status} Such\r\nContent-Length: {len(self.body)}\r\n{self.headers}\r\n"
+                writer.write(head.encode() + self.body)
+            await reader.read()
+        except (OSError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            writer.transport.abort()
+
+
+@asynccontextmanager
+async def endpoint(*keys: dict[str, Any], context: ssl.SSLContext | None = None) -> AsyncIterator[Endpoint]:
+    made = Endpoint()
+    made.publish(*keys)
+    server = await asyncio.start_server(made._answer, "127.0.0.1", 0, ssl=context)
+    made.port = server.sockets[0].getsockname()[1]
+    try:
+        yield made
+    finally:
+        server.close()
