@@ -2,7 +2,8 @@
 
 To *hold* a direction is a half-open connection: both ends believe in it, nothing arrives. What was sent is not lost
 but late, as with TCP's retransmissions: it arrives on `release`, if the connection still exists. New connections are
-taken while held, and stay silent. To *cut* ends every connection with a reset.
+taken while held, and stay silent. To *strand* does so for good to the connections there are, and to no later one, as a
+firewall does that has forgotten them. To *cut* ends every connection with a reset.
 """
 
 from __future__ import annotations
@@ -70,12 +71,11 @@ class Link:
         self.refusing = False
         """While set, whoever connects is cut off at once."""
         self._filtering = filtering
-        self._flows = {"up": asyncio.Event(), "down": asyncio.Event()}
+        self._flows = _flows()
         self._tasks: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
 
     async def __aenter__(self) -> Self:
-        self.release()
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
@@ -104,6 +104,12 @@ class Link:
         """Forward everything again, from where it was held."""
         for flow in self._flows.values():
             flow.set()
+
+    def strand(self) -> None:
+        """Forward nothing more, ever, on the connections there are; carry those that come."""
+        for flow in self._flows.values():
+            flow.clear()
+        self._flows = _flows()
 
     def cut(self) -> None:
         """End every connection, at both ends."""
@@ -162,3 +168,10 @@ class Link:
             await flow.wait()
         except OSError:
             pass
+
+
+def _flows() -> dict[str, asyncio.Event]:
+    flows = {"up": asyncio.Event(), "down": asyncio.Event()}
+    for flow in flows.values():
+        flow.set()
+    return flows

@@ -149,6 +149,14 @@ class ReleaseClient(_OfClient):
 
 
 @dataclass(frozen=True)
+class StrandClient(_OfClient):
+    """Its connection is dead, which nobody is told; it can connect anew."""
+
+    async def run(self, world: World) -> None:
+        world.client_links[self.index(world)].strand()
+
+
+@dataclass(frozen=True)
 class Kill(Step):
     relay: int
 
@@ -193,6 +201,16 @@ class ReleasePostgres(Step):
 
     async def run(self, world: World) -> None:
         world.relays[self.relay].link.release()
+
+
+@dataclass(frozen=True)
+class StrandPostgres(Step):
+    """The relay's connection is dead, which nobody is told; it can connect anew."""
+
+    relay: int
+
+    async def run(self, world: World) -> None:
+        world.relays[self.relay].link.strand()
 
 
 @dataclass(frozen=True)
@@ -292,11 +310,13 @@ _CHOICES: Final[tuple[tuple[int, Callable[[random.Random], Step]], ...]] = (
     (5, lambda c: MoveClient(c.randrange(6), c.randrange(RELAYS))),
     (4, lambda c: HoldClient(c.randrange(6), **_directions(c))),
     (5, lambda c: ReleaseClient(c.randrange(6))),
+    (2, lambda c: StrandClient(c.randrange(6))),
     (4, lambda c: Kill(c.randrange(RELAYS))),
     (5, lambda c: Start(c.randrange(RELAYS))),
     (2, lambda c: Restart(c.randrange(RELAYS))),
     (4, lambda c: HoldPostgres(c.randrange(RELAYS), **_directions(c))),
     (5, lambda c: ReleasePostgres(c.randrange(RELAYS))),
+    (2, lambda c: StrandPostgres(c.randrange(RELAYS))),
     (2, lambda c: CutPostgres(c.randrange(RELAYS))),
     (5, lambda c: Notify(c.randrange(RELAYS), c.choice(("pass", "drop", "double", "late")))),
     (2, lambda c: FalseAlarm(c.choice(("", "0", "999999", "no number")))),

@@ -41,6 +41,8 @@ from .steps import (
     Sleep,
     Start,
     Step,
+    StrandClient,
+    StrandPostgres,
     TerminateBackends,
     UndoToSavepoint,
     Wake,
@@ -60,6 +62,15 @@ async def kept(server: LocalPostgres, plan: Sequence[Step], *resets: str, delive
     assert set(outcome.resets) == set(resets)
     if delivered is not None:
         assert outcome.delivered == delivered
+
+
+async def kept_unmended(server: LocalPostgres, plan: Sequence[Step]) -> None:
+    """The plan's promise is kept though nothing is mended: relays and clients make up for it alone."""
+    async with World(server) as world:
+        for step in plan:
+            await step.run(world)
+        await world.settle(mending=False)
+        world.judge()
 
 
 async def test_transactions_are_delivered_as_they_commit_and_never_otherwise(postgres_server: LocalPostgres) -> None:
@@ -97,15 +108,15 @@ async def test_a_connection_to_a_client_is_half_open(postgres_server: LocalPostg
     await kept(postgres_server, [*plan, ReleaseClient(0)], delivered=2 * (3 * 4 + 80 + 1))
 
 
+async def test_a_connection_is_dead_and_nobody_is_told(postgres_server: LocalPostgres) -> None:
+    plan = [NewClient(1), FOUR, Pause(0.3), StrandPostgres(0), StrandClient(1), FOUR]
+    await kept_unmended(postgres_server, plan)
+
+
 @pytest.mark.parametrize("mode", ["drop", "double", "late"])
 async def test_notifications_are_lost_doubled_or_late(postgres_server: LocalPostgres, mode: Mode) -> None:
     plan = [FOUR, Notify(0, mode), FOUR, Publish(1, 100), DropClient(0), FOUR, Pause(0.7), FOUR]
-    async with World(postgres_server) as world:
-        for step in plan:
-            await step.run(world)
-        # Nothing is mended: what was lost must be made up for by the relay alone.
-        await world.settle(mending=False)
-        world.judge()
+    await kept_unmended(postgres_server, plan)
 
 
 async def test_notifications_by_hand_mean_nothing(postgres_server: LocalPostgres) -> None:

@@ -81,6 +81,25 @@ async def test_what_is_held_arrives_when_released(up: bool, down: bool) -> None:
         await until(lambda: link.connections == 0)
 
 
+async def test_what_is_stranded_stays_so_and_the_next_connection_works() -> None:
+    async with echo() as target, Link(target) as link:
+        stranded, stranded_writer = await asyncio.open_connection("127.0.0.1", link.port)
+        stranded_writer.write(b"one\n")
+        assert await read(stranded) == b"one\n"
+        link.strand()
+        stranded_writer.write(b"two\n")
+        waiting = asyncio.create_task(read(stranded))
+        reader, writer = await asyncio.open_connection("127.0.0.1", link.port)
+        writer.write(b"three\n")
+        assert await read(reader) == b"three\n"
+        link.release()
+        done, _ = await asyncio.wait([waiting], timeout=0.2)
+        assert not done
+        writer.transport.abort()
+        stranded_writer.transport.abort()
+        assert await waiting == b""
+
+
 async def test_a_cut_ends_both_ends_and_the_next_connection_works() -> None:
     async with echo() as target, Link(target) as link:
         for _ in range(2):
