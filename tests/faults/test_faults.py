@@ -155,4 +155,5 @@ async def test_a_random_plan(postgres_server: LocalPostgres, seed: int) -> None:
     print(f"again: python -m tests.faults --seed {seed} [--shrink]")
     outcome = await run_plan(postgres_server, random_plan(seed, PLAN_LENGTH))
     print(outcome)
-    assert outcome.delivered > 0, "a plan in which nothing arrives shows nothing"
+    # A plan may end in a reset before anything arrived; one in which neither happens shows nothing.
+    assert outcome.delivered or outcome.resets
