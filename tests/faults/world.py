@@ -47,7 +47,15 @@ QUICK: Final = {
     "RING_EVENTS": "50",
 }
 TEMPLATE: Final = "faults_template"
-LOST: Final = (OSError, TimeoutError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError)
+LOST: Final = (
+    OSError,
+    TimeoutError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.CannotConnectNowError,
+)
 
 _numbers = itertools.count(1)
 
@@ -223,13 +231,13 @@ class World:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for writer in self.writers:
             writer.close()
-        try:
-            for relay in self.relays:
-                await relay.stop(grace_s=0)
-        finally:
-            await self._stack.aclose()
+        stopped = await asyncio.gather(*(relay.stop(grace_s=0) for relay in self.relays), return_exceptions=True)
+        await self._stack.aclose()
         async with self.connected("postgres") as connection:
             await connection.execute(f"drop database if exists {self.database} with (force)")
+        for failure in stopped:
+            if failure is not None and error is None:
+                raise failure
 
     @asynccontextmanager
     async def connected(self, database: str | None = None) -> AsyncIterator[asyncpg.Connection]:
