@@ -14,6 +14,7 @@ from typing import Final, NamedTuple, Self
 import asyncpg
 
 from .config import Secret
+from .inbox import Refused, Submission
 
 CONNECT_TIMEOUT: Final = 10
 QUERY_TIMEOUT: Final = 20
@@ -31,6 +32,7 @@ _SERVER_SETTINGS: Final = {
     "tcp_keepalives_count": "3",
 }
 
+_SUBMIT: Final = "select userrealtime.submit($1, $2, $3, $4::text::jsonb)"
 _OPEN: Final = "select head, earliest, epoch, channel from userrealtime.open($1)"
 
 # Walks the primary key one number at a time, so that the server reads, and writes out as text, no event beyond the
@@ -106,6 +108,20 @@ class Log:
         async with self._turn:
             rows = await self._connection.fetch(_PAGE, self._user_id, after, max_events, max_bytes)
         return [Event(*row) for row in rows]
+
+    async def submit(self, submission: Submission) -> int:
+        """Store a message for the application, once per ref. Returns its id.
+
+        Raises:
+            Refused: it cannot be stored, whoever tries.
+        """
+        async with self._turn:
+            try:
+                number: int = await self._connection.fetchval(_SUBMIT, self._user_id, *submission)
+            except (asyncpg.DataError, asyncpg.ProgramLimitExceededError) as error:
+                # The message alone: what else Postgres says quotes the data.
+                raise Refused(f"this cannot be stored: {type(error).__name__}") from None
+        return number
 
     async def listen(self, channel: str, wake: Callable[[], None]) -> None:
         """Call `wake` at each notification, and once when the connection is lost."""

@@ -15,11 +15,14 @@ from __future__ import annotations
 
 import enum
 import json
+import math
 from collections.abc import Callable, Iterable
 from typing import Any, Final, Literal, NamedTuple
 from urllib.parse import parse_qsl
 
+from .allowance import Allowance
 from .auth import Unauthorized
+from .inbox import Invalid, Refused, Submission, Unavailable
 from .position import Position
 
 SUBPROTOCOL: Final = "userrealtime.v1"
@@ -45,6 +48,7 @@ class Closing(NamedTuple):
     reason: str
 
 
+TOO_MANY_MESSAGES: Final = Closing(Code.TRY_LATER, "Too many messages")
 UNAUTHORIZED: Final = Closing(Code.POLICY_VIOLATION, "Unauthorized")
 
 
@@ -124,6 +128,7 @@ class Session:
     Args:
         verify: how many seconds a token is still good for, or raises Unauthorized.
         auth_timeout: seconds to authenticate in.
+        messages_per_second: how many the client may send, and at once.
     """
 
     def __init__(
@@ -134,10 +139,12 @@ class Session:
         verify: Callable[[str], float],
         auth_timeout: float,
         now: float,
+        messages_per_second: float = math.inf,
     ) -> None:
         self._user_id = user_id
         self._verify = verify
         self._messages: list[str] = []
+        self._allowance = Allowance(messages_per_second, now)
         self._errors = 0
         self._greeted = False
         self._resume = opening.resume or Resume()
@@ -149,6 +156,8 @@ class Session:
         self.epoch: str | None = None
         """That of the log when the client was last told of it."""
         self.question: Question | None = None
+        self.submission: Submission | None = None
+        """What the client publishes, until it is `settle`d; the next message is to be received only then."""
         self.closing: Closing | None = None
         self.deadline = now + auth_timeout
         """When to call `tick`."""
@@ -185,6 +194,9 @@ class Session:
         """Take in one message of the client."""
         if self.closing is not None:
             return
+        if not self._allowance.take(now):
+            self.shut(*TOO_MANY_MESSAGES)
+            return
         fields = _fields(message)
         if not self.authenticated:
             token = fields.get("token") if fields is not None and fields.get("type") == "auth" else None
@@ -196,8 +208,22 @@ class Session:
             self._error("invalid-message", 'send a JSON object with a "type", as a text message')
         elif fields["type"] == "resume":
             self._receive_resume(fields)
+        elif fields["type"] == "publish":
+            self._receive_publish(fields)
+        elif fields["type"] == "auth":
+            self._renew(fields.get("token"), now)
         else:
-            self._error("unknown-type", 'the types understood here are "auth", as the first message, and "resume"')
+            self._error("unknown-type", 'the types understood here are "auth", "publish" and "resume"')
+
+    def settle(self, outcome: int | Refused | Unavailable) -> None:
+        """Answer what the client published: with the id that it has, or why it has none."""
+        if self.submission is not None:
+            ref, self.submission = self.submission.ref, None
+            if isinstance(outcome, int):
+                self._send(type="ack", ref=ref, id=outcome)
+            else:
+                code = "refused" if isinstance(outcome, Refused) else "unavailable"
+                self._send(type="error", code=code, message=str(outcome), ref=ref)
 
     def locate(self, position: Position) -> Reason | None:
         """Answer `question`; it may be followed by another.
@@ -258,6 +284,21 @@ class Session:
         self.deadline = now + remaining
         self.question = Question.POSITION
 
+    def _renew(self, token: object, now: float) -> None:
+        try:
+            remaining = self._verify(token if isinstance(token, str) else "")
+        except Unauthorized:
+            self.shut(*UNAUTHORIZED)
+            return
+        self.deadline = now + remaining
+        self._send(type="renewed", expiresIn=int(remaining))
+
+    def _receive_publish(self, fields: dict[str, Any]) -> None:
+        try:
+            self.submission = Submission.parse(fields)
+        except Invalid as error:
+            self._error("invalid-publish", str(error), **({} if error.ref is None else {"ref": error.ref}))
+
     def _receive_resume(self, fields: dict[str, Any]) -> None:
         cursor, epoch = fields.get("lastEventId"), fields.get("epoch")
         if type(cursor) is not int or cursor < 0:
@@ -268,9 +309,9 @@ class Session:
             self._resume = Resume(cursor, epoch)
             self.question = Question.POSITION
 
-    def _error(self, code: str, message: str) -> None:
+    def _error(self, code: str, message: str, **more: str) -> None:
         self._errors += 1
-        self._send(type="error", code=code, message=message)
+        self._send(type="error", code=code, message=message, **more)
         if self._errors >= MAX_ERRORS:
             self.shut(Code.POLICY_VIOLATION, "Too many errors")
 
