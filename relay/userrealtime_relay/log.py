@@ -20,6 +20,7 @@ from typing import Any, Final, NamedTuple, Self
 import asyncpg
 
 from .config import Secret
+from .inbox import Refused, Submission
 
 CONNECT_TIMEOUT: Final = 10
 QUERY_TIMEOUT: Final = 20
@@ -54,6 +55,7 @@ set tcp_keepalives_count = 3
 """
 _TRANSACTION_SETTINGS: Final = f"set local statement_timeout = {_STATEMENT_TIMEOUT}"
 
+_SUBMIT: Final = "select userrealtime.submit($1, $2, $3, $4::text::jsonb)"
 _OPEN: Final = "select head, earliest, epoch, channel from userrealtime.open($1)"
 
 # Walks the primary key one number at a time, so that the server reads, and writes out as text, no event beyond the
@@ -150,6 +152,20 @@ class Log:
             if self.pooled:
                 return await _fetch_pooled(self._connection, query, *arguments)
             return await self._connection.fetch(query, *arguments)
+
+    async def submit(self, submission: Submission) -> int:
+        """Store a message for the application, once per ref. Returns its id.
+
+        Raises:
+            Refused: it cannot be stored, whoever tries.
+        """
+        async with self._turn:
+            try:
+                number: int = await self._connection.fetchval(_SUBMIT, self._user_id, *submission)
+            except (asyncpg.DataError, asyncpg.ProgramLimitExceededError) as error:
+                # The message alone: what else Postgres says quotes the data.
+                raise Refused(f"this cannot be stored: {type(error).__name__}") from None
+        return number
 
     async def listen(self, channel: str, wake: Callable[[], None]) -> None:
         """Call `wake` at each notification, and once when the connection is lost."""

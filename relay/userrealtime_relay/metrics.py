@@ -31,6 +31,14 @@ class Metrics:
         self.closes = self._counter(
             "closes", "Connections that ended, by the close code; 'other' is a code that the client chose.", "code"
         )
+        self.limited = self._counter(
+            "limited",
+            "What was refused or closed for a limit: connections, messages, message_bytes, request_time, slow.",
+            "limit",
+        )
+        self.submissions = self._counter(
+            "submissions", "Messages that clients published: stored, refused or unavailable.", "outcome"
+        )
         self.latency = Histogram(
             "userrealtime_relay_latency_seconds",
             "From the event's commit, on Postgres' clock, to the write to a socket, on ours; one observation a write, "

@@ -27,6 +27,7 @@ from .tail import Tail
 from .transports.client import Clients
 from .transports.http import listen
 from .transports.longpoll import Polls
+from .transports.publish import Publishing
 from .transports.sse import Streams
 from .transports.websocket import WebSockets
 
@@ -62,16 +63,21 @@ class Relay:
 
     @property
     def ws_port(self) -> int:
-        return _port(self._public)
+        return self._public.port
 
     @property
     def health_port(self) -> int:
-        return _port(self._private)
+        return self._private.port
 
     async def __aenter__(self) -> Self:
         config = self._config
         self._private = await listen(
-            _private(self), config.host, config.health_port, limit=PROBE_CONNECTIONS, request_timeout=PROBE_TIMEOUT
+            _private(self),
+            config.host,
+            config.health_port,
+            limit=PROBE_CONNECTIONS,
+            request_timeout=PROBE_TIMEOUT,
+            limited=lambda _: None,
         )
         try:
             self._public = await listen(
@@ -81,6 +87,7 @@ class Relay:
                 websocket=self.websockets,
                 limit=config.max_connections,
                 request_timeout=config.auth_timeout,
+                limited=lambda limit: self.metrics.limited.labels(limit).inc(),
             )
         except BaseException:
             self._private.close()
@@ -149,7 +156,7 @@ def _private(relay: Relay) -> Router:
 
 def _public(config: Config, clients: Clients) -> ASGIApp:
     """What is answered on the public port to what is no WebSocket."""
-    streams, polls = Streams(clients), Polls(clients)
+    streams, polls, publishing = Streams(clients), Polls(clients), Publishing(clients)
 
     async def upgrade(_: Request) -> Response:
         return JSONResponse(
@@ -163,6 +170,7 @@ def _public(config: Config, clients: Clients) -> ASGIApp:
             *(Route(path, upgrade) for path in config.paths("/ws")),
             *(Route(path, _Only("GET", streams)) for path in config.paths("/sse")),
             *(Route(path, _Only("GET", polls)) for path in config.paths("/poll")),
+            *(Route(path, _Only("POST", publishing)) for path in config.paths("/publish")),
         ],
         default=_not_found,
         redirect_slashes=False,
@@ -196,8 +204,3 @@ class _Only:
 
 async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
     await JSONResponse({"error": "not found"}, HTTPStatus.NOT_FOUND)(scope, receive, send)
-
-
-def _port(server: asyncio.Server) -> int:
-    port: int = server.sockets[0].getsockname()[1]
-    return port

@@ -17,11 +17,14 @@ from __future__ import annotations
 
 import enum
 import json
+import math
 from collections.abc import Callable, Iterable
 from typing import Any, Final, Literal, NamedTuple
 from urllib.parse import parse_qsl
 
+from .allowance import Allowance
 from .auth import KeysWanted, Unauthorized
+from .inbox import Invalid, Refused, Submission, Unavailable
 from .position import Position
 
 SUBPROTOCOL: Final = "userrealtime.v1"
@@ -49,6 +52,7 @@ class Closing(NamedTuple):
     reason: str
 
 
+TOO_MANY_MESSAGES: Final = Closing(Code.TRY_LATER, "Too many messages")
 UNAUTHORIZED: Final = Closing(Code.POLICY_VIOLATION, "Unauthorized")
 
 
@@ -130,6 +134,7 @@ class Session:
     Args:
         verify: how many seconds a token is still good for, or raises Unauthorized, or KeysWanted.
         auth_timeout: seconds to authenticate in.
+        messages_per_second: how many the client may send, and at once.
     """
 
     def __init__(
@@ -140,13 +145,16 @@ class Session:
         verify: Callable[[str], float],
         auth_timeout: float,
         now: float,
+        messages_per_second: float = math.inf,
     ) -> None:
         self._user_id = user_id
         self._verify = verify
         self._messages: list[str] = []
+        self._allowance = Allowance(messages_per_second, now)
         self._errors = 0
         self._early: list[str | bytes] = []
         self._token = ""  # which waits for keys
+        self._interrupted: Question | None = None  # by that wait
         self._greeted = False
         self._resume = opening.resume or Resume()
         self._resume_understood = opening.resume is not None
@@ -157,6 +165,8 @@ class Session:
         self.epoch: str | None = None
         """That of the log when the client was last told of it."""
         self.question: Question | None = None
+        self.submission: Submission | None = None
+        """What the client publishes, until it is `settle`d; the next message is to be received only then."""
         self.closing: Closing | None = None
         self.deadline = now + auth_timeout
         """When to call `tick`."""
@@ -198,6 +208,9 @@ class Session:
             if len(self._early) > MAX_EARLY:
                 self.shut(Code.POLICY_VIOLATION, "Too many messages before being authenticated")
             return
+        if not self._allowance.take(now):
+            self.shut(*TOO_MANY_MESSAGES)
+            return
         fields = _fields(message)
         if not self.authenticated:
             token = fields.get("token") if fields is not None and fields.get("type") == "auth" else None
@@ -209,21 +222,40 @@ class Session:
             self._error("invalid-message", 'send a JSON object with a "type", as a text message')
         elif fields["type"] == "resume":
             self._receive_resume(fields)
+        elif fields["type"] == "publish":
+            self._receive_publish(fields)
+        elif fields["type"] == "auth":
+            self._renew(fields.get("token"), now)
         else:
-            self._error("unknown-type", 'the types understood here are "auth", as the first message, and "resume"')
+            self._error("unknown-type", 'the types understood here are "auth", "publish" and "resume"')
+
+    def settle(self, outcome: int | Refused | Unavailable) -> None:
+        """Answer what the client published: with the id that it has, or why it has none."""
+        if self.submission is not None:
+            ref, self.submission = self.submission.ref, None
+            if isinstance(outcome, int):
+                self._send(type="ack", ref=ref, id=outcome)
+            else:
+                code = "refused" if isinstance(outcome, Refused) else "unavailable"
+                self._send(type="error", code=code, message=str(outcome), ref=ref)
 
     def retry(self, now: float) -> None:
         """Answer `Question.KEYS`: they were asked for, with or without success."""
         if self.question is not Question.KEYS:
             return  # closed meanwhile
-        self.question = None
-        self._authenticate(self._token, now)
+        self.question, self._interrupted = self._interrupted, None
+        if self.authenticated:
+            self._renew(self._token, now)
+        else:
+            self._authenticate(self._token, now)
         if self.question is Question.KEYS:
             self.shut(Code.TRY_LATER, "Keys of tokens unavailable")
         self._token = ""
         early, self._early = self._early, []
         for message in early:
             self.receive(message, now)
+            # Whoever carries messages to the inbox waits for one at a time, and not for these.
+            self.settle(Unavailable("the keys of tokens were being asked for; publish it again, with the same ref"))
 
     def locate(self, position: Position) -> Reason | None:
         """Answer `question`; it may be followed by another.
@@ -288,6 +320,26 @@ class Session:
         self.deadline = now + remaining
         self.question = Question.POSITION
 
+    def _renew(self, token: object, now: float) -> None:
+        text = token if isinstance(token, str) else ""
+        try:
+            remaining = self._verify(text)
+        except Unauthorized:
+            self.shut(*UNAUTHORIZED)
+            return
+        except KeysWanted:
+            self._token, self._interrupted = text, self.question
+            self.question = Question.KEYS
+            return
+        self.deadline = now + remaining
+        self._send(type="renewed", expiresIn=int(remaining))
+
+    def _receive_publish(self, fields: dict[str, Any]) -> None:
+        try:
+            self.submission = Submission.parse(fields)
+        except Invalid as error:
+            self._error("invalid-publish", str(error), **({} if error.ref is None else {"ref": error.ref}))
+
     def _receive_resume(self, fields: dict[str, Any]) -> None:
         cursor, epoch = fields.get("lastEventId"), fields.get("epoch")
         if type(cursor) is not int or cursor < 0:
@@ -298,9 +350,9 @@ class Session:
             self._resume = Resume(cursor, epoch)
             self.question = Question.POSITION
 
-    def _error(self, code: str, message: str) -> None:
+    def _error(self, code: str, message: str, **more: str) -> None:
         self._errors += 1
-        self._send(type="error", code=code, message=message)
+        self._send(type="error", code=code, message=message, **more)
         if self._errors >= MAX_ERRORS:
             self.shut(Code.POLICY_VIOLATION, "Too many errors")
 

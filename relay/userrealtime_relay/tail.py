@@ -18,8 +18,11 @@ import random
 from collections.abc import Callable
 from typing import Final
 
+import asyncpg
+
 from .config import Config
 from .frame import encode_event
+from .inbox import Submission, Unavailable
 from .log import ERRORS, Event, Log, Opened
 from .metrics import Metrics
 from .position import Position
@@ -30,6 +33,8 @@ PAGE_EVENTS: Final = 500
 PAGE_BYTES: Final = 256 << 10
 POLL_INTERVAL: Final = 15.0
 """Seconds after which the log is looked at without a signal, unless the configuration says otherwise."""
+MAX_SUBMITTING: Final = 4
+"""Messages of clients on their way to Postgres at a time: reading the log waits behind no more than these."""
 BACKOFF_FIRST: Final = 0.2
 BACKOFF_LAST: Final = 15.0
 
@@ -51,6 +56,7 @@ class Tail:
         """Whether Postgres was ever reached; before, `ring` and `position` mean nothing."""
         self._log: Log | None = None
         self._reachable = asyncio.Event()
+        self._submitting = asyncio.Semaphore(MAX_SUBMITTING)
         self._wake = asyncio.Event()
         self._caught_up = False
         self._attempt = 0
@@ -103,6 +109,25 @@ class Tail:
                 return await log.page(after, max_events=PAGE_EVENTS, max_bytes=max_bytes)
             except ERRORS:
                 self._give_up(log)
+
+    async def submit(self, submission: Submission) -> int:
+        """Store a message for the application; returns its id.
+
+        Raises:
+            Unavailable: Postgres is away, or did not answer; the message may have been stored all the same.
+            Refused: it cannot be stored.
+        """
+        async with self._submitting:
+            log = self._log
+            if log is None:
+                raise Unavailable("the database is away; repeat it with the same ref")
+            try:
+                return await log.submit(submission)
+            except ERRORS as error:
+                if not isinstance(error, asyncpg.PostgresError):
+                    self._give_up(log)
+                _logger.warning("cannot store a message", extra={"fields": {"error": type(error).__name__}})
+                raise Unavailable("the database did not answer; repeat it with the same ref") from None
 
     async def run(self) -> None:
         """Follow the log until cancelled."""

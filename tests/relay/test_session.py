@@ -10,11 +10,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from userrealtime_relay.auth import KeysWanted, Unauthorized
+from userrealtime_relay.inbox import Refused, Submission, Unavailable
 from userrealtime_relay.position import Position
-from userrealtime_relay.session import MAX_EARLY, MAX_ERRORS, Closing, Code, Opening, Question, Resume, Session
+from userrealtime_relay.session import (
+    MAX_EARLY,
+    MAX_ERRORS,
+    UNAUTHORIZED,
+    Closing,
+    Code,
+    Opening,
+    Question,
+    Resume,
+    Session,
+)
 
 LOG = Position(head=50, earliest=11, epoch="e1")
-UNAUTHORIZED = Closing(Code.POLICY_VIOLATION, "Unauthorized")
 
 
 def verify(token: str) -> float:
@@ -273,8 +283,8 @@ def test_nothing_is_said_before_the_greeting() -> None:
         ('{"type":7}', "invalid-message"),
         ("1" * 10_000, "invalid-message"),
         (b'{"type":"resume","lastEventId":1}', "invalid-message"),
-        ('{"type":"publish"}', "unknown-type"),
-        ('{"type":"auth","token":"100"}', "unknown-type"),
+        ('{"type":"publish"}', "invalid-publish"),
+        ('{"type":"subscribe"}', "unknown-type"),
         ('{"type":"resume"}', "invalid-resume"),
         ('{"type":"resume","lastEventId":"42"}', "invalid-resume"),
         ('{"type":"resume","lastEventId":true}', "invalid-resume"),
@@ -422,3 +432,106 @@ def test_waiting_for_keys_has_an_end() -> None:
     alice = waiting(Keys())
     alice.tick(10)
     assert alice.closing == UNAUTHORIZED
+
+
+# --- publishing, renewing, and how often
+
+
+def test_what_is_published_is_settled_then_answered() -> None:
+    made = opened()
+    made.receive('{"type":"publish","ref":"r1","event":"note","data":{"a":[1,"ü"]}}', 1)
+    assert made.submission == Submission("r1", "note", '{"a":[1,"\\u00fc"]}')
+    assert said(made) == []
+    made.settle(7)
+    assert made.submission is None
+    assert said(made) == [{"type": "ack", "ref": "r1", "id": 7}]
+    made.settle(8)
+    assert said(made) == []
+    for outcome, code in ((Refused("no"), "refused"), (Unavailable("no"), "unavailable")):
+        made.receive('{"type":"publish","ref":"r2","event":"note"}', 1)
+        assert made.submission == Submission("r2", "note", "{}")
+        made.settle(outcome)
+        assert said(made) == [{"type": "error", "code": code, "message": "no", "ref": "r2"}]
+
+
+@pytest.mark.parametrize(
+    ("fields", "ref"),
+    [
+        ({}, None),
+        ({"ref": "", "event": "e"}, None),
+        ({"ref": 1, "event": "e"}, None),
+        ({"ref": "r" * 254, "event": "e"}, None),
+        ({"ref": "r\n", "event": "e"}, None),
+        ({"ref": "\ud800", "event": "e"}, None),
+        ({"ref": "r"}, "r"),
+        ({"ref": "r", "event": ""}, "r"),
+        ({"ref": "r", "event": {}}, "r"),
+    ],
+)
+def test_what_cannot_be_published_is_an_error(fields: dict[str, Any], ref: str | None) -> None:
+    made = opened()
+    made.receive(json.dumps({"type": "publish", **fields}), 1)
+    assert made.submission is None
+    [error] = said(made)
+    assert (error["type"], error["code"], error.get("ref")) == ("error", "invalid-publish", ref)
+
+
+def test_a_token_is_renewed() -> None:
+    made = opened()
+    made.receive('{"type":"auth","token":"500"}', 90)
+    assert said(made) == [{"type": "renewed", "expiresIn": 500}]
+    made.tick(100)
+    assert made.closing is None
+    made.tick(590)
+    assert made.closing == Closing(Code.TOKEN_EXPIRED, "Token expired")
+
+
+@pytest.mark.parametrize("token", ["nonsense", None, 1])
+def test_a_renewal_that_is_none_closes(token: object) -> None:
+    made = opened()
+    made.receive(json.dumps({"type": "auth", "token": token}), 1)
+    assert made.closing == UNAUTHORIZED
+
+
+def test_too_many_messages_close() -> None:
+    opening = Opening("100", Resume())
+    made = Session(opening, user_id="alice", verify=verify, auth_timeout=10, now=0, messages_per_second=2)
+    made.locate(LOG)
+    for now in (0, 0, 1, 1):
+        made.receive('{"type":"resume","lastEventId":20}', now)
+        assert made.closing is None
+    made.receive('{"type":"resume","lastEventId":20}', 1)
+    assert made.closing == Closing(Code.TRY_LATER, "Too many messages")
+
+
+def test_a_renewal_may_wait_for_its_key_and_interrupts_nothing() -> None:
+    keys = Keys()
+    keys.there = True
+    alice = Session(Opening("100", Resume()), user_id="alice", verify=keys, auth_timeout=10, now=0)
+    alice.locate(LOG)
+    alice.take()
+    alice.receive('{"type":"resume","lastEventId":20}', 1)
+    keys.there = False
+    alice.receive('{"type":"auth","token":"500"}', 2)
+    alice.receive('{"type":"publish","ref":"r1","event":"note"}', 3)
+    assert alice.question is Question.KEYS
+    keys.there = True
+    alice.retry(4)
+    assert (alice.question, alice.deadline) == (Question.POSITION, 504)
+    assert [(message["type"], message.get("code")) for message in said(alice)] == [
+        ("renewed", None),
+        ("error", "unavailable"),
+    ]
+    alice.locate(LOG)
+    assert alice.cursor == 20
+
+
+def test_a_renewal_whose_key_cannot_be_had_closes_for_a_while() -> None:
+    keys = Keys()
+    keys.there = True
+    alice = Session(Opening("100", Resume()), user_id="alice", verify=keys, auth_timeout=10, now=0)
+    alice.locate(LOG)
+    keys.there = False
+    alice.receive('{"type":"auth","token":"500"}', 2)
+    alice.retry(3)
+    assert alice.closing == Closing(Code.TRY_LATER, "Keys of tokens unavailable")

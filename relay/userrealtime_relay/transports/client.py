@@ -18,10 +18,11 @@ from typing import Any, Final, Protocol, TypeVar, cast
 from userrealtime_relay.auth import TokenVerifier
 from userrealtime_relay.config import Config
 from userrealtime_relay.frame import encode_event
+from userrealtime_relay.inbox import Refused, Submission, Unavailable
 from userrealtime_relay.log import Event
 from userrealtime_relay.metrics import Metrics
 from userrealtime_relay.ring import Ring
-from userrealtime_relay.session import Code, Opening, Question, Session
+from userrealtime_relay.session import TOO_MANY_MESSAGES, Closing, Code, Opening, Question, Session
 from userrealtime_relay.tail import Tail
 
 CHUNK_BYTES: Final = 64 << 10
@@ -36,6 +37,14 @@ DRAIN_SPACING: Final = 0.1
 """Seconds between two closes while draining, at the most: a thousand clients take the time allowed, one takes none."""
 RESTARTING_REASON: Final = "Restarting: reconnect"
 TOO_MANY_REASON: Final = "Too many connections"
+
+TOO_SLOW_REASON: Final = "Too slow"
+_LIMITS: Final = {
+    TOO_MANY_REASON: "connections",
+    TOO_MANY_MESSAGES.reason: "messages",
+    TOO_SLOW_REASON: "slow",
+}
+"""Which limit it was, by the reason of the close."""
 
 T = TypeVar("T")
 
@@ -102,6 +111,7 @@ class Clients:
             verify=self.verify,
             auth_timeout=self.config.auth_timeout,
             now=asyncio.get_running_loop().time(),
+            messages_per_second=self.config.max_messages_per_second,
         )
 
     @contextlib.contextmanager
@@ -113,6 +123,25 @@ class Clients:
         finally:
             del self._tasks[client]
             self._admitted.discard(client)
+
+    async def submit(self, submission: Submission) -> int:
+        """Store what a client published; see `Tail.submit`."""
+        outcome = "unavailable"
+        try:
+            number = await self.tail.submit(submission)
+            outcome = "stored"
+        except Refused:
+            outcome = "refused"
+            raise
+        finally:
+            self.metrics.submissions.labels(outcome).inc()
+        return number
+
+    def count_close(self, label: str, closing: Closing | None) -> None:
+        """Note for the metrics how a client's connection ended, and which limit it met, if any."""
+        self.metrics.closes.labels(label).inc()
+        if closing is not None and closing.reason in _LIMITS:
+            self.metrics.limited.labels(_LIMITS[closing.reason]).inc()
 
     def admit(self, client: Client) -> bool:
         """Whether an authenticated client gets one of the places."""
@@ -172,6 +201,15 @@ class Client:
         self._leaving = True
         self.wake.set()
 
+    async def submit(self) -> None:
+        """Store what the client has published, if anything, and let it know."""
+        if self.session.submission is not None:
+            try:
+                self.session.settle(await self._clients.submit(self.session.submission))
+            except (Refused, Unavailable) as error:
+                self.session.settle(error)
+            self.wake.set()
+
     async def run(self) -> None:
         """Serve the client until its session closes, whose last words are then sent, or its connection is over."""
         session = self.session
@@ -196,9 +234,11 @@ class Client:
     def _advance(self) -> bool:
         """Do the next thing that can be done without waiting. False if there is none."""
         session = self.session
+        if not session.authenticated and session.deadline <= self._loop.time():
+            self._metrics.limited.labels("request_time").inc()
         session.tick(self._loop.time())
         if self._stuck_at() <= self._loop.time():
-            session.shut(Code.TOO_SLOW, "Too slow")
+            session.shut(Code.TOO_SLOW, TOO_SLOW_REASON)
         self._flush()
         if session.closing is not None:
             return True
@@ -252,6 +292,8 @@ class Client:
         return True
 
     def _locate(self) -> None:
+        if self.session.question is Question.KEYS:
+            return  # it came up meanwhile, and is followed by this question again
         ring = self._tail.ring
         refusal = self.session.locate(self._tail.position)
         if self.session.question is None:

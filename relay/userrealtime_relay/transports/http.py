@@ -31,14 +31,22 @@ class Connection(H11Protocol):
     An application finds it in `scope["state"]["connection"]`. One that answers for long may `hold` it.
     """
 
-    def __init__(self, *arguments: Any, limit: int, request_timeout: float, **named: Any) -> None:
-        super().__init__(*arguments, **named)
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        state: ServerState,
+        *,
+        limit: int,
+        request_timeout: float,
+        limited: Callable[[str], None],
+    ) -> None:
+        super().__init__(config, state, {"connection": self})
         self._limit = limit
+        self._limited = limited
         self._request_timeout = request_timeout
         self._timer: asyncio.TimerHandle | None = None
         self._changed: Callable[[], None] | None = None
         self.lost = asyncio.Event()
-        self.app_state = {"connection": self}
 
     def hold(self, changed: Callable[[], None], *, dead_after: float) -> None:
         """Until the response is complete, this is no longer one of those that ask, whose number is limited.
@@ -90,6 +98,7 @@ class Connection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         if len(self.connections) > self._limit:
+            self._limited("connections")
             transport.abort()
         self._expect_request()
 
@@ -119,7 +128,28 @@ class Connection(H11Protocol):
     def _expire(self) -> None:
         upgraded = self.transport.get_protocol() is not self
         if not upgraded and (self.cycle is None or self.cycle.response_complete):
+            self._limited("request_time")
             self.transport.abort()
+
+
+class Listener:
+    """A port that is served."""
+
+    def __init__(self, server: asyncio.Server, connections: set[Any]) -> None:
+        self._server = server
+        self._connections = connections
+
+    @property
+    def port(self) -> int:
+        """The number of the port, which the system has chosen if 0 was asked for."""
+        port: int = self._server.sockets[0].getsockname()[1]
+        return port
+
+    def close(self) -> None:
+        """Take no more connections, and cut those that ask; those that are held are their holders' to end."""
+        self._server.close()
+        for connection in list(self._connections):
+            connection.transport.abort()
 
 
 async def listen(
@@ -130,13 +160,15 @@ async def listen(
     websocket: Any = "none",
     limit: int,
     request_timeout: float,
-) -> asyncio.Server:
+    limited: Callable[[str], None],
+) -> Listener:
     """Serve an application on one port.
 
     Args:
         websocket: a factory of asyncio protocols, as uvicorn's `ws`, that takes over requests to upgrade.
         limit: connections that may wait for their request or response at a time; more are dropped.
         request_timeout: seconds for a request's head to arrive.
+        limited: told of each connection that is dropped for one of the two, "connections" or "request_time".
 
     Raises:
         OSError: the port cannot be had.
@@ -158,6 +190,7 @@ async def listen(
     state = ServerState()
 
     def protocol() -> Connection:
-        return Connection(config, state, {}, limit=limit, request_timeout=request_timeout)
+        return Connection(config, state, limit=limit, request_timeout=request_timeout, limited=limited)
 
-    return await asyncio.get_running_loop().create_server(protocol, host, port, backlog=BACKLOG)
+    server = await asyncio.get_running_loop().create_server(protocol, host, port, backlog=BACKLOG)
+    return Listener(server, state.connections)

@@ -67,6 +67,8 @@ class Polls:
             finally:
                 timer.cancel()
             await connection.finish(self._respond(client, carrier, scope, receive, send), patience=config.send_timeout)
+        if session.closing is not None:
+            clients.count_close(str(int(session.closing.code)), session.closing)
 
     async def _respond(self, client: Client, carrier: _Carrier, scope: Scope, receive: Receive, send: Send) -> None:
         closing = client.session.closing

@@ -66,7 +66,7 @@ class Streams:
                 _logger.exception("a client failed")
                 await connection.cut()
         code = GONE if session.closing is None else str(int(session.closing.code))
-        clients.metrics.closes.labels(code).inc()
+        clients.count_close(code, session.closing)
         _logger.info("stream closed", extra={"fields": {"code": code, "connected": clients.connected}})
 
     async def _carry(self, client: Client, connection: Connection, send: Send) -> None:

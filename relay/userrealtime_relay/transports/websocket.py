@@ -140,14 +140,16 @@ class WebSockets:
 
     async def _serve(self, connection: _Connection) -> None:
         clients = self._clients
+        session = clients.session(self._opening(cast(Request, connection.request)))
         if clients.draining:
-            await _close(connection, Code.RESTARTING, RESTARTING_REASON)
+            session.shut(Code.RESTARTING, RESTARTING_REASON)
         elif clients.crowded:
-            await _close(connection, Code.TRY_LATER, TOO_MANY_REASON)
-        else:
-            await self._carry(connection, clients.session(self._opening(cast(Request, connection.request))))
+            session.shut(Code.TRY_LATER, TOO_MANY_REASON)
+        await self._carry(connection, session)
         code = _close_label(connection)
-        clients.metrics.closes.labels(code).inc()
+        clients.count_close(code, session.closing)
+        if code == str(int(CloseCode.MESSAGE_TOO_BIG)):
+            clients.metrics.limited.labels("message_bytes").inc()
         _logger.info("connection closed", extra={"fields": {"code": code, "connected": clients.connected}})
 
     async def _carry(self, connection: _Connection, session: Session) -> None:
@@ -244,6 +246,7 @@ async def _read(connection: _Connection, client: Client) -> None:
             message = await connection.recv()
             client.session.receive(message, loop.time())
             client.wake.set()
+            await client.submit()
             await asyncio.sleep(0)
             await connection.drain()
 

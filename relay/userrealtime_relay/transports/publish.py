@@ -1,0 +1,86 @@
+"""What a client sends without a WebSocket: `POST /publish`, the same JSON object, the same answer."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from http import HTTPStatus
+from typing import Final
+
+from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
+
+from userrealtime_relay.allowance import Allowance
+from userrealtime_relay.inbox import Invalid, Refused, Submission, Unavailable
+from userrealtime_relay.session import UNAUTHORIZED
+
+from .client import RESTARTING_REASON, Clients
+from .request import opening_of, refusal, refuse, retry_after
+
+TOO_MANY: Final = "too many messages: wait a second, then repeat it with the same ref"
+
+
+class Publishing:
+    """The ASGI application at `/publish`."""
+
+    def __init__(self, clients: Clients) -> None:
+        self._clients = clients
+        # One for all requests: each is a connection of its own, if the client likes, but the user is one.
+        self._allowance = Allowance(clients.config.max_messages_per_second, asyncio.get_running_loop().time())
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        response = await self._answer(scope, receive)
+        await response(scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive) -> Response:
+        clients = self._clients
+        session = clients.session(opening_of(scope, clients.config))
+        if not session.authenticated:
+            return refusal(session.closing or UNAUTHORIZED)
+        if clients.draining:
+            return refuse(HTTPStatus.SERVICE_UNAVAILABLE, RESTARTING_REASON, retry_s=retry_after(None))
+        if not self._allowance.take(asyncio.get_running_loop().time()):
+            clients.metrics.limited.labels("messages").inc()
+            return refuse(HTTPStatus.TOO_MANY_REQUESTS, TOO_MANY, retry_s=1)
+        try:
+            async with asyncio.timeout(clients.config.auth_timeout):
+                body = await _body(receive, clients.config.max_message_bytes)
+        except TimeoutError:
+            clients.metrics.limited.labels("request_time").inc()
+            return _final(refuse(HTTPStatus.REQUEST_TIMEOUT, "the body did not come in time"))
+        if body is None:
+            clients.metrics.limited.labels("message_bytes").inc()
+            error = f"a message may have {clients.config.max_message_bytes} bytes"
+            return _final(refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, error))
+        try:
+            submission = Submission.parse(json.loads(body))
+        except (ValueError, RecursionError):
+            return refuse(HTTPStatus.BAD_REQUEST, "send a JSON object")
+        except Invalid as error:
+            return refuse(HTTPStatus.BAD_REQUEST, str(error))
+        try:
+            number = await clients.submit(submission)
+        except Refused as error:
+            return refuse(HTTPStatus.BAD_REQUEST, str(error))
+        except Unavailable as error:
+            return refuse(HTTPStatus.SERVICE_UNAVAILABLE, str(error), retry_s=retry_after(None))
+        return JSONResponse({"type": "ack", "ref": submission.ref, "id": number}, headers={"Cache-Control": "no-store"})
+
+
+async def _body(receive: Receive, limit: int) -> bytes | None:
+    """A request's body; None if it is over the limit. Of a client that is gone, what has come."""
+    body = b""
+    more = True
+    while more:
+        message = await receive()
+        body += message.get("body", b"")
+        if len(body) > limit:
+            return None
+        more = message.get("more_body", False)
+    return body
+
+
+def _final(response: Response) -> Response:
+    """The last response of its connection, since what comes after its request is not known."""
+    response.headers["Connection"] = "close"
+    return response
