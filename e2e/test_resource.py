@@ -189,6 +189,7 @@ async def test_deletion_leaves_nothing_in_kubernetes_and_postgres(
     for user in (gone, stays):
         async with ResumingClient(system.websocket_url(user), system.token(user)) as client:
             await database.execute("select userrealtime.publish($1, 'x') from generate_series(1, 100)", user)
+            await database.execute("select userrealtime.submit($1, 'ref', 'x', '{}')", user)
             await client.wait_for_events(100)
 
     pod_ips = {user: await asyncio.to_thread(pod_addresses, system, user) for user in (gone, stays)}
@@ -196,14 +197,14 @@ async def test_deletion_leaves_nothing_in_kubernetes_and_postgres(
     async def traces(user: str) -> dict[str, int]:
         found = {
             table: await database.fetchval(f"select count(*) from userrealtime.{table} where user_id = $1", user)
-            for table in ("registration", "log", "event")
+            for table in ("registration", "log", "event", "inbox")
         }
         found["connections"] = await database.fetchval(
             "select count(*) from pg_stat_activity where host(client_addr) = any ($1)", pod_ips[user]
         )
         return found
 
-    there = {"registration": 1, "log": 1, "event": 100, "connections": 1}
+    there = {"registration": 1, "log": 1, "event": 100, "inbox": 1, "connections": 1}
     assert await traces(gone) == await traces(stays) == there
     await asyncio.to_thread(system.delete_user, gone)
     left = ("get", CHILDREN, "-l", f"app.kubernetes.io/instance={name}", "-o", "name")

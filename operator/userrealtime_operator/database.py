@@ -89,7 +89,7 @@ class Database:
         return {str(row["resource"]) for row in rows}
 
     async def forget(self, resource: str) -> None:
-        """Remove the registration of a resource that is gone and, if it was the user's last, the user's log.
+        """Remove the registration of a resource that is gone and, if it was the user's last, the user's log and inbox.
 
         Raises:
             DatabaseError: as above; what is left is removed the next time.
@@ -108,6 +108,7 @@ class Database:
                         # Whoever publishes now waits for this row, and then begins a new log.
                         await connection.execute("delete from userrealtime.log where user_id = $1", user_id)
                         await connection.execute("delete from userrealtime.event where user_id = $1", user_id)
+                        await connection.execute("delete from userrealtime.inbox where user_id = $1", user_id)
                     await connection.execute(
                         "delete from userrealtime.registration where resource = $1", UUID(resource)
                     )

@@ -25,7 +25,7 @@ async def database(migrated: OwnDatabase) -> AsyncIterator[Database]:
 async def left(connection: asyncpg.Connection) -> dict[str, int]:
     return {
         table: await connection.fetchval(f"select count(*) from userrealtime.{table}")
-        for table in ("registration", "log", "event")
+        for table in ("registration", "log", "event", "inbox")
     }
 
 
@@ -33,7 +33,7 @@ async def test_registering_makes_the_log_once(database: Database, connection: as
     await database.register(ONE, SCOPE, "alice")
     epoch = await connection.fetchval("select epoch from userrealtime.log where user_id = 'alice'")
     await database.register(ONE, SCOPE, "alice")
-    assert await left(connection) == {"registration": 1, "log": 1, "event": 0}
+    assert await left(connection) == {"registration": 1, "log": 1, "event": 0, "inbox": 0}
     assert await connection.fetchval("select epoch from userrealtime.log where user_id = 'alice'") == epoch
     assert await database.registered(SCOPE) == {ONE}
     assert await database.registered("other/users") == set()
@@ -48,12 +48,14 @@ async def test_the_log_goes_with_the_last_resource(
     await database.register(str(uuid.UUID(int=3)), SCOPE, "bob")
     await connection.execute("select userrealtime.publish('alice', 'x') from generate_series(1, 50)")
     await connection.execute("select userrealtime.publish('bob', 'x')")
+    for user in ("alice", "bob"):
+        await connection.execute("select userrealtime.submit($1, 'ref', 'x', '{}')", user)
     await database.forget(ONE)
-    assert await left(connection) == {"registration": 2, "log": 2, "event": 51}
+    assert await left(connection) == {"registration": 2, "log": 2, "event": 51, "inbox": 2}
     await database.forget(OTHER)
-    assert await left(connection) == {"registration": 1, "log": 1, "event": 1}
+    assert await left(connection) == {"registration": 1, "log": 1, "event": 1, "inbox": 1}
     await database.forget(OTHER)
-    assert await left(connection) == {"registration": 1, "log": 1, "event": 1}
+    assert await left(connection) == {"registration": 1, "log": 1, "event": 1, "inbox": 1}
 
 
 async def test_a_log_that_returns_is_another_one(database: Database, connection: asyncpg.Connection) -> None:
