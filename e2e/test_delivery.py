@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
+import urllib.request
 from collections.abc import Callable
 
 import asyncpg
@@ -86,3 +88,31 @@ async def test_a_client_that_was_away_gets_what_it_missed(
         ids = [(await receive(connection))["id"] for _ in range(3000)]
         await connection.close()
     assert ids == list(range(1, 3001))
+
+
+async def test_streams_and_polls_come_through_the_ingress_as_well(
+    system: System, users: MakeUser, database: asyncpg.Connection
+) -> None:
+    alice = users("alice")
+    base = system.get("urt", alice)["status"]["url"]
+    headers = {"Authorization": f"Bearer {system.token(alice)}"}
+    await database.execute("select userrealtime.publish($1, 'x') from generate_series(1, 3)", alice)
+
+    def poll() -> list[int]:
+        with urllib.request.urlopen(
+            urllib.request.Request(f"{base}/poll?cursor=0", headers=headers), timeout=20
+        ) as got:
+            return [event["id"] for event in json.load(got)["events"]]
+
+    def stream() -> list[int]:
+        resume = {**headers, "Last-Event-ID": "1"}
+        ids: list[int] = []
+        with urllib.request.urlopen(urllib.request.Request(f"{base}/sse", headers=resume), timeout=20) as got:
+            while len(ids) < 2:
+                line = got.readline().decode()
+                message = json.loads(line.removeprefix("data: ")) if line.startswith("data: ") else {}
+                ids += [message["id"]] if message.get("type") == "event" else []
+        return ids
+
+    assert await asyncio.to_thread(poll) == [1, 2, 3]
+    assert await asyncio.to_thread(stream) == [2, 3]
