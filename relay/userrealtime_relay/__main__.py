@@ -9,7 +9,7 @@ from . import __version__
 USAGE = """\
 usage: userrealtime-relay [--help | --version]
 
-Serves one user's event log, in Postgres, to that user's WebSockets.
+Serves one user's event log, in Postgres, to that user's clients.
 Configured by its environment: USER_ID, DATABASE_URL and TOKEN_KEY (or JWKS_URL) are required; docs/relay.md has them
 all.
 """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,6 +33,7 @@ class Stream:
 
     reader: asyncio.StreamReader
     answer: Answer
+    write: Callable[[bytes], None]
     last_id: str = ""
     retry_ms: int = 0
     comments: int = 0
@@ -86,7 +87,7 @@ class Stream:
 @asynccontextmanager
 async def _open(
     port: int, path: str, bearer: str | None, method: str, headers: dict[str, str], body: bytes
-) -> AsyncIterator[tuple[asyncio.StreamReader, Answer]]:
+) -> AsyncIterator[Stream]:
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=4 << 20)
     try:
         head = {"Host": "relay", **headers}
@@ -99,7 +100,8 @@ async def _open(
         async with asyncio.timeout(PATIENCE_S):
             first, *rest = (await reader.readuntil(b"\r\n\r\n")).decode().strip().split("\r\n")
         answered = (line.partition(": ") for line in rest)
-        yield reader, Answer(int(first.split()[1]), {name.lower(): value for name, _, value in answered})
+        answer = Answer(int(first.split()[1]), {name.lower(): value for name, _, value in answered})
+        yield Stream(reader, answer, writer.write)
     finally:
         writer.transport.abort()
         with contextlib.suppress(OSError):
@@ -115,9 +117,9 @@ async def stream(
     relay: Relay | int, bearer: str | None = "", *, path: str = "/sse", headers: dict[str, str] | None = None
 ) -> AsyncIterator[Stream]:
     """An open event stream, by default with a good token in the Authorization header."""
-    async with _open(_port(relay), path, bearer, "GET", headers or {}, b"") as (reader, answer):
-        assert answer.status == 200, answer
-        yield Stream(reader, answer)
+    async with _open(_port(relay), path, bearer, "GET", headers or {}, b"") as opened:
+        assert opened.answer.status == 200, opened.answer
+        yield opened
 
 
 async def request(
@@ -130,9 +132,10 @@ async def request(
     body: bytes = b"",
 ) -> Answer:
     """One request with its whole answer, on a connection of its own."""
-    async with _open(_port(relay), path, bearer, method, headers or {}, body) as (reader, answer):
+    async with _open(_port(relay), path, bearer, method, headers or {}, body) as opened:
+        answer = opened.answer
         async with asyncio.timeout(PATIENCE_S):
-            answer.body = await reader.readexactly(int(answer.headers.get("content-length", "0")))
+            answer.body = await opened.reader.readexactly(int(answer.headers.get("content-length", "0")))
         return answer
 
 

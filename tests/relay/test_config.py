@@ -30,6 +30,7 @@ def test_every_variable_is_read() -> None:
         "RING_BYTES": "8",
         "MAX_CONNECTIONS": "9",
         "MAX_MESSAGE_BYTES": "10",
+        "MAX_MESSAGES_PER_SECOND": "14",
         "AUTH_TIMEOUT": "11",
         "PING_INTERVAL": "12",
         "POLL_INTERVAL": "0.5",
@@ -46,6 +47,21 @@ def test_every_variable_is_read() -> None:
     config = Config.from_environment(environment(URL, **changes))
     for name, text in changes.items():
         assert str(getattr(config, name.lower())).removesuffix(".0") == text
+
+
+def test_origins_and_switches() -> None:
+    config = Config.from_environment(environment(URL))
+    assert (config.allowed_origins, config.allow_query_token) == ((), False)
+    origins = "https://app.example.com, http://localhost:5173,http://[::1]:80,"
+    config = Config.from_environment(environment(URL, ALLOWED_ORIGINS=origins, ALLOW_QUERY_TOKEN="true"))
+    assert config.allowed_origins == ("https://app.example.com", "http://localhost:5173", "http://[::1]:80")
+    assert config.allow_query_token
+    assert Config.from_environment(environment(URL, ALLOWED_ORIGINS="*")).allowed_origins == ("*",)
+
+
+def test_where_a_path_is_served() -> None:
+    assert Config.from_environment(environment(URL)).paths("/ws") == ("/ws",)
+    assert Config.from_environment(environment(URL, BASE_PATH="/a")).paths("/ws") == ("/ws", "/a/ws")
 
 
 def test_all_that_is_wrong_is_named_at_once() -> None:
@@ -90,6 +106,11 @@ def test_all_that_is_wrong_is_named_at_once() -> None:
         ("BASE_PATH", "/a/"),
         ("BASE_PATH", "/a?b"),
         ("LOG_LEVEL", "INFO"),
+        ("ALLOW_QUERY_TOKEN", "yes"),
+        ("ALLOWED_ORIGINS", "app.example.com"),
+        ("ALLOWED_ORIGINS", "https://app.example.com/"),
+        ("ALLOWED_ORIGINS", "https://App.example.com"),
+        ("ALLOWED_ORIGINS", "null"),
     ],
 )
 def test_a_wrong_value_is_refused_and_a_secret_one_not_shown(name: str, value: str) -> None:

@@ -7,7 +7,7 @@ import pytest
 from websockets.frames import TEXT, Frame
 from websockets.streams import StreamReader
 
-from userrealtime_relay.frame import encode_event, encode_text
+from userrealtime_relay.frame import encode_event, encode_text, payloads
 
 
 def decode(data: bytes) -> str:
@@ -52,3 +52,10 @@ def test_times_are_utc_with_microseconds_always() -> None:
 def test_a_name_may_be_anything() -> None:
     name = 'a "quoted" \\ näme 🎉'
     assert json.loads(decode(encode_event(1, name, datetime.now(UTC), "[]")))["event"] == name
+
+
+def test_the_texts_of_joined_frames() -> None:
+    texts = ["", "x", "y" * 125, "é" * 63, "z" * 65_535, "u" * 65_536]
+    joined = b"".join(encode_text(text) for text in texts)
+    assert [bytes(payload).decode() for payload in payloads(joined)] == texts
+    assert list(payloads(b"")) == []

@@ -20,6 +20,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
 
 from tests.conftest import Database
+from tests.relay.http_client import request
 from tests.relay.support import (
     KEY,
     PATIENCE_S,
@@ -215,7 +216,7 @@ async def test_no_secret_is_ever_said(migrated: Database, connection: asyncpg.Co
     tokens = [good, bad, forged]
     password = "hunter2hunter2"
     url = migrated.url.replace("postgres@", f"postgres:{password}@")
-    async with process(url, LOG_LEVEL="debug", POLL_INTERVAL="0.1") as relay:
+    async with process(url, LOG_LEVEL="debug", POLL_INTERVAL="0.1", ALLOW_QUERY_TOKEN="true") as relay:
         await relay.wait_for("connected to Postgres")
         for each in tokens:
             offered = [Subprotocol("userrealtime.v1"), Subprotocol(f"bearer.{each}")]
@@ -232,6 +233,12 @@ async def test_no_secret_is_ever_said(migrated: Database, connection: asyncpg.Co
             async with client(relay.ws_port, None) as message:
                 await message.send(json.dumps({"type": "auth", "token": each}))
                 await message.recv() if each == good else await closed(message)
+            for path in ("/sse", "/poll", "/publish"):
+                method, body = ("POST", b'{"ref":"marked-ref","event":"x"}') if path == "/publish" else ("GET", b"")
+                in_url = f"{path}?token={each}&marked-query"
+                for target, bearer in ((path, each), (in_url, None)):
+                    answer = await request(relay.ws_port, target, bearer, method=method, body=body)
+                    assert answer.status == (200 if each == good else 401)
         await get(relay.ws_port, "/marked-path?marked-query")
         await get(relay.health_port, "/marked-path?marked-query")
         other = await asyncpg.connect(migrated.server.url())

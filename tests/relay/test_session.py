@@ -88,6 +88,13 @@ def test_where_a_token_is_looked_for(given: dict[str, str], token: str | None) -
     assert opening(**given).token == token
 
 
+def test_a_token_in_the_url_only_where_it_is_switched_on_and_after_all_others() -> None:
+    for header, token in ([], "u"), (["Bearer h"], "h"), (["Basic b"], ""):
+        parsed = Opening.parse(query="token=u", authorization=header, last_event_id=[], query_token=True)
+        assert parsed.token == token
+    assert Opening.parse(query="token=u", authorization=[], last_event_id=[]).token is None
+
+
 @pytest.mark.parametrize(
     ("given", "resume"),
     [
@@ -96,6 +103,10 @@ def test_where_a_token_is_looked_for(given: dict[str, str], token: str | None) -
         ({"last_event_id": "42"}, Resume(42)),
         ({"last_event_id": "43", "query": "last_event_id=42"}, Resume(43)),
         ({"query": "last_event_id="}, Resume()),
+        ({"query": "last_event_id=7:e1&epoch=e2"}, Resume(7, "e1")),
+        ({"last_event_id": "7:e:1", "query": "last_event_id=42&epoch=e2"}, Resume(7, "e:1")),
+        ({"last_event_id": "7:"}, Resume(7)),
+        ({"last_event_id": ":e1"}, None),
         ({"query": "other=%FF&last_event_id=9223372036854775807"}, Resume(2**63 - 1)),
         ({"query": "last_event_id=-1"}, None),
         ({"query": "last_event_id=1.0"}, None),

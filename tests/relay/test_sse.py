@@ -226,7 +226,7 @@ async def test_a_slow_stream_that_reads_on_in_time_misses_nothing(
         head = await reader.readuntil(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 200 ")
 
-        events = Stream(reader, Answer(200, {}))
+        events = Stream(reader, Answer(200, {}), writer.write)
         await connected(events)
         assert await events.ids(60) == list(range(1, 61))
         writer.transport.abort()
@@ -260,6 +260,16 @@ async def test_draining_sends_what_is_in_the_ring_then_ends_the_stream(
             assert await late.event() is None
         async with asyncio.timeout(20):
             await draining
+
+
+async def test_a_body_that_is_none_ends_the_stream_without_noise(
+    migrated: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running(migrated.url) as relay, stream(relay, headers={"Transfer-Encoding": "chunked"}) as events:
+        await connected(events)
+        events.write(b"not the size of a chunk\r\n")
+        await until(lambda: not relay.clients)
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 async def test_a_relay_that_is_left_ends_its_streams(migrated: Database) -> None:

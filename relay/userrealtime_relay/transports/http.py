@@ -102,6 +102,12 @@ class Connection(H11Protocol):
             transport.abort()
         self._expect_request()
 
+    def send_400_response(self, msg: str) -> None:
+        if self.cycle is None or self.cycle.response_complete:
+            super().send_400_response(msg)
+        else:
+            self.transport.abort()  # the body of a request that is being answered: there is no room for another answer
+
     def on_response_complete(self) -> None:
         self._changed = None
         if not self.lost.is_set():

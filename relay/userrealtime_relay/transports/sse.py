@@ -90,7 +90,7 @@ class Streams:
 
 
 class Encoder:
-    """Frames as messages of a stream. Clients at the head are given the same in turn: it is encoded once."""
+    """Frames as messages of a stream. Clients at the head are given the same in turn: it is encoded once, and kept."""
 
     def __init__(self) -> None:
         self._last: tuple[bytes, str | None, bytes] = b"", None, b""

@@ -185,6 +185,7 @@ class WebSockets:
         if not self._is_allowed(request.headers.get("Origin")):
             return _refuse(HTTPStatus.FORBIDDEN, "pages of this Origin may not connect; it must be in ALLOWED_ORIGINS")
         if len(self.handler_tasks) > 3 * self.config.max_connections:
+            self._clients.metrics.limited.labels("connections").inc()
             return _refuse(HTTPStatus.SERVICE_UNAVAILABLE, "too many connections; try again later")
         return None
 
