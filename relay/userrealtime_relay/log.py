@@ -159,13 +159,12 @@ class Log:
         Raises:
             Refused: it cannot be stored, whoever tries.
         """
-        async with self._turn:
-            try:
-                number: int = await self._connection.fetchval(_SUBMIT, self._user_id, *submission)
-            except (asyncpg.DataError, asyncpg.ProgramLimitExceededError) as error:
-                # The message alone: what else Postgres says quotes the data.
-                raise Refused(f"this cannot be stored: {type(error).__name__}") from None
-        return number
+        try:
+            [row] = await self._fetch(_SUBMIT, self._user_id, *submission)
+        except (asyncpg.DataError, asyncpg.ProgramLimitExceededError) as error:
+            # The kind alone: what Postgres says may quote the data.
+            raise Refused(f"this cannot be stored: {type(error).__name__}") from None
+        return int(row[0])
 
     async def listen(self, channel: str, wake: Callable[[], None]) -> None:
         """Call `wake` at each notification, and once when the connection is lost."""

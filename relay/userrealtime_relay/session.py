@@ -18,6 +18,7 @@ from __future__ import annotations
 import enum
 import json
 import math
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, Final, Literal, NamedTuple
 from urllib.parse import parse_qsl
@@ -153,8 +154,7 @@ class Session:
         self._allowance = Allowance(messages_per_second, now)
         self._errors = 0
         self._early: list[str | bytes] = []
-        self._token = ""  # which waits for keys
-        self._interrupted: Question | None = None  # by that wait
+        self._token = ""  # one that waits for keys
         self._greeted = False
         self._resume = opening.resume or Resume()
         self._resume_understood = opening.resume is not None
@@ -165,8 +165,10 @@ class Session:
         self.epoch: str | None = None
         """That of the log when the client was last told of it."""
         self.question: Question | None = None
-        self.submission: Submission | None = None
-        """What the client publishes, until it is `settle`d; the next message is to be received only then."""
+        self.submissions: deque[Submission] = deque()
+        """What the client publishes: to be taken from here, stored, and `settle`d before more is received."""
+        self.renewing = False
+        """Whether a new token waits for keys: to be asked for, and answered by `renew`."""
         self.closing: Closing | None = None
         self.deadline = now + auth_timeout
         """When to call `tick`."""
@@ -203,13 +205,17 @@ class Session:
         """Take in one message of the client."""
         if self.closing is not None:
             return
-        if self.question is Question.KEYS:
+        if not self._allowance.take(now):
+            self.shut(*TOO_MANY_MESSAGES)
+        elif self.question is Question.KEYS:
             self._early.append(message)
             if len(self._early) > MAX_EARLY:
                 self.shut(Code.POLICY_VIOLATION, "Too many messages before being authenticated")
-            return
-        if not self._allowance.take(now):
-            self.shut(*TOO_MANY_MESSAGES)
+        else:
+            self._understand(message, now)
+
+    def _understand(self, message: str | bytes, now: float) -> None:
+        if self.closing is not None:
             return
         fields = _fields(message)
         if not self.authenticated:
@@ -225,37 +231,32 @@ class Session:
         elif fields["type"] == "publish":
             self._receive_publish(fields)
         elif fields["type"] == "auth":
-            self._renew(fields.get("token"), now)
+            token = fields.get("token")
+            self._token = token if isinstance(token, str) else ""
+            self._renew(now)
         else:
             self._error("unknown-type", 'the types understood here are "auth", "publish" and "resume"')
 
-    def settle(self, outcome: int | Refused | Unavailable) -> None:
-        """Answer what the client published: with the id that it has, or why it has none."""
-        if self.submission is not None:
-            ref, self.submission = self.submission.ref, None
-            if isinstance(outcome, int):
-                self._send(type="ack", ref=ref, id=outcome)
-            else:
-                code = "refused" if isinstance(outcome, Refused) else "unavailable"
-                self._send(type="error", code=code, message=str(outcome), ref=ref)
+    def settle(self, ref: str, outcome: int | Refused | Unavailable) -> None:
+        """Answer what the client published as `ref`: with the id that it has, or why it has none."""
+        if isinstance(outcome, int):
+            self._send(type="ack", ref=ref, id=outcome)
+        else:
+            code = "refused" if isinstance(outcome, Refused) else "unavailable"
+            self._send(type="error", code=code, message=str(outcome), ref=ref)
 
     def retry(self, now: float) -> None:
         """Answer `Question.KEYS`: they were asked for, with or without success."""
         if self.question is not Question.KEYS:
             return  # closed meanwhile
-        self.question, self._interrupted = self._interrupted, None
-        if self.authenticated:
-            self._renew(self._token, now)
-        else:
-            self._authenticate(self._token, now)
+        self.question = None
+        self._authenticate(self._token, now)
         if self.question is Question.KEYS:
             self.shut(Code.TRY_LATER, "Keys of tokens unavailable")
         self._token = ""
         early, self._early = self._early, []
         for message in early:
-            self.receive(message, now)
-            # Whoever carries messages to the inbox waits for one at a time, and not for these.
-            self.settle(Unavailable("the keys of tokens were being asked for; publish it again, with the same ref"))
+            self._understand(message, now)
 
     def locate(self, position: Position) -> Reason | None:
         """Answer `question`; it may be followed by another.
@@ -320,23 +321,33 @@ class Session:
         self.deadline = now + remaining
         self.question = Question.POSITION
 
-    def _renew(self, token: object, now: float) -> None:
-        text = token if isinstance(token, str) else ""
+    def renew(self, now: float) -> None:
+        """Answer `renewing`: keys were asked for, with or without success."""
+        self._renew(now)
+        if self.renewing:
+            self.renewing = False
+            self._token = ""
+            self._send(
+                type="error", code="unavailable", message="the keys of tokens cannot be had: send it again later"
+            )
+
+    def _renew(self, now: float) -> None:
+        self.renewing = False
         try:
-            remaining = self._verify(text)
+            remaining = self._verify(self._token)
         except Unauthorized:
             self.shut(*UNAUTHORIZED)
             return
         except KeysWanted:
-            self._token, self._interrupted = text, self.question
-            self.question = Question.KEYS
+            self.renewing = True
             return
+        self._token = ""
         self.deadline = now + remaining
         self._send(type="renewed", expiresIn=int(remaining))
 
     def _receive_publish(self, fields: dict[str, Any]) -> None:
         try:
-            self.submission = Submission.parse(fields)
+            self.submissions.append(Submission.parse(fields))
         except Invalid as error:
             self._error("invalid-publish", str(error), **({} if error.ref is None else {"ref": error.ref}))
 

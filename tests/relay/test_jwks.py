@@ -23,6 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import Database
+from tests.relay.http_client import request
 from tests.relay.issuer import EC, ED25519, OTHER_RSA, RSA, PrivateKey, endpoint, jwk, sign
 from tests.relay.support import (
     KEY,
@@ -336,6 +337,29 @@ async def test_clients_connect_with_it(migrated: Database) -> None:
             await alice.send(json.dumps({"type": "auth", "token": sign(ED25519, "d")}))
             await alice.send(json.dumps({"type": "resume", "lastEventId": 0}))
             assert (await receive(alice))["type"] == "connected"
+        assert len(issuer.requests) == 1
+
+
+@pytest.mark.parametrize("path", ["/sse", "/poll", "/publish"])
+async def test_requests_wait_for_the_keys(migrated: Database, path: str) -> None:
+    method, body = ("POST", b'{"ref":"r","event":"e"}') if path == "/publish" else ("GET", b"")
+    async with endpoint(*ALL) as issuer, running(migrated.url, JWKS_URL=issuer.url, TOKEN_KEY="") as relay:
+        assert (await request(relay, path, sign(EC, "e"), method=method, body=body)).status == 200
+        assert (await request(relay, path, sign(EC, "x"), method=method, body=body)).status == 401
+        assert len(issuer.requests) == 1
+    async with endpoint() as issuer, running(migrated.url, JWKS_URL=issuer.url, TOKEN_KEY="") as relay:
+        issuer.status = 503
+        answer = await request(relay, path, sign(EC, "e"), method=method, body=body)
+        assert (answer.status, answer.json) == (503, {"error": "Keys of tokens unavailable"})
+        assert "retry-after" in answer.headers
+
+
+async def test_a_token_is_renewed_by_one_of_another_key(migrated: Database) -> None:
+    async with endpoint(*ALL) as issuer, running(migrated.url, JWKS_URL=issuer.url) as relay, client(relay) as alice:
+        await receive(alice)
+        assert issuer.requests == []
+        await alice.send(json.dumps({"type": "auth", "token": sign(EC, "e")}))
+        assert (await receive(alice))["type"] == "renewed"
         assert len(issuer.requests) == 1
 
 

@@ -9,8 +9,9 @@ import asyncpg
 import pytest
 
 from tests.conftest import Database
+from tests.relay.http_client import request
 from tests.relay.pgbouncer import pgbouncer
-from tests.relay.support import USER, client, config, publish, receive, receive_ids, until
+from tests.relay.support import USER, client, config, metric, publish, receive, receive_ids, until
 from userrealtime_relay import tail
 from userrealtime_relay.config import Secret
 from userrealtime_relay.log import Log
@@ -55,6 +56,19 @@ async def test_who_asks_for_polling_gets_it_without_a_word(
         await publish(connection, 2)
         await until(lambda: relay.tail.ring.head == 2)
     assert caplog.records == []
+
+
+async def test_behind_a_pooler_clients_publish(migrated: Database, connection: asyncpg.Connection) -> None:
+    async with (
+        pgbouncer(migrated.url, "transaction") as url,
+        Relay(config(url, SIGNAL="poll", POLL_INTERVAL="0.1")) as relay,
+    ):
+        await until(lambda: relay.hindrance is None)
+        for body, status in ((b'{"ref":"r","event":"e"}', 200), (b'{"ref":"s","event":"e","data":NaN}', 400)):
+            for _ in range(2):
+                assert (await request(relay, "/publish", method="POST", body=body)).status == status
+        assert await connection.fetchval("select array_agg(ref) from userrealtime.inbox") == ["r"]
+        assert await metric(relay, "log_connections_total") == 1
 
 
 async def test_a_pooler_of_sessions_lets_notifications_through(

@@ -370,6 +370,73 @@ def test_whatever_a_client_says_its_cursor_is_one_the_log_has(
     assert sum(message["type"] == "error" for message in sent) <= MAX_ERRORS
 
 
+# --- publishing, renewing, and how often
+
+
+def test_what_is_published_is_settled_then_answered() -> None:
+    made = opened()
+    made.receive('{"type":"publish","ref":"r1","event":"note","data":{"a":[1,"ü"]}}', 1)
+    assert made.submissions.popleft() == Submission("r1", "note", '{"a":[1,"\\u00fc"]}')
+    assert said(made) == []
+    made.settle("r1", 7)
+    assert said(made) == [{"type": "ack", "ref": "r1", "id": 7}]
+    for outcome, code in ((Refused("no"), "refused"), (Unavailable("no"), "unavailable")):
+        made.receive('{"type":"publish","ref":"r2","event":"note"}', 1)
+        assert made.submissions.popleft() == Submission("r2", "note", "{}")
+        made.settle("r2", outcome)
+        assert said(made) == [{"type": "error", "code": code, "message": "no", "ref": "r2"}]
+
+
+@pytest.mark.parametrize(
+    ("fields", "ref"),
+    [
+        ({}, None),
+        ({"ref": "", "event": "e"}, None),
+        ({"ref": 1, "event": "e"}, None),
+        ({"ref": "r" * 254, "event": "e"}, None),
+        ({"ref": "r\n", "event": "e"}, None),
+        ({"ref": "\ud800", "event": "e"}, None),
+        ({"ref": "r"}, "r"),
+        ({"ref": "r", "event": ""}, "r"),
+        ({"ref": "r", "event": {}}, "r"),
+    ],
+)
+def test_what_cannot_be_published_is_an_error(fields: dict[str, Any], ref: str | None) -> None:
+    made = opened()
+    made.receive(json.dumps({"type": "publish", **fields}), 1)
+    assert not made.submissions
+    [error] = said(made)
+    assert (error["type"], error["code"], error.get("ref")) == ("error", "invalid-publish", ref)
+
+
+def test_a_token_is_renewed() -> None:
+    made = opened()
+    made.receive('{"type":"auth","token":"500"}', 90)
+    assert said(made) == [{"type": "renewed", "expiresIn": 500}]
+    made.tick(100)
+    assert made.closing is None
+    made.tick(590)
+    assert made.closing == Closing(Code.TOKEN_EXPIRED, "Token expired")
+
+
+@pytest.mark.parametrize("token", ["nonsense", None, 1])
+def test_a_renewal_that_is_none_closes(token: object) -> None:
+    made = opened()
+    made.receive(json.dumps({"type": "auth", "token": token}), 1)
+    assert made.closing == UNAUTHORIZED
+
+
+def test_too_many_messages_close() -> None:
+    opening = Opening("100", Resume())
+    made = Session(opening, user_id="alice", verify=verify, auth_timeout=10, now=0, messages_per_second=2)
+    made.locate(LOG)
+    for now in (0, 0, 1, 1):
+        made.receive('{"type":"resume","lastEventId":20}', now)
+        assert made.closing is None
+    made.receive('{"type":"resume","lastEventId":20}', 1)
+    assert made.closing == Closing(Code.TRY_LATER, "Too many messages")
+
+
 # --- keys that must be asked for
 
 
@@ -413,6 +480,36 @@ def test_what_a_client_says_meanwhile_waits_with_it() -> None:
     assert alice.cursor == 20
 
 
+def test_what_a_client_publishes_meanwhile_waits_with_it() -> None:
+    keys = Keys()
+    alice = waiting(keys)
+    for ref in ("r1", "r2"):
+        alice.receive(json.dumps({"type": "publish", "ref": ref, "event": "note"}), 1)
+    assert not alice.submissions
+    keys.there = True
+    alice.retry(5)
+    assert [submission.ref for submission in alice.submissions] == ["r1", "r2"]
+
+
+def test_a_renewal_may_wait_for_its_key_and_the_old_token_stays() -> None:
+    keys = Keys()
+    keys.there = True
+    alice = Session(Opening("100", Resume()), user_id="alice", verify=keys, auth_timeout=10, now=0)
+    alice.locate(LOG)
+    alice.take()
+    keys.there = False
+    alice.receive('{"type":"auth","token":"500"}', 50)
+    assert (alice.renewing, said(alice), alice.deadline) == (True, [], 100)
+    alice.renew(51)
+    [error] = said(alice)
+    assert (error["type"], error["code"], alice.renewing, alice.closing) == ("error", "unavailable", False, None)
+    alice.receive('{"type":"auth","token":"500"}', 60)
+    keys.there = True
+    alice.renew(61)
+    assert said(alice) == [{"type": "renewed", "expiresIn": 500}]
+    assert (alice.renewing, alice.deadline) == (False, 561)
+
+
 def test_a_client_may_not_say_much_meanwhile() -> None:
     alice = waiting(Keys())
     for _ in range(MAX_EARLY):
@@ -443,106 +540,3 @@ def test_waiting_for_keys_has_an_end() -> None:
     alice = waiting(Keys())
     alice.tick(10)
     assert alice.closing == UNAUTHORIZED
-
-
-# --- publishing, renewing, and how often
-
-
-def test_what_is_published_is_settled_then_answered() -> None:
-    made = opened()
-    made.receive('{"type":"publish","ref":"r1","event":"note","data":{"a":[1,"ü"]}}', 1)
-    assert made.submission == Submission("r1", "note", '{"a":[1,"\\u00fc"]}')
-    assert said(made) == []
-    made.settle(7)
-    assert made.submission is None
-    assert said(made) == [{"type": "ack", "ref": "r1", "id": 7}]
-    made.settle(8)
-    assert said(made) == []
-    for outcome, code in ((Refused("no"), "refused"), (Unavailable("no"), "unavailable")):
-        made.receive('{"type":"publish","ref":"r2","event":"note"}', 1)
-        assert made.submission == Submission("r2", "note", "{}")
-        made.settle(outcome)
-        assert said(made) == [{"type": "error", "code": code, "message": "no", "ref": "r2"}]
-
-
-@pytest.mark.parametrize(
-    ("fields", "ref"),
-    [
-        ({}, None),
-        ({"ref": "", "event": "e"}, None),
-        ({"ref": 1, "event": "e"}, None),
-        ({"ref": "r" * 254, "event": "e"}, None),
-        ({"ref": "r\n", "event": "e"}, None),
-        ({"ref": "\ud800", "event": "e"}, None),
-        ({"ref": "r"}, "r"),
-        ({"ref": "r", "event": ""}, "r"),
-        ({"ref": "r", "event": {}}, "r"),
-    ],
-)
-def test_what_cannot_be_published_is_an_error(fields: dict[str, Any], ref: str | None) -> None:
-    made = opened()
-    made.receive(json.dumps({"type": "publish", **fields}), 1)
-    assert made.submission is None
-    [error] = said(made)
-    assert (error["type"], error["code"], error.get("ref")) == ("error", "invalid-publish", ref)
-
-
-def test_a_token_is_renewed() -> None:
-    made = opened()
-    made.receive('{"type":"auth","token":"500"}', 90)
-    assert said(made) == [{"type": "renewed", "expiresIn": 500}]
-    made.tick(100)
-    assert made.closing is None
-    made.tick(590)
-    assert made.closing == Closing(Code.TOKEN_EXPIRED, "Token expired")
-
-
-@pytest.mark.parametrize("token", ["nonsense", None, 1])
-def test_a_renewal_that_is_none_closes(token: object) -> None:
-    made = opened()
-    made.receive(json.dumps({"type": "auth", "token": token}), 1)
-    assert made.closing == UNAUTHORIZED
-
-
-def test_too_many_messages_close() -> None:
-    opening = Opening("100", Resume())
-    made = Session(opening, user_id="alice", verify=verify, auth_timeout=10, now=0, messages_per_second=2)
-    made.locate(LOG)
-    for now in (0, 0, 1, 1):
-        made.receive('{"type":"resume","lastEventId":20}', now)
-        assert made.closing is None
-    made.receive('{"type":"resume","lastEventId":20}', 1)
-    assert made.closing == Closing(Code.TRY_LATER, "Too many messages")
-
-
-def test_a_renewal_may_wait_for_its_key_and_interrupts_nothing() -> None:
-    keys = Keys()
-    keys.there = True
-    alice = Session(Opening("100", Resume()), user_id="alice", verify=keys, auth_timeout=10, now=0)
-    alice.locate(LOG)
-    alice.take()
-    alice.receive('{"type":"resume","lastEventId":20}', 1)
-    keys.there = False
-    alice.receive('{"type":"auth","token":"500"}', 2)
-    alice.receive('{"type":"publish","ref":"r1","event":"note"}', 3)
-    assert alice.question is Question.KEYS
-    keys.there = True
-    alice.retry(4)
-    assert (alice.question, alice.deadline) == (Question.POSITION, 504)
-    assert [(message["type"], message.get("code")) for message in said(alice)] == [
-        ("renewed", None),
-        ("error", "unavailable"),
-    ]
-    alice.locate(LOG)
-    assert alice.cursor == 20
-
-
-def test_a_renewal_whose_key_cannot_be_had_closes_for_a_while() -> None:
-    keys = Keys()
-    keys.there = True
-    alice = Session(Opening("100", Resume()), user_id="alice", verify=keys, auth_timeout=10, now=0)
-    alice.locate(LOG)
-    keys.there = False
-    alice.receive('{"type":"auth","token":"500"}', 2)
-    alice.retry(3)
-    assert alice.closing == Closing(Code.TRY_LATER, "Keys of tokens unavailable")

@@ -22,7 +22,7 @@ from userrealtime_relay.inbox import Refused, Submission, Unavailable
 from userrealtime_relay.log import Event
 from userrealtime_relay.metrics import Metrics
 from userrealtime_relay.ring import Ring
-from userrealtime_relay.session import TOO_MANY_MESSAGES, Closing, Code, Opening, Question, Session
+from userrealtime_relay.session import TOO_MANY_MESSAGES, UNAUTHORIZED, Closing, Code, Opening, Question, Session
 from userrealtime_relay.tail import Tail
 
 CHUNK_BYTES: Final = 64 << 10
@@ -102,6 +102,16 @@ class Clients:
     def connected(self) -> int:
         """How many have a place."""
         return len(self._admitted)
+
+    async def authenticate(self, opening: Opening) -> Session:
+        """The session of a client that says all in its opening: it is authenticated, or closing."""
+        session = self.session(opening)
+        if session.question is Question.KEYS:
+            await self.verify.refresh()
+            session.retry(asyncio.get_running_loop().time())
+        if not session.authenticated:
+            session.shut(*UNAUTHORIZED)
+        return session
 
     def session(self, opening: Opening) -> Session:
         """A new client's session."""
@@ -201,13 +211,20 @@ class Client:
         self._leaving = True
         self.wake.set()
 
-    async def submit(self) -> None:
-        """Store what the client has published, if anything, and let it know."""
-        if self.session.submission is not None:
+    async def attend(self) -> None:
+        """Do what the client asked for that takes time: store what it publishes, find keys for a new token."""
+        session = self.session
+        while session.submissions:
+            submission = session.submissions.popleft()
             try:
-                self.session.settle(await self._clients.submit(self.session.submission))
+                outcome: int | Refused | Unavailable = await self._clients.submit(submission)
             except (Refused, Unavailable) as error:
-                self.session.settle(error)
+                outcome = error
+            session.settle(submission.ref, outcome)
+            self.wake.set()
+        if session.renewing:
+            await self._clients.verify.refresh()
+            session.renew(self._loop.time())
             self.wake.set()
 
     async def run(self) -> None:
@@ -247,7 +264,7 @@ class Client:
         if self._asked is not None:
             return self._take_answer(*self._asked)
         if session.question is Question.KEYS:
-            self._ask(self._clients.verify.refresh(), lambda _: session.retry(self._loop.time()))
+            self._ask(self._find_keys(), lambda _: None)
             return False
         if not session.authenticated:
             return self._end_if_leaving()
@@ -256,6 +273,11 @@ class Client:
         if self._ring is not self._tail.ring:
             return self._change_ring()
         return self._send_events(self._ring)
+
+    async def _find_keys(self) -> None:
+        await self._clients.verify.refresh()
+        self.session.retry(self._loop.time())
+        await self.attend()  # to what came meanwhile
 
     def _flush(self) -> None:
         for message in self.session.take():
@@ -292,8 +314,6 @@ class Client:
         return True
 
     def _locate(self) -> None:
-        if self.session.question is Question.KEYS:
-            return  # it came up meanwhile, and is followed by this question again
         ring = self._tail.ring
         refusal = self.session.locate(self._tail.position)
         if self.session.question is None:

@@ -55,6 +55,8 @@ class Connection(H11Protocol):
             changed: called when the socket takes more, and when the connection is lost.
             dead_after: seconds after which a peer that acknowledges nothing is given up.
         """
+        if self.lost.is_set():
+            return
         self._changed = changed
         self.connections.discard(self)
         self.transport.set_write_buffer_limits(WRITE_LIMIT)

@@ -16,7 +16,7 @@ from urllib.parse import parse_qsl
 from starlette.types import Receive, Scope, Send
 
 from userrealtime_relay.frame import payloads
-from userrealtime_relay.session import UNAUTHORIZED, Closing, Code
+from userrealtime_relay.session import Closing, Code
 
 from .client import RESTARTING_REASON, Client, Clients
 from .http import Connection
@@ -37,10 +37,8 @@ class Polls:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         clients, connection = self._clients, connection_of(scope)
         parameters = _parameters(scope)
-        session = clients.session(opening_of(scope, clients.config, cursor=parameters.get("cursor", "")))
-        if session.closing is None and not session.authenticated:
-            session.shut(*UNAUTHORIZED)
-        elif clients.draining:
+        session = await clients.authenticate(opening_of(scope, clients.config, cursor=parameters.get("cursor", "")))
+        if clients.draining:
             session.shut(Code.RESTARTING, RESTARTING_REASON)
         if session.closing is not None:
             await refusal(session.closing)(scope, receive, send)

@@ -12,7 +12,6 @@ from starlette.types import Receive, Scope, Send
 
 from userrealtime_relay.allowance import Allowance
 from userrealtime_relay.inbox import Invalid, Refused, Submission, Unavailable
-from userrealtime_relay.session import UNAUTHORIZED
 
 from .client import RESTARTING_REASON, Clients
 from .request import opening_of, refusal, refuse, retry_after
@@ -34,9 +33,9 @@ class Publishing:
 
     async def _answer(self, scope: Scope, receive: Receive) -> Response:
         clients = self._clients
-        session = clients.session(opening_of(scope, clients.config))
-        if not session.authenticated:
-            return refusal(session.closing or UNAUTHORIZED)
+        session = await clients.authenticate(opening_of(scope, clients.config))
+        if session.closing is not None:
+            return refusal(session.closing)
         if clients.draining:
             return refuse(HTTPStatus.SERVICE_UNAVAILABLE, RESTARTING_REASON, retry_s=retry_after(None))
         if not self._allowance.take(asyncio.get_running_loop().time()):

@@ -20,7 +20,7 @@ from typing import Final
 from starlette.types import Receive, Scope, Send
 
 from userrealtime_relay.frame import payloads
-from userrealtime_relay.session import UNAUTHORIZED, Code
+from userrealtime_relay.session import Code
 
 from .client import CLOSE_TIMEOUT, RESTARTING_REASON, Client, Clients
 from .http import Connection
@@ -48,9 +48,9 @@ class Streams:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         clients, connection = self._clients, connection_of(scope)
-        session = clients.session(opening_of(scope, clients.config))
-        if not session.authenticated:
-            await refusal(session.closing or UNAUTHORIZED)(scope, receive, send)
+        session = await clients.authenticate(opening_of(scope, clients.config))
+        if session.closing is not None:
+            await refusal(session.closing)(scope, receive, send)
             return
         if clients.draining:
             session.shut(Code.RESTARTING, RESTARTING_REASON)

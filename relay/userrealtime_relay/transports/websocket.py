@@ -247,7 +247,7 @@ async def _read(connection: _Connection, client: Client) -> None:
             message = await connection.recv()
             client.session.receive(message, loop.time())
             client.wake.set()
-            await client.submit()
+            await client.attend()
             await asyncio.sleep(0)
             await connection.drain()
 
