@@ -28,6 +28,7 @@ CHILD_KINDS = {
     "Service": ("v1", "services"),
     "Deployment": ("apps/v1", "deployments"),
     "Ingress": ("networking.k8s.io/v1", "ingresses"),
+    "HTTPRoute": ("gateway.networking.k8s.io/v1", "httproutes"),
 }
 
 
@@ -124,6 +125,20 @@ class Api:
         accept = "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io"
         found = await self._request("GET", _path(API_VERSION, PLURAL, namespace), accept=accept)
         return {item["metadata"]["uid"] for item in found["items"]}
+
+    async def child_kinds(self) -> dict[str, tuple[str, str]]:
+        """Those of CHILD_KINDS that this cluster has: not every one has the Gateway API."""
+        kinds = {}
+        for kind, (api_version, plural) in CHILD_KINDS.items():
+            try:
+                found = await self._request("GET", f"/{'apis' if '/' in api_version else 'api'}/{api_version}")
+            except ApiError as error:
+                if error.status != 404:
+                    raise
+                continue
+            if plural in {resource["name"] for resource in found["resources"]}:
+                kinds[kind] = (api_version, plural)
+        return kinds
 
     async def _request(
         self,

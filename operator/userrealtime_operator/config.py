@@ -5,6 +5,7 @@ The file is YAML, written by the Helm chart from its values; a password does not
 
 from __future__ import annotations
 
+import enum
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -37,12 +38,25 @@ class RelayDefaults:
     )
 
 
+class RouteType(enum.StrEnum):
+    """What leads a user's clients to the user's Service."""
+
+    INGRESS = "Ingress"
+    """An Ingress a user."""
+    HTTP_ROUTE = "HTTPRoute"
+    """An HTTPRoute of the Gateway API a user."""
+    EDGE = "Edge"
+    """No object a user: one proxy for all, which finds the Service by its DNS name."""
+
+
 @dataclass(frozen=True, slots=True)
 class RouteDefaults:
-    """How users are reached. `url` is a template; `{name}` stands for the name of a user's objects."""
+    """How users are reached. `url` is a template, see `routes`; `gateway` is a parentRef of the Gateway API."""
 
     enabled: bool = True
+    type: RouteType = RouteType.INGRESS
     url: str = DEFAULT_URL
+    gateway: Mapping[str, str] = field(default_factory=dict)
     class_name: str | None = None
     annotations: Mapping[str, str] = field(default_factory=dict)
     tls_secret_name: str | None = None
@@ -67,11 +81,15 @@ _RELAY = {
 }
 _ROUTE = {
     "enabled": ("enabled", bool),
+    "type": ("type", str),
+    "gateway": ("gateway", dict),
     "url": ("url", str),
     "className": ("class_name", str),
     "annotations": ("annotations", dict),
     "tlsSecretName": ("tls_secret_name", str),
 }
+
+_GATEWAY = ("name", "namespace", "sectionName")
 
 
 def _section(document: Json, name: str, known: Mapping[str, tuple[str, type]], faults: list[str]) -> Json:
@@ -119,6 +137,18 @@ def parse_config(text: str, environment: Mapping[str, str]) -> Config:
         parse_url_template(route.get("url", DEFAULT_URL))
     except RouteError as error:
         faults.append(f"route.url: {error}")
+    if "type" in route:
+        try:
+            route["type"] = RouteType(route["type"])
+        except ValueError:
+            faults.append(f"route.type: must be one of {', '.join(RouteType)}")
+    faults += [
+        f"route.gateway.{key}: must be one of {', '.join(_GATEWAY)}, with a text"
+        for key, value in route.get("gateway", {}).items()
+        if key not in _GATEWAY or not isinstance(value, str)
+    ]
+    if route.get("type") == RouteType.HTTP_ROUTE and not route.get("gateway", {}).get("name"):
+        faults.append("route.gateway.name: required with route.type HTTPRoute, the Gateway that the routes attach to")
     database_url = environment.get("DATABASE_URL", "")
     if not database_url.startswith(("postgresql://", "postgres://")):
         faults.append("DATABASE_URL: must be set in the environment, to a postgresql:// URL")

@@ -11,7 +11,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from .config import Config
+from .config import Config, RouteType
 from .resource import API_VERSION, KIND, UserRealtime
 from .routes import Route, RouteError, parse_url, parse_url_template
 
@@ -48,14 +48,22 @@ def route_of(resource: UserRealtime, config: Config) -> Route | None:
     """Where the user is reached, or None where no route is wanted.
 
     Raises:
-        RouteError: the resource's own URL cannot be used.
+        RouteError: the resource asks for what cannot be.
     """
-    if not (resource.route_enabled and config.route.enabled):
+    if not config.route.enabled:
+        return None
+    if config.route.type is RouteType.EDGE:
+        # The edge serves every Service by one rule: an exception would only seem to be one.
+        if not resource.route_enabled:
+            raise RouteError("spec.route.enabled must be true: the shared edge reaches every user")
+        if resource.route_url is not None:
+            raise RouteError("spec.route.url cannot be given: the shared edge reaches every user by one URL template")
+    if not resource.route_enabled:
         return None
     if resource.route_url is None:
-        return parse_url_template(config.route.url).named(resource.child_name)
+        return parse_url_template(config.route.url).of(resource.namespace, resource.child_name)
     try:
-        return parse_url(resource.route_url).named(resource.child_name)
+        return parse_url(resource.route_url).of(resource.namespace, resource.child_name)
     except RouteError as error:
         raise RouteError(f"spec.route.url {error}") from None
 
@@ -107,9 +115,29 @@ def _service(resource: UserRealtime) -> Object:
     }
 
 
-def _ingress(resource: UserRealtime, config: Config, route: Route) -> Object:
+def _route_metadata(resource: UserRealtime, config: Config) -> Object:
     metadata = _metadata(resource)
     metadata["annotations"] = {**config.route.annotations, **metadata["annotations"]}
+    return metadata
+
+
+def _http_route(resource: UserRealtime, config: Config, route: Route) -> Object:
+    parent: Object = {"group": "gateway.networking.k8s.io", "kind": "Gateway", **config.route.gateway}
+    backend = {"group": "", "kind": "Service", "name": resource.child_name, "port": WS_PORT, "weight": 1}
+    rule = {
+        "matches": [{"path": {"type": "PathPrefix", "value": route.path or "/"}}],
+        "backendRefs": [backend],
+    }
+    return {
+        "apiVersion": "gateway.networking.k8s.io/v1",
+        "kind": "HTTPRoute",
+        "metadata": _route_metadata(resource, config),
+        "spec": {"parentRefs": [parent], "hostnames": [route.host], "rules": [rule]},
+    }
+
+
+def _ingress(resource: UserRealtime, config: Config, route: Route) -> Object:
+    metadata = _route_metadata(resource, config)
     backend = {"service": {"name": resource.child_name, "port": {"name": "ws"}}}
     rule = {
         "host": route.host,
@@ -124,6 +152,9 @@ def _ingress(resource: UserRealtime, config: Config, route: Route) -> Object:
             tls["secretName"] = config.route.tls_secret_name
         spec["tls"] = [tls]
     return {"apiVersion": "networking.k8s.io/v1", "kind": "Ingress", "metadata": metadata, "spec": spec}
+
+
+_ROUTE_OBJECTS = {RouteType.INGRESS: _ingress, RouteType.HTTP_ROUTE: _http_route}
 
 
 def _probe(path: str, **timing: int) -> Object:
@@ -205,12 +236,12 @@ def desired_objects(resource: UserRealtime, config: Config, secrets: Secrets) ->
     """All objects of one user, in the order they are to be applied, each with the digest of its own contents.
 
     Raises:
-        RouteError: the resource's own URL cannot be used.
+        RouteError: the resource asks for a route that cannot be.
     """
     route = route_of(resource, config)
     objects = [_secret(resource, secrets), _service(resource), _deployment(resource, config, secrets, route)]
-    if route is not None:
-        objects.append(_ingress(resource, config, route))
+    if route is not None and config.route.type in _ROUTE_OBJECTS:
+        objects.append(_ROUTE_OBJECTS[config.route.type](resource, config, route))
     for item in objects:
         item["metadata"]["annotations"][APPLIED_DIGEST] = digest(item)
     return tuple(objects)

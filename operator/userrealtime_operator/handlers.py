@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 import kopf
 
-from .api import CHILD_KINDS, Api
-from .config import Config
+from .api import Api, ApiError
+from .config import Config, RouteType
 from .database import Database
 from .desired import MANAGED_BY
 from .naming import child_name
@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 WORKERS = 8
 SWEEP_INTERVAL_S = 300.0
 Place = tuple[str, str]
+ChildKinds = Mapping[str, tuple[str, str]]
+"""The kinds of children that this cluster has, each with its API version and plural."""
 
 
 class Kind(enum.StrEnum):
@@ -62,8 +64,9 @@ def _trimmed(body: Mapping[str, Any]) -> dict[str, Any]:
 class Operator:
     """The running operator: caches, queue, and the tasks that work on it."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, child_kinds: ChildKinds) -> None:
         self._config = config
+        self._child_kinds = child_kinds
         self._resources: kopf.Index[Place, Mapping[str, Any]]
         self._owners: kopf.Index[Place, str]
         self._children: kopf.Index[ChildKey, Mapping[str, Any]]
@@ -81,7 +84,7 @@ class Operator:
         kopf.index(*resource, id="resources", registry=registry)(self._index_resource)
         kopf.index(*resource, id="owners", registry=registry)(self._index_owner)
         kopf.on.event(*resource, registry=registry)(self._resource_changed)
-        for api_version, plural in CHILD_KINDS.values():
+        for api_version, plural in self._child_kinds.values():
             group, _, version = api_version.rpartition("/")
             kopf.index(group, version, plural, id="children", labels=MANAGED_BY, registry=registry)(self._index_child)
             kopf.on.event(group, version, plural, labels=MANAGED_BY, registry=registry)(self._child_changed)
@@ -163,11 +166,11 @@ class Operator:
                 return None
 
 
-def framework_settings() -> kopf.OperatorSettings:
+def framework_settings(child_kinds: ChildKinds) -> kopf.OperatorSettings:
     """Every setting of kopf that is not its default, each with its reason."""
     settings = kopf.OperatorSettings()
     selector = ",".join(f"{key}={value}" for key, value in MANAGED_BY.items())
-    for api_version, plural in CHILD_KINDS.values():
+    for api_version, plural in child_kinds.values():
         group, _separator, version = api_version.rpartition("/")
         # Other people's Secrets are none of our business: they do not leave the API server.
         settings.watching.label_selectors[group, version, plural] = selector
@@ -185,10 +188,23 @@ def framework_settings() -> kopf.OperatorSettings:
     return settings
 
 
+async def _child_kinds(config: Config) -> ChildKinds:
+    async with await Api.connect() as api:
+        kinds = await api.child_kinds()
+    if config.route.type is RouteType.HTTP_ROUTE and "HTTPRoute" not in kinds:
+        raise ApiError(404, "route.type is HTTPRoute, which this cluster does not have: install the Gateway API (v1)")
+    return kinds
+
+
 def run(config: Config, liveness_url: str | None) -> None:
-    """Run the operator until it is told to stop. `liveness_url` is where kopf answers the kubelet's probe."""
+    """Run the operator until it is told to stop. `liveness_url` is where kopf answers the kubelet's probe.
+
+    Raises:
+        ApiError: the API server does not answer, or lacks what the configuration asks for.
+    """
     registry = kopf.OperatorRegistry()
-    Operator(config).register(registry)
+    child_kinds = asyncio.run(_child_kinds(config))
+    Operator(config, child_kinds).register(registry)
 
     @kopf.on.login(registry=registry)
     def login(**kwargs: Any) -> kopf.ConnectionInfo | None:
@@ -196,7 +212,7 @@ def run(config: Config, liveness_url: str | None) -> None:
 
     kopf.run(
         registry=registry,
-        settings=framework_settings(),
+        settings=framework_settings(child_kinds),
         namespaces=config.namespaces,
         liveness_endpoint=liveness_url,
     )
