@@ -38,7 +38,7 @@ async def open_connection(url: str, token: str | None, *, last_event_id: int | N
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
     if last_event_id is not None:
         headers["Last-Event-ID"] = str(last_event_id)
-    elsewhere = {"host": LOOPBACK} if is_this_machine(url) else {}
+    elsewhere: dict[str, Any] = {"host": LOOPBACK} if is_this_machine(url) else {}
     return await connect(
         url, additional_headers=headers, open_timeout=OPEN_TIMEOUT_S, max_size=4 << 20, proxy=None, **elsewhere
     )

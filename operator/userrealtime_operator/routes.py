@@ -1,7 +1,8 @@
 """The public URL of a user: one template says scheme, host, port and path of every route.
 
 `https://realtime.example.com/{name}` gives each user a path, `https://{name}.realtime.example.com` a host; `{name}` is
-the name of the user's objects. `{namespace}` tells namespaces apart, where several may hold a resource of the same user.
+the name of the user's objects. `{namespace}` tells namespaces apart, where several may have a resource of the same
+user.
 """
 
 from __future__ import annotations

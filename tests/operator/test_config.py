@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from userrealtime_operator.config import Config, ConfigError, RelayDefaults, RouteDefaults, load_config, parse_config
+from userrealtime_operator.config import (
+    Config,
+    ConfigError,
+    RelayDefaults,
+    RouteDefaults,
+    RouteType,
+    load_config,
+    parse_config,
+)
 
 ENVIRONMENT = {"DATABASE_URL": "postgresql://relay:hunter2@db/app"}
 MINIMAL = "{namespaces: [users], relay: {image: 'relay:1'}}"
@@ -28,6 +36,8 @@ def test_everything_given() -> None:
           resources: {limits: {memory: 64Mi}}
         route:
           enabled: false
+          type: HTTPRoute
+          gateway: {name: public}
           url: https://{name}.example.com
           className: nginx
           annotations: {x: y}
@@ -37,7 +47,9 @@ def test_everything_given() -> None:
     )
     assert config.namespaces == ("a", "b")
     assert config.relay == RelayDefaults("relay:2", "Always", ("registry",), {"limits": {"memory": "64Mi"}})
-    assert config.route == RouteDefaults(False, "https://{name}.example.com", "nginx", {"x": "y"}, "wildcard")
+    assert config.route == RouteDefaults(
+        False, RouteType.HTTP_ROUTE, "https://{name}.example.com", {"name": "public"}, "nginx", {"x": "y"}, "wildcard"
+    )
 
 
 def test_empty_values_mean_the_default() -> None:
@@ -51,7 +63,9 @@ def test_empty_values_mean_the_default() -> None:
 
 def test_every_fault_is_named_at_once() -> None:
     with pytest.raises(ConfigError) as failure:
-        parse_config("{relay: {imagee: x, resources: 3}, route: {url: nowhere}, extra: 1}", {})
+        parse_config(
+            "{relay: {imagee: x, resources: 3}, route: {url: nowhere, type: Road, gateway: {nane: x}}, extra: 1}", {}
+        )
     text = str(failure.value)
     for fault in (
         "extra: unknown",
@@ -60,9 +74,16 @@ def test_every_fault_is_named_at_once() -> None:
         "relay.resources: must be of type dict",
         "relay.image: required",
         "route.url: must be http",
+        "route.type: must be one of Ingress, HTTPRoute, Edge",
+        "route.gateway.nane: must be one of name, namespace, sectionName",
         "DATABASE_URL: must be set",
     ):
         assert fault in text
+
+
+def test_an_http_route_needs_a_gateway() -> None:
+    with pytest.raises(ConfigError, match=r"route\.gateway\.name: required"):
+        parse_config("{namespaces: [users], relay: {image: 'relay:1'}, route: {type: HTTPRoute}}", ENVIRONMENT)
 
 
 @pytest.mark.parametrize("text", ["[1]", "a: [", "text"])

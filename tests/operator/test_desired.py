@@ -5,10 +5,12 @@ from __future__ import annotations
 import base64
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from tests.operator.samples import CONFIG, SECRETS, resource
+from userrealtime_operator.config import RouteType
 from userrealtime_operator.desired import APPLIED_DIGEST, Object, desired_objects
 from userrealtime_operator.routes import RouteError
 
@@ -104,6 +106,40 @@ def test_no_ingress_where_no_route_is_wanted(off: str) -> None:
     config = CONFIG if off == "resource" else replace(CONFIG, route=replace(CONFIG.route, enabled=False))
     objects = desired_objects(resource(route={"enabled": off != "resource"}), config, SECRETS)
     assert "Ingress" not in {item["kind"] for item in objects}
+
+
+def routed(kind: RouteType, **route: Any) -> dict[str, Object]:
+    config = replace(
+        CONFIG, route=replace(CONFIG.route, type=kind, gateway={"name": "public", "namespace": "gateways"})
+    )
+    objects = desired_objects(resource(route={"enabled": True, **route}), config, SECRETS)
+    return {item["kind"]: item for item in objects}
+
+
+def test_an_http_route_instead_of_an_ingress() -> None:
+    objects = routed(RouteType.HTTP_ROUTE)
+    assert list(objects) == ["Secret", "Service", "Deployment", "HTTPRoute"]
+    spec = objects["HTTPRoute"]["spec"]
+    assert spec["hostnames"] == ["realtime.example.com"]
+    assert [(parent["kind"], parent["name"], parent["namespace"]) for parent in spec["parentRefs"]] == [
+        ("Gateway", "public", "gateways")
+    ]
+    [rule] = spec["rules"]
+    assert rule["matches"] == [{"path": {"type": "PathPrefix", "value": f"/{resource().child_name}"}}]
+    assert [(ref["name"], ref["port"]) for ref in rule["backendRefs"]] == [(resource().child_name, 8080)]
+
+
+def test_the_shared_edge_needs_no_object_a_user() -> None:
+    objects = routed(RouteType.EDGE)
+    assert list(objects) == ["Secret", "Service", "Deployment"]
+    environment = objects["Deployment"]["spec"]["template"]["spec"]["containers"][0]["env"]
+    assert {"name": "BASE_PATH", "value": f"/{resource().child_name}"} in environment
+
+
+@pytest.mark.parametrize("route", [{"enabled": False}, {"url": "http://alice.example.com"}])
+def test_the_shared_edge_knows_no_exceptions(route: dict[str, Any]) -> None:
+    with pytest.raises(RouteError, match=r"spec\.route\.(enabled|url) .* shared edge"):
+        routed(RouteType.EDGE, **route)
 
 
 def test_a_bad_url_names_its_field() -> None:
