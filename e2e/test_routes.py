@@ -84,6 +84,7 @@ async def test_a_stranger_gets_an_answer(routed: System, request: pytest.Fixture
     url = routed.get("urt", BEFORE)["status"]["url"].replace(name, f"{name}x") + "/poll"
     with pytest.raises(urllib.error.HTTPError) as caught:
         await asyncio.to_thread(http_get, url, {})
-    assert caught.value.code in (404, 503)
-    if request.node.callspec.id.startswith("Edge"):
-        assert "no such user" in json.load(caught.value)["error"]
+    with caught.value as answer:
+        assert answer.code in (404, 503)
+        if request.node.callspec.id.startswith("Edge"):
+            assert "no such user" in json.load(answer)["error"]

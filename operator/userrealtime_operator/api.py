@@ -120,6 +120,19 @@ class Api:
             if error.status != 404:
                 raise
 
+    async def pods(self, namespace: str, name: str) -> list[Object]:
+        """The pods of the user whose objects have this name, as the API server's cache has them."""
+        selector = quote(f"app.kubernetes.io/instance={name}", safe="")
+        found = await self._request(
+            "GET", f"{_path('v1', 'pods', namespace)}?labelSelector={selector}&resourceVersion=0"
+        )
+        pods: list[Object] = found["items"]
+        return pods
+
+    async def create_event(self, namespace: str, event: Object) -> None:
+        """Note an Event (events.k8s.io/v1)."""
+        await self._request("POST", _path("events.k8s.io/v1", "events", namespace), event)
+
     async def resource_uids(self, namespace: str) -> set[str]:
         """The uids of all UserRealtimes of a namespace, straight from the API server."""
         accept = "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io"

@@ -10,7 +10,9 @@ from __future__ import annotations
 import base64
 import binascii
 import logging
+import os
 import secrets as random_source
+import socket
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -20,14 +22,19 @@ from .config import Config
 from .database import Database, DatabaseError
 from .desired import APPLIED_DIGEST, TOKEN_KEY, Object, Secrets, desired_objects, route_of
 from .drift import contains
+from .events import events
+from .pods import pod_trouble
 from .resource import UserRealtime, parse_resource
-from .routes import RouteError
-from .status import Finding, deployment_progress, deployment_ready, differs, next_status, summary
+from .routes import Route, RouteError
+from .status import Finding, deployment_progress, deployment_ready, differs, next_status, since, summary
 
 logger = logging.getLogger(__name__)
 
 TOKEN_KEY_BYTES = 32
 DATABASE_RETRY_S = 15.0
+# When a pod that does not become ready is looked at for the reason, first and at the least often.
+PODS_FIRST_S = 3.0
+PODS_LAST_S = 120.0
 
 
 class ChildKey(NamedTuple):
@@ -65,8 +72,8 @@ def stored_token_key(secret: Mapping[str, Any] | None) -> str | None:
         return None
 
 
-def _now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+def _now(precision: str = "seconds") -> str:
+    return datetime.now(UTC).isoformat(timespec=precision).replace("+00:00", "Z")
 
 
 class Reconciler:
@@ -86,6 +93,7 @@ class Reconciler:
         self._resource = resource
         self._child = child
         self._registered: set[str] = set()
+        self._instance = os.environ.get("POD_ID") or socket.gethostname()
 
     async def reconcile(self, namespace: str, name: str) -> float | None:
         """Bring one resource's user to the desired state; a number of seconds after which to look again, if any.
@@ -98,11 +106,14 @@ class Reconciler:
             return None  # the children are owned: the garbage collector follows
         resource = parse_resource(body)
         database = await self._register(resource)
+        look_again: float | None = None
         try:
             route = route_of(resource, self._config)
             await self._apply_children(resource)
             deployment = self._child(ChildKey("Deployment", namespace, resource.child_name))
             pod, progress = deployment_ready(deployment), deployment_progress(deployment)
+            if progress.true:
+                pod, progress, look_again = await self._explained(resource, body, pod, progress)
         except RouteError as error:
             route, pod = None, Finding(False, "InvalidRoute", str(error))
             progress = Finding(False, "InvalidRoute")
@@ -116,7 +127,7 @@ class Reconciler:
             await self._write_status(resource, body, None, _refusal(error), Finding(False, "Refused"), database)
             raise
         await self._write_status(resource, body, route, pod, progress, database)
-        return None if database.true else DATABASE_RETRY_S
+        return look_again if database.true else DATABASE_RETRY_S
 
     async def sweep(self, namespace: str) -> None:
         """Remove the logs of users whose resources in this namespace are gone.
@@ -182,11 +193,26 @@ class Reconciler:
                 await self._api.delete(kind, resource.namespace, resource.child_name)
                 logger.info("deleted %s %s/%s", kind, resource.namespace, resource.child_name)
 
+    async def _explained(
+        self, resource: UserRealtime, body: Mapping[str, Any], pod: Finding, progress: Finding
+    ) -> tuple[Finding, Finding, float]:
+        """Why a pod is long in coming, and when to look again: soon at first, then ever later. Pods are not watched,
+        since nearly all of them come at once and would only cost."""
+        began = since(body.get("status", {}), "Progressing")
+        age = (datetime.now(UTC) - datetime.fromisoformat(began)).total_seconds() if began else 0.0
+        if age >= PODS_FIRST_S:
+            trouble = pod_trouble(await self._api.pods(resource.namespace, resource.child_name))
+            if trouble is not None:
+                # An old pod may still serve while the new one cannot.
+                progress = Finding(True, trouble.reason, trouble.message)
+                pod = trouble if pod.reason == "PodNotReady" else pod
+        return pod, progress, min(max(age, PODS_FIRST_S), PODS_LAST_S)
+
     async def _write_status(
         self,
         resource: UserRealtime,
         body: Mapping[str, Any],
-        route: Any,
+        route: Route | None,
         pod: Finding,
         progress: Finding,
         database: Finding,
@@ -194,8 +220,15 @@ class Reconciler:
         previous = body.get("status", {})
         findings = {"Ready": summary(pod, database), "Progressing": progress, "DatabaseReady": database}
         status = next_status(resource, previous, route, findings, _now())
-        if differs(status, previous):
-            await self._api.patch_status(resource.namespace, resource.name, status)
+        if not differs(status, previous):
+            return
+        await self._api.patch_status(resource.namespace, resource.name, status)
+        before, now = previous.get("conditions", ()), _now("microseconds")
+        for event in events(resource, before, status["conditions"], now, self._instance):
+            try:
+                await self._api.create_event(resource.namespace, event)
+            except ApiError as error:
+                logger.warning("no event %s for %s/%s: %s", event["reason"], resource.namespace, resource.name, error)
 
 
 def _refusal(error: ApiError) -> Finding:

@@ -46,12 +46,29 @@ def deployment_ready(live: Mapping[str, Any] | None) -> Finding:
     conditions = {condition["type"]: condition for condition in live.get("status", {}).get("conditions", [])}
     if conditions.get("Available", {}).get("status") == "True":
         return Finding(True, "PodAvailable", "the relay serves clients")
-    for kind in ("ReplicaFailure", "Progressing"):
-        # ReplicaFailure: the pod is refused (quota, admission). Progressing is False once its deadline has passed.
-        condition = conditions.get(kind, {})
-        if condition.get("status") == ("True" if kind == "ReplicaFailure" else "False"):
-            return Finding(False, condition.get("reason") or kind, condition.get("message", ""))
+    if conditions.get("ReplicaFailure", {}).get("status") == "True":
+        return _refused(conditions["ReplicaFailure"].get("message", ""))
     return Finding(False, "PodNotReady", "the pod is not ready yet; see: kubectl describe pod")
+
+
+def _refused(message: str) -> Finding:
+    """Why the API server makes no pod, from the message of the Deployment's condition ReplicaFailure."""
+    # What stands before names the pod that was not made, a new one each time.
+    cause = message.rpartition("is forbidden: ")[2]
+    if cause.startswith("exceeded quota"):
+        return Finding(False, "QuotaExceeded", f"the namespace's quota leaves no room for the pod: {cause}")
+    if cause.startswith("violates PodSecurity"):
+        return Finding(False, "PodSecurityViolation", f"the namespace does not admit the pod: {cause}")
+    return Finding(False, "PodRefused", f"the pod cannot be made: {cause}")
+
+
+def since(status: Mapping[str, Any], kind: str) -> str | None:
+    """Since when a condition of a status is True, None if it is not."""
+    for condition in status.get("conditions", ()):
+        if condition["type"] == kind and condition["status"] == "True":
+            found: str = condition["lastTransitionTime"]
+            return found
+    return None
 
 
 def summary(*findings: Finding) -> Finding:
