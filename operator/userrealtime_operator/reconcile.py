@@ -222,9 +222,11 @@ class Reconciler:
         status = next_status(resource, previous, route, findings, _now())
         if not differs(status, previous):
             return
+        told = list(
+            events(resource, previous.get("conditions", ()), status["conditions"], _now("microseconds"), self._instance)
+        )
         await self._api.patch_status(resource.namespace, resource.name, status)
-        before, now = previous.get("conditions", ()), _now("microseconds")
-        for event in events(resource, before, status["conditions"], now, self._instance):
+        for event in told:
             try:
                 await self._api.create_event(resource.namespace, event)
             except ApiError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -13,7 +14,14 @@ from userrealtime_operator.api import Api, ApiError
 from userrealtime_operator.database import Database, DatabaseError
 from userrealtime_operator.desired import Object
 from userrealtime_operator.naming import child_name
-from userrealtime_operator.reconcile import DATABASE_RETRY_S, ChildKey, Reconciler, stored_token_key
+from userrealtime_operator.reconcile import (
+    DATABASE_RETRY_S,
+    PODS_FIRST_S,
+    PODS_LAST_S,
+    ChildKey,
+    Reconciler,
+    stored_token_key,
+)
 
 ALICE = child_name("alice")
 
@@ -25,6 +33,8 @@ class StandInApi(Api):
         self.resources: dict[tuple[str, str], Object] = {}
         self.calls: list[str] = []
         self.refusal: ApiError | None = None
+        self.events: list[str] = []
+        self.living_pods: list[Object] = []
 
     async def apply(self, item: Object) -> Object:
         if self.refusal:
@@ -49,6 +59,13 @@ class StandInApi(Api):
         current = self.resources[namespace, name].setdefault("status", {})
         for key, value in status.items():
             current.pop(key, None) if value is None else current.update({key: value})
+
+    async def pods(self, namespace: str, name: str) -> list[Object]:
+        self.calls.append("pods")
+        return self.living_pods
+
+    async def create_event(self, namespace: str, event: Object) -> None:
+        self.events.append(event["reason"])
 
     async def resource_uids(self, namespace: str) -> set[str]:
         return {item["metadata"]["uid"] for (place, _), item in self.resources.items() if place == namespace}
@@ -257,3 +274,30 @@ async def test_children_without_an_owner_are_removed_and_others_left_to_theirs(w
     del world.api.children[ChildKey("Service", "users", ALICE)]["metadata"]["ownerReferences"]
     await world.reconciler.remove_orphans("users", ALICE)
     assert {key.kind for key in world.api.children} == {"Secret", "Deployment", "Ingress"}
+
+
+def unschedulable() -> Object:
+    condition = {"type": "PodScheduled", "status": "False", "message": "0/1 nodes are available"}
+    return {"metadata": {"creationTimestamp": "2026-01-01T00:00:00Z"}, "status": {"conditions": [condition]}}
+
+
+async def test_a_pod_that_does_not_come_is_looked_at_ever_less_often(world: World) -> None:
+    world.api.living_pods = [unschedulable()]
+    assert await world.reconciler.reconcile("users", "alice") == PODS_FIRST_S
+    assert "pods" not in world.api.calls
+
+    def started(ago_s: float) -> None:
+        for condition in world.api.resources["users", "alice"]["status"]["conditions"]:
+            condition["lastTransitionTime"] = (datetime.now(UTC) - timedelta(seconds=ago_s)).isoformat()
+
+    started(10)
+    assert 9 < (await world.reconciler.reconcile("users", "alice") or 0) < 12
+    assert world.condition("Ready")[:2] == ("False", "Unschedulable")
+    assert world.condition("Progressing")[:2] == ("True", "Unschedulable")
+    started(10_000)
+    assert await world.reconciler.reconcile("users", "alice") == PODS_LAST_S
+    assert world.api.events == ["Unschedulable"]
+    world.become_available()
+    assert await world.reconcile() == ["status"]
+    assert world.condition("Ready")[:2] == ("True", "PodAvailable")
+    assert world.api.events == ["Unschedulable", "Recovered"]
