@@ -32,6 +32,7 @@ class RelayDefaults:
     image: str
     image_pull_policy: str = "IfNotPresent"
     image_pull_secrets: tuple[str, ...] = ()
+    max_concurrent_rollouts: int = 20
     # Measured: an idle relay holds under 40 MiB; the ring and a full catch-up of clients add a few more.
     resources: Json = field(
         default_factory=lambda: {"requests": {"cpu": "10m", "memory": "48Mi"}, "limits": {"memory": "128Mi"}}
@@ -77,6 +78,7 @@ _RELAY = {
     "image": ("image", str),
     "imagePullPolicy": ("image_pull_policy", str),
     "imagePullSecrets": ("image_pull_secrets", list),
+    "maxConcurrentRollouts": ("max_concurrent_rollouts", int),
     "resources": ("resources", dict),
 }
 _ROUTE = {
@@ -133,6 +135,8 @@ def parse_config(text: str, environment: Mapping[str, str]) -> Config:
     if "image" not in relay:
         faults.append("relay.image: required, the image of the users' pods")
     route = _section(document, "route", _ROUTE, faults)
+    if relay.get("max_concurrent_rollouts", 1) < 1:
+        faults.append("relay.maxConcurrentRollouts: must be at least 1")
     try:
         parse_url_template(route.get("url", DEFAULT_URL))
     except RouteError as error:

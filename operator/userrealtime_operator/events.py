@@ -11,7 +11,18 @@ from typing import Any
 from .desired import Object
 from .resource import API_VERSION, KIND, UserRealtime
 
-USUAL = frozenset({"Creating", "RollingOut", "PodStarting", "PodMissing", "PodNotReady", "PodAvailable", "Registered"})
+USUAL = frozenset(
+    {
+        "Creating",
+        "PodAvailable",
+        "PodMissing",
+        "PodNotReady",
+        "PodStarting",
+        "Registered",
+        "RollingOut",
+        "RolloutWaiting",
+    }
+)
 """The reasons of conditions that are no trouble."""
 NOTE_LENGTH = 1024  # the API's own limit, in bytes
 CONTROLLER = "userrealtime.dev/operator"

@@ -22,6 +22,7 @@ from .desired import MANAGED_BY
 from .naming import child_name
 from .reconcile import ChildKey, Reconciler
 from .resource import GROUP, PLURAL, VERSION
+from .rollouts import User
 from .workqueue import WorkQueue
 
 logger = logging.getLogger(__name__)
@@ -93,7 +94,7 @@ class Operator:
         self._resources, self._owners, self._children = kwargs["resources"], kwargs["owners"], kwargs["children"]
         api = await self._stack.enter_async_context(await Api.connect())
         database = await self._stack.enter_async_context(Database(self._config.database_url))
-        self._reconciler = Reconciler(self._config, api, database, self._resource, self._child)
+        self._reconciler = Reconciler(self._config, api, database, self._resource, self._child, self._wake)
         self._workers = asyncio.create_task(self._queue.run(WORKERS), name="workers")
         for namespace in self._config.namespaces:
             self._queue.add(Task(Kind.SWEEP, namespace))
@@ -122,6 +123,9 @@ class Operator:
 
     def _child(self, key: ChildKey) -> Mapping[str, Any] | None:
         return next(iter(self._children.get(key, ())), None)
+
+    def _wake(self, user: User) -> None:
+        self._queue.add(Task(Kind.RESOURCE, user.namespace, user.name))
 
     def _is_registered(self, namespace: str, name: str) -> bool:
         resource = self._resource(namespace, name)

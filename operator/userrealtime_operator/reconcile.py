@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import enum
 import logging
 import os
 import secrets as random_source
@@ -25,6 +26,7 @@ from .drift import contains
 from .events import events
 from .pods import pod_trouble
 from .resource import UserRealtime, parse_resource
+from .rollouts import Rollouts, User
 from .routes import Route, RouteError
 from .status import Finding, deployment_progress, deployment_ready, differs, next_status, since, summary
 
@@ -43,6 +45,17 @@ class ChildKey(NamedTuple):
     kind: str
     namespace: str
     name: str
+
+
+class Rollout(enum.Enum):
+    """What became of a change of a user's pod."""
+
+    NONE = "none"
+    """There is no change that is not applied."""
+    BEGUN = "begun"
+    """It has just been applied; the cached watch does not know yet."""
+    WAITING = "waiting"
+    """It waits for its turn."""
 
 
 class Conflict(RuntimeError):
@@ -77,7 +90,7 @@ def _now(precision: str = "seconds") -> str:
 
 
 class Reconciler:
-    """One per operator. `resource` and `child` look into the cached watches."""
+    """One per operator. `resource` and `child` look into the cached watches; `wake` has a user reconciled again."""
 
     def __init__(
         self,
@@ -86,12 +99,15 @@ class Reconciler:
         database: Database,
         resource: Callable[[str, str], Mapping[str, Any] | None],
         child: Callable[[ChildKey], Mapping[str, Any] | None],
+        wake: Callable[[User], None],
     ) -> None:
         self._config = config
         self._api = api
         self._database = database
         self._resource = resource
         self._child = child
+        self._wake = wake
+        self._rollouts = Rollouts(config.relay.max_concurrent_rollouts)
         self._registered: set[str] = set()
         self._instance = os.environ.get("POD_ID") or socket.gethostname()
 
@@ -102,18 +118,25 @@ class Reconciler:
             ApiError: to be tried again later.
         """
         body = self._resource(namespace, name)
+        user = User(namespace, name)
         if body is None or body["metadata"].get("deletionTimestamp"):
+            self._end_rollout(user)
             return None  # the children are owned: the garbage collector follows
         resource = parse_resource(body)
         database = await self._register(resource)
         look_again: float | None = None
         try:
             route = route_of(resource, self._config)
-            await self._apply_children(resource)
+            asked_for = body.get("status", {}).get("observedGeneration") != resource.generation
+            state = await self._apply_children(resource, asked_for)
             deployment = self._child(ChildKey("Deployment", namespace, resource.child_name))
             pod, progress = deployment_ready(deployment), deployment_progress(deployment)
-            if progress.true:
+            if state is Rollout.WAITING:
+                progress = Finding(True, "RolloutWaiting", "the new pod waits until other users have theirs")
+            elif progress.true:
                 pod, progress, look_again = await self._explained(resource, body, pod, progress)
+            elif state is Rollout.NONE:
+                self._end_rollout(user)
         except RouteError as error:
             route, pod = None, Finding(False, "InvalidRoute", str(error))
             progress = Finding(False, "InvalidRoute")
@@ -173,7 +196,12 @@ class Reconciler:
             return Finding(False, "DatabaseUnavailable", str(error))
         return Finding(True, "Registered", "the user's log is in the database")
 
-    async def _apply_children(self, resource: UserRealtime) -> None:
+    def _end_rollout(self, user: User) -> None:
+        for next_user in self._rollouts.end(user):
+            self._wake(next_user)
+
+    async def _apply_children(self, resource: UserRealtime, asked_for: bool) -> Rollout:
+        """Apply what differs. What the resource itself asks for, and a first pod, never waits."""
         live = {kind: self._child(ChildKey(kind, resource.namespace, resource.child_name)) for kind in CHILD_KINDS}
         if live["Secret"] is None:
             live["Secret"] = await self._api.get("Secret", resource.namespace, resource.child_name)
@@ -184,14 +212,22 @@ class Reconciler:
                 )
         secrets = Secrets(stored_token_key(live["Secret"]) or generate_token_key(), self._config.database_url)
         objects = desired_objects(resource, self._config, secrets)
+        rollout = Rollout.NONE
         for item in objects:
-            if not _up_to_date(live[item["kind"]], item):
-                await self._api.apply(item)
-                logger.info("applied %s %s/%s", item["kind"], resource.namespace, resource.child_name)
+            if _up_to_date(live[item["kind"]], item):
+                continue
+            if item["kind"] == "Deployment" and live["Deployment"] is not None and not asked_for:
+                if not self._rollouts.begin(User(resource.namespace, resource.name)):
+                    rollout = Rollout.WAITING
+                    continue
+                rollout = Rollout.BEGUN
+            await self._api.apply(item)
+            logger.info("applied %s %s/%s", item["kind"], resource.namespace, resource.child_name)
         for kind in CHILD_KINDS.keys() - {item["kind"] for item in objects}:
             if live[kind] is not None:
                 await self._api.delete(kind, resource.namespace, resource.child_name)
                 logger.info("deleted %s %s/%s", kind, resource.namespace, resource.child_name)
+        return rollout
 
     async def _explained(
         self, resource: UserRealtime, body: Mapping[str, Any], pod: Finding, progress: Finding

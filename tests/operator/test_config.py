@@ -33,6 +33,7 @@ def test_everything_given() -> None:
           image: relay:2
           imagePullPolicy: Always
           imagePullSecrets: [registry]
+          maxConcurrentRollouts: 5
           resources: {limits: {memory: 64Mi}}
         route:
           enabled: false
@@ -46,7 +47,7 @@ def test_everything_given() -> None:
         ENVIRONMENT,
     )
     assert config.namespaces == ("a", "b")
-    assert config.relay == RelayDefaults("relay:2", "Always", ("registry",), {"limits": {"memory": "64Mi"}})
+    assert config.relay == RelayDefaults("relay:2", "Always", ("registry",), 5, {"limits": {"memory": "64Mi"}})
     assert config.route == RouteDefaults(
         False, RouteType.HTTP_ROUTE, "https://{name}.example.com", {"name": "public"}, "nginx", {"x": "y"}, "wildcard"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from tests.operator.samples import CONFIG, body
 from userrealtime_operator.api import Api, ApiError
+from userrealtime_operator.config import Config
 from userrealtime_operator.database import Database, DatabaseError
 from userrealtime_operator.desired import Object
 from userrealtime_operator.naming import child_name
@@ -95,7 +97,13 @@ class World:
         self.api, self.database = StandInApi(), StandInDatabase()
         self.cache_is_cold = False
         self.add(body())
-        self.reconciler = Reconciler(CONFIG, self.api, self.database, self.resource, self.child)
+        self.woken: list[str] = []
+        self.operator_starts(CONFIG)
+
+    def operator_starts(self, config: Config) -> None:
+        self.reconciler = Reconciler(
+            config, self.api, self.database, self.resource, self.child, lambda user: self.woken.append(user.name)
+        )
 
     def add(self, item: Object) -> None:
         self.api.resources["users", item["metadata"]["name"]] = item
@@ -118,8 +126,8 @@ class World:
                 return condition["status"], condition["reason"], condition["message"]
         raise AssertionError(f"no condition {kind}")
 
-    def become_available(self) -> None:
-        deployment = self.api.children[ChildKey("Deployment", "users", ALICE)]
+    def become_available(self, name: str = "alice") -> None:
+        deployment = self.api.children[ChildKey("Deployment", "users", child_name(name))]
         deployment["status"] = {
             "observedGeneration": 1,
             "replicas": 1,
@@ -163,7 +171,7 @@ async def test_a_restarted_operator_writes_nothing(world: World) -> None:
     await world.reconcile()
     world.become_available()
     await world.reconcile()
-    world.reconciler = Reconciler(CONFIG, world.api, world.database, world.resource, world.child)
+    world.operator_starts(CONFIG)
     assert await world.reconcile() == []
 
 
@@ -301,3 +309,47 @@ async def test_a_pod_that_does_not_come_is_looked_at_ever_less_often(world: Worl
     assert await world.reconcile() == ["status"]
     assert world.condition("Ready")[:2] == ("True", "PodAvailable")
     assert world.api.events == ["Unschedulable", "Recovered"]
+
+
+def upgraded(limit: int) -> Config:
+    return replace(CONFIG, relay=replace(CONFIG.relay, image="relay:2", max_concurrent_rollouts=limit))
+
+
+async def test_an_upgrade_goes_from_user_to_user(world: World) -> None:
+    names = ["alice", "bob", "carol"]
+    for name in names:
+        if name != "alice":
+            world.add(body(name))
+        await world.reconcile(name)
+        world.become_available(name)
+        await world.reconcile(name)
+    world.operator_starts(upgraded(limit=1))
+    assert [(await world.reconcile(name))[0] for name in names] == ["apply Deployment", "status", "status"]
+    assert world.condition("Progressing", "bob")[:2] == ("True", "RolloutWaiting")
+    assert world.condition("Ready", "bob")[0] == "True"
+    await world.reconcile("alice")  # on its way
+    assert await world.reconcile("bob") == []
+    assert world.woken == []
+    world.become_available("alice")
+    await world.reconcile("alice")
+    assert world.woken == ["bob"]
+    assert "apply Deployment" in await world.reconcile("bob")
+    # One who is gone does not hold up the others.
+    del world.api.resources["users", "bob"]
+    await world.reconcile("bob")
+    assert world.woken == ["bob", "carol"]
+    assert "apply Deployment" in await world.reconcile("carol")
+
+
+async def test_what_a_user_asks_for_does_not_wait(world: World) -> None:
+    for name in ("alice", "bob"):
+        world.add(body(name))
+        await world.reconcile(name)
+        world.become_available(name)
+        await world.reconcile(name)
+    world.operator_starts(upgraded(limit=1))
+    await world.reconcile("alice")
+    changed = world.api.resources["users", "bob"]
+    changed["metadata"]["generation"] = 2
+    changed["spec"]["limits"]["connections"] = 7
+    assert "apply Deployment" in await world.reconcile("bob")
