@@ -167,6 +167,7 @@ comment on function userrealtime.capture is
 create function userrealtime.open(user_id text, out head bigint, out earliest bigint, out epoch text, out channel text)
     language sql stable security definer
     set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
     as $$
     select coalesce(l.head, 0),
            coalesce((select min(e.id) from userrealtime.event e where e.user_id = open.user_id), l.head + 1, 1),
@@ -177,5 +178,53 @@ $$;
 comment on function userrealtime.open is
     'What a relay asks when it connects: the newest and the oldest number kept, the epoch (null: no log yet, the first '
     'event will be number 1), and the channel to LISTEN on.';
+
+-- Sequential scans and sorts are off: a plan that was made, and kept, while the tables were small would read all of
+-- them for every page later. The primary key gives the order.
+create function userrealtime.page(
+    user_id text,
+    after bigint,
+    max_events int,
+    max_bytes int,
+    out epoch text,
+    out id bigint,
+    out event text,
+    out at text,
+    out data text
+) returns setof record
+    language plpgsql stable rows 500
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_sort = off
+    as $$
+declare
+    bytes int := 0;
+    expected bigint;
+begin
+    select l.epoch into page.epoch from userrealtime.log l where l.user_id = page.user_id;
+    for page.id, page.event, page.at, page.data in
+        select e.id, e.event, to_char(e.at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), e.data::text
+        from userrealtime.event e
+        where e.user_id = page.user_id and e.id > page.after
+        order by e.id
+        limit page.max_events
+    loop
+        exit when page.id <> expected;
+        return next;
+        expected := page.id + 1;
+        -- Here and not in the query, which would have to write out every event as text to add up their lengths.
+        bytes := bytes + octet_length(page.data);
+        exit when bytes >= page.max_bytes;
+    end loop;
+    if not found then
+        page.id := null;
+        return next;
+    end if;
+end
+$$;
+comment on function userrealtime.page is
+    'The events after a number, oldest first, up to a gap: at most max_events, and none once their data has max_bytes. '
+    'Times are RFC 3339. Each row has the epoch, of the same snapshot; it stands alone, in a row of its own, if there is no event.';
 
 revoke execute on all functions in schema userrealtime from public;
