@@ -1,4 +1,7 @@
-"""The relay beside its peers, on the same work, in one run: `python -m bench.relay` prints the table of bench/README.md."""
+"""The relay beside its peers, on the same work, in one run.
+
+`python -m bench.relay` (`make bench`) prints the table of bench/README.md.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import platform
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 
 import asyncpg
 
@@ -27,7 +30,8 @@ Figures = dict[Row, dict[str, list[float]]]
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m bench.relay", description=__doc__.partition(":")[0] if __doc__ else ""
+        prog="python -m bench.relay",
+        description=(__doc__ or "").partition("\n")[0],
     )
     parser.add_argument("--quick", action="store_true", help="a small part of the work, once: to see that all works")
     parser.add_argument("--rounds", type=int, default=3, help="how often each server is measured (default: 3)")
@@ -37,35 +41,50 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-async def measure(peer: Peer, command: list[str], url: str, user: str, size: Size, figures: Figures) -> None:
-    """Put one server, freshly started, through all of it."""
+async def measure(
+    peer: Peer, command: list[str], url: str, user: str, size: Size, figures: Figures, failures: dict[str, str]
+) -> None:
+    """Put one server, freshly started, through all of it. What it fails at is noted, and has no figure."""
 
-    def note(row: Row, value: float) -> None:
-        figures[row][peer.name].append(value)
-        print(f"    {row.title}: {figure(value)} {row.unit}", flush=True)
+    async def note(rows: Sequence[Row], work: Awaitable[Sequence[float]]) -> None:
+        try:
+            values = await work
+        except (TimeoutError, OSError, workloads.Wrong) as error:
+            failures[f"{peer.name}, {rows[0].title}"] = str(error) or "not everything arrived in time"
+            return
+        for row, value in zip(rows, values, strict=True):
+            figures[row][peer.name].append(value)
+            print(f"    {row.title}: {figure(value)} {row.unit}", flush=True)
 
     connection = await asyncpg.connect(url)
     try:
         cpu = 0 if (os.cpu_count() or 1) > 1 else None
         async with running(peer, command, url, user, cpu) as server:
             feed = Feed(connection, user, server)
-            idle, each = await workloads.memory(server, size.crowd)
-            note(Row("memory, idle", "MiB", False), idle)
-            note(Row(f"memory a connection, of {size.crowd:,}", "KiB", False), each)
+            crowd = f"{size.crowd:,}"
+            await note(
+                (Row("memory, idle", "MiB", False), Row(f"memory a connection, of {crowd}", "KiB", False)),
+                workloads.memory(server, size.crowd),
+            )
             for rate in size.rates:
-                median, late = await workloads.latency(server, feed, rate, size.seconds)
-                note(Row(f"commit to socket at {rate}/s, p50", "ms", False), median)
-                note(Row(f"commit to socket at {rate}/s, p99", "ms", False), late)
+                title = f"commit to socket at {rate}/s"
+                await note(
+                    (Row(f"{title}, p50", "ms", False), Row(f"{title}, p99", "ms", False)),
+                    workloads.latency(server, feed, rate, size.seconds),
+                )
             for clients, events in size.fan_out:
-                rate_out = await workloads.fan_out(server, feed, clients, events)
-                note(Row(f"fan-out to {clients:,}", "messages/s", True), rate_out)
+                await note(
+                    (Row(f"fan-out to {clients:,}", "messages/s", True),),
+                    workloads.fan_out(server, feed, clients, events),
+                )
             if peer.resumes:
-                took, lost = await workloads.storm(server, feed, size.crowd)
-                note(Row(f"{size.crowd:,} reconnect at once", "s", False), took)
-                note(Row("of what they missed, lost", "share", False), lost)
+                await note(
+                    (Row(f"{crowd} reconnect at once", "s", False), Row("of what they missed, lost", "share", False)),
+                    workloads.storm(server, feed, size.crowd),
+                )
                 if feed.last < size.catch_up:
                     await feed.publish(feed.next_numbers(size.catch_up - feed.last))
-                note(Row(f"catch-up of {size.catch_up:,}", "events/s", True), await workloads.catch_up(server, feed))
+                await note((Row(f"catch-up of {size.catch_up:,}", "events/s", True),), workloads.catch_up(server, feed))
     finally:
         await connection.close(timeout=5)
 
@@ -90,13 +109,11 @@ async def run(peers: Sequence[Peer], size: Size, rounds: int) -> tuple[Figures, 
                     continue
                 print(f"▸ round {turn + 1} of {rounds}: {peer.name}", flush=True)
                 try:
-                    await measure(peer, commands[peer.name], postgres.url(), f"{peer.name}-{turn}", size, figures)
-                except (Unavailable, TimeoutError, OSError, workloads.Wrong) as error:
-                    # Its figures would not be comparable any more.
-                    absent[peer.name] = f"failed: {error or type(error).__name__}"
+                    user = f"{peer.name}-{turn}"
+                    await measure(peer, commands[peer.name], postgres.url(), user, size, figures, absent)
+                except Unavailable as error:
+                    absent[peer.name] = str(error)
                     del commands[peer.name]
-                    for row in figures.values():
-                        row.pop(peer.name, None)
     return figures, absent
 
 
@@ -111,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     names = [peer.name for peer in peers if any(peer.name in row for row in figures.values())]
     print(f"\n{table(figures, names, BASE)}\n")
     for name, reason in absent.items():
-        print(f"{name}: not measured: {reason}")
+        print(f"{name}: no figure: {reason}")
     print(
         f"{os.cpu_count()} CPUs, Python {platform.python_version()}, {time.monotonic() - began:.0f} s; medians of "
         f"{1 if options.quick else options.rounds}; in brackets: how many times as good as {BASE}"

@@ -43,7 +43,7 @@ def ratio(row: Row, value: float, base: float) -> str:
     """How many times as good as the base; nothing where that means nothing."""
     if not value or not base:
         return ""
-    return f" ({figure(value / base if row.more_is_better else base / value)}×)"
+    return f" ({figure(value / base if row.more_is_better else base / value)}x)"
 
 
 def table(rows: Mapping[Row, Mapping[str, Sequence[float]]], names: Sequence[str], base: str) -> str:
