@@ -185,10 +185,36 @@ class Clients:
             await asyncio.wait(list(self._tasks.values()), timeout=CLOSE_TIMEOUT)
 
 
+class Wake:
+    """An event that one task waits for. A fraction of the size of `asyncio.Event`, which can have many."""
+
+    __slots__ = ("_set", "_waiter")
+
+    def __init__(self) -> None:
+        self._set = False
+        self._waiter: asyncio.Future[None] | None = None
+
+    def set(self) -> None:
+        self._set = True
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def clear(self) -> None:
+        self._set = False
+
+    async def wait(self) -> None:
+        if not self._set:
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+
+
 class Client:
     """One client: its session, and its place in the ring."""
 
-    def __init__(self, session: Session, clients: Clients, carrier: Carrier, wake: asyncio.Event) -> None:
+    def __init__(self, session: Session, clients: Clients, carrier: Carrier, wake: Wake) -> None:
         self.session = session
         self.carrier = carrier
         self.wake = wake
@@ -215,7 +241,7 @@ class Client:
         """Do what the client asked for that takes time: store what it publishes, find keys for a new token."""
         session = self.session
         while session.submissions:
-            submission = session.submissions.popleft()
+            submission = session.submissions.pop(0)
             try:
                 outcome: int | Refused | Unavailable = await self._clients.submit(submission)
             except (Refused, Unavailable) as error:

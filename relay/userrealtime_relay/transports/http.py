@@ -104,6 +104,17 @@ class Connection(H11Protocol):
             transport.abort()
         self._expect_request()
 
+    def handle_websocket_upgrade(self, event: h11.Request) -> None:
+        super().handle_websocket_upgrade(event)
+        # The connection is another protocol's now, with what the client did not wait to send. What this one holds goes
+        # at once, not when cycles are looked for.
+        early, _ = self.conn.trailing_data
+        if early:
+            cast(asyncio.Protocol, self.transport.get_protocol()).data_received(early)
+        self.app_state = {}
+        if self._timer is not None:
+            self._timer.cancel()
+
     def send_400_response(self, msg: str) -> None:
         if self.cycle is None or self.cycle.response_complete:
             super().send_400_response(msg)

@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 from userrealtime_relay.frame import payloads
 from userrealtime_relay.session import Closing, Code
 
-from .client import RESTARTING_REASON, Client, Clients
+from .client import RESTARTING_REASON, Client, Clients, Wake
 from .http import Connection
 from .request import connection_of, opening_of, refusal, refuse
 
@@ -48,7 +48,7 @@ class Polls:
             error = f"timeout must be seconds, from 0 to {LONGEST_TIMEOUT}"
             await refuse(HTTPStatus.BAD_REQUEST, error)(scope, receive, send)
             return
-        wake = asyncio.Event()
+        wake = Wake()
         config = clients.config
         connection.hold(wake.set, dead_after=2 * max(config.ping_interval, config.send_timeout))
         carrier = _Carrier(connection, resumes=session.resumes)

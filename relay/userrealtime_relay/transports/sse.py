@@ -22,7 +22,7 @@ from starlette.types import Receive, Scope, Send
 from userrealtime_relay.frame import payloads
 from userrealtime_relay.session import Code
 
-from .client import CLOSE_TIMEOUT, RESTARTING_REASON, Client, Clients
+from .client import CLOSE_TIMEOUT, RESTARTING_REASON, Client, Clients, Wake
 from .http import Connection
 from .request import connection_of, opening_of, refusal, retry_after
 
@@ -55,7 +55,7 @@ class Streams:
         if clients.draining:
             session.shut(Code.RESTARTING, RESTARTING_REASON)
         await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
-        wake = asyncio.Event()
+        wake = Wake()
         config = clients.config
         connection.hold(wake.set, dead_after=2 * max(config.ping_interval, config.send_timeout))
         client = Client(session, clients, _Carrier(connection, self._encoder), wake)

@@ -37,6 +37,7 @@ from .client import (
     WRITE_LIMIT,
     Client,
     Clients,
+    Wake,
 )
 
 MAX_QUEUED_FRAMES: Final = 8
@@ -140,7 +141,11 @@ class WebSockets:
 
     async def _serve(self, connection: _Connection) -> None:
         clients = self._clients
-        session = clients.session(self._opening(cast(Request, connection.request)))
+        request = cast(Request, connection.request)
+        session = clients.session(self._opening(request))
+        # Headers are a good part of what a connection weighs, and websockets' parser holds on to them.
+        request.headers.clear()
+        connection.request = connection.response = None
         if clients.draining:
             session.shut(Code.RESTARTING, RESTARTING_REASON)
         elif clients.crowded:
@@ -153,7 +158,7 @@ class WebSockets:
         _logger.info("connection closed", extra={"fields": {"code": code, "connected": clients.connected}})
 
     async def _carry(self, connection: _Connection, session: Session) -> None:
-        wake = asyncio.Event()
+        wake = Wake()
         carrier = _Carrier(connection)
         client = Client(session, self._clients, carrier, wake)
         connection.changed = wake.set
