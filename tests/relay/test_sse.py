@@ -226,7 +226,7 @@ async def test_a_slow_stream_that_reads_on_in_time_misses_nothing(
         head = await reader.readuntil(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 200 ")
 
-        events = Stream(reader, Answer(200, {}), writer.write)
+        events = Stream(reader, Answer(200, {}), writer.write, writer.transport.abort)
         await connected(events)
         assert await events.ids(60) == list(range(1, 61))
         writer.transport.abort()

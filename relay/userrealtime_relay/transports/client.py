@@ -67,8 +67,8 @@ class Carrier(Protocol):
     def abort(self) -> None:
         """Cut the connection."""
 
-    def write_message(self, message: str, cursor: int, epoch: str | None) -> None:
-        """Send a message of the session, and where in the log the client is with it."""
+    def write_messages(self, messages: Sequence[str], cursor: int, epoch: str | None) -> None:
+        """Send messages of the session, at least one, and where in the log the client is after all of them."""
 
     def write_events(self, frames: bytes, cursor: int, epoch: str | None) -> None:
         """Send events, given as their WebSocket frames, joined; the last is number `cursor`, of the log `epoch`."""
@@ -280,8 +280,8 @@ class Client:
         await self.attend()  # to what came meanwhile
 
     def _flush(self) -> None:
-        for message in self.session.take():
-            self.carrier.write_message(message, self.session.cursor, self.session.epoch)
+        if messages := self.session.take():
+            self.carrier.write_messages(messages, self.session.cursor, self.session.epoch)
 
     def _ask(self, question: Coroutine[Any, Any, T], answer: Callable[[T], None]) -> None:
         """Ask Postgres or JWKS_URL, and go on with `answer`, in the client's own task, when it has answered."""
