@@ -1,4 +1,4 @@
-"""Hostile input against a relay as a process, over real sockets: it ends that client, and serves the others as before."""
+"""Hostile input against a relay as a process, over real sockets: it ends that client, and serves others as before."""
 
 from __future__ import annotations
 

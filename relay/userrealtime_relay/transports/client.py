@@ -86,6 +86,8 @@ class Clients:
         self._tasks: dict[Client, asyncio.Task[Any]] = {}
         self._admitted: set[Client] = set()
         metrics.connections.set_function(lambda: len(self._admitted))
+        metrics.lag_events.set_function(lambda: max((client.lag for client in self._admitted), default=0))
+        metrics.unsent_bytes.set_function(lambda: sum(client.carrier.unsent for client in self._admitted))
 
     def __iter__(self) -> Iterator[Client]:
         return iter(list(self._tasks))
@@ -205,6 +207,11 @@ class Client:
         self._asked: tuple[asyncio.Task[Any], Callable[[Any], None]] | None = None
         self._unsent = 0  # bytes waiting for the socket when it was last seen to take some
         self._unsent_since: float | None = None  # and when that was
+
+    @property
+    def lag(self) -> int:
+        """Events between the client and the head of its ring; 0 until its place is known."""
+        return 0 if self._ring is None else max(0, self._ring.head - self.session.cursor)
 
     def leave(self) -> None:
         """Close as soon as what is in the ring is sent."""
