@@ -74,6 +74,7 @@ async def greeted(relay: Process) -> None:
 async def said(relay: Process, *pieces: bytes, pause_s: float = 0) -> bytes:
     """All that the relay says to this until it ends the connection, which it must."""
     reader, writer = await asyncio.open_connection("127.0.0.1", relay.ws_port)
+    answer = bytearray()
     try:
         with contextlib.suppress(ConnectionError):
             for piece in pieces:
@@ -81,9 +82,10 @@ async def said(relay: Process, *pieces: bytes, pause_s: float = 0) -> bytes:
                 await asyncio.wait_for(writer.drain(), PATIENCE_S)
                 if pause_s:
                     await asyncio.sleep(pause_s)
+                if b"Upgrade: websocket" in piece and piece.endswith(b"\r\n\r\n"):  # frames may come after the answer
+                    answer += await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), PATIENCE_S)
                 if reader.at_eof():
                     break
-        answer = bytearray()
         with contextlib.suppress(ConnectionError):
             async with asyncio.timeout(PATIENCE_S):
                 while got := await reader.read(1 << 16):
