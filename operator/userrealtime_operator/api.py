@@ -126,8 +126,7 @@ class Api:
         found = await self._request(
             "GET", f"{_path('v1', 'pods', namespace)}?labelSelector={selector}&resourceVersion=0"
         )
-        pods: list[Object] = found["items"]
-        return pods
+        return list(found["items"] or ())
 
     async def create_event(self, namespace: str, event: Object) -> None:
         """Note an Event (events.k8s.io/v1)."""
@@ -137,7 +136,7 @@ class Api:
         """The uids of all UserRealtimes of a namespace, straight from the API server."""
         accept = "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io"
         found = await self._request("GET", _path(API_VERSION, PLURAL, namespace), accept=accept)
-        return {item["metadata"]["uid"] for item in found["items"]}
+        return {item["metadata"]["uid"] for item in found["items"] or ()}  # null where there is none
 
     async def child_kinds(self) -> dict[str, tuple[str, str]]:
         """Those of CHILD_KINDS that this cluster has: not every one has the Gateway API."""

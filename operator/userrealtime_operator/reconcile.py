@@ -28,7 +28,7 @@ from .pods import pod_trouble
 from .resource import UserRealtime, parse_resource
 from .rollouts import Rollouts, User
 from .routes import Route, RouteError
-from .status import Finding, deployment_progress, deployment_ready, differs, next_status, since, summary
+from .status import Finding, deployment_progress, deployment_ready, differs, next_status, readiness, since
 
 logger = logging.getLogger(__name__)
 
@@ -254,7 +254,7 @@ class Reconciler:
         database: Finding,
     ) -> None:
         previous = body.get("status", {})
-        findings = {"Ready": summary(pod, database), "Progressing": progress, "DatabaseReady": database}
+        findings = {"Ready": readiness(pod, database), "Progressing": progress, "DatabaseReady": database}
         status = next_status(resource, previous, route, findings, _now())
         if not differs(status, previous):
             return

@@ -14,6 +14,20 @@ from .desired import TOKEN_KEY, Object
 from .resource import UserRealtime
 from .routes import Route
 
+USUAL = frozenset(
+    {
+        "Creating",
+        "PodAvailable",
+        "PodMissing",
+        "PodNotReady",
+        "PodStarting",
+        "Registered",
+        "RollingOut",
+        "RolloutWaiting",
+    }
+)
+"""The reasons of conditions that are no trouble."""
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -71,9 +85,9 @@ def since(status: Mapping[str, Any], kind: str) -> str | None:
     return None
 
 
-def summary(*findings: Finding) -> Finding:
-    """The first finding that is not true, or else the first one."""
-    return next((finding for finding in findings if not finding.true), findings[0])
+def readiness(pod: Finding, database: Finding) -> Finding:
+    """What counts for the user. A pod that only is not there yet may be waiting for the database itself."""
+    return database if not database.true and pod.reason in USUAL else pod
 
 
 def _conditions(

@@ -308,7 +308,7 @@ async def test_a_pod_that_does_not_come_is_looked_at_ever_less_often(world: Worl
     world.become_available()
     assert await world.reconcile() == ["status"]
     assert world.condition("Ready")[:2] == ("True", "PodAvailable")
-    assert world.api.events == ["Unschedulable", "Recovered"]
+    assert world.api.events == ["Unschedulable", "Resolved"]
 
 
 def upgraded(limit: int) -> Config:
