@@ -185,7 +185,7 @@ def framework_settings() -> kopf.OperatorSettings:
     return settings
 
 
-def run(config: Config, liveness_url: str | None) -> None:
+def run(config: Config, liveness_url: str) -> None:
     """Run the operator until it is told to stop. `liveness_url` is where kopf answers the kubelet's probe."""
     registry = kopf.OperatorRegistry()
     Operator(config).register(registry)

@@ -1,14 +1,14 @@
 """Bringing one user to what their resource asks for, whatever the state found.
 
 Level-triggered: only what is now counts, not which event led here. All comparing is done against the cached watches;
-the API server is asked when something has to change, and for a Secret that the cache does not know, since a Secret
-written twice would lock out the tokens signed in between.
+the API server is asked when something has to change.
+
+A Secret holds what cannot be made again, so it is not applied like the rest: before it is written it is read from the
+API server, and the write fails if it has changed since. Two views of one Secret never both write it.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 import logging
 import secrets as random_source
 from collections.abc import Callable, Mapping
@@ -18,9 +18,10 @@ from typing import Any, NamedTuple
 from .api import CHILD_KINDS, Api, ApiError
 from .config import Config
 from .database import Database, DatabaseError
-from .desired import APPLIED_DIGEST, TOKEN_KEY, Object, Secrets, desired_objects, route_of
+from .desired import APPLIED_DIGEST, Object, Secrets, desired_objects, route_of
 from .drift import contains
-from .resource import UserRealtime, parse_resource
+from .resource import GROUP, UserRealtime, parse_resource
+from .rotation import TokenKeys, advance
 from .routes import RouteError
 from .status import Finding, deployment_progress, deployment_ready, differs, next_status, summary
 
@@ -42,8 +43,8 @@ class Conflict(RuntimeError):
     """Another resource owns the objects of this user."""
 
 
-def generate_token_key() -> str:
-    """A new HS256 key: 256 random bits, as URL-safe text."""
+def random_text() -> str:
+    """256 random bits, as URL-safe text: a new HS256 key, for one."""
     return random_source.token_urlsafe(TOKEN_KEY_BYTES)
 
 
@@ -56,17 +57,8 @@ def owner_uid(item: Mapping[str, Any]) -> str | None:
     return None
 
 
-def stored_token_key(secret: Mapping[str, Any] | None) -> str | None:
-    """The token key in a live Secret, None where it is missing or not to be read."""
-    try:
-        value = (secret or {})["data"][TOKEN_KEY]
-        return base64.b64decode(value, validate=True).decode() or None
-    except (KeyError, TypeError, binascii.Error, UnicodeDecodeError):
-        return None
-
-
-def _now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+def _now() -> datetime:
+    return datetime.now(UTC)
 
 
 class Reconciler:
@@ -79,12 +71,14 @@ class Reconciler:
         database: Database,
         resource: Callable[[str, str], Mapping[str, Any] | None],
         child: Callable[[ChildKey], Mapping[str, Any] | None],
+        now: Callable[[], datetime] = _now,
     ) -> None:
         self._config = config
         self._api = api
         self._database = database
         self._resource = resource
         self._child = child
+        self._now = now
         self._registered: set[str] = set()
 
     async def reconcile(self, namespace: str, name: str) -> float | None:
@@ -98,9 +92,10 @@ class Reconciler:
             return None  # the children are owned: the garbage collector follows
         resource = parse_resource(body)
         database = await self._register(resource)
+        wait: float | None = None
         try:
             route = route_of(resource, self._config)
-            await self._apply_children(resource)
+            wait = await self._apply_children(resource)
             deployment = self._child(ChildKey("Deployment", namespace, resource.child_name))
             pod, progress = deployment_ready(deployment), deployment_progress(deployment)
         except RouteError as error:
@@ -116,7 +111,7 @@ class Reconciler:
             await self._write_status(resource, body, None, _refusal(error), Finding(False, "Refused"), database)
             raise
         await self._write_status(resource, body, route, pod, progress, database)
-        return None if database.true else DATABASE_RETRY_S
+        return wait if database.true else DATABASE_RETRY_S
 
     async def sweep(self, namespace: str) -> None:
         """Remove the logs of users whose resources in this namespace are gone.
@@ -162,25 +157,38 @@ class Reconciler:
             return Finding(False, "DatabaseUnavailable", str(error))
         return Finding(True, "Registered", "the user's log is in the database")
 
-    async def _apply_children(self, resource: UserRealtime) -> None:
+    async def _apply_children(self, resource: UserRealtime) -> float | None:
+        """Seconds after which something about them is due, if any."""
         live = {kind: self._child(ChildKey(kind, resource.namespace, resource.child_name)) for kind in CHILD_KINDS}
-        if live["Secret"] is None:
-            live["Secret"] = await self._api.get("Secret", resource.namespace, resource.child_name)
         for kind, item in live.items():
-            if item is not None and owner_uid(item) not in (None, resource.uid):
-                raise Conflict(
-                    f"{kind} {resource.child_name} belongs to another UserRealtime with userId {resource.user_id!r}"
-                )
-        secrets = Secrets(stored_token_key(live["Secret"]) or generate_token_key(), self._config.database_url)
-        objects = desired_objects(resource, self._config, secrets)
+            _check_owner(resource, kind, item)
+        keys, wait = self._token_keys(resource, live["Secret"])
+        objects = desired_objects(resource, self._config, Secrets(keys, self._config.database_url))
+        if not _up_to_date(live["Secret"], objects[0]):
+            live["Secret"] = await self._api.get("Secret", resource.namespace, resource.child_name)
+            _check_owner(resource, "Secret", live["Secret"])
+            keys, wait = self._token_keys(resource, live["Secret"])
+            objects = desired_objects(resource, self._config, Secrets(keys, self._config.database_url))
         for item in objects:
             if not _up_to_date(live[item["kind"]], item):
-                await self._api.apply(item)
+                await self._write(live[item["kind"]], item)
                 logger.info("applied %s %s/%s", item["kind"], resource.namespace, resource.child_name)
         for kind in CHILD_KINDS.keys() - {item["kind"] for item in objects}:
             if live[kind] is not None:
                 await self._api.delete(kind, resource.namespace, resource.child_name)
                 logger.info("deleted %s %s/%s", kind, resource.namespace, resource.child_name)
+        return wait
+
+    def _token_keys(self, resource: UserRealtime, secret: Mapping[str, Any] | None) -> tuple[TokenKeys, float | None]:
+        return advance(secret, resource.key_rotation, self._now(), self._config.token_keys, random_text)
+
+    async def _write(self, live: Mapping[str, Any] | None, item: Object) -> None:
+        if item["kind"] != "Secret":
+            await self._api.apply(item)
+        elif live is None:
+            await self._api.create(item)
+        else:
+            await self._api.replace(_replacement(live, item))
 
     async def _write_status(
         self,
@@ -193,13 +201,33 @@ class Reconciler:
     ) -> None:
         previous = body.get("status", {})
         findings = {"Ready": summary(pod, database), "Progressing": progress, "DatabaseReady": database}
-        status = next_status(resource, previous, route, findings, _now())
+        status = next_status(resource, previous, route, findings, self._now().strftime("%Y-%m-%dT%H:%M:%SZ"))
         if differs(status, previous):
             await self._api.patch_status(resource.namespace, resource.name, status)
 
 
 def _refusal(error: ApiError) -> Finding:
     return Finding(False, "Refused", f"the API server refused an object: {error}")
+
+
+def _check_owner(resource: UserRealtime, kind: str, item: Mapping[str, Any] | None) -> None:
+    if item is not None and owner_uid(item) not in (None, resource.uid):
+        raise Conflict(f"{kind} {resource.child_name} belongs to another UserRealtime with userId {resource.user_id!r}")
+
+
+def _replacement(live: Mapping[str, Any], item: Object) -> Object:
+    """A whole object in the place of `live`, with the labels and annotations that others gave that one."""
+    metadata, wanted = live["metadata"], item["metadata"]
+    theirs = {name: text for name, text in metadata.get("annotations", {}).items() if not name.startswith(f"{GROUP}/")}
+    return {
+        **item,
+        "metadata": {
+            **metadata,
+            **wanted,
+            "labels": {**metadata.get("labels", {}), **wanted["labels"]},
+            "annotations": {**theirs, **wanted["annotations"]},
+        },
+    }
 
 
 def _up_to_date(live: Mapping[str, Any] | None, item: Object) -> bool:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from userrealtime_operator.quantity import canonical, canonical_resources
 
-UNITS = {"": 1, "n": Fraction(1, 10**9), "u": Fraction(1, 10**6), "m": Fraction(1, 1000)}
+UNITS: dict[str, Fraction | int] = {"": 1, "n": Fraction(1, 10**9), "u": Fraction(1, 10**6), "m": Fraction(1, 1000)}
 UNITS |= {unit: 1000**power for power, unit in enumerate("kMGTPE", 1)}
 UNITS |= {f"{unit}i": 1024**power for power, unit in enumerate("KMGTPE", 1)}
 

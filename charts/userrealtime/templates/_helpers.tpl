@@ -64,3 +64,9 @@ imagePullSecrets:
 {{- end }}
 {{- end }}
 {{- end }}
+
+{{/* The port of a URL: (list URL default). A password may hold colons, so only what is after the @ is looked at. */}}
+{{- define "userrealtime.port" -}}
+{{- $authority := first . | regexFind "://[^/?#]*" | trimPrefix "://" | splitList "@" | last -}}
+{{- $authority | regexFind ":[0-9]+$" | trimPrefix ":" | default (last .) -}}
+{{- end }}
