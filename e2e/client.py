@@ -16,11 +16,15 @@ OPEN_TIMEOUT_S = 10
 RETRY_S = 0.2
 
 
-async def open_connection(url: str, token: str | None, *, last_event_id: int | None = None) -> ClientConnection:
+async def open_connection(
+    url: str, token: str | None, *, last_event_id: int | None = None, origin: str | None = None
+) -> ClientConnection:
     """One connection. The token goes into the header, as servers and command-line clients send it."""
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
     if last_event_id is not None:
         headers["Last-Event-ID"] = str(last_event_id)
+    if origin is not None:
+        headers["Origin"] = origin
     return await connect(url, additional_headers=headers, open_timeout=OPEN_TIMEOUT_S, max_size=4 << 20)
 
 
