@@ -96,21 +96,21 @@ def advance(
     today = now.replace(microsecond=0)  # as the annotations have it
     keys = _healed(secret, request, today, random_text)
     asked = request is not None and request != keys.honoured
-    if keys.published_at is not None and today >= keys.published_at + timedelta(seconds=policy.publish_ahead_s):
+    if keys.published_at is not None and now >= keys.published_at + timedelta(seconds=policy.publish_ahead_s):
         assert keys.next is not None  # noqa: S101  (it has the time of its publication)
         keys = replace(keys, current=keys.next, signs_since=today, next=None, published_at=None, previous=keys.current)
-    if keys.previous is not None and today >= keys.signs_since + timedelta(seconds=policy.overlap_s):
+    if keys.previous is not None and now >= keys.signs_since + timedelta(seconds=policy.overlap_s):
         keys = replace(keys, previous=None)
     if keys.next is not None:
         if asked:  # the key of which somebody wants to be rid is being replaced already
             keys = replace(keys, honoured=request)
-    elif keys.previous is None and (asked or _is_old(keys, today, policy)):
+    elif keys.previous is None and (asked or _is_old(keys, now, policy)):
         keys = replace(keys, next=random_text(), published_at=today, honoured=request if asked else keys.honoured)
     return keys, _wait(keys, now, policy)
 
 
-def _is_old(keys: TokenKeys, today: datetime, policy: KeyPolicy) -> bool:
-    return policy.rotate_after_s is not None and today >= keys.signs_since + timedelta(seconds=policy.rotate_after_s)
+def _is_old(keys: TokenKeys, now: datetime, policy: KeyPolicy) -> bool:
+    return policy.rotate_after_s is not None and now >= keys.signs_since + timedelta(seconds=policy.rotate_after_s)
 
 
 def _wait(keys: TokenKeys, now: datetime, policy: KeyPolicy) -> float | None:
