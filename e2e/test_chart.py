@@ -188,8 +188,8 @@ def test_the_policy_is_about_the_pods_of_users(system: System, users: Callable[.
 @pytest.mark.parametrize("namespace", [USERS_NAMESPACE, OPERATOR_NAMESPACE])
 def test_the_namespaces_of_these_tests_enforce_the_restricted_standard(system: System, namespace: str) -> None:
     """So every pod that runs in these tests meets it."""
-    container = {"name": "c", "image": "i", "securityContext": {"privileged": True}}
-    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": {"containers": [container]}}
+    spec = {"containers": [{"name": "c", "image": "i"}]}
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": spec}
     arguments = ("-n", namespace, "create", "--dry-run=server", "-f", "-")
     with pytest.raises(ClusterError, match='violates PodSecurity "restricted'):
         system.cluster.kubectl(*arguments, input=json.dumps(pod))

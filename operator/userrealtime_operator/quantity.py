@@ -21,8 +21,8 @@ _MOST = 2**63 - 1
 
 
 def canonical(quantity: str | float) -> str:
-    """The same quantity with no fraction and the largest suffix possible, rounded up to a billionth as the API server
-    does. What is none, or too large for one, is left as it is: the API server says what is wrong with it."""
+    """The same quantity with no fraction and the largest suffix possible, rounded up to a thousandth, as the API server
+    does in pods. What is none, or too large for one, is left as it is: the API server says what is wrong with it."""
     text = str(quantity)
     match = _FORM.fullmatch(text)
     if match is None:
@@ -35,7 +35,7 @@ def canonical(quantity: str | float) -> str:
     sign = "-" if value < 0 else ""
     if suffix in _BINARY and value.denominator == 1 and abs(value) >= 1024:
         return sign + _binary(abs(int(value)))
-    return sign + _decimal(ceil(abs(value) * 10**9))
+    return sign + _decimal(ceil(abs(value) * 1000))
 
 
 def canonical_resources(resources: Mapping[str, Any]) -> dict[str, Any]:
@@ -59,8 +59,8 @@ def _binary(value: int) -> str:
     return f"{value}{suffix}"
 
 
-def _decimal(billionths: int) -> str:
-    if billionths == 0:
+def _decimal(thousandths: int) -> str:
+    if thousandths == 0:
         return "0"
-    suffix, exponent = next((s, e) for s, e in _DECIMAL.items() if billionths % 10 ** (e + 9) == 0)
-    return f"{billionths // 10 ** (exponent + 9)}{suffix}"
+    suffix, power = next((s, e + 3) for s, e in _DECIMAL.items() if thousandths % 10 ** (e + 3) == 0)
+    return f"{thousandths // 10**power}{suffix}"
