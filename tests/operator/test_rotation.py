@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from userrealtime_operator.rotation import (
@@ -176,6 +176,9 @@ def test_a_line_end_after_a_key_does_not_count(name: str) -> None:
     assert life.look()[0].data()[name] == "a key out of a file, with a line end"
 
 
+@example({TOKEN_KEY: GOOD[0]}, {SIGNS_SINCE: "2099-01-01T00:00:00Z"}, None)
+@example({TOKEN_KEY: GOOD[0], NEXT: GOOD[1]}, {PUBLISHED_AT: "2099-01-01T00:00:00Z"}, None)
+@example({TOKEN_KEY: "!", PREVIOUS: GOOD[1]}, {}, None)
 @given(
     st.dictionaries(st.sampled_from([TOKEN_KEY, NEXT, PREVIOUS]), VALUES),
     st.dictionaries(st.sampled_from([SIGNS_SINCE, PUBLISHED_AT, SERIES, REQUEST]), TIMES),
@@ -232,9 +235,14 @@ class Witness:
         self.keys = keys
 
 
+# Seconds until the next look, or from when something is due.
+moments = st.one_of(
+    st.tuples(st.just("from now"), st.one_of(st.floats(0, 5), st.floats(0, 200), st.floats(0, 800 * HOUR))),
+    st.tuples(st.just("from due"), st.sampled_from([-2.0, -0.5, 0.0, 30.0])),
+)
 steps = st.lists(
     st.tuples(
-        st.one_of(st.floats(0, 5), st.floats(0, 200), st.floats(0, 40 * HOUR), st.floats(0, 800 * HOUR)),
+        moments,
         st.sampled_from(["as it was", None, "1", "2", "3"]),
         st.booleans(),
     ),
@@ -245,16 +253,17 @@ steps = st.lists(
 @settings(max_examples=300)
 @given(steps, st.sampled_from([POLICY, MONTHLY, KeyPolicy(HOUR, 600, 60), KeyPolicy(None, 60.5, 10.25)]))
 def test_at_most_two_keys_and_none_gone_or_signing_too_early(
-    steps: list[tuple[float, str | None, bool]], policy: KeyPolicy
+    steps: list[tuple[tuple[str, float], str | None, bool]], policy: KeyPolicy
 ) -> None:
     """Looked at at any moments, with any requests, and with a write that fails now and then."""
     life, witness = Life(policy), Witness()
-    witness.see(life.look()[0], life.now, policy)
-    for after_s, request, write_fails in steps:
+    keys, wait = life.look()
+    witness.see(keys, life.now, policy)
+    for (origin, seconds), request, write_fails in steps:
         if request != "as it was":
             life.request = request
         before = life.secret
-        keys, wait = life.look(after_s)
+        keys, wait = life.look(max(0.0, seconds + (wait or 0 if origin == "from due" else 0)))
         assert wait is None or wait > 0
         if write_fails:
             life.secret = before
