@@ -14,7 +14,7 @@ from typing import Any
 from .config import Config
 from .quantity import canonical_resources
 from .resource import API_VERSION, KIND, UserRealtime
-from .rotation import NEXT, PREVIOUS, TOKEN_KEY, TokenKeys
+from .rotation import NAMES, TokenKeys
 from .routes import Route, RouteError, parse_url, parse_url_template
 
 Object = dict[str, Any]
@@ -156,14 +156,11 @@ def _environment(resource: UserRealtime, config: Config, route: Route | None) ->
 
 
 def _key_volume(resource: UserRealtime) -> Object:
-    """The token keys as files, which the kubelet keeps up to date. The ones that come and go may be missing."""
-
-    def files(*names: str, **more: bool) -> Object:
-        items = [{"key": name, "path": name} for name in names]
-        return {"secret": {"name": resource.child_name, "items": items, **more}}
-
-    sources = [files(TOKEN_KEY), files(NEXT, PREVIOUS, optional=True)]
-    return {"name": "keys", "projected": {"sources": sources, "defaultMode": 0o444}}
+    """The token keys as files, which the kubelet keeps up to date."""
+    # One source, so that all files are of one version of the Secret. Optional, since all but one of them come and go.
+    items = [{"key": name, "path": name} for name in NAMES]
+    source = {"secretName": resource.child_name, "items": items, "optional": True, "defaultMode": 0o444}
+    return {"name": "keys", "secret": source}
 
 
 def _pod_spec(resource: UserRealtime, config: Config, route: Route | None) -> Object:

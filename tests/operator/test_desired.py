@@ -137,13 +137,11 @@ def test_the_keys_are_files_and_those_that_come_and_go_may_be_missing() -> None:
     environment = {entry["name"]: entry.get("value") for entry in pod["containers"][0]["env"]}
     assert mount == {"name": "keys", "mountPath": environment["TOKEN_KEY_DIR"], "readOnly": True}
     [volume] = pod["volumes"]
-    sources = [source["secret"] for source in volume["projected"]["sources"]]
-    assert [source["name"] for source in sources] == [resource().child_name] * 2
-    assert [[item["path"] for item in source["items"]] for source in sources] == [
-        ["TOKEN_KEY"],
-        ["TOKEN_KEY_NEXT", "TOKEN_KEY_PREVIOUS"],
-    ]
-    assert [source.get("optional", False) for source in sources] == [False, True]
+    source = volume["secret"]
+    assert (source["secretName"], source["optional"]) == (resource().child_name, True)
+    assert {item["key"]: item["path"] for item in source["items"]} == {
+        name: name for name in ("TOKEN_KEY", "TOKEN_KEY_NEXT", "TOKEN_KEY_PREVIOUS")
+    }
 
 
 def test_quantities_are_as_the_api_server_stores_them() -> None:
