@@ -120,6 +120,27 @@ async def test_pods_run_as_the_platform_and_the_resource_say(platform: System, u
     assert (connection.close_code, connection.close_reason) == (1013, "Too many messages")
 
 
+PROBE = """
+import json, os
+directory = os.environ["TOKEN_KEY_DIR"]
+try:
+    open(os.path.join(directory, "x"), "w")
+    writable = True
+except OSError:
+    writable = False
+files = sorted(name for name in os.listdir(directory) if not name.startswith("."))
+print(json.dumps({"files": files, "writable": writable, "environment": sorted(os.environ)}))
+"""
+
+
+def test_a_pod_has_the_token_key_as_a_file_and_nothing_else_of_it(platform: System, users: MakeUser) -> None:
+    [pod] = pods(platform, users("mounted"))
+    name = pod["metadata"]["name"]
+    found = json.loads(platform.kubectl("exec", name, "--", "/app/venv/bin/python", "-c", PROBE))
+    assert (found["files"], found["writable"]) == (["TOKEN_KEY"], False)
+    assert [name for name in found["environment"] if name.startswith("TOKEN_KEY")] == ["TOKEN_KEY_DIR"]
+
+
 def test_quantities_in_any_form_are_no_drift(platform: System, users: MakeUser) -> None:
     user = users("odd", relay={"resources": {"requests": {"cpu": "0.0105"}, "limits": {"memory": "0.125Gi"}}})
     name = platform.get("urt", user)["status"]["name"]
