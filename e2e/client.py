@@ -5,23 +5,47 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable
+import urllib.request
+from collections.abc import AsyncIterator, Callable, Mapping
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
 OPEN_TIMEOUT_S = 10
+LOOPBACK = "127.0.0.1"
 RETRY_S = 0.2
 
 
-async def open_connection(url: str, token: str | None, *, last_event_id: int | None = None) -> ClientConnection:
+def is_this_machine(url: str) -> bool:
+    """Whether a URL's host is `localhost` or below it (RFC 6761), which not every resolver knows."""
+    return f".{urlsplit(url).hostname}".endswith(".localhost")
+
+
+def http_get(url: str, headers: Mapping[str, str], timeout: float = 20) -> Any:
+    """`urllib.request.urlopen` of a URL, which may be of this machine; to be used as a context manager."""
+    address = urlsplit(url)
+    if is_this_machine(url):
+        headers = {**headers, "Host": address.netloc}
+        address = address._replace(netloc=LOOPBACK if address.port is None else f"{LOOPBACK}:{address.port}")
+    return urllib.request.urlopen(urllib.request.Request(address.geturl(), headers=dict(headers)), timeout=timeout)
+
+
+async def open_connection(
+    url: str, token: str | None, *, last_event_id: int | None = None, origin: str | None = None
+) -> ClientConnection:
     """One connection. The token goes into the header, as servers and command-line clients send it."""
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
     if last_event_id is not None:
         headers["Last-Event-ID"] = str(last_event_id)
-    return await connect(url, additional_headers=headers, open_timeout=OPEN_TIMEOUT_S, max_size=4 << 20)
+    if origin is not None:
+        headers["Origin"] = origin
+    elsewhere: dict[str, Any] = {"host": LOOPBACK} if is_this_machine(url) else {}
+    return await connect(
+        url, additional_headers=headers, open_timeout=OPEN_TIMEOUT_S, max_size=4 << 20, proxy=None, **elsewhere
+    )
 
 
 async def receive(connection: ClientConnection, timeout: float = 20) -> dict[str, Any]:

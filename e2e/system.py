@@ -142,6 +142,7 @@ def values_for(cluster: Provider, references: dict[str, str]) -> dict[str, Any]:
         "operator": {"image": image("userrealtime-operator")},
         "relay": {"image": image("userrealtime-relay")},
         "route": {"url": f"{ingress.scheme}://{host}{port}/{{name}}"},
+        "edge": {"image": image("userrealtime-haproxy")},
     }
 
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-import urllib.request
 from collections.abc import Callable
 
 import asyncpg
 import pytest
 from websockets.exceptions import ConnectionClosed
 
-from .client import ResumingClient, open_connection, receive
+from .client import ResumingClient, http_get, open_connection, receive
 from .system import System
 
 MakeUser = Callable[..., str]
@@ -99,15 +98,13 @@ async def test_streams_and_polls_come_through_the_ingress_as_well(
     await database.execute("select userrealtime.publish($1, 'x') from generate_series(1, 3)", alice)
 
     def poll() -> list[int]:
-        with urllib.request.urlopen(
-            urllib.request.Request(f"{base}/poll?cursor=0", headers=headers), timeout=20
-        ) as got:
+        with http_get(f"{base}/poll?cursor=0", headers) as got:
             return [event["id"] for event in json.load(got)["events"]]
 
     def stream() -> list[int]:
         resume = {**headers, "Last-Event-ID": "1"}
         ids: list[int] = []
-        with urllib.request.urlopen(urllib.request.Request(f"{base}/sse", headers=resume), timeout=20) as got:
+        with http_get(f"{base}/sse", resume) as got:
             while len(ids) < 2:
                 line = got.readline().decode()
                 message = json.loads(line.removeprefix("data: ")) if line.startswith("data: ") else {}

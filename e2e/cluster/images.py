@@ -59,7 +59,12 @@ SOURCES = (
         ("locks/operator.txt", "operator/userrealtime_operator"),
     ),
     Source("userrealtime-relay", "Dockerfile.relay", ("locks/relay.txt", "relay/userrealtime_relay")),
-    Source("userrealtime-postgres", "e2e/images/Dockerfile.postgres", ("e2e/images",)),
+    Source(
+        "userrealtime-postgres",
+        "e2e/images/Dockerfile.postgres",
+        ("e2e/images/postgres.txt", "e2e/images/postgres-entrypoint.sh"),
+    ),
+    Source("userrealtime-haproxy", "e2e/images/Dockerfile.haproxy", ()),
 )
 
 

@@ -47,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command == "migrate":
         return _migrate(options.wait)
     # kopf and the Kubernetes client take half a second to import; migrate needs neither.
+    from .api import ApiError
     from .config import ConfigError, load_config
     from .handlers import run
 
@@ -55,7 +56,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(f"userrealtime-operator: bad configuration in {options.config}:\n{error}", file=sys.stderr)
         return 2
-    run(config, f"http://0.0.0.0:{LIVENESS_PORT}/healthz")
+    try:
+        run(config, f"http://0.0.0.0:{LIVENESS_PORT}/healthz")
+    except ApiError as error:
+        print(f"userrealtime-operator: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

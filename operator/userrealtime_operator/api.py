@@ -28,6 +28,7 @@ CHILD_KINDS = {
     "Service": ("v1", "services"),
     "Deployment": ("apps/v1", "deployments"),
     "Ingress": ("networking.k8s.io/v1", "ingresses"),
+    "HTTPRoute": ("gateway.networking.k8s.io/v1", "httproutes"),
 }
 
 
@@ -93,6 +94,18 @@ class Api:
         text = json.dumps(item, ensure_ascii=False)
         return await self._request("PATCH", path + query, text, "application/apply-patch+yaml; charset=utf-8")
 
+    async def create(self, item: Object) -> Object:
+        """Make a child that is not there yet; ApiError with status 409 if it is."""
+        metadata = item["metadata"]
+        path = _path(*CHILD_KINDS[item["kind"]], metadata["namespace"])
+        return await self._request("POST", f"{path}?fieldManager={MANAGER}", item)
+
+    async def replace(self, item: Object) -> Object:
+        """Replace a child; ApiError with status 409 if it is no longer the one of `metadata.resourceVersion`."""
+        metadata = item["metadata"]
+        path = _path(*CHILD_KINDS[item["kind"]], metadata["namespace"], metadata["name"])
+        return await self._request("PUT", f"{path}?fieldManager={MANAGER}", item)
+
     async def get(self, kind: str, namespace: str, name: str) -> Object | None:
         """A child as it is now, None where there is none."""
         try:
@@ -119,11 +132,37 @@ class Api:
             if error.status != 404:
                 raise
 
+    async def pods(self, namespace: str, name: str) -> list[Object]:
+        """The pods of the user whose objects have this name, as the API server's cache has them."""
+        selector = quote(f"app.kubernetes.io/instance={name}", safe="")
+        found = await self._request(
+            "GET", f"{_path('v1', 'pods', namespace)}?labelSelector={selector}&resourceVersion=0"
+        )
+        return list(found["items"] or ())
+
+    async def create_event(self, namespace: str, event: Object) -> None:
+        """Note an Event (events.k8s.io/v1)."""
+        await self._request("POST", _path("events.k8s.io/v1", "events", namespace), event)
+
     async def resource_uids(self, namespace: str) -> set[str]:
         """The uids of all UserRealtimes of a namespace, straight from the API server."""
         accept = "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io"
         found = await self._request("GET", _path(API_VERSION, PLURAL, namespace), accept=accept)
-        return {item["metadata"]["uid"] for item in found["items"]}
+        return {item["metadata"]["uid"] for item in found["items"] or ()}  # null where there is none
+
+    async def child_kinds(self) -> dict[str, tuple[str, str]]:
+        """Those of CHILD_KINDS that this cluster has: not every one has the Gateway API."""
+        kinds = {}
+        for kind, (api_version, plural) in CHILD_KINDS.items():
+            try:
+                found = await self._request("GET", f"/{'apis' if '/' in api_version else 'api'}/{api_version}")
+            except ApiError as error:
+                if error.status != 404:
+                    raise
+                continue
+            if plural in {resource["name"] for resource in found["resources"]}:
+                kinds[kind] = (api_version, plural)
+        return kinds
 
     async def _request(
         self,

@@ -15,13 +15,14 @@ from typing import Any, NamedTuple
 
 import kopf
 
-from .api import CHILD_KINDS, Api
-from .config import Config
+from .api import Api, ApiError
+from .config import Config, RouteType
 from .database import Database
 from .desired import MANAGED_BY
 from .naming import child_name
 from .reconcile import ChildKey, Reconciler
 from .resource import GROUP, PLURAL, VERSION
+from .rollouts import User
 from .workqueue import WorkQueue
 
 logger = logging.getLogger(__name__)
@@ -29,6 +30,8 @@ logger = logging.getLogger(__name__)
 WORKERS = 8
 SWEEP_INTERVAL_S = 300.0
 Place = tuple[str, str]
+ChildKinds = Mapping[str, tuple[str, str]]
+"""The kinds of children that this cluster has, each with its API version and plural."""
 
 
 class Kind(enum.StrEnum):
@@ -62,8 +65,9 @@ def _trimmed(body: Mapping[str, Any]) -> dict[str, Any]:
 class Operator:
     """The running operator: caches, queue, and the tasks that work on it."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, child_kinds: ChildKinds) -> None:
         self._config = config
+        self._child_kinds = child_kinds
         self._resources: kopf.Index[Place, Mapping[str, Any]]
         self._owners: kopf.Index[Place, str]
         self._children: kopf.Index[ChildKey, Mapping[str, Any]]
@@ -81,7 +85,7 @@ class Operator:
         kopf.index(*resource, id="resources", registry=registry)(self._index_resource)
         kopf.index(*resource, id="owners", registry=registry)(self._index_owner)
         kopf.on.event(*resource, registry=registry)(self._resource_changed)
-        for api_version, plural in CHILD_KINDS.values():
+        for api_version, plural in self._child_kinds.values():
             group, _, version = api_version.rpartition("/")
             kopf.index(group, version, plural, id="children", labels=MANAGED_BY, registry=registry)(self._index_child)
             kopf.on.event(group, version, plural, labels=MANAGED_BY, registry=registry)(self._child_changed)
@@ -90,7 +94,7 @@ class Operator:
         self._resources, self._owners, self._children = kwargs["resources"], kwargs["owners"], kwargs["children"]
         api = await self._stack.enter_async_context(await Api.connect())
         database = await self._stack.enter_async_context(Database(self._config.database_url))
-        self._reconciler = Reconciler(self._config, api, database, self._resource, self._child)
+        self._reconciler = Reconciler(self._config, api, database, self._resource, self._child, self._wake)
         self._workers = asyncio.create_task(self._queue.run(WORKERS), name="workers")
         for namespace in self._config.namespaces:
             self._queue.add(Task(Kind.SWEEP, namespace))
@@ -119,6 +123,9 @@ class Operator:
 
     def _child(self, key: ChildKey) -> Mapping[str, Any] | None:
         return next(iter(self._children.get(key, ())), None)
+
+    def _wake(self, user: User) -> None:
+        self._queue.add(Task(Kind.RESOURCE, user.namespace, user.name))
 
     def _is_registered(self, namespace: str, name: str) -> bool:
         resource = self._resource(namespace, name)
@@ -163,11 +170,11 @@ class Operator:
                 return None
 
 
-def framework_settings() -> kopf.OperatorSettings:
+def framework_settings(child_kinds: ChildKinds) -> kopf.OperatorSettings:
     """Every setting of kopf that is not its default, each with its reason."""
     settings = kopf.OperatorSettings()
     selector = ",".join(f"{key}={value}" for key, value in MANAGED_BY.items())
-    for api_version, plural in CHILD_KINDS.values():
+    for api_version, plural in child_kinds.values():
         group, _separator, version = api_version.rpartition("/")
         # Other people's Secrets are none of our business: they do not leave the API server.
         settings.watching.label_selectors[group, version, plural] = selector
@@ -185,10 +192,23 @@ def framework_settings() -> kopf.OperatorSettings:
     return settings
 
 
-def run(config: Config, liveness_url: str | None) -> None:
-    """Run the operator until it is told to stop. `liveness_url` is where kopf answers the kubelet's probe."""
+async def _child_kinds(config: Config) -> ChildKinds:
+    async with await Api.connect() as api:
+        kinds = await api.child_kinds()
+    if config.route.type is RouteType.HTTP_ROUTE and "HTTPRoute" not in kinds:
+        raise ApiError(404, "route.type is HTTPRoute, which this cluster does not have: install the Gateway API (v1)")
+    return kinds
+
+
+def run(config: Config, liveness_url: str) -> None:
+    """Run the operator until it is told to stop. `liveness_url` is where kopf answers the kubelet's probe.
+
+    Raises:
+        ApiError: the API server does not answer, or lacks what the configuration asks for.
+    """
     registry = kopf.OperatorRegistry()
-    Operator(config).register(registry)
+    child_kinds = asyncio.run(_child_kinds(config))
+    Operator(config, child_kinds).register(registry)
 
     @kopf.on.login(registry=registry)
     def login(**kwargs: Any) -> kopf.ConnectionInfo | None:
@@ -196,7 +216,7 @@ def run(config: Config, liveness_url: str | None) -> None:
 
     kopf.run(
         registry=registry,
-        settings=framework_settings(),
+        settings=framework_settings(child_kinds),
         namespaces=config.namespaces,
         liveness_endpoint=liveness_url,
     )

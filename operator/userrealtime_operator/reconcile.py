@@ -1,16 +1,19 @@
 """Bringing one user to what their resource asks for, whatever the state found.
 
 Level-triggered: only what is now counts, not which event led here. All comparing is done against the cached watches;
-the API server is asked when something has to change, and for a Secret that the cache does not know, since a Secret
-written twice would lock out the tokens signed in between.
+the API server is asked when something has to change.
+
+A Secret holds what cannot be made again, so it is not applied like the rest: before it is written it is read from the
+API server, and the write fails if it has changed since. Two views of one Secret never both write it.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
+import enum
 import logging
+import os
 import secrets as random_source
+import socket
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -18,16 +21,23 @@ from typing import Any, NamedTuple
 from .api import CHILD_KINDS, Api, ApiError
 from .config import Config
 from .database import Database, DatabaseError
-from .desired import APPLIED_DIGEST, TOKEN_KEY, Object, Secrets, desired_objects, route_of
+from .desired import APPLIED_DIGEST, Object, Secrets, desired_objects, route_of
 from .drift import contains
-from .resource import UserRealtime, parse_resource
-from .routes import RouteError
-from .status import Finding, deployment_progress, deployment_ready, differs, next_status, summary
+from .events import events
+from .pods import pod_trouble
+from .resource import GROUP, UserRealtime, parse_resource
+from .rollouts import Rollouts, User
+from .rotation import TokenKeys, advance
+from .routes import Route, RouteError
+from .status import Finding, deployment_progress, deployment_ready, differs, next_status, readiness, since
 
 logger = logging.getLogger(__name__)
 
 TOKEN_KEY_BYTES = 32
 DATABASE_RETRY_S = 15.0
+# When a pod that does not become ready is looked at for the reason, first and at the least often.
+PODS_FIRST_S = 3.0
+PODS_LAST_S = 120.0
 
 
 class ChildKey(NamedTuple):
@@ -38,12 +48,23 @@ class ChildKey(NamedTuple):
     name: str
 
 
+class Rollout(enum.Enum):
+    """What became of a change of a user's pod."""
+
+    NONE = "none"
+    """There is no change that is not applied."""
+    BEGUN = "begun"
+    """It has just been applied; the cached watch does not know yet."""
+    WAITING = "waiting"
+    """It waits for its turn."""
+
+
 class Conflict(RuntimeError):
     """Another resource owns the objects of this user."""
 
 
-def generate_token_key() -> str:
-    """A new HS256 key: 256 random bits, as URL-safe text."""
+def random_text() -> str:
+    """256 random bits, as URL-safe text: a new HS256 key, for one."""
     return random_source.token_urlsafe(TOKEN_KEY_BYTES)
 
 
@@ -56,21 +77,17 @@ def owner_uid(item: Mapping[str, Any]) -> str | None:
     return None
 
 
-def stored_token_key(secret: Mapping[str, Any] | None) -> str | None:
-    """The token key in a live Secret, None where it is missing or not to be read."""
-    try:
-        value = (secret or {})["data"][TOKEN_KEY]
-        return base64.b64decode(value, validate=True).decode() or None
-    except (KeyError, TypeError, binascii.Error, UnicodeDecodeError):
-        return None
+def _now() -> datetime:
+    return datetime.now(UTC)
 
 
-def _now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+def rfc3339(moment: datetime, precision: str = "seconds") -> str:
+    """A moment in UTC, as the API server writes it."""
+    return moment.isoformat(timespec=precision).replace("+00:00", "Z")
 
 
 class Reconciler:
-    """One per operator. `resource` and `child` look into the cached watches."""
+    """One per operator. `resource` and `child` look into the cached watches; `wake` has a user reconciled again."""
 
     def __init__(
         self,
@@ -79,13 +96,19 @@ class Reconciler:
         database: Database,
         resource: Callable[[str, str], Mapping[str, Any] | None],
         child: Callable[[ChildKey], Mapping[str, Any] | None],
+        wake: Callable[[User], None],
+        now: Callable[[], datetime] = _now,
     ) -> None:
         self._config = config
         self._api = api
         self._database = database
         self._resource = resource
         self._child = child
+        self._wake = wake
+        self._now = now
+        self._rollouts = Rollouts(config.relay.max_concurrent_rollouts)
         self._registered: set[str] = set()
+        self._instance = os.environ.get("POD_ID") or socket.gethostname()
 
     async def reconcile(self, namespace: str, name: str) -> float | None:
         """Bring one resource's user to the desired state; a number of seconds after which to look again, if any.
@@ -94,15 +117,27 @@ class Reconciler:
             ApiError: to be tried again later.
         """
         body = self._resource(namespace, name)
+        user = User(namespace, name)
         if body is None or body["metadata"].get("deletionTimestamp"):
+            self._end_rollout(user)
             return None  # the children are owned: the garbage collector follows
         resource = parse_resource(body)
         database = await self._register(resource)
+        waits: list[float | None] = []
         try:
             route = route_of(resource, self._config)
-            await self._apply_children(resource)
+            asked_for = body.get("status", {}).get("observedGeneration") != resource.generation
+            state, keys_due = await self._apply_children(resource, asked_for)
+            waits.append(keys_due)
             deployment = self._child(ChildKey("Deployment", namespace, resource.child_name))
             pod, progress = deployment_ready(deployment), deployment_progress(deployment)
+            if state is Rollout.WAITING:
+                progress = Finding(True, "RolloutWaiting", "the new pod waits until other users have theirs")
+            elif progress.true:
+                pod, progress, pods_due = await self._explained(resource, body, pod, progress)
+                waits.append(pods_due)
+            elif state is Rollout.NONE:
+                self._end_rollout(user)
         except RouteError as error:
             route, pod = None, Finding(False, "InvalidRoute", str(error))
             progress = Finding(False, "InvalidRoute")
@@ -116,7 +151,8 @@ class Reconciler:
             await self._write_status(resource, body, None, _refusal(error), Finding(False, "Refused"), database)
             raise
         await self._write_status(resource, body, route, pod, progress, database)
-        return None if database.true else DATABASE_RETRY_S
+        waits.append(None if database.true else DATABASE_RETRY_S)
+        return min((wait for wait in waits if wait is not None), default=None)
 
     async def sweep(self, namespace: str) -> None:
         """Remove the logs of users whose resources in this namespace are gone.
@@ -162,44 +198,113 @@ class Reconciler:
             return Finding(False, "DatabaseUnavailable", str(error))
         return Finding(True, "Registered", "the user's log is in the database")
 
-    async def _apply_children(self, resource: UserRealtime) -> None:
+    def _end_rollout(self, user: User) -> None:
+        for next_user in self._rollouts.end(user):
+            self._wake(next_user)
+
+    async def _apply_children(self, resource: UserRealtime, asked_for: bool) -> tuple[Rollout, float | None]:
+        """Apply what differs. What the resource itself asks for, and a first pod, never waits. Also gives the seconds
+        after which something about the children is due, if any."""
         live = {kind: self._child(ChildKey(kind, resource.namespace, resource.child_name)) for kind in CHILD_KINDS}
-        if live["Secret"] is None:
-            live["Secret"] = await self._api.get("Secret", resource.namespace, resource.child_name)
         for kind, item in live.items():
-            if item is not None and owner_uid(item) not in (None, resource.uid):
-                raise Conflict(
-                    f"{kind} {resource.child_name} belongs to another UserRealtime with userId {resource.user_id!r}"
-                )
-        secrets = Secrets(stored_token_key(live["Secret"]) or generate_token_key(), self._config.database_url)
-        objects = desired_objects(resource, self._config, secrets)
+            _check_owner(resource, kind, item)
+        keys, wait = self._token_keys(resource, live["Secret"])
+        objects = desired_objects(resource, self._config, Secrets(keys, self._config.database_url))
+        if not _up_to_date(live["Secret"], objects[0]):
+            live["Secret"] = await self._api.get("Secret", resource.namespace, resource.child_name)
+            _check_owner(resource, "Secret", live["Secret"])
+            keys, wait = self._token_keys(resource, live["Secret"])
+            objects = desired_objects(resource, self._config, Secrets(keys, self._config.database_url))
+        rollout = Rollout.NONE
         for item in objects:
-            if not _up_to_date(live[item["kind"]], item):
-                await self._api.apply(item)
-                logger.info("applied %s %s/%s", item["kind"], resource.namespace, resource.child_name)
+            if _up_to_date(live[item["kind"]], item):
+                continue
+            if item["kind"] == "Deployment" and live["Deployment"] is not None and not asked_for:
+                if not self._rollouts.begin(User(resource.namespace, resource.name)):
+                    rollout = Rollout.WAITING
+                    continue
+                rollout = Rollout.BEGUN
+            await self._write(live[item["kind"]], item)
+            logger.info("applied %s %s/%s", item["kind"], resource.namespace, resource.child_name)
         for kind in CHILD_KINDS.keys() - {item["kind"] for item in objects}:
             if live[kind] is not None:
                 await self._api.delete(kind, resource.namespace, resource.child_name)
                 logger.info("deleted %s %s/%s", kind, resource.namespace, resource.child_name)
+        return rollout, wait
+
+    def _token_keys(self, resource: UserRealtime, secret: Mapping[str, Any] | None) -> tuple[TokenKeys, float | None]:
+        return advance(secret, resource.key_rotation, self._now(), self._config.token_keys, random_text)
+
+    async def _write(self, live: Mapping[str, Any] | None, item: Object) -> None:
+        if item["kind"] != "Secret":
+            await self._api.apply(item)
+        elif live is None:
+            await self._api.create(item)
+        else:
+            await self._api.replace(_replacement(live, item))
+
+    async def _explained(
+        self, resource: UserRealtime, body: Mapping[str, Any], pod: Finding, progress: Finding
+    ) -> tuple[Finding, Finding, float]:
+        """Why a pod is long in coming, and when to look again: soon at first, then ever later. Pods are not watched,
+        since nearly all of them come at once and would only cost."""
+        began = since(body.get("status", {}), "Progressing")
+        age = (self._now() - datetime.fromisoformat(began)).total_seconds() if began else 0.0
+        if age >= PODS_FIRST_S:
+            trouble = pod_trouble(await self._api.pods(resource.namespace, resource.child_name))
+            if trouble is not None:
+                # An old pod may still serve while the new one cannot.
+                progress = Finding(True, trouble.reason, trouble.message)
+                pod = trouble if pod.reason == "PodNotReady" else pod
+        return pod, progress, min(max(age, PODS_FIRST_S), PODS_LAST_S)
 
     async def _write_status(
         self,
         resource: UserRealtime,
         body: Mapping[str, Any],
-        route: Any,
+        route: Route | None,
         pod: Finding,
         progress: Finding,
         database: Finding,
     ) -> None:
         previous = body.get("status", {})
-        findings = {"Ready": summary(pod, database), "Progressing": progress, "DatabaseReady": database}
-        status = next_status(resource, previous, route, findings, _now())
-        if differs(status, previous):
-            await self._api.patch_status(resource.namespace, resource.name, status)
+        findings = {"Ready": readiness(pod, database), "Progressing": progress, "DatabaseReady": database}
+        now = self._now()
+        status = next_status(resource, previous, route, findings, rfc3339(now))
+        if not differs(status, previous):
+            return
+        before = previous.get("conditions", ())
+        told = list(events(resource, before, status["conditions"], rfc3339(now, "microseconds"), self._instance))
+        await self._api.patch_status(resource.namespace, resource.name, status)
+        for event in told:
+            try:
+                await self._api.create_event(resource.namespace, event)
+            except ApiError as error:
+                logger.warning("no event %s for %s/%s: %s", event["reason"], resource.namespace, resource.name, error)
 
 
 def _refusal(error: ApiError) -> Finding:
     return Finding(False, "Refused", f"the API server refused an object: {error}")
+
+
+def _check_owner(resource: UserRealtime, kind: str, item: Mapping[str, Any] | None) -> None:
+    if item is not None and owner_uid(item) not in (None, resource.uid):
+        raise Conflict(f"{kind} {resource.child_name} belongs to another UserRealtime with userId {resource.user_id!r}")
+
+
+def _replacement(live: Mapping[str, Any], item: Object) -> Object:
+    """A whole object in the place of `live`, with the labels and annotations that others gave that one."""
+    metadata, wanted = live["metadata"], item["metadata"]
+    theirs = {name: text for name, text in metadata.get("annotations", {}).items() if not name.startswith(f"{GROUP}/")}
+    return {
+        **item,
+        "metadata": {
+            **metadata,
+            **wanted,
+            "labels": {**metadata.get("labels", {}), **wanted["labels"]},
+            "annotations": {**theirs, **wanted["annotations"]},
+        },
+    }
 
 
 def _up_to_date(live: Mapping[str, Any] | None, item: Object) -> bool:

@@ -1,7 +1,8 @@
 """The public URL of a user: one template says scheme, host, port and path of every route.
 
 `https://realtime.example.com/{name}` gives each user a path, `https://{name}.realtime.example.com` a host; `{name}` is
-the name of the user's objects.
+the name of the user's objects. `{namespace}` tells namespaces apart, where several may have a resource of the same
+user.
 """
 
 from __future__ import annotations
@@ -33,13 +34,17 @@ class Route:
         port = "" if self.port is None else f":{self.port}"
         return f"{self.scheme}://{self.host}{port}{self.path}"
 
-    def named(self, name: str) -> Route:
-        """The route of one user, `{name}` replaced."""
-        return Route(self.scheme, self.host.replace("{name}", name), self.port, self.path.replace("{name}", name))
+    def of(self, namespace: str, name: str) -> Route:
+        """The route of one user, the placeholders replaced."""
+
+        def filled(text: str) -> str:
+            return text.replace("{namespace}", namespace).replace("{name}", name)
+
+        return Route(self.scheme, filled(self.host), self.port, filled(self.path))
 
 
 def parse_url(url: str) -> Route:
-    """The parts of a URL, which may hold `{name}`.
+    """The parts of a URL, which may hold `{name}` and `{namespace}`.
 
     Raises:
         RouteError: not a URL of the form.
@@ -49,8 +54,8 @@ def parse_url(url: str) -> Route:
         raise RouteError(
             "must be http(s)://host[:port][/path], the host in lower case, the path of unreserved characters"
         )
-    if not set(re.findall(r"\{[^}]*\}?|\}", url)) <= {"{name}"}:
-        raise RouteError("knows the placeholder {name} alone")
+    if not set(re.findall(r"\{[^}]*\}?|\}", url)) <= {"{name}", "{namespace}"}:
+        raise RouteError("knows the placeholders {name} and {namespace} alone")
     return Route(match["scheme"], match["host"], int(match["port"]) if match["port"] else None, match["path"])
 
 

@@ -10,9 +10,24 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .desired import TOKEN_KEY, Object
+from .desired import Object
 from .resource import UserRealtime
+from .rotation import TOKEN_KEY
 from .routes import Route
+
+USUAL = frozenset(
+    {
+        "Creating",
+        "PodAvailable",
+        "PodMissing",
+        "PodNotReady",
+        "PodStarting",
+        "Registered",
+        "RollingOut",
+        "RolloutWaiting",
+    }
+)
+"""The reasons of conditions that are no trouble."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,17 +61,34 @@ def deployment_ready(live: Mapping[str, Any] | None) -> Finding:
     conditions = {condition["type"]: condition for condition in live.get("status", {}).get("conditions", [])}
     if conditions.get("Available", {}).get("status") == "True":
         return Finding(True, "PodAvailable", "the relay serves clients")
-    for kind in ("ReplicaFailure", "Progressing"):
-        # ReplicaFailure: the pod is refused (quota, admission). Progressing is False once its deadline has passed.
-        condition = conditions.get(kind, {})
-        if condition.get("status") == ("True" if kind == "ReplicaFailure" else "False"):
-            return Finding(False, condition.get("reason") or kind, condition.get("message", ""))
+    if conditions.get("ReplicaFailure", {}).get("status") == "True":
+        return _refused(conditions["ReplicaFailure"].get("message", ""))
     return Finding(False, "PodNotReady", "the pod is not ready yet; see: kubectl describe pod")
 
 
-def summary(*findings: Finding) -> Finding:
-    """The first finding that is not true, or else the first one."""
-    return next((finding for finding in findings if not finding.true), findings[0])
+def _refused(message: str) -> Finding:
+    """Why the API server makes no pod, from the message of the Deployment's condition ReplicaFailure."""
+    # What stands before names the pod that was not made, a new one each time.
+    cause = message.rpartition("is forbidden: ")[2]
+    if cause.startswith("exceeded quota"):
+        return Finding(False, "QuotaExceeded", f"the namespace's quota leaves no room for the pod: {cause}")
+    if cause.startswith("violates PodSecurity"):
+        return Finding(False, "PodSecurityViolation", f"the namespace does not admit the pod: {cause}")
+    return Finding(False, "PodRefused", f"the pod cannot be made: {cause}")
+
+
+def since(status: Mapping[str, Any], kind: str) -> str | None:
+    """Since when a condition of a status is True, None if it is not."""
+    for condition in status.get("conditions", ()):
+        if condition["type"] == kind and condition["status"] == "True":
+            found: str = condition["lastTransitionTime"]
+            return found
+    return None
+
+
+def readiness(pod: Finding, database: Finding) -> Finding:
+    """What counts for the user. A pod that only is not there yet may be waiting for the database itself."""
+    return database if not database.true and pod.reason in USUAL else pod
 
 
 def _conditions(

@@ -131,7 +131,7 @@ def test_dockerfiles_end_as_a_numbered_user_with_an_exec_entrypoint(source: Sour
 def test_the_hash_covers_all_that_a_dockerfile_copies(source: Source) -> None:
     text = (REPOSITORY / source.dockerfile).read_text()
     copied = re.findall(r"^COPY (?!--from)(?:--\S+ )*(\S+) \S+$", text, re.MULTILINE)
-    assert copied
+    assert copied or not source.inputs
     for path in copied:
         assert any(Path(path).is_relative_to(known) for known in source.inputs), path
         assert (REPOSITORY / path).exists()

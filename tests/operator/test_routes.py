@@ -13,10 +13,15 @@ from userrealtime_operator.routes import Route, RouteError, parse_url, parse_url
         ("http://localhost/{name}", "http://localhost/n1", Route("http", "localhost", None, "/n1")),
         ("https://{name}.rt.example.com", "https://n1.rt.example.com", Route("https", "n1.rt.example.com", None, "")),
         ("https://h:8443/u/{name}/", "https://h:8443/u/n1", Route("https", "h", 8443, "/u/n1")),
+        (
+            "https://{name}-{namespace}.example.com",
+            "https://n1-users.example.com",
+            Route("https", "n1-users.example.com", None, ""),
+        ),
     ],
 )
 def test_a_template_gives_each_user_a_route(template: str, url: str, parts: Route) -> None:
-    route = parse_url_template(template).named("n1")
+    route = parse_url_template(template).of("users", "n1")
     assert route == parts
     assert route.url == url
 
@@ -31,8 +36,8 @@ def test_a_template_gives_each_user_a_route(template: str, url: str, parts: Rout
         ("http://localhost//{name}", "must be http"),
         ("http://localhost/ü/{name}", "must be http"),
         ("http://localhost/", r"must contain \{name\}"),
-        ("http://localhost/{user}/{name}", r"knows the placeholder \{name\} alone"),
-        ("http://localhost/{name", r"knows the placeholder \{name\} alone"),
+        ("http://localhost/{user}/{name}", r"knows the placeholders \{name\} and \{namespace\} alone"),
+        ("http://localhost/{name", r"knows the placeholders \{name\} and \{namespace\} alone"),
     ],
 )
 def test_what_cannot_be_a_template_is_explained(template: str, complaint: str) -> None:
@@ -41,4 +46,4 @@ def test_what_cannot_be_a_template_is_explained(template: str, complaint: str) -
 
 
 def test_a_url_of_ones_own_needs_no_placeholder() -> None:
-    assert parse_url("https://alice.example.com").named("n1").url == "https://alice.example.com"
+    assert parse_url("https://alice.example.com").of("users", "n1").url == "https://alice.example.com"

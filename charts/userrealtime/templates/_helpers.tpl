@@ -64,3 +64,47 @@ imagePullSecrets:
 {{- end }}
 {{- end }}
 {{- end }}
+
+{{- define "userrealtime.edge.selector" -}}
+app.kubernetes.io/name: userrealtime-edge
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{- define "userrealtime.edge.labels" -}}
+{{ include "userrealtime.edge.selector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/part-of: userrealtime
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | quote }}
+{{- end }}
+
+{{/* The host of the one route of all users: a wildcard where the host names the user. */}}
+{{- define "userrealtime.edge.host" -}}
+{{- $host := regexReplaceAll "^https?://([^/:]+).*$" .Values.route.url "${1}" -}}
+{{- if contains "{" $host }}*.{{ regexReplaceAll "^.*\\{[a-z]+\\}[^.]*\\." $host "" }}{{ else }}{{ $host }}{{ end -}}
+{{- end }}
+
+{{/* Its path: what stands before the segment that names the user. */}}
+{{- define "userrealtime.edge.prefix" -}}
+{{- $path := regexReplaceAll "^https?://[^/]+(/.*)?$" .Values.route.url "${1}" | trimSuffix "/" -}}
+{{- if contains "{" $path }}{{ regexReplaceAll "/[^/]*\\{.*$" $path "" | default "/" }}{{ else }}{{ $path | default "/" }}{{ end -}}
+{{- end }}
+
+{{/* An expression of HAProxy for the part of a request that a placeholder of the URL template stands for. What does not
+match is left as it is, and refused later for its form. */}}
+{{- define "userrealtime.edge.placeholder" -}}
+{{- $host := regexReplaceAll "^https?://([^/:]+).*$" .in "${1}" -}}
+{{- $path := regexReplaceAll "^https?://[^/]+(/.*)?$" .in "${1}" | trimSuffix "/" -}}
+{{- $inHost := contains .placeholder $host -}}
+{{- $template := ternary $host $path $inHost -}}
+{{/* Nothing in a URL template but the dot has a meaning of its own in a pattern. */}}
+{{- $pattern := $template | replace .placeholder .pattern | replace "." "[.]" -}}
+{{- $pattern = regexReplaceAll "\\{[a-z]+\\}" $pattern "[a-z0-9-]+" -}}
+'{{ ternary "var(txn.host)" "path" $inHost }},regsub("^{{ $pattern }}{{ ternary "$" "(/.*)?$" $inHost }}","\1")'
+{{- end }}
+
+{{/* The port of a URL: (list URL default). A password may hold colons, so only what is after the @ is looked at. */}}
+{{- define "userrealtime.port" -}}
+{{- $authority := first . | regexFind "://[^/?#]*" | trimPrefix "://" | splitList "@" | last -}}
+{{- $authority | regexFind ":[0-9]+$" | trimPrefix ":" | default (last .) -}}
+{{- end }}

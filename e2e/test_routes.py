@@ -1,0 +1,90 @@
+"""Every way to a user: the same scenarios through an Ingress or an HTTPRoute a user, and through the shared edge."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import urllib.error
+from collections.abc import Callable, Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+import asyncpg
+import pytest
+
+from . import test_delivery, test_faults
+from .client import http_get
+from .cluster import addons
+from .system import System, upgrade
+from .test_resource import eventually
+
+MakeUser = Callable[..., str]
+
+# The hosts end in `localhost`, which is this machine.
+ROUTES: dict[str, dict[str, Any]] = {
+    "Ingress by host": {"url": "http://{name}.localhost:PORT"},
+    "HTTPRoute by path": {"type": "HTTPRoute", "gateway": addons.GATEWAY, "url": "http://localhost:PORT/{name}"},
+    "HTTPRoute by host": {"type": "HTTPRoute", "gateway": addons.GATEWAY, "url": "http://{name}.localhost:PORT"},
+    "Edge by path": {"type": "Edge", "url": "http://localhost:PORT/{namespace}/{name}"},
+    "Edge by host": {"type": "Edge", "url": "http://{name}.localhost:PORT"},
+}
+BEFORE = "routed-before"
+
+
+@pytest.fixture(scope="module", params=list(ROUTES.values()), ids=list(ROUTES))
+def routed(request: pytest.FixtureRequest, system: System) -> Iterator[System]:
+    """The system with another kind of route, and a user who was there before; as it was, in the end."""
+    port = urlsplit(system.cluster.ingress_url).port or 80
+    route = {**request.param, "url": request.param["url"].replace("PORT", str(port))}
+    system.apply_user(BEFORE)
+    system.wait_ready(BEFORE)
+    upgrade(system, {**system.values, "route": route})
+    yield system
+    system.delete_user(BEFORE)
+    upgrade(system, system.values)
+
+
+def test_a_user_from_before_has_the_new_route_alone(routed: System, request: pytest.FixtureRequest) -> None:
+    kind = request.node.callspec.id.split(" ")[0]
+    name = routed.get("urt", BEFORE)["status"]["name"]
+    wanted = {
+        "Ingress": f"ingress.networking.k8s.io/{name}",
+        "HTTPRoute": f"httproute.gateway.networking.k8s.io/{name}",
+        "Edge": "",
+    }[kind]
+
+    def as_wanted() -> bool:
+        selector = ("-l", f"app.kubernetes.io/instance={name}", "-o", "name")
+        return routed.kubectl("get", "ingresses,httproutes", *selector).strip() == wanted
+
+    eventually(as_wanted, f"only {wanted or 'no object'}")
+    by_host = request.node.callspec.id.endswith("host")
+    eventually(lambda: (f"//{name}." in routed.get("urt", BEFORE)["status"]["url"]) == by_host, "the new URL")
+
+
+async def test_rows_reach_their_users(routed: System, users: MakeUser, database: asyncpg.Connection) -> None:
+    await test_delivery.test_a_row_reaches_its_user_and_nobody_else(routed, users, database)
+
+
+async def test_tokens(routed: System, users: MakeUser) -> None:
+    await test_delivery.test_tokens(routed, users)
+
+
+async def test_streams_and_polls(routed: System, users: MakeUser, database: asyncpg.Connection) -> None:
+    await test_delivery.test_streams_and_polls_come_through_the_ingress_as_well(routed, users, database)
+
+
+async def test_a_killed_pod(routed: System, users: MakeUser, database_url: str) -> None:
+    await test_faults.test_the_relays_pod_is_killed_twice(routed, users, database_url)
+
+
+async def test_a_stranger_gets_an_answer(routed: System, request: pytest.FixtureRequest) -> None:
+    """A URL of nobody is answered at once, with an error, and never with somebody's relay."""
+    name = routed.get("urt", BEFORE)["status"]["name"]
+    url = routed.get("urt", BEFORE)["status"]["url"].replace(name, f"{name}x") + "/poll"
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        await asyncio.to_thread(http_get, url, {})
+    with caught.value as answer:
+        assert answer.code in (404, 503)
+        if request.node.callspec.id.startswith("Edge"):
+            assert "no such user" in json.load(answer)["error"]
