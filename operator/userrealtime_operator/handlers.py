@@ -200,7 +200,7 @@ async def _child_kinds(config: Config) -> ChildKinds:
     return kinds
 
 
-def run(config: Config, liveness_url: str | None) -> None:
+def run(config: Config, liveness_url: str) -> None:
     """Run the operator until it is told to stop. `liveness_url` is where kopf answers the kubelet's probe.
 
     Raises:

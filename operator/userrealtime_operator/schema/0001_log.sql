@@ -101,26 +101,45 @@ create constraint trigger number_staged
     deferrable initially deferred
     for each row execute function userrealtime.number_staged();
 
+create function userrealtime.check_name(caller text, parameter text, name text) returns void
+    language plpgsql immutable
+    set search_path = pg_catalog, pg_temp
+    as $$
+begin
+    if coalesce(length(name) not between 1 and 253 or name collate "C" ~ '[[:cntrl:]]', true) then
+        raise exception '%: % must be 1 to 253 characters without control characters', caller, parameter
+            using errcode = 'invalid_parameter_value';
+    end if;
+end
+$$;
+comment on function userrealtime.check_name is 'Raises if this is no user id, ref or name of an event.';
+
+create function userrealtime.check_message(caller text, user_id text, event text, data jsonb) returns void
+    language plpgsql immutable
+    set search_path = pg_catalog, pg_temp
+    as $$
+begin
+    perform userrealtime.check_name(caller, 'user_id', user_id);
+    perform userrealtime.check_name(caller, 'event', event);
+    if data is null then
+        raise exception '%: data must not be null', caller
+            using errcode = 'null_value_not_allowed',
+                  hint = 'Pass ''{}'', or the JSON value ''null''.';
+    elsif octet_length(data::text) > 1000000 then
+        raise exception '%: data is % bytes of JSON; the limit is 1000000', caller, octet_length(data::text)
+            using errcode = 'program_limit_exceeded',
+                  hint = 'Send a reference, and let the receiver fetch what it refers to.';
+    end if;
+end
+$$;
+comment on function userrealtime.check_message is 'Raises, in the name of its caller, if this cannot be an event or a message.';
+
 create function userrealtime.publish(user_id text, event text, data jsonb default '{}') returns void
     language plpgsql security definer
     set search_path = pg_catalog, pg_temp
     as $$
 begin
-    if coalesce(length(user_id) not between 1 and 253 or user_id collate "C" ~ '[[:cntrl:]]', true) then
-        raise exception 'userrealtime.publish: user_id must be 1 to 253 characters without control characters'
-            using errcode = 'invalid_parameter_value';
-    elsif coalesce(length(event) not between 1 and 253 or event collate "C" ~ '[[:cntrl:]]', true) then
-        raise exception 'userrealtime.publish: event must be 1 to 253 characters without control characters'
-            using errcode = 'invalid_parameter_value';
-    elsif data is null then
-        raise exception 'userrealtime.publish: data must not be null'
-            using errcode = 'null_value_not_allowed',
-                  hint = 'Pass ''{}'', or the JSON value ''null''.';
-    elsif octet_length(data::text) > 1000000 then
-        raise exception 'userrealtime.publish: data is % bytes of JSON; the limit is 1000000', octet_length(data::text)
-            using errcode = 'program_limit_exceeded',
-                  hint = 'Publish a reference, and let the client fetch what it refers to.';
-    end if;
+    perform userrealtime.check_message('userrealtime.publish', user_id, event, data);
     insert into userrealtime.staged (user_id, event, data) values (publish.user_id, publish.event, publish.data);
     insert into userrealtime.pending default values on conflict do nothing;
 end

@@ -67,8 +67,8 @@ class Carrier(Protocol):
     def abort(self) -> None:
         """Cut the connection."""
 
-    def write_message(self, message: str, cursor: int, epoch: str | None) -> None:
-        """Send a message of the session, and where in the log the client is with it."""
+    def write_messages(self, messages: Sequence[str], cursor: int, epoch: str | None) -> None:
+        """Send messages of the session, at least one, and where in the log the client is after all of them."""
 
     def write_events(self, frames: bytes, cursor: int, epoch: str | None) -> None:
         """Send events, given as their WebSocket frames, joined; the last is number `cursor`, of the log `epoch`."""
@@ -86,6 +86,8 @@ class Clients:
         self._tasks: dict[Client, asyncio.Task[Any]] = {}
         self._admitted: set[Client] = set()
         metrics.connections.set_function(lambda: len(self._admitted))
+        metrics.lag_events.set_function(lambda: max((client.lag for client in self._admitted), default=0))
+        metrics.unsent_bytes.set_function(lambda: sum(client.carrier.unsent for client in self._admitted))
 
     def __iter__(self) -> Iterator[Client]:
         return iter(list(self._tasks))
@@ -232,6 +234,11 @@ class Client:
         self._unsent = 0  # bytes waiting for the socket when it was last seen to take some
         self._unsent_since: float | None = None  # and when that was
 
+    @property
+    def lag(self) -> int:
+        """Events between the client and the head of its ring; 0 until its place is known."""
+        return 0 if self._ring is None else max(0, self._ring.head - self.session.cursor)
+
     def leave(self) -> None:
         """Close as soon as what is in the ring is sent."""
         self._leaving = True
@@ -306,8 +313,8 @@ class Client:
         await self.attend()  # to what came meanwhile
 
     def _flush(self) -> None:
-        for message in self.session.take():
-            self.carrier.write_message(message, self.session.cursor, self.session.epoch)
+        if messages := self.session.take():
+            self.carrier.write_messages(messages, self.session.cursor, self.session.epoch)
 
     def _ask(self, question: Coroutine[Any, Any, T], answer: Callable[[T], None]) -> None:
         """Ask Postgres or JWKS_URL, and go on with `answer`, in the client's own task, when it has answered."""

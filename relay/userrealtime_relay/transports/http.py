@@ -23,6 +23,8 @@ from .client import UNSENT_LIMIT, WRITE_LIMIT
 MAX_REQUEST_HEAD: Final = 16 << 10
 """Bytes of a request's line and headers; over it, 400."""
 BACKLOG: Final = 512
+KEEP_ALIVE: Final = 5
+"""Seconds that a connection may be idle after a response; a new one costs a client little."""
 
 
 class Connection(H11Protocol):
@@ -204,6 +206,9 @@ async def listen(
         server_header=False,
         date_header=False,
         h11_max_incomplete_event_size=MAX_REQUEST_HEAD,
+        limit_concurrency=None,  # it would count streams, which have limits of their own; `limit` counts who asks
+        timeout_keep_alive=KEEP_ALIVE,
+        backlog=BACKLOG,
     )
     config.load()
     state = ServerState()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import parse_qsl
@@ -117,13 +118,14 @@ class _Carrier:
     def abort(self) -> None:
         self._connection.transport.abort()
 
-    def write_message(self, message: str, cursor: int, epoch: str | None) -> None:
-        fields: dict[str, Any] = json.loads(message)
+    def write_messages(self, messages: Sequence[str], cursor: int, epoch: str | None) -> None:
         self._epoch = epoch
         self.located = True
-        if fields["type"] == "reset":
-            self._reset = {"reset": fields["reason"]}
-        self.answered = self.answered or fields["type"] == "reset" or not self._resumes
+        for message in messages:
+            fields: dict[str, Any] = json.loads(message)
+            if fields["type"] == "reset":
+                self._reset = {"reset": fields["reason"]}
+        self.answered = self.answered or bool(self._reset) or not self._resumes
 
     def write_events(self, frames: bytes, cursor: int, epoch: str | None) -> None:
         self._epoch = epoch

@@ -233,8 +233,8 @@ class _Carrier:
     def abort(self) -> None:
         self._connection.transport.abort()
 
-    def write_message(self, message: str, cursor: int, epoch: str | None) -> None:
-        self._write(encode_text(message))
+    def write_messages(self, messages: Sequence[str], cursor: int, epoch: str | None) -> None:
+        self._write(b"".join(map(encode_text, messages)))
 
     def write_events(self, frames: bytes, cursor: int, epoch: str | None) -> None:
         self._write(frames)
