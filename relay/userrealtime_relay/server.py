@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .config import Config
 from .metrics import CONTENT_TYPE, Metrics
+from .request_id import HEADER, RequestIds
 from .signals import Signal
 from .signals.choice import choose
 from .tail import Tail
@@ -176,13 +177,13 @@ def _public(config: Config, clients: Clients) -> ASGIApp:
         redirect_slashes=False,
     )
     if not config.allowed_origins:
-        return router
+        return RequestIds(router)
     return CORSMiddleware(
-        router,
+        RequestIds(router),
         allow_origins=config.allowed_origins,
         allow_methods=("GET", "POST"),
-        allow_headers=("Authorization", "Cache-Control", "Content-Type", "Last-Event-ID"),
-        expose_headers=("Retry-After",),
+        allow_headers=("Authorization", "Cache-Control", "Content-Type", "Last-Event-ID", HEADER),
+        expose_headers=("Retry-After", HEADER),
         max_age=PREFLIGHT_AGE,
     )
 

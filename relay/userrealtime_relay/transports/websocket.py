@@ -26,6 +26,7 @@ from websockets.protocol import OPEN
 from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
+from userrealtime_relay import request_id
 from userrealtime_relay.frame import encode_text
 from userrealtime_relay.session import SUBPROTOCOL, Code, Opening, Session
 
@@ -120,7 +121,7 @@ class WebSockets:
         task = cast("asyncio.Task[None]", asyncio.current_task())
         try:
             async with asyncio.timeout(self.config.auth_timeout):
-                await connection.handshake(self._check_request, server_header=None)
+                await connection.handshake(self._check_request, _add_request_id, server_header=None)
             if connection.state is OPEN:
                 await self._serve(cast(_Connection, connection))
         except (ConnectionClosed, OSError, TimeoutError):
@@ -185,19 +186,21 @@ class WebSockets:
                 await asyncio.gather(reader, return_exceptions=True)
 
     def _check_request(self, _: ServerConnection, request: Request) -> Response | None:
+        given = request.headers.get_all(request_id.HEADER)
+        request_id.adopt(given[0] if len(given) == 1 else None)
         if request.path.partition("?")[0] not in self.paths:
             return _refuse(HTTPStatus.NOT_FOUND, f"there is no WebSocket here; it is at {self.paths[-1]}")
-        if not self._is_allowed(request.headers.get("Origin")):
+        if not all(self._is_allowed(origin) for origin in request.headers.get_all("Origin")):
             return _refuse(HTTPStatus.FORBIDDEN, "pages of this Origin may not connect; it must be in ALLOWED_ORIGINS")
         if len(self.handler_tasks) > 3 * self.config.max_connections:
             self._clients.metrics.limited.labels("connections").inc()
             return _refuse(HTTPStatus.SERVICE_UNAVAILABLE, "too many connections; try again later")
         return None
 
-    def _is_allowed(self, origin: str | None) -> bool:
+    def _is_allowed(self, origin: str) -> bool:
         """Whether a page of this origin may connect; what is no browser sends none."""
         allowed = self.config.allowed_origins
-        return origin is None or not allowed or origin in allowed or "*" in allowed
+        return not allowed or origin in allowed or "*" in allowed
 
     def _opening(self, request: Request) -> Opening:
         headers = request.headers
@@ -279,6 +282,10 @@ def _close_label(connection: ServerConnection) -> str:
 
 def _select_subprotocol(_: ServerProtocol, offered: Sequence[Subprotocol]) -> Subprotocol | None:
     return Subprotocol(SUBPROTOCOL) if SUBPROTOCOL in offered else None
+
+
+def _add_request_id(_connection: ServerConnection, _request: Request, response: Response) -> None:
+    response.headers[request_id.HEADER] = request_id.current.get()
 
 
 def _refuse(status: HTTPStatus, message: str) -> Response:
