@@ -144,9 +144,9 @@ class WebSockets:
         clients = self._clients
         request = cast(Request, connection.request)
         session = clients.session(self._opening(request))
-        # Headers are a good part of what a connection weighs, and websockets' parser holds on to them.
+        # Headers are a good part of what a connection weighs, and websockets holds on to them.
         request.headers.clear()
-        connection.request = connection.response = None
+        cast(Response, connection.response).headers.clear()
         if clients.draining:
             session.shut(Code.RESTARTING, RESTARTING_REASON)
         elif clients.crowded:
