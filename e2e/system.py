@@ -176,16 +176,21 @@ def install(cluster: Provider) -> System:
     database = postgres.deploy(cluster, references["userrealtime-postgres"])
     system = System(cluster, database, values_for(cluster, references))
     with step("userrealtime", usual="15 s", hint="look at the pods of the namespace userrealtime"):
-        cluster.apply(NAMESPACES)
-        secret = {
-            "apiVersion": "v1",
-            "kind": "Secret",
-            "metadata": {"name": DATABASE_SECRET, "namespace": OPERATOR_NAMESPACE},
-            "stringData": {"DATABASE_URL": database.url},
-        }
-        cluster.apply(json.dumps(secret))
+        prepare(system)
         upgrade(system, system.values)
     return system
+
+
+def prepare(system: System) -> None:
+    """What the chart expects: the namespaces, and the Secret with the database's URL."""
+    system.cluster.apply(NAMESPACES)
+    secret = {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": DATABASE_SECRET, "namespace": OPERATOR_NAMESPACE},
+        "stringData": {"DATABASE_URL": system.database.url},
+    }
+    system.cluster.apply(json.dumps(secret))
 
 
 def uninstall(cluster: Provider) -> None:
@@ -201,10 +206,10 @@ def uninstall(cluster: Provider) -> None:
         cluster.kubectl("delete", "namespace", *names, "--ignore-not-found", timeout=180)
 
 
-def upgrade(system: System, values: dict[str, Any]) -> None:
+def upgrade(system: System, values: dict[str, Any], chart: Path = CHART) -> None:
     """Install the chart, or upgrade it, with these values (JSON is YAML); waits for the operator."""
     system.cluster.helm(
-        *("upgrade", "--install", RELEASE, str(CHART), "--namespace", OPERATOR_NAMESPACE),
+        *("upgrade", "--install", RELEASE, str(chart), "--namespace", OPERATOR_NAMESPACE),
         *("--values", "-", "--wait", "--timeout", "180s"),
         input=json.dumps(values),
         timeout=240,

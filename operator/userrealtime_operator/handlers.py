@@ -135,7 +135,9 @@ class Operator:
 
     async def _resource_changed(self, *, namespace: str | None, name: str, event: kopf.RawEvent, **_: Any) -> None:
         assert namespace is not None  # noqa: S101  (the CRD is namespaced)
-        self._caches_are_full = True
+        if not self._caches_are_full:
+            self._caches_are_full = True
+            self._reconciler.resume_rollouts(body for bodies in self._resources.values() for body in bodies)
         if event["type"] == "DELETED":
             self._queue.add(Task(Kind.SWEEP, namespace))
         else:
