@@ -56,7 +56,8 @@ def source(commit: str) -> Iterator[Path]:
 
 def _git(*arguments: str) -> subprocess.CompletedProcess[bytes]:
     # Not the repository that a hook or another tool may have named.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    named = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR")
+    environment = {name: value for name, value in os.environ.items() if name not in named}
     command = ["git", "-C", str(REPOSITORY), *arguments]
     try:
         return subprocess.run(command, env=environment, capture_output=True, timeout=60, check=False)
