@@ -119,8 +119,10 @@ def wait_ready(cluster: Cluster, namespace: str, name: str, timeout: float) -> A
                             if condition["status"] == "True" and current:
                                 return resource
                             reason = f"{condition['reason']}: {condition['message']}"
-        except (ConnectionError, TimeoutError, http.client.IncompleteRead):
-            pass
+        except HTTPError:
+            raise
+        except (OSError, http.client.HTTPException):
+            pass  # the connection broke
         time.sleep(0.5)
     raise ProvisioningError(f"{name} is not ready after {timeout:.0f} s: {reason}")
 
