@@ -47,6 +47,7 @@ async def test_the_resources_go_and_the_logs_stay_until_the_operator_is_back(
     await asyncio.to_thread(eventually, gone, "neither the CRD nor anything of the user")
     events = "select count(*) from userrealtime.event where user_id = $1"
     assert await database.fetchval(events, user) == 1
+    # There is no resource at all now, which the sweep has to bear.
     await asyncio.to_thread(install, system.cluster)
     async with asyncio.timeout(TIMEOUT_S):
         while await database.fetchval(events, user):

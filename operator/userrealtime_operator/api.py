@@ -137,7 +137,8 @@ class Api:
         """The uids of all UserRealtimes of a namespace, straight from the API server."""
         accept = "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io"
         found = await self._request("GET", _path(API_VERSION, PLURAL, namespace), accept=accept)
-        return {item["metadata"]["uid"] for item in found["items"]}
+        # In this form, an empty list is null.
+        return {item["metadata"]["uid"] for item in found["items"] or ()}
 
     async def child_kinds(self) -> dict[str, tuple[str, str]]:
         """Those of CHILD_KINDS that this cluster has: not every one has the Gateway API."""
