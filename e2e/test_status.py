@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
@@ -61,7 +62,7 @@ def test_an_image_that_cannot_be_pulled(system: System, troubled: Callable[..., 
     says(system, name, "ImagePullFailed", "no-such-image", "spec.relay.image")
     system.apply_user(name)
     system.wait_ready(name)
-    eventually(lambda: "Recovered" in system.kubectl("describe", "urt", name), "the event Recovered")
+    eventually(lambda: "Resolved" in system.kubectl("describe", "urt", name), "the event Resolved")
 
 
 async def test_a_new_image_that_cannot_be_pulled_leaves_the_old_pod_serving(
@@ -107,13 +108,8 @@ def test_a_user_who_is_served_already(system: System, users: MakeUser, troubled:
     says(system, troubled("second", userId=first), "DuplicateUserId", first)
 
 
-async def test_a_database_that_is_away(
-    system: System, troubled: Callable[..., str], database: asyncpg.Connection
-) -> None:
-    with unreachable_database(system):
-        await database.execute(
-            "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'userrealtime-operator'"
-        )
+async def test_a_database_that_is_away(system: System, troubled: Callable[..., str], database_url: str) -> None:
+    async with closed_database(database_url):
         name = await asyncio.to_thread(troubled, "no-database")
         await asyncio.to_thread(says, system, name, "DatabaseUnavailable")
     await asyncio.to_thread(system.wait_ready, name)
@@ -127,16 +123,19 @@ async def test_a_database_that_is_away(
     assert password not in await asyncio.to_thread(system.kubectl, "describe", "urt", name)
 
 
-@contextlib.contextmanager
-def unreachable_database(system: System) -> Iterator[None]:
-    """New connections to the database's Service are refused."""
-
-    def select(app: str) -> None:
-        patch = json.dumps({"spec": {"selector": {"app": app}}})
-        system.cluster.kubectl("-n", "postgres", "patch", "service", "postgres", "--type=merge", "-p", patch)
-
-    select("nobody")
+@contextlib.asynccontextmanager
+async def closed_database(url: str) -> AsyncIterator[None]:
+    """New connections to the database are refused, and the operator's are ended."""
+    address = urlsplit(url)
+    name = address.path.strip("/")
+    # From another database of the server: one cannot close the one that one is in.
+    connection = await asyncpg.connect(address._replace(path="/template1").geturl(), timeout=10)
     try:
+        await connection.execute(f'alter database "{name}" allow_connections false')
+        await connection.execute(
+            "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'userrealtime-operator'"
+        )
         yield
     finally:
-        select("postgres")
+        await connection.execute(f'alter database "{name}" allow_connections true')
+        await connection.close(timeout=5)

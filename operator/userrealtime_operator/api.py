@@ -94,6 +94,18 @@ class Api:
         text = json.dumps(item, ensure_ascii=False)
         return await self._request("PATCH", path + query, text, "application/apply-patch+yaml; charset=utf-8")
 
+    async def create(self, item: Object) -> Object:
+        """Make a child that is not there yet; ApiError with status 409 if it is."""
+        metadata = item["metadata"]
+        path = _path(*CHILD_KINDS[item["kind"]], metadata["namespace"])
+        return await self._request("POST", f"{path}?fieldManager={MANAGER}", item)
+
+    async def replace(self, item: Object) -> Object:
+        """Replace a child; ApiError with status 409 if it is no longer the one of `metadata.resourceVersion`."""
+        metadata = item["metadata"]
+        path = _path(*CHILD_KINDS[item["kind"]], metadata["namespace"], metadata["name"])
+        return await self._request("PUT", f"{path}?fieldManager={MANAGER}", item)
+
     async def get(self, kind: str, namespace: str, name: str) -> Object | None:
         """A child as it is now, None where there is none."""
         try:
@@ -126,8 +138,7 @@ class Api:
         found = await self._request(
             "GET", f"{_path('v1', 'pods', namespace)}?labelSelector={selector}&resourceVersion=0"
         )
-        pods: list[Object] = found["items"]
-        return pods
+        return list(found["items"] or ())
 
     async def create_event(self, namespace: str, event: Object) -> None:
         """Note an Event (events.k8s.io/v1)."""
@@ -137,8 +148,7 @@ class Api:
         """The uids of all UserRealtimes of a namespace, straight from the API server."""
         accept = "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io"
         found = await self._request("GET", _path(API_VERSION, PLURAL, namespace), accept=accept)
-        # In this form, an empty list is null.
-        return {item["metadata"]["uid"] for item in found["items"] or ()}
+        return {item["metadata"]["uid"] for item in found["items"] or ()}  # null where there is none
 
     async def child_kinds(self) -> dict[str, tuple[str, str]]:
         """Those of CHILD_KINDS that this cluster has: not every one has the Gateway API."""

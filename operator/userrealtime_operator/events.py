@@ -8,22 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from .desired import Object
+from .desired import Object, digest
 from .resource import API_VERSION, KIND, UserRealtime
+from .status import USUAL
 
-USUAL = frozenset(
-    {
-        "Creating",
-        "PodAvailable",
-        "PodMissing",
-        "PodNotReady",
-        "PodStarting",
-        "Registered",
-        "RollingOut",
-        "RolloutWaiting",
-    }
-)
-"""The reasons of conditions that are no trouble."""
 NOTE_LENGTH = 1024  # the API's own limit, in bytes
 CONTROLLER = "userrealtime.dev/operator"
 
@@ -39,16 +27,18 @@ def events(resource: UserRealtime, before: Conditions, after: Conditions, now: s
         if condition["reason"] not in told:
             told.add(condition["reason"])
             yield _event(resource, "Warning", condition["reason"], condition["message"], now, instance)
-    ready = new.get("Ready")
-    if ready and ready["status"] == "True" and old.get("Ready", "PodAvailable") not in USUAL:
-        yield _event(resource, "Normal", "Recovered", "the user's clients are served", now, instance)
+    for reason in sorted(set(old.values()) - USUAL - {condition["reason"] for condition in new.values()}):
+        yield _event(resource, "Normal", "Resolved", f"{reason} is over", now, instance)
 
 
 def _event(resource: UserRealtime, kind: str, reason: str, note: str, now: str, instance: str) -> Object:
     return {
         "apiVersion": "events.k8s.io/v1",
         "kind": "Event",
-        "metadata": {"generateName": f"{resource.name[:200]}.", "namespace": resource.namespace},
+        "metadata": {
+            "name": f"{resource.name[:200]}.{digest([resource.uid, reason, now])}",
+            "namespace": resource.namespace,
+        },
         "eventTime": now,
         "type": kind,
         "reason": reason,

@@ -10,9 +10,24 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .desired import TOKEN_KEY, Object
+from .desired import Object
 from .resource import UserRealtime
+from .rotation import TOKEN_KEY
 from .routes import Route
+
+USUAL = frozenset(
+    {
+        "Creating",
+        "PodAvailable",
+        "PodMissing",
+        "PodNotReady",
+        "PodStarting",
+        "Registered",
+        "RollingOut",
+        "RolloutWaiting",
+    }
+)
+"""The reasons of conditions that are no trouble."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +86,9 @@ def since(status: Mapping[str, Any], kind: str) -> str | None:
     return None
 
 
-def summary(*findings: Finding) -> Finding:
-    """The first finding that is not true, or else the first one."""
-    return next((finding for finding in findings if not finding.true), findings[0])
+def readiness(pod: Finding, database: Finding) -> Finding:
+    """What counts for the user. A pod that only is not there yet may be waiting for the database itself."""
+    return database if not database.true and pod.reason in USUAL else pod
 
 
 def _conditions(

@@ -32,7 +32,12 @@ def test_trouble_is_told_once() -> None:
 
 
 def test_its_end_is_told() -> None:
-    assert told([STUCK, SLOW], [READY]) == [("Normal", "Recovered")]
+    assert told([STUCK, SLOW], [STARTING]) == told([STUCK, SLOW], [READY]) == [("Normal", "Resolved")]
+
+
+def test_one_trouble_may_follow_another() -> None:
+    other = condition("Ready", False, "Unschedulable")
+    assert told([STUCK], [other]) == [("Warning", "Unschedulable"), ("Normal", "Resolved")]
 
 
 def test_an_event_is_about_the_resource_and_within_the_limits() -> None:

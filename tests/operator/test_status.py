@@ -14,7 +14,7 @@ from userrealtime_operator.status import (
     deployment_ready,
     differs,
     next_status,
-    summary,
+    readiness,
 )
 
 GOOD = Finding(True, "Good", "all is well")
@@ -71,9 +71,18 @@ def test_readiness(live: Any, ready: bool, reason: str) -> None:
     assert finding.message
 
 
-def test_the_first_fault_sums_up() -> None:
-    assert summary(GOOD, BAD, Finding(False, "Worse")) is BAD
-    assert summary(GOOD, Finding(True, "Fine")) is GOOD
+@pytest.mark.parametrize(
+    ("pod", "database", "counts"),
+    [
+        (Finding(True, "PodAvailable"), GOOD, "PodAvailable"),
+        (Finding(True, "PodAvailable"), BAD, "Bad"),
+        (Finding(False, "PodNotReady"), BAD, "Bad"),
+        (Finding(False, "PodNotReady"), GOOD, "PodNotReady"),
+        (Finding(False, "ImagePullFailed"), BAD, "ImagePullFailed"),
+    ],
+)
+def test_what_counts_for_the_user(pod: Finding, database: Finding, counts: str) -> None:
+    assert readiness(pod, database).reason == counts
 
 
 def test_a_status_that_says_the_same_is_not_written_again() -> None:
