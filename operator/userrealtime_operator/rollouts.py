@@ -2,7 +2,7 @@
 
 All of them at once would double the pods of the cluster, and have every client reconnect within the same seconds. One
 that does not arrive keeps its turn, so a relay that does not start stops at the first few users, whose old pods go
-on serving; so does an operator that restarts, which resumes what it finds under way. Pure.
+on serving. An operator that restarts resumes what it finds under way. Pure.
 """
 
 from __future__ import annotations
