@@ -133,9 +133,14 @@ class Operator:
 
     # The triggers.
 
+    def _note_full_caches(self) -> None:
+        if not self._caches_are_full:
+            self._caches_are_full = True
+            self._reconciler.resume_rollouts(body for bodies in self._resources.values() for body in bodies)
+
     async def _resource_changed(self, *, namespace: str | None, name: str, event: kopf.RawEvent, **_: Any) -> None:
         assert namespace is not None  # noqa: S101  (the CRD is namespaced)
-        self._caches_are_full = True
+        self._note_full_caches()
         if event["type"] == "DELETED":
             self._queue.add(Task(Kind.SWEEP, namespace))
         else:
@@ -143,6 +148,7 @@ class Operator:
 
     async def _child_changed(self, *, namespace: str | None, name: str, **_: Any) -> None:
         assert namespace is not None  # noqa: S101  (all kinds of children are namespaced)
+        self._note_full_caches()
         # By name, not by owner reference: that one may be what somebody has just removed.
         owners = self._owners.get((namespace, name), ())
         for resource in owners:

@@ -14,7 +14,7 @@ import logging
 import os
 import secrets as random_source
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ from .database import Database, DatabaseError
 from .desired import APPLIED_DIGEST, Object, Secrets, desired_objects, route_of
 from .drift import contains
 from .events import events
+from .naming import child_name
 from .pods import pod_trouble
 from .resource import GROUP, UserRealtime, parse_resource
 from .rollouts import Rollouts, User
@@ -109,6 +110,15 @@ class Reconciler:
         self._rollouts = Rollouts(config.relay.max_concurrent_rollouts)
         self._registered: set[str] = set()
         self._instance = os.environ.get("POD_ID") or socket.gethostname()
+
+    def resume_rollouts(self, resources: Iterable[Mapping[str, Any]]) -> None:
+        """Count the users whose old pod serves while the new one does not come yet: to be called once, with all
+        resources, when the caches are full. Otherwise each restart would let in as many users again."""
+        for body in resources:
+            namespace, name = body["metadata"]["namespace"], body["metadata"]["name"]
+            deployment = self._child(ChildKey("Deployment", namespace, child_name(body["spec"]["userId"])))
+            if deployment_ready(deployment).true and deployment_progress(deployment).true:
+                self._rollouts.resume(User(namespace, name))
 
     async def reconcile(self, namespace: str, name: str) -> float | None:
         """Bring one resource's user to the desired state; a number of seconds after which to look again, if any.

@@ -465,3 +465,30 @@ async def test_what_a_user_asks_for_does_not_wait(world: World) -> None:
     changed["metadata"]["generation"] = 2
     changed["spec"]["limits"]["connections"] = 7
     assert "apply Deployment" in await world.reconcile("bob")
+
+
+async def test_an_operator_that_restarts_lets_in_nobody_while_others_are_stuck(world: World) -> None:
+    for name in ("alice", "bob"):
+        world.add(body(name))
+        await world.reconcile(name)
+        world.become_available(name)
+        await world.reconcile(name)
+    world.restart(upgraded(limit=1))
+    await world.reconcile("alice")
+    # As the Deployment's controller says it: the old pod serves, the new one does not come.
+    world.become_available("alice")
+    alices = world.child(ChildKey("Deployment", "users", ALICE))
+    assert alices is not None
+    alices["status"].update(replicas=2)
+    for image in ("relay:2", "relay:3"):
+        config = upgraded(limit=1)
+        world.restart(replace(config, relay=replace(config.relay, image=image)))
+        world.reconciler.resume_rollouts(world.api.resources.values())
+        assert "apply Deployment" not in await world.reconcile("bob")
+        assert world.condition("Progressing", "bob")[:2] == ("True", "RolloutWaiting")
+    # The right image, at last, is first for whoever is stuck.
+    assert "apply Deployment" in await world.reconcile("alice")
+    world.become_available("alice")
+    await world.reconcile("alice")
+    assert world.woken == ["bob"]
+    assert "apply Deployment" in await world.reconcile("bob")
