@@ -25,6 +25,7 @@ create function userrealtime.submit(user_id text, ref text, event text, data jso
 declare
     submitted bigint;
 begin
+    perform userrealtime.check_served(user_id);
     if coalesce(length(user_id) not between 1 and 253 or user_id collate "C" ~ '[[:cntrl:]]', true) then
         raise exception 'userrealtime.submit: user_id must be 1 to 253 characters without control characters'
             using errcode = 'invalid_parameter_value';
