@@ -11,11 +11,15 @@ import base64
 import binascii
 import hashlib
 import hmac
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
+REQUEST = "userrealtime.dev/rotate-database-password"
+"""On a UserRealtime: a new value asks for a new password. On the Secret: the last value that was honoured."""
+SINCE = "userrealtime.dev/database-password-since"
 ITERATIONS = 4096
 """As PostgreSQL has it; against guessing a password of 256 random bits none would be needed."""
 
@@ -64,3 +68,55 @@ def scram_verifier(password: str, salt: bytes, iterations: int = ITERATIONS) -> 
     server = hmac.digest(salted, b"Server Key", "sha256")
     parts = (base64.b64encode(part).decode() for part in (salt, stored, server))
     return "SCRAM-SHA-256${}:{}${}:{}".format(iterations, *parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """The credentials that a Secret is to hold, and what its annotations are to say of them."""
+
+    credentials: Credentials
+    since: datetime
+    honoured: str | None
+    rotated: bool
+    """Whether they are to take the place of good ones."""
+
+    def annotations(self) -> dict[str, str]:
+        """What the Secret says of them."""
+        said = {SINCE: self.since.strftime("%Y-%m-%dT%H:%M:%SZ"), REQUEST: self.honoured}
+        return {name: text for name, text in said.items() if text is not None}
+
+
+def choose_access(
+    secret: Mapping[str, Any] | None,
+    key: str,
+    names: tuple[str, str],
+    request: str | None,
+    now: datetime,
+    rotate_after_s: float | None,
+    may_rotate: bool,
+    random_text: Callable[[], str],
+) -> tuple[Access, float | None]:
+    """The credentials as they should be, from the Secret as it is; and the seconds after which to look again, None for
+    never. A new password is one of the other role, so that pods with the old one can go on."""
+    today = now.replace(microsecond=0)
+    said = ((secret or {}).get("metadata") or {}).get("annotations") or {}
+    held, honoured = read_credentials(secret, key), said.get(REQUEST)
+    if held is None or held.role not in names or not held.password.isascii():
+        return Access(Credentials(names[0], random_text()), today, request, rotated=False), rotate_after_s
+    since = _time(said.get(SINCE), today)
+    due_s = None if rotate_after_s is None else rotate_after_s - (now - since) / timedelta(seconds=1)
+    asked = request is not None and request != honoured
+    if may_rotate and (asked or (due_s is not None and due_s <= 0)):
+        other = names[1 - names.index(held.role)]
+        fresh = Credentials(other, random_text())
+        return Access(fresh, today, request if asked else honoured, rotated=True), rotate_after_s
+    # What is due but may not be is looked at again when the rollout under way ends.
+    wait = due_s if due_s is not None and due_s > 0 else None
+    return Access(held, since, honoured, rotated=False), wait
+
+
+def _time(text: str | None, today: datetime) -> datetime:
+    try:
+        return min(datetime.fromisoformat(text or "").astimezone(UTC).replace(microsecond=0), today)
+    except (ValueError, OverflowError):
+        return today

@@ -119,7 +119,7 @@ class Database:
 
     async def _empty(self, connection: asyncpg.pool.PoolConnectionProxy, user_id: str) -> None:
         # Oldest first, a batch a transaction, up to the head as it is now: new events do not keep this going.
-        last, head = await connection.fetchrow(
+        [(last, head)] = await connection.fetch(
             "select min(id), max(id) from userrealtime.event where user_id = $1", user_id
         )
         while head is not None and last <= head:

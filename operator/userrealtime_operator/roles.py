@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping, Set
 from uuid import UUID
 
 import asyncpg
@@ -31,21 +32,7 @@ class Roles:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._name: str | None = None
         self._prepared = False
-
-    async def database_name(self) -> str:
-        """The name of the database, asked for once.
-
-        Raises:
-            DatabaseError: it is away.
-        """
-        if self._name is None:
-            try:
-                self._name = str(await self._database.pool.fetchval("select current_database()"))
-            except _FAULTS as error:
-                raise explained(error) from None
-        return self._name
 
     async def ensure(self, credentials: Credentials, resource: str, scope: str, user_id: str) -> None:
         """Have a role that serves `user_id` with this password. Writes nothing where there is one.
@@ -82,37 +69,60 @@ class Roles:
             self._prepared = False  # what was prepared may be what is missing
             raise explained(error) from None
 
-    async def retire(self, resource: str, current: str) -> None:
-        """Have the other roles of a resource dropped, by a sweep, once the last pod that knew them is surely gone.
+    async def resources(self, scope: str) -> set[str]:
+        """The uids of the resources of a scope that have roles.
 
         Raises:
             DatabaseError: the database is away.
         """
         try:
-            await self._database.pool.execute(
-                "update userrealtime.role set drop_after = now() + make_interval(secs => $3) "
-                "where resource = $1 and name <> $2 and drop_after is null",
-                UUID(resource),
-                current,
-                RETIREMENT_S,
+            rows = await self._database.pool.fetch("select resource from userrealtime.role where scope = $1", scope)
+        except _FAULTS as error:
+            raise explained(error) from None
+        return {str(row["resource"]) for row in rows}
+
+    async def broken(self, scope: str) -> set[str]:
+        """The uids of resources of which a role is missing on the server, or may not log in.
+
+        Raises:
+            DatabaseError: the database is away.
+        """
+        try:
+            rows = await self._database.pool.fetch(
+                "select resource from userrealtime.role r where scope = $1 and drop_after is null and not exists "
+                "(select from pg_roles p where p.rolname = r.name and p.rolcanlogin)",
+                scope,
             )
         except _FAULTS as error:
             raise explained(error) from None
+        return {str(row["resource"]) for row in rows}
 
-    async def sweep(self, scope: str, existing: set[str]) -> None:
-        """Drop the roles of a scope whose resources are gone, or that have retired. One that cannot be dropped is
-        logged, and tried again by the next sweep.
+    async def sweep(self, scope: str, gone: Set[str], settled: Mapping[str, str]) -> None:
+        """Drop the roles of a scope that belong to resources that are `gone`, or whose time is over: resources that
+        have `settled` for one role need their others no more once the last pod that knew them has drained.
+
+        One that cannot be dropped is logged, and tried again by the next sweep.
 
         Raises:
             DatabaseError: the database is away.
         """
         try:
             async with self._database.pool.acquire(timeout=CONNECT_TIMEOUT_S) as connection:
+                await connection.execute(
+                    "update userrealtime.role r set drop_after = now() + make_interval(secs => $4) "
+                    "from unnest($2::uuid[], $3::text[]) as settled (resource, name) "
+                    "where r.scope = $1 and r.resource = settled.resource and r.name <> settled.name "
+                    "and r.drop_after is null",
+                    scope,
+                    [UUID(resource) for resource in settled],
+                    list(settled.values()),
+                    RETIREMENT_S,
+                )
                 rows = await connection.fetch(
                     "select name from userrealtime.role "
-                    "where scope = $1 and (resource <> all($2::uuid[]) or drop_after < now())",
+                    "where scope = $1 and (resource = any($2::uuid[]) or drop_after < now())",
                     scope,
-                    [UUID(resource) for resource in existing],
+                    [UUID(resource) for resource in gone],
                 )
                 for row in rows:
                     try:
@@ -138,8 +148,7 @@ async def _make(
     if not await _exists(connection, name):
         await connection.execute(f"create role {name}")
     await connection.execute(
-        f"alter role {name} login inherit nocreatedb nocreaterole connection limit {CONNECTION_LIMIT} "
-        f"password '{verifier}'"
+        f"alter role {name} login inherit connection limit {CONNECTION_LIMIT} password '{verifier}'"
     )
     await connection.execute(f"alter role {name} reset all")
     for setting, value in SETTINGS.items():

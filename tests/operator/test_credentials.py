@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import base64
+from datetime import UTC, datetime, timedelta
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from userrealtime_operator.credentials import Credentials, read_credentials, role_names, scram_verifier
+from userrealtime_operator.credentials import (
+    Access,
+    Credentials,
+    choose_access,
+    read_credentials,
+    role_names,
+    scram_verifier,
+)
 
 BASE = "postgresql://operator:hunter2@db.example:5433/app?sslmode=require"
 
@@ -51,3 +60,60 @@ def test_a_verifier_is_the_one_of_the_standard() -> None:
 
 def test_a_password_does_not_show() -> None:
     assert "hunter2" not in repr(Credentials("r", "hunter2"))
+
+
+class Chooser:
+    """`choose_access`, on a Secret that holds what was chosen before."""
+
+    def __init__(self) -> None:
+        self.now = datetime(2026, 1, 2, tzinfo=UTC)
+        self.secret: dict[str, Any] | None = None
+        self.made = 0
+
+    def random_text(self) -> str:
+        self.made += 1
+        return f"password-{self.made}"
+
+    def choose(self, request: str | None = None, *, after: float | None = None, may: bool = True) -> Access:
+        access, self.wait = choose_access(
+            self.secret, "U", ("urt_a", "urt_b"), request, self.now, after, may, self.random_text
+        )
+        url = access.credentials.url(BASE).encode()
+        self.secret = {
+            "data": {"U": base64.b64encode(url).decode()},
+            "metadata": {"annotations": access.annotations()},
+        }
+        return access
+
+
+def test_credentials_stay_until_a_new_password_is_asked_for() -> None:
+    chooser = Chooser()
+    first = chooser.choose()
+    assert chooser.choose() == first
+    assert not chooser.choose("now", may=False).rotated
+    second = chooser.choose("now")
+    assert second.rotated
+    assert second.credentials == Credentials("urt_b", "password-2")
+    assert chooser.choose("now").credentials == second.credentials
+    assert chooser.choose("again").credentials == Credentials("urt_a", "password-3")
+
+
+def test_an_old_password_is_replaced() -> None:
+    chooser = Chooser()
+    first = chooser.choose(after=3600)
+    assert chooser.wait == 3600
+    chooser.now += timedelta(minutes=50)
+    assert chooser.choose(after=3600).credentials == first.credentials
+    assert chooser.wait == 600
+    chooser.now += timedelta(minutes=10)
+    assert chooser.choose(after=3600).credentials.role == "urt_b"
+    assert chooser.wait == 3600
+
+
+def test_what_a_secret_holds_of_another_role_is_replaced() -> None:
+    chooser = Chooser()
+    chooser.secret = {"data": {"U": base64.b64encode(BASE.encode()).decode()}}
+    access = chooser.choose("from before")
+    assert access.credentials.role == "urt_a"
+    assert not access.rotated
+    assert not chooser.choose("from before").rotated

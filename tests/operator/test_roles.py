@@ -19,6 +19,7 @@ from userrealtime_relay.log import Log
 
 ONE, OTHER = (str(uuid.UUID(int=number)) for number in (1, 2))
 SCOPE = "cluster/users"
+TEST = uuid.uuid4()
 
 
 @pytest.fixture
@@ -28,9 +29,14 @@ async def database(migrated: OwnDatabase) -> AsyncIterator[Database]:
 
 
 async def made(
-    roles: Roles, user: str = "alice", resource: str = ONE, scope: str = SCOPE, password: str = "secret", turn: int = 0
+    roles: Roles,
+    user: str = "alice",
+    resource: str = ONE,
+    scope: str = SCOPE,
+    password: str = "good",  # noqa: S107
+    turn: int = 0,
 ) -> Credentials:
-    credentials = Credentials(role_names(await roles.database_name(), scope, user)[turn], password)
+    credentials = Credentials(role_names(f"test/{TEST}", scope, user)[turn], password)
     await roles.ensure(credentials, resource, scope, user)
     return credentials
 
@@ -45,7 +51,8 @@ async def alice(migrated: OwnDatabase, database: Database) -> AsyncIterator[asyn
         create table public.orders (id int); insert into public.orders values (1);
         create sequence public.numbers;
         select userrealtime.publish(u, 'of ' || u) from unnest(array['alice', 'bob']) u;
-        select userrealtime.submit(u, 'ref', 'x'), userrealtime.present(u, 'pod', 1) from unnest(array['alice', 'bob']) u
+        select userrealtime.submit(u, 'ref', 'x'), userrealtime.present(u, 'pod', 1) 
+        from unnest(array['alice', 'bob']) u
     """)
     connection = await asyncpg.connect(credentials.url(migrated.url))
     # For the statements of a test to name.
@@ -94,7 +101,7 @@ async def test_what_is_not_alices_is_not_seen(alice: asyncpg.Connection) -> None
         "delete from userrealtime.event",
         "truncate userrealtime.event",
         "select * from userrealtime.event for update",
-        "lock userrealtime.event in access exclusive mode",
+        "begin; lock userrealtime.event in access exclusive mode",
         "insert into public.orders values (2)",
         "select nextval('public.numbers')",
         "set role postgres",
@@ -115,7 +122,6 @@ async def test_what_is_not_alices_is_not_seen(alice: asyncpg.Connection) -> None
         "create table public.mallory (id int)",
         "create table userrealtime.mallory (id int)",
         "create function public.mallory() returns int language sql return 1",
-        "create extension pg_trgm",
         "create or replace function userrealtime.served_user() returns text language sql return 'bob'::text",
         "alter function userrealtime.served_user() security invoker",
         "drop function userrealtime.served_user()",
@@ -171,9 +177,7 @@ async def test_the_policies_leave_the_application_its_rights(database: Database,
         await connection.close()
 
 
-async def test_reading_goes_by_the_index_and_asks_once_who_asks(
-    alice: asyncpg.Connection, database: Database
-) -> None:
+async def test_reading_goes_by_the_index_and_asks_once_who_asks(alice: asyncpg.Connection, database: Database) -> None:
     await database.pool.execute(
         "select userrealtime.publish(u, 'x') from unnest(array['alice', 'bob']) u, generate_series(1, 5000)"
     )
@@ -183,7 +187,8 @@ async def test_reading_goes_by_the_index_and_asks_once_who_asks(
         "where user_id = 'alice' and id > 4990 order by id limit 500"
     )
     plan = "\n".join(row[0] for row in rows)
-    assert "Index Cond: ((user_id = 'alice'::text) AND (id > 4990))" in plan
+    assert "Index Cond: ((user_id = 'alice'" in plan
+    assert "AND (id > 4990))" in plan
     assert "InitPlan" in plan
     assert "Seq Scan on event" not in plan
 
@@ -199,6 +204,8 @@ async def test_a_role_is_made_once_and_healed(database: Database, connection: as
     assert await connection.fetchval(verifier, credentials.role) != first
     for damage in ("alter role {} nologin", "revoke userrealtime_relay from {}", "drop role {}"):
         await connection.execute(damage.format(credentials.role))
+        if "revoke" not in damage:
+            assert await roles.broken(SCOPE) == {ONE}
         await made(roles)
         assert await connection.fetchval(
             "select rolcanlogin and not rolsuper and not rolcreaterole and not rolcreatedb and not rolbypassrls "
@@ -236,7 +243,7 @@ async def test_roles_go_with_their_resources_and_no_others(
     elsewhere = await made(roles, "carol", str(uuid.UUID(int=3)), scope="other/users")
     session = await asyncpg.connect(gone.url(migrated.url))
     await session.execute("create temp table left_behind (id int)")
-    await roles.sweep(SCOPE, {OTHER})
+    await roles.sweep(SCOPE, await roles.resources(SCOPE) - {OTHER}, {})
     left = {row[0] for row in await connection.fetch("select rolname from pg_roles")}
     assert gone.role not in left
     assert {kept.role, elsewhere.role} <= left
@@ -250,12 +257,13 @@ async def test_a_retired_role_is_dropped_when_its_time_has_come(
 ) -> None:
     roles = Roles(database)
     old, new = await made(roles), await made(roles, turn=1)
-    await roles.retire(ONE, new.role)
-    await roles.sweep(SCOPE, {ONE})
+    await roles.sweep(SCOPE, set(), {ONE: new.role})
     names = "select name from userrealtime.role order by 1"
     assert [row[0] for row in await connection.fetch(names)] == [old.role, new.role]
-    await connection.execute("update userrealtime.role set drop_after = now() - interval '1 s' where drop_after < 'infinity'")
-    await roles.sweep(SCOPE, {ONE})
+    await connection.execute(
+        "update userrealtime.role set drop_after = now() - interval '1 s' where drop_after < 'infinity'"
+    )
+    await roles.sweep(SCOPE, set(), {})
     assert [row[0] for row in await connection.fetch(names)] == [new.role]
 
 
@@ -267,7 +275,7 @@ async def test_a_role_that_cannot_be_dropped_keeps_no_other(
     await connection.execute("drop database if exists of_a_relay")
     await connection.execute(f"create database of_a_relay owner {stuck.role}")
     try:
-        await roles.sweep(SCOPE, set())
+        await roles.sweep(SCOPE, {ONE, OTHER}, {})
         assert [row[0] for row in await connection.fetch("select name from userrealtime.role")] == [stuck.role]
         assert stuck.role in caplog.text
         assert gone.role not in {row[0] for row in await connection.fetch("select rolname from pg_roles")}
@@ -295,12 +303,12 @@ async def test_an_operator_needs_no_more_than_createrole(own_server: OwnDatabase
         credentials = await made(roles)
         session = await asyncpg.connect(credentials.url(url))
         assert await session.fetchval("select userrealtime.served_user()") == "alice"
-        await roles.sweep(SCOPE, set())
+        await roles.sweep(SCOPE, {ONE}, {})
         assert await database.pool.fetchval("select count(*) from pg_roles where rolname = $1", credentials.role) == 0
         session.terminate()
 
 
 async def test_an_operator_without_the_right_is_told_what_to_grant(own_server: OwnDatabase) -> None:
     async with Database(await operator_of(own_server, "")) as database:
-        with pytest.raises(DatabaseError, match="grant it CREATEROLE, or set database.credentials to shared"):
+        with pytest.raises(DatabaseError, match="grant it CREATEROLE, or set database"):
             await made(Roles(database))
