@@ -51,7 +51,7 @@ async def alice(migrated: OwnDatabase, database: Database) -> AsyncIterator[asyn
         create table public.orders (id int); insert into public.orders values (1);
         create sequence public.numbers;
         select userrealtime.publish(u, 'of ' || u) from unnest(array['alice', 'bob']) u;
-        select userrealtime.submit(u, 'ref', 'x'), userrealtime.present(u, 'pod', 1) 
+        select userrealtime.submit(u, 'ref', 'x'), userrealtime.present(u, 'pod', 1)
         from unnest(array['alice', 'bob']) u
     """)
     connection = await asyncpg.connect(credentials.url(migrated.url))
