@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from .duration import parse_duration
+from .retention import Retention
 from .rotation import KeyPolicy
 from .routes import RouteError, parse_url_template
 
@@ -72,6 +73,23 @@ class RouteDefaults:
     tls_secret_name: str | None = None
 
 
+class CredentialsType(enum.StrEnum):
+    """Whose database role a user's pod has."""
+
+    PER_USER = "perUser"
+    """One of its own, which reads that user's log alone. The operator's own role needs CREATEROLE for it."""
+    SHARED = "shared"
+    """The operator's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseAccess:
+    """How users' pods come to the database. `rotate_after_s` is how long a password is used; None is for ever."""
+
+    credentials: CredentialsType = CredentialsType.PER_USER
+    rotate_after_s: float | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Config:
     """The operator's whole configuration. `database_url` is hidden from `repr`, since it holds a password."""
@@ -81,6 +99,8 @@ class Config:
     route: RouteDefaults
     database_url: str = field(repr=False)
     token_keys: KeyPolicy = field(default_factory=KeyPolicy)
+    database: DatabaseAccess = field(default_factory=DatabaseAccess)
+    retention: Retention = field(default_factory=Retention)
 
 
 Parser = Callable[[Any], Any]
@@ -120,6 +140,10 @@ def _count(value: Any) -> int:
     return value
 
 
+def _limit(value: Any) -> int | None:
+    return None if value == 0 and isinstance(value, int) else _count(value)
+
+
 def _route_type(value: Any) -> RouteType:
     return RouteType(_one_of(*RouteType)(value))
 
@@ -144,7 +168,7 @@ def _jwks_url(value: Any) -> str:
     return str(value)
 
 
-_TOP = ("namespaces", "relay", "tokenKeys", "route")
+_TOP = ("namespaces", "database", "log", "relay", "tokenKeys", "route")
 # The file's names, each with the attribute or variable it sets, and its type or how it is read.
 Known = Mapping[str, tuple[str, type | Parser]]
 _RELAY: Known = {
@@ -184,6 +208,15 @@ _TOKEN_KEYS: Known = {
     "rotateAfter": ("rotate_after_s", _duration(0, 100 * 366 * 86400)),
     "overlap": ("overlap_s", _duration(60, 366 * 86400)),
     "publishAhead": ("publish_ahead_s", _duration(10, 3600)),
+}
+_DATABASE: Known = {
+    "credentials": ("credentials", lambda value: CredentialsType(_one_of(*CredentialsType)(value))),
+    "rotateAfter": ("rotate_after_s", _duration(0, 100 * 366 * 86400)),
+}
+_RETENTION: Known = {
+    "maxAge": ("max_age_s", _duration(1, 100 * 366 * 86400)),
+    "maxEvents": ("max_events", _limit),
+    "inboxMaxAge": ("inbox_max_age_s", _duration(1, 100 * 366 * 86400)),
 }
 _ROUTE: Known = {
     "enabled": ("enabled", bool),
@@ -266,6 +299,10 @@ def parse_config(text: str, environment: Mapping[str, str]) -> Config:
         namespaces = []
     relay = _relay(document, faults)
     token_keys = _token_keys(document, faults)
+    database = _section(document, "database", _DATABASE, faults)
+    database["rotate_after_s"] = database.get("rotate_after_s") or None
+    log = _section(document, "log", {"retention": ("retention", dict)}, faults)
+    retention = Retention(**_section(log, "log.retention", _RETENTION, faults))
     route = _section(document, "route", _ROUTE, faults)
     try:
         parse_url_template(route.get("url", DEFAULT_URL))
@@ -279,7 +316,15 @@ def parse_config(text: str, environment: Mapping[str, str]) -> Config:
         faults.append("DATABASE_URL: must be set in the environment, to a postgresql:// URL")
     if faults:
         raise ConfigError("\n".join(faults))
-    return Config(tuple(namespaces), relay, RouteDefaults(**route), database_url, token_keys)
+    return Config(
+        tuple(namespaces),
+        relay,
+        RouteDefaults(**route),
+        database_url,
+        token_keys,
+        DatabaseAccess(**database),
+        retention,
+    )
 
 
 def load_config(path: Path, environment: Mapping[str, str] = os.environ) -> Config:

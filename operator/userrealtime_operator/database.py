@@ -23,7 +23,8 @@ class DatabaseError(RuntimeError):
     """The database cannot be used; the message never holds the URL."""
 
 
-def _explained(error: BaseException) -> DatabaseError:
+def explained(error: BaseException) -> DatabaseError:
+    """An error of asyncpg or of the network, in words for a person."""
     if isinstance(error, asyncpg.UndefinedTableError | asyncpg.InvalidSchemaNameError):
         return DatabaseError("the schema is not installed: run userrealtime-operator migrate")
     if isinstance(error, asyncpg.PostgresError | OSError) and str(error):
@@ -36,7 +37,7 @@ class Database:
 
     def __init__(self, url: str) -> None:
         # Made here, connected at the first use: a database that is away must not keep the operator from starting.
-        self._pool = asyncpg.create_pool(
+        self.pool = asyncpg.create_pool(
             url,
             min_size=0,
             max_size=POOL_SIZE,
@@ -47,13 +48,13 @@ class Database:
         )
 
     async def __aenter__(self) -> Self:
-        await self._pool
+        await self.pool
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._pool.terminate()
+        self.pool.terminate()
 
     async def register(self, resource: str, scope: str, user_id: str) -> None:
         """Note that a resource, by its uid, serves a user, and make the user's log. `scope` is where the resource is.
@@ -62,7 +63,7 @@ class Database:
             DatabaseError: the database is away, or has not the schema.
         """
         try:
-            async with self._pool.acquire(timeout=CONNECT_TIMEOUT_S) as connection, connection.transaction():
+            async with self.pool.acquire(timeout=CONNECT_TIMEOUT_S) as connection, connection.transaction():
                 await connection.execute(
                     "insert into userrealtime.registration (resource, scope, user_id) values ($1, $2, $3) "
                     "on conflict do nothing",
@@ -74,7 +75,7 @@ class Database:
                     "insert into userrealtime.log (user_id) values ($1) on conflict do nothing", user_id
                 )
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:  # TimeoutError is an OSError
-            raise _explained(error) from None
+            raise explained(error) from None
 
     async def registered(self, scope: str) -> set[str]:
         """The uids of the resources of a scope that are registered.
@@ -83,9 +84,9 @@ class Database:
             DatabaseError: as above.
         """
         try:
-            rows = await self._pool.fetch("select resource from userrealtime.registration where scope = $1", scope)
+            rows = await self.pool.fetch("select resource from userrealtime.registration where scope = $1", scope)
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
-            raise _explained(error) from None
+            raise explained(error) from None
         return {str(row["resource"]) for row in rows}
 
     async def forget(self, resource: str) -> None:
@@ -95,7 +96,7 @@ class Database:
             DatabaseError: as above; what is left is removed the next time.
         """
         try:
-            async with self._pool.acquire(timeout=CONNECT_TIMEOUT_S) as connection:
+            async with self.pool.acquire(timeout=CONNECT_TIMEOUT_S) as connection:
                 user_id = await connection.fetchval(
                     "select user_id from userrealtime.registration r where resource = $1 and not exists ("
                     "select from userrealtime.registration o where o.user_id = r.user_id and o.resource <> r.resource)",
@@ -109,16 +110,18 @@ class Database:
                         await connection.execute("delete from userrealtime.log where user_id = $1", user_id)
                         await connection.execute("delete from userrealtime.event where user_id = $1", user_id)
                         await connection.execute("delete from userrealtime.inbox where user_id = $1", user_id)
+                        await connection.execute("delete from userrealtime.presence where user_id = $1", user_id)
                     await connection.execute(
                         "delete from userrealtime.registration where resource = $1", UUID(resource)
                     )
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
-            raise _explained(error) from None
+            raise explained(error) from None
 
     async def _empty(self, connection: asyncpg.pool.PoolConnectionProxy, user_id: str) -> None:
         # Oldest first, a batch a transaction, up to the head as it is now: new events do not keep this going.
-        head = await connection.fetchval("select max(id) from userrealtime.event where user_id = $1", user_id)
-        last = await connection.fetchval("select min(id) from userrealtime.event where user_id = $1", user_id)
+        [(last, head)] = await connection.fetch(
+            "select min(id), max(id) from userrealtime.event where user_id = $1", user_id
+        )
         while head is not None and last <= head:
             last += DELETE_BATCH
             await connection.execute("delete from userrealtime.event where user_id = $1 and id < $2", user_id, last)

@@ -8,7 +8,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from .config import Config, RouteType
@@ -37,6 +38,7 @@ class Secrets:
 
     token_keys: TokenKeys
     database_url: str
+    database_annotations: Mapping[str, str] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return "Secrets(...)"
@@ -97,7 +99,7 @@ def _selector(resource: UserRealtime) -> dict[str, str]:
 def _secret(resource: UserRealtime, secrets: Secrets) -> Object:
     values = {DATABASE_URL: secrets.database_url, **secrets.token_keys.data()}
     metadata = _metadata(resource)
-    metadata["annotations"] |= secrets.token_keys.annotations()
+    metadata["annotations"] |= {**secrets.token_keys.annotations(), **secrets.database_annotations}
     return {
         "apiVersion": "v1",
         "kind": "Secret",

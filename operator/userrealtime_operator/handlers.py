@@ -22,6 +22,8 @@ from .desired import MANAGED_BY
 from .naming import child_name
 from .reconcile import ChildKey, Reconciler
 from .resource import GROUP, PLURAL, VERSION
+from .retention import prune
+from .roles import Roles
 from .rollouts import User
 from .workqueue import WorkQueue
 
@@ -29,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 WORKERS = 8
 SWEEP_INTERVAL_S = 300.0
+PRUNE_INTERVAL_S = 60.0
 Place = tuple[str, str]
 ChildKinds = Mapping[str, tuple[str, str]]
 """The kinds of children that this cluster has, each with its API version and plural."""
@@ -41,6 +44,8 @@ class Kind(enum.StrEnum):
     """Bring a user to what the resource asks for."""
     SWEEP = "sweep"
     """Remove what the deleted resources of a namespace left in the database."""
+    PRUNE = "prune"
+    """Remove what the log and the inbox need not keep any more."""
     ORPHAN = "orphan"
     """Remove children by this name that belong to no resource, and that nobody else will remove."""
 
@@ -49,7 +54,7 @@ class Task(NamedTuple):
     """A key of the work queue."""
 
     kind: Kind
-    namespace: str
+    namespace: str = ""
     name: str = ""
 
     def __str__(self) -> str:
@@ -75,6 +80,8 @@ class Operator:
         self._workers: asyncio.Task[None] | None = None
         self._queue: WorkQueue[Task] = WorkQueue(self._work)
         self._reconciler: Reconciler
+        self._database: Database
+        self._scopes: list[str]
         self._caches_are_full = False
 
     def register(self, registry: kopf.OperatorRegistry) -> None:
@@ -94,10 +101,14 @@ class Operator:
         self._resources, self._owners, self._children = kwargs["resources"], kwargs["owners"], kwargs["children"]
         api = await self._stack.enter_async_context(await Api.connect())
         database = await self._stack.enter_async_context(Database(self._config.database_url))
-        self._reconciler = Reconciler(self._config, api, database, self._resource, self._child, self._wake)
+        self._database, self._scopes = database, [f"{api.cluster}/{each}" for each in self._config.namespaces]
+        self._reconciler = Reconciler(
+            self._config, api, database, self._resource, self._child, self._wake, roles=Roles(database)
+        )
         self._workers = asyncio.create_task(self._queue.run(WORKERS), name="workers")
         for namespace in self._config.namespaces:
             self._queue.add(Task(Kind.SWEEP, namespace))
+        self._queue.add(Task(Kind.PRUNE))
         logger.info("serving %s in %s", f"{PLURAL}.{GROUP}", ", ".join(self._config.namespaces))
 
     async def _cleanup(self, **_: Any) -> None:
@@ -170,6 +181,11 @@ class Operator:
                         if namespace == task.namespace and not self._is_registered(namespace, name):
                             self._queue.add(Task(Kind.RESOURCE, namespace, name))
                 return SWEEP_INTERVAL_S
+            case Kind.PRUNE:
+                events, messages = await prune(self._database, self._config.retention, self._scopes)
+                if events or messages:
+                    logger.info("removed %d events and %d messages by age or number", events, messages)
+                return PRUNE_INTERVAL_S
             case Kind.ORPHAN:
                 if not self._owners.get((task.namespace, task.name)):
                     await self._reconciler.remove_orphans(task.namespace, task.name)

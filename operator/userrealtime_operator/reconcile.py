@@ -17,16 +17,19 @@ import socket
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from .api import CHILD_KINDS, Api, ApiError
-from .config import Config
+from .config import Config, CredentialsType
+from .credentials import Access, choose_access, role_names
 from .database import Database, DatabaseError
-from .desired import APPLIED_DIGEST, Object, Secrets, desired_objects, route_of
+from .desired import APPLIED_DIGEST, DATABASE_URL, Object, Secrets, desired_objects, route_of
 from .drift import contains
 from .events import events
 from .naming import child_name
 from .pods import pod_trouble
 from .resource import GROUP, UserRealtime, parse_resource
+from .roles import Roles
 from .rollouts import Rollouts, User
 from .rotation import TokenKeys, advance
 from .routes import Route, RouteError
@@ -99,6 +102,7 @@ class Reconciler:
         child: Callable[[ChildKey], Mapping[str, Any] | None],
         wake: Callable[[User], None],
         now: Callable[[], datetime] = _now,
+        roles: Roles | None = None,
     ) -> None:
         self._config = config
         self._api = api
@@ -108,7 +112,13 @@ class Reconciler:
         self._wake = wake
         self._now = now
         self._rollouts = Rollouts(config.relay.max_concurrent_rollouts)
-        self._registered: set[str] = set()
+        self._registered: dict[str, str] = {}
+        """The namespaces of the resources that the database knows, by uid."""
+        self._roles = roles
+        self._ensured: dict[str, str] = {}
+        """The fingerprints of the passwords that the database is known to have, by the resource's uid."""
+        self._settled: dict[str, str] = {}
+        """The roles that all pods of a resource use, by its uid; empty with shared credentials."""
         self._instance = os.environ.get("POD_ID") or socket.gethostname()
 
     def resume_rollouts(self, resources: Iterable[Mapping[str, Any]]) -> None:
@@ -137,8 +147,9 @@ class Reconciler:
         try:
             route = route_of(resource, self._config)
             asked_for = body.get("status", {}).get("observedGeneration") != resource.generation
-            state, keys_due = await self._apply_children(resource, asked_for)
-            waits.append(keys_due)
+            state, due, access, trouble = await self._apply_children(resource, asked_for, bool(database.true))
+            waits.append(due)
+            database = trouble or database
             deployment = self._child(ChildKey("Deployment", namespace, resource.child_name))
             pod, progress = deployment_ready(deployment), deployment_progress(deployment)
             if state is Rollout.WAITING:
@@ -148,6 +159,7 @@ class Reconciler:
                 waits.append(pods_due)
             elif state is Rollout.NONE:
                 self._end_rollout(user)
+                self._settled[resource.uid] = access.credentials.role if access else ""
         except RouteError as error:
             route, pod = None, Finding(False, "InvalidRoute", str(error))
             progress = Finding(False, "InvalidRoute")
@@ -173,9 +185,18 @@ class Reconciler:
             ApiError, DatabaseError: to be tried again later.
         """
         # In this order: a resource registered after the first question cannot be missed by the second.
-        registered = await self._database.registered(self._scope(namespace))
+        scope = self._scope(namespace)
+        registered = await self._database.registered(scope)
+        with_roles = await self._roles.resources(scope) if self._roles else set()
         existing = await self._api.resource_uids(namespace)
-        self._registered &= existing & registered
+        broken = await self._roles.broken(scope) if self._roles else set()
+        of_here = {uid for uid, place in self._registered.items() if place == namespace}
+        for uid in of_here - ((existing & registered) - broken):
+            del self._registered[uid]
+            self._ensured.pop(uid, None)
+            self._settled.pop(uid, None)
+        if self._roles:
+            await self._roles.sweep(scope, with_roles - existing, self._settled)
         for uid in registered - existing:
             await self._database.forget(uid)
             logger.info("removed the log of a deleted resource (uid %s)", uid)
@@ -203,7 +224,7 @@ class Reconciler:
         try:
             if resource.uid not in self._registered:
                 await self._database.register(resource.uid, self._scope(resource.namespace), resource.user_id)
-                self._registered.add(resource.uid)
+                self._registered[resource.uid] = resource.namespace
         except DatabaseError as error:
             return Finding(False, "DatabaseUnavailable", str(error))
         return Finding(True, "Registered", "the user's log is in the database")
@@ -212,19 +233,28 @@ class Reconciler:
         for next_user in self._rollouts.end(user):
             self._wake(next_user)
 
-    async def _apply_children(self, resource: UserRealtime, asked_for: bool) -> tuple[Rollout, float | None]:
+    async def _apply_children(
+        self, resource: UserRealtime, asked_for: bool, database_is_there: bool
+    ) -> tuple[Rollout, float | None, Access | None, Finding | None]:
         """Apply what differs. What the resource itself asks for, and a first pod, never waits. Also gives the seconds
-        after which something about the children is due, if any."""
+        after which something about the children is due, if any; the pods' own access to the database; and what is
+        wrong with that."""
         live = {kind: self._child(ChildKey(kind, resource.namespace, resource.child_name)) for kind in CHILD_KINDS}
         for kind, item in live.items():
             _check_owner(resource, kind, item)
-        keys, wait = self._token_keys(resource, live["Secret"])
-        objects = desired_objects(resource, self._config, Secrets(keys, self._config.database_url))
+        # One at a time: a password is good for as long as the pods that know it take to be replaced.
+        may_rotate = database_is_there and not deployment_progress(live["Deployment"]).true
+        secrets, access, wait = self._secrets(resource, live["Secret"], may_rotate)
+        objects = desired_objects(resource, self._config, secrets)
         if not _up_to_date(live["Secret"], objects[0]):
             live["Secret"] = await self._api.get("Secret", resource.namespace, resource.child_name)
             _check_owner(resource, "Secret", live["Secret"])
-            keys, wait = self._token_keys(resource, live["Secret"])
-            objects = desired_objects(resource, self._config, Secrets(keys, self._config.database_url))
+            secrets, access, wait = self._secrets(resource, live["Secret"], may_rotate)
+            objects = desired_objects(resource, self._config, secrets)
+        trouble = await self._ensure_role(resource, access) if database_is_there else None
+        if trouble and access and access.rotated:  # no pod is to get a password that the database does not know
+            secrets, access, wait = self._secrets(resource, live["Secret"], False)
+            objects = desired_objects(resource, self._config, secrets)
         rollout = Rollout.NONE
         for item in objects:
             if _up_to_date(live[item["kind"]], item):
@@ -240,7 +270,42 @@ class Reconciler:
             if live[kind] is not None:
                 await self._api.delete(kind, resource.namespace, resource.child_name)
                 logger.info("deleted %s %s/%s", kind, resource.namespace, resource.child_name)
-        return rollout, wait
+        return rollout, wait, access, trouble
+
+    def _secrets(
+        self, resource: UserRealtime, secret: Mapping[str, Any] | None, may_rotate: bool
+    ) -> tuple[Secrets, Access | None, float | None]:
+        """What the Secret is to hold, and the seconds after which some of that is due, if any."""
+        keys, keys_wait = self._token_keys(resource, secret)
+        url, policy = self._config.database_url, self._config.database
+        if policy.credentials is CredentialsType.SHARED:
+            return Secrets(keys, url), None, keys_wait
+        names = role_names(urlsplit(url).path, self._scope(resource.namespace), resource.user_id)
+        access, access_wait = choose_access(
+            secret,
+            DATABASE_URL,
+            names,
+            resource.password_rotation,
+            self._now(),
+            policy.rotate_after_s,
+            may_rotate,
+            random_text,
+        )
+        waits = [wait for wait in (keys_wait, access_wait) if wait is not None]
+        return Secrets(keys, access.credentials.url(url), access.annotations()), access, min(waits, default=None)
+
+    async def _ensure_role(self, resource: UserRealtime, access: Access | None) -> Finding | None:
+        """What hinders the database from knowing the pod's role, if anything."""
+        if access is None or self._roles is None:
+            return None
+        credentials, uid = access.credentials, resource.uid
+        try:
+            if self._ensured.get(uid) != credentials.fingerprint:
+                await self._roles.ensure(credentials, uid, self._scope(resource.namespace), resource.user_id)
+                self._ensured[uid] = credentials.fingerprint
+        except DatabaseError as error:
+            return Finding(False, "RoleUnavailable", str(error))
+        return None
 
     def _token_keys(self, resource: UserRealtime, secret: Mapping[str, Any] | None) -> tuple[TokenKeys, float | None]:
         return advance(secret, resource.key_rotation, self._now(), self._config.token_keys, random_text)

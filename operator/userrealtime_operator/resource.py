@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from . import credentials
 from .naming import child_name
 from .rotation import REQUEST
 
@@ -33,6 +34,8 @@ class UserRealtime:
     log_level: str | None
     key_rotation: str | None
     """What the annotation that asks for a new token key says."""
+    password_rotation: str | None
+    """What the annotation that asks for a new database password says."""
     route_enabled: bool
     route_url: str | None
 
@@ -62,6 +65,7 @@ def parse_resource(body: Mapping[str, Any]) -> UserRealtime:
         max_messages_per_second=spec["limits"]["messagesPerSecond"],
         log_level=spec["relay"].get("logLevel"),
         key_rotation=metadata.get("annotations", {}).get(REQUEST) or None,
+        password_rotation=metadata.get("annotations", {}).get(credentials.REQUEST) or None,
         route_enabled=spec["route"]["enabled"],
         route_url=spec["route"].get("url"),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from userrealtime_operator.config import Config, RelayDefaults, RouteDefaults
+from userrealtime_operator.config import Config, CredentialsType, DatabaseAccess, RelayDefaults, RouteDefaults
 from userrealtime_operator.desired import Object, Secrets
 from userrealtime_operator.resource import UserRealtime, parse_resource
 from userrealtime_operator.rotation import TokenKeys
@@ -15,6 +15,7 @@ CONFIG = Config(
     relay=RelayDefaults(image="relay:1"),
     route=RouteDefaults(url="https://realtime.example.com/{name}", class_name="traefik"),
     database_url="postgresql://relay:hunter2@db/app",
+    database=DatabaseAccess(CredentialsType.SHARED),
 )
 KEYS = TokenKeys(current="key-" * 10, signs_since=datetime(2026, 1, 2, tzinfo=UTC), series="series one")
 SECRETS = Secrets(token_keys=KEYS, database_url=CONFIG.database_url)

@@ -183,6 +183,47 @@ comment on function userrealtime.capture is
     'first argument, as <prefix>.insert, .update or .delete. A row that changes hands is deleted for one user and '
     'inserted for the other; a row without a user is nobody''s.';
 
+-- A relay may have a database role of its own, which serves one user. It is looked up by session_user, which neither SET
+-- ROLE nor a function changes.
+create table userrealtime.role (
+    name text collate "C" primary key,
+    scope text not null,
+    resource uuid not null,
+    user_id text collate "C" not null,
+    fingerprint text not null,
+    drop_after timestamptz
+);
+create index on userrealtime.role (resource);
+create index on userrealtime.role (scope);
+comment on table userrealtime.role is
+    'The database roles of relays, made by the operator. fingerprint: SHA-256 of the password, which is 256 random bits, '
+    'to see whether it is the one of the Secret. drop_after: set when another role has taken its place.';
+
+create function userrealtime.served_user() returns text
+    language sql stable security definer
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select coalesce(
+        (select r.user_id from userrealtime.role r where r.name = session_user),
+        -- A relay's role that is known no more serves nobody; the empty string is no user's id.
+        (select '' from pg_auth_members m join pg_roles g on g.oid = m.roleid join pg_roles u on u.oid = m.member
+         where g.rolname = 'userrealtime_relay' and u.rolname = session_user limit 1)
+    )
+$$;
+comment on function userrealtime.served_user is
+    'The one user whose relay asks, by its role; null for any other role, which is bound by its grants alone.';
+
+create function userrealtime.check_served(user_id text) returns void
+    language plpgsql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+begin
+    if userrealtime.served_user() is distinct from user_id and userrealtime.served_user() is not null then
+        raise exception 'this role serves another user' using errcode = 'insufficient_privilege';
+    end if;
+end
+$$;
+
 create function userrealtime.open(user_id text, out head bigint, out earliest bigint, out epoch text, out channel text)
     language sql stable security definer
     set search_path = pg_catalog, pg_temp

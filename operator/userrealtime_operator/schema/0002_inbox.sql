@@ -25,6 +25,7 @@ create function userrealtime.submit(user_id text, ref text, event text, data jso
 declare
     submitted bigint;
 begin
+    perform userrealtime.check_served(user_id);
     perform userrealtime.check_message('userrealtime.submit', user_id, event, data);
     perform userrealtime.check_name('userrealtime.submit', 'ref', ref);
     -- More than once only if the row goes between the two statements.

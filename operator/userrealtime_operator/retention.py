@@ -1,0 +1,70 @@
+"""Removing what the log and the inbox need not keep any more, in small batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+import asyncpg
+
+from .database import CONNECT_TIMEOUT_S, Database, explained
+
+BATCH = 5_000
+USERS_A_PAGE = 500
+
+# Two looks into an index for each user. Users that are served from elsewhere too are left to those.
+_OVERDUE = """
+select l.user_id from userrealtime.log l cross join lateral (
+    select e.id, e.at from userrealtime.event e where e.user_id = l.user_id order by e.id limit 1
+) oldest
+where l.user_id > $1 and (oldest.at < now() - $2::interval or oldest.id <= l.head - $3::bigint)
+  and not exists (select from userrealtime.registration r where r.user_id = l.user_id and r.scope <> all($4::text[]))
+order by l.user_id limit $5
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """How long things are kept; None is for ever. Events go by age or number, messages by age since they were done."""
+
+    max_age_s: float | None = None
+    max_events: int | None = None
+    inbox_max_age_s: float | None = None
+
+
+async def prune(database: Database, retention: Retention, scopes: Sequence[str]) -> tuple[int, int]:
+    """Remove what is overdue, each batch in a transaction of its own: how many events, and how many messages, went.
+
+    Raises:
+        DatabaseError: the database is away; what is left is removed the next time.
+    """
+    max_age = None if retention.max_age_s is None else timedelta(seconds=retention.max_age_s)
+    events = messages = 0
+    try:
+        async with database.pool.acquire(timeout=CONNECT_TIMEOUT_S) as connection:
+            after = ""
+            while max_age is not None or retention.max_events is not None:
+                rows = await connection.fetch(
+                    _OVERDUE, after, max_age, retention.max_events, list(scopes), USERS_A_PAGE
+                )
+                for row in rows:
+                    removed = BATCH
+                    while removed == BATCH:
+                        removed = await connection.fetchval(
+                            "select userrealtime.prune($1, $2, $3, $4)", row[0], max_age, retention.max_events, BATCH
+                        )
+                        events += removed
+                if len(rows) < USERS_A_PAGE:
+                    break
+                after = rows[-1][0]
+            if retention.inbox_max_age_s is not None:
+                removed = BATCH
+                while removed == BATCH:
+                    removed = await connection.fetchval(
+                        "select userrealtime.prune_inbox($1, $2)", timedelta(seconds=retention.inbox_max_age_s), BATCH
+                    )
+                    messages += removed
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+        raise explained(error) from None
+    return events, messages

@@ -1,0 +1,98 @@
+"""Reconciling with a role a user, on a real PostgreSQL and the stand-in for the API server."""
+
+from __future__ import annotations
+
+import base64
+import uuid
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import asyncpg
+import pytest
+
+from tests.conftest import Database as OwnDatabase
+from tests.operator.samples import CONFIG, body
+from tests.operator.test_reconcile import SECRET, World
+from userrealtime_operator.config import DatabaseAccess
+from userrealtime_operator.credentials import REQUEST
+from userrealtime_operator.database import Database
+from userrealtime_operator.reconcile import Reconciler
+from userrealtime_operator.roles import Roles
+
+
+class RoleWorld(World):
+    """A world with a database."""
+
+    def __init__(self, url: str, database: Database) -> None:
+        super().__init__()
+        item = body()
+        item["metadata"]["uid"] = str(uuid.uuid4())
+        self.add(item)
+        self.url = url
+        self.reconciler = Reconciler(
+            replace(CONFIG, database_url=url, database=DatabaseAccess()),
+            self.api,
+            database,
+            self.resource,
+            self.child,
+            lambda _: None,
+            now=lambda: self.time,
+            roles=Roles(database),
+        )
+
+    async def served(self) -> str:
+        """Whom the database serves to who connects with what alice's Secret holds."""
+        connection = await asyncpg.connect(self.secret_url())
+        try:
+            return str(await connection.fetchval("select userrealtime.served_user()"))
+        finally:
+            await connection.close()
+
+    def secret_url(self) -> str:
+        return base64.b64decode(self.api.children[SECRET]["data"]["DATABASE_URL"]).decode()
+
+
+@pytest.fixture
+async def world(migrated: OwnDatabase) -> AsyncIterator[RoleWorld]:
+    async with Database(migrated.url) as database:
+        yield RoleWorld(migrated.url, database)
+
+
+async def test_a_user_gets_a_role_and_then_nothing_is_written(world: RoleWorld) -> None:
+    await world.reconcile()
+    assert await world.served() == "alice"
+    world.become_available()
+    await world.reconcile()
+    assert await world.reconcile() == []
+
+
+async def test_a_password_is_replaced_on_request_beside_the_old_one(world: RoleWorld) -> None:
+    await world.reconcile()
+    old = world.secret_url()
+    world.api.resources["users", "alice"]["metadata"]["annotations"] = {REQUEST: "1"}
+    await world.reconcile()
+    assert world.secret_url() == old  # the first rollout is under way
+    world.become_available()
+    await world.reconcile()
+    assert world.secret_url() != old
+    assert await world.served() == "alice"
+    await (await asyncpg.connect(old)).close()
+
+
+async def test_a_dropped_role_comes_back(world: RoleWorld, connection: asyncpg.Connection) -> None:
+    await world.reconcile()
+    await connection.execute(f"drop role {world.secret_url().split('//')[1].split(':')[0]}")
+    await world.reconciler.sweep("users")
+    uid = world.api.resources["users", "alice"]["metadata"]["uid"]
+    assert not world.reconciler.is_registered(uid)
+    await world.reconcile()
+    assert await world.served() == "alice"
+
+
+async def test_a_role_goes_with_its_resource(world: RoleWorld) -> None:
+    await world.reconcile()
+    url = world.secret_url()
+    world.api.resources.clear()
+    await world.reconciler.sweep("users")
+    with pytest.raises(asyncpg.InvalidAuthorizationSpecificationError):
+        await asyncpg.connect(url)
