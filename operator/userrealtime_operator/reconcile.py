@@ -24,6 +24,7 @@ from .database import Database, DatabaseError
 from .desired import APPLIED_DIGEST, TOKEN_KEY, Object, Secrets, desired_objects, route_of
 from .drift import contains
 from .events import events
+from .metrics import Metrics
 from .pods import pod_trouble
 from .resource import UserRealtime, parse_resource
 from .rollouts import Rollouts, User
@@ -100,6 +101,7 @@ class Reconciler:
         resource: Callable[[str, str], Mapping[str, Any] | None],
         child: Callable[[ChildKey], Mapping[str, Any] | None],
         wake: Callable[[User], None],
+        metrics: Metrics,
     ) -> None:
         self._config = config
         self._api = api
@@ -107,6 +109,7 @@ class Reconciler:
         self._resource = resource
         self._child = child
         self._wake = wake
+        self._metrics = metrics
         self._rollouts = Rollouts(config.relay.max_concurrent_rollouts)
         self._registered: set[str] = set()
         self._instance = os.environ.get("POD_ID") or socket.gethostname()
@@ -166,6 +169,7 @@ class Reconciler:
         self._registered &= existing & registered
         for uid in registered - existing:
             await self._database.forget(uid)
+            self._metrics.swept.inc()
             logger.info("removed the log of a deleted resource (uid %s)", uid)
 
     def is_registered(self, uid: str) -> bool:
@@ -193,6 +197,7 @@ class Reconciler:
                 await self._database.register(resource.uid, self._scope(resource.namespace), resource.user_id)
                 self._registered.add(resource.uid)
         except DatabaseError as error:
+            self._metrics.database_failures.inc()
             return Finding(False, "DatabaseUnavailable", str(error))
         return Finding(True, "Registered", "the user's log is in the database")
 

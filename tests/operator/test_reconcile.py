@@ -15,6 +15,7 @@ from userrealtime_operator.api import Api, ApiError
 from userrealtime_operator.config import Config
 from userrealtime_operator.database import Database, DatabaseError
 from userrealtime_operator.desired import Object
+from userrealtime_operator.metrics import Metrics
 from userrealtime_operator.naming import child_name
 from userrealtime_operator.reconcile import (
     DATABASE_RETRY_S,
@@ -102,7 +103,9 @@ class World:
 
     def operator_starts(self, config: Config) -> None:
         self.reconciler = Reconciler(
-            config, self.api, self.database, self.resource, self.child, lambda user: self.woken.append(user.name)
+            *(config, self.api, self.database, self.resource, self.child),
+            lambda user: self.woken.append(user.name),
+            Metrics(),
         )
 
     def add(self, item: Object) -> None:
