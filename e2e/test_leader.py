@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import re
 import time
@@ -75,7 +76,7 @@ async def eventually(condition: Callable[[], bool], what: str, timeout: float = 
 def applied_at(operator: LocalOperator) -> list[float]:
     """When an operator applied something, by its log."""
     return [
-        datetime.strptime(stamp, "%Y-%m-%d %H:%M:%S,%f").timestamp()  # noqa: DTZ007  (both on this machine)
+        datetime.strptime(stamp, "%Y-%m-%d %H:%M:%S,%f").timestamp()
         for stamp in APPLIED.findall(operator.log.read_text())
     ]
 
@@ -132,7 +133,9 @@ async def test_a_leader_cut_off_stops_before_another_begins(server: LocalApiServ
             changing.cancel()
             await asyncio.gather(changing, return_exceptions=True)
             last, begin = max(applied_at(first)), min(applied_at(second))
-            print(f"\ncut off: the other led after {taken:.1f} s, {begin - last:.1f} s after the last write of the first")
+            print(
+                f"\ncut off: the other led after {taken:.1f} s, {begin - last:.1f} s after the last write of the first"
+            )
             assert cut - 5 < last < begin
 
 
@@ -140,7 +143,7 @@ async def keep_changing(server: LocalApiServer, names: list[str]) -> None:
     connections = 10
     while True:
         connections += 1
-        await asyncio.to_thread(lambda now=connections: apply_users(server, *names, connections=now))
+        await asyncio.to_thread(functools.partial(apply_users, server, *names, connections=connections))
         await asyncio.sleep(0.3)
 
 

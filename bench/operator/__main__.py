@@ -61,12 +61,12 @@ async def create(api: Api, numbers: list[int], created: dict[str, float]) -> Non
 
 async def watch_status(config: Configuration, desired: dict[str, float], count: int) -> None:
     """Note when each resource's status first names its observed generation, which is written last."""
-    from kubernetes.aio.client.api_client import ApiClient
     from kubernetes.aio.client.api.custom_objects_api import CustomObjectsApi
+    from kubernetes.aio.client.api_client import ApiClient
     from kubernetes.aio.watch import Watch
 
     group, _, version = API_VERSION.partition("/")
-    async with ApiClient(config) as client, Watch() as watch:
+    async with ApiClient(config) as client, Watch() as watch:  # type: ignore[no-untyped-call]
         listing = CustomObjectsApi(client).list_namespaced_custom_object
         async for event in watch.stream(listing, group, version, NAMESPACE, PLURAL, timeout_seconds=3600):
             item = event["object"]
@@ -98,10 +98,10 @@ async def quiet(operator: LocalOperator, limit_s: float) -> dict[str, int]:
 async def measure(server: LocalApiServer, database_url: str, count: int, limit_s: float) -> None:
     """One run, its figures printed as rows of a table."""
     config = Configuration()
-    await load_kube_config(str(server.kubeconfig), client_configuration=config)
+    await load_kube_config(str(server.kubeconfig), client_configuration=config)  # type: ignore[no-untyped-call]
     with LocalOperator(server.kubeconfig, database_url, NAMESPACE, instance="bench", lease=LEASE) as operator:
         await asyncio.to_thread(operator.wait_ready)
-        while not await asyncio.to_thread(operator.leads):
+        while not await asyncio.to_thread(operator.leads):  # noqa: ASYNC110  (another process)
             await asyncio.sleep(0.2)
         created: dict[str, float] = {}
         desired: dict[str, float] = {}
@@ -120,7 +120,9 @@ async def measure(server: LocalApiServer, database_url: str, count: int, limit_s
         memory = await asyncio.to_thread(operator.metric, "process_resident_memory_bytes")
         row("time until all are desired", f"{taken:.1f} s")
         row("resources/s", f"{count / taken:.0f}")
-        row("from accepted to desired, p50 / p99", f"{statistics.median(waits):.2f} s / {percentile(waits, 0.99):.2f} s")
+        row(
+            "from accepted to desired, p50 / p99", f"{statistics.median(waits):.2f} s / {percentile(waits, 0.99):.2f} s"
+        )
         row("CPU of the operator", f"{cpu:.1f} s")
         row("memory of the operator", f"{memory / 2**20:.0f} MiB")
         row("API calls a resource", f"{sum(requests.values()) / count:.2f}")
@@ -138,7 +140,10 @@ async def measure(server: LocalApiServer, database_url: str, count: int, limit_s
         row("after a restart: ready", f"{ready:.1f} s")
         row("after a restart: all checked", f"{settled:.0f} s")
         row("after a restart: writes", f"{sum(n for name, n in requests.items() if not name.startswith('GET'))}")
-        row("after a restart: reads, watches aside", f"{sum(n for name, n in requests.items() if name.startswith('GET'))}")
+        row(
+            "after a restart: reads, watches aside",
+            f"{sum(n for name, n in requests.items() if name.startswith('GET'))}",
+        )
         row("after a restart: memory", f"{memory / 2**20:.0f} MiB")
 
 

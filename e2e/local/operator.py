@@ -118,10 +118,13 @@ class LocalOperator:
             return False
 
     def requests(self) -> dict[str, int]:
-        """How often each verb and resource was asked for, leases and discovery aside: `PATCH deployments`: 7."""
+        """How often each verb and resource was asked for: `PATCH deployments`: 7.
+
+        Without leases and discovery, and without the looks at pods that do not come, which go on where there is no node.
+        """
         return {
             f"{labels['verb']} {labels['resource']}": int(value)
             for (name, having), value in self.metrics().items()
             if name == "userrealtime_operator_rest_client_requests_total"
-            and (labels := dict(having))["resource"] not in ("leases", "discovery")
+            and (labels := dict(having))["resource"] not in ("leases", "discovery", "pods")
         }
