@@ -33,11 +33,15 @@ def http_get(url: str, headers: Mapping[str, str], timeout: float = 20) -> Any:
     return urllib.request.urlopen(urllib.request.Request(address.geturl(), headers=dict(headers)), timeout=timeout)
 
 
-async def open_connection(url: str, token: str | None, *, last_event_id: int | None = None) -> ClientConnection:
+async def open_connection(
+    url: str, token: str | None, *, last_event_id: int | None = None, origin: str | None = None
+) -> ClientConnection:
     """One connection. The token goes into the header, as servers and command-line clients send it."""
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
     if last_event_id is not None:
         headers["Last-Event-ID"] = str(last_event_id)
+    if origin is not None:
+        headers["Origin"] = origin
     elsewhere: dict[str, Any] = {"host": LOOPBACK} if is_this_machine(url) else {}
     return await connect(
         url, additional_headers=headers, open_timeout=OPEN_TIMEOUT_S, max_size=4 << 20, proxy=None, **elsewhere

@@ -12,7 +12,9 @@ import asyncpg
 import pytest
 import yaml
 
+from userrealtime_operator.config import parse_config
 from userrealtime_operator.naming import child_name
+from userrealtime_operator.rotation import KeyPolicy
 
 from .cluster import ClusterError
 from .system import CHART, OPERATOR_NAMESPACE, RELEASE, USERS_NAMESPACE, System, install, uninstall
@@ -32,7 +34,39 @@ EVERYTHING: dict[str, Any] = {
         "affinity": {"nodeAffinity": {}},
         "podAnnotations": {"a": "b"},
     },
-    "relay": {"image": {"repository": "a/relay", "tag": "2"}, "resources": {"limits": {"memory": "64Mi"}}},
+    "relay": {
+        "image": {"repository": "a/relay", "tag": "2"},
+        "resources": {"limits": {"memory": "64Mi"}},
+        "logLevel": "debug",
+        "signal": "listen",
+        "pollInterval": "500ms",
+        "authTimeout": "5s",
+        "pingInterval": "1m",
+        "allowedOrigins": ["https://app.example.com", "*"],
+        "auth": {
+            "jwksUrl": "https://issuer.example.com:8443/keys?a=<b>",
+            "issuer": "https://issuer.example.com",
+            "audience": "realtime",
+            "userClaim": "email",
+            "leeway": "0s",
+            "allowQueryToken": True,
+        },
+        "nodeSelector": {"a": "b"},
+        "tolerations": [{"operator": "Exists"}],
+        "affinity": {"nodeAffinity": {}},
+        "topologySpreadConstraints": [{"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "DoNotSchedule"}],
+        "priorityClassName": "high",
+        "runtimeClassName": "gvisor",
+        "podLabels": {"a": "b"},
+        "podAnnotations": {"a": "b"},
+    },
+    "tokenKeys": {"rotateAfter": "720h", "overlap": "48h", "publishAhead": "3m"},
+    "networkPolicy": {
+        "ingressFrom": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "ingress"}}}],
+        "monitoringFrom": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}],
+        "database": {"cidrs": ["10.1.2.3/32"], "port": 6432},
+        "extraEgress": [{"ports": [{"port": 4222, "protocol": "TCP"}]}],
+    },
     "route": {
         "url": "https://{name}.example.com",
         "className": "traefik",
@@ -99,6 +133,76 @@ def test_the_pod_monitor_finds_the_relays_health_port(system: System, users: Cal
     assert USERS_NAMESPACE in monitor["namespaceSelector"]["matchNames"]
 
 
+@pytest.mark.parametrize("values", [DATABASE, EVERYTHING], ids=["defaults", "everything"])
+def test_the_operator_understands_the_configuration(system: System, values: dict[str, Any]) -> None:
+    rendered = yaml.safe_load_all(render(system, values))
+    text = next(item for item in rendered if item and item["kind"] == "ConfigMap" and "config.yaml" in item["data"])
+    config = parse_config(text["data"]["config.yaml"], {"DATABASE_URL": "postgresql://h/d"})
+    if values is EVERYTHING:
+        assert config.relay.settings["JWKS_URL"] == values["relay"]["auth"]["jwksUrl"]
+        assert config.relay.settings["ALLOWED_ORIGINS"] == "https://app.example.com,*"
+        assert config.relay.pod_spec.keys() >= {"nodeSelector", "tolerations", "affinity", "runtimeClassName"}
+        assert config.token_keys == KeyPolicy(720 * 3600, 48 * 3600, 180)
+    else:
+        assert config.token_keys == KeyPolicy()
+
+
+def policy(system: System, values: dict[str, Any]) -> dict[str, Any]:
+    """The spec of the relays' NetworkPolicy."""
+    rendered = yaml.safe_load_all(render(system, values))
+    spec: dict[str, Any] = next(item for item in rendered if item and item["kind"] == "NetworkPolicy")["spec"]
+    return spec
+
+
+def test_a_relay_may_talk_to_dns_the_database_and_the_issuer_alone(system: System) -> None:
+    spec = policy(system, EVERYTHING)
+    assert spec["policyTypes"] == ["Ingress", "Egress"]
+    assert spec["ingress"] == [
+        {"ports": [{"port": "ws", "protocol": "TCP"}], "from": EVERYTHING["networkPolicy"]["ingressFrom"]},
+        {"ports": [{"port": "health", "protocol": "TCP"}], "from": EVERYTHING["networkPolicy"]["monitoringFrom"]},
+    ]
+    assert spec["egress"] == [
+        {"ports": [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}]},
+        {"ports": [{"port": 6432, "protocol": "TCP"}], "to": [{"ipBlock": {"cidr": "10.1.2.3/32"}}]},
+        {"ports": [{"port": 8443, "protocol": "TCP"}]},
+        {"ports": [{"port": 4222, "protocol": "TCP"}]},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("database", "ports"),
+    [
+        ({"url": "postgresql://user:pass:word@host:6543/database?x=y:1"}, [{"port": 6543, "protocol": "TCP"}]),
+        ({"url": "postgresql://user@[::1]/database"}, [{"port": 5432, "protocol": "TCP"}]),
+        ({"existingSecret": {"name": "other"}}, [{"protocol": "TCP"}]),
+    ],
+)
+def test_the_policy_knows_the_port_of_the_database_or_leaves_it_open(
+    system: System, database: dict[str, Any], ports: list[Any]
+) -> None:
+    assert policy(system, {"database": database})["egress"][1]["ports"] == ports
+
+
+def test_the_policy_is_about_the_pods_of_users(system: System, users: Callable[..., str]) -> None:
+    name = child_name(users("policed"))
+    found = json.loads(system.kubectl("get", "networkpolicies", "-o", "json"))["items"]
+    [spec] = [item["spec"] for item in found]
+    [pod] = json.loads(system.kubectl("get", "pods", "-l", f"app.kubernetes.io/instance={name}", "-o", "json"))["items"]
+    assert spec["podSelector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
+    named = {port["name"] for port in pod["spec"]["containers"][0]["ports"]}
+    assert {rule["ports"][0]["port"] for rule in spec["ingress"]} == named
+
+
+@pytest.mark.parametrize("namespace", [USERS_NAMESPACE, OPERATOR_NAMESPACE])
+def test_the_namespaces_of_these_tests_enforce_the_restricted_standard(system: System, namespace: str) -> None:
+    """So every pod that runs in these tests meets it."""
+    spec = {"containers": [{"name": "c", "image": "i"}]}
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": spec}
+    arguments = ("-n", namespace, "create", "--dry-run=server", "-f", "-")
+    with pytest.raises(ClusterError, match='violates PodSecurity "restricted'):
+        system.cluster.kubectl(*arguments, input=json.dumps(pod))
+
+
 @pytest.mark.parametrize(
     ("values", "complaint"),
     [
@@ -106,6 +210,11 @@ def test_the_pod_monitor_finds_the_relays_health_port(system: System, users: Cal
         ({**DATABASE, "route": {"url": "http://localhost/"}}, "/route/url"),
         ({**DATABASE, "databse": {}}, "databse"),
         ({"database": {"url": "mysql://x"}}, "/database/url"),
+        ({**DATABASE, "relay": {"pingInterval": "20"}}, "/relay/pingInterval"),
+        ({**DATABASE, "relay": {"allowedOrigins": ["app.example.com"]}}, "/relay/allowedOrigins/0"),
+        ({**DATABASE, "relay": {"auth": {"jwksUrl": "issuer"}}}, "/relay/auth/jwksUrl"),
+        ({**DATABASE, "tokenKeys": {"rotateAfter": "monthly"}}, "/tokenKeys/rotateAfter"),
+        ({**DATABASE, "networkPolicy": {"database": {"cidrs": ["db"]}}}, "/networkPolicy/database/cidrs/0"),
     ],
 )
 def test_bad_values_are_refused_by_name(system: System, values: dict[str, Any], complaint: str) -> None:
@@ -117,6 +226,8 @@ def test_bad_values_are_refused_by_name(system: System, values: dict[str, Any], 
     ("verb", "resource", "namespace", "allowed"),
     [
         ("patch", "deployments.apps", USERS_NAMESPACE, True),
+        ("update", "secrets", USERS_NAMESPACE, True),
+        ("patch", "secrets", USERS_NAMESPACE, False),
         ("patch", "userrealtimes.userrealtime.dev/status", USERS_NAMESPACE, True),
         ("patch", "userrealtimes.userrealtime.dev", USERS_NAMESPACE, False),
         ("get", "pods", USERS_NAMESPACE, False),

@@ -44,6 +44,8 @@ def eventually(condition: Callable[[], bool], what: str) -> None:
         ({"userId": "x" * 254}, "spec.userId"),
         ({"limits": {"connections": 0}}, "spec.limits.connections"),
         ({"limits": {"messageBytes": 10}}, "spec.limits.messageBytes"),
+        ({"limits": {"messagesPerSecond": 0}}, "spec.limits.messagesPerSecond"),
+        ({"relay": {"logLevel": "loud"}}, 'spec.relay.logLevel: Unsupported value: "loud"'),
         ({"route": {"url": "nowhere"}}, r"url must be http\(s\)://host"),
         ({"relay": {"resources": {"limits": {"memory": "a lot"}}}}, "spec.relay.resources.limits.memory"),
     ],
@@ -120,6 +122,7 @@ def test_a_deleted_child_comes_back(system: System, users: MakeUser, kind: str) 
         ("service", {"spec": {"selector": {"app.kubernetes.io/instance": "other"}}}),
         ("ingress", {"spec": {"rules": [{"host": "elsewhere.example.com"}]}}),
         ("secret", {"data": {"DATABASE_URL": "eA=="}}),
+        ("secret", {"data": {"TOKEN_KEY_PREVIOUS": "eA=="}}),
     ],
 )
 def test_an_edited_child_is_put_right(system: System, users: MakeUser, kind: str, patch: dict[str, Any]) -> None:

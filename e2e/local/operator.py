@@ -120,7 +120,7 @@ class LocalOperator:
     def requests(self) -> dict[str, int]:
         """How often each verb and resource was asked for: `PATCH deployments`: 7.
 
-        Without leases and discovery, and without the looks at pods that do not come, which go on where there is no node.
+        Without leases, discovery, and the looks at pods that do not come, which go on where there is no node.
         """
         return {
             f"{labels['verb']} {labels['resource']}": int(value)

@@ -115,6 +115,18 @@ class Api:
         text = json.dumps(item, ensure_ascii=False)
         return await self._request("PATCH", path + query, text, "application/apply-patch+yaml; charset=utf-8")
 
+    async def create(self, item: Object) -> Object:
+        """Make a child that is not there yet; ApiError with status 409 if it is."""
+        metadata = item["metadata"]
+        path = _path(*CHILD_KINDS[item["kind"]], metadata["namespace"])
+        return await self._request("POST", f"{path}?fieldManager={MANAGER}", item)
+
+    async def replace(self, item: Object) -> Object:
+        """Replace a child; ApiError with status 409 if it is no longer the one of `metadata.resourceVersion`."""
+        metadata = item["metadata"]
+        path = _path(*CHILD_KINDS[item["kind"]], metadata["namespace"], metadata["name"])
+        return await self._request("PUT", f"{path}?fieldManager={MANAGER}", item)
+
     async def get(self, kind: str, namespace: str, name: str) -> Object | None:
         """A child as it is now, None where there is none."""
         try:

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import enum
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from .duration import parse_duration
+from .rotation import KeyPolicy
 from .routes import RouteError, parse_url_template
 
 Json = dict[str, Any]
@@ -37,6 +40,12 @@ class RelayDefaults:
     resources: Json = field(
         default_factory=lambda: {"requests": {"cpu": "10m", "memory": "48Mi"}, "limits": {"memory": "128Mi"}}
     )
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """Variables of the relay's environment, by name (docs/relay.md)."""
+    pod_spec: Json = field(default_factory=dict)
+    """Fields of the pod's spec, such as nodeSelector, as Kubernetes has them."""
+    pod_labels: Mapping[str, str] = field(default_factory=dict)
+    pod_annotations: Mapping[str, str] = field(default_factory=dict)
 
 
 class RouteType(enum.StrEnum):
@@ -71,43 +80,171 @@ class Config:
     relay: RelayDefaults
     route: RouteDefaults
     database_url: str = field(repr=False)
+    token_keys: KeyPolicy = field(default_factory=KeyPolicy)
 
 
-# The file's names, each with the attribute it sets and the type it must have.
-_RELAY = {
+Parser = Callable[[Any], Any]
+"""From a value of the file to one of the configuration. Raises ValueError where it cannot be."""
+
+
+def _one_of(*choices: str) -> Parser:
+    def parse(value: Any) -> str:
+        if value not in choices:
+            raise ValueError(f"must be one of {', '.join(choices)}")
+        return str(value)
+
+    return parse
+
+
+def _duration(least_s: float, most_s: float) -> Parser:
+    def parse(value: Any) -> float:
+        if not isinstance(value, str):
+            raise ValueError("must be a duration in quotes, such as '90s'")
+        seconds = parse_duration(value)
+        if not least_s <= seconds <= most_s:
+            raise ValueError(f"must be from {least_s:g} to {most_s:g} seconds")
+        return seconds
+
+    return parse
+
+
+def _seconds(least: float, most: float) -> Parser:
+    """A duration, as the relay's environment has it."""
+    parse = _duration(least, most)
+    return lambda value: f"{parse(value):.6f}".rstrip("0").rstrip(".")
+
+
+def _count(value: Any) -> int:
+    if not isinstance(value, int) or value < 1:
+        raise ValueError("must be a whole number of at least 1")
+    return value
+
+
+def _route_type(value: Any) -> RouteType:
+    return RouteType(_one_of(*RouteType)(value))
+
+
+def _strings(value: Any) -> dict[str, str]:
+    if not isinstance(value, dict) or not all(isinstance(text, str) for pair in value.items() for text in pair):
+        raise ValueError("must be a mapping of strings")
+    return value
+
+
+def _origins(value: Any) -> str:
+    form = r"\*|https?://[a-z0-9._:\[\]-]+"
+    if not isinstance(value, list) or not all(isinstance(each, str) and re.fullmatch(form, each) for each in value):
+        raise ValueError("must be a list of origins such as https://app.example.com (lower case, no path), or of *")
+    return ",".join(value)
+
+
+def _jwks_url(value: Any) -> str:
+    inside = r"localhost|[a-z][a-z0-9-]*|[a-z0-9.-]+\.svc(\.cluster\.local)?"
+    if not re.fullmatch(rf"(https://[^\s@#/]+|http://({inside})(:\d+)?)(/[^\s#]*)?", str(value)):
+        raise ValueError("must be an https:// URL without a password, or an http:// one of a Service of the cluster")
+    return str(value)
+
+
+_TOP = ("namespaces", "relay", "tokenKeys", "route")
+# The file's names, each with the attribute or variable it sets, and its type or how it is read.
+Known = Mapping[str, tuple[str, type | Parser]]
+_RELAY: Known = {
     "image": ("image", str),
     "imagePullPolicy": ("image_pull_policy", str),
     "imagePullSecrets": ("image_pull_secrets", list),
-    "maxConcurrentRollouts": ("max_concurrent_rollouts", int),
+    "maxConcurrentRollouts": ("max_concurrent_rollouts", _count),
     "resources": ("resources", dict),
+    "podLabels": ("pod_labels", _strings),
+    "podAnnotations": ("pod_annotations", _strings),
 }
-_ROUTE = {
+_SETTINGS: Known = {
+    "logLevel": ("LOG_LEVEL", _one_of("debug", "info", "warning", "error")),
+    "signal": ("SIGNAL", _one_of("auto", "listen", "poll")),
+    "pollInterval": ("POLL_INTERVAL", _seconds(0.1, 3600)),
+    "authTimeout": ("AUTH_TIMEOUT", _seconds(0.1, 300)),
+    "pingInterval": ("PING_INTERVAL", _seconds(0.1, 3600)),
+    "allowedOrigins": ("ALLOWED_ORIGINS", _origins),
+}
+_AUTH: Known = {
+    "jwksUrl": ("JWKS_URL", _jwks_url),
+    "issuer": ("TOKEN_ISSUER", str),
+    "audience": ("TOKEN_AUDIENCE", str),
+    "userClaim": ("TOKEN_USER_CLAIM", str),
+    "leeway": ("TOKEN_LEEWAY", _seconds(0, 300)),
+    "allowQueryToken": ("ALLOW_QUERY_TOKEN", lambda value: "true" if _typed(value, bool) else "false"),
+}
+_POD: Known = {
+    "nodeSelector": ("nodeSelector", _strings),
+    "tolerations": ("tolerations", list),
+    "affinity": ("affinity", dict),
+    "topologySpreadConstraints": ("topologySpreadConstraints", list),
+    "priorityClassName": ("priorityClassName", str),
+    "runtimeClassName": ("runtimeClassName", str),
+}
+_TOKEN_KEYS: Known = {
+    "rotateAfter": ("rotate_after_s", _duration(0, 100 * 366 * 86400)),
+    "overlap": ("overlap_s", _duration(60, 366 * 86400)),
+    "publishAhead": ("publish_ahead_s", _duration(10, 3600)),
+}
+_ROUTE: Known = {
     "enabled": ("enabled", bool),
-    "type": ("type", str),
+    "type": ("type", _route_type),
     "gateway": ("gateway", dict),
     "url": ("url", str),
     "className": ("class_name", str),
     "annotations": ("annotations", dict),
     "tlsSecretName": ("tls_secret_name", str),
 }
+_GATEWAY: Known = {name: (name, str) for name in ("name", "namespace", "sectionName")}
 
-_GATEWAY = ("name", "namespace", "sectionName")
 
-
-def _section(document: Json, name: str, known: Mapping[str, tuple[str, type]], faults: list[str]) -> Json:
-    section = document.get(name) or {}
+def _section(document: Json, path: str, known: Known, faults: list[str]) -> Json:
+    section = document.get(path.rpartition(".")[2]) or {}
     if not isinstance(section, dict):
-        faults.append(f"{name}: must be a mapping")
+        faults.append(f"{path}: must be a mapping")
         return {}
     values: Json = {}
     for key, value in section.items():
         if key not in known:
-            faults.append(f"{name}.{key}: unknown; known are {', '.join(known)}")
-        elif not isinstance(value, known[key][1]):
-            faults.append(f"{name}.{key}: must be of type {known[key][1].__name__}, not {type(value).__name__}")
-        elif value not in ("", [], {}):  # an empty value of the chart means: the default
-            values[known[key][0]] = tuple(value) if isinstance(value, list) else value
+            faults.append(f"{path}.{key}: unknown; known are {', '.join(known)}")
+            continue
+        target, form = known[key]
+        if value in ("", [], {}):  # an empty value of the chart means: the default
+            continue
+        try:
+            values[target] = _typed(value, form) if isinstance(form, type) else form(value)
+        except ValueError as error:
+            faults.append(f"{path}.{key}: {error}")
     return values
+
+
+def _typed(value: Any, form: type) -> Any:
+    if not isinstance(value, form):
+        raise ValueError(f"must be of type {form.__name__}, not {type(value).__name__}")
+    return value
+
+
+def _relay(document: Json, faults: list[str]) -> RelayDefaults:
+    known: Known = {**_RELAY, **_SETTINGS, **_POD, "auth": ("auth", dict)}
+    found = _section(document, "relay", known, faults)
+    if "image" not in found:
+        faults.append("relay.image: required, the image of the users' pods")
+    auth = _section(found, "relay.auth", _AUTH, faults)
+
+    def those_of(table: Known) -> Json:
+        return {target: found[target] for target, _ in table.values() if target in found}
+
+    attributes = {"image": "", **those_of(_RELAY)}
+    attributes["image_pull_secrets"] = tuple(attributes.get("image_pull_secrets", ()))
+    return RelayDefaults(**attributes, settings={**those_of(_SETTINGS), **auth}, pod_spec=those_of(_POD))
+
+
+def _token_keys(document: Json, faults: list[str]) -> KeyPolicy:
+    policy = KeyPolicy(**_section(document, "tokenKeys", _TOKEN_KEYS, faults))
+    if not policy.rotate_after_s:
+        return replace(policy, rotate_after_s=None)
+    if policy.rotate_after_s < policy.overlap_s + policy.publish_ahead_s:
+        faults.append("tokenKeys.rotateAfter: must be at least overlap and publishAhead together, or 0 for never")
+    return policy
 
 
 def parse_config(text: str, environment: Mapping[str, str]) -> Config:
@@ -121,44 +258,28 @@ def parse_config(text: str, environment: Mapping[str, str]) -> Config:
     except yaml.YAMLError as error:
         raise ConfigError(f"not valid YAML: {error}") from None
     if not isinstance(document, dict):
-        raise ConfigError("the configuration must be a mapping with namespaces, relay and route")
-    faults = [
-        f"{key}: unknown; known are namespaces, relay, route"
-        for key in document
-        if key not in ("namespaces", "relay", "route")
-    ]
+        raise ConfigError(f"the configuration must be a mapping with {', '.join(_TOP)}")
+    faults = [f"{key}: unknown; known are {', '.join(_TOP)}" for key in document if key not in _TOP]
     namespaces = document.get("namespaces")
     if not isinstance(namespaces, list) or not namespaces or not all(isinstance(n, str) and n for n in namespaces):
         faults.append("namespaces: a list of at least one namespace to serve is required")
         namespaces = []
-    relay = _section(document, "relay", _RELAY, faults)
-    if "image" not in relay:
-        faults.append("relay.image: required, the image of the users' pods")
+    relay = _relay(document, faults)
+    token_keys = _token_keys(document, faults)
     route = _section(document, "route", _ROUTE, faults)
-    if relay.get("max_concurrent_rollouts", 1) < 1:
-        faults.append("relay.maxConcurrentRollouts: must be at least 1")
     try:
         parse_url_template(route.get("url", DEFAULT_URL))
     except RouteError as error:
         faults.append(f"route.url: {error}")
-    if "type" in route:
-        try:
-            route["type"] = RouteType(route["type"])
-        except ValueError:
-            faults.append(f"route.type: must be one of {', '.join(RouteType)}")
-    faults += [
-        f"route.gateway.{key}: must be one of {', '.join(_GATEWAY)}, with a text"
-        for key, value in route.get("gateway", {}).items()
-        if key not in _GATEWAY or not isinstance(value, str)
-    ]
-    if route.get("type") == RouteType.HTTP_ROUTE and not route.get("gateway", {}).get("name"):
+    route["gateway"] = _section(route, "route.gateway", _GATEWAY, faults)
+    if route.get("type") is RouteType.HTTP_ROUTE and "name" not in route["gateway"]:
         faults.append("route.gateway.name: required with route.type HTTPRoute, the Gateway that the routes attach to")
     database_url = environment.get("DATABASE_URL", "")
     if not database_url.startswith(("postgresql://", "postgres://")):
         faults.append("DATABASE_URL: must be set in the environment, to a postgresql:// URL")
     if faults:
         raise ConfigError("\n".join(faults))
-    return Config(tuple(namespaces), RelayDefaults(**relay), RouteDefaults(**route), database_url)
+    return Config(tuple(namespaces), relay, RouteDefaults(**route), database_url, token_keys)
 
 
 def load_config(path: Path, environment: Mapping[str, str] = os.environ) -> Config:

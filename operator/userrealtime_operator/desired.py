@@ -1,6 +1,6 @@
 """From a resource to the objects that serve its user. Pure: no cluster, no clock, no randomness.
 
-Every value is written as the API server would store it, so that `drift.matches` can compare without asking it.
+Every value is written as the API server would store it, so that `drift.contains` can compare without asking it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from .config import Config, RouteType
+from .quantity import canonical_resources
 from .resource import API_VERSION, KIND, UserRealtime
+from .rotation import NAMES, TokenKeys
 from .routes import Route, RouteError, parse_url, parse_url_template
 
 Object = dict[str, Any]
@@ -20,10 +22,11 @@ Object = dict[str, Any]
 MANAGER = "userrealtime-operator"
 MANAGED_BY = {"app.kubernetes.io/managed-by": MANAGER}
 APPLIED_DIGEST = "userrealtime.dev/applied-digest"
-TOKEN_KEY = "TOKEN_KEY"  # noqa: S105  (the name of a key, not a key)
 DATABASE_URL = "DATABASE_URL"
 WS_PORT = 8080
 HEALTH_PORT = 3000
+KEY_DIRECTORY = "/var/run/userrealtime/keys"
+RELAY = {"app.kubernetes.io/name": "userrealtime-relay"}
 # The relay spreads its closes over 20 s (its DRAIN_TIMEOUT); the rest is for the last of them.
 TERMINATION_GRACE_S = 30
 
@@ -32,7 +35,7 @@ TERMINATION_GRACE_S = 30
 class Secrets:
     """What a user's Secret holds. Hidden from `repr`."""
 
-    token_key: str
+    token_keys: TokenKeys
     database_url: str
 
     def __repr__(self) -> str:
@@ -88,15 +91,17 @@ def _metadata(resource: UserRealtime) -> Object:
 
 
 def _selector(resource: UserRealtime) -> dict[str, str]:
-    return {"app.kubernetes.io/name": "userrealtime-relay", "app.kubernetes.io/instance": resource.child_name}
+    return {**RELAY, "app.kubernetes.io/instance": resource.child_name}
 
 
 def _secret(resource: UserRealtime, secrets: Secrets) -> Object:
-    values = {DATABASE_URL: secrets.database_url, TOKEN_KEY: secrets.token_key}
+    values = {DATABASE_URL: secrets.database_url, **secrets.token_keys.data()}
+    metadata = _metadata(resource)
+    metadata["annotations"] |= secrets.token_keys.annotations()
     return {
         "apiVersion": "v1",
         "kind": "Secret",
-        "metadata": _metadata(resource),
+        "metadata": metadata,
         "type": "Opaque",
         "data": {name: base64.b64encode(value.encode()).decode() for name, value in values.items()},
     }
@@ -161,33 +166,49 @@ def _probe(path: str, **timing: int) -> Object:
     return {"httpGet": {"path": path, "port": "health", "scheme": "HTTP"}, **timing}
 
 
-def _deployment(resource: UserRealtime, config: Config, secrets: Secrets, route: Route | None) -> Object:
+def _environment(resource: UserRealtime, config: Config, route: Route | None) -> list[Object]:
     settings = {
         "USER_ID": resource.user_id,
         "BASE_PATH": route.path if route else "",
         "WS_PORT": str(WS_PORT),
         "HEALTH_PORT": str(HEALTH_PORT),
+        "TOKEN_KEY_DIR": KEY_DIRECTORY,
         "MAX_CONNECTIONS": str(resource.max_connections),
         "MAX_MESSAGE_BYTES": str(resource.max_message_bytes),
+        "MAX_MESSAGES_PER_SECOND": str(resource.max_messages_per_second),
+        **config.relay.settings,
     }
+    if resource.log_level is not None:
+        settings["LOG_LEVEL"] = resource.log_level
     # The kubelet expands $(NAME) in values, and takes $$ for $.
     env: list[Object] = [{"name": name, "value": value.replace("$", "$$")} for name, value in settings.items() if value]
-    env += [
-        {"name": key, "valueFrom": {"secretKeyRef": {"name": resource.child_name, "key": key}}}
-        for key in (DATABASE_URL, TOKEN_KEY)
-    ]
+    reference = {"name": resource.child_name, "key": DATABASE_URL}
+    return [*env, {"name": DATABASE_URL, "valueFrom": {"secretKeyRef": reference}}]
+
+
+def _key_volume(resource: UserRealtime) -> Object:
+    """The token keys as files, which the kubelet keeps up to date."""
+    # One source, so that all files are of one version of the Secret. Optional, since all but one of them come and go.
+    items = [{"key": name, "path": name} for name in NAMES]
+    source = {"secretName": resource.child_name, "items": items, "optional": True, "defaultMode": 0o444}
+    return {"name": "keys", "secret": source}
+
+
+def _pod_spec(resource: UserRealtime, config: Config, route: Route | None) -> Object:
+    resources = resource.resources if resource.resources is not None else config.relay.resources
     container = {
         "name": "relay",
         "image": resource.image or config.relay.image,
         "imagePullPolicy": config.relay.image_pull_policy,
-        "env": env,
+        "env": _environment(resource, config, route),
         "ports": [
             {"name": "ws", "containerPort": WS_PORT, "protocol": "TCP"},
             {"name": "health", "containerPort": HEALTH_PORT, "protocol": "TCP"},
         ],
+        "volumeMounts": [{"name": "keys", "mountPath": KEY_DIRECTORY, "readOnly": True}],
         "readinessProbe": _probe("/ready", periodSeconds=1, timeoutSeconds=2, failureThreshold=3),
         "livenessProbe": _probe("/health", initialDelaySeconds=10, periodSeconds=10, timeoutSeconds=5),
-        "resources": resource.resources if resource.resources is not None else config.relay.resources,
+        "resources": canonical_resources(resources),
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,
@@ -195,7 +216,9 @@ def _deployment(resource: UserRealtime, config: Config, secrets: Secrets, route:
         },
     }
     pod_spec: Object = {
+        **config.relay.pod_spec,
         "containers": [container],
+        "volumes": [_key_volume(resource)],
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": TERMINATION_GRACE_S,
@@ -206,8 +229,18 @@ def _deployment(resource: UserRealtime, config: Config, secrets: Secrets, route:
             "seccompProfile": {"type": "RuntimeDefault"},
         },
     }
+    if "topologySpreadConstraints" in pod_spec:
+        # A user has one pod: what is to be spread is those of all users, unless it says otherwise.
+        pod_spec["topologySpreadConstraints"] = [
+            {"labelSelector": {"matchLabels": RELAY}, **constraint}
+            for constraint in pod_spec["topologySpreadConstraints"]
+        ]
     if config.relay.image_pull_secrets:
         pod_spec["imagePullSecrets"] = [{"name": name} for name in config.relay.image_pull_secrets]
+    return pod_spec
+
+
+def _deployment(resource: UserRealtime, config: Config, secrets: Secrets, route: Route | None) -> Object:
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
@@ -220,13 +253,15 @@ def _deployment(resource: UserRealtime, config: Config, secrets: Secrets, route:
             "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
             "template": {
                 "metadata": {
-                    "labels": {**MANAGED_BY, **_selector(resource)},
-                    # The environment is read once, so another Secret needs another pod.
+                    "labels": {**config.relay.pod_labels, **MANAGED_BY, **_selector(resource)},
+                    # The environment is read once, so another URL needs another pod. Token keys do not, unless they
+                    # begin anew: then no token from before is good, and the kubelet would take a minute to tell.
                     "annotations": {
-                        "userrealtime.dev/secret-digest": digest([secrets.token_key, secrets.database_url])
+                        **config.relay.pod_annotations,
+                        "userrealtime.dev/secret-digest": digest([secrets.token_keys.series, secrets.database_url]),
                     },
                 },
-                "spec": pod_spec,
+                "spec": _pod_spec(resource, config, route),
             },
         },
     }

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from typing import Any
 
-# Maps that the API server replaces as a whole: what somebody adds to one is a change of its meaning.
-ATOMIC = frozenset({"selector"})
+# Maps that are replaced as a whole (selectors by the API server, a Secret's data by us): what somebody adds to one is a
+# change of its meaning.
+ATOMIC = frozenset({"selector", "data"})
 
 
 def contains(live: Any, desired: Any) -> bool:

@@ -293,7 +293,7 @@ async def _child_kinds(config: Config) -> ChildKinds:
     return kinds
 
 
-def run(config: Config, liveness_url: str | None, lease: Place | None, port: int) -> int:
+def run(config: Config, liveness_url: str, lease: Place | None, port: int) -> int:
     """Run the operator until it is told to stop; the exit status.
 
     `liveness_url` is where kopf answers the kubelet's probe, `port` where `/metrics` and `/readyz` are. `lease`: see

@@ -1,14 +1,14 @@
 """Bringing one user to what their resource asks for, whatever the state found.
 
 Level-triggered: only what is now counts, not which event led here. All comparing is done against the cached watches;
-the API server is asked when something has to change, and for a Secret that the cache does not know, since a Secret
-written twice would lock out the tokens signed in between.
+the API server is asked when something has to change.
+
+A Secret holds what cannot be made again, so it is not applied like the rest: before it is written it is read from the
+API server, and the write fails if it has changed since. Two views of one Secret never both write it.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 import enum
 import logging
 import os
@@ -21,13 +21,14 @@ from typing import Any, NamedTuple
 from .api import CHILD_KINDS, Api, ApiError
 from .config import Config
 from .database import Database, DatabaseError
-from .desired import APPLIED_DIGEST, TOKEN_KEY, Object, Secrets, desired_objects, route_of
+from .desired import APPLIED_DIGEST, Object, Secrets, desired_objects, route_of
 from .drift import contains
 from .events import events
 from .metrics import Metrics
 from .pods import pod_trouble
-from .resource import UserRealtime, parse_resource
+from .resource import GROUP, UserRealtime, parse_resource
 from .rollouts import Rollouts, User
+from .rotation import TokenKeys, advance
 from .routes import Route, RouteError
 from .status import Finding, deployment_progress, deployment_ready, differs, next_status, readiness, since
 
@@ -63,8 +64,8 @@ class Conflict(RuntimeError):
     """Another resource owns the objects of this user."""
 
 
-def generate_token_key() -> str:
-    """A new HS256 key: 256 random bits, as URL-safe text."""
+def random_text() -> str:
+    """256 random bits, as URL-safe text: a new HS256 key, for one."""
     return random_source.token_urlsafe(TOKEN_KEY_BYTES)
 
 
@@ -77,17 +78,13 @@ def owner_uid(item: Mapping[str, Any]) -> str | None:
     return None
 
 
-def stored_token_key(secret: Mapping[str, Any] | None) -> str | None:
-    """The token key in a live Secret, None where it is missing or not to be read."""
-    try:
-        value = (secret or {})["data"][TOKEN_KEY]
-        return base64.b64decode(value, validate=True).decode() or None
-    except (KeyError, TypeError, binascii.Error, UnicodeDecodeError):
-        return None
+def _now() -> datetime:
+    return datetime.now(UTC)
 
 
-def _now(precision: str = "seconds") -> str:
-    return datetime.now(UTC).isoformat(timespec=precision).replace("+00:00", "Z")
+def rfc3339(moment: datetime, precision: str = "seconds") -> str:
+    """A moment in UTC, as the API server writes it."""
+    return moment.isoformat(timespec=precision).replace("+00:00", "Z")
 
 
 class Reconciler:
@@ -102,6 +99,7 @@ class Reconciler:
         child: Callable[[ChildKey], Mapping[str, Any] | None],
         wake: Callable[[User], None],
         metrics: Metrics,
+        now: Callable[[], datetime] = _now,
     ) -> None:
         self._config = config
         self._api = api
@@ -110,6 +108,7 @@ class Reconciler:
         self._child = child
         self._wake = wake
         self._metrics = metrics
+        self._now = now
         self._rollouts = Rollouts(config.relay.max_concurrent_rollouts)
         self._registered: set[str] = set()
         self._instance = os.environ.get("POD_ID") or socket.gethostname()
@@ -127,17 +126,19 @@ class Reconciler:
             return None  # the children are owned: the garbage collector follows
         resource = parse_resource(body)
         database = await self._register(resource)
-        look_again: float | None = None
+        waits: list[float | None] = []
         try:
             route = route_of(resource, self._config)
             asked_for = body.get("status", {}).get("observedGeneration") != resource.generation
-            state = await self._apply_children(resource, asked_for)
+            state, keys_due = await self._apply_children(resource, asked_for)
+            waits.append(keys_due)
             deployment = self._child(ChildKey("Deployment", namespace, resource.child_name))
             pod, progress = deployment_ready(deployment), deployment_progress(deployment)
             if state is Rollout.WAITING:
                 progress = Finding(True, "RolloutWaiting", "the new pod waits until other users have theirs")
             elif progress.true:
-                pod, progress, look_again = await self._explained(resource, body, pod, progress)
+                pod, progress, pods_due = await self._explained(resource, body, pod, progress)
+                waits.append(pods_due)
             elif state is Rollout.NONE:
                 self._end_rollout(user)
         except RouteError as error:
@@ -153,7 +154,8 @@ class Reconciler:
             await self._write_status(resource, body, None, _refusal(error), Finding(False, "Refused"), database)
             raise
         await self._write_status(resource, body, route, pod, progress, database)
-        return look_again if database.true else DATABASE_RETRY_S
+        waits.append(None if database.true else DATABASE_RETRY_S)
+        return min((wait for wait in waits if wait is not None), default=None)
 
     async def sweep(self, namespace: str) -> None:
         """Remove the logs of users whose resources in this namespace are gone.
@@ -205,18 +207,19 @@ class Reconciler:
         for next_user in self._rollouts.end(user):
             self._wake(next_user)
 
-    async def _apply_children(self, resource: UserRealtime, asked_for: bool) -> Rollout:
-        """Apply what differs. What the resource itself asks for, and a first pod, never waits."""
+    async def _apply_children(self, resource: UserRealtime, asked_for: bool) -> tuple[Rollout, float | None]:
+        """Apply what differs. What the resource itself asks for, and a first pod, never waits. Also gives the seconds
+        after which something about the children is due, if any."""
         live = {kind: self._child(ChildKey(kind, resource.namespace, resource.child_name)) for kind in CHILD_KINDS}
-        if live["Secret"] is None:
-            live["Secret"] = await self._api.get("Secret", resource.namespace, resource.child_name)
         for kind, item in live.items():
-            if item is not None and owner_uid(item) not in (None, resource.uid):
-                raise Conflict(
-                    f"{kind} {resource.child_name} belongs to another UserRealtime with userId {resource.user_id!r}"
-                )
-        secrets = Secrets(stored_token_key(live["Secret"]) or generate_token_key(), self._config.database_url)
-        objects = desired_objects(resource, self._config, secrets)
+            _check_owner(resource, kind, item)
+        keys, wait = self._token_keys(resource, live["Secret"])
+        objects = desired_objects(resource, self._config, Secrets(keys, self._config.database_url))
+        if not _up_to_date(live["Secret"], objects[0]):
+            live["Secret"] = await self._api.get("Secret", resource.namespace, resource.child_name)
+            _check_owner(resource, "Secret", live["Secret"])
+            keys, wait = self._token_keys(resource, live["Secret"])
+            objects = desired_objects(resource, self._config, Secrets(keys, self._config.database_url))
         rollout = Rollout.NONE
         for item in objects:
             if _up_to_date(live[item["kind"]], item):
@@ -226,13 +229,24 @@ class Reconciler:
                     rollout = Rollout.WAITING
                     continue
                 rollout = Rollout.BEGUN
-            await self._api.apply(item)
+            await self._write(live[item["kind"]], item)
             logger.info("applied %s %s/%s", item["kind"], resource.namespace, resource.child_name)
         for kind in CHILD_KINDS.keys() - {item["kind"] for item in objects}:
             if live[kind] is not None:
                 await self._api.delete(kind, resource.namespace, resource.child_name)
                 logger.info("deleted %s %s/%s", kind, resource.namespace, resource.child_name)
-        return rollout
+        return rollout, wait
+
+    def _token_keys(self, resource: UserRealtime, secret: Mapping[str, Any] | None) -> tuple[TokenKeys, float | None]:
+        return advance(secret, resource.key_rotation, self._now(), self._config.token_keys, random_text)
+
+    async def _write(self, live: Mapping[str, Any] | None, item: Object) -> None:
+        if item["kind"] != "Secret":
+            await self._api.apply(item)
+        elif live is None:
+            await self._api.create(item)
+        else:
+            await self._api.replace(_replacement(live, item))
 
     async def _explained(
         self, resource: UserRealtime, body: Mapping[str, Any], pod: Finding, progress: Finding
@@ -240,7 +254,7 @@ class Reconciler:
         """Why a pod is long in coming, and when to look again: soon at first, then ever later. Pods are not watched,
         since nearly all of them come at once and would only cost."""
         began = since(body.get("status", {}), "Progressing")
-        age = (datetime.now(UTC) - datetime.fromisoformat(began)).total_seconds() if began else 0.0
+        age = (self._now() - datetime.fromisoformat(began)).total_seconds() if began else 0.0
         if age >= PODS_FIRST_S:
             trouble = pod_trouble(await self._api.pods(resource.namespace, resource.child_name))
             if trouble is not None:
@@ -260,12 +274,12 @@ class Reconciler:
     ) -> None:
         previous = body.get("status", {})
         findings = {"Ready": readiness(pod, database), "Progressing": progress, "DatabaseReady": database}
-        status = next_status(resource, previous, route, findings, _now())
+        now = self._now()
+        status = next_status(resource, previous, route, findings, rfc3339(now))
         if not differs(status, previous):
             return
-        told = list(
-            events(resource, previous.get("conditions", ()), status["conditions"], _now("microseconds"), self._instance)
-        )
+        before = previous.get("conditions", ())
+        told = list(events(resource, before, status["conditions"], rfc3339(now, "microseconds"), self._instance))
         await self._api.patch_status(resource.namespace, resource.name, status)
         for event in told:
             try:
@@ -276,6 +290,26 @@ class Reconciler:
 
 def _refusal(error: ApiError) -> Finding:
     return Finding(False, "Refused", f"the API server refused an object: {error}")
+
+
+def _check_owner(resource: UserRealtime, kind: str, item: Mapping[str, Any] | None) -> None:
+    if item is not None and owner_uid(item) not in (None, resource.uid):
+        raise Conflict(f"{kind} {resource.child_name} belongs to another UserRealtime with userId {resource.user_id!r}")
+
+
+def _replacement(live: Mapping[str, Any], item: Object) -> Object:
+    """A whole object in the place of `live`, with the labels and annotations that others gave that one."""
+    metadata, wanted = live["metadata"], item["metadata"]
+    theirs = {name: text for name, text in metadata.get("annotations", {}).items() if not name.startswith(f"{GROUP}/")}
+    return {
+        **item,
+        "metadata": {
+            **metadata,
+            **wanted,
+            "labels": {**metadata.get("labels", {}), **wanted["labels"]},
+            "annotations": {**theirs, **wanted["annotations"]},
+        },
+    }
 
 
 def _up_to_date(live: Mapping[str, Any] | None, item: Object) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .naming import child_name
+from .rotation import REQUEST
 
 GROUP = "userrealtime.dev"
 VERSION = "v1alpha1"
@@ -28,6 +29,10 @@ class UserRealtime:
     resources: Mapping[str, Any] | None
     max_connections: int
     max_message_bytes: int
+    max_messages_per_second: int
+    log_level: str | None
+    key_rotation: str | None
+    """What the annotation that asks for a new token key says."""
     route_enabled: bool
     route_url: str | None
 
@@ -54,6 +59,9 @@ def parse_resource(body: Mapping[str, Any]) -> UserRealtime:
         resources=spec["relay"].get("resources"),
         max_connections=spec["limits"]["connections"],
         max_message_bytes=spec["limits"]["messageBytes"],
+        max_messages_per_second=spec["limits"]["messagesPerSecond"],
+        log_level=spec["relay"].get("logLevel"),
+        key_rotation=metadata.get("annotations", {}).get(REQUEST) or None,
         route_enabled=spec["route"]["enabled"],
         route_url=spec["route"].get("url"),
     )

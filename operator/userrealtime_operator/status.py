@@ -10,8 +10,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .desired import TOKEN_KEY, Object
+from .desired import Object
 from .resource import UserRealtime
+from .rotation import TOKEN_KEY
 from .routes import Route
 
 USUAL = frozenset(

@@ -1,8 +1,8 @@
-"""The keys of HS256 tokens: the current one and, while it is being replaced, the one before.
+"""The keys of HS256 tokens: the current one and, while it is being replaced, the next one or the one before.
 
 They come from the environment, or from a directory that a Secret is mounted at. That is looked at again while the relay
 runs, so that a key is replaced without a restart: at most once a second, and only when there is a token to check. A
-mounted Secret changes all of its files at once, by turning one symbolic link; so the link is followed once, and both
+mounted Secret changes all of its files at once, by turning one symbolic link; so the link is followed once, and all
 files are read from where it led. What is wrong with new keys is logged, and the last good ones stay.
 """
 
@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Final
 
 CURRENT: Final = "TOKEN_KEY"
+NEXT: Final = "TOKEN_KEY_NEXT"
+"""In directories alone: a key that is to sign soon, published here first so that its first tokens are good."""
 PREVIOUS: Final = "TOKEN_KEY_PREVIOUS"
 MINIMUM_KEY_BYTES: Final = 32  # RFC 7518, 3.2: an HS256 key is at least as long as its hash
 MAXIMUM_KEY_BYTES: Final = 4096
@@ -83,11 +85,8 @@ def flaw(key: str) -> str | None:
 
 def _read(directory: Path) -> tuple[str, ...]:
     current = Path(os.path.realpath(directory / CURRENT, strict=True))
-    keys = [_read_key(current)]
-    previous = current.with_name(PREVIOUS)
-    if previous.exists():
-        keys.append(_read_key(previous))
-    return tuple(keys)
+    others = (current.with_name(name) for name in (NEXT, PREVIOUS))
+    return tuple(_read_key(path) for path in (current, *(other for other in others if other.exists())))
 
 
 def _read_key(path: Path) -> str:

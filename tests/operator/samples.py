@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 from userrealtime_operator.config import Config, RelayDefaults, RouteDefaults
 from userrealtime_operator.desired import Object, Secrets
 from userrealtime_operator.resource import UserRealtime, parse_resource
+from userrealtime_operator.rotation import TokenKeys
 
 CONFIG = Config(
     namespaces=("users",),
@@ -14,10 +16,11 @@ CONFIG = Config(
     route=RouteDefaults(url="https://realtime.example.com/{name}", class_name="traefik"),
     database_url="postgresql://relay:hunter2@db/app",
 )
-SECRETS = Secrets(token_key="key-" * 10, database_url=CONFIG.database_url)
+KEYS = TokenKeys(current="key-" * 10, signs_since=datetime(2026, 1, 2, tzinfo=UTC), series="series one")
+SECRETS = Secrets(token_keys=KEYS, database_url=CONFIG.database_url)
 
 
-def body(name: str = "alice", **spec: Any) -> Object:
+def body(name: str = "alice", *, limits: Object | None = None, **spec: Any) -> Object:
     """A UserRealtime as the API server would give it, defaults filled in."""
     return {
         "apiVersion": "userrealtime.dev/v1alpha1",
@@ -26,7 +29,7 @@ def body(name: str = "alice", **spec: Any) -> Object:
         "spec": {
             "userId": name,
             "relay": {},
-            "limits": {"connections": 100, "messageBytes": 65536},
+            "limits": {"connections": 100, "messageBytes": 65536, "messagesPerSecond": 100, **(limits or {})},
             "route": {"enabled": True},
             **spec,
         },

@@ -15,6 +15,7 @@ from userrealtime_operator.config import (
     load_config,
     parse_config,
 )
+from userrealtime_operator.rotation import KeyPolicy
 
 ENVIRONMENT = {"DATABASE_URL": "postgresql://relay:hunter2@db/app"}
 MINIMAL = "{namespaces: [users], relay: {image: 'relay:1'}}"
@@ -76,7 +77,7 @@ def test_every_fault_is_named_at_once() -> None:
         "relay.image: required",
         "route.url: must be http",
         "route.type: must be one of Ingress, HTTPRoute, Edge",
-        "route.gateway.nane: must be one of name, namespace, sectionName",
+        "route.gateway.nane: unknown; known are name, namespace, sectionName",
         "DATABASE_URL: must be set",
     ):
         assert fault in text
@@ -85,6 +86,53 @@ def test_every_fault_is_named_at_once() -> None:
 def test_an_http_route_needs_a_gateway() -> None:
     with pytest.raises(ConfigError, match=r"route\.gateway\.name: required"):
         parse_config("{namespaces: [users], relay: {image: 'relay:1'}, route: {type: HTTPRoute}}", ENVIRONMENT)
+
+
+def test_when_keys_are_replaced() -> None:
+    def policy(text: str) -> KeyPolicy:
+        return parse_config(f"{{namespaces: [users], relay: {{image: x}}, tokenKeys: {text}}}", ENVIRONMENT).token_keys
+
+    assert policy("{}") == KeyPolicy(None, 86400, 120)
+    assert policy("{rotateAfter: 720h, overlap: 1h30m, publishAhead: 3m}") == KeyPolicy(2592000, 5400, 180)
+    for never in ("''", "'0'", "0s"):
+        assert policy(f"{{rotateAfter: {never}}}") == KeyPolicy()
+    with pytest.raises(
+        ConfigError, match=r"tokenKeys\.rotateAfter: must be at least overlap and publishAhead together"
+    ):
+        policy("{rotateAfter: 24h}")
+    with pytest.raises(ConfigError, match=r"tokenKeys\.publishAhead: must be from 10 to 3600 seconds"):
+        policy("{publishAhead: 1s}")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "complaint"),
+    [
+        ("maxConcurrentRollouts", "0", "maxConcurrentRollouts: must be a whole number of at least 1"),
+        ("logLevel", "loud", "logLevel: must be one of debug, info"),
+        ("signal", "smoke", "signal: must be one of auto, listen, poll"),
+        ("pingInterval", "20", "pingInterval: must be a duration in quotes"),
+        ("pingInterval", "'20'", "pingInterval: '20' is not a duration"),
+        ("authTimeout", "1h", r"authTimeout: must be from 0\.1 to 300 seconds"),
+        ("allowedOrigins", "[https://App.example.com]", "allowedOrigins: must be a list of origins"),
+        ("allowedOrigins", "'*'", "allowedOrigins: must be a list of origins"),
+        ("podLabels", "{a: 1}", "podLabels: must be a mapping of strings"),
+        ("auth", "[1]", r"auth: must be of type dict"),
+        ("auth", "{jwks: x}", r"auth\.jwks: unknown; known are jwksUrl"),
+        ("auth", "{jwksUrl: 'http://issuer.example.com/'}", r"auth\.jwksUrl: must be an https:// URL"),
+        ("auth", "{jwksUrl: 'https://user:hunter2@issuer.example.com/'}", r"auth\.jwksUrl: must be an https:// URL"),
+        ("auth", "{allowQueryToken: 'no'}", r"auth\.allowQueryToken: must be of type bool"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_named(field: str, value: str, complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint) as failure:
+        parse_config(f"{{namespaces: [users], relay: {{{field}: {value}}}}}", ENVIRONMENT)
+    assert "hunter2" not in str(failure.value)
+
+
+@pytest.mark.parametrize("url", ["https://issuer.example.com/keys", "http://keys.auth.svc:8080/keys", "http://keys/"])
+def test_a_key_set_is_fetched_safely_or_from_within(url: str) -> None:
+    config = parse_config(f"{{namespaces: [users], relay: {{image: x, auth: {{jwksUrl: '{url}'}}}}}}", ENVIRONMENT)
+    assert config.relay.settings == {"JWKS_URL": url}
 
 
 @pytest.mark.parametrize("text", ["[1]", "a: [", "text"])

@@ -5,14 +5,16 @@ from __future__ import annotations
 import base64
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.operator.samples import CONFIG, SECRETS, resource
-from userrealtime_operator.config import RouteType
-from userrealtime_operator.desired import APPLIED_DIGEST, Object, desired_objects
+from tests.operator.samples import CONFIG, KEYS, SECRETS, resource
+from userrealtime_operator.config import Config, RouteType, parse_config
+from userrealtime_operator.desired import APPLIED_DIGEST, Object, Secrets, desired_objects
 from userrealtime_operator.routes import RouteError
+from userrealtime_relay.config import Config as RelayConfig
 
 
 def by_kind(*args: object, **spec: object) -> dict[str, Object]:
@@ -34,11 +36,13 @@ def test_one_of_each_kind_all_owned_and_named_alike() -> None:
 def test_the_secret_holds_both_values_and_nothing_else_does() -> None:
     objects = by_kind()
     data = {key: base64.b64decode(value).decode() for key, value in objects.pop("Secret")["data"].items()}
-    assert data == {"DATABASE_URL": CONFIG.database_url, "TOKEN_KEY": SECRETS.token_key}
+    assert data == {"DATABASE_URL": CONFIG.database_url, "TOKEN_KEY": KEYS.current}
     rest = json.dumps(objects)
     assert "hunter2" not in rest
-    assert SECRETS.token_key not in rest
-    assert SECRETS.token_key not in repr(SECRETS)
+    assert KEYS.current not in rest
+    assert KEYS.series not in rest
+    assert KEYS.current not in repr(SECRETS)
+    assert "hunter2" not in repr(SECRETS)
 
 
 def test_the_selectors_find_the_pod() -> None:
@@ -147,18 +151,124 @@ def test_a_bad_url_names_its_field() -> None:
         by_kind(route={"enabled": True, "url": "nowhere"})
 
 
-def test_another_secret_rolls_the_pod_out() -> None:
-    def template(key: str) -> Object:
-        objects = desired_objects(resource(), CONFIG, replace(SECRETS, token_key=key))
-        found: Object = next(item for item in objects if item["kind"] == "Deployment")["spec"]["template"]
-        return found
+def template(config: Config = CONFIG, secrets: Secrets = SECRETS, **spec: Any) -> Object:
+    """The pod's template."""
+    objects = desired_objects(resource(**spec), config, secrets)
+    found: Object = next(item for item in objects if item["kind"] == "Deployment")["spec"]["template"]
+    return found
 
-    assert template("one") != template("two")
-    assert template("one") == template("one")
+
+def test_another_url_or_series_rolls_the_pod_out_and_another_key_does_not() -> None:
+    assert template() != template(secrets=replace(SECRETS, database_url="postgresql://elsewhere/app"))
+    assert template() != template(secrets=replace(SECRETS, token_keys=replace(KEYS, series="series two")))
+    rotated = replace(KEYS, current="other-key-" * 4, previous=KEYS.current, honoured="1")
+    assert template() == template(secrets=replace(SECRETS, token_keys=rotated))
+
+
+def test_the_keys_are_files_and_those_that_come_and_go_may_be_missing() -> None:
+    pod = template()["spec"]
+    [mount] = pod["containers"][0]["volumeMounts"]
+    environment = {entry["name"]: entry.get("value") for entry in pod["containers"][0]["env"]}
+    assert mount == {"name": "keys", "mountPath": environment["TOKEN_KEY_DIR"], "readOnly": True}
+    [volume] = pod["volumes"]
+    source = volume["secret"]
+    assert (source["secretName"], source["optional"]) == (resource().child_name, True)
+    assert {item["key"]: item["path"] for item in source["items"]} == {
+        name: name for name in ("TOKEN_KEY", "TOKEN_KEY_NEXT", "TOKEN_KEY_PREVIOUS")
+    }
+
+
+def test_quantities_are_as_the_api_server_stores_them() -> None:
+    for pod in (
+        template(relay={"resources": {"limits": {"cpu": "0.5", "memory": "1024Mi"}}}),
+        template(replace(CONFIG, relay=replace(CONFIG.relay, resources={"limits": {"cpu": 0.5, "memory": "1.0Gi"}}))),
+    ):
+        assert pod["spec"]["containers"][0]["resources"] == {"limits": {"cpu": "500m", "memory": "1Gi"}}
+
+
+FULL = parse_config(
+    """
+    namespaces: [users]
+    relay:
+      image: relay:1
+      podLabels: {team: a, app.kubernetes.io/name: other}
+      podAnnotations: {scrape: "true"}
+      logLevel: warning
+      signal: poll
+      pollInterval: 500ms
+      authTimeout: 5s
+      pingInterval: 1m
+      allowedOrigins: ["https://app.example.com", "http://localhost:3000"]
+      auth:
+        jwksUrl: https://issuer.example.com/keys
+        issuer: https://issuer.example.com
+        audience: realtime
+        userClaim: email
+        leeway: 0s
+        allowQueryToken: true
+      nodeSelector: {pool: realtime}
+      tolerations: [{operator: Exists}]
+      affinity: {podAntiAffinity: {}}
+      topologySpreadConstraints: [{maxSkew: 1, topologyKey: zone, whenUnsatisfiable: ScheduleAnyway}]
+      priorityClassName: high
+      runtimeClassName: gvisor
+    """,
+    {"DATABASE_URL": CONFIG.database_url},
+)
+
+
+def relay_environment(pod: Object) -> dict[str, str]:
+    """The environment that the kubelet gives the container, but for the database and the keys."""
+    env = pod["spec"]["containers"][0]["env"]
+    return {entry["name"]: entry["value"].replace("$$", "$") for entry in env if "value" in entry}
+
+
+class Recorder(dict[str, str]):
+    """An environment that knows what it was asked for."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args)
+        self.asked: set[str] = set()
+
+    def get(self, key: str, default: str = "") -> str:  # type: ignore[override]
+        self.asked.add(key)
+        return super().get(key, default)
+
+
+def test_the_relay_understands_every_setting_and_each_is_offered_or_kept_back_on_purpose(tmp_path: Path) -> None:
+    (tmp_path / "TOKEN_KEY").write_text(KEYS.current)
+    pod = template(FULL, relay={"logLevel": "debug"}, limits={"messagesPerSecond": 7})
+    environment = Recorder(relay_environment(pod))
+    environment |= {"DATABASE_URL": CONFIG.database_url, "TOKEN_KEY_DIR": str(tmp_path)}
+    config = RelayConfig.from_environment(environment)
+    assert (config.log_level, config.signal, config.poll_interval) == ("debug", "poll", 0.5)
+    assert (config.auth_timeout, config.ping_interval, config.max_messages_per_second) == (5, 60, 7)
+    assert config.allowed_origins == ("https://app.example.com", "http://localhost:3000")
+    assert (config.jwks_url, config.token_issuer) == ("https://issuer.example.com/keys", "https://issuer.example.com")
+    assert (config.token_audience, config.token_user_claim, config.token_leeway) == ("realtime", "email", 0)
+    assert config.allow_query_token is True
+    # The pod's own business, and memory, which goes with its limit.
+    kept = {"HOST", "TOKEN_KEY", "TOKEN_KEY_PREVIOUS", "RING_EVENTS", "RING_BYTES", "SEND_TIMEOUT", "DRAIN_TIMEOUT"}
+    assert environment.asked - kept == set(environment)
+
+
+def test_pods_are_scheduled_and_labelled_as_the_platform_wants() -> None:
+    pod = template(FULL)
+    assert pod["metadata"]["annotations"]["scrape"] == "true"
+    labels = pod["metadata"]["labels"]
+    assert labels["team"] == "a"
+    assert labels["app.kubernetes.io/name"] == "userrealtime-relay"
+    spec = pod["spec"]
+    assert spec["nodeSelector"] == {"pool": "realtime"}
+    assert spec["tolerations"] == [{"operator": "Exists"}]
+    assert spec["affinity"] == {"podAntiAffinity": {}}
+    assert (spec["priorityClassName"], spec["runtimeClassName"]) == ("high", "gvisor")
+    [spread] = spec["topologySpreadConstraints"]
+    assert spread["labelSelector"] == {"matchLabels": {"app.kubernetes.io/name": "userrealtime-relay"}}
 
 
 def test_the_digest_covers_the_whole_object() -> None:
-    before, after = by_kind(), by_kind(limits={"connections": 7, "messageBytes": 65536})
+    before, after = by_kind(), by_kind(limits={"connections": 7})
     changed = {
         kind
         for kind in before

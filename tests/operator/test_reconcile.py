@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 from collections.abc import Mapping
 from dataclasses import replace
@@ -17,16 +18,11 @@ from userrealtime_operator.database import Database, DatabaseError
 from userrealtime_operator.desired import Object
 from userrealtime_operator.metrics import Metrics
 from userrealtime_operator.naming import child_name
-from userrealtime_operator.reconcile import (
-    DATABASE_RETRY_S,
-    PODS_FIRST_S,
-    PODS_LAST_S,
-    ChildKey,
-    Reconciler,
-    stored_token_key,
-)
+from userrealtime_operator.reconcile import DATABASE_RETRY_S, PODS_FIRST_S, PODS_LAST_S, ChildKey, Reconciler
+from userrealtime_operator.rotation import REQUEST
 
 ALICE = child_name("alice")
+SECRET = ChildKey("Secret", "users", ALICE)
 
 
 class StandInApi(Api):
@@ -38,15 +34,36 @@ class StandInApi(Api):
         self.refusal: ApiError | None = None
         self.events: list[str] = []
         self.living_pods: list[Object] = []
+        self.versions = 0
 
     async def apply(self, item: Object) -> Object:
         if self.refusal:
             raise self.refusal
         self.calls.append(f"apply {item['kind']}")
+        return self._store(item)
+
+    async def create(self, item: Object) -> Object:
+        self.calls.append(f"create {item['kind']}")
+        if self._key(item) in self.children:
+            raise ApiError(409, "already exists")
+        return self._store(item)
+
+    async def replace(self, item: Object) -> Object:
+        self.calls.append(f"replace {item['kind']}")
+        if self.children[self._key(item)]["metadata"]["resourceVersion"] != item["metadata"]["resourceVersion"]:
+            raise ApiError(409, "the object has been modified")
+        return self._store(item)
+
+    def _key(self, item: Object) -> ChildKey:
+        return ChildKey(item["kind"], item["metadata"]["namespace"], item["metadata"]["name"])
+
+    def _store(self, item: Object) -> Object:
         stored = copy.deepcopy(item)
+        self.versions += 1
+        stored["metadata"]["resourceVersion"] = str(self.versions)
         if item["kind"] == "Deployment":
             stored["metadata"]["generation"] = 1
-        self.children[ChildKey(item["kind"], item["metadata"]["namespace"], item["metadata"]["name"])] = stored
+        self.children[self._key(item)] = stored
         return stored
 
     async def get(self, kind: str, namespace: str, name: str) -> Object | None:
@@ -96,16 +113,24 @@ class StandInDatabase(Database):
 class World:
     def __init__(self) -> None:
         self.api, self.database = StandInApi(), StandInDatabase()
-        self.cache_is_cold = False
+        self.stale: Mapping[ChildKey, Object] | None = None
+        """What the cache holds, where it is behind."""
+        self.time = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
         self.add(body())
         self.woken: list[str] = []
-        self.operator_starts(CONFIG)
+        self.restart()
 
-    def operator_starts(self, config: Config) -> None:
+    def restart(self, config: Config = CONFIG) -> None:
+        """Another operator, which knows what the caches know."""
         self.reconciler = Reconciler(
-            *(config, self.api, self.database, self.resource, self.child),
+            config,
+            self.api,
+            self.database,
+            self.resource,
+            self.child,
             lambda user: self.woken.append(user.name),
             Metrics(),
+            now=lambda: self.time,
         )
 
     def add(self, item: Object) -> None:
@@ -115,7 +140,16 @@ class World:
         return self.api.resources.get((namespace, name))
 
     def child(self, key: ChildKey) -> Mapping[str, Any] | None:
-        return None if self.cache_is_cold else self.api.children.get(key)
+        return (self.api.children if self.stale is None else self.stale).get(key)
+
+    def keys(self) -> dict[str, str]:
+        """Alice's token keys."""
+        data = self.api.children[SECRET]["data"]
+        return {name: base64.b64decode(data[name]).decode() for name in data if name != "DATABASE_URL"}
+
+    def request(self, value: str) -> None:
+        """Ask for a new token key of alice's."""
+        self.api.resources["users", "alice"]["metadata"]["annotations"] = {REQUEST: value}
 
     async def reconcile(self, name: str = "alice") -> list[str]:
         """The calls that one reconciliation makes."""
@@ -147,8 +181,8 @@ def world() -> World:
 
 async def test_a_new_resource_gets_its_objects_and_a_status(world: World) -> None:
     calls = await world.reconcile()
-    applied = [f"apply {kind}" for kind in ("Secret", "Service", "Deployment", "Ingress")]
-    assert calls == ["get Secret", *applied, "status"]
+    applied = [f"apply {kind}" for kind in ("Service", "Deployment", "Ingress")]
+    assert calls == ["get Secret", "create Secret", *applied, "status"]
     assert world.condition("Ready")[:2] == ("False", "PodNotReady")
     assert world.condition("DatabaseReady")[0] == "True"
     assert world.database.known == {"uid-of-alice": "alice"}
@@ -174,7 +208,7 @@ async def test_a_restarted_operator_writes_nothing(world: World) -> None:
     await world.reconcile()
     world.become_available()
     await world.reconcile()
-    world.operator_starts(CONFIG)
+    world.restart()
     assert await world.reconcile() == []
 
 
@@ -182,7 +216,7 @@ async def test_a_restarted_operator_writes_nothing(world: World) -> None:
 async def test_a_deleted_child_comes_back(world: World, kind: str) -> None:
     await world.reconcile()
     del world.api.children[ChildKey(kind, "users", ALICE)]
-    assert f"apply {kind}" in await world.reconcile()
+    assert f"{'create' if kind == 'Secret' else 'apply'} {kind}" in await world.reconcile()
 
 
 async def test_an_edited_child_is_put_right_and_the_others_left_alone(world: World) -> None:
@@ -193,7 +227,7 @@ async def test_an_edited_child_is_put_right_and_the_others_left_alone(world: Wor
 
 async def test_a_changed_spec_changes_the_deployment_alone(world: World) -> None:
     await world.reconcile()
-    world.add(body(limits={"connections": 1, "messageBytes": 65536}))
+    world.add(body(limits={"connections": 1}))
     assert [call for call in await world.reconcile() if call.startswith("apply")] == ["apply Deployment"]
 
 
@@ -206,17 +240,93 @@ async def test_a_route_switched_off_takes_its_ingress_along(world: World) -> Non
 
 async def test_the_token_key_outlives_a_cold_cache_and_an_edit(world: World) -> None:
     await world.reconcile()
-    key = ChildKey("Secret", "users", ALICE)
-    first = stored_token_key(world.api.children[key])
-    assert first is not None
-    assert len(first) >= 32
-    world.cache_is_cold = True
+    first = world.keys()
+    assert len(first["TOKEN_KEY"]) >= 32
+    world.stale = {}
+    assert "replace Secret" not in await world.reconcile()
+    assert world.keys() == first
+    world.stale = None
+    world.api.children[SECRET]["data"]["DATABASE_URL"] = "eA=="
+    world.api.children[SECRET]["metadata"]["labels"]["backup"] = "nightly"
+    assert "replace Secret" in await world.reconcile()
+    assert world.keys() == first
+    assert world.api.children[SECRET]["metadata"]["labels"]["backup"] == "nightly"
+    assert await world.reconcile() == []
+
+
+async def test_what_somebody_adds_to_the_secret_goes(world: World) -> None:
+    """It would be mounted, and a relay that starts with a bad key does not start."""
     await world.reconcile()
-    assert stored_token_key(world.api.children[key]) == first
-    world.cache_is_cold = False
-    world.api.children[key]["data"]["DATABASE_URL"] = "eA=="
-    assert "apply Secret" in await world.reconcile()
-    assert stored_token_key(world.api.children[key]) == first
+    world.api.children[SECRET]["data"]["TOKEN_KEY_PREVIOUS"] = base64.b64encode(b"short").decode()
+    assert "replace Secret" in await world.reconcile()
+    assert world.keys().keys() == {"TOKEN_KEY"}
+
+
+async def test_a_token_key_is_replaced_on_request_and_no_pod_for_it(world: World) -> None:
+    await world.reconcile()
+    world.become_available()
+    await world.reconcile()
+    first = world.keys()["TOKEN_KEY"]
+    world.request("1")
+    assert await world.reconcile() == ["get Secret", "replace Secret"]
+    following = world.keys()["TOKEN_KEY_NEXT"]
+    assert world.keys() == {"TOKEN_KEY": first, "TOKEN_KEY_NEXT": following}
+    wait = await world.reconciler.reconcile("users", "alice")
+    assert wait == CONFIG.token_keys.publish_ahead_s
+    world.time += timedelta(seconds=wait)
+    world.restart()
+    assert await world.reconcile() == ["get Secret", "replace Secret"]
+    assert world.keys() == {"TOKEN_KEY": following, "TOKEN_KEY_PREVIOUS": first}
+    wait = await world.reconciler.reconcile("users", "alice")
+    assert wait == CONFIG.token_keys.overlap_s
+    world.time += timedelta(seconds=wait)
+    assert await world.reconcile() == ["get Secret", "replace Secret"]
+    assert world.keys() == {"TOKEN_KEY": following}
+    assert await world.reconciler.reconcile("users", "alice") is None
+    assert await world.reconcile() == []
+
+
+async def test_a_cache_that_is_behind_makes_no_second_key(world: World) -> None:
+    await world.reconcile()
+    before = copy.deepcopy(world.api.children)
+    world.request("1")
+    await world.reconcile()
+    keys = world.keys()
+    world.stale = before
+    assert await world.reconcile() == ["get Secret"]
+    assert world.keys() == keys
+
+
+async def test_a_secret_that_changes_between_reading_and_writing_is_not_overwritten(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.reconcile()
+    get = world.api.get
+
+    async def get_and_then_another_operator_writes(kind: str, namespace: str, name: str) -> Object | None:
+        found = copy.deepcopy(await get(kind, namespace, name))
+        monkeypatch.undo()
+        await World.reconcile(world)
+        return found
+
+    world.request("1")
+    monkeypatch.setattr(world.api, "get", get_and_then_another_operator_writes)
+    with pytest.raises(ApiError, match="has been modified"):
+        await world.reconciler.reconcile("users", "alice")
+    keys = world.keys()
+    assert keys.keys() == {"TOKEN_KEY", "TOKEN_KEY_NEXT"}
+    await world.reconcile()
+    assert world.keys() == keys
+
+
+async def test_a_lost_secret_begins_anew_with_another_pod(world: World) -> None:
+    await world.reconcile()
+    first = world.keys()
+    del world.api.children[SECRET]
+    calls = await world.reconcile()
+    assert [call for call in calls if call != "status"] == ["get Secret", "create Secret", "apply Deployment"]
+    assert world.keys().keys() == first.keys()
+    assert world.keys() != first
 
 
 async def test_a_resource_being_deleted_is_left_to_the_garbage_collector(world: World) -> None:
@@ -239,7 +349,8 @@ async def test_a_database_that_is_away_is_a_condition_and_no_obstacle(world: Wor
     delay = await world.reconciler.reconcile("users", "alice")
     world.become_available()
     await world.reconciler.reconcile("users", "alice")
-    assert delay == DATABASE_RETRY_S
+    assert delay is not None
+    assert 0 < delay <= DATABASE_RETRY_S
     assert world.condition("DatabaseReady") == ("False", "DatabaseUnavailable", "gone fishing")
     assert world.condition("Ready") == ("False", "DatabaseUnavailable", "gone fishing")
     world.database.away = False
@@ -299,7 +410,7 @@ async def test_a_pod_that_does_not_come_is_looked_at_ever_less_often(world: Worl
 
     def started(ago_s: float) -> None:
         for condition in world.api.resources["users", "alice"]["status"]["conditions"]:
-            condition["lastTransitionTime"] = (datetime.now(UTC) - timedelta(seconds=ago_s)).isoformat()
+            condition["lastTransitionTime"] = (world.time - timedelta(seconds=ago_s)).isoformat()
 
     started(10)
     assert 9 < (await world.reconciler.reconcile("users", "alice") or 0) < 12
@@ -326,7 +437,7 @@ async def test_an_upgrade_goes_from_user_to_user(world: World) -> None:
         await world.reconcile(name)
         world.become_available(name)
         await world.reconcile(name)
-    world.operator_starts(upgraded(limit=1))
+    world.restart(upgraded(limit=1))
     assert [(await world.reconcile(name))[0] for name in names] == ["apply Deployment", "status", "status"]
     assert world.condition("Progressing", "bob")[:2] == ("True", "RolloutWaiting")
     assert world.condition("Ready", "bob")[0] == "True"
@@ -350,7 +461,7 @@ async def test_what_a_user_asks_for_does_not_wait(world: World) -> None:
         await world.reconcile(name)
         world.become_available(name)
         await world.reconcile(name)
-    world.operator_starts(upgraded(limit=1))
+    world.restart(upgraded(limit=1))
     await world.reconcile("alice")
     changed = world.api.resources["users", "bob"]
     changed["metadata"]["generation"] = 2

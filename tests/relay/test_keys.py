@@ -35,7 +35,7 @@ class Mount:
         link = self.path / "..data_tmp"
         link.symlink_to(version.name)
         link.rename(self.path / "..data")
-        for name in ("TOKEN_KEY", "TOKEN_KEY_PREVIOUS"):
+        for name in ("TOKEN_KEY", "TOKEN_KEY_NEXT", "TOKEN_KEY_PREVIOUS"):
             file = self.path / name
             if name in values and not file.is_symlink():
                 file.symlink_to(f"..data/{name}")
@@ -64,6 +64,8 @@ def test_a_mounted_secret_is_followed(mount: Mount) -> None:
     assert current() == (OLD,)
     mount.set(TOKEN_KEY=NEW + "\n", TOKEN_KEY_PREVIOUS=OLD)
     assert current() == (NEW, OLD)
+    mount.set(TOKEN_KEY=NEW, TOKEN_KEY_NEXT=NEWEST)
+    assert current() == (NEW, NEWEST)
     mount.set(TOKEN_KEY=NEWEST, TOKEN_KEY_PREVIOUS=NEW)
     assert current() == (NEWEST, NEW)
     mount.set(TOKEN_KEY=NEWEST)
@@ -119,6 +121,11 @@ async def test_a_rotation_drops_nobody(mount: Mount, migrated: Database, connect
         client(relay, token(key=OLD)) as first,
     ):
         await receive(first)
+        # The next key is good before it signs: those who sign may have it before this pod sees the switch.
+        mount.set(TOKEN_KEY=OLD, TOKEN_KEY_NEXT=NEW)
+        async with client(relay, token(key=OLD)) as before, client(relay, token(key=NEW)) as early:
+            await receive(before)
+            await receive(early)
         mount.set(TOKEN_KEY=NEW, TOKEN_KEY_PREVIOUS=OLD)
         async with client(relay, token(key=OLD)) as second, client(relay, token(key=NEW)) as third:
             await receive(second)

@@ -102,3 +102,9 @@ match is left as it is, and refused later for its form. */}}
 {{- $pattern = regexReplaceAll "\\{[a-z]+\\}" $pattern "[a-z0-9-]+" -}}
 '{{ ternary "var(txn.host)" "path" $inHost }},regsub("^{{ $pattern }}{{ ternary "$" "(/.*)?$" $inHost }}","\1")'
 {{- end }}
+
+{{/* The port of a URL: (list URL default). A password may hold colons, so only what is after the @ is looked at. */}}
+{{- define "userrealtime.port" -}}
+{{- $authority := first . | regexFind "://[^/?#]*" | trimPrefix "://" | splitList "@" | last -}}
+{{- $authority | regexFind ":[0-9]+$" | trimPrefix ":" | default (last .) -}}
+{{- end }}

@@ -1,0 +1,86 @@
+"""`userrealtime`, as a person runs it: installed, with a kubeconfig."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from .client import open_connection, receive
+from .system import USERS_NAMESPACE, System
+
+MakeUser = Callable[..., str]
+SCRIPTS = Path(sys.executable).parent
+EXPLAINED = "run `make venv`: the scripts of the project are not installed"
+
+
+def run(system: System, *command: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command,
+        env={**system.cluster.environment(), **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+async def greeting(url: str, token: str) -> str:
+    connection = await open_connection(url.replace("http", "ws", 1) + "/ws", token)
+    try:
+        user_id: str = (await receive(connection))["userId"]
+        return user_id
+    finally:
+        await connection.close()
+
+
+@pytest.mark.parametrize("by", ["name", "user id"])
+async def test_a_token_opens_the_users_socket(system: System, users: MakeUser, by: str) -> None:
+    user_id = f"Jörg {os.getpid()} {by}"
+    name = users("cli", userId=user_id)
+    assert (SCRIPTS / "userrealtime").exists(), EXPLAINED
+    who = (name,) if by == "name" else ("--user-id", user_id)
+    command = (SCRIPTS / "userrealtime", "--namespace", USERS_NAMESPACE, "token", *who, "--url")
+    done = await asyncio.to_thread(run, system, *command)
+    assert (done.returncode, done.stderr) == (0, "")
+    token, url = done.stdout.splitlines()
+    assert await greeting(url, token) == user_id
+
+
+async def test_it_is_a_plugin_of_kubectl(system: System, users: MakeUser) -> None:
+    name = users("plugin")
+    assert (SCRIPTS / "kubectl-userrealtime").exists(), EXPLAINED
+    path = f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}"
+    command = (system.cluster.kubectl_path(), "userrealtime", "-n", USERS_NAMESPACE, "token", name, "--url")
+    done = await asyncio.to_thread(run, system, *command, PATH=path)
+    assert (done.returncode, done.stderr) == (0, "")
+    token, url = done.stdout.splitlines()
+    assert await greeting(url, token) == name
+
+
+def test_what_stands_in_the_way_is_told(system: System, users: MakeUser, tmp_path: Path) -> None:
+    name = users("told")
+
+    def complaint(kubeconfig: Path, *arguments: str) -> str:
+        options = ("-n", USERS_NAMESPACE, "--kubeconfig", str(kubeconfig))
+        done = run(system, SCRIPTS / "userrealtime", *options, "token", *arguments)
+        assert (done.returncode, done.stdout) == (1, "")
+        return done.stderr
+
+    assert "there is no UserRealtime 'nobody' in namespace users" in complaint(system.cluster.kubeconfig, "nobody")
+    config = json.loads(system.cluster.kubectl("config", "view", "--raw", "--flatten", "-o", "json"))
+    token = system.kubectl("create", "token", "default", "--duration=10m").strip()
+    for user in config["users"]:
+        user["user"] = {"token": token}
+    stranger = tmp_path / "kubeconfig"
+    stranger.touch(mode=0o600)
+    stranger.write_text(json.dumps(config))
+    text = complaint(stranger, name)
+    assert "you may not do this" in text
+    assert f"system:serviceaccount:{USERS_NAMESPACE}:default" in text

@@ -1,0 +1,240 @@
+"""What the platform decides for all users, in the chart's values: how relays run, and when keys are replaced."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import asyncpg
+import jwt
+import pytest
+from websockets.asyncio.client import ClientConnection
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+from .client import open_connection, receive
+from .system import OPERATOR_NAMESPACE, RELEASE, System, upgrade
+
+MakeUser = Callable[..., str]
+RELAY = {
+    "logLevel": "debug",
+    "signal": "poll",
+    "pollInterval": "250ms",
+    "pingInterval": "15s",
+    "allowedOrigins": ["https://app.example.com"],
+    "auth": {"issuer": "https://issuer.example.com", "leeway": "0s"},
+    "nodeSelector": {"kubernetes.io/os": "linux"},
+    "tolerations": [{"key": "realtime", "operator": "Exists"}],
+    "topologySpreadConstraints": [
+        {"maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "ScheduleAnyway"}
+    ],
+    "podLabels": {"team": "realtime"},
+    "podAnnotations": {"example.com/scrape": "true"},
+    "resources": {"requests": {"cpu": "0.01", "memory": "48Mi"}, "limits": {"memory": "131072Ki"}},
+}
+ISSUER = {"iss": RELAY["auth"]["issuer"]}  # type: ignore[index]
+OVERLAP_S = 60
+# A kubelet's sync period, half of it more, and some patience.
+REFRESH_S = 120
+
+
+@pytest.fixture(scope="module")
+def platform(system: System) -> Iterator[System]:
+    """The system with a platform's choices, and as it was afterwards."""
+    values = {
+        **system.values,
+        "relay": {**system.values["relay"], **RELAY},
+        "tokenKeys": {"overlap": f"{OVERLAP_S}s"},
+    }
+    upgrade(system, values)
+    yield system
+    upgrade(system, system.values)
+
+
+def pods(system: System, user: str) -> list[dict[str, Any]]:
+    """The user's pods that are not on their way out."""
+    selector = f"app.kubernetes.io/instance={system.get('urt', user)['status']['name']}"
+    found = json.loads(system.kubectl("get", "pods", "-l", selector, "-o", "json"))["items"]
+    return [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
+
+
+def lives(system: System, user: str) -> list[tuple[str, int]]:
+    """The uid and the restarts of each of the user's pods."""
+    return [
+        (pod["metadata"]["uid"], pod["status"]["containerStatuses"][0]["restartCount"]) for pod in pods(system, user)
+    ]
+
+
+def keys(system: System, user: str) -> dict[str, str]:
+    """The token keys in the user's Secret."""
+    data = system.get("secret", system.get("urt", user)["status"]["tokenSecret"]["name"])["data"]
+    return {name: base64.b64decode(value).decode() for name, value in data.items() if name.startswith("TOKEN_KEY")}
+
+
+def signed(key: str, user: str) -> str:
+    return jwt.encode({"sub": user, "exp": int(time.time()) + 3600, **ISSUER}, key, algorithm="HS256")
+
+
+async def is_accepted(url: str, token: str) -> bool:
+    connection = await open_connection(url, token)
+    try:
+        await receive(connection)
+    except ConnectionClosed:
+        if connection.close_code != 1008:
+            raise
+        return False
+    finally:
+        await connection.close()
+    return True
+
+
+async def test_pods_run_as_the_platform_and_the_resource_say(platform: System, users: MakeUser) -> None:
+    user = users("tuned", relay={"logLevel": "warning"}, limits={"messagesPerSecond": 2})
+    [pod] = pods(platform, user)
+    assert pod["metadata"]["labels"]["team"] == "realtime"
+    assert pod["metadata"]["annotations"]["example.com/scrape"] == "true"
+    assert pod["spec"]["nodeSelector"] == RELAY["nodeSelector"]
+    assert any(toleration.get("key") == "realtime" for toleration in pod["spec"]["tolerations"])
+    assert pod["spec"]["topologySpreadConstraints"][0]["labelSelector"]["matchLabels"] == {
+        "app.kubernetes.io/name": "userrealtime-relay"
+    }
+    [container] = pod["spec"]["containers"]
+    assert container["resources"] == {"requests": {"cpu": "10m", "memory": "48Mi"}, "limits": {"memory": "128Mi"}}
+    environment = {entry["name"]: entry.get("value") for entry in container["env"]}
+    assert environment["LOG_LEVEL"] == "warning"
+    url = platform.websocket_url(user)
+    assert not await is_accepted(url, platform.token(user))
+    assert await is_accepted(url, platform.token(user, **ISSUER))
+    with pytest.raises(InvalidStatus, match="403"):
+        await open_connection(url, platform.token(user, **ISSUER), origin="https://evil.example.com")
+    connection = await open_connection(url, platform.token(user, **ISSUER), origin="https://app.example.com")
+    await receive(connection)
+    for number in range(3):
+        await connection.send(json.dumps({"type": "publish", "ref": str(number), "event": "x"}))
+    async with asyncio.timeout(20):
+        await connection.wait_closed()
+    assert (connection.close_code, connection.close_reason) == (1013, "Too many messages")
+
+
+PROBE = """
+import json, os
+directory = os.environ["TOKEN_KEY_DIR"]
+try:
+    open(os.path.join(directory, "x"), "w")
+    writable = True
+except OSError:
+    writable = False
+files = sorted(name for name in os.listdir(directory) if not name.startswith("."))
+print(json.dumps({"files": files, "writable": writable, "environment": sorted(os.environ)}))
+"""
+
+
+def test_a_pod_has_the_token_key_as_a_file_and_nothing_else_of_it(platform: System, users: MakeUser) -> None:
+    [pod] = pods(platform, users("mounted"))
+    name = pod["metadata"]["name"]
+    found = json.loads(platform.kubectl("exec", name, "--", "/app/venv/bin/python", "-c", PROBE))
+    assert (found["files"], found["writable"]) == (["TOKEN_KEY"], False)
+    assert [name for name in found["environment"] if name.startswith("TOKEN_KEY")] == ["TOKEN_KEY_DIR"]
+
+
+def test_quantities_in_any_form_are_no_drift(platform: System, users: MakeUser) -> None:
+    user = users("odd", relay={"resources": {"requests": {"cpu": "0.0105"}, "limits": {"memory": "0.125Gi"}}})
+    name = platform.get("urt", user)["status"]["name"]
+    container = platform.get("deployment", name)["spec"]["template"]["spec"]["containers"][0]
+    assert container["resources"]["requests"]["cpu"] == "11m"
+    assert container["resources"]["limits"]["memory"] == "128Mi"
+
+    def applied(kind: str) -> int:
+        logs = platform.cluster.kubectl("-n", OPERATOR_NAMESPACE, "logs", f"deployment/{RELEASE}", "--tail=-1")
+        return logs.count(f"applied {kind} users/{name}")
+
+    # The Ingress is looked at last: once that is put right, the Deployment has been looked at too.
+    before = applied("Deployment"), applied("Ingress")
+    platform.kubectl("patch", "ingress", name, "--type=merge", "-p", '{"spec": {"rules": [{"host": "elsewhere"}]}}')
+    deadline = time.monotonic() + 30
+    while applied("Ingress") == before[1]:
+        assert time.monotonic() < deadline, "the Ingress was not put right"
+        time.sleep(0.2)
+    assert applied("Deployment") == before[0]
+
+
+async def test_a_token_key_is_replaced_and_nobody_notices(
+    platform: System, users: MakeUser, database: asyncpg.Connection
+) -> None:
+    user = users("rotating")
+    url = platform.websocket_url(user)
+    before = lives(platform, user)
+    first = keys(platform, user)
+    assert first.keys() == {"TOKEN_KEY"}
+    steps = [first]
+    old_token = signed(first["TOKEN_KEY"], user)
+    old: ClientConnection = await open_connection(url, old_token)
+    await receive(old)
+    platform.kubectl("annotate", "urt", user, "userrealtime.dev/rotate-token-key=1")
+    restarted = False
+    async with asyncio.timeout(REFRESH_S + OVERLAP_S + 120):
+        while len(steps) < 4:
+            await asyncio.sleep(0.5)
+            now = await asyncio.to_thread(keys, platform, user)
+            if now != steps[-1]:
+                steps.append(now)
+            # Whatever is in the Secret: a token made of it this moment is good, and so is the old one.
+            assert await is_accepted(url, signed(now["TOKEN_KEY"], user)), steps
+            assert await is_accepted(url, old_token), steps
+            if "TOKEN_KEY_NEXT" in now and not restarted:
+                # An operator that begins in the middle of it goes on from there.
+                await asyncio.to_thread(restart_operator, platform)
+                restarted = True
+    names = [set(step) for step in steps]
+    assert names == [
+        {"TOKEN_KEY"},
+        {"TOKEN_KEY", "TOKEN_KEY_NEXT"},
+        {"TOKEN_KEY", "TOKEN_KEY_PREVIOUS"},
+        {"TOKEN_KEY"},
+    ]
+    new = steps[1]["TOKEN_KEY_NEXT"]
+    assert steps[2] == {"TOKEN_KEY": new, "TOKEN_KEY_PREVIOUS": first["TOKEN_KEY"]}
+    assert steps[3] == {"TOKEN_KEY": new}
+    async with asyncio.timeout(REFRESH_S):
+        while await is_accepted(url, old_token):
+            await asyncio.sleep(1)
+    # Whoever was connected still is, and the pod is the one it was.
+    await database.execute("select userrealtime.publish($1, 'after')", user)
+    assert (await receive(old))["event"] == "after"
+    await old.close()
+    assert await asyncio.to_thread(lives, platform, user) == before
+
+
+async def test_a_deleted_secret_ends_every_token_of_its_key(platform: System, users: MakeUser) -> None:
+    user = users("revoked")
+    url = platform.websocket_url(user)
+    [(pod, _)] = lives(platform, user)
+    old_token = platform.token(user, **ISSUER)
+    assert await is_accepted(url, old_token)
+    name = platform.get("urt", user)["status"]["name"]
+    await asyncio.to_thread(platform.kubectl, "delete", "secret", name, "--timeout=60s", timeout=90)
+    async with asyncio.timeout(60):
+        while [uid for uid, _ in await asyncio.to_thread(lives, platform, user)] in ([], [pod]):
+            await asyncio.sleep(0.5)
+    await asyncio.to_thread(platform.wait_ready, user)
+
+    async def answers(token: str, accepted: bool) -> None:
+        async with asyncio.timeout(60):
+            while True:
+                # The ingress may still send to the old pod, which is being replaced.
+                with contextlib.suppress(InvalidStatus):
+                    if await is_accepted(url, token) == accepted:
+                        return
+                await asyncio.sleep(0.5)
+
+    await answers(platform.token(user, **ISSUER), True)
+    await answers(old_token, False)
+
+
+def restart_operator(system: System) -> None:
+    system.cluster.kubectl("-n", OPERATOR_NAMESPACE, "rollout", "restart", f"deployment/{RELEASE}")
+    system.cluster.wait_rolled_out(OPERATOR_NAMESPACE, f"deployment/{RELEASE}")
