@@ -274,10 +274,10 @@ def framework_settings(child_kinds: ChildKinds) -> kopf.OperatorSettings:
     settings.scanning.disabled = True
     # Our own Events, where there are any, are written on purpose, not made from log lines.
     settings.posting.enabled = False
-    # Without a limit, a start with thousands of resources opens as many workers at once.
-    settings.queueing.worker_limit = 50
-    # A worker waits so long for the next event of its object before it makes room: 50 workers with the default of 5 s
-    # would pass on no more than 10 objects a second. Ours only add a key to a queue, so there is nothing to wait for.
+    # No limit on kopf's workers, one an object: at a start each waits until all objects are indexed, so that with a
+    # limit and more objects than that, no start would ever end.
+    settings.queueing.worker_limit = None
+    # They end soon, as they only add a key to our queue.
     settings.queueing.idle_timeout = 0.02
     # A watch whose server died silently ends by itself.
     settings.watching.server_timeout = 240
