@@ -25,6 +25,7 @@ EVERYTHING: dict[str, Any] = {
     "database": {"existingSecret": {"name": "other", "key": "URL"}},
     "namespaces": [USERS_NAMESPACE, OPERATOR_NAMESPACE],
     "operator": {
+        "replicas": 3,
         "image": {"repository": "a/operator", "tag": "2", "pullPolicy": "Always"},
         "logLevel": "debug",
         "resources": {"limits": {"memory": "1Gi"}},
@@ -73,7 +74,13 @@ EVERYTHING: dict[str, Any] = {
         "tlsSecretName": "wildcard",
     },
     "migration": {"waitSeconds": 5},
-    "monitoring": {"dashboard": True, "podMonitor": True},
+    "monitoring": {
+        "dashboard": True,
+        "podMonitor": True,
+        "serviceMonitor": True,
+        "prometheusRule": True,
+        "runbookUrl": "https://example.com/runbooks",
+    },
     "crds": {"keep": True},
     "imagePullSecrets": ["registry"],
 }
@@ -94,8 +101,9 @@ def test_lint(system: System) -> None:
 def test_the_api_server_accepts_every_object(system: System, values: dict[str, Any]) -> None:
     """A server-side dry run, strict about unknown fields."""
     # The CRD is the running release's own, and a dry run may not take it over.
-    # The kind PodMonitor is the Prometheus Operator's, which is not installed here.
-    monitoring = {**values.get("monitoring", {}), "podMonitor": False}
+    # These kinds are the Prometheus Operator's, which is not installed here.
+    absent = {"podMonitor": False, "serviceMonitor": False, "prometheusRule": False}
+    monitoring = {**values.get("monitoring", {}), **absent}
     rendered = render(system, {**values, "crds": {"enabled": False}, "monitoring": monitoring})
     kinds = {item["kind"] for item in yaml.safe_load_all(rendered) if item}
     assert {"Deployment", "Role", "RoleBinding", "ServiceAccount", "ConfigMap", "Job"} <= kinds
@@ -228,6 +236,9 @@ def test_bad_values_are_refused_by_name(system: System, values: dict[str, Any], 
         ("get", "secrets", "kube-system", False),
         ("create", "rolebindings.rbac.authorization.k8s.io", USERS_NAMESPACE, False),
         ("list", "namespaces", "", False),
+        ("create", "leases.coordination.k8s.io", OPERATOR_NAMESPACE, True),
+        ("update", "leases.coordination.k8s.io", OPERATOR_NAMESPACE, False),
+        ("create", "leases.coordination.k8s.io", USERS_NAMESPACE, False),
         ("list", "customresourcedefinitions.apiextensions.k8s.io", "", False),
     ],
 )

@@ -26,6 +26,7 @@ from .database import Database, DatabaseError
 from .desired import APPLIED_DIGEST, DATABASE_URL, Object, Secrets, desired_objects, route_of
 from .drift import contains
 from .events import events
+from .metrics import Metrics
 from .naming import child_name
 from .pods import pod_trouble
 from .resource import GROUP, UserRealtime, parse_resource
@@ -101,6 +102,7 @@ class Reconciler:
         resource: Callable[[str, str], Mapping[str, Any] | None],
         child: Callable[[ChildKey], Mapping[str, Any] | None],
         wake: Callable[[User], None],
+        metrics: Metrics,
         now: Callable[[], datetime] = _now,
         roles: Roles | None = None,
     ) -> None:
@@ -110,6 +112,7 @@ class Reconciler:
         self._resource = resource
         self._child = child
         self._wake = wake
+        self._metrics = metrics
         self._now = now
         self._rollouts = Rollouts(config.relay.max_concurrent_rollouts)
         self._registered: dict[str, str] = {}
@@ -199,6 +202,7 @@ class Reconciler:
             await self._roles.sweep(scope, with_roles - existing, self._settled)
         for uid in registered - existing:
             await self._database.forget(uid)
+            self._metrics.swept.inc()
             logger.info("removed the log of a deleted resource (uid %s)", uid)
 
     def is_registered(self, uid: str) -> bool:
@@ -226,6 +230,7 @@ class Reconciler:
                 await self._database.register(resource.uid, self._scope(resource.namespace), resource.user_id)
                 self._registered[resource.uid] = resource.namespace
         except DatabaseError as error:
+            self._metrics.database_failures.inc()
             return Finding(False, "DatabaseUnavailable", str(error))
         return Finding(True, "Registered", "the user's log is in the database")
 

@@ -16,6 +16,7 @@ from userrealtime_operator.api import Api, ApiError
 from userrealtime_operator.config import Config
 from userrealtime_operator.database import Database, DatabaseError
 from userrealtime_operator.desired import Object
+from userrealtime_operator.metrics import Metrics
 from userrealtime_operator.naming import child_name
 from userrealtime_operator.reconcile import DATABASE_RETRY_S, PODS_FIRST_S, PODS_LAST_S, ChildKey, Reconciler
 from userrealtime_operator.rotation import REQUEST
@@ -128,6 +129,7 @@ class World:
             self.resource,
             self.child,
             lambda user: self.woken.append(user.name),
+            Metrics(),
             now=lambda: self.time,
         )
 
