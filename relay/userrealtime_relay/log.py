@@ -55,6 +55,7 @@ set tcp_keepalives_count = 3
 _TRANSACTION_SETTINGS: Final = f"set local statement_timeout = {_STATEMENT_TIMEOUT}"
 
 _SUBMIT: Final = "select userrealtime.submit($1, $2, $3, $4::text::jsonb)"
+_PRESENT: Final = "select userrealtime.present($1, $2, $3)"
 _OPEN: Final = "select head, earliest, epoch, channel from userrealtime.open($1)"
 
 _PAGE: Final = "select epoch, id, event, at, data from userrealtime.page($1, $2, $3, $4)"
@@ -151,6 +152,10 @@ class Log:
             # The kind alone: what Postgres says may quote the data.
             raise Refused(f"this cannot be stored: {type(error).__name__}") from None
         return int(row[0])
+
+    async def present(self, instance: str, clients: int | None) -> None:
+        """Say how many clients this pod has; None when it goes."""
+        await self._fetch(_PRESENT, self._user_id, instance, clients)
 
     async def listen(self, channel: str, wake: Callable[[], None]) -> None:
         """Call `wake` at each notification, and once when the connection is lost."""

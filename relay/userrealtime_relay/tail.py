@@ -149,6 +149,26 @@ class Tail:
                 _logger.warning("cannot store a message", extra={"fields": {"error": type(error).__name__}})
                 raise Unavailable("the database did not answer; repeat it with the same ref") from None
 
+    async def reachable(self) -> None:
+        """Wait, without limit, until Postgres answers."""
+        await self._reach()
+
+    async def present(self, instance: str, clients: int | None) -> None:
+        """Say how many clients this pod has.
+
+        Raises:
+            Unavailable: Postgres is away, or did not take it.
+        """
+        log = self._log
+        if log is None:
+            raise Unavailable("the database is away")
+        try:
+            await log.present(instance, clients)
+        except ERRORS as error:
+            if not isinstance(error, asyncpg.PostgresError):
+                self._give_up(log)
+            raise Unavailable(type(error).__name__) from None
+
     async def run(self) -> None:
         """Follow the log until cancelled."""
         while True:

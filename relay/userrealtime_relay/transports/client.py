@@ -83,6 +83,8 @@ class Clients:
         self.metrics = metrics
         self.verify = TokenVerifier(config)
         self.draining = False
+        self.changed: Callable[[], None] = lambda: None
+        """Called when a client has got a place, or left."""
         self._tasks: dict[Client, asyncio.Task[Any]] = {}
         self._admitted: set[Client] = set()
         metrics.connections.set_function(lambda: len(self._admitted))
@@ -135,6 +137,7 @@ class Clients:
         finally:
             del self._tasks[client]
             self._admitted.discard(client)
+            self.changed()
 
     async def submit(self, submission: Submission) -> int:
         """Store what a client published; see `Tail.submit`."""
@@ -160,6 +163,7 @@ class Clients:
         if len(self._admitted) >= self.config.max_connections:
             return False
         self._admitted.add(client)
+        self.changed()
         self.metrics.accepted.inc()
         return True
 
