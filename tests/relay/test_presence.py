@@ -90,3 +90,10 @@ async def test_a_schema_without_it_disturbs_nobody(migrated: Database, connectio
         assert (await receive(alice))["type"] == "event"
         await asyncio.sleep(0.5)
         assert relay.hindrance is None
+
+
+async def test_one_user_cannot_fill_the_table(migrated: Database, connection: asyncpg.Connection) -> None:
+    for number in range(100):
+        await connection.execute("select userrealtime.present($1, $2, 1)", USER, f"pod-{number}")
+    kept = await connection.fetch("select instance from userrealtime.presence order by seen_at")
+    assert [row[0] for row in kept] == [f"pod-{number}" for number in range(84, 100)]

@@ -40,8 +40,15 @@ begin
     on conflict on constraint presence_pkey do update
     set clients = excluded.clients, seen_at = excluded.seen_at,
         since = case when (p.clients > 0) = (excluded.clients > 0) then p.since else excluded.since end;
-    -- Pods that are long dead. Few, so that one role cannot fill the table with instances for good.
-    delete from userrealtime.presence p where p.user_id = present.user_id and p.seen_at < now() - interval '1 hour';
+    -- Pods that are long dead; and no more than a few, lest a role fill the table with instances.
+    delete from userrealtime.presence p
+    where p.user_id = present.user_id and (
+        p.seen_at < now() - interval '1 hour'
+        or p.instance in (
+            select o.instance from userrealtime.presence o
+            where o.user_id = present.user_id order by o.seen_at desc, o.instance offset 16
+        )
+    );
 end
 $$;
 comment on function userrealtime.present is

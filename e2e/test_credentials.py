@@ -1,0 +1,93 @@
+"""What is in a pod's Secret, in the wrong hands; and that it is replaced without anybody noticing."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import Callable
+from urllib.parse import urlsplit
+
+import asyncpg
+
+from tests.operator.attacks import REFUSED
+
+from .client import ResumingClient
+from .system import System
+from .test_faults import assert_all_arrived, publishing
+
+MakeUser = Callable[..., str]
+APPLICATION = """
+create table if not exists public.orders (id int);
+create sequence if not exists public.numbers;
+"""
+
+
+def secret_url(system: System, user: str) -> str:
+    """The database URL that a user's pod has."""
+    secret = system.get("secret", system.get("urt", user)["status"]["name"])
+    return base64.b64decode(secret["data"]["DATABASE_URL"]).decode()
+
+
+async def connect_as(system: System, user: str, database_url: str) -> asyncpg.Connection:
+    """A connection with what is in a user's Secret, to the database as it is reached from this machine."""
+    theirs, ours = urlsplit(secret_url(system, user)), urlsplit(database_url)
+    netloc = f"{theirs.username}:{theirs.password}@{ours.hostname}:{ours.port}"
+    return await asyncpg.connect(theirs._replace(netloc=netloc).geturl(), timeout=10)
+
+
+async def test_a_stolen_secret_opens_one_users_log_alone(
+    system: System, users: MakeUser, database: asyncpg.Connection, database_url: str
+) -> None:
+    alice, bob = users("alice"), users("bob")
+    assert urlsplit(secret_url(system, alice)).username != urlsplit(system.database.url).username
+    await database.execute(APPLICATION)
+    await database.execute(
+        "select userrealtime.publish(u, 'of ' || u), userrealtime.submit(u, 'ref', 'x') from unnest($1::text[]) u",
+        [alice, bob],
+    )
+    thief = await connect_as(system, alice, database_url)
+    try:
+        bobs = urlsplit(secret_url(system, bob)).username
+        await thief.execute("select set_config('test.bob', $1, false)", bobs)
+        for table in ("event", "log"):
+            seen = {row[0] for row in await thief.fetch(f"select user_id from userrealtime.{table}")}
+            assert seen == {alice}, table
+        allowed = []
+        for statement in REFUSED:
+            # The statements speak of users called alice and bob.
+            theirs = statement.replace("'alice'", f"'{alice}'").replace("'bob'", f"'{bob}'")
+            try:
+                await thief.execute(theirs)
+            except asyncpg.InsufficientPrivilegeError:
+                continue
+            except asyncpg.PostgresError as error:
+                allowed.append(f"{theirs}: {error!r}")
+            else:
+                allowed.append(theirs)
+            finally:
+                await thief.execute("rollback")
+        assert allowed == []
+    finally:
+        await thief.close(timeout=5)
+        await database.execute("drop table public.orders; drop sequence public.numbers")
+
+
+async def test_a_database_password_is_replaced_under_a_connected_client(
+    system: System, users: MakeUser, database_url: str
+) -> None:
+    alice = users("alice")
+    before = secret_url(system, alice)
+    async with ResumingClient(system.websocket_url(alice), system.token(alice)) as client:
+        async with publishing(database_url, alice) as publisher:
+            await client.wait_for_more(50)
+            request = "userrealtime.dev/rotate-database-password=now"
+            await asyncio.to_thread(system.kubectl, "annotate", "urt", alice, request)
+            await client.wait_for_connections(2, timeout=90)
+            await asyncio.to_thread(system.wait_ready, alice)
+            await client.wait_for_more(50)
+        await assert_all_arrived(client, publisher, database_url, alice)
+    assert secret_url(system, alice) != before
+    assert client.connections == 2
+    connection = await connect_as(system, alice, database_url)
+    assert await connection.fetchval("select count(*) from userrealtime.log") == 1
+    await connection.close(timeout=5)
