@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import json
 import os
 import struct
 from collections.abc import AsyncIterator
@@ -192,3 +193,19 @@ async def test_many_half_open_handshakes_leave_nothing(migrated: Database) -> No
         for _ in range(10):
             answers = await asyncio.gather(*(said(relay, half) for _ in range(200)))
             assert set(answers) == {b""}
+
+
+# --- haste
+
+
+async def test_what_comes_with_the_handshake_is_heard(migrated: Database) -> None:
+    """A client may not wait for the answer before it authenticates. It must not be forgotten for that."""
+    async with process(migrated.url) as relay:
+        await relay.wait_for("connected to Postgres")
+        reader, writer = await asyncio.open_connection("127.0.0.1", relay.ws_port)
+        hello = json.dumps({"type": "auth", "token": token()}).encode()
+        writer.write(f"GET /ws HTTP/1.1\r\nHost: relay\r\n{GOOD_KEY}\r\n".encode() + frame(0x81, hello))
+        async with asyncio.timeout(PATIENCE_S):
+            answer = await reader.readuntil(b'"connected"')
+        assert answer.startswith(b"HTTP/1.1 101")
+        writer.transport.abort()
