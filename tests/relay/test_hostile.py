@@ -117,13 +117,14 @@ async def test_requests_a_byte_at_a_time_and_silence_are_cut(migrated: Database)
     "request_bytes",
     [
         b"GET /" + b"x" * (1 << 20) + b" HTTP/1.1\r\nHost: relay\r\n\r\n",
+        b"GET /" + b"x" * 40_000 + b" HTTP/1.1\r\nHost: relay\r\n\r\n",
         b"GET /ws HTTP/1.1\r\nHost: relay\r\nX: " + b"x" * (1 << 20) + b"\r\n\r\n",
         b"GET /ws HTTP/1.1\r\nHost: relay\r\n" + b"X: y\r\n" * 100_000 + b"\r\n",
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(1000),
         b"GET /x HTTP/1.1\r\nHost: relay\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
         b"GET /x HTTP/1.1\r\nHost: relay\r\n\r\n" + b"\x00garbage\r\n\r\n" * 1000,
     ],
-    ids=["line", "header", "headers", "tls", "two-lengths", "pipelined"],
+    ids=["line", "line-of-one-read", "header", "headers", "tls", "two-lengths", "pipelined"],
 )
 async def test_a_request_that_is_none_is_refused(migrated: Database, request_bytes: bytes) -> None:
     async with unharmed(migrated.url) as relay:

@@ -21,7 +21,7 @@ from uvicorn.server import ServerState
 from .client import UNSENT_LIMIT, WRITE_LIMIT
 
 MAX_REQUEST_HEAD: Final = 16 << 10
-"""Bytes of a request's line and headers; over it, 400."""
+"""Bytes of a request's line and headers; over twice as many, always 400."""
 BACKLOG: Final = 512
 KEEP_ALIVE: Final = 5
 """Seconds that a connection may be idle after a response; a new one costs a client little."""
@@ -105,6 +105,17 @@ class Connection(H11Protocol):
             self._limited("connections")
             transport.abort()
         self._expect_request()
+
+    def data_received(self, data: bytes) -> None:
+        # In pieces: h11 measures a head only while it is not complete, and one read may bring far more.
+        for begin in range(0, len(data), MAX_REQUEST_HEAD):
+            if self.transport.is_closing():
+                return
+            protocol = self.transport.get_protocol()
+            if protocol is not self:
+                cast(asyncio.Protocol, protocol).data_received(data[begin:])
+                return
+            super().data_received(data[begin : begin + MAX_REQUEST_HEAD])
 
     def handle_websocket_upgrade(self, event: h11.Request) -> None:
         super().handle_websocket_upgrade(event)
