@@ -61,6 +61,8 @@ async def measure(
         cpu = 0 if (os.cpu_count() or 1) > 1 else None
         async with running(peer, command, url, user, cpu) as server:
             feed = Feed(connection, user, server)
+            await feed.publish(feed.next_numbers(1000))
+            await feed.analyze()
             crowd = f"{size.crowd:,}"
             await note(
                 (Row("memory, idle", "MiB", False), Row(f"memory a connection, of {crowd}", "KiB", False)),
@@ -84,6 +86,7 @@ async def measure(
                 )
                 if feed.last < size.catch_up:
                     await feed.publish(feed.next_numbers(size.catch_up - feed.last))
+                await feed.analyze()
                 await note((Row(f"catch-up of {size.catch_up:,}", "events/s", True),), workloads.catch_up(server, feed))
     finally:
         await connection.close(timeout=5)

@@ -1,8 +1,8 @@
 """The load clients: the same bare WebSocket client for every server, which counts events without parsing them.
 
 Each event of a benchmark carries `@@@` once and nothing else does, not even the head of a frame, so that events are
-counted by counting bytes, at gigabytes a second: the client is not what is measured. One client of each run parses all
-that it receives, and checks that it has every number once, in order.
+counted by counting bytes, at gigabytes a second: the client is not what is measured. One client of each run keeps all
+that it receives, and afterwards reads the numbers in it: each must be there once, in order.
 """
 
 from __future__ import annotations
@@ -45,11 +45,10 @@ def text_frame(text: str) -> bytes:
 
 
 class Client(asyncio.Protocol):
-    """One connection. `events` counts; `numbers` holds the numbers if the client was told to check them."""
+    """One connection. `events` counts what arrives; with `check`, all of it is kept for `numbers`."""
 
     def __init__(self, dialect: Dialect, port: int, *, check: bool = False, since: int | None = None) -> None:
         self.events = 0
-        self.numbers: list[int] = []
         self.latencies: list[float] = []
         self.started: dict[int, float] | None = None
         self._dialect, self._port, self._check, self._since = dialect, port, check, since
@@ -58,6 +57,7 @@ class Client(asyncio.Protocol):
         self._head = bytearray()
         self._edge = b""  # a mark may have begun here
         self._tail = b""  # and an event here
+        self._kept: list[bytes] = []
         loop = asyncio.get_running_loop()
         self.ready: asyncio.Future[None] = loop.create_future()
         self._wanted: list[tuple[int, asyncio.Future[None]]] = []
@@ -86,6 +86,11 @@ class Client(asyncio.Protocol):
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._wanted.append((count, future))
         await asyncio.wait_for(future, timeout_s)
+
+    @property
+    def numbers(self) -> list[int]:
+        """The numbers of the events received, in order, if the client was told to check them."""
+        return _numbers(b"".join(self._kept))
 
     def abort(self) -> None:
         """Cut the connection, without a word."""
@@ -118,8 +123,10 @@ class Client(asyncio.Protocol):
         data = self._edge + data
         self._edge = data[-(len(MARK) - 1) :]
         new = data.count(MARK)
-        if self._check or self.started is not None:
-            self._read_numbers(data[edge:], now)
+        if self._check:
+            self._kept.append(data[edge:])
+        if self.started is not None:
+            self._time(self.started, data[edge:], now)
         if new:
             self.events += new
             for wanted in [w for w in self._wanted if self.events >= w[0]]:
@@ -155,14 +162,12 @@ class Client(asyncio.Protocol):
         self.ready.set_result(None)
         return rest
 
-    def _read_numbers(self, data: bytes, now: float) -> None:
+    def _time(self, started: dict[int, float], data: bytes, now: float) -> None:
         # What has its mark is whole enough: the number stands before it.
-        data = self._tail + data
-        whole, found, self._tail = data.rpartition(MARK)
-        if not found:
-            return
-        numbers = [int(number) for number in _NUMBER.findall(whole)]
-        if self._check:
-            self.numbers += numbers
-        if self.started is not None:
-            self.latencies += [now - self.started[number] for number in numbers if number in self.started]
+        whole, found, self._tail = (self._tail + data).rpartition(MARK)
+        if found:
+            self.latencies += [now - started[number] for number in _numbers(whole) if number in started]
+
+
+def _numbers(data: bytes) -> list[int]:
+    return [int(number) for number in _NUMBER.findall(data)]

@@ -96,13 +96,11 @@ def _node(script: str) -> Callable[[], list[str]]:
         if shutil.which("node") is None or shutil.which("npm") is None:
             raise Unavailable("node and npm are not installed")
         # Not in the source tree: the packages are this machine's, not the project's.
-        home = cache("bench", "node", "package.json").parent
-        for file in NODE.iterdir():
-            if file.is_file():
-                shutil.copy2(file, home)
-        if not (home / "node_modules" / "ws").exists():
-            print("▸ npm install (some seconds) …", flush=True)
-            _quietly(["npm", "install", "--no-audit", "--no-fund", "--no-package-lock"], cwd=home, limit_s=300)
+        home = cache("bench", f"node-{source_hash(NODE)}", "package.json").parent
+        if not (home / "node_modules" / ".package-lock.json").exists():  # which npm writes last
+            print("▸ npm ci (some seconds) …", flush=True)
+            shutil.copytree(NODE, home, dirs_exist_ok=True, ignore=shutil.ignore_patterns("node_modules"))
+            _quietly(["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"], cwd=home, limit_s=300)
         return ["node", str(home / script)]
 
     return prepare

@@ -229,15 +229,13 @@ class Tail:
                 continue  # `locate` found, meanwhile, that the log is another one, or has lost its beginning
             if page and page[0].number != after + 1:
                 ring.skip_to(page[0].number - 1)
-            size = 0
-            for event in page:
-                frame = encode_event(*event)
-                ring.append(event.number, frame, event.at)
-                size += len(frame)
-            if page:
-                self._changed()
+            if not page:
+                break
+            frames = [encode_event(*event) for event in page]
+            ring.extend(page[0].number, frames, [event.at for event in page])
+            self._changed()
             # A frame is longer than its data, so a page that was cut short is always recognized.
-            more = len(page) == PAGE_EVENTS or size >= PAGE_BYTES
+            more = len(page) == PAGE_EVENTS or sum(map(len, frames)) >= PAGE_BYTES
         if self._opened.epoch is None and self._ring.head > 0:
             await self._reopen(log)  # the first event of a user makes the log, and its epoch
 
@@ -252,6 +250,7 @@ class Tail:
                 page = await log.page(after, max_events=PAGE_EVENTS, max_bytes=max_bytes)
             if len(page) == PAGE_EVENTS and self._readers == 1:
                 self._ahead = _Ahead(_Page(log, page[-1].number, max_bytes))
+                await asyncio.sleep(0)  # so that Postgres is asked before the caller begins
             return page
         finally:
             self._readers -= 1

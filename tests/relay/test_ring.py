@@ -18,7 +18,7 @@ def filled(count: int, *, head: int = 0, size: int = 1, max_events: int = 10, ma
     """A ring after `count` events; each frame is the last digit of its number, `size` times."""
     ring = Ring(head, max_events=max_events, max_bytes=max_bytes)
     for number in range(head + 1, head + 1 + count):
-        ring.append(number, str(number % 10).encode() * size, at(number))
+        ring.extend(number, [str(number % 10).encode() * size], [at(number)])
     return ring
 
 
@@ -50,8 +50,8 @@ def test_a_frame_bigger_than_a_batch_is_a_batch() -> None:
 def test_a_cursor_ahead_of_the_ring_has_nothing_to_read_yet() -> None:
     ring = filled(2)
     assert ring.read(3, 100) == Batch(b"", 3)
-    ring.append(3, b"3", at(3))
-    ring.append(4, b"4", at(4))
+    ring.extend(3, [b"3"], [at(3)])
+    ring.extend(4, [b"4"], [at(4)])
     assert ring.read(3, 100) == Batch(b"4", 4)
 
 
@@ -70,10 +70,10 @@ def test_the_oldest_go_when_they_are_too_big() -> None:
 
 def test_an_event_bigger_than_the_ring_is_kept_until_the_next() -> None:
     ring = filled(2)
-    ring.append(3, b"x" * 5000, at(3))
+    ring.extend(3, [b"x" * 5000], [at(3)])
     assert (ring.first, ring.head, ring.bytes) == (3, 3, 5000)
     assert ring.read(2, 10) == Batch(b"x" * 5000, 3)
-    ring.append(4, b"4", at(4))
+    ring.extend(4, [b"4"], [at(4)])
     assert (ring.first, ring.head, ring.bytes) == (4, 4, 1)
 
 
@@ -81,7 +81,7 @@ def test_an_event_bigger_than_the_ring_is_kept_until_the_next() -> None:
 def test_only_the_next_event_is_taken(number: int) -> None:
     ring = filled(3)
     with pytest.raises(ValueError, match=f"event {number} cannot follow event 3"):
-        ring.append(number, b"", at(0))
+        ring.extend(number, [b""], [at(0)])
     assert ring.read(0, 100) == Batch(b"123", 3)
 
 
@@ -90,8 +90,24 @@ def test_skipping_empties_the_ring() -> None:
     ring.skip_to(20)
     assert (ring.first, ring.head, len(ring), ring.bytes) == (21, 20, 0, 0)
     assert not ring.holds_after(5)
-    ring.append(21, b"1", at(21))
+    ring.extend(21, [b"1"], [at(21)])
     assert ring.read(20, 100) == Batch(b"1", 21)
+
+
+def test_no_more_is_let_go_of_than_must_be() -> None:
+    ring = filled(3, size=10, max_bytes=40)
+    ring.extend(4, [b"4" * 10, b"5" * 10], [at(4), at(5)])
+    assert (ring.first, ring.bytes) == (2, 40)
+
+
+def test_those_at_one_place_share_one_batch() -> None:
+    ring = filled(5)
+    batch = ring.read(1, 3)
+    assert ring.read(1, 3) is batch
+    ring.extend(6, [b"6"], [at(6)])
+    assert ring.read(1, 100) == Batch(b"23456", 6)
+    ring.skip_to(8)
+    assert ring.read(1, 100) is None
 
 
 @given(
@@ -100,17 +116,20 @@ def test_skipping_empties_the_ring() -> None:
     max_events=st.integers(1, 12),
     max_bytes=st.integers(1, 100),
     chunk=st.integers(1, 60),
+    page=st.integers(1, 30),
 )
 def test_whoever_reads_gets_each_frame_once_in_order_or_is_told(
-    head: int, sizes: list[int], max_events: int, max_bytes: int, chunk: int
+    head: int, sizes: list[int], max_events: int, max_bytes: int, chunk: int, page: int
 ) -> None:
     ring = Ring(head, max_events=max_events, max_bytes=max_bytes)
     log = {head + place: bytes([place % 256]) * size for place, size in enumerate(sizes, 1)}
-    for number, frame in log.items():
-        ring.append(number, frame, at(number))
+    for first in range(head + 1, head + len(sizes) + 1, page):
+        numbers = [number for number in range(first, first + page) if number in log]
+        ring.extend(first, [log[number] for number in numbers], [at(number) for number in numbers])
         assert len(ring) <= max_events
         assert ring.bytes == sum(len(log[kept]) for kept in range(ring.first, ring.head + 1))
         assert ring.bytes <= max_bytes or len(ring) == 1
+        assert [ring.time(kept) for kept in range(ring.first, ring.head + 1)] == [*range(ring.first, ring.head + 1)]
     for start in range(head, head + len(sizes) + 1):
         cursor, got = start, b""
         while (batch := ring.read(cursor, chunk)) is not None and batch.cursor != cursor:
