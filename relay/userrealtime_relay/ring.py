@@ -47,8 +47,8 @@ class Ring:
         return self.head + 1 - self.first
 
     @property
-    def bytes(self) -> int:
-        """The size of the frames held."""
+    def size(self) -> int:
+        """Bytes of the frames held."""
         return self._end - self._begin
 
     def extend(self, number: int, frames: Sequence[bytes], times: Sequence[str]) -> None:

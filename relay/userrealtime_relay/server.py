@@ -57,7 +57,7 @@ class Relay:
         self.clients.changed = self._presence.changed
         self._draining = False
         self.metrics.ring_events.set_function(lambda: len(self.tail.ring))
-        self.metrics.ring_bytes.set_function(lambda: self.tail.ring.bytes)
+        self.metrics.ring_bytes.set_function(lambda: self.tail.ring.size)
         self.metrics.ready.set_function(lambda: self.hindrance is None)
 
     @property

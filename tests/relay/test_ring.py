@@ -24,7 +24,7 @@ def filled(count: int, *, head: int = 0, size: int = 1, max_events: int = 10, ma
 
 def test_a_new_ring_is_empty_and_knows_where_it_is() -> None:
     ring = filled(0, head=7)
-    assert (ring.head, ring.first, len(ring), ring.bytes) == (7, 8, 0, 0)
+    assert (ring.head, ring.first, len(ring), ring.size) == (7, 8, 0, 0)
     assert ring.read(7, 100) == Batch(b"", 7)
     assert ring.read(6, 100) is None
 
@@ -57,7 +57,7 @@ def test_a_cursor_ahead_of_the_ring_has_nothing_to_read_yet() -> None:
 
 def test_the_oldest_go_when_there_are_too_many() -> None:
     ring = filled(25)
-    assert (ring.first, ring.head, len(ring), ring.bytes) == (16, 25, 10, 10)
+    assert (ring.first, ring.head, len(ring), ring.size) == (16, 25, 10, 10)
     assert ring.read(15, 100) == Batch(b"6789012345", 25)
     assert ring.read(14, 100) is None
     assert ring.time(16) == 16.0
@@ -65,16 +65,16 @@ def test_the_oldest_go_when_there_are_too_many() -> None:
 
 def test_the_oldest_go_when_they_are_too_big() -> None:
     ring = filled(8, size=300)
-    assert (ring.first, ring.head, ring.bytes) == (6, 8, 900)
+    assert (ring.first, ring.head, ring.size) == (6, 8, 900)
 
 
 def test_an_event_bigger_than_the_ring_is_kept_until_the_next() -> None:
     ring = filled(2)
     ring.extend(3, [b"x" * 5000], [at(3)])
-    assert (ring.first, ring.head, ring.bytes) == (3, 3, 5000)
+    assert (ring.first, ring.head, ring.size) == (3, 3, 5000)
     assert ring.read(2, 10) == Batch(b"x" * 5000, 3)
     ring.extend(4, [b"4"], [at(4)])
-    assert (ring.first, ring.head, ring.bytes) == (4, 4, 1)
+    assert (ring.first, ring.head, ring.size) == (4, 4, 1)
 
 
 @pytest.mark.parametrize("number", [0, 3, 5])
@@ -88,7 +88,7 @@ def test_only_the_next_event_is_taken(number: int) -> None:
 def test_skipping_empties_the_ring() -> None:
     ring = filled(5)
     ring.skip_to(20)
-    assert (ring.first, ring.head, len(ring), ring.bytes) == (21, 20, 0, 0)
+    assert (ring.first, ring.head, len(ring), ring.size) == (21, 20, 0, 0)
     assert not ring.holds_after(5)
     ring.extend(21, [b"1"], [at(21)])
     assert ring.read(20, 100) == Batch(b"1", 21)
@@ -97,7 +97,7 @@ def test_skipping_empties_the_ring() -> None:
 def test_no_more_is_let_go_of_than_must_be() -> None:
     ring = filled(3, size=10, max_bytes=40)
     ring.extend(4, [b"4" * 10, b"5" * 10], [at(4), at(5)])
-    assert (ring.first, ring.bytes) == (2, 40)
+    assert (ring.first, ring.size) == (2, 40)
 
 
 def test_those_at_one_place_share_one_batch() -> None:
@@ -127,8 +127,8 @@ def test_whoever_reads_gets_each_frame_once_in_order_or_is_told(
         numbers = [number for number in range(first, first + page) if number in log]
         ring.extend(first, [log[number] for number in numbers], [at(number) for number in numbers])
         assert len(ring) <= max_events
-        assert ring.bytes == sum(len(log[kept]) for kept in range(ring.first, ring.head + 1))
-        assert ring.bytes <= max_bytes or len(ring) == 1
+        assert ring.size == sum(len(log[kept]) for kept in range(ring.first, ring.head + 1))
+        assert ring.size <= max_bytes or len(ring) == 1
         assert [ring.time(kept) for kept in range(ring.first, ring.head + 1)] == [*range(ring.first, ring.head + 1)]
     for start in range(head, head + len(sizes) + 1):
         cursor, got = start, b""
