@@ -3,7 +3,6 @@ import { WebSocketServer } from "ws";
 import { openLog } from "./log.mjs";
 
 const log = await openLog(process.env.DATABASE_URL, process.env.USER_ID);
-const server = new WebSocketServer({ port: Number(process.env.PORT), host: "127.0.0.1", perMessageDeflate: false });
 const live = new Set();
 
 function sent(socket, text) {
@@ -15,6 +14,15 @@ function sent(socket, text) {
   return new Promise((resolve) => socket.send(text, resolve));
 }
 
+// First, so that nobody connects before events are followed.
+await log.follow((events) => {
+  for (const event of events) {
+    const text = JSON.stringify(event);
+    for (const socket of live) socket.send(text);
+  }
+});
+
+const server = new WebSocketServer({ port: Number(process.env.PORT), host: "127.0.0.1", perMessageDeflate: false });
 server.on("connection", async (socket, request) => {
   socket.on("error", () => {});
   const since = new URL(request.url, "http://localhost").searchParams.get("since");
@@ -24,10 +32,4 @@ server.on("connection", async (socket, request) => {
   socket.on("close", () => live.delete(socket));
 });
 
-await log.follow((events) => {
-  for (const event of events) {
-    const text = JSON.stringify(event);
-    for (const socket of live) socket.send(text);
-  }
-});
 console.log("listening");
