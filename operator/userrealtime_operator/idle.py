@@ -1,7 +1,7 @@
 """When a user may sleep. Pure: no cluster, no database, no clock.
 
-A user sleeps once nothing has needed the pod for `after` seconds: no client, no wake request, no pod that has yet to say
-how many clients it has. What is not known counts as a reason to stay awake.
+A user sleeps once nothing has needed the pod for `after` seconds: no client, no wake request, no pod that has yet to
+say how many clients it has. What is not known counts as a reason to stay awake.
 """
 
 from __future__ import annotations
