@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from ..naming import child_name
-from ..rollouts import User
+from userrealtime_operator.naming import child_name
+from userrealtime_operator.rollouts import User
 
 
 class Target(NamedTuple):

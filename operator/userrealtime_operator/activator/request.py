@@ -1,8 +1,8 @@
 """One HTTP request, read and written anew. No I/O.
 
-A proxy in front may keep a connection open and send the requests of several users over it, and two readers may disagree
-where one request ends. So h11 reads a connection's first request strictly, and the pod gets that one alone, written anew
-from its parts, with its length said in one way. Nothing that comes after it is looked at.
+A proxy in front may keep a connection open and send the requests of several users over it, and two readers may
+disagree where one request ends. So h11 reads a connection's first request strictly, and the pod gets that one alone, written
+anew from its parts, with its length said in one way. Nothing that comes after it is looked at.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ MAX_BODY_BYTES: Final = 1 << 20
 TRANSPORTS: Final = {"/ws": b"GET", "/sse": b"GET", "/poll": b"GET", "/publish": b"POST"}
 # RFC 9110, 7.6.1, and the fields that frame a body: these are between two ends of one connection.
 _OF_CONNECTION: Final = frozenset(
-    (b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade")
-    + (b"content-length", b"expect")
+    b"connection keep-alive proxy-connection te trailer transfer-encoding upgrade content-length expect".split()
 )
 
 

@@ -40,7 +40,9 @@ class Wakes:
         max_waiting: how many may wait for one user, and `max_users` for how many users.
     """
 
-    def __init__(self, cluster: Cluster, patience_s: float = 30, max_waiting: int = 1000, max_users: int = 1000) -> None:
+    def __init__(
+        self, cluster: Cluster, patience_s: float = 30, max_waiting: int = 1000, max_users: int = 1000
+    ) -> None:
         self._cluster = cluster
         self._patience_s = patience_s
         self._max_waiting = max_waiting
