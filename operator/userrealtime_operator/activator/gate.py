@@ -31,7 +31,7 @@ from userrealtime_relay.session import SUBPROTOCOL, Code
 
 from .directory import Directory, Target
 from .request import BadRequest, Reader, Request
-from .wakes import WakeFailed, Wakes
+from .wakes import Address, WakeFailed, Wakes
 
 CHUNK_BYTES: Final = 64 << 10
 MAX_HELD_BYTES: Final = 128 << 10

@@ -1,8 +1,8 @@
 """One HTTP request, read and written anew. No I/O.
 
 A proxy in front may keep a connection open and send the requests of several users over it, and two readers may
-disagree where one request ends. So h11 reads a connection's first request strictly, and the pod gets that one alone, written
-anew from its parts, with its length said in one way. Nothing that comes after it is looked at.
+disagree where one request ends. So h11 reads a connection's first request strictly, and the pod gets that one alone,
+written anew from its parts, with its length said in one way. Nothing that comes after it is looked at.
 """
 
 from __future__ import annotations
