@@ -91,7 +91,7 @@ class Gate:
         self._held: Counter[Target] = Counter()
         self._server: asyncio.Server
         self.outcomes: Counter[str] = Counter()
-        """How many connections ended as carried, stranger, unauthorized, refused, failed or crowded."""
+        """How many connections were carried, stranger, unauthorized, refused, failed, crowded, gone or drained."""
 
     @property
     def connections(self) -> int:
@@ -123,23 +123,27 @@ class Gate:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101  (asyncio runs this in a task of its own)
         self._tasks.add(task)
-        connection = _Connection(reader, writer)
-        outcome = "failed"
+        try:
+            await self._answer(_Connection(reader, writer))
+        except asyncio.CancelledError:
+            self.outcomes["drained"] += 1  # and no more: asyncio's streams take a cancelled task for a fault
+        except Exception:
+            self.outcomes["failed"] += 1
+            _logger.exception("a connection failed")
+        finally:
+            self._tasks.discard(task)
+            writer.close()
+
+    async def _answer(self, connection: _Connection) -> None:
         try:
             outcome = await self._carry(connection)
         except _Refused as refused:
-            outcome = refused.outcome
+            self.outcomes[refused.outcome] += 1
             await connection.refuse(refused)
         except (OSError, EOFError, TimeoutError):
-            pass  # the peer has gone, or says nothing
-        except asyncio.CancelledError:
-            outcome = "drained"
-        except Exception:
-            _logger.exception("a connection failed")
-        finally:
+            self.outcomes["gone"] += 1  # the peer, or it says nothing
+        else:
             self.outcomes[outcome] += 1
-            self._tasks.discard(task)
-            writer.close()
 
     async def _carry(self, connection: _Connection) -> str:
         if len(self._tasks) > self._limits.connections:
@@ -350,7 +354,9 @@ class _Connection:
             down = asyncio.create_task(copy(pod_reader, self._writer))
             up = asyncio.create_task(copy(self._reader, pod_writer))
             try:
-                await asyncio.wait([down, up], return_when=asyncio.FIRST_COMPLETED)
+                done, _ = await asyncio.wait([down, up], return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()
             finally:
                 for task in (down, up):
                     task.cancel()

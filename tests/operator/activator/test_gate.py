@@ -79,7 +79,7 @@ async def test_a_poll_gets_what_came_while_asleep(migrated: Database, connection
 
 
 async def test_a_publish_arrives_whole(migrated: Database, connection: asyncpg.Connection) -> None:
-    body = json.dumps({"event": "x", "data": {"text": "y" * 20_000}}).encode()
+    body = json.dumps({"ref": "1", "event": "x", "data": {"text": "y" * 20_000}}).encode()
     headers = {**SERVICE, "Content-Type": "application/json"}
     async with gate(migrated.url) as (opened, _):
         answer = await request(opened.port, "/publish", method="POST", headers=headers, body=body)
