@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help up down test relay lint unit e2e soak lock venv
+.PHONY: help up down test relay lint unit e2e soak bench lock venv
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ e2e: venv ## Tests on a real cluster
 
 soak: venv ## New plans of faults for SOAK_MINUTES (60), until one fails
 	@$(BIN)/python -m tests.faults --minutes $${SOAK_MINUTES:-60}
+
+bench: venv ## The relay beside ws, Socket.IO, Centrifugo and AnyCable, in one run (about 10 minutes)
+	@$(BIN)/python -m bench.relay
 
 lock: venv ## Pin the dependencies again, from pyproject.toml
 	@$(BIN)/uv pip compile -q pyproject.toml --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --upgrade --all-extras -o locks/dev.txt

@@ -64,9 +64,9 @@ class System:
         """Delete a UserRealtime and wait until it is gone."""
         self.kubectl("delete", "urt", name, "--ignore-not-found", "--timeout=60s", timeout=90)
 
-    def kubectl(self, *arguments: str, timeout: float = 60) -> str:
+    def kubectl(self, *arguments: str, input: str | None = None, timeout: float = 60) -> str:
         """kubectl in the namespace of the users."""
-        return self.cluster.kubectl("-n", USERS_NAMESPACE, *arguments, timeout=timeout)
+        return self.cluster.kubectl("-n", USERS_NAMESPACE, *arguments, input=input, timeout=timeout)
 
     def get(self, kind: str, name: str) -> dict[str, Any]:
         """An object of the users' namespace."""
@@ -108,6 +108,29 @@ class System:
         key = base64.b64decode(secret["data"][reference["key"]]).decode()
         payload = {"sub": resource["spec"]["userId"], "exp": int(time.time()) + TOKEN_LIFETIME_S, **claims}
         return jwt.encode(payload, key, algorithm="HS256")
+
+    def may(self, account: str, verb: str, resource: str, namespace: str) -> bool:
+        """Whether RBAC lets an account do something. `resource` is as in `deployments.apps` or `pods/exec`; an empty
+        namespace means all of them, or the cluster's own resources."""
+        plural, _, subresource = resource.partition("/")
+        plural, _, group = plural.partition(".")
+        review = {
+            "apiVersion": "authorization.k8s.io/v1",
+            "kind": "SubjectAccessReview",
+            "spec": {
+                "user": account,
+                "resourceAttributes": {
+                    "verb": verb,
+                    "group": group,
+                    "resource": plural,
+                    "subresource": subresource,
+                    "namespace": namespace,
+                },
+            },
+        }
+        answer = json.loads(self.cluster.kubectl("create", "-f", "-", "-o", "json", input=json.dumps(review)))
+        allowed: bool = answer["status"]["allowed"]
+        return allowed
 
     def restart_postgres(self) -> None:
         """End the server as a crash would, and wait until its container has restarted and answers."""
@@ -153,16 +176,21 @@ def install(cluster: Provider) -> System:
     database = postgres.deploy(cluster, references["userrealtime-postgres"])
     system = System(cluster, database, values_for(cluster, references))
     with step("userrealtime", usual="15 s", hint="look at the pods of the namespace userrealtime"):
-        cluster.apply(NAMESPACES)
-        secret = {
-            "apiVersion": "v1",
-            "kind": "Secret",
-            "metadata": {"name": DATABASE_SECRET, "namespace": OPERATOR_NAMESPACE},
-            "stringData": {"DATABASE_URL": database.url},
-        }
-        cluster.apply(json.dumps(secret))
+        prepare(system)
         upgrade(system, system.values)
     return system
+
+
+def prepare(system: System) -> None:
+    """What the chart expects: the namespaces, and the Secret with the database's URL."""
+    system.cluster.apply(NAMESPACES)
+    secret = {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": DATABASE_SECRET, "namespace": OPERATOR_NAMESPACE},
+        "stringData": {"DATABASE_URL": system.database.url},
+    }
+    system.cluster.apply(json.dumps(secret))
 
 
 def uninstall(cluster: Provider) -> None:
@@ -178,10 +206,10 @@ def uninstall(cluster: Provider) -> None:
         cluster.kubectl("delete", "namespace", *names, "--ignore-not-found", timeout=180)
 
 
-def upgrade(system: System, values: dict[str, Any]) -> None:
+def upgrade(system: System, values: dict[str, Any], chart: Path = CHART) -> None:
     """Install the chart, or upgrade it, with these values (JSON is YAML); waits for the operator."""
     system.cluster.helm(
-        *("upgrade", "--install", RELEASE, str(CHART), "--namespace", OPERATOR_NAMESPACE),
+        *("upgrade", "--install", RELEASE, str(chart), "--namespace", OPERATOR_NAMESPACE),
         *("--values", "-", "--wait", "--timeout", "180s"),
         input=json.dumps(values),
         timeout=240,

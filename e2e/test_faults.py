@@ -129,7 +129,7 @@ async def test_the_operator_is_away_while_children_vanish(system: System, users:
                 patch = '{"spec": {"selector": {"app": "nobody"}}}'
                 await asyncio.to_thread(system.kubectl, "patch", "service", name, "--type=merge", "-p", patch)
             finally:
-                await asyncio.to_thread(system.cluster.kubectl, *operator, "--replicas=1")
+                await asyncio.to_thread(system.cluster.kubectl, *operator, "--replicas=2")
 
             def mended() -> bool:
                 try:

@@ -1,27 +1,61 @@
-"""The Grafana dashboard asks for metrics that the relay has."""
+"""The Grafana dashboards and the alerts ask for metrics that exist, and every alert has its runbook."""
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
-from userrealtime_relay.metrics import Metrics
+import pytest
+import yaml
 
-DASHBOARD = Path(__file__).parents[1] / "charts" / "userrealtime" / "dashboards" / "relays.json"
-METRIC = re.compile(r"userrealtime_relay_\w+")
+from userrealtime_operator import metrics as operator
+from userrealtime_relay import metrics as relay
+
+ROOT = Path(__file__).parents[1]
+CHART = ROOT / "charts" / "userrealtime"
+METRIC = re.compile(r"userrealtime_(?:relay|operator)_\w+")
 
 
-def exposed() -> set[str]:
-    """The metrics of a relay, by the names that Prometheus stores them under."""
-    types = re.findall(r"^# TYPE (\S+) (\S+)$", Metrics().expose().decode(), re.MULTILINE)
+def exposed(expose: Callable[[], bytes]) -> set[str]:
+    """The metrics, by the names that Prometheus stores them under, those of the process aside."""
+    types = re.findall(r"^# TYPE (userrealtime_\S+) (\S+)$", expose().decode(), re.MULTILINE)
     suffixes = {"histogram": ("_bucket", "_sum", "_count"), "counter": ("",), "gauge": ("",)}
     return {name + suffix for name, kind in types for suffix in suffixes[kind] if not name.endswith("_created")}
 
 
-def test_every_metric_of_the_dashboard_exists_and_none_is_forgotten() -> None:
-    panels = json.loads(DASHBOARD.read_text())["panels"]
+@pytest.mark.parametrize(
+    ("dashboard", "expose"), [("relays", relay.Metrics().expose), ("operator", operator.Metrics().expose)]
+)
+def test_every_metric_of_the_dashboard_exists_and_none_is_forgotten(
+    dashboard: str, expose: Callable[[], bytes]
+) -> None:
+    panels = json.loads((CHART / "dashboards" / f"{dashboard}.json").read_text())["panels"]
     asked = {name for panel in panels for target in panel["targets"] for name in METRIC.findall(target["expr"])}
-    assert asked <= exposed()
-    families = {re.sub("_(bucket|sum|count)$", "", name) for name in exposed()}
+    there = exposed(expose)
+    assert asked <= there
+    families = {re.sub("_(bucket|sum|count)$", "", name) for name in there}
     assert families == {re.sub("_bucket$", "", name) for name in asked}
+
+
+RULES = [
+    rule for group in yaml.safe_load((CHART / "files" / "alerts.yaml").read_text())["groups"] for rule in group["rules"]
+]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["alert"])
+def test_every_alert_asks_for_what_exists_and_has_a_runbook(rule: dict[str, str | dict[str, str]]) -> None:
+    assert isinstance(rule["expr"], str)
+    asked = set(METRIC.findall(rule["expr"]))
+    assert asked
+    assert asked <= exposed(operator.Metrics().expose) | exposed(relay.Metrics().expose)
+    annotations = rule["annotations"]
+    assert isinstance(annotations, dict)
+    base, _, anchor = annotations["runbook_url"].partition("#")
+    assert (base, anchor) == ("RUNBOOKS", str(rule["alert"]).lower())
+
+
+def test_every_runbook_is_that_of_an_alert() -> None:
+    sections = re.findall(r"^## (.+)$", (ROOT / "docs" / "runbooks.md").read_text(), re.MULTILINE)
+    assert sections == [rule["alert"] for rule in RULES]

@@ -45,11 +45,16 @@ BASE_WITHOUT = ("usr/share/doc", "usr/share/man", "usr/share/locale", "var/cache
 
 @dataclass(frozen=True)
 class Source:
-    """What an image is made from, beside its base. Paths from the repository's root."""
+    """What an image is made from, beside its base. Paths from `root`, by default this repository's."""
 
     name: str
     dockerfile: str
     inputs: Sequence[str]
+    root: Path | None = None
+
+    @property
+    def directory(self) -> Path:
+        return self.root or REPOSITORY
 
 
 SOURCES = (
@@ -68,7 +73,7 @@ SOURCES = (
 )
 
 
-def load(cluster: Provider) -> dict[str, str]:
+def load(cluster: Provider, sources: Iterable[Source] = SOURCES) -> dict[str, str]:
     """Build what has changed and make all images available to the cluster's pods.
 
     Returns:
@@ -77,7 +82,7 @@ def load(cluster: Provider) -> dict[str, str]:
     Raises:
         ClusterError: a build failed, or neither Docker nor buildah is there.
     """
-    return {image.name: cluster.load_image(image) for image in build()}
+    return {image.name: cluster.load_image(image) for image in build(sources)}
 
 
 def build(sources: Iterable[Source] = SOURCES) -> list[Image]:
@@ -91,7 +96,7 @@ def _build(sources: Iterable[Source]) -> list[Image]:
     base, base_version = builder.base()
     images = []
     for source in sources:
-        inputs = [REPOSITORY / path for path in (source.dockerfile, *source.inputs)]
+        inputs = [source.directory / path for path in (source.dockerfile, *source.inputs)]
         digest = hashlib.sha256(f"{base_version}\0{source_hash(*inputs)}".encode()).hexdigest()[:12]
         image = Image(source.name, digest, cache("images", f"{source.name}-{digest}.tar"))
         if not image.archive.exists():
@@ -126,7 +131,7 @@ class Docker:
         command += _build_arguments(base)
         command += [f"--secret={secret}" for secret in secrets]
         environment = {**os.environ, "DOCKER_BUILDKIT": "1"}
-        current.run([*command, "."], cwd=REPOSITORY, env=environment, timeout=BUILD_LIMIT)
+        current.run([*command, "."], cwd=source.directory, env=environment, timeout=BUILD_LIMIT)
         current.run(["docker", "save", "--output", archive, image.local_reference], timeout=600)
 
     def push(self, current: Step, image: Image, reference: str) -> None:
@@ -154,7 +159,7 @@ class Buildah:
         command = self._command("build", "--isolation=chroot", "--layers", "--pull=missing")
         command += ["--file", source.dockerfile, "--tag", image.local_reference, *_build_arguments(base)]
         command += [f"--secret={secret}" for secret in secrets]
-        current.run([*command, "."], cwd=REPOSITORY, timeout=BUILD_LIMIT)
+        current.run([*command, "."], cwd=source.directory, timeout=BUILD_LIMIT)
         target = f"oci-archive:{archive}:{image.local_reference}"
         current.run(self._command("push", "--disable-compression", image.local_reference, target), timeout=600)
         # The storage is ours to tidy; what the layers of this image share with older ones stays.

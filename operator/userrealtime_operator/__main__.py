@@ -14,6 +14,7 @@ from . import __version__
 from .migrate import MigrationError, migrate
 
 LIVENESS_PORT = 8080
+METRICS_PORT = 8081
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -28,11 +29,34 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     run = commands.add_parser("run", help="watch UserRealtime resources until stopped")
     run.add_argument("--config", type=Path, required=True, help="the configuration file (YAML)")
+    run.add_argument(
+        "--lease",
+        type=_place,
+        metavar="NAMESPACE/NAME",
+        help="the Lease to hold while working, so that several replicas may run (default: none, run only one)",
+    )
+    run.add_argument(
+        "--health-port", type=int, default=LIVENESS_PORT, metavar="PORT", help="of /healthz (default: %(default)s)"
+    )
+    run.add_argument(
+        "--metrics-port",
+        type=int,
+        default=METRICS_PORT,
+        metavar="PORT",
+        help="of /metrics and /readyz (default: %(default)s)",
+    )
     migration = commands.add_parser("migrate", help="install or upgrade the schema of the log, then exit")
     migration.add_argument(
         "--wait", type=float, default=60, metavar="SECONDS", help="how long to wait for the database (default: 60)"
     )
     return parser
+
+
+def _place(text: str) -> tuple[str, str]:
+    namespace, _, name = text.partition("/")
+    if not namespace or not name or "/" in name:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAMESPACE/NAME")
+    return namespace, name
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,11 +81,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"userrealtime-operator: bad configuration in {options.config}:\n{error}", file=sys.stderr)
         return 2
     try:
-        run(config, f"http://0.0.0.0:{LIVENESS_PORT}/healthz")
+        return run(config, f"http://0.0.0.0:{options.health_port}/healthz", options.lease, options.metrics_port)
     except ApiError as error:
         print(f"userrealtime-operator: {error}", file=sys.stderr)
         return 1
-    return 0
 
 
 def _migrate(patience_s: float) -> int:

@@ -6,8 +6,11 @@ go through as they are.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
+import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -20,7 +23,12 @@ from kubernetes.aio.config import ConfigException, load_incluster_config, load_k
 from .desired import MANAGER, Object
 from .resource import API_VERSION, PLURAL
 
-REQUEST_TIMEOUT_S = 30
+REQUEST_TIMEOUT_S = 30.0
+
+LEASES = ("coordination.k8s.io/v1", "leases")
+
+Observer = Callable[[str, str, int, float], None]
+"""Told of every request: its method, resource, HTTP status (0 without an answer) and seconds."""
 
 # The kinds that the operator makes, each with its API version and plural.
 CHILD_KINDS = {
@@ -46,21 +54,34 @@ def _path(api_version: str, plural: str, namespace: str, *rest: str) -> str:
     return f"{root}/{'/'.join(parts)}"
 
 
+def _resource(path: str) -> str:
+    """The resource that a path is about, subresource included: `deployments`, `userrealtimes/status`."""
+    _, found, rest = path.partition("?")[0].partition("/namespaces/")
+    parts = rest.split("/")[1:]
+    return "/".join(parts[:1] + parts[2:]) if found else "discovery"
+
+
 class Api:
     """One connection pool to the API server. An async context manager.
 
     `cluster` tells this cluster from others: a digest of the certificate authority of its API server, which can be
     known without any right. A cluster with a new authority counts as another one.
+
+    `seconds_to_write` says in how many seconds a write that begins now must be over; none begins when it says 0.
     """
 
-    def __init__(self, configuration: Configuration) -> None:
+    seconds_to_write: Callable[[], float]
+
+    def __init__(self, configuration: Configuration, observe: Observer | None = None) -> None:
+        self.seconds_to_write = lambda: REQUEST_TIMEOUT_S
+        self._observe = observe
         self._client = ApiClient(configuration)
         authority = configuration.ssl_ca_cert
         identity = Path(authority).read_bytes() if authority else configuration.host.encode()
         self.cluster = hashlib.sha256(identity).hexdigest()[:32]
 
     @classmethod
-    async def connect(cls) -> Self:
+    async def connect(cls, observe: Observer | None = None) -> Self:
         """From the pod's service account, or from the kubeconfig of whoever runs this outside a cluster.
 
         Raises:
@@ -74,7 +95,7 @@ class Api:
                 await load_kube_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
             except ConfigException as error:
                 raise ApiError(0, f"no service account and no usable kubeconfig: {error}") from None
-        return cls(configuration)
+        return cls(configuration, observe)
 
     async def __aenter__(self) -> Self:
         return self
@@ -150,6 +171,38 @@ class Api:
         found = await self._request("GET", _path(API_VERSION, PLURAL, namespace), accept=accept)
         return {item["metadata"]["uid"] for item in found["items"] or ()}  # null where there is none
 
+    async def has_resources(self, namespace: str) -> bool:
+        """Whether a namespace has any UserRealtime."""
+        accept = "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io"
+        found = await self._request("GET", _path(API_VERSION, PLURAL, namespace) + "?limit=1", accept=accept)
+        return bool(found["items"])
+
+    async def get_lease(self, namespace: str, name: str) -> Object | None:
+        """A Lease as it is now, None where there is none."""
+        try:
+            return await self._request("GET", _path(*LEASES, namespace, name))
+        except ApiError as error:
+            if error.status == 404:
+                return None
+            raise
+
+    async def put_lease(self, namespace: str, name: str, previous: Object | None, spec: Object) -> Object:
+        """Create a Lease, or replace the one read as `previous`; gives it as stored.
+
+        Raises:
+            ApiError: with status 409 if somebody else was quicker.
+        """
+        api_version, plural = LEASES
+        version = {} if previous is None else {"resourceVersion": previous["metadata"]["resourceVersion"]}
+        lease = {
+            "apiVersion": api_version,
+            "kind": "Lease",
+            "metadata": {"name": name, "namespace": namespace, **version},
+            "spec": spec,
+        }
+        method, rest = ("POST", ()) if previous is None else ("PUT", (name,))
+        return await self._request(method, _path(api_version, plural, namespace, *rest), lease)
+
     async def child_kinds(self) -> dict[str, tuple[str, str]]:
         """Those of CHILD_KINDS that this cluster has: not every one has the Gateway API."""
         kinds = {}
@@ -172,17 +225,39 @@ class Api:
         content_type: str = "application/json",
         accept: str = "application/json",
     ) -> Object:
+        limit = REQUEST_TIMEOUT_S
+        if method != "GET":
+            limit = min(limit, self.seconds_to_write())
+            if limit <= 0:
+                raise ApiError(0, "not written, as this operator does not hold the lease")
+        started = time.perf_counter()
+        status = 0
+        try:
+            status, answer = await self._exchange(method, path, body, content_type, accept, limit)
+        finally:
+            if self._observe is not None:
+                self._observe(method, _resource(path), status, time.perf_counter() - started)
+        if status >= 400:
+            raise ApiError(status, answer.get("message") or f"HTTP {status}")
+        return answer
+
+    async def _exchange(
+        self, method: str, path: str, body: Object | str | None, content_type: str, accept: str, limit: float
+    ) -> tuple[int, Object]:
         headers = {"Accept": accept, "Content-Type": content_type}
         request = await self._client.param_serialize(
             method, path, query_params=[], header_params=headers, body=body, auth_settings=["BearerToken"]
         )
         try:
-            response = await self._client.call_api(*request, _request_timeout=REQUEST_TIMEOUT_S)
-            content = await response.read()  # type: ignore[no-untyped-call]
+            # Over all of it: the client's own limit does not include the body of the answer.
+            async with asyncio.timeout(limit):
+                response = await self._client.call_api(*request, _request_timeout=limit)
+                content = await response.read()  # type: ignore[no-untyped-call]
         except (OSError, TimeoutError) as error:  # aiohttp's connection errors are OSErrors
             raise ApiError(0, f"no answer from the API server: {error or type(error).__name__}") from None
-        answer: Any = json.loads(content) if content else {}
-        if response.status >= 400:
-            raise ApiError(response.status, answer.get("message") or f"HTTP {response.status}")
-        result: Object = answer
-        return result
+        status: int = response.status
+        try:
+            answer: Any = json.loads(content) if content else {}
+        except ValueError:  # a proxy's page, or the plain text of an overloaded server
+            answer = {"message": content[:200].decode(errors="replace").strip()}
+        return status, answer

@@ -2,6 +2,8 @@
 
 Handlers write nothing and never fail; all work is done by the queue's workers, with retries of our own. `on.event` is
 used since it leaves no annotation and no finalizer on anybody's objects.
+
+Several replicas may run: each fills its caches and its queue, and the one that holds the Lease works (`election`).
 """
 
 from __future__ import annotations
@@ -10,15 +12,23 @@ import asyncio
 import contextlib
 import enum
 import logging
-from collections.abc import Mapping
+import os
+import secrets
+import socket
+import time
+from collections.abc import Coroutine, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import kopf
 
 from .api import Api, ApiError
 from .config import Config, RouteType
-from .database import Database
+from .database import Database, DatabaseError
 from .desired import MANAGED_BY
+from .election import Election
+from .endpoints import serve
+from .lease import Settings
+from .metrics import Metrics
 from .naming import child_name
 from .reconcile import ChildKey, Reconciler
 from .resource import GROUP, PLURAL, VERSION
@@ -30,6 +40,7 @@ from .workqueue import WorkQueue
 logger = logging.getLogger(__name__)
 
 WORKERS = 8
+WARM_INTERVAL_S = 1.0
 SWEEP_INTERVAL_S = 300.0
 PRUNE_INTERVAL_S = 60.0
 Place = tuple[str, str]
@@ -68,21 +79,31 @@ def _trimmed(body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Operator:
-    """The running operator: caches, queue, and the tasks that work on it."""
+    """The running operator: caches, queue, and the tasks that work on it.
 
-    def __init__(self, config: Config, child_kinds: ChildKinds) -> None:
+    `lease` is the namespace and name of the Lease to hold while working; without one, this is the only operator.
+    `stopped` is set when it cannot go on.
+    """
+
+    def __init__(self, config: Config, child_kinds: ChildKinds, lease: Place | None, port: int) -> None:
         self._config = config
         self._child_kinds = child_kinds
+        self._lease = lease
+        self._port = port
+        self.stopped = asyncio.Event()
         self._resources: kopf.Index[Place, Mapping[str, Any]]
         self._owners: kopf.Index[Place, str]
         self._children: kopf.Index[ChildKey, Mapping[str, Any]]
         self._stack = contextlib.AsyncExitStack()
-        self._workers: asyncio.Task[None] | None = None
-        self._queue: WorkQueue[Task] = WorkQueue(self._work)
-        self._reconciler: Reconciler
+        self._tasks: list[asyncio.Task[None]] = []
+        self._metrics = Metrics()
+        self._queue: WorkQueue[Task] = WorkQueue(self._work, self._metrics.wait.observe, self._metrics.retries.inc)
+        self._api: Api
         self._database: Database
+        self._reconciler: Reconciler
         self._scopes: list[str]
         self._caches_are_full = False
+        self._is_warm = False
 
     def register(self, registry: kopf.OperatorRegistry) -> None:
         """Tell kopf what to watch."""
@@ -99,23 +120,91 @@ class Operator:
 
     async def _startup(self, **kwargs: Any) -> None:
         self._resources, self._owners, self._children = kwargs["resources"], kwargs["owners"], kwargs["children"]
-        api = await self._stack.enter_async_context(await Api.connect())
-        database = await self._stack.enter_async_context(Database(self._config.database_url))
-        self._database, self._scopes = database, [f"{api.cluster}/{each}" for each in self._config.namespaces]
-        self._reconciler = Reconciler(
-            self._config, api, database, self._resource, self._child, self._wake, roles=Roles(database)
-        )
-        self._workers = asyncio.create_task(self._queue.run(WORKERS), name="workers")
+        self._api = await self._stack.enter_async_context(await Api.connect(self._metrics.request))
+        self._database = await self._stack.enter_async_context(Database(self._config.database_url))
+        self._scopes = [f"{self._api.cluster}/{namespace}" for namespace in self._config.namespaces]
+        self._reconciler = self._new_reconciler()
+        await self._stack.enter_async_context(serve("0.0.0.0", self._port, self._expose, lambda: self._is_warm))  # noqa: S104
+        self._start(self._warm(), "warm")
+        if self._lease is None:
+            self._start(self._lead(), "workers")
+        else:
+            # Connections of its own: a renewal waits for no other request.
+            api = await self._stack.enter_async_context(await Api.connect(self._metrics.request))
+            me = f"{os.environ.get('POD_ID') or socket.gethostname()}_{secrets.token_hex(4)}"
+            election = Election(api, *self._lease, me, self._lead, Settings())
+            self._api.seconds_to_write = election.seconds_to_write
+            self._start(election.run(), "election")
+        logger.info("serving %s in %s", f"{PLURAL}.{GROUP}", ", ".join(self._config.namespaces))
+
+    def _start(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.create_task(work, name=name)
+        task.add_done_callback(self._ended)
+        self._tasks.append(task)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.critical("%s failed, which ends this process", task.get_name(), exc_info=error)
+            self.stopped.set()
+
+    async def _cleanup(self, **_: Any) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._stack.aclose()
+
+    async def _warm(self) -> None:
+        """Notice when the caches are full: at the first event, or when there is nothing to make one."""
+        while not self._caches_are_full:
+            try:
+                if not any([await self._api.has_resources(namespace) for namespace in self._config.namespaces]):
+                    break
+            except ApiError as error:
+                logger.warning("not ready yet: %s", error)
+            await asyncio.sleep(WARM_INTERVAL_S)
+        self._is_warm = True
+
+    async def _lead(self) -> None:
+        """Work until cancelled. What an earlier term knew of the database and of rollouts is forgotten."""
+        self._reconciler = self._new_reconciler()
         for namespace in self._config.namespaces:
             self._queue.add(Task(Kind.SWEEP, namespace))
         self._queue.add(Task(Kind.PRUNE))
-        logger.info("serving %s in %s", f"{PLURAL}.{GROUP}", ", ".join(self._config.namespaces))
+        if self._caches_are_full:
+            self._resume_rollouts()
+            for namespace, name in self._resources:
+                self._queue.add(Task(Kind.RESOURCE, namespace, name))
+        self._metrics.leader.set(1)
+        try:
+            await self._queue.run(WORKERS)
+        finally:
+            self._metrics.leader.set(0)
 
-    async def _cleanup(self, **_: Any) -> None:
-        if self._workers is not None:
-            self._workers.cancel()
-            await asyncio.gather(self._workers, return_exceptions=True)
-        await self._stack.aclose()
+    def _new_reconciler(self) -> Reconciler:
+        return Reconciler(
+            self._config,
+            self._api,
+            self._database,
+            self._resource,
+            self._child,
+            self._wake,
+            self._metrics,
+            roles=Roles(self._database),
+        )
+
+    def _resume_rollouts(self) -> None:
+        self._reconciler.resume_rollouts(body for bodies in self._resources.values() for body in bodies)
+
+    def _expose(self) -> bytes:
+        self._metrics.depth.set(len(self._queue))
+        self._metrics.count_resources(self._conditions())
+        return self._metrics.expose()
+
+    def _conditions(self) -> Iterator[tuple[str, str]]:
+        for place in self._resources:
+            for body in self._resources.get(place, ()):
+                for condition in body.get("status", {}).get("conditions", ()):
+                    yield condition["type"], condition["status"]
 
     # The caches. kopf fills them wholly before it calls the first event handler.
 
@@ -144,9 +233,14 @@ class Operator:
 
     # The triggers.
 
+    def _note_full_caches(self) -> None:
+        if not self._caches_are_full:
+            self._caches_are_full = True
+            self._resume_rollouts()
+
     async def _resource_changed(self, *, namespace: str | None, name: str, event: kopf.RawEvent, **_: Any) -> None:
         assert namespace is not None  # noqa: S101  (the CRD is namespaced)
-        self._caches_are_full = True
+        self._note_full_caches()
         if event["type"] == "DELETED":
             self._queue.add(Task(Kind.SWEEP, namespace))
         else:
@@ -154,6 +248,7 @@ class Operator:
 
     async def _child_changed(self, *, namespace: str | None, name: str, **_: Any) -> None:
         assert namespace is not None  # noqa: S101  (all kinds of children are namespaced)
+        self._note_full_caches()
         # By name, not by owner reference: that one may be what somebody has just removed.
         owners = self._owners.get((namespace, name), ())
         for resource in owners:
@@ -164,6 +259,19 @@ class Operator:
     # The work.
 
     async def _work(self, task: Task) -> float | None:
+        started, result = time.perf_counter(), "error"
+        try:
+            look_again = await self._do(task)
+            result = "success"
+        except DatabaseError:
+            self._metrics.database_failures.inc()
+            raise
+        finally:
+            self._metrics.reconciles.labels(task.kind, result).inc()
+            self._metrics.duration.labels(task.kind).observe(time.perf_counter() - started)
+        return look_again
+
+    async def _do(self, task: Task) -> float | None:
         match task.kind:
             case Kind.RESOURCE:
                 return await self._reconciler.reconcile(task.namespace, task.name)
@@ -194,14 +302,17 @@ def framework_settings(child_kinds: ChildKinds) -> kopf.OperatorSettings:
         group, _separator, version = api_version.rpartition("/")
         # Other people's Secrets are none of our business: they do not leave the API server.
         settings.watching.label_selectors[group, version, plural] = selector
-    # One instance, by the chart: peering with equal priorities would freeze both.
+    # Replicas agree by a Lease of our own: peering with equal priorities would freeze both.
     settings.peering.standalone = True
     # Namespaces and CRDs are known beforehand, so that no right to list those of the cluster is needed.
     settings.scanning.disabled = True
     # Our own Events, where there are any, are written on purpose, not made from log lines.
     settings.posting.enabled = False
-    # Without a limit, a start with thousands of resources opens as many workers at once.
-    settings.queueing.worker_limit = 50
+    # No limit on kopf's workers, one an object: at a start each waits until all objects are indexed, so that with a
+    # limit and more objects than that, no start would ever end.
+    settings.queueing.worker_limit = None
+    # They end soon, as they only add a key to our queue.
+    settings.queueing.idle_timeout = 0.02
     # A watch whose server died silently ends by itself.
     settings.watching.server_timeout = 240
     settings.watching.connect_timeout = 10
@@ -216,15 +327,19 @@ async def _child_kinds(config: Config) -> ChildKinds:
     return kinds
 
 
-def run(config: Config, liveness_url: str) -> None:
-    """Run the operator until it is told to stop. `liveness_url` is where kopf answers the kubelet's probe.
+def run(config: Config, liveness_url: str, lease: Place | None, port: int) -> int:
+    """Run the operator until it is told to stop; the exit status.
+
+    `liveness_url` is where kopf answers the kubelet's probe, `port` where `/metrics` and `/readyz` are. `lease`: see
+    `Operator`.
 
     Raises:
         ApiError: the API server does not answer, or lacks what the configuration asks for.
     """
     registry = kopf.OperatorRegistry()
     child_kinds = asyncio.run(_child_kinds(config))
-    Operator(config, child_kinds).register(registry)
+    operator = Operator(config, child_kinds, lease, port)
+    operator.register(registry)
 
     @kopf.on.login(registry=registry)
     def login(**kwargs: Any) -> kopf.ConnectionInfo | None:
@@ -235,4 +350,6 @@ def run(config: Config, liveness_url: str) -> None:
         settings=framework_settings(child_kinds),
         namespaces=config.namespaces,
         liveness_endpoint=liveness_url,
+        stop_flag=operator.stopped,
     )
+    return 1 if operator.stopped.is_set() else 0

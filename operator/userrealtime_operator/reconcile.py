@@ -14,7 +14,7 @@ import logging
 import os
 import secrets as random_source
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -26,6 +26,8 @@ from .database import Database, DatabaseError
 from .desired import APPLIED_DIGEST, DATABASE_URL, Object, Secrets, desired_objects, route_of
 from .drift import contains
 from .events import events
+from .metrics import Metrics
+from .naming import child_name
 from .pods import pod_trouble
 from .resource import GROUP, UserRealtime, parse_resource
 from .roles import Roles
@@ -100,6 +102,7 @@ class Reconciler:
         resource: Callable[[str, str], Mapping[str, Any] | None],
         child: Callable[[ChildKey], Mapping[str, Any] | None],
         wake: Callable[[User], None],
+        metrics: Metrics,
         now: Callable[[], datetime] = _now,
         roles: Roles | None = None,
     ) -> None:
@@ -109,6 +112,7 @@ class Reconciler:
         self._resource = resource
         self._child = child
         self._wake = wake
+        self._metrics = metrics
         self._now = now
         self._rollouts = Rollouts(config.relay.max_concurrent_rollouts)
         self._registered: dict[str, str] = {}
@@ -119,6 +123,15 @@ class Reconciler:
         self._settled: dict[str, str] = {}
         """The roles that all pods of a resource use, by its uid; empty with shared credentials."""
         self._instance = os.environ.get("POD_ID") or socket.gethostname()
+
+    def resume_rollouts(self, resources: Iterable[Mapping[str, Any]]) -> None:
+        """Count the users whose old pod serves while the new one does not come yet: to be called once, with all
+        resources, when the caches are full. Otherwise each restart would let in as many users again."""
+        for body in resources:
+            namespace, name = body["metadata"]["namespace"], body["metadata"]["name"]
+            deployment = self._child(ChildKey("Deployment", namespace, child_name(body["spec"]["userId"])))
+            if deployment_ready(deployment).true and deployment_progress(deployment).true:
+                self._rollouts.resume(User(namespace, name))
 
     async def reconcile(self, namespace: str, name: str) -> float | None:
         """Bring one resource's user to the desired state; a number of seconds after which to look again, if any.
@@ -189,6 +202,7 @@ class Reconciler:
             await self._roles.sweep(scope, with_roles - existing, self._settled)
         for uid in registered - existing:
             await self._database.forget(uid)
+            self._metrics.swept.inc()
             logger.info("removed the log of a deleted resource (uid %s)", uid)
 
     def is_registered(self, uid: str) -> bool:
@@ -216,6 +230,7 @@ class Reconciler:
                 await self._database.register(resource.uid, self._scope(resource.namespace), resource.user_id)
                 self._registered[resource.uid] = resource.namespace
         except DatabaseError as error:
+            self._metrics.database_failures.inc()
             return Finding(False, "DatabaseUnavailable", str(error))
         return Finding(True, "Registered", "the user's log is in the database")
 

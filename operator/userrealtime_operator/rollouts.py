@@ -2,7 +2,7 @@
 
 All of them at once would double the pods of the cluster, and have every client reconnect within the same seconds. One
 that does not arrive keeps its turn, so a relay that does not start stops at the first few users, whose old pods go
-on serving. An operator that restarts begins to count anew. Pure.
+on serving. An operator that restarts resumes what it finds under way. Pure.
 """
 
 from __future__ import annotations
@@ -24,6 +24,10 @@ class Rollouts:
         self._limit = limit
         self._active: set[User] = set()
         self._waiting: dict[User, None] = {}
+
+    def resume(self, user: User) -> None:
+        """A user's rollout has begun already, before this was made. Counts, even beyond the limit."""
+        self._active.add(user)
 
     def begin(self, user: User) -> bool:
         """Whether a user's rollout may begin now. If not, `end` will name the user when it is their turn."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Generic, TypeVar
 
@@ -21,17 +22,29 @@ LAST_DELAY_S = 60.0
 class WorkQueue(Generic[Key]):
     """Bounded by the number of distinct keys. `work` is called with one key; an exception brings it back.
 
-    `work` may return a number of seconds after which the key is to come back though it succeeded.
+    `work` may return a number of seconds after which the key is to come back though it succeeded. `waited` is told
+    how many seconds a key waited for a worker, `failed` that one failed.
     """
 
-    def __init__(self, work: Callable[[Key], Awaitable[float | None]]) -> None:
+    def __init__(
+        self,
+        work: Callable[[Key], Awaitable[float | None]],
+        waited: Callable[[float], None] = lambda _seconds: None,
+        failed: Callable[[], None] = lambda: None,
+    ) -> None:
         self._work = work
+        self._waited = waited
+        self._failed = failed
         self._ready: asyncio.Queue[Key] = asyncio.Queue()
-        self._waiting: set[Key] = set()
+        self._waiting: dict[Key, float] = {}
         self._working: set[Key] = set()
         self._again: set[Key] = set()
         self._failures: dict[Key, int] = {}
         self._timers: dict[Key, asyncio.TimerHandle] = {}
+
+    def __len__(self) -> int:
+        """How many keys wait for a worker."""
+        return len(self._waiting)
 
     def add(self, key: Key) -> None:
         """Have a key worked on as soon as a worker is free. Cheap, and safe to call too often."""
@@ -40,39 +53,45 @@ class WorkQueue(Generic[Key]):
         if key in self._working:
             self._again.add(key)
         elif key not in self._waiting:
-            self._waiting.add(key)
+            self._waiting[key] = time.monotonic()
             self._ready.put_nowait(key)
 
     async def run(self, workers: int) -> None:
-        """Work until cancelled, on so many keys at once."""
+        """Work until cancelled, on so many keys at once. May be called again later: no key is forgotten meanwhile."""
+        now = time.monotonic()
+        self._waiting = dict.fromkeys(self._waiting, now)
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(workers):
                     group.create_task(self._worker())
         finally:
-            for timer in self._timers.values():
-                timer.cancel()
-            self._timers.clear()
+            for key in list(self._timers):
+                self.add(key)
 
     async def _worker(self) -> None:
         while True:
             key = await self._ready.get()
-            self._waiting.discard(key)
+            self._waited(time.monotonic() - self._waiting.pop(key))
             self._working.add(key)
             delay: float | None = None
             try:
                 delay = await self._work(key)
                 self._failures.pop(key, None)
+            except asyncio.CancelledError:
+                self._again.add(key)
+                raise
             except Exception as error:
                 delay = self._next_delay(key)
+                self._failed()
                 logger.warning("%s failed, next try in %.1f s: %s", key, delay, error)
                 logger.debug("the failure", exc_info=True)
             finally:
                 self._working.discard(key)
-            if key in self._again:
-                self._again.discard(key)
-                self.add(key)
-            elif delay is not None:
+                again = key in self._again
+                if again:
+                    self._again.discard(key)
+                    self.add(key)
+            if not again and delay is not None:
                 self._timers[key] = asyncio.get_running_loop().call_later(delay, self.add, key)
 
     def _next_delay(self, key: Key) -> float:

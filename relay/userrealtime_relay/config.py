@@ -7,6 +7,7 @@ start is enough. The value of a secret is in no message and in no repr.
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +74,8 @@ class Config:
     """None: as suits the signal."""
     send_timeout: float
     drain_timeout: float
+    instance: str
+    """This pod among those of the user."""
     log_level: str
 
     @classmethod
@@ -109,6 +112,7 @@ class Config:
             poll_interval=read.seconds("POLL_INTERVAL", 15, 0.1, 3600) if read.text("POLL_INTERVAL", "") else None,
             send_timeout=read.seconds("SEND_TIMEOUT", 30, 0.1, 3600),
             drain_timeout=read.seconds("DRAIN_TIMEOUT", 20, 0, 3600),
+            instance=read.text("INSTANCE", socket.gethostname())[:253],
             log_level=read.choice("LOG_LEVEL", "info", LOG_LEVELS),
         )
         if read.problems:

@@ -9,17 +9,23 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from functools import lru_cache
 
 _TEXT_FINAL = 0x81  # RFC 6455, 5.2: FIN, opcode 1
+_SHORT_HEADS = tuple(bytes((_TEXT_FINAL, size)) for size in range(126))
+_medium_head = struct.Struct("!BBH").pack
+_long_head = struct.Struct("!BBQ").pack
 
 
-def encode_event(number: int, event: str, at: datetime, data: str) -> bytes:
-    """The frame of one event. `at` is aware, in any zone; `data` is JSON text."""
-    time = at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-    return encode_text(
-        f'{{"type":"event","id":{number},"event":{json.dumps(event, ensure_ascii=False)},"at":"{time}","data":{data}}}'
-    )
+@lru_cache(maxsize=256)
+def _quoted(event: str) -> str:
+    """The kind of an event as JSON; an application has few of them."""
+    return json.dumps(event, ensure_ascii=False)
+
+
+def encode_event(number: int, event: str, at: str, data: str) -> bytes:
+    """The frame of one event. `at` is RFC 3339; `data` is JSON text."""
+    return encode_text(f'{{"type":"event","id":{number},"event":{_quoted(event)},"at":"{at}","data":{data}}}')
 
 
 def encode_text(text: str) -> bytes:
@@ -27,10 +33,10 @@ def encode_text(text: str) -> bytes:
     payload = text.encode()
     size = len(payload)
     if size < 126:
-        return struct.pack("!BB", _TEXT_FINAL, size) + payload
+        return _SHORT_HEADS[size] + payload
     if size < 1 << 16:
-        return struct.pack("!BBH", _TEXT_FINAL, 126, size) + payload
-    return struct.pack("!BBQ", _TEXT_FINAL, 127, size) + payload
+        return _medium_head(_TEXT_FINAL, 126, size) + payload
+    return _long_head(_TEXT_FINAL, 127, size) + payload
 
 
 def payloads(frames: bytes) -> Iterator[memoryview]:

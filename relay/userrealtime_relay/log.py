@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Callable
-from datetime import datetime
 from typing import Any, Final, NamedTuple, Self
 
 import asyncpg
@@ -56,30 +55,18 @@ set tcp_keepalives_count = 3
 _TRANSACTION_SETTINGS: Final = f"set local statement_timeout = {_STATEMENT_TIMEOUT}"
 
 _SUBMIT: Final = "select userrealtime.submit($1, $2, $3, $4::text::jsonb)"
+_PRESENT: Final = "select userrealtime.present($1, $2, $3)"
 _OPEN: Final = "select head, earliest, epoch, channel from userrealtime.open($1)"
 
-# Walks the primary key one number at a time, so that the server reads, and writes out as text, no event beyond the
-# page's bytes; a plain limit could mean hundreds of events of a megabyte each. Ends at a gap, should there be one.
-# The epoch comes from the same snapshot, in a row of its own if there is no event: a log may be set back at any moment.
-_PAGE: Final = """
-with recursive page (id, event, at, data, events, bytes_before) as (
-    (select id, event, at, data::text, 1, 0::bigint from userrealtime.event
-     where user_id = $1 and id > $2 order by id limit 1)
-    union all
-    select e.id, e.event, e.at, e.data::text, p.events + 1, p.bytes_before + octet_length(p.data)
-    from page p join userrealtime.event e on e.user_id = $1 and e.id = p.id + 1
-    where p.events < $3 and p.bytes_before + octet_length(p.data) < $4
-)
-select o.epoch, id, event, at, data from userrealtime.open($1) o left join page on true order by id
-"""
+_PAGE: Final = "select epoch, id, event, at, data from userrealtime.page($1, $2, $3, $4)"
 
 
 class Event(NamedTuple):
-    """One event of the log; `data` is its JSON text, as Postgres writes it."""
+    """One event of the log, as Postgres writes it: `at` is RFC 3339, in UTC, with microseconds; `data` is JSON."""
 
     number: int
     event: str
-    at: datetime
+    at: str
     data: str
 
 
@@ -145,7 +132,7 @@ class Log:
         rows = await self._fetch(_PAGE, self._user_id, after, max_events, max_bytes)
         if self._epoch not in (None, rows[0]["epoch"]):
             raise LogReplaced("the log is not the one that was opened")
-        return [Event(*row[1:]) for row in rows if row["id"] is not None]
+        return [Event._make(row[1:]) for row in rows if row[1] is not None]
 
     async def _fetch(self, query: str, *arguments: object) -> list[asyncpg.Record]:
         async with self._turn:
@@ -165,6 +152,10 @@ class Log:
             # The kind alone: what Postgres says may quote the data.
             raise Refused(f"this cannot be stored: {type(error).__name__}") from None
         return int(row[0])
+
+    async def present(self, instance: str, clients: int | None) -> None:
+        """Say how many clients this pod has; None when it goes."""
+        await self._fetch(_PRESENT, self._user_id, instance, clients)
 
     async def listen(self, channel: str, wake: Callable[[], None]) -> None:
         """Call `wake` at each notification, and once when the connection is lost."""

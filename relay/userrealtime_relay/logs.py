@@ -13,17 +13,22 @@ import sys
 from datetime import UTC, datetime
 from typing import Any
 
+from . import request_id as request_ids
+
 
 class JsonFormatter(logging.Formatter):
-    """`time`, `level`, `message`, then the record's `fields`, and `error` with its trace if there is an exception."""
+    """`time`, `level`, `message`, `request_id` if it is about a request, then the record's `fields`, and `error` with
+    its trace if there is an exception."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "message": record.getMessage(),
-            **getattr(record, "fields", {}),
         }
+        if request_id := request_ids.current.get():
+            line["request_id"] = request_id
+        line.update(getattr(record, "fields", {}))
         if record.exc_info is not None:
             line["error"] = self.formatException(record.exc_info)
         return json.dumps(line, default=str)

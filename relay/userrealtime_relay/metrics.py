@@ -20,6 +20,8 @@ class Metrics:
         self.connections = self._gauge("connections", "Clients that are authenticated and connected.")
         self.ring_events = self._gauge("ring_events", "Events in the ring.")
         self.ring_bytes = self._gauge("ring_bytes", "Bytes of frames in the ring.")
+        self.lag_events = self._gauge("lag_events", "How far the client that is furthest behind is behind the ring.")
+        self.unsent_bytes = self._gauge("unsent_bytes", "Bytes waiting in the process for clients' sockets.")
         self.accepted = self._counter("accepted", "Clients that were ever authenticated and given a place.")
         self.delivered_events = self._counter("delivered_events", "Events written to sockets, each client counted.")
         self.delivered_bytes = self._counter("delivered_bytes", "Bytes of events written to sockets.")

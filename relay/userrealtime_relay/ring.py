@@ -7,6 +7,7 @@ fallen out, and reads the log instead until it is back.
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import NamedTuple
 
 
@@ -28,13 +29,13 @@ class Ring:
         self.bytes = 0
         self._max_bytes = max_bytes
         self._frames: list[bytes] = [b""] * max_events
-        self._times: list[float] = [0.0] * max_events
+        self._times = [""] * max_events
 
     def __len__(self) -> int:
         return self.head + 1 - self.first
 
-    def append(self, number: int, frame: bytes, time: float) -> None:
-        """Take the next event. `time` is when it happened, in seconds since 1970.
+    def append(self, number: int, frame: bytes, at: str) -> None:
+        """Take the next event. `at` is when it happened (RFC 3339).
 
         Raises:
             ValueError: `number` is not the one after `head`.
@@ -45,7 +46,7 @@ class Ring:
             self._drop_first()
         slot = number % len(self._frames)
         self._frames[slot] = frame
-        self._times[slot] = time
+        self._times[slot] = at
         self.head = number
         self.bytes += len(frame)
         while self.bytes > self._max_bytes and self.first < self.head:
@@ -83,7 +84,7 @@ class Ring:
 
     def time(self, number: int) -> float:
         """When the event `number`, which must be in the ring, happened, in seconds since 1970."""
-        return self._times[number % len(self._times)]
+        return datetime.fromisoformat(self._times[number % len(self._times)]).timestamp()
 
     def _drop_first(self) -> None:
         slot = self.first % len(self._frames)

@@ -21,6 +21,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .config import Config
 from .metrics import CONTENT_TYPE, Metrics
+from .presence import Presence
+from .request_id import HEADER, RequestIds
 from .signals import Signal
 from .signals.choice import choose
 from .tail import Tail
@@ -51,6 +53,8 @@ class Relay:
         self.tail = Tail(config, signal or choose(config), self.metrics)
         self.clients = Clients(config, self.tail, self.metrics)
         self.websockets = WebSockets(self.clients)
+        self._presence = Presence(self.tail, config.instance, lambda: self.clients.connected)
+        self.clients.changed = self._presence.changed
         self._draining = False
         self.metrics.ring_events.set_function(lambda: len(self.tail.ring))
         self.metrics.ring_bytes.set_function(lambda: self.tail.ring.bytes)
@@ -93,6 +97,7 @@ class Relay:
             self._private.close()
             raise
         self.following = asyncio.create_task(self.tail.run())
+        self._telling = asyncio.create_task(self._presence.run())
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -100,6 +105,9 @@ class Relay:
         self._private.close()
         await self.websockets.cut()
         await self.clients.cut()
+        self._telling.cancel()
+        await asyncio.wait([self._telling])
+        await self._presence.leave()
         self.following.cancel()
         await asyncio.wait([self.following])
 
@@ -176,13 +184,13 @@ def _public(config: Config, clients: Clients) -> ASGIApp:
         redirect_slashes=False,
     )
     if not config.allowed_origins:
-        return router
+        return RequestIds(router)
     return CORSMiddleware(
-        router,
+        RequestIds(router),
         allow_origins=config.allowed_origins,
         allow_methods=("GET", "POST"),
-        allow_headers=("Authorization", "Cache-Control", "Content-Type", "Last-Event-ID"),
-        expose_headers=("Retry-After",),
+        allow_headers=("Authorization", "Cache-Control", "Content-Type", "Last-Event-ID", HEADER),
+        expose_headers=("Retry-After", HEADER),
         max_age=PREFLIGHT_AGE,
     )
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 import enum
 import json
 import math
-from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, Final, Literal, NamedTuple
 from urllib.parse import parse_qsl
@@ -165,7 +164,7 @@ class Session:
         self.epoch: str | None = None
         """That of the log when the client was last told of it."""
         self.question: Question | None = None
-        self.submissions: deque[Submission] = deque()
+        self.submissions: list[Submission] = []
         """What the client publishes: to be taken from here, stored, and `settle`d before more is received."""
         self.renewing = False
         """Whether a new token waits for keys: to be asked for, and answered by `renew`."""

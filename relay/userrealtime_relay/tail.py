@@ -16,7 +16,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 import asyncpg
 
@@ -41,6 +41,24 @@ BACKOFF_LAST: Final = 15.0
 _logger = logging.getLogger(__name__)
 
 
+class _Page(NamedTuple):
+    """Which page of a log."""
+
+    log: Log
+    after: int
+    max_bytes: int
+
+
+class _Ahead:
+    """A page that is being read before anybody has asked for it. At most one is kept."""
+
+    def __init__(self, page: _Page) -> None:
+        self.page = page
+        self.task = asyncio.create_task(page.log.page(page.after, max_events=PAGE_EVENTS, max_bytes=page.max_bytes))
+        # Nobody may ever ask for it; whoever does gets the failure.
+        self.task.add_done_callback(lambda task: task.cancelled() or task.exception())
+
+
 class Tail:
     """Follows one user's log. `run` it in one task; the rest may be called from any task of the same loop."""
 
@@ -50,6 +68,7 @@ class Tail:
         self._pooled = {"auto": None, "listen": False, "poll": True}[config.signal]
         self._signal = signal
         self._metrics = metrics
+        self._ahead: _Ahead | None = None
         self._ring = self._new_ring(0)
         self._opened = Opened(0, 1, None, "")
         self.located = False
@@ -61,6 +80,7 @@ class Tail:
         self._caught_up = False
         self._attempt = 0
         self._waiting: set[Callable[[], None]] = set()
+        self._readers = 0
 
     @property
     def ring(self) -> Ring:
@@ -106,7 +126,7 @@ class Tail:
         while True:
             log = await self._reach()
             try:
-                return await log.page(after, max_events=PAGE_EVENTS, max_bytes=max_bytes)
+                return await self._read(log, after, max_bytes)
             except ERRORS:
                 self._give_up(log)
 
@@ -128,6 +148,26 @@ class Tail:
                     self._give_up(log)
                 _logger.warning("cannot store a message", extra={"fields": {"error": type(error).__name__}})
                 raise Unavailable("the database did not answer; repeat it with the same ref") from None
+
+    async def reachable(self) -> None:
+        """Wait, without limit, until Postgres answers."""
+        await self._reach()
+
+    async def present(self, instance: str, clients: int | None) -> None:
+        """Say how many clients this pod has.
+
+        Raises:
+            Unavailable: Postgres is away, or did not take it.
+        """
+        log = self._log
+        if log is None:
+            raise Unavailable("the database is away")
+        try:
+            await log.present(instance, clients)
+        except ERRORS as error:
+            if not isinstance(error, asyncpg.PostgresError):
+                self._give_up(log)
+            raise Unavailable(type(error).__name__) from None
 
     async def run(self) -> None:
         """Follow the log until cancelled."""
@@ -184,7 +224,7 @@ class Tail:
         more = True
         while more:
             ring, after = self._ring, self._ring.head
-            page = await log.page(after, max_events=PAGE_EVENTS, max_bytes=PAGE_BYTES)
+            page = await self._read(log, after, PAGE_BYTES)
             if self._ring is not ring or ring.head != after:
                 continue  # `locate` found, meanwhile, that the log is another one, or has lost its beginning
             if page and page[0].number != after + 1:
@@ -192,7 +232,7 @@ class Tail:
             size = 0
             for event in page:
                 frame = encode_event(*event)
-                ring.append(event.number, frame, event.at.timestamp())
+                ring.append(event.number, frame, event.at)
                 size += len(frame)
             if page:
                 self._changed()
@@ -200,6 +240,21 @@ class Tail:
             more = len(page) == PAGE_EVENTS or size >= PAGE_BYTES
         if self._opened.epoch is None and self._ring.head > 0:
             await self._reopen(log)  # the first event of a user makes the log, and its epoch
+
+    async def _read(self, log: Log, after: int, max_bytes: int) -> list[Event]:
+        """A page of the log. While it is made use of, Postgres reads the next one, if only one is reading."""
+        asked = _Page(log, after, max_bytes)
+        ahead, self._ahead = self._ahead, None
+        self._readers += 1
+        try:
+            page = await ahead.task if ahead is not None and ahead.page == asked else []
+            if not page:  # none then is not none now
+                page = await log.page(after, max_events=PAGE_EVENTS, max_bytes=max_bytes)
+            if len(page) == PAGE_EVENTS and self._readers == 1:
+                self._ahead = _Ahead(_Page(log, page[-1].number, max_bytes))
+            return page
+        finally:
+            self._readers -= 1
 
     async def _reopen(self, log: Log) -> None:
         floor = self._ring.head
@@ -231,6 +286,7 @@ class Tail:
         self._changed()
 
     def _new_ring(self, head: int) -> Ring:
+        self._ahead = None  # it may be of the log as it was
         return Ring(head, max_events=self._config.ring_events, max_bytes=self._config.ring_bytes)
 
     def _changed(self) -> None:
@@ -244,7 +300,7 @@ class Tail:
         return self._log
 
     def _give_up(self, log: Log) -> None:
-        log.abandon()  # which wakes `_follow`, whose next query then fails
+        log.abandon()  # which wakes `_follow`, whose next query then fails, as does what is read ahead
         if self._log is log:
             self._log = None
             self._reachable.clear()

@@ -9,15 +9,25 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from typing import Any, Final, NamedTuple
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, Final, Literal, NamedTuple, get_args
 from urllib.parse import urlencode
 
-from websockets.asyncio.client import ClientConnection, connect
+from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage
 
+from tests.relay.http_client import Stream, exchange
+
+Transport = Literal["websocket", "sse", "poll"]
+TRANSPORTS: Final[tuple[Transport, ...]] = get_args(Transport)
 PING_S: Final = 1.0
 OPEN_S: Final = 2.0
 RETRY_S: Final = 0.1
+POLL_S: Final = 1
+SILENCE_S: Final = 3.0
+"""After which a stream without a keep-alive, or a poll without an answer, is given up."""
 
 
 class Asked(NamedTuple):
@@ -55,14 +65,10 @@ class Place:
             self.cursor = message["id"]
 
 
-class Client:
-    """One client, for as long as `run` runs.
+class Client(ABC):
+    """One client, for as long as `run` runs. Each transport resumes in its own way."""
 
-    Args:
-        by_header: send cursor and epoch as `Last-Event-ID` and in the URL; else both in the URL.
-    """
-
-    def __init__(self, name: str, port: int, token: str, *, by_header: bool) -> None:
+    def __init__(self, name: str, port: int, token: str) -> None:
         self.name = name
         self.place = Place()
         self.transcript: list[Entry] = []
@@ -72,8 +78,7 @@ class Client:
         """While not set, the client is away."""
         self._port = port
         self._token = token
-        self._by_header = by_header
-        self._connection: ClientConnection | None = None
+        self._abort: Callable[[], None] | None = None
 
     async def run(self) -> None:
         """Connect, listen, and again, until cancelled."""
@@ -86,18 +91,40 @@ class Client:
             except (OSError, TimeoutError, EOFError, InvalidHandshake, InvalidMessage):
                 pass
             finally:
-                self._connection = None
+                self._abort = None
             await asyncio.sleep(random.uniform(RETRY_S / 2, RETRY_S))  # noqa: S311 (no secret)
 
     def drop(self) -> None:
         """Break the connection off, without a word."""
-        if self._connection is not None:
-            self._connection.transport.abort()
+        if self._abort is not None:
+            self._abort()
 
     def sleep(self) -> None:
         """Be away until `awake` is set."""
         self.awake.clear()
         self.drop()
+
+    @abstractmethod
+    async def _listen(self) -> None:
+        """Connect once, and write down all that comes."""
+
+    def _hear(self, message: dict[str, Any]) -> None:
+        self.place.hear(message)
+        self.transcript.append(Heard(message))
+
+    @asynccontextmanager
+    async def _get(self, path: str, headers: dict[str, str]) -> AsyncIterator[Stream]:
+        async with exchange(self._port, path, self._token, "GET", headers, b"") as answered:
+            self._abort = answered.abort
+            yield answered
+
+
+class WebSocketClient(Client):
+    """Sends its cursor as `last_event_id`, or as `Last-Event-ID`, and its epoch in the URL."""
+
+    def __init__(self, name: str, port: int, token: str, *, by_header: bool) -> None:
+        super().__init__(name, port, token)
+        self._by_header = by_header
 
     async def _listen(self) -> None:
         asked = Asked(self.place.cursor, self.place.epoch)
@@ -121,12 +148,80 @@ class Client:
             ping_interval=PING_S,
             ping_timeout=PING_S,
         ) as connection:
-            self._connection = connection
+            self._abort = connection.transport.abort
             self.transcript.append(asked)
             if not self.awake.is_set():
                 return
             async for text in connection:
-                message = json.loads(text)
-                self.place.hear(message)
-                self.transcript.append(Heard(message))
+                self._hear(json.loads(text))
             raise ConnectionClosed(connection.protocol.close_rcvd, connection.protocol.close_sent)
+
+
+class StreamClient(Client):
+    """As an EventSource: it knows where it is by the last id alone, and sends that back as it came."""
+
+    def __init__(self, name: str, port: int, token: str) -> None:
+        super().__init__(name, port, token)
+        self._last_id = ""
+
+    async def _listen(self) -> None:
+        cursor, _, epoch = self._last_id.partition(":")
+        headers = {"Last-Event-ID": self._last_id} if self._last_id else {}
+        async with asyncio.timeout(OPEN_S) as opening, self._get("/sse", headers) as answered:
+            if answered.answer.status != 200 or not self.awake.is_set():
+                return
+            self.transcript.append(Asked(int(cursor) if cursor else None, epoch or None))
+            rest = b""
+            while True:
+                opening.reschedule(asyncio.get_running_loop().time() + SILENCE_S)
+                chunk = await answered.chunk()
+                if not chunk:
+                    return
+                *blocks, rest = (rest + chunk).split(b"\n\n")
+                for block in blocks:
+                    self._take(dict(line.partition(": ")[::2] for line in block.decode().split("\n")))
+
+    def _take(self, fields: dict[str, str]) -> None:
+        self._last_id = fields.get("id", self._last_id)
+        if "data" in fields:
+            message = json.loads(fields["data"])
+            if message["type"] == "close":
+                self.closes.append(message["code"])
+            else:
+                self._hear(message)
+
+
+class PollClient(Client):
+    """Asks with `cursor` and `epoch`. An answer is written down as what a connection would have said."""
+
+    async def _listen(self) -> None:
+        while self.awake.is_set():
+            asked = Asked(self.place.cursor, self.place.epoch)
+            query = {name: value for name, value in asked._asdict().items() if value is not None}
+            path = f"/poll?{urlencode({**query, 'timeout': POLL_S})}"
+            async with asyncio.timeout(SILENCE_S), self._get(path, {}) as answered:
+                if answered.answer.status != 200:
+                    return
+                body = await answered.reader.readexactly(int(answered.answer.headers["content-length"]))
+            self._take(asked, json.loads(body))
+
+    def _take(self, asked: Asked, answer: dict[str, Any]) -> None:
+        cursor, epoch = answer["cursor"], answer["epoch"]
+        self.transcript.append(asked)
+        if "reset" in answer:
+            self._hear({"type": "connected", "cursor": cursor, "epoch": epoch})
+            self._hear({"type": "reset", "reason": answer["reset"], "cursor": cursor, "epoch": epoch})
+        else:
+            begin = cursor if asked.cursor is None else asked.cursor
+            self._hear({"type": "connected", "cursor": begin, "epoch": epoch})
+        for event in answer["events"]:
+            self._hear(event)
+        if self.place.cursor != cursor:
+            self._hear({"type": "a cursor that is not that of the last event", "cursor": cursor})
+
+
+def make(transport: Transport, name: str, port: int, token: str, *, by_header: bool) -> Client:
+    """A client of one transport; only a WebSocket can send its cursor in two ways."""
+    if transport == "websocket":
+        return WebSocketClient(name, port, token, by_header=by_header)
+    return (StreamClient if transport == "sse" else PollClient)(name, port, token)

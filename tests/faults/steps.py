@@ -11,6 +11,7 @@ from typing import Final
 
 from tests.relay.support import USER
 
+from .client import TRANSPORTS, Transport
 from .proxy import Mode
 from .world import RELAYS, WRITERS, World
 
@@ -87,9 +88,10 @@ class Rollback(Step):
 @dataclass(frozen=True)
 class NewClient(Step):
     relay: int
+    transport: Transport | None = None
 
     async def run(self, world: World) -> None:
-        await world.connect_client(self.relay)
+        await world.connect_client(self.relay, self.transport)
 
 
 @dataclass(frozen=True)
@@ -303,7 +305,7 @@ _CHOICES: Final[tuple[tuple[int, Callable[[random.Random], Step]], ...]] = (
     (3, lambda c: UndoToSavepoint(c.randrange(WRITERS))),
     (5, lambda c: Commit(c.randrange(WRITERS))),
     (2, lambda c: Rollback(c.randrange(WRITERS))),
-    (5, lambda c: NewClient(c.randrange(RELAYS))),
+    (5, lambda c: NewClient(c.randrange(RELAYS), c.choice(TRANSPORTS))),
     (6, lambda c: DropClient(c.randrange(6))),
     (5, lambda c: Sleep(c.randrange(6))),
     (5, lambda c: Wake(c.randrange(6))),
@@ -330,7 +332,8 @@ _CHOICES: Final[tuple[tuple[int, Callable[[random.Random], Step]], ...]] = (
 
 
 def random_plan(seed: int, length: int) -> list[Step]:
-    """A plan that is always the same for the same seed."""
+    """A plan that is always the same for the same seed. There are clients of all transports from the start."""
     chance = random.Random(seed)  # noqa: S311 (no secret)
     weights = [weight for weight, _ in _CHOICES]
-    return [make(chance) for _, make in chance.choices(_CHOICES, weights, k=length)]
+    start: list[Step] = [NewClient(chance.randrange(RELAYS), transport) for transport in ("sse", "poll")]
+    return start + [make(chance) for _, make in chance.choices(_CHOICES, weights, k=length)]

@@ -26,7 +26,7 @@ async def test_two_second_cuts_again_and_again(
     postgres_server: LocalPostgres, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async with World(postgres_server) as world:
-        await world.connect_client(1)
+        await world.connect_client(1, "websocket")
         reset, silent = world.client_links
         over = asyncio.Event()
 

@@ -19,4 +19,4 @@ async def test_what_is_not_needed_is_left_out(needed: set[int]) -> None:
 def test_a_seed_is_a_plan() -> None:
     assert random_plan(7, PLAN_LENGTH) == random_plan(7, PLAN_LENGTH)
     assert random_plan(7, PLAN_LENGTH) != random_plan(8, PLAN_LENGTH)
-    assert len(random_plan(7, PLAN_LENGTH)) == PLAN_LENGTH
+    assert len(random_plan(7, PLAN_LENGTH)) == PLAN_LENGTH + 2  # the clients it begins with

@@ -29,7 +29,7 @@ from e2e.local.postgres import LocalPostgres, free_port
 from tests.relay.support import USER, environment, token
 from userrealtime_operator.migrate import migrate
 
-from .client import Client
+from .client import TRANSPORTS, Client, Transport, make
 from .history import History, Row, Violation, judge
 from .proxy import Link, Mode, Notifications
 
@@ -252,13 +252,17 @@ class World:
         """Numbers for events, never given out before: by them an event is known, whatever its id."""
         return list(itertools.islice(self._published, count))
 
-    async def connect_client(self, relay: int) -> None:
-        """One more client, at the head of the log. It is greeted, unless what should greet it is broken."""
+    async def connect_client(self, relay: int, transport: Transport | None = None) -> None:
+        """One more client, at the head of the log. It is greeted, unless what should greet it is broken.
+
+        Without a `transport`, they take turns.
+        """
         if len(self.clients) == MAX_CLIENTS:
             return
         link = await self._stack.enter_async_context(Link(self.relays[relay].port))
         number = len(self.clients)
-        client = Client(f"client {number}", link.port, token(), by_header=number % 2 == 1)
+        transport = transport or TRANSPORTS[number % len(TRANSPORTS)]
+        client = make(transport, f"client {number} ({transport})", link.port, token(), by_header=number % 2 == 1)
         self.client_links.append(link)
         self.clients.append(client)
         self._tasks.append(asyncio.create_task(client.run()))

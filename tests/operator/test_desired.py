@@ -248,7 +248,7 @@ def test_the_relay_understands_every_setting_and_each_is_offered_or_kept_back_on
     assert (config.token_audience, config.token_user_claim, config.token_leeway) == ("realtime", "email", 0)
     assert config.allow_query_token is True
     # The pod's own business, and memory, which goes with its limit.
-    kept = {"HOST", "TOKEN_KEY", "TOKEN_KEY_PREVIOUS", "RING_EVENTS", "RING_BYTES", "SEND_TIMEOUT", "DRAIN_TIMEOUT"}
+    kept = {"HOST", "TOKEN_KEY", "TOKEN_KEY_PREVIOUS", "RING_EVENTS", "RING_BYTES", "SEND_TIMEOUT", "DRAIN_TIMEOUT", "INSTANCE"}
     assert environment.asked - kept == set(environment)
 
 

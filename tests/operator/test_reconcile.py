@@ -16,6 +16,7 @@ from userrealtime_operator.api import Api, ApiError
 from userrealtime_operator.config import Config
 from userrealtime_operator.database import Database, DatabaseError
 from userrealtime_operator.desired import Object
+from userrealtime_operator.metrics import Metrics
 from userrealtime_operator.naming import child_name
 from userrealtime_operator.reconcile import DATABASE_RETRY_S, PODS_FIRST_S, PODS_LAST_S, ChildKey, Reconciler
 from userrealtime_operator.rotation import REQUEST
@@ -128,6 +129,7 @@ class World:
             self.resource,
             self.child,
             lambda user: self.woken.append(user.name),
+            Metrics(),
             now=lambda: self.time,
         )
 
@@ -464,4 +466,31 @@ async def test_what_a_user_asks_for_does_not_wait(world: World) -> None:
     changed = world.api.resources["users", "bob"]
     changed["metadata"]["generation"] = 2
     changed["spec"]["limits"]["connections"] = 7
+    assert "apply Deployment" in await world.reconcile("bob")
+
+
+async def test_an_operator_that_restarts_lets_in_nobody_while_others_are_stuck(world: World) -> None:
+    for name in ("alice", "bob"):
+        world.add(body(name))
+        await world.reconcile(name)
+        world.become_available(name)
+        await world.reconcile(name)
+    world.restart(upgraded(limit=1))
+    await world.reconcile("alice")
+    # As the Deployment's controller says it: the old pod serves, the new one does not come.
+    world.become_available("alice")
+    alices = world.child(ChildKey("Deployment", "users", ALICE))
+    assert alices is not None
+    alices["status"].update(replicas=2)
+    for image in ("relay:2", "relay:3"):
+        config = upgraded(limit=1)
+        world.restart(replace(config, relay=replace(config.relay, image=image)))
+        world.reconciler.resume_rollouts(world.api.resources.values())
+        assert "apply Deployment" not in await world.reconcile("bob")
+        assert world.condition("Progressing", "bob")[:2] == ("True", "RolloutWaiting")
+    # The right image, at last, is first for whoever is stuck.
+    assert "apply Deployment" in await world.reconcile("alice")
+    world.become_available("alice")
+    await world.reconcile("alice")
+    assert world.woken == ["bob"]
     assert "apply Deployment" in await world.reconcile("bob")

@@ -16,6 +16,7 @@ from tests.operator.test_reconcile import SECRET, World
 from userrealtime_operator.config import DatabaseAccess
 from userrealtime_operator.credentials import REQUEST
 from userrealtime_operator.database import Database
+from userrealtime_operator.metrics import Metrics
 from userrealtime_operator.reconcile import Reconciler
 from userrealtime_operator.roles import Roles
 
@@ -36,6 +37,7 @@ class RoleWorld(World):
             self.resource,
             self.child,
             lambda _: None,
+            Metrics(),
             now=lambda: self.time,
             roles=Roles(database),
         )

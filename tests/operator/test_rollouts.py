@@ -49,3 +49,13 @@ def test_first_come_first_served() -> None:
     assert [rollouts.begin(user) for user in (a, c, b)] == [True, False, False]
     assert rollouts.begin(a)
     assert rollouts.end(a) == [c]
+
+
+def test_what_was_under_way_before_counts() -> None:
+    rollouts = Rollouts(2)
+    a, b, c, d = (User("n", name) for name in "abcd")
+    for user in (a, b, c):  # the limit was higher then
+        rollouts.resume(user)
+    assert [rollouts.begin(user) for user in (d, a)] == [False, True]
+    assert rollouts.end(a) == []
+    assert rollouts.end(b) == [d]

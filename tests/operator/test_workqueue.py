@@ -113,3 +113,44 @@ async def test_delays_grow_up_to_a_limit() -> None:
     delays = [queue._next_delay("a") for _ in range(40)]
     assert delays[0] < delays[3] < delays[6]
     assert max(delays) <= workqueue.LAST_DELAY_S * 1.2
+
+
+async def test_work_may_stop_and_go_on_and_no_key_is_forgotten() -> None:
+    started: list[str] = []
+    release = asyncio.Event()
+
+    async def work(key: str) -> float | None:
+        started.append(key)
+        if key == "in work":
+            await release.wait()
+        return 3600.0
+
+    queue: WorkQueue[str] = WorkQueue(work)
+    queue.add("in work")
+    queue.add("has a timer")
+    async with running(queue):
+        await eventually(lambda: len(started) == 2 and queue._timers)
+    queue.add("new")
+    release.set()
+    assert len(queue) == 3
+    started.clear()
+    async with running(queue):
+        await eventually(lambda: len(started) == 3)
+    assert sorted(started) == ["has a timer", "in work", "new"]
+
+
+async def test_waits_and_failures_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workqueue, "FIRST_DELAY_S", 0.01)
+    waits: list[float] = []
+    failures: list[None] = []
+
+    async def work(_key: str) -> None:
+        if not failures:
+            raise RuntimeError("not yet")
+
+    queue: WorkQueue[str] = WorkQueue(work, waits.append, lambda: failures.append(None))
+    queue.add("a")
+    async with running(queue):
+        await eventually(lambda: len(waits) == 2)
+    assert len(failures) == 1
+    assert min(waits) >= 0

@@ -34,6 +34,7 @@ class Stream:
     reader: asyncio.StreamReader
     answer: Answer
     write: Callable[[bytes], None]
+    abort: Callable[[], None]
     last_id: str = ""
     retry_ms: int = 0
     comments: int = 0
@@ -42,7 +43,10 @@ class Stream:
     async def chunk(self) -> bytes:
         """The next piece of the body; empty at its orderly end."""
         async with asyncio.timeout(PATIENCE_S):
-            size = int(await self.reader.readline(), 16)
+            line = await self.reader.readline()
+            if not line:
+                raise EOFError("the stream was cut")
+            size = int(line, 16)
             data = await self.reader.readexactly(size + 2)
         return data[:-2]
 
@@ -85,9 +89,10 @@ class Stream:
 
 
 @asynccontextmanager
-async def _open(
+async def exchange(
     port: int, path: str, bearer: str | None, method: str, headers: dict[str, str], body: bytes
 ) -> AsyncIterator[Stream]:
+    """A request, and the head of its response, on a connection of its own."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=4 << 20)
     try:
         head = {"Host": "relay", **headers}
@@ -101,7 +106,7 @@ async def _open(
             first, *rest = (await reader.readuntil(b"\r\n\r\n")).decode().strip().split("\r\n")
         answered = (line.partition(": ") for line in rest)
         answer = Answer(int(first.split()[1]), {name.lower(): value for name, _, value in answered})
-        yield Stream(reader, answer, writer.write)
+        yield Stream(reader, answer, writer.write, writer.transport.abort)
     finally:
         writer.transport.abort()
         with contextlib.suppress(OSError):
@@ -117,7 +122,7 @@ async def stream(
     relay: Relay | int, bearer: str | None = "", *, path: str = "/sse", headers: dict[str, str] | None = None
 ) -> AsyncIterator[Stream]:
     """An open event stream, by default with a good token in the Authorization header."""
-    async with _open(_port(relay), path, bearer, "GET", headers or {}, b"") as opened:
+    async with exchange(_port(relay), path, bearer, "GET", headers or {}, b"") as opened:
         assert opened.answer.status == 200, opened.answer
         yield opened
 
@@ -132,7 +137,7 @@ async def request(
     body: bytes = b"",
 ) -> Answer:
     """One request with its whole answer, on a connection of its own."""
-    async with _open(_port(relay), path, bearer, method, headers or {}, body) as opened:
+    async with exchange(_port(relay), path, bearer, method, headers or {}, body) as opened:
         answer = opened.answer
         async with asyncio.timeout(PATIENCE_S):
             answer.body = await opened.reader.readexactly(int(answer.headers.get("content-length", "0")))

@@ -134,7 +134,7 @@ def test_no_message_breaks_a_session(token: str | None, messages: list[str | byt
         said += session.take()
     for text in said:
         assert SECRET not in text
-        assert json.loads(text)["type"] in ("connected", "reset", "error")
+        assert json.loads(text)["type"] in ("connected", "reset", "error", "renewed")
     assert sum(json.loads(text)["type"] == "error" for text in said) <= MAX_ERRORS
     assert len(session._early) <= MAX_EARLY + 1
     if session.closing is not None:

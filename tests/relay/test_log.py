@@ -43,7 +43,7 @@ async def test_a_page_is_what_comes_after_a_number(log: Log, connection: asyncpg
     assert [event.number for event in page] == [3, 4, 5]
     assert page[0].event == "test.event"
     assert page[0].data == '{"n": 3, "text": "xxxxxxxxxx"}'
-    assert abs(page[0].at - datetime.now(UTC)) < timedelta(minutes=5)
+    assert abs(datetime.fromisoformat(page[0].at) - datetime.now(UTC)) < timedelta(minutes=5)
     assert await log.page(5, max_events=10, max_bytes=1000) == []
     assert [event.number for event in await log.page(0, max_events=2, max_bytes=1000)] == [1, 2]
 
@@ -134,3 +134,34 @@ async def test_no_transaction_stays_open(log: Log, connection: asyncpg.Connectio
     states = await connection.fetch("select state from pg_stat_activity where application_name = 'userrealtime-relay'")
     assert [row["state"] for row in states if row["state"] != "idle"] == []
     assert states
+
+
+async def test_times_are_utc_with_microseconds_always(log: Log, connection: asyncpg.Connection) -> None:
+    await publish(connection, 1)
+    await connection.execute("update userrealtime.event set at = '2026-01-02 03:00:00+02'")
+    [event] = await log.page(0, max_events=1, max_bytes=1)
+    assert event.at == "2026-01-02T01:00:00.000000Z"
+
+
+async def test_a_plan_made_while_the_tables_were_small_is_no_trap(log: Log, connection: asyncpg.Connection) -> None:
+    """Nothing reads all of the events for the sake of one page, whatever the statistics say."""
+    await publish(connection, 5)
+    await connection.execute("analyze")
+    for _ in range(10):  # beyond the tries after which a plan is kept
+        await log.page(0, max_events=500, max_bytes=1 << 20)
+        await log.open()
+    await publish(connection, 20_000)
+    read = (
+        "select seq_tup_read + idx_tup_fetch from pg_stat_user_tables "
+        "where schemaname = 'userrealtime' and relname = 'event'"
+    )
+    before = await connection.fetchval(read)
+    for after in range(0, 20_000, 500):
+        assert len(await log.page(after, max_events=500, max_bytes=1 << 20)) == 500
+        await log.open()
+    log.abandon()  # a backend's counts are there once it has ended
+    relays = "select count(*) from pg_stat_activity where application_name = 'userrealtime-relay'"
+    async with asyncio.timeout(PATIENCE_S):
+        while await connection.fetchval(relays):
+            await asyncio.sleep(0.05)
+    assert 20_000 <= await connection.fetchval(read) - before < 30_000

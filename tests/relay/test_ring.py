@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,11 +9,16 @@ from hypothesis import strategies as st
 from userrealtime_relay.ring import Batch, Ring
 
 
+def at(second: int) -> str:
+    """So many seconds after 1970, as the log has it."""
+    return datetime.fromtimestamp(second, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
 def filled(count: int, *, head: int = 0, size: int = 1, max_events: int = 10, max_bytes: int = 1000) -> Ring:
     """A ring after `count` events; each frame is the last digit of its number, `size` times."""
     ring = Ring(head, max_events=max_events, max_bytes=max_bytes)
     for number in range(head + 1, head + 1 + count):
-        ring.append(number, str(number % 10).encode() * size, float(number))
+        ring.append(number, str(number % 10).encode() * size, at(number))
     return ring
 
 
@@ -43,8 +50,8 @@ def test_a_frame_bigger_than_a_batch_is_a_batch() -> None:
 def test_a_cursor_ahead_of_the_ring_has_nothing_to_read_yet() -> None:
     ring = filled(2)
     assert ring.read(3, 100) == Batch(b"", 3)
-    ring.append(3, b"3", 3.0)
-    ring.append(4, b"4", 4.0)
+    ring.append(3, b"3", at(3))
+    ring.append(4, b"4", at(4))
     assert ring.read(3, 100) == Batch(b"4", 4)
 
 
@@ -63,10 +70,10 @@ def test_the_oldest_go_when_they_are_too_big() -> None:
 
 def test_an_event_bigger_than_the_ring_is_kept_until_the_next() -> None:
     ring = filled(2)
-    ring.append(3, b"x" * 5000, 3.0)
+    ring.append(3, b"x" * 5000, at(3))
     assert (ring.first, ring.head, ring.bytes) == (3, 3, 5000)
     assert ring.read(2, 10) == Batch(b"x" * 5000, 3)
-    ring.append(4, b"4", 4.0)
+    ring.append(4, b"4", at(4))
     assert (ring.first, ring.head, ring.bytes) == (4, 4, 1)
 
 
@@ -74,7 +81,7 @@ def test_an_event_bigger_than_the_ring_is_kept_until_the_next() -> None:
 def test_only_the_next_event_is_taken(number: int) -> None:
     ring = filled(3)
     with pytest.raises(ValueError, match=f"event {number} cannot follow event 3"):
-        ring.append(number, b"", 0.0)
+        ring.append(number, b"", at(0))
     assert ring.read(0, 100) == Batch(b"123", 3)
 
 
@@ -83,7 +90,7 @@ def test_skipping_empties_the_ring() -> None:
     ring.skip_to(20)
     assert (ring.first, ring.head, len(ring), ring.bytes) == (21, 20, 0, 0)
     assert not ring.holds_after(5)
-    ring.append(21, b"1", 21.0)
+    ring.append(21, b"1", at(21))
     assert ring.read(20, 100) == Batch(b"1", 21)
 
 
@@ -100,7 +107,7 @@ def test_whoever_reads_gets_each_frame_once_in_order_or_is_told(
     ring = Ring(head, max_events=max_events, max_bytes=max_bytes)
     log = {head + place: bytes([place % 256]) * size for place, size in enumerate(sizes, 1)}
     for number, frame in log.items():
-        ring.append(number, frame, float(number))
+        ring.append(number, frame, at(number))
         assert len(ring) <= max_events
         assert ring.bytes == sum(len(log[kept]) for kept in range(ring.first, ring.head + 1))
         assert ring.bytes <= max_bytes or len(ring) == 1

@@ -376,13 +376,13 @@ def test_whatever_a_client_says_its_cursor_is_one_the_log_has(
 def test_what_is_published_is_settled_then_answered() -> None:
     made = opened()
     made.receive('{"type":"publish","ref":"r1","event":"note","data":{"a":[1,"ü"]}}', 1)
-    assert made.submissions.popleft() == Submission("r1", "note", '{"a":[1,"\\u00fc"]}')
+    assert made.submissions.pop(0) == Submission("r1", "note", '{"a":[1,"\\u00fc"]}')
     assert said(made) == []
     made.settle("r1", 7)
     assert said(made) == [{"type": "ack", "ref": "r1", "id": 7}]
     for outcome, code in ((Refused("no"), "refused"), (Unavailable("no"), "unavailable")):
         made.receive('{"type":"publish","ref":"r2","event":"note"}', 1)
-        assert made.submissions.popleft() == Submission("r2", "note", "{}")
+        assert made.submissions.pop(0) == Submission("r2", "note", "{}")
         made.settle("r2", outcome)
         assert said(made) == [{"type": "error", "code": code, "message": "no", "ref": "r2"}]
 

@@ -226,7 +226,7 @@ async def test_a_slow_stream_that_reads_on_in_time_misses_nothing(
         head = await reader.readuntil(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 200 ")
 
-        events = Stream(reader, Answer(200, {}), writer.write)
+        events = Stream(reader, Answer(200, {}), writer.write, writer.transport.abort)
         await connected(events)
         assert await events.ids(60) == list(range(1, 61))
         writer.transport.abort()
@@ -290,3 +290,17 @@ def test_what_many_get_is_encoded_once() -> None:
     assert encoder(bytes(bytearray(frames)), 9, "e") is encoded
     assert encoder(encode_text("{}"), 1, None) == b"id: 1\ndata: {}\n\n"
     assert encoder(encode_text("{}"), 1, "two\nlines") == b"id: 1\ndata: {}\n\n"
+
+
+async def test_one_that_is_cut_off_between_greeting_and_reset_does_not_skip_the_gap(
+    migrated: Database, connection: asyncpg.Connection
+) -> None:
+    await publish(connection, 3)
+    epoch = await connection.fetchval("select epoch from userrealtime.log")
+    async with running(migrated.url) as relay, stream(relay, headers={"Last-Event-ID": "2:of-another-log"}) as events:
+        greeting = await events.event()
+        assert greeting is not None
+        assert (greeting["type"], events.last_id) == ("connected", "")
+        reset = await events.event()
+        assert reset is not None
+        assert (reset["type"], events.last_id) == ("reset", f"3:{epoch}")

@@ -101,26 +101,45 @@ create constraint trigger number_staged
     deferrable initially deferred
     for each row execute function userrealtime.number_staged();
 
+create function userrealtime.check_name(caller text, parameter text, name text) returns void
+    language plpgsql immutable
+    set search_path = pg_catalog, pg_temp
+    as $$
+begin
+    if coalesce(length(name) not between 1 and 253 or name collate "C" ~ '[[:cntrl:]]', true) then
+        raise exception '%: % must be 1 to 253 characters without control characters', caller, parameter
+            using errcode = 'invalid_parameter_value';
+    end if;
+end
+$$;
+comment on function userrealtime.check_name is 'Raises if this is no user id, ref or name of an event.';
+
+create function userrealtime.check_message(caller text, user_id text, event text, data jsonb) returns void
+    language plpgsql immutable
+    set search_path = pg_catalog, pg_temp
+    as $$
+begin
+    perform userrealtime.check_name(caller, 'user_id', user_id);
+    perform userrealtime.check_name(caller, 'event', event);
+    if data is null then
+        raise exception '%: data must not be null', caller
+            using errcode = 'null_value_not_allowed',
+                  hint = 'Pass ''{}'', or the JSON value ''null''.';
+    elsif octet_length(data::text) > 1000000 then
+        raise exception '%: data is % bytes of JSON; the limit is 1000000', caller, octet_length(data::text)
+            using errcode = 'program_limit_exceeded',
+                  hint = 'Send a reference, and let the receiver fetch what it refers to.';
+    end if;
+end
+$$;
+comment on function userrealtime.check_message is 'Raises, in the name of its caller, if this cannot be an event or a message.';
+
 create function userrealtime.publish(user_id text, event text, data jsonb default '{}') returns void
     language plpgsql security definer
     set search_path = pg_catalog, pg_temp
     as $$
 begin
-    if coalesce(length(user_id) not between 1 and 253 or user_id collate "C" ~ '[[:cntrl:]]', true) then
-        raise exception 'userrealtime.publish: user_id must be 1 to 253 characters without control characters'
-            using errcode = 'invalid_parameter_value';
-    elsif coalesce(length(event) not between 1 and 253 or event collate "C" ~ '[[:cntrl:]]', true) then
-        raise exception 'userrealtime.publish: event must be 1 to 253 characters without control characters'
-            using errcode = 'invalid_parameter_value';
-    elsif data is null then
-        raise exception 'userrealtime.publish: data must not be null'
-            using errcode = 'null_value_not_allowed',
-                  hint = 'Pass ''{}'', or the JSON value ''null''.';
-    elsif octet_length(data::text) > 1000000 then
-        raise exception 'userrealtime.publish: data is % bytes of JSON; the limit is 1000000', octet_length(data::text)
-            using errcode = 'program_limit_exceeded',
-                  hint = 'Publish a reference, and let the client fetch what it refers to.';
-    end if;
+    perform userrealtime.check_message('userrealtime.publish', user_id, event, data);
     insert into userrealtime.staged (user_id, event, data) values (publish.user_id, publish.event, publish.data);
     insert into userrealtime.pending default values on conflict do nothing;
 end
@@ -164,9 +183,51 @@ comment on function userrealtime.capture is
     'first argument, as <prefix>.insert, .update or .delete. A row that changes hands is deleted for one user and '
     'inserted for the other; a row without a user is nobody''s.';
 
+-- A relay may have a database role of its own, which serves one user. It is looked up by session_user, which neither SET
+-- ROLE nor a function changes.
+create table userrealtime.role (
+    name text collate "C" primary key,
+    scope text not null,
+    resource uuid not null,
+    user_id text collate "C" not null,
+    fingerprint text not null,
+    drop_after timestamptz
+);
+create index on userrealtime.role (resource);
+create index on userrealtime.role (scope);
+comment on table userrealtime.role is
+    'The database roles of relays, made by the operator. fingerprint: SHA-256 of the password, which is 256 random bits, '
+    'to see whether it is the one of the Secret. drop_after: set when another role has taken its place.';
+
+create function userrealtime.served_user() returns text
+    language sql stable security definer
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select coalesce(
+        (select r.user_id from userrealtime.role r where r.name = session_user),
+        -- A relay's role that is known no more serves nobody; the empty string is no user's id.
+        (select '' from pg_auth_members m join pg_roles g on g.oid = m.roleid join pg_roles u on u.oid = m.member
+         where g.rolname = 'userrealtime_relay' and u.rolname = session_user limit 1)
+    )
+$$;
+comment on function userrealtime.served_user is
+    'The one user whose relay asks, by its role; null for any other role, which is bound by its grants alone.';
+
+create function userrealtime.check_served(user_id text) returns void
+    language plpgsql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+begin
+    if userrealtime.served_user() is distinct from user_id and userrealtime.served_user() is not null then
+        raise exception 'this role serves another user' using errcode = 'insufficient_privilege';
+    end if;
+end
+$$;
+
 create function userrealtime.open(user_id text, out head bigint, out earliest bigint, out epoch text, out channel text)
     language sql stable security definer
     set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
     as $$
     select coalesce(l.head, 0),
            coalesce((select min(e.id) from userrealtime.event e where e.user_id = open.user_id), l.head + 1, 1),
@@ -177,5 +238,53 @@ $$;
 comment on function userrealtime.open is
     'What a relay asks when it connects: the newest and the oldest number kept, the epoch (null: no log yet, the first '
     'event will be number 1), and the channel to LISTEN on.';
+
+-- Sequential scans and sorts are off: a plan that was made, and kept, while the tables were small would read all of
+-- them for every page later. The primary key gives the order.
+create function userrealtime.page(
+    user_id text,
+    after bigint,
+    max_events int,
+    max_bytes int,
+    out epoch text,
+    out id bigint,
+    out event text,
+    out at text,
+    out data text
+) returns setof record
+    language plpgsql stable rows 500
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_sort = off
+    as $$
+declare
+    bytes int := 0;
+    expected bigint;
+begin
+    select l.epoch into page.epoch from userrealtime.log l where l.user_id = page.user_id;
+    for page.id, page.event, page.at, page.data in
+        select e.id, e.event, to_char(e.at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), e.data::text
+        from userrealtime.event e
+        where e.user_id = page.user_id and e.id > page.after
+        order by e.id
+        limit page.max_events
+    loop
+        exit when page.id <> expected;
+        return next;
+        expected := page.id + 1;
+        -- Here and not in the query, which would have to write out every event as text to add up their lengths.
+        bytes := bytes + octet_length(page.data);
+        exit when bytes >= page.max_bytes;
+    end loop;
+    if not found then
+        page.id := null;
+        return next;
+    end if;
+end
+$$;
+comment on function userrealtime.page is
+    'The events after a number, oldest first, up to a gap: at most max_events, and none once their data has max_bytes. '
+    'Times are RFC 3339. Each row has the epoch, of the same snapshot; it stands alone, in a row of its own, if there is no event.';
 
 revoke execute on all functions in schema userrealtime from public;

@@ -26,23 +26,8 @@ declare
     submitted bigint;
 begin
     perform userrealtime.check_served(user_id);
-    if coalesce(length(user_id) not between 1 and 253 or user_id collate "C" ~ '[[:cntrl:]]', true) then
-        raise exception 'userrealtime.submit: user_id must be 1 to 253 characters without control characters'
-            using errcode = 'invalid_parameter_value';
-    elsif coalesce(length(ref) not between 1 and 253 or ref collate "C" ~ '[[:cntrl:]]', true) then
-        raise exception 'userrealtime.submit: ref must be 1 to 253 characters without control characters'
-            using errcode = 'invalid_parameter_value';
-    elsif coalesce(length(event) not between 1 and 253 or event collate "C" ~ '[[:cntrl:]]', true) then
-        raise exception 'userrealtime.submit: event must be 1 to 253 characters without control characters'
-            using errcode = 'invalid_parameter_value';
-    elsif data is null then
-        raise exception 'userrealtime.submit: data must not be null'
-            using errcode = 'null_value_not_allowed',
-                  hint = 'Pass ''{}'', or the JSON value ''null''.';
-    elsif octet_length(data::text) > 1000000 then
-        raise exception 'userrealtime.submit: data is % bytes of JSON; the limit is 1000000', octet_length(data::text)
-            using errcode = 'program_limit_exceeded';
-    end if;
+    perform userrealtime.check_message('userrealtime.submit', user_id, event, data);
+    perform userrealtime.check_name('userrealtime.submit', 'ref', ref);
     -- More than once only if the row goes between the two statements.
     loop
         select i.id into submitted from userrealtime.inbox i where i.user_id = submit.user_id and i.ref = submit.ref;

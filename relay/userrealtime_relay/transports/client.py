@@ -67,8 +67,8 @@ class Carrier(Protocol):
     def abort(self) -> None:
         """Cut the connection."""
 
-    def write_message(self, message: str, cursor: int, epoch: str | None) -> None:
-        """Send a message of the session, and where in the log the client is with it."""
+    def write_messages(self, messages: Sequence[str], cursor: int, epoch: str | None) -> None:
+        """Send messages of the session, at least one, and where in the log the client is after all of them."""
 
     def write_events(self, frames: bytes, cursor: int, epoch: str | None) -> None:
         """Send events, given as their WebSocket frames, joined; the last is number `cursor`, of the log `epoch`."""
@@ -83,9 +83,13 @@ class Clients:
         self.metrics = metrics
         self.verify = TokenVerifier(config)
         self.draining = False
+        self.changed: Callable[[], None] = lambda: None
+        """Called when a client has got a place, or left."""
         self._tasks: dict[Client, asyncio.Task[Any]] = {}
         self._admitted: set[Client] = set()
         metrics.connections.set_function(lambda: len(self._admitted))
+        metrics.lag_events.set_function(lambda: max((client.lag for client in self._admitted), default=0))
+        metrics.unsent_bytes.set_function(lambda: sum(client.carrier.unsent for client in self._admitted))
 
     def __iter__(self) -> Iterator[Client]:
         return iter(list(self._tasks))
@@ -133,6 +137,7 @@ class Clients:
         finally:
             del self._tasks[client]
             self._admitted.discard(client)
+            self.changed()
 
     async def submit(self, submission: Submission) -> int:
         """Store what a client published; see `Tail.submit`."""
@@ -158,6 +163,7 @@ class Clients:
         if len(self._admitted) >= self.config.max_connections:
             return False
         self._admitted.add(client)
+        self.changed()
         self.metrics.accepted.inc()
         return True
 
@@ -185,10 +191,36 @@ class Clients:
             await asyncio.wait(list(self._tasks.values()), timeout=CLOSE_TIMEOUT)
 
 
+class Wake:
+    """An event that one task waits for. A fraction of the size of `asyncio.Event`, which can have many."""
+
+    __slots__ = ("_set", "_waiter")
+
+    def __init__(self) -> None:
+        self._set = False
+        self._waiter: asyncio.Future[None] | None = None
+
+    def set(self) -> None:
+        self._set = True
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def clear(self) -> None:
+        self._set = False
+
+    async def wait(self) -> None:
+        if not self._set:
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+
+
 class Client:
     """One client: its session, and its place in the ring."""
 
-    def __init__(self, session: Session, clients: Clients, carrier: Carrier, wake: asyncio.Event) -> None:
+    def __init__(self, session: Session, clients: Clients, carrier: Carrier, wake: Wake) -> None:
         self.session = session
         self.carrier = carrier
         self.wake = wake
@@ -206,6 +238,11 @@ class Client:
         self._unsent = 0  # bytes waiting for the socket when it was last seen to take some
         self._unsent_since: float | None = None  # and when that was
 
+    @property
+    def lag(self) -> int:
+        """Events between the client and the head of its ring; 0 until its place is known."""
+        return 0 if self._ring is None else max(0, self._ring.head - self.session.cursor)
+
     def leave(self) -> None:
         """Close as soon as what is in the ring is sent."""
         self._leaving = True
@@ -215,7 +252,7 @@ class Client:
         """Do what the client asked for that takes time: store what it publishes, find keys for a new token."""
         session = self.session
         while session.submissions:
-            submission = session.submissions.popleft()
+            submission = session.submissions.pop(0)
             try:
                 outcome: int | Refused | Unavailable = await self._clients.submit(submission)
             except (Refused, Unavailable) as error:
@@ -280,8 +317,8 @@ class Client:
         await self.attend()  # to what came meanwhile
 
     def _flush(self) -> None:
-        for message in self.session.take():
-            self.carrier.write_message(message, self.session.cursor, self.session.epoch)
+        if messages := self.session.take():
+            self.carrier.write_messages(messages, self.session.cursor, self.session.epoch)
 
     def _ask(self, question: Coroutine[Any, Any, T], answer: Callable[[T], None]) -> None:
         """Ask Postgres or JWKS_URL, and go on with `answer`, in the client's own task, when it has answered."""

@@ -23,6 +23,8 @@ from .client import UNSENT_LIMIT, WRITE_LIMIT
 MAX_REQUEST_HEAD: Final = 16 << 10
 """Bytes of a request's line and headers; over it, 400."""
 BACKLOG: Final = 512
+KEEP_ALIVE: Final = 5
+"""Seconds that a connection may be idle after a response; a new one costs a client little."""
 
 
 class Connection(H11Protocol):
@@ -103,6 +105,17 @@ class Connection(H11Protocol):
             self._limited("connections")
             transport.abort()
         self._expect_request()
+
+    def handle_websocket_upgrade(self, event: h11.Request) -> None:
+        super().handle_websocket_upgrade(event)
+        # The connection is another protocol's now, with what the client did not wait to send. What this one holds goes
+        # at once, not when cycles are looked for.
+        early, _ = self.conn.trailing_data
+        if early:
+            cast(asyncio.Protocol, self.transport.get_protocol()).data_received(early)
+        self.app_state = {}
+        if self._timer is not None:
+            self._timer.cancel()
 
     def send_400_response(self, msg: str) -> None:
         if self.cycle is None or self.cycle.response_complete:
@@ -193,6 +206,9 @@ async def listen(
         server_header=False,
         date_header=False,
         h11_max_incomplete_event_size=MAX_REQUEST_HEAD,
+        limit_concurrency=None,  # it would count streams, which have limits of their own; `limit` counts who asks
+        timeout_keep_alive=KEEP_ALIVE,
+        backlog=BACKLOG,
     )
     config.load()
     state = ServerState()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import parse_qsl
@@ -18,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 from userrealtime_relay.frame import payloads
 from userrealtime_relay.session import Closing, Code
 
-from .client import RESTARTING_REASON, Client, Clients
+from .client import RESTARTING_REASON, Client, Clients, Wake
 from .http import Connection
 from .request import connection_of, opening_of, refusal, refuse
 
@@ -48,7 +49,7 @@ class Polls:
             error = f"timeout must be seconds, from 0 to {LONGEST_TIMEOUT}"
             await refuse(HTTPStatus.BAD_REQUEST, error)(scope, receive, send)
             return
-        wake = asyncio.Event()
+        wake = Wake()
         config = clients.config
         connection.hold(wake.set, dead_after=2 * max(config.ping_interval, config.send_timeout))
         carrier = _Carrier(connection, resumes=session.resumes)
@@ -117,13 +118,14 @@ class _Carrier:
     def abort(self) -> None:
         self._connection.transport.abort()
 
-    def write_message(self, message: str, cursor: int, epoch: str | None) -> None:
-        fields: dict[str, Any] = json.loads(message)
+    def write_messages(self, messages: Sequence[str], cursor: int, epoch: str | None) -> None:
         self._epoch = epoch
         self.located = True
-        if fields["type"] == "reset":
-            self._reset = {"reset": fields["reason"]}
-        self.answered = self.answered or fields["type"] == "reset" or not self._resumes
+        for message in messages:
+            fields: dict[str, Any] = json.loads(message)
+            if fields["type"] == "reset":
+                self._reset = {"reset": fields["reason"]}
+        self.answered = self.answered or bool(self._reset) or not self._resumes
 
     def write_events(self, frames: bytes, cursor: int, epoch: str | None) -> None:
         self._epoch = epoch

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
@@ -22,7 +22,7 @@ from starlette.types import Receive, Scope, Send
 from userrealtime_relay.frame import payloads
 from userrealtime_relay.session import Code
 
-from .client import CLOSE_TIMEOUT, RESTARTING_REASON, Client, Clients
+from .client import CLOSE_TIMEOUT, RESTARTING_REASON, Client, Clients, Wake
 from .http import Connection
 from .request import connection_of, opening_of, refusal, retry_after
 
@@ -55,7 +55,7 @@ class Streams:
         if clients.draining:
             session.shut(Code.RESTARTING, RESTARTING_REASON)
         await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
-        wake = asyncio.Event()
+        wake = Wake()
         config = clients.config
         connection.hold(wake.set, dead_after=2 * max(config.ping_interval, config.send_timeout))
         client = Client(session, clients, _Carrier(connection, self._encoder), wake)
@@ -128,8 +128,10 @@ class _Carrier:
     def abort(self) -> None:
         self._connection.transport.abort()
 
-    def write_message(self, message: str, cursor: int, epoch: str | None) -> None:
-        self._connection.write(_message(message.encode(), _id(cursor, epoch)))
+    def write_messages(self, messages: Sequence[str], cursor: int, epoch: str | None) -> None:
+        # The last alone moves the client: one that is cut off between `connected` and `reset` must not skip the gap.
+        *before, last = (message.encode() for message in messages)
+        self._connection.write(b"".join((*map(_message, before), _message(last, _id(cursor, epoch)))))
 
     def write_events(self, frames: bytes, cursor: int, epoch: str | None) -> None:
         self._connection.write(self._encoder(frames, cursor, epoch))

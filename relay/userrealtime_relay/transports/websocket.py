@@ -26,6 +26,7 @@ from websockets.protocol import OPEN
 from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
+from userrealtime_relay import request_id
 from userrealtime_relay.frame import encode_text
 from userrealtime_relay.session import SUBPROTOCOL, Code, Opening, Session
 
@@ -37,6 +38,7 @@ from .client import (
     WRITE_LIMIT,
     Client,
     Clients,
+    Wake,
 )
 
 MAX_QUEUED_FRAMES: Final = 8
@@ -119,7 +121,7 @@ class WebSockets:
         task = cast("asyncio.Task[None]", asyncio.current_task())
         try:
             async with asyncio.timeout(self.config.auth_timeout):
-                await connection.handshake(self._check_request, server_header=None)
+                await connection.handshake(self._check_request, _add_request_id, server_header=None)
             if connection.state is OPEN:
                 await self._serve(cast(_Connection, connection))
         except (ConnectionClosed, OSError, TimeoutError):
@@ -140,7 +142,11 @@ class WebSockets:
 
     async def _serve(self, connection: _Connection) -> None:
         clients = self._clients
-        session = clients.session(self._opening(cast(Request, connection.request)))
+        request = cast(Request, connection.request)
+        session = clients.session(self._opening(request))
+        # Headers are a good part of what a connection weighs, and websockets holds on to them.
+        request.headers.clear()
+        cast(Response, connection.response).headers.clear()
         if clients.draining:
             session.shut(Code.RESTARTING, RESTARTING_REASON)
         elif clients.crowded:
@@ -153,7 +159,7 @@ class WebSockets:
         _logger.info("connection closed", extra={"fields": {"code": code, "connected": clients.connected}})
 
     async def _carry(self, connection: _Connection, session: Session) -> None:
-        wake = asyncio.Event()
+        wake = Wake()
         carrier = _Carrier(connection)
         client = Client(session, self._clients, carrier, wake)
         connection.changed = wake.set
@@ -180,19 +186,21 @@ class WebSockets:
                 await asyncio.gather(reader, return_exceptions=True)
 
     def _check_request(self, _: ServerConnection, request: Request) -> Response | None:
+        given = request.headers.get_all(request_id.HEADER)
+        request_id.adopt(given[0] if len(given) == 1 else None)
         if request.path.partition("?")[0] not in self.paths:
             return _refuse(HTTPStatus.NOT_FOUND, f"there is no WebSocket here; it is at {self.paths[-1]}")
-        if not self._is_allowed(request.headers.get("Origin")):
+        if not all(self._is_allowed(origin) for origin in request.headers.get_all("Origin")):
             return _refuse(HTTPStatus.FORBIDDEN, "pages of this Origin may not connect; it must be in ALLOWED_ORIGINS")
         if len(self.handler_tasks) > 3 * self.config.max_connections:
             self._clients.metrics.limited.labels("connections").inc()
             return _refuse(HTTPStatus.SERVICE_UNAVAILABLE, "too many connections; try again later")
         return None
 
-    def _is_allowed(self, origin: str | None) -> bool:
+    def _is_allowed(self, origin: str) -> bool:
         """Whether a page of this origin may connect; what is no browser sends none."""
         allowed = self.config.allowed_origins
-        return origin is None or not allowed or origin in allowed or "*" in allowed
+        return not allowed or origin in allowed or "*" in allowed
 
     def _opening(self, request: Request) -> Opening:
         headers = request.headers
@@ -228,8 +236,8 @@ class _Carrier:
     def abort(self) -> None:
         self._connection.transport.abort()
 
-    def write_message(self, message: str, cursor: int, epoch: str | None) -> None:
-        self._write(encode_text(message))
+    def write_messages(self, messages: Sequence[str], cursor: int, epoch: str | None) -> None:
+        self._write(b"".join(map(encode_text, messages)))
 
     def write_events(self, frames: bytes, cursor: int, epoch: str | None) -> None:
         self._write(frames)
@@ -274,6 +282,10 @@ def _close_label(connection: ServerConnection) -> str:
 
 def _select_subprotocol(_: ServerProtocol, offered: Sequence[Subprotocol]) -> Subprotocol | None:
     return Subprotocol(SUBPROTOCOL) if SUBPROTOCOL in offered else None
+
+
+def _add_request_id(_connection: ServerConnection, _request: Request, response: Response) -> None:
+    response.headers[request_id.HEADER] = request_id.current.get()
 
 
 def _refuse(status: HTTPStatus, message: str) -> Response:

@@ -1,0 +1,1 @@
+"""What thousands of users cost the operator: `python -m bench.operator`."""

@@ -1,0 +1,177 @@
+"""Creates resources on a real API server and measures until the operator has brought all to the desired state; then
+restarts the operator and measures what that costs.
+
+The API server, etcd, PostgreSQL and the operator run on this machine. There is no node and no controller: no pod is
+made, and "desired" means that all children are stored and the status says so. So the figures are the operator's and
+the API server's, with nothing else on the cores but the load itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import statistics
+import sys
+import time
+from typing import Any
+
+from kubernetes.aio.client.configuration import Configuration
+from kubernetes.aio.config import load_kube_config
+
+from e2e.local.apiserver import LocalApiServer
+from e2e.local.operator import ROOT, LocalOperator
+from e2e.local.postgres import LocalPostgres
+from userrealtime_operator.api import Api, ApiError
+from userrealtime_operator.migrate import migrate
+from userrealtime_operator.resource import API_VERSION, PLURAL
+
+NAMESPACE = "users"
+LEASE = f"{NAMESPACE}/operator"
+CREATORS = 4
+QUIET_S = 3.0
+CRD = ROOT / "charts" / "userrealtime" / "files" / "userrealtimes.yaml"
+
+
+def resource(number: int) -> dict[str, Any]:
+    name = f"user-{number:05}"
+    return {
+        "apiVersion": API_VERSION,
+        "kind": "UserRealtime",
+        "metadata": {"name": name, "namespace": NAMESPACE},
+        "spec": {"userId": name},
+    }
+
+
+async def create(api: Api, numbers: list[int], created: dict[str, float]) -> None:
+    """Create resources one after the other, noting when each was accepted."""
+    path = f"/apis/{API_VERSION}/namespaces/{NAMESPACE}/{PLURAL}"
+    for number in numbers:
+        item = resource(number)
+        while True:
+            try:
+                await api._request("POST", path, item)
+                break
+            except ApiError as error:
+                if error.status not in (0, 429):
+                    raise
+                await asyncio.sleep(0.5)
+        created[item["metadata"]["name"]] = time.monotonic()
+
+
+async def watch_status(config: Configuration, desired: dict[str, float], count: int) -> None:
+    """Note when each resource's status first names its observed generation, which is written last."""
+    from kubernetes.aio.client.api.custom_objects_api import CustomObjectsApi
+    from kubernetes.aio.client.api_client import ApiClient
+    from kubernetes.aio.watch import Watch
+
+    group, _, version = API_VERSION.partition("/")
+    async with ApiClient(config) as client, Watch() as watch:  # type: ignore[no-untyped-call]
+        listing = CustomObjectsApi(client).list_namespaced_custom_object
+        async for event in watch.stream(listing, group, version, NAMESPACE, PLURAL, timeout_seconds=3600):
+            item = event["object"]
+            if item.get("status", {}).get("observedGeneration"):
+                desired.setdefault(item["metadata"]["name"], time.monotonic())
+                if len(desired) >= count:
+                    return
+
+
+def progress(text: str) -> None:
+    print(f"  {time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+
+async def quiet(operator: LocalOperator, limit_s: float) -> dict[str, int]:
+    """The operator's requests, once none was added for a while and no key waits."""
+    deadline = time.monotonic() + limit_s
+    before: dict[str, int] = {}
+    while True:
+        await asyncio.sleep(QUIET_S)
+        now = await asyncio.to_thread(operator.requests)
+        depth = await asyncio.to_thread(operator.metric, "userrealtime_operator_workqueue_depth")
+        if now == before and depth == 0 and operator.leads():
+            return now
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"the operator is still at work after {limit_s:.0f} s: {now}")
+        before = now
+
+
+async def measure(server: LocalApiServer, database_url: str, count: int, limit_s: float) -> None:
+    """One run, its figures printed as rows of a table."""
+    config = Configuration()
+    await load_kube_config(str(server.kubeconfig), client_configuration=config)  # type: ignore[no-untyped-call]
+    with LocalOperator(server.kubeconfig, database_url, NAMESPACE, instance="bench", lease=LEASE) as operator:
+        await asyncio.to_thread(operator.wait_ready)
+        while not await asyncio.to_thread(operator.leads):  # noqa: ASYNC110  (another process)
+            await asyncio.sleep(0.2)
+        created: dict[str, float] = {}
+        desired: dict[str, float] = {}
+        begin = time.monotonic()
+        async with asyncio.timeout(limit_s), Api(config) as api, asyncio.TaskGroup() as group:
+            watching = group.create_task(watch_status(config, desired, count))
+            for worker in range(CREATORS):
+                group.create_task(create(api, list(range(worker, count, CREATORS)), created))
+            while not watching.done():
+                progress(f"{len(created):,} created, {len(desired):,} desired of {count:,}")
+                await asyncio.wait([watching], timeout=5)
+        taken = time.monotonic() - begin
+        waits = sorted(desired[name] - created[name] for name in created)
+        requests = await quiet(operator, limit_s)
+        cpu = await asyncio.to_thread(operator.metric, "process_cpu_seconds_total")
+        memory = await asyncio.to_thread(operator.metric, "process_resident_memory_bytes")
+        row("time until all are desired", f"{taken:.1f} s")
+        row("resources/s", f"{count / taken:.0f}")
+        row(
+            "from accepted to desired, p50 / p99", f"{statistics.median(waits):.2f} s / {percentile(waits, 0.99):.2f} s"
+        )
+        row("CPU of the operator", f"{cpu:.1f} s")
+        row("memory of the operator", f"{memory / 2**20:.0f} MiB")
+        row("API calls a resource", f"{sum(requests.values()) / count:.2f}")
+        for name, number in sorted(requests.items()):
+            row(f"- {name}", f"{number / count:.2f}")
+        await asyncio.to_thread(operator.stop)
+        progress("restarting the operator")
+        begin = time.monotonic()
+        operator.start()
+        await asyncio.to_thread(operator.wait_ready, limit_s)
+        ready = time.monotonic() - begin
+        requests = await quiet(operator, limit_s)
+        settled = time.monotonic() - begin - 2 * QUIET_S
+        memory = await asyncio.to_thread(operator.metric, "process_resident_memory_bytes")
+        row("after a restart: ready", f"{ready:.1f} s")
+        row("after a restart: all checked", f"{settled:.0f} s")
+        row("after a restart: writes", f"{sum(n for name, n in requests.items() if not name.startswith('GET'))}")
+        row(
+            "after a restart: reads, watches aside",
+            f"{sum(n for name, n in requests.items() if name.startswith('GET'))}",
+        )
+        row("after a restart: memory", f"{memory / 2**20:.0f} MiB")
+
+
+def percentile(values: list[float], share: float) -> float:
+    return values[min(len(values) - 1, int(len(values) * share))]
+
+
+def row(what: str, figure: str) -> None:
+    print(f"| {what} | {figure} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.operator", description=__doc__)
+    parser.add_argument("--resources", type=int, default=1_000, metavar="N", help="how many (default: %(default)s)")
+    parser.add_argument(
+        "--limit", type=float, default=900, metavar="SECONDS", help="for each part of the run (default: %(default)s)"
+    )
+    options = parser.parse_args()
+    if options.resources < 1:
+        parser.error("--resources must be at least 1")
+    with LocalPostgres() as database, LocalApiServer() as server:
+        asyncio.run(migrate(database.url()))
+        server.kubectl("create", "namespace", NAMESPACE)
+        server.kubectl("apply", "--server-side", "-f", str(CRD))
+        server.kubectl("wait", "--for=condition=Established", "--timeout=30s", "-f", str(CRD))
+        print(f"{options.resources:,} resources, {os.cpu_count()} cores\n\n| what | figure |\n|---|---|", flush=True)
+        asyncio.run(measure(server, database.url(), options.resources, options.limit))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""The relay beside its peers, on the same work, in one run.
+
+`python -m bench.relay` (`make bench`) prints the table of bench/README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import platform
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Awaitable, Sequence
+
+import asyncpg
+
+from e2e.local.postgres import LocalPostgres
+from userrealtime_operator.migrate import migrate
+
+from . import workloads
+from .figures import Row, figure, table
+from .peers import ABSENT, PEERS, Peer, Unavailable, running
+from .workloads import FULL, QUICK, Feed, Size
+
+BASE = "ws"
+Figures = dict[Row, dict[str, list[float]]]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.relay",
+        description=(__doc__ or "").partition("\n")[0],
+    )
+    parser.add_argument("--quick", action="store_true", help="a small part of the work, once: to see that all works")
+    parser.add_argument("--rounds", type=int, default=3, help="how often each server is measured (default: 3)")
+    parser.add_argument(
+        "--only", nargs="+", metavar="NAME", choices=[peer.name for peer in PEERS], help="these servers alone"
+    )
+    return parser
+
+
+async def measure(
+    peer: Peer, command: list[str], url: str, user: str, size: Size, figures: Figures, failures: dict[str, str]
+) -> None:
+    """Put one server, freshly started, through all of it. What it fails at is noted, and has no figure."""
+
+    async def note(rows: Sequence[Row], work: Awaitable[Sequence[float]]) -> None:
+        try:
+            values = await work
+        except (TimeoutError, OSError, workloads.Wrong) as error:
+            failures[f"{peer.name}, {rows[0].title}"] = str(error) or "not everything arrived in time"
+            return
+        for row, value in zip(rows, values, strict=True):
+            figures[row][peer.name].append(value)
+            print(f"    {row.title}: {figure(value)} {row.unit}", flush=True)
+
+    connection = await asyncpg.connect(url)
+    try:
+        cpu = 0 if (os.cpu_count() or 1) > 1 else None
+        async with running(peer, command, url, user, cpu) as server:
+            feed = Feed(connection, user, server)
+            crowd = f"{size.crowd:,}"
+            await note(
+                (Row("memory, idle", "MiB", False), Row(f"memory a connection, of {crowd}", "KiB", False)),
+                workloads.memory(server, size.crowd),
+            )
+            for rate in size.rates:
+                title = f"commit to socket at {rate}/s"
+                await note(
+                    (Row(f"{title}, p50", "ms", False), Row(f"{title}, p99", "ms", False)),
+                    workloads.latency(server, feed, rate, size.seconds),
+                )
+            for clients, events in size.fan_out:
+                await note(
+                    (Row(f"fan-out to {clients:,}", "messages/s", True),),
+                    workloads.fan_out(server, feed, clients, events),
+                )
+            if peer.resumes:
+                await note(
+                    (Row(f"{crowd} reconnect at once", "s", False), Row("of what they missed, lost", "share", False)),
+                    workloads.storm(server, feed, size.crowd),
+                )
+                if feed.last < size.catch_up:
+                    await feed.publish(feed.next_numbers(size.catch_up - feed.last))
+                await note((Row(f"catch-up of {size.catch_up:,}", "events/s", True),), workloads.catch_up(server, feed))
+    finally:
+        await connection.close(timeout=5)
+
+
+async def run(peers: Sequence[Peer], size: Size, rounds: int) -> tuple[Figures, dict[str, str]]:
+    """Measure the peers in turn, round after round, so that what disturbs the machine disturbs them alike."""
+    figures: Figures = defaultdict(lambda: defaultdict(list))
+    absent = dict(ABSENT)
+    commands: dict[str, list[str]] = {}
+    for peer in peers:
+        try:
+            commands[peer.name] = peer.prepare()
+        except Unavailable as error:
+            absent[peer.name] = str(error)
+    with LocalPostgres() as postgres:
+        await migrate(postgres.url())
+        if (os.cpu_count() or 1) > 1:
+            os.sched_setaffinity(0, {1})  # the servers have the other one; Postgres both
+        for turn in range(rounds):
+            for peer in peers:
+                if peer.name not in commands:
+                    continue
+                print(f"▸ round {turn + 1} of {rounds}: {peer.name}", flush=True)
+                try:
+                    user = f"{peer.name}-{turn}"
+                    await measure(peer, commands[peer.name], postgres.url(), user, size, figures, absent)
+                except Unavailable as error:
+                    absent[peer.name] = str(error)
+                    del commands[peer.name]
+    return figures, absent
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the result is the exit status."""
+    options = _parser().parse_args(arguments)
+    peers = [peer for peer in PEERS if not options.only or peer.name in options.only]
+    began = time.monotonic()
+    figures, absent = asyncio.run(
+        run(peers, QUICK if options.quick else FULL, 1 if options.quick else max(1, options.rounds))
+    )
+    names = [peer.name for peer in peers if any(peer.name in row for row in figures.values())]
+    print(f"\n{table(figures, names, BASE)}\n")
+    for name, reason in absent.items():
+        print(f"{name}: no figure: {reason}")
+    print(
+        f"{os.cpu_count()} CPUs, Python {platform.python_version()}, {time.monotonic() - began:.0f} s; medians of "
+        f"{1 if options.quick else options.rounds}; in brackets: how many times as good as {BASE}"
+    )
+    ours = PEERS[0].name
+    return 0 if ours in names or (options.only and ours not in options.only) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,168 @@
+"""The load clients: the same bare WebSocket client for every server, which counts events without parsing them.
+
+Each event of a benchmark carries `@@@` once and nothing else does, not even the head of a frame, so that events are
+counted by counting bytes, at gigabytes a second: the client is not what is measured. One client of each run parses all
+that it receives, and checks that it has every number once, in order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import os
+import re
+import time
+from dataclasses import dataclass, field
+
+MARK = b"@@@"
+CONNECT_TIMEOUT_S = 30.0
+# Numbers of events: `{"n":17,"tag":"@@@"}`, whatever a server puts around it and however it escapes the quotes.
+_NUMBER = re.compile(rb'\bn\\*":\s*(\d+)')
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How one server is spoken to over a WebSocket."""
+
+    path: str
+    since: str = ""
+    """What is added to the path to resume, `{}` standing for the number to resume after."""
+    headers: dict[str, str] = field(default_factory=dict)
+    hello: tuple[str, ...] = ()
+    """Text frames to send once the connection is open."""
+    ready: bytes = b""
+    """What the server has sent when the client is subscribed. Empty: with the handshake."""
+    ping: bytes = b""
+    """A message that the server expects `pong` for."""
+    pong: str = ""
+
+
+def text_frame(text: str) -> bytes:
+    """A masked text frame of up to 65,535 bytes (RFC 6455); the mask is zero, as it may be."""
+    data = text.encode()
+    head = bytes([0x81, 0x80 | len(data)]) if len(data) < 126 else b"\x81\xfe" + len(data).to_bytes(2, "big")
+    return head + bytes(4) + data
+
+
+class Client(asyncio.Protocol):
+    """One connection. `events` counts; `numbers` holds the numbers if the client was told to check them."""
+
+    def __init__(self, dialect: Dialect, port: int, *, check: bool = False, since: int | None = None) -> None:
+        self.events = 0
+        self.numbers: list[int] = []
+        self.latencies: list[float] = []
+        self.started: dict[int, float] | None = None
+        self._dialect, self._port, self._check, self._since = dialect, port, check, since
+        self._transport: asyncio.Transport
+        self._opened = False
+        self._head = bytearray()
+        self._edge = b""  # a mark may have begun here
+        self._tail = b""  # and an event here
+        loop = asyncio.get_running_loop()
+        self.ready: asyncio.Future[None] = loop.create_future()
+        self._wanted: list[tuple[int, asyncio.Future[None]]] = []
+
+    @classmethod
+    async def connect(cls, dialect: Dialect, port: int, *, check: bool = False, since: int | None = None) -> Client:
+        """A client that is subscribed.
+
+        Raises:
+            OSError, TimeoutError: the server does not answer as it should.
+        """
+        client = cls(dialect, port, check=check, since=since)
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            await asyncio.get_running_loop().create_connection(lambda: client, "127.0.0.1", port)
+            await client.ready
+        return client
+
+    async def received(self, count: int, timeout_s: float) -> None:
+        """Until so many events have arrived in all.
+
+        Raises:
+            TimeoutError: they have not.
+        """
+        if self.events >= count:
+            return
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._wanted.append((count, future))
+        await asyncio.wait_for(future, timeout_s)
+
+    def abort(self) -> None:
+        """Cut the connection, without a word."""
+        self._transport.abort()
+
+    # asyncio's calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)  # noqa: S101
+        self._transport = transport
+        path = self._dialect.path
+        if self._since is not None:
+            path += self._dialect.since.format(self._since)
+        lines = [
+            f"GET {path} HTTP/1.1",
+            f"Host: 127.0.0.1:{self._port}",
+            "Upgrade: websocket",
+            "Connection: Upgrade",
+            f"Sec-WebSocket-Key: {base64.b64encode(os.urandom(16)).decode()}",
+            "Sec-WebSocket-Version: 13",
+            *(f"{name}: {value}" for name, value in self._dialect.headers.items()),
+        ]
+        transport.write("\r\n".join([*lines, "", ""]).encode())
+
+    def data_received(self, data: bytes) -> None:
+        if not self.ready.done():
+            data = self._greeted(data)
+        now = time.perf_counter()
+        edge = len(self._edge)
+        data = self._edge + data
+        self._edge = data[-(len(MARK) - 1) :]
+        new = data.count(MARK)
+        if self._check or self.started is not None:
+            self._read_numbers(data[edge:], now)
+        if new:
+            self.events += new
+            for wanted in [w for w in self._wanted if self.events >= w[0]]:
+                self._wanted.remove(wanted)
+                if not wanted[1].done():
+                    wanted[1].set_result(None)
+        elif self._dialect.ping and self._dialect.ping in data:
+            self._transport.write(text_frame(self._dialect.pong))
+
+    def connection_lost(self, error: Exception | None) -> None:
+        failure = ConnectionResetError(f"the server closed the connection: {error or bytes(self._head[:200])!r}")
+        for future in [self.ready, *(future for _, future in self._wanted)]:
+            if not future.done():
+                future.set_exception(failure)
+                future.exception()  # seen, if nobody waits
+
+    def _greeted(self, data: bytes) -> bytes:
+        """Take the handshake and the greeting; what is left belongs to events."""
+        self._head += data
+        if not self._opened:
+            if b"\r\n\r\n" not in self._head:
+                return b""
+            if not self._head.startswith(b"HTTP/1.1 101"):
+                self.connection_lost(None)
+                return b""
+            self._opened = True
+            for text in self._dialect.hello:
+                self._transport.write(text_frame(text))
+        if self._dialect.ready not in self._head:
+            return b""
+        rest = bytes(self._head.partition(b"\r\n\r\n")[2])
+        self._head.clear()
+        self.ready.set_result(None)
+        return rest
+
+    def _read_numbers(self, data: bytes, now: float) -> None:
+        # What has its mark is whole enough: the number stands before it.
+        data = self._tail + data
+        whole, found, self._tail = data.rpartition(MARK)
+        if not found:
+            return
+        numbers = [int(number) for number in _NUMBER.findall(whole)]
+        if self._check:
+            self.numbers += numbers
+        if self.started is not None:
+            self.latencies += [now - self.started[number] for number in numbers if number in self.started]

@@ -1,0 +1,64 @@
+"""Figures and the table of them. Pure."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """The smallest value that at least so many percent of them do not exceed (nearest rank).
+
+    Raises:
+        ValueError: there are none.
+    """
+    if not values:
+        raise ValueError("no values")
+    ordered = sorted(values)
+    return ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: what is measured, its unit, and whether more is better."""
+
+    title: str
+    unit: str
+    more_is_better: bool
+
+
+def figure(value: float) -> str:
+    """Three digits that count, with thousands apart."""
+    if value == 0:
+        return "0"
+    if abs(value) >= 100:
+        digits = max(0, 3 - len(str(int(abs(value)))))
+        return f"{round(value, 3 - len(str(int(abs(value))))):,.{digits}f}"
+    return f"{value:.3g}"
+
+
+def ratio(row: Row, value: float, base: float) -> str:
+    """How many times as good as the base; nothing where that means nothing."""
+    if not value or not base:
+        return ""
+    return f" ({figure(value / base if row.more_is_better else base / value)}x)"
+
+
+def table(rows: Mapping[Row, Mapping[str, Sequence[float]]], names: Sequence[str], base: str) -> str:
+    """Markdown: the median of each row and server, and how many times as good as `base` it is."""
+    lines = [f"| | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
+    for row, measured in rows.items():
+        cells = []
+        for name in names:
+            values = measured.get(name, ())
+            if not values:
+                cells.append("—")
+                continue
+            middle = statistics.median(values)
+            against = measured.get(base, ())
+            shown = ratio(row, middle, statistics.median(against)) if against and name != base else ""
+            cells.append(figure(middle) + shown)
+        lines.append(f"| {row.title}, {row.unit} | {' | '.join(cells)} |")
+    return "\n".join(lines)

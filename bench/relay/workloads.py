@@ -1,0 +1,164 @@
+"""What each server is put through. All times are of one monotonic clock, in the process of the clients."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import asyncpg
+
+from .client import Client
+from .figures import percentile
+from .peers import Server, publish_rows
+
+LIMIT_S = 60.0
+CONNECT_AT_ONCE = 100
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much of everything."""
+
+    fan_out: tuple[tuple[int, int], ...]
+    """Pairs of clients and events."""
+    catch_up: int
+    rates: tuple[int, ...]
+    """Events a second."""
+    seconds: float
+    """How long events are published at each rate."""
+    crowd: int
+    """Clients whose memory is measured, and who reconnect all at once."""
+
+
+FULL = Size(((1, 20_000), (10, 10_000), (500, 2_000)), 100_000, (100, 500), 5.0, 1_000)
+QUICK = Size(((1, 2_000), (10, 1_000), (50, 200)), 5_000, (100,), 1.0, 50)
+
+
+class Wrong(AssertionError):
+    """A server did not deliver what it should, so its figures mean nothing."""
+
+
+@dataclass
+class Feed:
+    """One user's events: numbered on, published, and handed to servers that do not read the log."""
+
+    connection: asyncpg.Connection
+    user: str
+    server: Server
+    last: int = 0
+
+    def next_numbers(self, count: int) -> list[int]:
+        numbers = list(range(self.last + 1, self.last + count + 1))
+        self.last += count
+        return numbers
+
+    async def publish(self, numbers: list[int]) -> float:
+        """Publish in one transaction; gives the time when it was committed."""
+        await publish_rows(self.connection, self.user, numbers)
+        committed = time.perf_counter()
+        if self.server.push is not None:
+            await self.server.push(numbers)
+        return committed
+
+
+@contextlib.asynccontextmanager
+async def crowd(
+    server: Server, count: int, *, check_first: bool = True, since: int | None = None
+) -> AsyncIterator[list[Client]]:
+    """So many clients that are subscribed; the first one checks what it gets."""
+    clients: list[Client] = []
+    try:
+        for start in range(0, count, CONNECT_AT_ONCE):
+            clients += await asyncio.gather(
+                *(
+                    Client.connect(server.dialect, server.port, check=check_first and number == 0, since=since)
+                    for number in range(start, min(start + CONNECT_AT_ONCE, count))
+                )
+            )
+        yield clients
+    finally:
+        for client in clients:
+            client.abort()
+        await asyncio.sleep(0.2)
+
+
+async def fan_out(server: Server, feed: Feed, clients: int, events: int) -> tuple[float]:
+    """Messages a second, over all clients, from the commit of one transaction to the last byte at the last client."""
+    async with crowd(server, clients) as connected:
+        numbers = feed.next_numbers(events)
+        waiting = [asyncio.ensure_future(client.received(events, LIMIT_S)) for client in connected]
+        committed = await feed.publish(numbers)
+        await asyncio.gather(*waiting)
+        took = time.perf_counter() - committed
+        _check(connected[0], numbers)
+    return (clients * events / took,)
+
+
+async def catch_up(server: Server, feed: Feed) -> tuple[float]:
+    """Events a second to one client that resumes from the beginning, from the request to the last byte."""
+    began = time.perf_counter()
+    client = await Client.connect(server.dialect, server.port, check=True, since=0)
+    await client.received(feed.last, LIMIT_S)
+    took = time.perf_counter() - began
+    client.abort()
+    _check(client, list(range(1, feed.last + 1)))
+    return (feed.last / took,)
+
+
+async def latency(server: Server, feed: Feed, rate: int, seconds: float) -> tuple[float, float]:
+    """Milliseconds from before an event's transaction begins to its arrival: the median, and the 99th percentile."""
+    async with crowd(server, 1) as (client,):
+        client.started = {}
+        count = int(rate * seconds)
+        began = time.perf_counter()
+        for turn, number in enumerate(feed.next_numbers(count)):
+            await asyncio.sleep(max(0.0, began + turn / rate - time.perf_counter()))
+            client.started[number] = time.perf_counter()
+            await feed.publish([number])
+        await client.received(count, LIMIT_S)
+        times = [1000 * value for value in client.latencies]
+    if len(times) != count:
+        raise Wrong(f"{server.name}: {len(times)} of {count} events were timed")
+    return percentile(times, 50), percentile(times, 99)
+
+
+async def memory(server: Server, clients: int) -> tuple[float, float]:
+    """Resident MiB with nobody connected, and KiB for each connection that is quiet."""
+    await asyncio.sleep(0.5)
+    idle = server.rss_mib()
+    async with crowd(server, clients):
+        await asyncio.sleep(0.5)
+        full = server.rss_mib()
+    return idle, (full - idle) * 1024 / clients
+
+
+async def storm(server: Server, feed: Feed, clients: int, missed: int = 100) -> tuple[float, float]:
+    """All clients are cut off, events are published, all come back at once. Seconds until each has what it missed, and
+    the share of events that never came."""
+    async with crowd(server, clients):
+        pass
+    since = feed.last
+    await feed.publish(feed.next_numbers(missed))
+    began = time.perf_counter()
+
+    async def back() -> int:
+        client = await Client.connect(server.dialect, server.port, since=since)
+        try:
+            with contextlib.suppress(TimeoutError, ConnectionError):
+                await client.received(missed, LIMIT_S)
+            return client.events
+        finally:
+            client.abort()
+
+    got = await asyncio.gather(*(back() for _ in range(clients)), return_exceptions=True)
+    took = time.perf_counter() - began
+    arrived = sum(events for events in got if isinstance(events, int))
+    return took, 1 - arrived / (clients * missed)
+
+
+def _check(client: Client, numbers: list[int]) -> None:
+    if client.numbers != numbers:
+        raise Wrong(f"a client did not get every event once, in order: {len(client.numbers)} of {len(numbers)}")

@@ -1,0 +1,137 @@
+"""A Kubernetes API server of one's own, on loopback: etcd and kube-apiserver, with no node and no controller.
+
+For what needs the real API and nothing else: objects are stored, and nobody acts on them. Needs no root.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from e2e.cluster import ClusterError, binaries
+from e2e.cluster.local import pki
+from e2e.cluster.local.pki import Identity
+from e2e.cluster.provider import run
+
+from .postgres import free_port
+
+START_TIMEOUT_S = 90.0
+IDENTITIES = (
+    Identity("apiserver", "/CN=kube-apiserver", ("DNS:localhost", "IP:127.0.0.1")),
+    Identity("admin", "/O=system:masters/CN=admin", ("DNS:admin",)),
+)
+
+
+class LocalApiServer:
+    """A context manager: leaving it ends both processes and removes what they stored."""
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        self._home = Path(tempfile.mkdtemp(prefix="userrealtime-apiserver-"))
+        self._pki = self._home / "pki"
+        self._etcd_ports = free_port(), free_port()
+        self._etcd: subprocess.Popen[bytes] | None = None
+        self._server: subprocess.Popen[bytes] | None = None
+        self.kubeconfig = self.kubeconfig_for(self.port)
+
+    def kubeconfig_for(self, port: int) -> Path:
+        """A kubeconfig of an administrator who reaches the server at this port of loopback."""
+        pki.make(self._pki, IDENTITIES)
+        path = self._home / f"kubeconfig-{port}"
+        path.touch(mode=0o600)
+        certificate = self._pki / "admin.crt", self._pki / "admin.key"
+        path.write_text(pki.kubeconfig(f"https://127.0.0.1:{port}", self._pki / "ca.crt", *certificate))
+        return path
+
+    def __enter__(self) -> Self:
+        try:
+            client, peer = (f"http://127.0.0.1:{port}" for port in self._etcd_ports)
+            self._etcd = self._popen(
+                *("etcd", f"--data-dir={self._home / 'etcd'}", "--unsafe-no-fsync", "--log-level=error"),
+                *(f"--listen-client-urls={client}", f"--advertise-client-urls={client}"),
+                *(f"--listen-peer-urls={peer}", f"--initial-advertise-peer-urls={peer}"),
+                f"--initial-cluster=default={peer}",
+            )
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Start the API server and wait until it says it is ready."""
+        self._server = self._popen(
+            *("kube-apiserver", f"--etcd-servers=http://127.0.0.1:{self._etcd_ports[0]}"),
+            *(f"--secure-port={self.port}", "--bind-address=127.0.0.1", "--service-cluster-ip-range=10.0.0.0/16"),
+            *(f"--tls-cert-file={self._pki}/apiserver.crt", f"--tls-private-key-file={self._pki}/apiserver.key"),
+            *(f"--client-ca-file={self._pki}/ca.crt", "--authorization-mode=RBAC"),
+            "--service-account-issuer=https://kubernetes.default.svc",
+            *(
+                f"--service-account-key-file={self._pki}/sa.pub",
+                f"--service-account-signing-key-file={self._pki}/sa.key",
+            ),
+            # Nobody makes service accounts here.
+            "--disable-admission-plugins=ServiceAccount",
+            f"--cert-dir={self._home}",
+        )
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while True:
+            with contextlib.suppress(ClusterError):
+                if self.kubectl("get", "--raw", "/readyz", timeout=5).strip() == "ok":
+                    return
+            if self._server.poll() is not None or time.monotonic() > deadline:
+                raise ClusterError(f"the API server does not start:\n{self.log()}")
+            time.sleep(0.3)
+
+    def kill(self) -> None:
+        """End the API server as a crash would; what is stored stays."""
+        assert self._server is not None
+        self._server.kill()
+        self._server.wait(timeout=10)
+
+    def pause(self) -> None:
+        """Let the API server take connections and answer nothing, until `resume`."""
+        assert self._server is not None
+        self._server.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        assert self._server is not None
+        self._server.send_signal(signal.SIGCONT)
+
+    def kubectl(self, *arguments: str, input: str | None = None, timeout: float = 60) -> str:
+        """Run kubectl against this server; its output."""
+        return run(binaries.kubectl(), f"--kubeconfig={self.kubeconfig}", *arguments, input=input, timeout=timeout)
+
+    def log(self) -> str:
+        """The last that the processes said."""
+        return "\n".join(path.read_text(errors="replace")[-3000:] for path in sorted(self._home.glob("*.log")))
+
+    def close(self) -> None:
+        """End both processes and remove all they left."""
+        for process in (self._server, self._etcd):
+            if process is not None:
+                process.kill()
+                process.wait(timeout=10)
+        shutil.rmtree(self._home, ignore_errors=True)
+
+    def _popen(self, program: str, *arguments: str) -> subprocess.Popen[bytes]:
+        with (self._home / f"{program}.log").open("ab") as output:
+            return subprocess.Popen(
+                [binaries.hyperkube(), program, *arguments],
+                cwd=self._home,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )

@@ -1,0 +1,65 @@
+"""The version that the tests of upgrades start from, taken from the history of this repository."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .cluster.paths import REPOSITORY
+
+# The first release and, until there is one, a commit that stands for it.
+CANDIDATES = ("v0.1.0", "ac64e98fdd49207495c4c2b44dd038174b943c3f")
+
+
+class NoHistory(Exception):
+    """This checkout has no earlier version in it; the message says why."""
+
+
+def revision() -> str:
+    """The commit of the earlier version.
+
+    Raises:
+        NoHistory: git or the history is not there.
+        LookupError: the history is there, and the version is not in it.
+    """
+    for candidate in CANDIDATES:
+        found = _git("rev-parse", "--quiet", "--verify", f"{candidate}^{{commit}}")
+        if found.returncode == 0:
+            return found.stdout.decode().strip()
+    shallow = _git("rev-parse", "--is-shallow-repository")
+    if shallow.returncode != 0:
+        raise NoHistory(f"no history in this checkout: {shallow.stderr.decode().strip()}")
+    if shallow.stdout.decode().strip() == "true":
+        raise NoHistory("this checkout is shallow: fetch the whole history (git fetch --unshallow --tags)")
+    raise LookupError(f"none of {', '.join(CANDIDATES)} is in the history: name another commit in {__name__}")
+
+
+@contextmanager
+def source(commit: str) -> Iterator[Path]:
+    """The files of a commit, in a folder that goes when the block ends."""
+    with tempfile.TemporaryDirectory(prefix="userrealtime-previous-") as folder:
+        archive = Path(folder, "archive.tar")
+        done = _git("archive", f"--output={archive}", commit)
+        if done.returncode != 0:
+            raise LookupError(f"git archive {commit}: {done.stderr.decode().strip()}")
+        target = Path(folder, "source")
+        with tarfile.open(archive) as files:
+            files.extractall(target, filter="data")
+        archive.unlink()
+        yield target
+
+
+def _git(*arguments: str) -> subprocess.CompletedProcess[bytes]:
+    # Not the repository that a hook or another tool may have named.
+    named = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR")
+    environment = {name: value for name, value in os.environ.items() if name not in named}
+    command = ["git", "-C", str(REPOSITORY), *arguments]
+    try:
+        return subprocess.run(command, env=environment, capture_output=True, timeout=60, check=False)
+    except FileNotFoundError:
+        raise NoHistory("git is not installed") from None

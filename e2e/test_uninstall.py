@@ -1,0 +1,72 @@
+"""What `helm uninstall` leaves, and what comes back: docs/lifecycle.md, Removing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+
+import asyncpg
+import pytest
+
+from .client import ResumingClient
+from .system import DATABASE_SECRET, OPERATOR_NAMESPACE, RELEASE, System, install, upgrade
+from .test_resource import CHILDREN, TIMEOUT_S, eventually
+
+MakeUser = Callable[..., str]
+
+
+@pytest.fixture
+def reinstalled(system: System) -> Iterator[None]:
+    """Afterwards, everything is there as usual."""
+    yield
+    install(system.cluster)
+
+
+def helm_uninstall(system: System) -> None:
+    system.cluster.helm(
+        *("uninstall", RELEASE, "--namespace", OPERATOR_NAMESPACE, "--wait", "--timeout", "120s"), timeout=150
+    )
+    left = system.cluster.kubectl("-n", OPERATOR_NAMESPACE, "get", "deployments,configmaps,secrets", "-o", "name")
+    assert f"secret/{DATABASE_SECRET}\n" in left
+    assert f"deployment.apps/{RELEASE}\n" not in left
+    assert f"configmap/{RELEASE}\n" not in left
+
+
+async def test_the_resources_go_and_the_logs_stay_until_the_operator_is_back(
+    system: System, reinstalled: None, users: MakeUser, database: asyncpg.Connection
+) -> None:
+    user = await asyncio.to_thread(users, "dropped")
+    await database.execute("select userrealtime.publish($1, 'x')", user)
+    name = system.get("urt", user)["status"]["name"]
+    await asyncio.to_thread(helm_uninstall, system)
+
+    def gone() -> bool:
+        left = system.kubectl("get", CHILDREN, "-l", f"app.kubernetes.io/instance={name}", "-o", "name")
+        return "userrealtime" not in system.cluster.kubectl("get", "crds", "-o", "name") and not left.strip()
+
+    await asyncio.to_thread(eventually, gone, "neither the CRD nor anything of the user")
+    events = "select count(*) from userrealtime.event where user_id = $1"
+    assert await database.fetchval(events, user) == 1
+    # There is no resource at all now, which the sweep has to bear.
+    await asyncio.to_thread(install, system.cluster)
+    async with asyncio.timeout(TIMEOUT_S):
+        while await database.fetchval(events, user):
+            await asyncio.sleep(0.2)
+
+
+async def test_users_are_served_without_the_operator_where_the_crd_is_kept(
+    system: System, reinstalled: None, users: MakeUser, database: asyncpg.Connection
+) -> None:
+    user = await asyncio.to_thread(users, "kept")
+    await asyncio.to_thread(upgrade, system, {**system.values, "crds": {"keep": True}})
+    async with ResumingClient(system.websocket_url(user), system.token(user)) as client:
+        uid = system.get("urt", user)["metadata"]["uid"]
+        await asyncio.to_thread(helm_uninstall, system)
+        await database.execute("select userrealtime.publish($1, 'still')", user)
+        await client.wait_for_events(1)
+        await asyncio.to_thread(install, system.cluster)
+        await asyncio.to_thread(system.wait_ready, user)
+        assert system.get("urt", user)["metadata"]["uid"] == uid
+        await database.execute("select userrealtime.publish($1, 'again')", user)
+        await client.wait_for_events(2)
+        assert (client.ids, client.connections) == ([1, 2], 1)

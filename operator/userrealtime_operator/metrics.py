@@ -1,0 +1,66 @@
+"""What Prometheus may know about the operator. No label holds the name of a user."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+
+CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+
+_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
+
+class Metrics:
+    """All of the operator's metrics, in a registry of their own. Names start with `userrealtime_operator_`."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry(auto_describe=False)
+        ProcessCollector(registry=self._registry)
+        self.leader = self._gauge("leader", "1 if this replica holds the lease and works, else 0.")
+        self.resources = self._gauge("resources", "UserRealtimes by condition.", "condition", "status")
+        self.depth = self._gauge("workqueue_depth", "Keys that wait for a worker.")
+        self.wait = self._histogram("workqueue_queue_duration_seconds", "From a key's turn to its worker.")
+        self.retries = self._counter("workqueue_retries", "Keys that failed and come back.")
+        self.reconciles = self._counter("reconcile", "Reconciliations: success or error.", "kind", "result")
+        self.duration = self._histogram("reconcile_duration_seconds", "Of one reconciliation.", "kind")
+        self.requests = self._counter(
+            "rest_client_requests",
+            "Requests to the API server, watches aside. The code is 0 where no answer came.",
+            *("verb", "resource", "code"),
+        )
+        self.latency = self._histogram(
+            "rest_client_request_duration_seconds", "From request to answer.", "verb", "resource"
+        )
+        self.swept = self._counter("swept_users", "Deleted resources whose traces in the database were removed.")
+        self.database_failures = self._counter("database_failures", "Uses of the database that failed.")
+
+    def request(self, verb: str, resource: str, code: int, seconds: float) -> None:
+        """Note one request to the API server."""
+        self.requests.labels(verb, resource, str(code)).inc()
+        self.latency.labels(verb, resource).observe(seconds)
+
+    def count_resources(self, conditions: Iterable[tuple[str, str]]) -> None:
+        """Replace the numbers of resources by those in `conditions`, pairs of a condition's type and status."""
+        self.resources.clear()
+        for kind in ("Ready", "Progressing", "DatabaseReady"):
+            for status in ("True", "False", "Unknown"):
+                self.resources.labels(kind, status)
+        for kind, status in conditions:
+            self.resources.labels(kind, status).inc()
+
+    def expose(self) -> bytes:
+        """The text that `/metrics` answers."""
+        return generate_latest(self._registry)
+
+    def _gauge(self, name: str, description: str, *labels: str) -> Gauge:
+        return Gauge(f"userrealtime_operator_{name}", description, labels, registry=self._registry)
+
+    def _counter(self, name: str, description: str, *labels: str) -> Counter:
+        return Counter(f"userrealtime_operator_{name}", description, labels, registry=self._registry)
+
+    def _histogram(self, name: str, description: str, *labels: str) -> Histogram:
+        return Histogram(
+            f"userrealtime_operator_{name}", description, labels, buckets=_BUCKETS, registry=self._registry
+        )

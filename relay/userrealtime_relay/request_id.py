@@ -1,0 +1,45 @@
+"""The id of a request: what its log lines, here and in the proxies before it, can be found by.
+
+A proxy's `X-Request-Id` is taken over, if it is one; else an id is made. The answer carries it too.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from contextvars import ContextVar
+from typing import Final
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+HEADER: Final = "X-Request-Id"
+# What is safe in a header and in any log: no more than a UUID, a trace id or a ULID needs.
+_GOOD: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+current: ContextVar[str] = ContextVar("request_id", default="")
+"""The id of the request that this task works for; empty for the relay's own work."""
+
+
+def adopt(given: str | None) -> str:
+    """The id for a request, from now on the `current` one; `given` is its header."""
+    request_id = given if given is not None and _GOOD.fullmatch(given) else secrets.token_hex(16)
+    current.set(request_id)
+    return request_id
+
+
+class RequestIds:
+    """ASGI middleware: gives every request its id."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request_id = adopt(Headers(scope=scope).get(HEADER))
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)[HEADER] = request_id
+            await send(message)
+
+        await self._app(scope, receive, send_with_id)

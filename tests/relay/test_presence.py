@@ -1,0 +1,92 @@
+"""Who is online, as the database is told."""
+
+from __future__ import annotations
+
+import asyncio
+
+import asyncpg
+import pytest
+
+from tests.conftest import Database
+from tests.relay.http_client import stream
+from tests.relay.support import PATIENCE_S, USER, client, receive, running
+from userrealtime_relay import presence
+
+QUESTION = "select coalesce(sum(clients), 0) from userrealtime.online where user_id = $1"
+
+
+@pytest.fixture(autouse=True)
+def calm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(presence, "CALM", 0.05)
+    monkeypatch.setattr(presence, "HEARTBEAT", 0.3)
+
+
+async def online(connection: asyncpg.Connection, expected: int) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while await connection.fetchval(QUESTION, USER) != expected:
+            await asyncio.sleep(0.02)
+
+
+async def rows(connection: asyncpg.Connection, instance: str) -> int:
+    count: int = await connection.fetchval("select count(*) from userrealtime.presence where instance = $1", instance)
+    return count
+
+
+async def test_clients_of_all_pods_are_counted_as_they_come_and_go(
+    migrated: Database, connection: asyncpg.Connection
+) -> None:
+    async with running(migrated.url, INSTANCE="one") as one, running(migrated.url, INSTANCE="two") as two:
+        await online(connection, 0)
+        async with client(one) as first, client(two) as second, stream(two):
+            await receive(first)
+            await receive(second)
+            await online(connection, 3)
+        await online(connection, 0)
+        async with client(one) as again:
+            await receive(again)
+            await online(connection, 1)
+        assert await rows(connection, "one") == await rows(connection, "two") == 1
+    assert await rows(connection, "one") == await rows(connection, "two") == 0
+
+
+async def test_who_is_not_authenticated_is_not_online(migrated: Database, connection: asyncpg.Connection) -> None:
+    async with running(migrated.url) as relay, client(relay, None):
+        async with client(relay) as known:
+            await receive(known)
+            await online(connection, 1)
+        await online(connection, 0)
+
+
+async def test_a_pod_that_is_silent_does_not_count_until_it_is_heard_again(
+    migrated: Database, connection: asyncpg.Connection
+) -> None:
+    async with running(migrated.url, INSTANCE="one") as relay, client(relay) as alice:
+        await receive(alice)
+        await online(connection, 1)
+        age = "update userrealtime.presence set seen_at = seen_at - interval '4 minutes'"
+        await connection.execute(
+            "insert into userrealtime.presence (user_id, instance, clients) values ($1, 'dead', 7)", USER
+        )
+        await connection.execute(age)
+        await online(connection, 1)  # by its next heartbeat, and without the dead
+
+
+async def test_it_is_told_again_after_the_database_was_away(migrated: Database, connection: asyncpg.Connection) -> None:
+    async with running(migrated.url) as relay, client(relay) as alice:
+        await receive(alice)
+        await online(connection, 1)
+        await connection.execute("delete from userrealtime.presence")
+        await connection.execute(
+            "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'userrealtime-relay'"
+        )
+        await online(connection, 1)
+
+
+async def test_a_schema_without_it_disturbs_nobody(migrated: Database, connection: asyncpg.Connection) -> None:
+    await connection.execute("drop function userrealtime.present")
+    async with running(migrated.url) as relay, client(relay) as alice:
+        await receive(alice)
+        await connection.execute("select userrealtime.publish($1, 'x')", USER)
+        assert (await receive(alice))["type"] == "event"
+        await asyncio.sleep(0.5)
+        assert relay.hindrance is None
