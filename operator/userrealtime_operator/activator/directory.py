@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 from userrealtime_operator.naming import child_name
 from userrealtime_operator.rollouts import User
+
+MAX_SEGMENTS: Final = 16
+"""Of a path that are looked at, so that a path of slashes costs nothing."""
 
 
 class Target(NamedTuple):
@@ -66,6 +69,7 @@ class Directory:
             if not port.isdigit():
                 return None
         name = name.removesuffix(".")
+        path = "/".join(path.split("/", MAX_SEGMENTS + 1)[: MAX_SEGMENTS + 1])
         while True:
             targets = self._targets.get((name, path))
             if targets is not None:

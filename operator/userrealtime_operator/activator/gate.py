@@ -174,8 +174,9 @@ class Gate:
         token = request.opening(query_token=self._limits.query_token).token
         if request.is_websocket and token is None:
             await connection.accept(request)
-            async with asyncio.timeout(self._limits.request_s):
-                token = await connection.first_token()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._limits.request_s):
+                    token = await connection.first_token()
         if token is None:
             raise _Refused(HTTPStatus.UNAUTHORIZED, _UNAUTHORIZED, Code.POLICY_VIOLATION, "unauthorized")
         try:

@@ -35,6 +35,7 @@ def test_by_the_route() -> None:
     assert found(directory, "realtime.example.com", f"/{NAME}x/ws") is None
     assert found(directory, "realtime.example.com", "/ws") is None
     assert found(directory, "example.com", f"/{NAME}/ws") is None
+    assert found(directory, "realtime.example.com", f"/{NAME}" + "/x" * 1000) == ("users", "alice")
 
 
 @pytest.mark.parametrize("host", ["", ":", "[::1]", f"{NAME}:x", "..", f"x.{NAME}"])

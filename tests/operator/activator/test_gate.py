@@ -148,6 +148,8 @@ async def test_what_says_nothing_is_cut(migrated: Database) -> None:
         async with asyncio.timeout(PATIENCE_S):
             assert await reader.read() == b""
         writer.close()
+        async with client(opened.port, None) as alice:
+            assert await closed(alice) == (1008, "Unauthorized")
 
 
 async def test_a_second_request_on_the_connection_reaches_nobody(migrated: Database) -> None:
