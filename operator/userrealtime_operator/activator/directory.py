@@ -1,0 +1,79 @@
+"""Which user a request is for, by the address it was sent to. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
+from urllib.parse import urlsplit
+
+from userrealtime_operator.naming import child_name
+from userrealtime_operator.rollouts import User
+
+MAX_SEGMENTS: Final = 16
+"""Of a path that are looked at, so that a path of slashes costs nothing."""
+
+
+class Target(NamedTuple):
+    """A user whom a request may be for."""
+
+    user: User
+    """The resource's namespace and name."""
+    user_id: str
+    base_path: str
+    """What stands before `/ws`, `/sse`, `/poll` and `/publish` in the user's URL; empty for the whole host."""
+
+    @property
+    def child_name(self) -> str:
+        """The name of the user's Service, Deployment and Secret."""
+        return child_name(self.user_id)
+
+
+class Directory:
+    """The users as their resources say. An address that would lead to two users leads to neither."""
+
+    def __init__(self) -> None:
+        self._places: dict[User, list[tuple[str, str]]] = {}
+        self._targets: dict[tuple[str, str], set[Target]] = {}
+
+    def put(self, body: Mapping[str, Any]) -> None:
+        """A resource is there, new or changed."""
+        metadata = body["metadata"]
+        user = User(metadata["namespace"], metadata["name"])
+        self.remove(user)
+        url = urlsplit(body.get("status", {}).get("url") or "")
+        path = url.path.rstrip("/")
+        target = Target(user, body["spec"]["userId"], path)
+        name = target.child_name
+        service = f"{name}.{user.namespace}"
+        places = [(host, "") for host in (name, service, f"{service}.svc", f"{service}.svc.cluster.local")]
+        if url.hostname:
+            places.append((url.hostname, path))
+        self._places[user] = places
+        for place in places:
+            self._targets.setdefault(place, set()).add(target)
+
+    def remove(self, user: User) -> None:
+        """A resource is gone."""
+        for place in self._places.pop(user, ()):
+            left = {target for target in self._targets[place] if target.user != user}
+            if left:
+                self._targets[place] = left
+            else:
+                del self._targets[place]
+
+    def find(self, host: str, path: str) -> Target | None:
+        """The user at a `Host` and a path, the longest prefix of whole segments first; None for strangers."""
+        name = host.lower()
+        if ":" in name:
+            name, _, port = name.rpartition(":")
+            if not port.isdigit():
+                return None
+        name = name.removesuffix(".")
+        path = "/".join(path.split("/", MAX_SEGMENTS + 1)[: MAX_SEGMENTS + 1])
+        while True:
+            targets = self._targets.get((name, path))
+            if targets is not None:
+                return next(iter(targets)) if len(targets) == 1 else None
+            if not path:
+                return None
+            path = path.rpartition("/")[0]

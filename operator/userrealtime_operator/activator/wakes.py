@@ -1,0 +1,115 @@
+"""Waking, once for all who wait for the same user.
+
+The first to come asks for the wake; all wait for the same end of it: a pod that takes connections, or a failure.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Final, Protocol
+
+from .directory import Target
+
+CONNECT_INTERVAL_S: Final = 0.05
+CONNECT_TIMEOUT_S: Final = 1.0
+Address = tuple[str, int]
+
+_logger = logging.getLogger(__name__)
+
+
+class WakeFailed(Exception):
+    """The user's pod does not come, in the time there is or at all. Says why, for a log."""
+
+
+class Cluster(Protocol):
+    """What waking needs of the cluster."""
+
+    async def request_wake(self, target: Target) -> None:
+        """Ask the operator to wake a user. Raises OSError if that cannot be asked."""
+
+    async def address(self, target: Target) -> Address:
+        """Where a pod of the user's is, ready or not; waits until there is one."""
+
+
+class Wakes:
+    """The wakes under way.
+
+    Args:
+        patience_s: how long one may take.
+        max_waiting: how many may wait for one user, and `max_users` for how many users.
+    """
+
+    def __init__(
+        self, cluster: Cluster, patience_s: float = 30, max_waiting: int = 1000, max_users: int = 1000
+    ) -> None:
+        self._cluster = cluster
+        self._patience_s = patience_s
+        self._max_waiting = max_waiting
+        self._max_users = max_users
+        self._tasks: dict[Target, asyncio.Task[Address]] = {}
+        self._waiting: dict[Target, int] = {}
+
+    async def arrive(self, target: Target) -> Address:
+        """Wake a user, or join those who do; gives where the pod takes connections.
+
+        Raises:
+            WakeFailed: it does not, or too many wait already.
+        """
+        task = self._tasks.get(target)
+        if task is None:
+            if len(self._tasks) >= self._max_users:
+                raise WakeFailed("too many users are being woken")
+            task = asyncio.create_task(self._wake(target))
+            self._tasks[target] = task
+            task.add_done_callback(lambda done: self._end(target, done))
+        if self._waiting.get(target, 0) >= self._max_waiting:
+            raise WakeFailed("too many wait for this user")
+        self._waiting[target] = self._waiting.get(target, 0) + 1
+        try:
+            # One who leaves takes nobody else along.
+            return await asyncio.shield(task)
+        finally:
+            self._waiting[target] -= 1
+            if not self._waiting[target]:
+                del self._waiting[target]
+
+    async def close(self) -> None:
+        """End all wakes; those who wait get WakeFailed."""
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _end(self, target: Target, task: asyncio.Task[Address]) -> None:
+        del self._tasks[target]
+        if not task.cancelled():
+            task.exception()  # looked at, also if all who waited have left
+
+    async def _wake(self, target: Target) -> Address:
+        try:
+            async with asyncio.timeout(self._patience_s):
+                await self._cluster.request_wake(target)
+                while True:
+                    address = await self._cluster.address(target)
+                    # The pod is asked itself: a readiness probe would come up to a second later.
+                    if await _takes_connections(address):
+                        return address
+                    await asyncio.sleep(CONNECT_INTERVAL_S)
+        except TimeoutError:
+            raise WakeFailed(f"no pod took connections within {self._patience_s:g} s") from None
+        except asyncio.CancelledError:
+            raise WakeFailed("the activator is stopping") from None
+        except OSError as error:
+            _logger.warning("a wake cannot be asked for", extra={"fields": {"error": type(error).__name__}})
+            raise WakeFailed("the wake cannot be asked for") from None
+
+
+async def _takes_connections(address: Address) -> bool:
+    try:
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            _, writer = await asyncio.open_connection(*address)
+    except (OSError, TimeoutError):
+        return False
+    writer.close()
+    return True

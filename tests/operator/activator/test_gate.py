@@ -1,0 +1,173 @@
+"""The activator before a real relay: what a client of a sleeping user sees."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from urllib.parse import urlencode
+
+import asyncpg
+import pytest
+
+from tests.conftest import Database
+from tests.operator.activator.support import SERVICE, gate
+from tests.relay.http_client import request, stream
+from tests.relay.support import PATIENCE_S, client, closed, publish, receive, receive_ids, token, until
+
+STRANGER = "a key of a stranger's that is long enough"
+
+
+async def test_a_websocket_gets_what_came_while_asleep(migrated: Database, connection: asyncpg.Connection) -> None:
+    await publish(connection, 3)
+    async with gate(migrated.url) as (opened, house), client(opened.port, last_event_id="1") as alice:
+        assert (await receive(alice))["type"] == "connected"
+        assert await receive_ids(alice, 3) == [2, 3]
+        await publish(connection)
+        assert await receive_ids(alice, 4) == [4]
+        await alice.send(json.dumps({"type": "publish", "ref": "1", "event": "x", "data": {}}))
+        assert (await receive(alice))["type"] == "ack"
+        assert house.wakes == 1
+
+
+@pytest.mark.parametrize("early", [False, True])
+async def test_a_first_message_with_the_token(migrated: Database, connection: asyncpg.Connection, early: bool) -> None:
+    await publish(connection, 2)
+    async with gate(migrated.url) as (opened, house), client(opened.port, None) as alice:
+        assert alice.response is not None
+        assert "Sec-WebSocket-Extensions" not in alice.response.headers
+        await alice.send(json.dumps({"type": "auth", "token": token()}))
+        if early:  # before the pod is there
+            await alice.send(json.dumps({"type": "resume", "lastEventId": 0}))
+        assert (await receive(alice))["type"] == "connected"
+        if not early:
+            await alice.send(json.dumps({"type": "resume", "lastEventId": 0}))
+        messages = [await receive(alice)]
+        while messages[-1].get("id") != 2:
+            messages.append(await receive(alice))
+        assert [message["id"] for message in messages if message["type"] == "event"] == [1, 2]
+        assert house.wakes == 1
+
+
+async def test_the_token_as_a_subprotocol(migrated: Database) -> None:
+    subprotocols = ["userrealtime.v1", f"bearer.{token()}"]
+    async with gate(migrated.url) as (opened, _), client(opened.port, None, subprotocols=subprotocols) as alice:
+        assert alice.subprotocol == "userrealtime.v1"
+        assert (await receive(alice))["type"] == "connected"
+
+
+async def test_a_stream_gets_what_came_while_asleep(migrated: Database, connection: asyncpg.Connection) -> None:
+    await publish(connection, 3)
+    headers = {**SERVICE, "Last-Event-ID": "1"}
+    async with gate(migrated.url) as (opened, house), stream(opened.port, headers=headers) as events:
+        greeting = await events.event()
+        assert greeting is not None
+        assert greeting["type"] == "connected"
+        assert await events.ids(3) == [2, 3]
+        await publish(connection)
+        assert await events.ids(4) == [4]
+        assert house.wakes == 1
+
+
+async def test_a_poll_gets_what_came_while_asleep(migrated: Database, connection: asyncpg.Connection) -> None:
+    await publish(connection, 3)
+    async with gate(migrated.url) as (opened, house):
+        answer = await request(opened.port, "/poll?" + urlencode({"last_event_id": 1}), headers=SERVICE)
+        assert answer.status == 200
+        assert answer.headers["connection"] == "close"
+        assert [event["id"] for event in answer.json["events"]] == [2, 3]
+        assert house.wakes == 1
+
+
+async def test_a_publish_arrives_whole(migrated: Database, connection: asyncpg.Connection) -> None:
+    body = json.dumps({"ref": "1", "event": "x", "data": {"text": "y" * 20_000}}).encode()
+    headers = {**SERVICE, "Content-Type": "application/json"}
+    async with gate(migrated.url) as (opened, _):
+        answer = await request(opened.port, "/publish", method="POST", headers=headers, body=body)
+        assert answer.status < 300, answer
+        assert await connection.fetchval("select count(*) from userrealtime.inbox") == 1
+
+
+async def test_a_hundred_clients_cost_one_wake(migrated: Database) -> None:
+    async with gate(migrated.url) as (opened, house):
+
+        async def visit() -> str:
+            async with client(opened.port) as alice:
+                kind: str = (await receive(alice))["type"]
+                return kind
+
+        async with asyncio.timeout(PATIENCE_S):
+            assert await asyncio.gather(*(visit() for _ in range(100))) == ["connected"] * 100
+        assert house.wakes == 1
+
+
+async def test_a_wrong_token_wakes_nobody(migrated: Database) -> None:
+    wrong = token(key=STRANGER)
+    async with gate(migrated.url) as (opened, house):
+        for path in ("/sse", "/poll"):
+            assert (await request(opened.port, path, wrong, headers=SERVICE)).status == 401
+            assert (await request(opened.port, path, None, headers=SERVICE)).status == 401
+        async with client(opened.port, wrong) as alice:
+            assert await closed(alice) == (1008, "Unauthorized")
+        async with client(opened.port, None) as alice:
+            await alice.send(json.dumps({"type": "auth", "token": wrong}))
+            assert await closed(alice) == (1008, "Unauthorized")
+        async with client(opened.port, token(sub="bob")) as alice:
+            assert await closed(alice) == (1008, "Unauthorized")
+        assert house.wakes == 0
+        assert opened.outcomes["unauthorized"] == 7
+
+
+async def test_strangers_and_other_paths_wake_nobody(migrated: Database) -> None:
+    async with gate(migrated.url) as (opened, house):
+        assert (await request(opened.port, "/sse", headers={"Host": "urt-bob"})).status == 404
+        assert (await request(opened.port, "/other", headers=SERVICE)).status == 404
+        assert (await request(opened.port, "/sse", method="POST", headers=SERVICE)).status == 405
+        assert house.wakes == 0
+
+
+async def test_a_pod_that_does_not_come_is_an_error_in_time(migrated: Database) -> None:
+    async with gate(migrated.url, comes=False, patience_s=0.2) as (opened, house):
+        answer = await request(opened.port, "/sse", headers=SERVICE)
+        assert answer.status == 503
+        assert int(answer.headers["retry-after"]) > 0
+        async with client(opened.port) as alice:
+            assert (await closed(alice))[0] == 1013
+        assert house.wakes == 2
+
+
+async def test_only_so_many_connections_of_one_user(migrated: Database) -> None:
+    async with gate(migrated.url, comes=False, user_connections=1) as (opened, house), client(opened.port, None) as one:
+        assert (await request(opened.port, "/sse", headers=SERVICE)).status == 503
+        await one.close()
+        assert house.wakes == 0
+
+
+async def test_what_says_nothing_is_cut(migrated: Database) -> None:
+    async with gate(migrated.url, request_s=0.1) as (opened, _):
+        reader, writer = await asyncio.open_connection("127.0.0.1", opened.port)
+        async with asyncio.timeout(PATIENCE_S):
+            assert await reader.read() == b""
+        writer.close()
+        async with client(opened.port, None) as alice:
+            assert await closed(alice) == (1008, "Unauthorized")
+
+
+async def test_a_second_request_on_the_connection_reaches_nobody(migrated: Database) -> None:
+    poll = f"GET /poll?last_event_id=0 HTTP/1.1\r\nHost: {SERVICE['Host']}\r\nAuthorization: Bearer {token()}\r\n\r\n"
+    async with gate(migrated.url) as (opened, _):
+        reader, writer = await asyncio.open_connection("127.0.0.1", opened.port)
+        writer.write(f"GET /other HTTP/1.1\r\nHost: {SERVICE['Host']}\r\n\r\n".encode() + poll.encode())
+        async with asyncio.timeout(PATIENCE_S):
+            answer = (await reader.readuntil(b"}")).decode()
+            assert answer.startswith("HTTP/1.1 404 ")
+            writer.write_eof()
+            assert await reader.read() == b""
+        writer.close()
+
+
+async def test_drains(migrated: Database) -> None:
+    async with gate(migrated.url) as (opened, _), client(opened.port) as alice:
+        await receive(alice)
+        await opened.drain(0.1)
+        await until(lambda: opened.connections == 0)
+        assert opened.outcomes["drained"] == 1

@@ -1,0 +1,106 @@
+"""Requests, read and written anew."""
+
+from __future__ import annotations
+
+import h11
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from userrealtime_operator.activator.request import MAX_BODY_BYTES, MAX_HEAD_BYTES, BadRequest, Reader, Request
+
+POST = b"POST /publish HTTP/1.1\r\nHost: urt-a\r\n"
+WEBSOCKET = b"GET /ws HTTP/1.1\r\nHost: urt-a\r\nConnection: keep-alive, Upgrade\r\nUpgrade: WebSocket\r\n"
+
+
+def read(data: bytes) -> Request:
+    request = Reader().feed(data)
+    assert request is not None
+    return request
+
+
+def parsed(data: bytes) -> tuple[h11.Request, bytes, bytes]:
+    """A request as a server reads it: head, body and what is left."""
+    server = h11.Connection(h11.SERVER)
+    server.receive_data(data)
+    head, body = server.next_event(), b""
+    assert isinstance(head, h11.Request)
+    while isinstance(event := server.next_event(), h11.Data):
+        body += bytes(event.data)
+    assert isinstance(event, h11.EndOfMessage)
+    return head, body, server.trailing_data[0]
+
+
+def test_a_body_in_chunks_gets_a_length() -> None:
+    request = read(POST + b"Transfer-Encoding: chunked\r\n\r\n2\r\nab\r\n1\r\nc\r\n0\r\n\r\nGET / HTTP/1.1\r\n")
+    head, body, rest = parsed(request.written())
+    assert (body, rest) == (b"abc", b"")
+    assert dict(head.headers)[b"content-length"] == b"3"
+    assert b"transfer-encoding" not in dict(head.headers)
+    assert dict(head.headers)[b"connection"] == b"close"
+
+
+@given(st.binary(max_size=100), st.binary(max_size=100), st.integers(1, 50))
+def test_one_request_comes_out_whatever_follows_it(body: bytes, rest: bytes, step: int) -> None:
+    data = POST + b"Content-Length: %d\r\n\r\n" % len(body) + body
+    reader = Reader()
+    request = None
+    for start in range(0, len(data), step):
+        assert request is None
+        piece = data[start : start + step]
+        request = reader.feed(piece + rest if start + step >= len(data) else piece)
+    assert request is not None
+    assert parsed(request.written())[1:] == (body, b"")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        POST + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\nab",
+        POST + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+        POST + b"Content-Length: +1\r\n\r\na",
+        POST + b"Host: urt-b\r\n\r\n",
+        POST + b"A\x00: b\r\n\r\n",
+        POST + b"A : b\r\n\r\n",
+        b"GET http://urt-b/ws HTTP/1.1\r\nHost: urt-a\r\n\r\n",
+        b"GET /ws HTTP/1.1\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01",
+        b"x" * (MAX_HEAD_BYTES + 1),
+    ],
+)
+def test_what_two_could_read_in_two_ways_is_refused(data: bytes) -> None:
+    with pytest.raises(BadRequest):
+        read(data)
+
+
+def test_a_body_has_a_largest_size() -> None:
+    reader = Reader()
+    with pytest.raises(BadRequest) as caught:
+        reader.feed(POST + b"Content-Length: %d\r\n\r\n" % (MAX_BODY_BYTES + 1) + bytes(MAX_BODY_BYTES + 1))
+    assert caught.value.status == 413
+
+
+def test_a_websocket_stays_one() -> None:
+    reader = Reader()
+    request = reader.feed(WEBSOCKET + b"Sec-WebSocket-Extensions: permessage-deflate\r\n\r\nframes")
+    assert request is not None
+    assert request.is_websocket
+    assert reader.rest == b"frames"
+    head, _, rest = parsed(request.written(without=[b"sec-websocket-extensions"]))
+    headers = dict(head.headers)
+    assert (headers[b"connection"], headers[b"upgrade"], rest) == (b"Upgrade", b"websocket", b"")
+    assert b"sec-websocket-extensions" not in headers
+
+
+def test_a_websocket_with_a_body_is_none() -> None:
+    assert not read(WEBSOCKET + b"Content-Length: 1\r\n\r\na").is_websocket
+
+
+def test_the_token_is_found_where_the_relay_finds_it() -> None:
+    get = b"GET /sse?token=c HTTP/1.1\r\nHost: urt-a\r\n"
+    assert read(get + b"Authorization: Bearer a\r\n\r\n").opening(query_token=True).token == "a"
+    assert read(get + b"\r\n").opening(query_token=True).token == "c"
+    assert read(get + b"\r\n").opening(query_token=False).token is None
+    subprotocols = b"Sec-WebSocket-Protocol: userrealtime.v1, bearer.b\r\n\r\n"
+    assert read(WEBSOCKET + subprotocols).opening(query_token=False).token == "b"
+    assert read(get + subprotocols).opening(query_token=False).token is None

@@ -1,0 +1,75 @@
+"""One wake for all who wait, and always an end."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from userrealtime_operator.activator.directory import Target
+from userrealtime_operator.activator.wakes import Address, WakeFailed, Wakes
+from userrealtime_operator.rollouts import User
+
+ALICE = Target(User("users", "alice"), "alice", "")
+BOB = Target(User("users", "bob"), "bob", "")
+
+
+class Pods:
+    """Users whose pods come when the test says so."""
+
+    def __init__(self, error: OSError | None = None) -> None:
+        self.asked: list[Target] = []
+        self.there: asyncio.Future[Address] = asyncio.get_running_loop().create_future()
+        self._error = error
+
+    async def request_wake(self, target: Target) -> None:
+        self.asked.append(target)
+        if self._error is not None:
+            raise self._error
+
+    async def address(self, target: Target) -> Address:
+        return await asyncio.shield(self.there)
+
+
+async def test_all_who_wait_share_a_wake_and_who_leaves_ends_it_for_nobody() -> None:
+    server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
+    address = server.sockets[0].getsockname()
+    pods = Pods()
+    wakes = Wakes(pods)
+    async with server, asyncio.timeout(10):
+        waiting = [asyncio.create_task(wakes.arrive(ALICE)) for _ in range(100)]
+        await asyncio.sleep(0)
+        waiting[0].cancel()
+        await asyncio.sleep(0)
+        pods.there.set_result(address)
+        assert await asyncio.gather(*waiting[1:]) == [address] * 99
+        assert pods.asked == [ALICE]
+        assert await wakes.arrive(ALICE) == address
+        assert pods.asked == [ALICE, ALICE]
+
+
+async def test_a_pod_that_refuses_is_tried_until_the_time_is_over() -> None:
+    pods = Pods()
+    pods.there.set_result(("127.0.0.1", 1))
+    with pytest.raises(WakeFailed, match=r"within 0\.2 s"):
+        await Wakes(pods, patience_s=0.2).arrive(ALICE)
+
+
+async def test_a_wake_that_cannot_be_asked_for_fails_for_all() -> None:
+    wakes = Wakes(Pods(ConnectionRefusedError()))
+    results = await asyncio.gather(*(wakes.arrive(ALICE) for _ in range(3)), return_exceptions=True)
+    assert all(isinstance(result, WakeFailed) for result in results)
+
+
+async def test_only_so_many_wait() -> None:
+    wakes = Wakes(Pods(), max_waiting=1, max_users=1)
+    first = asyncio.create_task(wakes.arrive(ALICE))
+    await asyncio.sleep(0)
+    with pytest.raises(WakeFailed, match="too many wait for this user"):
+        await wakes.arrive(ALICE)
+    with pytest.raises(WakeFailed, match="too many users"):
+        await wakes.arrive(BOB)
+    await asyncio.sleep(0)
+    await wakes.close()
+    with pytest.raises(WakeFailed, match="stopping"):
+        await first
