@@ -13,7 +13,7 @@ from pathlib import Path
 from .cluster.paths import REPOSITORY
 
 # The first release and, until there is one, a commit that stands for it.
-CANDIDATES = ("v0.1.0", "ac64e98fdd49207495c4c2b44dd038174b943c3f")
+CANDIDATES = ("v0.1.0", "4547cff769bae0cd32f54971e0e44144fa4e837e")
 
 
 class NoHistory(Exception):
