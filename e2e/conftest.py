@@ -50,6 +50,7 @@ def users(system: System) -> Iterator[Callable[..., str]]:
         made.append(name)
         system.apply_user(name, **spec)
         system.wait_ready(name)
+        system.wait_reachable(name)
         return name
 
     yield make

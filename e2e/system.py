@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import json
 import time
+import urllib.error
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from urllib.parse import urlsplit
 
 import jwt
 
+from .client import http_get
 from .cluster import ClusterError, Provider, images, postgres
 from .cluster.postgres import PostgresAccess
 from .cluster.progress import step
@@ -94,6 +96,29 @@ class System:
                 pods = self.kubectl("describe", "pods", "-l", f"app.kubernetes.io/instance={status.get('name')}")
                 raise ClusterError(f"{name} is not ready after {timeout:.0f} s: {json.dumps(status, indent=2)}\n{pods}")
             time.sleep(0.2)
+
+    def wait_reachable(self, name: str, timeout: float = 30) -> None:
+        """Until the user's route leads to the pod: whatever is in between learns of it a moment after it is Ready.
+
+        Raises:
+            ClusterError: after `timeout` seconds.
+        """
+        url = self.get("urt", name)["status"].get("url")
+        deadline = time.monotonic() + timeout
+        while url:
+            try:
+                http_get(f"{url}/poll", {}).close()
+                return
+            except urllib.error.HTTPError as error:
+                with error:
+                    if error.code == 401:
+                        return
+                    problem = f"HTTP {error.code}"
+            except OSError as error:
+                problem = str(error)
+            if time.monotonic() > deadline:
+                raise ClusterError(f"{url} does not lead to the pod after {timeout:.0f} s: {problem}")
+            time.sleep(0.1)
 
     def websocket_url(self, name: str) -> str:
         """Where a client of this user connects, through the ingress."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
@@ -14,6 +15,7 @@ from tests.operator.attacks import REFUSED
 from .client import ResumingClient
 from .system import System
 from .test_faults import assert_all_arrived, publishing
+from .test_resource import eventually
 
 MakeUser = Callable[..., str]
 APPLICATION = """
@@ -91,3 +93,19 @@ async def test_a_database_password_is_replaced_under_a_connected_client(
     connection = await connect_as(system, alice, database_url)
     assert await connection.fetchval("select count(*) from userrealtime.log") == 1
     await connection.close(timeout=5)
+
+
+async def test_a_damaged_password_is_replaced_by_one_that_works(
+    system: System, users: MakeUser, database: asyncpg.Connection
+) -> None:
+    alice = users("alice")
+    name = system.get("urt", alice)["status"]["name"]
+    patch = json.dumps({"data": {"DATABASE_URL": base64.b64encode(b"nonsense").decode()}})
+    await asyncio.to_thread(system.kubectl, "patch", "secret", name, "--type=merge", "-p", patch)
+    await asyncio.to_thread(
+        eventually, lambda: secret_url(system, alice).startswith("postgresql://"), "another database URL"
+    )
+    await asyncio.to_thread(system.wait_ready, alice)
+    async with ResumingClient(system.websocket_url(alice), system.token(alice)) as client:
+        await database.execute("select userrealtime.publish($1, 'x')", alice)
+        await client.wait_for_events(1)

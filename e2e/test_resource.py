@@ -121,7 +121,6 @@ def test_a_deleted_child_comes_back(system: System, users: MakeUser, kind: str) 
         ("deployment", {"metadata": {"ownerReferences": None}}),
         ("service", {"spec": {"selector": {"app.kubernetes.io/instance": "other"}}}),
         ("ingress", {"spec": {"rules": [{"host": "elsewhere.example.com"}]}}),
-        ("secret", {"data": {"DATABASE_URL": "eA=="}}),
         ("secret", {"data": {"TOKEN_KEY_PREVIOUS": "eA=="}}),
     ],
 )

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
+from collections import Counter
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -23,6 +25,7 @@ from .postgres import free_port
 START_TIMEOUT_S = 60.0
 ROOT = Path(__file__).parents[2]
 _SAMPLE = re.compile(r"^(\w+)(?:\{(.*)\})? (\S+)$", re.MULTILINE)
+_LEFT_OUT = ("leases", "discovery", "pods")
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
 
 
@@ -60,6 +63,7 @@ class LocalOperator:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.kill()
+        shutil.rmtree(self._home, ignore_errors=True)
 
     def start(self) -> None:
         """Start the process; `wait_ready` waits until its caches are full."""
@@ -122,9 +126,9 @@ class LocalOperator:
 
         Without leases, discovery, and the looks at pods that do not come, which go on where there is no node.
         """
-        return {
-            f"{labels['verb']} {labels['resource']}": int(value)
-            for (name, having), value in self.metrics().items()
-            if name == "userrealtime_operator_rest_client_requests_total"
-            and (labels := dict(having))["resource"] not in ("leases", "discovery", "pods")
-        }
+        counts: Counter[str] = Counter()
+        for (name, having), value in self.metrics().items():
+            labels = dict(having)
+            if name == "userrealtime_operator_rest_client_requests_total" and labels["resource"] not in _LEFT_OUT:
+                counts[f"{labels['verb']} {labels['resource']}"] += int(value)  # over all of their status codes
+        return dict(counts)
