@@ -149,7 +149,9 @@ def test_quantities_in_any_form_are_no_drift(platform: System, users: MakeUser) 
     assert container["resources"]["limits"]["memory"] == "128Mi"
 
     def applied(kind: str) -> int:
-        logs = platform.cluster.kubectl("-n", OPERATOR_NAMESPACE, "logs", f"deployment/{RELEASE}", "--tail=-1")
+        logs = platform.cluster.kubectl(
+            "-n", OPERATOR_NAMESPACE, "logs", "--selector=app.kubernetes.io/name=userrealtime-operator", "--tail=-1"
+        )
         return logs.count(f"applied {kind} users/{name}")
 
     # The Ingress is looked at last: once that is put right, the Deployment has been looked at too.

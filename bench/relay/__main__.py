@@ -12,7 +12,8 @@ import platform
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Sequence
+from collections.abc import Coroutine, Sequence
+from typing import Any
 
 import asyncpg
 
@@ -46,11 +47,15 @@ async def measure(
 ) -> None:
     """Put one server, freshly started, through all of it. What it fails at is noted, and has no figure."""
 
-    async def note(rows: Sequence[Row], work: Awaitable[Sequence[float]]) -> None:
+    async def note(rows: Sequence[Row], work: Coroutine[Any, Any, Sequence[float]]) -> None:
+        place = f"{peer.name}, {rows[0].title}"
+        if place in failures:  # it would fail again, and take its time
+            work.close()
+            return
         try:
             values = await work
         except (TimeoutError, OSError, workloads.Wrong) as error:
-            failures[f"{peer.name}, {rows[0].title}"] = str(error) or "not everything arrived in time"
+            failures[place] = str(error) or "not everything arrived in time"
             return
         for row, value in zip(rows, values, strict=True):
             figures[row][peer.name].append(value)
