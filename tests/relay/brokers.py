@@ -17,8 +17,8 @@ from userrealtime_relay.bridge.server import Bridge
 def make_broker(name: str, password: str = "") -> LocalBroker:
     """A broker that is not started yet; where there is none, the test is skipped, or fails if CI=true."""
     kind = BROKERS[name]
-    if kind.found() is None:
-        message = f"there is no {kind.program}, so nothing is tested over {name}: {kind.hint}"
+    if (missing := kind.missing()) is not None:
+        message = f"nothing is tested over {name}: {missing}"
         if os.environ.get("CI") == "true":
             pytest.fail(message)
         pytest.skip(message)

@@ -20,10 +20,9 @@ async def broker(request: pytest.FixtureRequest) -> AsyncIterator[LocalBroker]:
 
 
 async def test_events_arrive(migrated: Database, connection: asyncpg.Connection, broker: LocalBroker) -> None:
-    variables = {**broker.variables, "POLL_INTERVAL": "600"}
     async with (
         bridging(migrated.url, broker, POLL_INTERVAL="600"),
-        running(migrated.url, **variables) as relay,
+        running(migrated.url, None, **broker.variables, POLL_INTERVAL="600") as relay,
         client(relay) as alice,
     ):
         assert (await receive(alice))["cursor"] == 0
