@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import signal
 from http import HTTPStatus
@@ -14,7 +15,7 @@ from starlette.routing import Route, Router
 
 from userrealtime_relay.backoff import backoff
 from userrealtime_relay.metrics import CONTENT_TYPE
-from userrealtime_relay.signals import Publish, Unreachable
+from userrealtime_relay.signals import Moved, Publish, Unreachable
 from userrealtime_relay.signals.broker import load
 from userrealtime_relay.transports.http import listen
 
@@ -24,6 +25,8 @@ from .pending import Pending
 from .source import Source
 
 BATCH: Final = 1000
+SILENCE: Final = 2.0
+"""Seconds after which nothing is published, to see whether the broker still answers."""
 PROBE_CONNECTIONS: Final = 64
 PROBE_TIMEOUT: Final = 5
 
@@ -103,7 +106,10 @@ class Bridge:
 
     async def _publish(self, publish: Publish) -> None:
         while True:
-            batch = await self._pending.take(BATCH)
+            batch: list[Moved] = []
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(SILENCE):
+                    batch = await self._pending.take(BATCH)
             try:
                 await publish(batch)
             except BaseException:

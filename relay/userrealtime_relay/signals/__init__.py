@@ -43,7 +43,7 @@ class Unreachable(Exception):
 Hear = Callable[[bytes], None]
 """Called with each message as it came; with an empty one once messages may come: earlier ones may be lost."""
 Publish = Callable[[Sequence[Moved]], Awaitable[None]]
-"""Returns once the broker has them. Raises Unreachable."""
+"""Returns once the broker has them; with none, that it still answers is all. Raises Unreachable."""
 
 
 class Broker(Protocol):

@@ -60,6 +60,7 @@ async def publishing(url: Secret) -> AsyncIterator[Publish]:
                 async with client.pipeline(transaction=False) as pipeline:
                     for user_id, standing in moved:
                         pipeline.publish(channel(user_id), encode(standing))
+                    pipeline.ping()
                     await pipeline.execute()
 
         with _failures():
