@@ -96,8 +96,14 @@ def _selector(resource: UserRealtime) -> dict[str, str]:
     return {**RELAY, "app.kubernetes.io/instance": resource.child_name}
 
 
-def _secret(resource: UserRealtime, secrets: Secrets) -> Object:
-    values = {DATABASE_URL: secrets.database_url, **secrets.token_keys.data()}
+def _broker(resource: UserRealtime, config: Config) -> dict[str, str]:
+    """The variable of the broker's URL, if the user has signals from one."""
+    signal = config.signals.of(resource.signal)
+    return {signal.variable: config.signals.url} if signal.broker else {}
+
+
+def _secret(resource: UserRealtime, config: Config, secrets: Secrets) -> Object:
+    values = {DATABASE_URL: secrets.database_url, **_broker(resource, config), **secrets.token_keys.data()}
     metadata = _metadata(resource)
     metadata["annotations"] |= {**secrets.token_keys.annotations(), **secrets.database_annotations}
     return {
@@ -180,12 +186,16 @@ def _environment(resource: UserRealtime, config: Config, route: Route | None) ->
         "MAX_MESSAGES_PER_SECOND": str(resource.max_messages_per_second),
         **config.relay.settings,
     }
+    settings["SIGNAL"] = config.signals.of(resource.signal)
     if resource.log_level is not None:
         settings["LOG_LEVEL"] = resource.log_level
     # The kubelet expands $(NAME) in values, and takes $$ for $.
     env: list[Object] = [{"name": name, "value": value.replace("$", "$$")} for name, value in settings.items() if value]
-    reference = {"name": resource.child_name, "key": DATABASE_URL}
-    return [*env, {"name": DATABASE_URL, "valueFrom": {"secretKeyRef": reference}}]
+    secret = [
+        {"name": name, "valueFrom": {"secretKeyRef": {"name": resource.child_name, "key": name}}}
+        for name in (DATABASE_URL, *_broker(resource, config))
+    ]
+    return [*env, *secret]
 
 
 def _key_volume(resource: UserRealtime) -> Object:
@@ -260,7 +270,9 @@ def _deployment(resource: UserRealtime, config: Config, secrets: Secrets, route:
                     # begin anew: then no token from before is good, and the kubelet would take a minute to tell.
                     "annotations": {
                         **config.relay.pod_annotations,
-                        "userrealtime.dev/secret-digest": digest([secrets.token_keys.series, secrets.database_url]),
+                        "userrealtime.dev/secret-digest": digest(
+                            [secrets.token_keys.series, secrets.database_url, *_broker(resource, config).values()]
+                        ),
                     },
                 },
                 "spec": _pod_spec(resource, config, route),
@@ -273,10 +285,10 @@ def desired_objects(resource: UserRealtime, config: Config, secrets: Secrets) ->
     """All objects of one user, in the order they are to be applied, each with the digest of its own contents.
 
     Raises:
-        RouteError: the resource asks for a route that cannot be.
+        RouteError, SignalError: the resource asks for a route or a signal that cannot be.
     """
     route = route_of(resource, config)
-    objects = [_secret(resource, secrets), _service(resource), _deployment(resource, config, secrets, route)]
+    objects = [_secret(resource, config, secrets), _service(resource), _deployment(resource, config, secrets, route)]
     if route is not None and config.route.type in _ROUTE_OBJECTS:
         objects.append(_ROUTE_OBJECTS[config.route.type](resource, config, route))
     for item in objects:

@@ -33,7 +33,8 @@ from .roles import Roles
 from .rollouts import Rollouts, User
 from .rotation import TokenKeys, advance
 from .routes import Route, RouteError
-from .status import Finding, deployment_progress, deployment_ready, differs, next_status, readiness, since
+from .signals import Listeners, SignalError
+from .status import PAST_RANGE, Finding, deployment_progress, deployment_ready, differs, next_status, readiness, since
 
 logger = logging.getLogger(__name__)
 
@@ -117,11 +118,15 @@ class Reconciler:
         self._settled: dict[str, str] = {}
         """The roles that all pods of a resource use, by its uid; empty with shared credentials."""
         self._instance = instance_name()
+        self._listeners = Listeners(config.signals.listen_range)
+        metrics.listening.set_function(lambda: len(self._listeners))
 
     def resume_rollouts(self, resources: Iterable[Mapping[str, Any]]) -> None:
-        """Count the users whose old pod serves while the new one does not come yet: to be called once, with all
-        resources, when the caches are full. Otherwise each restart would let in as many users again."""
+        """Count the users whose old pod serves while the new one does not come yet, and those whose pod listens: to be
+        called once, with all resources, when the caches are full. Otherwise each restart would let in as many users
+        again, and find few listeners at first."""
         for body in resources:
+            self._see_listener(body)
             namespace, name = body["metadata"]["namespace"], body["metadata"]["name"]
             deployment = self._child(ChildKey("Deployment", namespace, child_name(body["spec"]["userId"])))
             if deployment_ready(deployment).true and deployment_progress(deployment).true:
@@ -137,8 +142,10 @@ class Reconciler:
         user = User(namespace, name)
         if body is None or body["metadata"].get("deletionTimestamp"):
             self._end_rollout(user)
+            self._listeners.see(user, listens=False)
             return None  # the children are owned: the garbage collector follows
         resource = parse_resource(body)
+        self._see_listener(body)
         database = await self._register(resource)
         waits: list[float | None] = []
         try:
@@ -157,6 +164,9 @@ class Reconciler:
             elif state is Rollout.NONE:
                 self._end_rollout(user)
                 self._settled[resource.uid] = access.credentials.role if access else ""
+        except SignalError as error:
+            route, pod = None, Finding(False, "InvalidSignal", str(error))
+            progress = Finding(False, "InvalidSignal")
         except RouteError as error:
             route, pod = None, Finding(False, "InvalidRoute", str(error))
             progress = Finding(False, "InvalidRoute")
@@ -224,6 +234,19 @@ class Reconciler:
             self._metrics.database_failures.inc()
             return Finding(False, "DatabaseUnavailable", str(error))
         return Finding(True, "Registered", "the user's log is in the database")
+
+    def _see_listener(self, body: Mapping[str, Any]) -> bool:
+        """Whether this resource's pod listens, which is counted."""
+        user = User(body["metadata"]["namespace"], body["metadata"]["name"])
+        deployment = self._child(ChildKey("Deployment", user.namespace, child_name(body["spec"]["userId"])))
+        awake = deployment is None or deployment["spec"].get("replicas", 1) > 0
+        wish = body["spec"].get("relay", {}).get("signal")
+        try:
+            listens = self._config.signals.of(wish).listens
+        except SignalError:
+            listens = False
+        self._listeners.see(user, listens=listens and awake)
+        return listens and awake
 
     def _end_rollout(self, user: User) -> None:
         for next_user in self._rollouts.end(user):
@@ -340,6 +363,9 @@ class Reconciler:
     ) -> None:
         previous = body.get("status", {})
         findings = {"Ready": readiness(pod, database), "Progressing": progress, "DatabaseReady": database}
+        # Said when there is something to write of a resource anyway: nobody is reconciled for it.
+        if self._see_listener(body) and self._listeners.past:
+            findings["SignalRange"] = PAST_RANGE
         now = self._now()
         status = next_status(resource, previous, route, findings, rfc3339(now))
         if not differs(status, previous):

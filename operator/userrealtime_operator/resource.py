@@ -32,6 +32,7 @@ class UserRealtime:
     max_message_bytes: int
     max_messages_per_second: int
     log_level: str | None
+    signal: str | None
     key_rotation: str | None
     """What the annotation that asks for a new token key says."""
     password_rotation: str | None
@@ -64,6 +65,7 @@ def parse_resource(body: Mapping[str, Any]) -> UserRealtime:
         max_message_bytes=spec["limits"]["messageBytes"],
         max_messages_per_second=spec["limits"]["messagesPerSecond"],
         log_level=spec["relay"].get("logLevel"),
+        signal=spec["relay"].get("signal"),
         key_rotation=metadata.get("annotations", {}).get(REQUEST) or None,
         password_rotation=metadata.get("annotations", {}).get(credentials.REQUEST) or None,
         route_enabled=spec["route"]["enabled"],

@@ -18,6 +18,7 @@ from .routes import Route
 USUAL = frozenset(
     {
         "Creating",
+        "ListenPastRange",  # of hundreds at once: what it says is for the platform
         "PodAvailable",
         "PodMissing",
         "PodNotReady",
@@ -84,6 +85,14 @@ def since(status: Mapping[str, Any], kind: str) -> str | None:
             found: str = condition["lastTransitionTime"]
             return found
     return None
+
+
+PAST_RANGE = Finding(
+    False,
+    "ListenPastRange",
+    "so many pods LISTEN that every commit waits for all of them to be woken; set up a broker (signals.type of the "
+    "chart, docs/scale.md)",
+)
 
 
 def readiness(pod: Finding, database: Finding) -> Finding:
