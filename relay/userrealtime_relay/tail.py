@@ -197,6 +197,8 @@ class Tail:
                     self._config.database_url, self._config.user_id, pooled=self._pooled, listening=not self._rests
                 )
                 self._metrics.log_connections.inc()
+                if self._rests:
+                    self._pooled = log.pooled  # found out once, not at every signal
                 try:
                     await self._follow(log)
                     self._resting = True
@@ -206,6 +208,8 @@ class Tail:
                     self._give_up(log)
             except ERRORS as error:
                 self._resting = False
+                if self._rests:
+                    self._pooled = None
                 self._metrics.log_failures.inc()
                 delay = backoff(self._attempt)
                 self._attempt += 1
