@@ -99,7 +99,7 @@ async def test_events_arrive_over_a_broker_that_is_killed_and_bridges_that_are(
             "where usename like 'urt_%' or usename = $1 group by 1",
             ROLE,
         )
-        return dict(rows)
+        return {row["application_name"]: row["count"] for row in rows}
 
     # The bridges listen, as who may do no more than that; of the relay nothing is held.
     async with asyncio.timeout(60):
