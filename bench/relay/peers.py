@@ -94,7 +94,7 @@ def _quietly(command: list[str], *, cwd: Path | None = None, limit_s: int, **env
 
 def _relay() -> list[str]:
     # Compile first: a process that has just compiled all of its modules is a bigger one.
-    _quietly([sys.executable, "-c", "import userrealtime_relay.server"], limit_s=START_LIMIT_S, **AS_IN_ITS_IMAGE)
+    _quietly([sys.executable, "-OO", "-c", "import userrealtime_relay.server"], limit_s=START_LIMIT_S)
     return [sys.executable, "-m", "userrealtime_relay"]
 
 
