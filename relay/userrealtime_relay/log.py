@@ -62,7 +62,7 @@ _PAGE: Final = "select epoch, id, event, at, data from userrealtime.page($1, $2,
 
 
 class Event(NamedTuple):
-    """One event of the log, as Postgres writes it: `at` is RFC 3339, in UTC, with microseconds; `data` is JSON."""
+    """One event of the log. `at` is RFC 3339, in UTC, with microseconds; `data` is JSON, as Postgres writes it."""
 
     number: int
     event: str
@@ -132,7 +132,13 @@ class Log:
         rows = await self._fetch(_PAGE, self._user_id, after, max_events, max_bytes)
         if self._epoch not in (None, rows[0]["epoch"]):
             raise LogReplaced("the log is not the one that was opened")
-        return [Event._make(row[1:]) for row in rows if row[1] is not None]
+        if rows[0]["id"] is None:
+            return []
+        _, numbers, events, times, data = zip(*rows, strict=True)
+        page = list(map(Event, numbers, events, map(_rfc3339, times), data))
+        if numbers[-1] - numbers[0] < len(page):
+            return page
+        return [event for place, event in enumerate(page) if event.number == numbers[0] + place]
 
     async def _fetch(self, query: str, *arguments: object) -> list[asyncpg.Record]:
         async with self._turn:
@@ -170,6 +176,15 @@ class Log:
     def abandon(self) -> None:
         """Drop the connection without a word to the server. Queries under way fail. Never blocks."""
         self._connection.terminate()
+
+
+def _rfc3339(text: str) -> str:
+    """A time in UTC as Postgres writes it, which leaves out zeros at the end."""
+    if len(text) == len("2026-01-02 03:04:05.678901+00"):
+        return f"{text[:10]}T{text[11:26]}Z"
+    date, _, time = text.removesuffix("+00").partition(" ")
+    whole, _, fraction = time.partition(".")
+    return f"{date}T{whole}.{fraction:0<6}Z"
 
 
 async def _connect(url: Secret, **options: Any) -> asyncpg.Connection:
