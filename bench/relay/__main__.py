@@ -66,13 +66,14 @@ async def measure(
         cpu = 0 if (os.cpu_count() or 1) > 1 else None
         async with running(peer, command, url, user, cpu) as server:
             feed = Feed(connection, user, server)
-            await feed.publish(feed.next_numbers(1000))
-            await feed.analyze()
             crowd = f"{size.crowd:,}"
             await note(
                 (Row("memory, idle", "MiB", False), Row(f"memory a connection, of {crowd}", "KiB", False)),
                 workloads.memory(server, size.crowd),
             )
+            await feed.publish(feed.next_numbers(1000))
+            await feed.analyze()
+            await asyncio.sleep(0.5)  # until the server has them
             for rate in size.rates:
                 title = f"commit to socket at {rate}/s"
                 await note(

@@ -29,8 +29,11 @@ from .position import Position
 from .ring import Ring
 from .signals import Signal
 
-PAGE_EVENTS: Final = 500
+PAGE_EVENTS: Final = 1000
 PAGE_BYTES: Final = 256 << 10
+"""What is read into the ring at a time: each page waits for Postgres to be woken, so few events a page are slow."""
+CHUNK_EVENTS: Final = 500
+"""What is read for one client at a time, of whom there may be many, each with a chunk in memory."""
 POLL_INTERVAL: Final = 15.0
 """Seconds after which the log is looked at without a signal, unless the configuration says otherwise."""
 MAX_SUBMITTING: Final = 4
@@ -46,7 +49,11 @@ class _Page(NamedTuple):
 
     log: Log
     after: int
+    max_events: int
     max_bytes: int
+
+    async def read(self) -> list[Event]:
+        return await self.log.page(self.after, max_events=self.max_events, max_bytes=self.max_bytes)
 
 
 class _Ahead:
@@ -54,7 +61,7 @@ class _Ahead:
 
     def __init__(self, page: _Page) -> None:
         self.page = page
-        self.task = asyncio.create_task(page.log.page(page.after, max_events=PAGE_EVENTS, max_bytes=page.max_bytes))
+        self.task = asyncio.create_task(page.read())
         # Nobody may ever ask for it; whoever does gets the failure.
         self.task.add_done_callback(lambda task: task.cancelled() or task.exception())
 
@@ -126,7 +133,7 @@ class Tail:
         while True:
             log = await self._reach()
             try:
-                return await self._read(log, after, max_bytes)
+                return await self._read(_Page(log, after, CHUNK_EVENTS, max_bytes))
             except ERRORS:
                 self._give_up(log)
 
@@ -224,7 +231,7 @@ class Tail:
         more = True
         while more:
             ring, after = self._ring, self._ring.head
-            page = await self._read(log, after, PAGE_BYTES)
+            page = await self._read(_Page(log, after, PAGE_EVENTS, PAGE_BYTES))
             if self._ring is not ring or ring.head != after:
                 continue  # `locate` found, meanwhile, that the log is another one, or has lost its beginning
             if page and page[0].number != after + 1:
@@ -239,17 +246,16 @@ class Tail:
         if self._opened.epoch is None and self._ring.head > 0:
             await self._reopen(log)  # the first event of a user makes the log, and its epoch
 
-    async def _read(self, log: Log, after: int, max_bytes: int) -> list[Event]:
+    async def _read(self, asked: _Page) -> list[Event]:
         """A page of the log. While it is made use of, Postgres reads the next one, if only one is reading."""
-        asked = _Page(log, after, max_bytes)
         ahead, self._ahead = self._ahead, None
         self._readers += 1
         try:
             page = await ahead.task if ahead is not None and ahead.page == asked else []
             if not page:  # none then is not none now
-                page = await log.page(after, max_events=PAGE_EVENTS, max_bytes=max_bytes)
-            if len(page) == PAGE_EVENTS and self._readers == 1:
-                self._ahead = _Ahead(_Page(log, page[-1].number, max_bytes))
+                page = await asked.read()
+            if len(page) == asked.max_events and self._readers == 1:
+                self._ahead = _Ahead(asked._replace(after=page[-1].number))
                 await asyncio.sleep(0)  # so that Postgres is asked before the caller begins
             return page
         finally:
