@@ -18,10 +18,8 @@ from .test_faults import assert_all_arrived, publishing
 from .test_resource import eventually
 
 MakeUser = Callable[..., str]
-APPLICATION = """
-create table if not exists public.orders (id int);
-create sequence if not exists public.numbers;
-"""
+# What the statements call public.orders and public.numbers; those may be somebody's.
+TABLE, SEQUENCE = "public.attacked", "public.attacked_numbers"
 
 
 def secret_url(system: System, user: str) -> str:
@@ -42,7 +40,7 @@ async def test_a_stolen_secret_opens_one_users_log_alone(
 ) -> None:
     alice, bob = users("alice"), users("bob")
     assert urlsplit(secret_url(system, alice)).username != urlsplit(system.database.url).username
-    await database.execute(APPLICATION)
+    await database.execute(f"create table {TABLE} (id int); create sequence {SEQUENCE}")
     await database.execute(
         "select userrealtime.publish(u, 'of ' || u), userrealtime.submit(u, 'ref', 'x') from unnest($1::text[]) u",
         [alice, bob],
@@ -58,6 +56,7 @@ async def test_a_stolen_secret_opens_one_users_log_alone(
         for statement in REFUSED:
             # The statements speak of users called alice and bob.
             theirs = statement.replace("'alice'", f"'{alice}'").replace("'bob'", f"'{bob}'")
+            theirs = theirs.replace("public.orders", TABLE).replace("public.numbers", SEQUENCE)
             try:
                 await thief.execute(theirs)
             except asyncpg.InsufficientPrivilegeError:
@@ -71,7 +70,7 @@ async def test_a_stolen_secret_opens_one_users_log_alone(
         assert allowed == []
     finally:
         await thief.close(timeout=5)
-        await database.execute("drop table public.orders; drop sequence public.numbers")
+        await database.execute(f"drop table {TABLE}; drop sequence {SEQUENCE}")
 
 
 async def test_a_database_password_is_replaced_under_a_connected_client(
