@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from .cluster.paths import REPOSITORY
 
 # The first release and, until there is one, a commit that stands for it.
@@ -37,6 +39,15 @@ def revision() -> str:
     if shallow.stdout.decode().strip() == "true":
         raise NoHistory("this checkout is shallow: fetch the whole history (git fetch --unshallow --tags)")
     raise LookupError(f"none of {', '.join(CANDIDATES)} is in the history: name another commit in {__name__}")
+
+
+def revision_or_skip() -> str:
+    """The same for a test, which is skipped, and says why, where there is no history."""
+    try:
+        return revision()
+    except NoHistory as reason:
+        print(reason)
+        pytest.skip(str(reason))
 
 
 @contextmanager

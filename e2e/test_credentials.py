@@ -15,7 +15,7 @@ from tests.operator.attacks import REFUSED
 from .client import ResumingClient
 from .system import System
 from .test_faults import assert_all_arrived, publishing
-from .test_resource import eventually
+from .waiting import eventually
 
 MakeUser = Callable[..., str]
 # What the statements call public.orders and public.numbers; those may be somebody's.

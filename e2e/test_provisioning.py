@@ -22,7 +22,7 @@ from examples import provision, provision_http
 from .client import ResumingClient
 from .conftest import RUN
 from .system import ROOT, USERS_NAMESPACE, System
-from .test_resource import eventually
+from .waiting import eventually
 
 EXAMPLES = ROOT / "examples"
 RBAC = EXAMPLES / "signup-rbac.yaml"

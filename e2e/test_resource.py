@@ -16,25 +16,10 @@ import yaml
 from .client import ResumingClient
 from .cluster import ClusterError
 from .system import ROOT, System
+from .waiting import TIMEOUT_S, eventually
 
 MakeUser = Callable[..., str]
 CHILDREN = "deployments,services,secrets,ingresses,replicasets,pods"
-TIMEOUT_S = 60.0
-
-
-def eventually(condition: Callable[[], bool], what: str) -> None:
-    """Until `condition` holds, at most TIMEOUT_S; cluster errors count as no."""
-    deadline = time.monotonic() + TIMEOUT_S
-    while True:
-        try:
-            if condition():
-                return
-            problem = ""
-        except ClusterError as error:
-            problem = str(error)
-        if time.monotonic() > deadline:
-            pytest.fail(f"after {TIMEOUT_S:.0f} s, not: {what} {problem}")
-        time.sleep(0.2)
 
 
 @pytest.mark.parametrize(

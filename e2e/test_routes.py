@@ -16,7 +16,7 @@ from . import test_delivery, test_faults
 from .client import http_get
 from .cluster import addons
 from .system import System, upgrade
-from .test_resource import eventually
+from .waiting import eventually
 
 MakeUser = Callable[..., str]
 

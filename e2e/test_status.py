@@ -14,7 +14,7 @@ import pytest
 
 from .client import ResumingClient
 from .system import OPERATOR_NAMESPACE, System
-from .test_resource import eventually
+from .waiting import eventually
 
 MakeUser = Callable[..., str]
 WRONG_IMAGE = {"image": "127.0.0.1:1/no-such-image:1"}

@@ -10,7 +10,8 @@ import pytest
 
 from .client import ResumingClient
 from .system import DATABASE_SECRET, OPERATOR_NAMESPACE, RELEASE, System, install, upgrade
-from .test_resource import CHILDREN, TIMEOUT_S, eventually
+from .test_resource import CHILDREN
+from .waiting import TIMEOUT_S, eventually
 
 MakeUser = Callable[..., str]
 

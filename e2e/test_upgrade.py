@@ -22,7 +22,7 @@ from . import previous
 from .client import ResumingClient
 from .cluster import images
 from .system import OPERATOR_NAMESPACE, RELEASE, USERS_NAMESPACE, System, install, prepare, uninstall, upgrade
-from .test_resource import eventually
+from .waiting import eventually
 
 AT_ONCE = 2
 PUBLISH_INTERVAL_S = 0.05
@@ -124,12 +124,7 @@ async def crowd(system: System, names: list[str], database_url: str) -> AsyncIte
 @pytest.fixture
 def previous_chart(system: System) -> Iterator[tuple[Path, dict[str, Any]]]:
     """The chart of the earlier version and its values, with images built from its sources."""
-    try:
-        commit = previous.revision()
-    except previous.NoHistory as reason:
-        print(reason)
-        pytest.skip(str(reason))
-    with previous.source(commit) as folder:
+    with previous.source(previous.revision_or_skip()) as folder:
         sources = [
             dataclasses.replace(source, name=f"previous-{source.name}", root=folder)
             for source in images.SOURCES

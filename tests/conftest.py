@@ -27,7 +27,7 @@ class Database:
         return self.server.url(self.name)
 
 
-async def _create_database(server: LocalPostgres) -> Database:
+async def create_database(server: LocalPostgres) -> Database:
     name = f"test_{next(_numbers)}"
     connection = await asyncpg.connect(server.url())
     try:
@@ -46,7 +46,7 @@ def postgres_server() -> Iterator[LocalPostgres]:
 @pytest.fixture
 async def postgres(postgres_server: LocalPostgres) -> Database:
     """An empty database."""
-    return await _create_database(postgres_server)
+    return await create_database(postgres_server)
 
 
 @pytest.fixture
@@ -68,6 +68,6 @@ async def connection(migrated: Database) -> AsyncIterator[asyncpg.Connection]:
 async def own_server() -> AsyncIterator[Database]:
     """A migrated database on a server that this test alone may stop."""
     with LocalPostgres() as server:
-        database = await _create_database(server)
+        database = await create_database(server)
         await migrate(database.url)
         yield database

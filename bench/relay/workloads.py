@@ -70,16 +70,14 @@ class Feed:
 
 
 @contextlib.asynccontextmanager
-async def crowd(
-    server: Server, count: int, *, check_first: bool = True, since: int | None = None
-) -> AsyncIterator[list[Client]]:
+async def crowd(server: Server, count: int) -> AsyncIterator[list[Client]]:
     """So many clients that are subscribed; the first one checks what it gets."""
     clients: list[Client] = []
     try:
         for start in range(0, count, CONNECT_AT_ONCE):
             clients += await asyncio.gather(
                 *(
-                    Client.connect(server.dialect, server.port, check=check_first and number == 0, since=since)
+                    Client.connect(server.dialect, server.port, check=number == 0)
                     for number in range(start, min(start + CONNECT_AT_ONCE, count))
                 )
             )

@@ -27,6 +27,9 @@ REQUEST_TIMEOUT_S = 30.0
 
 LEASES = ("coordination.k8s.io/v1", "leases")
 
+# Of each object of a list, no more than its metadata.
+_METADATA_LIST = "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io"
+
 Observer = Callable[[str, str, int, float], None]
 """Told of every request: its method, resource, HTTP status (0 without an answer) and seconds."""
 
@@ -97,6 +100,10 @@ class Api:
                 raise ApiError(0, f"no service account and no usable kubeconfig: {error}") from None
         return cls(configuration, observe)
 
+    def scope(self, namespace: str) -> str:
+        """A namespace of this cluster, told from those of other clusters that share a database."""
+        return f"{self.cluster}/{namespace}"
+
     async def __aenter__(self) -> Self:
         return self
 
@@ -129,12 +136,7 @@ class Api:
 
     async def get(self, kind: str, namespace: str, name: str) -> Object | None:
         """A child as it is now, None where there is none."""
-        try:
-            return await self._request("GET", _path(*CHILD_KINDS[kind], namespace, name))
-        except ApiError as error:
-            if error.status == 404:
-                return None
-            raise
+        return await self._find(_path(*CHILD_KINDS[kind], namespace, name))
 
     async def delete(self, kind: str, namespace: str, name: str) -> None:
         """Delete a child; one that is not there is deleted already."""
@@ -167,24 +169,18 @@ class Api:
 
     async def resource_uids(self, namespace: str) -> set[str]:
         """The uids of all UserRealtimes of a namespace, straight from the API server."""
-        accept = "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io"
-        found = await self._request("GET", _path(API_VERSION, PLURAL, namespace), accept=accept)
+        found = await self._request("GET", _path(API_VERSION, PLURAL, namespace), accept=_METADATA_LIST)
         return {item["metadata"]["uid"] for item in found["items"] or ()}  # null where there is none
 
     async def has_resources(self, namespace: str) -> bool:
         """Whether a namespace has any UserRealtime."""
-        accept = "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io"
-        found = await self._request("GET", _path(API_VERSION, PLURAL, namespace) + "?limit=1", accept=accept)
+        path = f"{_path(API_VERSION, PLURAL, namespace)}?limit=1"
+        found = await self._request("GET", path, accept=_METADATA_LIST)
         return bool(found["items"])
 
     async def get_lease(self, namespace: str, name: str) -> Object | None:
         """A Lease as it is now, None where there is none."""
-        try:
-            return await self._request("GET", _path(*LEASES, namespace, name))
-        except ApiError as error:
-            if error.status == 404:
-                return None
-            raise
+        return await self._find(_path(*LEASES, namespace, name))
 
     async def put_lease(self, namespace: str, name: str, previous: Object | None, spec: Object) -> Object:
         """Create a Lease, or replace the one read as `previous`; gives it as stored.
@@ -207,15 +203,19 @@ class Api:
         """Those of CHILD_KINDS that this cluster has: not every one has the Gateway API."""
         kinds = {}
         for kind, (api_version, plural) in CHILD_KINDS.items():
-            try:
-                found = await self._request("GET", f"/{'apis' if '/' in api_version else 'api'}/{api_version}")
-            except ApiError as error:
-                if error.status != 404:
-                    raise
-                continue
-            if plural in {resource["name"] for resource in found["resources"]}:
+            found = await self._find(f"/{'apis' if '/' in api_version else 'api'}/{api_version}")
+            if found is not None and plural in {resource["name"] for resource in found["resources"]}:
                 kinds[kind] = (api_version, plural)
         return kinds
+
+    async def _find(self, path: str) -> Object | None:
+        """What is there, None for nothing."""
+        try:
+            return await self._request("GET", path)
+        except ApiError as error:
+            if error.status == 404:
+                return None
+            raise
 
     async def _request(
         self,

@@ -144,8 +144,9 @@ def _limit(value: Any) -> int | None:
     return None if value == 0 and isinstance(value, int) else _count(value)
 
 
-def _route_type(value: Any) -> RouteType:
-    return RouteType(_one_of(*RouteType)(value))
+def _member(kind: type[enum.StrEnum]) -> Parser:
+    choice = _one_of(*kind)
+    return lambda value: kind(choice(value))
 
 
 def _strings(value: Any) -> dict[str, str]:
@@ -210,7 +211,7 @@ _TOKEN_KEYS: Known = {
     "publishAhead": ("publish_ahead_s", _duration(10, 3600)),
 }
 _DATABASE: Known = {
-    "credentials": ("credentials", lambda value: CredentialsType(_one_of(*CredentialsType)(value))),
+    "credentials": ("credentials", _member(CredentialsType)),
     "rotateAfter": ("rotate_after_s", _duration(0, 100 * 366 * 86400)),
 }
 _RETENTION: Known = {
@@ -220,7 +221,7 @@ _RETENTION: Known = {
 }
 _ROUTE: Known = {
     "enabled": ("enabled", bool),
-    "type": ("type", _route_type),
+    "type": ("type", _member(RouteType)),
     "gateway": ("gateway", dict),
     "url": ("url", str),
     "className": ("class_name", str),

@@ -13,9 +13,11 @@ import hashlib
 import hmac
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
+
+from .moments import past, rfc3339
 
 REQUEST = "userrealtime.dev/rotate-database-password"
 """On a UserRealtime: a new value asks for a new password. On the Secret: the last value that was honoured."""
@@ -82,7 +84,7 @@ class Access:
 
     def annotations(self) -> dict[str, str]:
         """What the Secret says of them."""
-        said = {SINCE: self.since.strftime("%Y-%m-%dT%H:%M:%SZ"), REQUEST: self.honoured}
+        said = {SINCE: rfc3339(self.since), REQUEST: self.honoured}
         return {name: text for name, text in said.items() if text is not None}
 
 
@@ -103,7 +105,7 @@ def choose_access(
     held, honoured = read_credentials(secret, key), said.get(REQUEST)
     if held is None or held.role not in names or not held.password.isascii():
         return Access(Credentials(names[0], random_text()), today, request, rotated=False), rotate_after_s
-    since = _time(said.get(SINCE), today)
+    since = past(said.get(SINCE), today)
     due_s = None if rotate_after_s is None else rotate_after_s - (now - since) / timedelta(seconds=1)
     asked = request is not None and request != honoured
     if may_rotate and (asked or (due_s is not None and due_s <= 0)):
@@ -113,10 +115,3 @@ def choose_access(
     # What is due but may not be is looked at again when the rollout under way ends.
     wait = due_s if due_s is not None and due_s > 0 else None
     return Access(held, since, honoured, rotated=False), wait
-
-
-def _time(text: str | None, today: datetime) -> datetime:
-    try:
-        return min(datetime.fromisoformat(text or "").astimezone(UTC).replace(microsecond=0), today)
-    except (ValueError, OverflowError):
-        return today

@@ -12,9 +12,7 @@ import asyncio
 import contextlib
 import enum
 import logging
-import os
 import secrets
-import socket
 import time
 from collections.abc import Coroutine, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -29,7 +27,7 @@ from .election import Election
 from .endpoints import serve
 from .lease import Settings
 from .metrics import Metrics
-from .naming import child_name
+from .naming import child_name, instance_name
 from .reconcile import ChildKey, Reconciler
 from .resource import GROUP, PLURAL, VERSION
 from .retention import prune
@@ -122,7 +120,7 @@ class Operator:
         self._resources, self._owners, self._children = kwargs["resources"], kwargs["owners"], kwargs["children"]
         self._api = await self._stack.enter_async_context(await Api.connect(self._metrics.request))
         self._database = await self._stack.enter_async_context(Database(self._config.database_url))
-        self._scopes = [f"{self._api.cluster}/{namespace}" for namespace in self._config.namespaces]
+        self._scopes = [self._api.scope(namespace) for namespace in self._config.namespaces]
         self._reconciler = self._new_reconciler()
         await self._stack.enter_async_context(serve("0.0.0.0", self._port, self._expose, lambda: self._is_warm))  # noqa: S104
         self._start(self._warm(), "warm")
@@ -131,7 +129,7 @@ class Operator:
         else:
             # Connections of its own: a renewal waits for no other request.
             api = await self._stack.enter_async_context(await Api.connect(self._metrics.request))
-            me = f"{os.environ.get('POD_ID') or socket.gethostname()}_{secrets.token_hex(4)}"
+            me = f"{instance_name()}_{secrets.token_hex(4)}"
             election = Election(api, *self._lease, me, self._lead, Settings())
             self._api.seconds_to_write = election.seconds_to_write
             self._start(election.run(), "election")

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from .moments import rfc3339
+
 Object = dict[str, Any]
 
 
@@ -79,7 +81,7 @@ def decide(seen: Seen, me: str, renewed: float | None, now: float, settings: Set
 def claimed(lease: Mapping[str, Any] | None, me: str, at: datetime, settings: Settings) -> Object:
     """The spec with which `me` takes or renews a Lease. The times are for people to read."""
     spec = dict((lease or {}).get("spec", {}))
-    now = at.isoformat(timespec="microseconds").replace("+00:00", "Z")
+    now = rfc3339(at, "microseconds")
     if holder(lease) != me:
         spec["acquireTime"] = now
         spec["leaseTransitions"] = spec.get("leaseTransitions", -1) + 1

@@ -1,10 +1,12 @@
-"""Names of objects for user ids of any shape."""
+"""Names: of objects, for user ids of any shape, and of this process."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import os
 import re
+import socket
 
 PREFIX = "urt"
 # A Service's name is a DNS label: 63 characters. `urt-`, the slug, `-` and the hash stay below it.
@@ -21,3 +23,8 @@ def child_name(user_id: str) -> str:
     digest = hashlib.sha256(user_id.encode()).digest()
     tail = base64.b32encode(digest).decode().lower()[:HASH_LENGTH]
     return "-".join(part for part in (PREFIX, slug, tail) if part)
+
+
+def instance_name() -> str:
+    """This operator among its replicas: the pod's name, or the host's outside of a cluster."""
+    return os.environ.get("POD_ID") or socket.gethostname()

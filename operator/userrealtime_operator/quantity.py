@@ -22,7 +22,7 @@ _MOST = 2**63 - 1
 
 def canonical(quantity: str | float) -> str:
     """The same quantity with no fraction and the largest suffix possible, rounded up to a thousandth, as the API server
-    does in pods. What is none, or too large for one, is left as it is: the API server says what is wrong with it."""
+    does in pods; a decimal one if it is no whole number of Ki. What is none, or too large for one, is left as it is: the API server says what is wrong with it."""
     text = str(quantity)
     match = _FORM.fullmatch(text)
     if match is None:
@@ -33,7 +33,7 @@ def canonical(quantity: str | float) -> str:
     if abs(value) > _MOST:
         return text
     sign = "-" if value < 0 else ""
-    if suffix in _BINARY and value.denominator == 1 and abs(value) >= 1024:
+    if suffix in _BINARY and value and value % 1024 == 0:
         return sign + _binary(abs(int(value)))
     return sign + _decimal(ceil(abs(value) * 1000))
 

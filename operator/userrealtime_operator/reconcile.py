@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import enum
 import logging
-import os
 import secrets as random_source
-import socket
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -27,7 +25,8 @@ from .desired import APPLIED_DIGEST, DATABASE_URL, Object, Secrets, desired_obje
 from .drift import contains
 from .events import events
 from .metrics import Metrics
-from .naming import child_name
+from .moments import rfc3339
+from .naming import child_name, instance_name
 from .pods import pod_trouble
 from .resource import GROUP, UserRealtime, parse_resource
 from .roles import Roles
@@ -86,11 +85,6 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
-def rfc3339(moment: datetime, precision: str = "seconds") -> str:
-    """A moment in UTC, as the API server writes it."""
-    return moment.isoformat(timespec=precision).replace("+00:00", "Z")
-
-
 class Reconciler:
     """One per operator. `resource` and `child` look into the cached watches; `wake` has a user reconciled again."""
 
@@ -122,7 +116,7 @@ class Reconciler:
         """The fingerprints of the passwords that the database is known to have, by the resource's uid."""
         self._settled: dict[str, str] = {}
         """The roles that all pods of a resource use, by its uid; empty with shared credentials."""
-        self._instance = os.environ.get("POD_ID") or socket.gethostname()
+        self._instance = instance_name()
 
     def resume_rollouts(self, resources: Iterable[Mapping[str, Any]]) -> None:
         """Count the users whose old pod serves while the new one does not come yet: to be called once, with all
@@ -188,7 +182,7 @@ class Reconciler:
             ApiError, DatabaseError: to be tried again later.
         """
         # In this order: a resource registered after the first question cannot be missed by the second.
-        scope = self._scope(namespace)
+        scope = self._api.scope(namespace)
         registered = await self._database.registered(scope)
         with_roles = await self._roles.resources(scope) if self._roles else set()
         existing = await self._api.resource_uids(namespace)
@@ -221,13 +215,10 @@ class Reconciler:
                 await self._api.delete(kind, namespace, name)
                 logger.info("deleted %s %s/%s, which belonged to no resource", kind, namespace, name)
 
-    def _scope(self, namespace: str) -> str:
-        return f"{self._api.cluster}/{namespace}"
-
     async def _register(self, resource: UserRealtime) -> Finding:
         try:
             if resource.uid not in self._registered:
-                await self._database.register(resource.uid, self._scope(resource.namespace), resource.user_id)
+                await self._database.register(resource.uid, self._api.scope(resource.namespace), resource.user_id)
                 self._registered[resource.uid] = resource.namespace
         except DatabaseError as error:
             self._metrics.database_failures.inc()
@@ -285,7 +276,7 @@ class Reconciler:
         url, policy = self._config.database_url, self._config.database
         if policy.credentials is CredentialsType.SHARED:
             return Secrets(keys, url), None, keys_wait
-        names = role_names(urlsplit(url).path, self._scope(resource.namespace), resource.user_id)
+        names = role_names(urlsplit(url).path, self._api.scope(resource.namespace), resource.user_id)
         access, access_wait = choose_access(
             secret,
             DATABASE_URL,
@@ -306,7 +297,7 @@ class Reconciler:
         credentials, uid = access.credentials, resource.uid
         try:
             if self._ensured.get(uid) != credentials.fingerprint:
-                await self._roles.ensure(credentials, uid, self._scope(resource.namespace), resource.user_id)
+                await self._roles.ensure(credentials, uid, self._api.scope(resource.namespace), resource.user_id)
                 self._ensured[uid] = credentials.fingerprint
         except DatabaseError as error:
             return Finding(False, "RoleUnavailable", str(error))

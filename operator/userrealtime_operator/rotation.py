@@ -18,8 +18,10 @@ import base64
 import binascii
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
+
+from .moments import past, rfc3339
 
 TOKEN_KEY = "TOKEN_KEY"  # noqa: S105  (the name of a key, not a key)
 NEXT = "TOKEN_KEY_NEXT"
@@ -73,8 +75,8 @@ class TokenKeys:
     def annotations(self) -> dict[str, str]:
         """What the Secret says of them."""
         said = {
-            SIGNS_SINCE: _text(self.signs_since),
-            PUBLISHED_AT: None if self.published_at is None else _text(self.published_at),
+            SIGNS_SINCE: rfc3339(self.signs_since),
+            PUBLISHED_AT: None if self.published_at is None else rfc3339(self.published_at),
             SERIES: self.series,
             REQUEST: self.honoured,
         }
@@ -144,11 +146,11 @@ def _healed(
         following, honoured = None, None
     return TokenKeys(
         current=current,
-        signs_since=_time(said.get(SIGNS_SINCE), today),
+        signs_since=past(said.get(SIGNS_SINCE), today),
         series=said.get(SERIES) or random_text(),
         honoured=honoured,
         next=following,
-        published_at=None if following is None else _time(said.get(PUBLISHED_AT), today),
+        published_at=None if following is None else past(said.get(PUBLISHED_AT), today),
         previous=previous,
     )
 
@@ -162,15 +164,3 @@ def _key(value: object) -> str | None:
         return content.decode() if len(content) in KEY_BYTES else None
     except (binascii.Error, UnicodeDecodeError):
         return None
-
-
-def _time(text: str | None, today: datetime) -> datetime:
-    try:
-        time = datetime.fromisoformat(text or "").astimezone(UTC).replace(microsecond=0)
-    except (ValueError, OverflowError):
-        return today
-    return min(time, today)
-
-
-def _text(time: datetime) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ")

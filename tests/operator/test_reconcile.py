@@ -157,6 +157,14 @@ class World:
         await self.reconciler.reconcile("users", name)
         return list(self.api.calls)
 
+    async def serve(self, *names: str) -> None:
+        """Users whose pods are there."""
+        for name in names:
+            self.add(body(name))
+            await self.reconcile(name)
+            self.become_available(name)
+            await self.reconcile(name)
+
     def condition(self, kind: str, name: str = "alice") -> tuple[str, str, str]:
         for condition in self.api.resources["users", name]["status"]["conditions"]:
             if condition["type"] == kind:
@@ -431,12 +439,7 @@ def upgraded(limit: int) -> Config:
 
 async def test_an_upgrade_goes_from_user_to_user(world: World) -> None:
     names = ["alice", "bob", "carol"]
-    for name in names:
-        if name != "alice":
-            world.add(body(name))
-        await world.reconcile(name)
-        world.become_available(name)
-        await world.reconcile(name)
+    await world.serve(*names)
     world.restart(upgraded(limit=1))
     assert [(await world.reconcile(name))[0] for name in names] == ["apply Deployment", "status", "status"]
     assert world.condition("Progressing", "bob")[:2] == ("True", "RolloutWaiting")
@@ -456,11 +459,7 @@ async def test_an_upgrade_goes_from_user_to_user(world: World) -> None:
 
 
 async def test_what_a_user_asks_for_does_not_wait(world: World) -> None:
-    for name in ("alice", "bob"):
-        world.add(body(name))
-        await world.reconcile(name)
-        world.become_available(name)
-        await world.reconcile(name)
+    await world.serve("alice", "bob")
     world.restart(upgraded(limit=1))
     await world.reconcile("alice")
     changed = world.api.resources["users", "bob"]
@@ -470,11 +469,7 @@ async def test_what_a_user_asks_for_does_not_wait(world: World) -> None:
 
 
 async def test_an_operator_that_restarts_lets_in_nobody_while_others_are_stuck(world: World) -> None:
-    for name in ("alice", "bob"):
-        world.add(body(name))
-        await world.reconcile(name)
-        world.become_available(name)
-        await world.reconcile(name)
+    await world.serve("alice", "bob")
     world.restart(upgraded(limit=1))
     await world.reconcile("alice")
     # As the Deployment's controller says it: the old pod serves, the new one does not come.

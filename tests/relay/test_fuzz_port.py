@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from e2e.local.postgres import LocalPostgres
-from tests.conftest import _create_database
+from tests.conftest import create_database
 from tests.relay.support import PATIENCE_S, client, receive, running, token
 from userrealtime_operator.migrate import migrate
 
@@ -84,7 +84,7 @@ class Served:
 @pytest.fixture(scope="module")
 def served(postgres_server: LocalPostgres) -> Iterator[Served]:
     async def database() -> str:
-        created = await _create_database(postgres_server)
+        created = await create_database(postgres_server)
         await migrate(created.url)
         return created.url
 

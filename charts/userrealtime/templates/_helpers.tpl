@@ -13,12 +13,16 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
 {{/* Not `managed-by: userrealtime-operator`: that label is the operator's, on what it makes. */}}
-{{- define "userrealtime.labels" -}}
-{{ include "userrealtime.selector" . }}
+{{- define "userrealtime.commonLabels" -}}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/part-of: userrealtime
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | quote }}
+{{- end }}
+
+{{- define "userrealtime.labels" -}}
+{{ include "userrealtime.selector" . }}
+{{ include "userrealtime.commonLabels" . }}
 {{- end }}
 
 {{- define "userrealtime.namespaces" -}}
@@ -72,10 +76,7 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 
 {{- define "userrealtime.edge.labels" -}}
 {{ include "userrealtime.edge.selector" . }}
-app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
-app.kubernetes.io/part-of: userrealtime
-app.kubernetes.io/managed-by: {{ .Release.Service }}
-helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | quote }}
+{{ include "userrealtime.commonLabels" . }}
 {{- end }}
 
 {{/* The host of the one route of all users: a wildcard where the host names the user. */}}

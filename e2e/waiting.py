@@ -1,0 +1,27 @@
+"""Waiting for the cluster, in scenarios that may block."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import pytest
+
+from .cluster import ClusterError
+
+TIMEOUT_S = 60.0
+
+
+def eventually(condition: Callable[[], bool], what: str) -> None:
+    """Until `condition` holds, at most TIMEOUT_S; cluster errors count as no."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while True:
+        try:
+            if condition():
+                return
+            problem = ""
+        except ClusterError as error:
+            problem = str(error)
+        if time.monotonic() > deadline:
+            pytest.fail(f"after {TIMEOUT_S:.0f} s, not: {what} {problem}")
+        time.sleep(0.2)
