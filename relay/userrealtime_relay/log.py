@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple, Self
 
 import asyncpg
 
 from .config import Secret
+from .frame import encode_event
 from .inbox import Refused, Submission
 
 CONNECT_TIMEOUT: Final = 10
@@ -58,7 +59,7 @@ _SUBMIT: Final = "select userrealtime.submit($1, $2, $3, $4::text::jsonb)"
 _PRESENT: Final = "select userrealtime.present($1, $2, $3)"
 _OPEN: Final = "select head, earliest, epoch, channel from userrealtime.open($1)"
 
-_PAGE: Final = "select epoch, id, event, at, data from userrealtime.page($1, $2, $3, $4)"
+_EVENTS: Final = "select epoch, id, event, at, data from userrealtime.events($1, $2, $3, $4)"
 
 
 class Event(NamedTuple):
@@ -68,6 +69,39 @@ class Event(NamedTuple):
     event: str
     at: str
     data: str
+
+
+class Page:
+    """Events of the log, without a gap between them, oldest first; maybe none.
+
+    They stay as they were read until they are asked for: the next page can be on its way by then.
+    """
+
+    def __init__(self, rows: Sequence[asyncpg.Record]) -> None:
+        """`rows` are of `epoch, id, event, at, data`; what comes after a gap is left out."""
+        first = rows[0]["id"] if rows else 1
+        if rows and rows[-1]["id"] - first >= len(rows):
+            rows = [row for place, row in enumerate(rows) if row["id"] == first + place]
+        self._rows = rows
+        self.first = first
+        """The number of the first event, if there is any."""
+        self.last = first + len(rows) - 1
+        """The number of the last."""
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def events(self) -> list[Event]:
+        """The events, each whole."""
+        return [Event(number, event, _rfc3339(at), data) for _, number, event, at, data in self._rows]
+
+    def frames(self) -> list[bytes]:
+        """Each event as the bytes of its frame."""
+        return [encode_event(number, event, _rfc3339(at), data) for _, number, event, at, data in self._rows]
+
+    def times(self) -> list[str]:
+        """When each event happened: ISO 8601, in UTC, as Postgres writes it."""
+        return [row["at"] for row in self._rows]
 
 
 class Opened(NamedTuple):
@@ -120,8 +154,8 @@ class Log:
         self._epoch = opened.epoch
         return opened
 
-    async def page(self, after: int, *, max_events: int, max_bytes: int) -> list[Event]:
-        """The events after number `after`, without a gap between them, oldest first.
+    async def page(self, after: int, *, max_events: int, max_bytes: int) -> Page:
+        """The events after number `after`.
 
         At most `max_events`; none is added once their data has `max_bytes`, so the last may exceed that.
 
@@ -129,16 +163,10 @@ class Log:
             LogReplaced: they would be events of another log than the one that was opened. One that had no epoch yet,
                 for want of events, may have got its first.
         """
-        rows = await self._fetch(_PAGE, self._user_id, after, max_events, max_bytes)
+        rows = await self._fetch(_EVENTS, self._user_id, after, max_events, max_bytes)
         if self._epoch not in (None, rows[0]["epoch"]):
             raise LogReplaced("the log is not the one that was opened")
-        if rows[0]["id"] is None:
-            return []
-        _, numbers, events, times, data = zip(*rows, strict=True)
-        page = list(map(Event, numbers, events, map(_rfc3339, times), data))
-        if numbers[-1] - numbers[0] < len(page):
-            return page
-        return [event for place, event in enumerate(page) if event.number == numbers[0] + place]
+        return Page([] if rows[0]["id"] is None else rows)
 
     async def _fetch(self, query: str, *arguments: object) -> list[asyncpg.Record]:
         async with self._turn:

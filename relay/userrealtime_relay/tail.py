@@ -21,9 +21,8 @@ from typing import Final, NamedTuple
 import asyncpg
 
 from .config import Config
-from .frame import encode_event
 from .inbox import Submission, Unavailable
-from .log import ERRORS, Event, Log, Opened
+from .log import ERRORS, Log, Opened, Page
 from .metrics import Metrics
 from .position import Position
 from .ring import Ring
@@ -44,7 +43,7 @@ BACKOFF_LAST: Final = 15.0
 _logger = logging.getLogger(__name__)
 
 
-class _Page(NamedTuple):
+class _Ask(NamedTuple):
     """Which page of a log."""
 
     log: Log
@@ -52,16 +51,16 @@ class _Page(NamedTuple):
     max_events: int
     max_bytes: int
 
-    async def read(self) -> list[Event]:
+    async def read(self) -> Page:
         return await self.log.page(self.after, max_events=self.max_events, max_bytes=self.max_bytes)
 
 
 class _Ahead:
     """A page that is being read before anybody has asked for it. At most one is kept."""
 
-    def __init__(self, page: _Page) -> None:
-        self.page = page
-        self.task = asyncio.create_task(page.read())
+    def __init__(self, ask: _Ask) -> None:
+        self.ask = ask
+        self.task = asyncio.create_task(ask.read())
         # Nobody may ever ask for it; whoever does gets the failure.
         self.task.add_done_callback(lambda task: task.cancelled() or task.exception())
 
@@ -125,7 +124,7 @@ class Tail:
             except ERRORS:
                 self._give_up(log)
 
-    async def page(self, after: int, max_bytes: int) -> list[Event]:
+    async def page(self, after: int, max_bytes: int) -> Page:
         """Events of the log that the ring may have let go of. Waits, without limit, until Postgres answers.
 
         The caller checks that `ring` is still the one its cursor belongs to, and that the first number fits.
@@ -133,7 +132,7 @@ class Tail:
         while True:
             log = await self._reach()
             try:
-                return await self._read(_Page(log, after, CHUNK_EVENTS, max_bytes))
+                return await self._read(_Ask(log, after, CHUNK_EVENTS, max_bytes))
             except ERRORS:
                 self._give_up(log)
 
@@ -231,31 +230,31 @@ class Tail:
         more = True
         while more:
             ring, after = self._ring, self._ring.head
-            page = await self._read(_Page(log, after, PAGE_EVENTS, PAGE_BYTES))
+            page = await self._read(_Ask(log, after, PAGE_EVENTS, PAGE_BYTES))
             if self._ring is not ring or ring.head != after:
                 continue  # `locate` found, meanwhile, that the log is another one, or has lost its beginning
-            if page and page[0].number != after + 1:
-                ring.skip_to(page[0].number - 1)
             if not page:
                 break
-            frames = [encode_event(*event) for event in page]
-            ring.extend(page[0].number, frames, [event.at for event in page])
+            if page.first != after + 1:
+                ring.skip_to(page.first - 1)
+            frames = page.frames()
+            ring.extend(page.first, frames, page.times())
             self._changed()
             # A frame is longer than its data, so a page that was cut short is always recognized.
             more = len(page) == PAGE_EVENTS or sum(map(len, frames)) >= PAGE_BYTES
         if self._opened.epoch is None and self._ring.head > 0:
             await self._reopen(log)  # the first event of a user makes the log, and its epoch
 
-    async def _read(self, asked: _Page) -> list[Event]:
+    async def _read(self, ask: _Ask) -> Page:
         """A page of the log. While it is made use of, Postgres reads the next one, if only one is reading."""
         ahead, self._ahead = self._ahead, None
         self._readers += 1
         try:
-            page = await ahead.task if ahead is not None and ahead.page == asked else []
+            page = await ahead.task if ahead is not None and ahead.ask == ask else None
             if not page:  # none then is not none now
-                page = await asked.read()
-            if len(page) == asked.max_events and self._readers == 1:
-                self._ahead = _Ahead(asked._replace(after=page[-1].number))
+                page = await ask.read()
+            if len(page) == ask.max_events and self._readers == 1:
+                self._ahead = _Ahead(ask._replace(after=page.last))
                 await asyncio.sleep(0)  # so that Postgres is asked before the caller begins
             return page
         finally:
