@@ -242,11 +242,16 @@ def _pod_spec(resource: UserRealtime, config: Config, route: Route | None) -> Ob
         },
     }
     if "topologySpreadConstraints" in pod_spec:
-        # A user has one pod: what is to be spread is those of all users, unless it says otherwise.
+        # Most users have one pod: what is to be spread is those of all users, unless it says otherwise.
         pod_spec["topologySpreadConstraints"] = [
             {"labelSelector": {"matchLabels": RELAY}, **constraint}
             for constraint in pod_spec["topologySpreadConstraints"]
         ]
+    elif resource.replicas > 1:
+        # Pods of one user are several for the sake of a node that fails.
+        own = {"labelSelector": {"matchLabels": _selector(resource)}}
+        spread = {"maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "ScheduleAnyway"}
+        pod_spec["topologySpreadConstraints"] = [{**own, **spread}]
     if config.relay.image_pull_secrets:
         pod_spec["imagePullSecrets"] = [{"name": name} for name in config.relay.image_pull_secrets]
     return pod_spec
@@ -258,7 +263,7 @@ def _deployment(resource: UserRealtime, config: Config, secrets: Secrets, route:
         "kind": "Deployment",
         "metadata": _metadata(resource),
         "spec": {
-            "replicas": 1,
+            "replicas": resource.replicas,
             "revisionHistoryLimit": 1,
             "selector": {"matchLabels": _selector(resource)},
             # The new pod is ready before the old one drains, so that its clients have where to go.

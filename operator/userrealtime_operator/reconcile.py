@@ -113,8 +113,9 @@ class Reconciler:
         self._registered: dict[str, str] = {}
         """The namespaces of the resources that the database knows, by uid."""
         self._roles = roles
-        self._ensured: dict[str, str] = {}
-        """The fingerprints of the passwords that the database is known to have, by the resource's uid."""
+        self._ensured: dict[str, tuple[str, int]] = {}
+        """The fingerprints of the passwords, and for how many pods, that the database is known to have, by the
+        resource's uid."""
         self._settled: dict[str, str] = {}
         """The roles that all pods of a resource use, by its uid; empty with shared credentials."""
         self._instance = instance_name()
@@ -319,9 +320,11 @@ class Reconciler:
             return None
         credentials, uid = access.credentials, resource.uid
         try:
-            if self._ensured.get(uid) != credentials.fingerprint:
-                await self._roles.ensure(credentials, uid, self._api.scope(resource.namespace), resource.user_id)
-                self._ensured[uid] = credentials.fingerprint
+            wanted = credentials.fingerprint, resource.replicas
+            if self._ensured.get(uid) != wanted:
+                scope = self._api.scope(resource.namespace)
+                await self._roles.ensure(credentials, uid, scope, resource.user_id, resource.replicas)
+                self._ensured[uid] = wanted
         except DatabaseError as error:
             return Finding(False, "RoleUnavailable", str(error))
         return None

@@ -26,6 +26,7 @@ class UserRealtime:
     uid: str
     generation: int
     user_id: str
+    replicas: int
     image: str | None
     resources: Mapping[str, Any] | None
     max_connections: int
@@ -59,6 +60,7 @@ def parse_resource(body: Mapping[str, Any]) -> UserRealtime:
         uid=metadata["uid"],
         generation=metadata["generation"],
         user_id=spec["userId"],
+        replicas=spec.get("replicas", 1),
         image=spec["relay"].get("image"),
         resources=spec["relay"].get("resources"),
         max_connections=spec["limits"]["connections"],

@@ -60,7 +60,8 @@ def deployment_ready(live: Mapping[str, Any] | None) -> Finding:
     if live is None:
         return Finding(False, "PodMissing", "the Deployment has not been created yet")
     conditions = {condition["type"]: condition for condition in live.get("status", {}).get("conditions", [])}
-    if conditions.get("Available", {}).get("status") == "True":
+    # Of several pods one is enough, of which the Deployment says no such thing.
+    if conditions.get("Available", {}).get("status") == "True" or live.get("status", {}).get("availableReplicas"):
         return Finding(True, "PodAvailable", "the relay serves clients")
     if conditions.get("ReplicaFailure", {}).get("status") == "True":
         return _refused(conditions["ReplicaFailure"].get("message", ""))

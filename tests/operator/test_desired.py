@@ -288,3 +288,16 @@ def test_the_digest_covers_the_whole_object() -> None:
         != after[kind]["metadata"]["annotations"][APPLIED_DIGEST]
     }
     assert changed == {"Deployment"}
+
+
+def test_several_pods_are_spread_over_nodes_unless_the_platform_says_how() -> None:
+    [spread] = template(replicas=3)["spec"]["topologySpreadConstraints"]
+    assert (spread["topologyKey"], spread["whenUnsatisfiable"]) == ("kubernetes.io/hostname", "ScheduleAnyway")
+    assert spread["labelSelector"]["matchLabels"]["app.kubernetes.io/instance"] == resource().child_name
+    assert "topologySpreadConstraints" not in template()["spec"]
+    assert [each["topologyKey"] for each in template(FULL, replicas=3)["spec"]["topologySpreadConstraints"]] == ["zone"]
+    for replicas in (1, 3):
+        [deployment] = [
+            o for o in desired_objects(resource(replicas=replicas), CONFIG, SECRETS) if o["kind"] == "Deployment"
+        ]
+        assert deployment["spec"]["replicas"] == replicas

@@ -60,6 +60,7 @@ def test_progress(live: Any, progressing: bool, reason: str) -> None:
         (None, False, "PodMissing"),
         (deployment(), False, "PodNotReady"),
         (deployment(conditions={"Available": ("True", "x")}), True, "PodAvailable"),
+        (deployment(conditions={"Available": ("False", "x")}, availableReplicas=1), True, "PodAvailable"),
         (deployment(conditions={"Available": ("False", "x"), "Progressing": ("True", "y")}), False, "PodNotReady"),
         (deployment(conditions={"Progressing": ("False", "ProgressDeadlineExceeded")}), False, "PodNotReady"),
         (deployment(conditions={"ReplicaFailure": ("True", "FailedCreate")}), False, "PodRefused"),
