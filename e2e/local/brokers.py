@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Self
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from aiokafka.errors import TopicAlreadyExistsError
+from aiokafka.errors import KafkaError, TopicAlreadyExistsError
 
 from e2e.cluster.paths import cache
 from e2e.local.postgres import free_port
 
-START_TIMEOUT_S = 60
+START_TIMEOUT_S = 120
 DOWNLOAD_TIMEOUT_S = 600
 KAFKA = Path(__file__).parent / "kafka" / "pom.xml"
 
@@ -185,20 +185,25 @@ class LocalKafka(LocalBroker):
         access = {}
         if self._password:
             access = {"sasl_plain_username": self.user, "sasl_plain_password": self._password}
-        admin = AIOKafkaAdminClient(
-            bootstrap_servers=f"127.0.0.1:{self.port}",
-            security_protocol="SASL_PLAINTEXT" if self._password else "PLAINTEXT",
-            sasl_mechanism="PLAIN",
-            **access,
-        )
-        try:
-            await admin.start()
-            topic = NewTopic("userrealtime", 8, 1, topic_configs={"cleanup.policy": "compact"})
-            await admin.create_topics([topic])
-        except TopicAlreadyExistsError:
-            pass
-        finally:
-            await admin.close()
+        topic = NewTopic("userrealtime", 8, 1, topic_configs={"cleanup.policy": "compact"})
+        async with asyncio.timeout(START_TIMEOUT_S):
+            while True:
+                admin = AIOKafkaAdminClient(
+                    bootstrap_servers=f"127.0.0.1:{self.port}",
+                    security_protocol="SASL_PLAINTEXT" if self._password else "PLAINTEXT",
+                    sasl_mechanism="PLAIN",
+                    **access,
+                )
+                try:
+                    await admin.start()
+                    await admin.create_topics([topic])
+                    break
+                except TopicAlreadyExistsError:
+                    break
+                except KafkaError:  # it takes connections before it can answer
+                    await asyncio.sleep(0.2)
+                finally:
+                    await admin.close()
 
 
 BROKERS: dict[str, type[LocalBroker]] = {"nats": LocalNats, "redis": LocalRedis, "kafka": LocalKafka}

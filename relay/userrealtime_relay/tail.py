@@ -44,6 +44,8 @@ POLL_INTERVAL: Final = 15.0
 """Seconds after which the log is looked at without a signal, unless the configuration says otherwise."""
 MAX_SUBMITTING: Final = 4
 """Messages of clients on their way to Postgres at a time: reading the log waits behind no more than these."""
+SPREAD_S: Final = 2.0
+"""In which relays that rest look at the log, when the broker is there again."""
 LENT_S: Final = 0.1
 """Between two looks at whether a connection that was to be closed is still being used."""
 
@@ -130,12 +132,21 @@ class Tail:
 
     def hear(self, standing: Standing | None) -> None:
         """A broker says where the log stands or, by None, that it may have said so unheard."""
+        loop = asyncio.get_running_loop()
+        if standing is None and self._log is None:
+            # All relays hear a broker come back at the same moment. Most are told soon that they have missed nothing.
+            loop.call_later(random.uniform(0, SPREAD_S), self._look, loop.time())  # noqa: S311 (no secret)
+            return
         if standing is not None:
-            self._heard_at = asyncio.get_running_loop().time()
+            self._heard_at = loop.time()
             if self._opened.epoch == standing.epoch and self._ring.head >= standing.head:
                 return
         self._wake.set()
         if self._log is None:
+            self._needed.set()
+
+    def _look(self, unless_heard_since: float) -> None:
+        if self._heard_at < unless_heard_since:
             self._needed.set()
 
     async def locate(self) -> None:
@@ -257,7 +268,7 @@ class Tail:
         async with self._signal(log, opened.channel, self._wake.set):
             self._adopt(opened, floor)
             self._log = log
-            self._needed.clear()
+            self._needed.clear()  # what it was set for is read below
             self._reachable.set()
             self._metrics.log_connected.set(1)
             _logger.log(

@@ -14,7 +14,7 @@ from tests.relay.brokers import bridging, make_broker
 from tests.relay.http_client import request
 from tests.relay.pgbouncer import pgbouncer
 from tests.relay.support import PATIENCE_S, USER, client, metric, publish, receive, receive_ids, running, until
-from userrealtime_relay import presence
+from userrealtime_relay import presence, tail
 from userrealtime_relay.server import Relay
 from userrealtime_relay.signals import Standing
 
@@ -156,6 +156,10 @@ async def test_only_news_wakes(migrated: Database, connection: asyncpg.Connectio
         for standing in (Standing(3, epoch), Standing(2, epoch), Standing(3, epoch)):
             relay.tail.hear(standing)
         await asyncio.sleep(0.3)
+        assert await metric(relay, "log_connections_total") == before
+        relay.tail.hear(None)
+        relay.tail.hear(Standing(3, epoch))  # before it was time to look
+        await asyncio.sleep(tail.SPREAD_S + 0.3)
         assert await metric(relay, "log_connections_total") == before
         for news in (Standing(4, epoch), Standing(1, "of another log"), None):
             relay.tail.hear(news)

@@ -91,6 +91,7 @@ class Bridge:
                 async with self._broker.publishing(self._config.broker_url) as publish:
                     attempt = 0
                     self._publishing = True
+                    self._source.look()
                     _logger.info("connected to the broker")
                     await self._publish(publish)
             except Unreachable as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import random
@@ -59,6 +60,11 @@ class Source:
         self._metrics = metrics
         self.connected = False
         """Whether it has read the logs since it connected last."""
+        self._due = asyncio.Event()
+
+    def look(self) -> None:
+        """Read where the logs stand at once, not only when it is time: what was told last may be lost."""
+        self._due.set()
 
     async def run(self) -> None:
         """Follow the logs until cancelled."""
@@ -89,8 +95,7 @@ class Source:
     async def _follow(self, connection: asyncpg.Connection) -> None:
         """Returns never; raises one of ERRORS when the connection is lost."""
         interval = self._poll_interval
-        lost = asyncio.Event()
-        connection.add_termination_listener(lambda _: lost.set())
+        connection.add_termination_listener(lambda _: self._due.set())
         if await is_direct(connection) or await hears(self._url):
             await connection.execute(_SETTINGS)
             await connection.add_listener(CHANNEL, self._heard)
@@ -102,19 +107,16 @@ class Source:
                 extra={"fields": {"poll_interval_s": interval}},
             )
         while True:
-            # A transaction of its own: there may be a pooler, which would lose a setting.
+            self._due.clear()
             rows = await connection.fetch(_HEADS)
             self._metrics.looks.inc()
             self._pending.add(Moved(user_id, Standing(head, epoch)) for user_id, head, epoch in rows)
             if not self.connected:
                 self.connected = True
                 _logger.info("connected to Postgres", extra={"fields": {"users": len(rows)}})
-            try:
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(interval * random.uniform(0.8, 1)):  # noqa: S311 (no secret)
-                    await lost.wait()
-            except TimeoutError:
-                continue
-            raise ConnectionResetError("the connection was lost")
+                    await self._due.wait()
 
     def _heard(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
         self._metrics.notifications.inc()
