@@ -32,7 +32,8 @@ async def run(k6: Path, summary: Path, url: str, token: str, **settings: int) ->
     """Exit status, what was printed, and the values of each metric."""
     given = [f"--env={name}={value}" for name, value in {"URL": url, **settings}.items()]
     process = await asyncio.create_subprocess_exec(
-        *(k6, "run", "--quiet", "--no-color", "--no-usage-report", f"--summary-export={summary}", *given),
+        k6,
+        *("run", "--quiet", "--no-color", "--no-usage-report", f"--summary-export={summary}", *given),
         ROOT / "bench" / "load" / "user.js",
         env={**os.environ, "TOKEN": token},
         stdout=asyncio.subprocess.PIPE,
