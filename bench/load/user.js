@@ -12,6 +12,7 @@ const token = __ENV.TOKEN || fail("TOKEN is missing: export TOKEN=$(userrealtime
 const clients = number("CLIENTS", 10);
 const seconds = number("SECONDS", 30);
 const rampSeconds = number("RAMP_SECONDS", 5);
+const enough = number("EVENTS", 0);
 const publishPerSecond = number("PUBLISH_PER_SECOND", 0);
 
 // What is sent again under a ref that is known is not stored again, and this is to be new.
@@ -40,7 +41,7 @@ export const options = {
     },
   },
   thresholds: {
-    // Each of these is a broken promise of docs/delivery.md, or a client that never got in.
+    // Each of these is a broken promise of docs/delivery.md, or a client that did not get what it came for.
     userrealtime_wrong: ["count==0"],
     userrealtime_failures: ["count==0"],
   },
@@ -60,9 +61,10 @@ class Client {
     this.greeted = false;
     this.failed = false;
     this.leaving = false;
+    this.events = 0;
     this.sent = {};
     this.lastRef = 0;
-    setTimeout(() => this.leave(), seconds * 1000);
+    this.staying = setTimeout(() => this.leave(), seconds * 1000);
   }
 
   connect() {
@@ -90,6 +92,7 @@ class Client {
         latency.add(Math.max(0, Date.now() - Date.parse(message.at)));
         if (message.id !== this.cursor + 1) wrong.add(1);
         this.cursor = message.id;
+        if (++this.events === enough) this.leave();
         break;
       case "reset":
         resets.add(1);
@@ -127,7 +130,9 @@ class Client {
 
   leave() {
     if (!this.greeted && !this.failed) this.fail("never connected");
+    else if (this.events < enough) this.fail(`left with ${this.events} of ${enough} events`);
     this.leaving = true;
+    clearTimeout(this.staying);
     clearTimeout(this.waiting);
     clearInterval(this.publishing);
     this.socket.close();
