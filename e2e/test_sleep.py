@@ -31,7 +31,7 @@ def stand_in(image: str) -> str:
     container = {
         "name": "activator",
         "image": image,
-        "command": ["python", "-m", "http.server", "8080", "--directory", "/tmp"],  # noqa: S108
+        "command": ["/app/venv/bin/python", "-m", "http.server", "8080", "--directory", "/tmp"],  # noqa: S108
         "readinessProbe": {"tcpSocket": {"port": 8080}, "periodSeconds": 1},
         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
     }
