@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import random
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -15,6 +17,7 @@ from userrealtime_operator.activators import GRACE_S, Activators
 from userrealtime_operator.api import ApiError
 from userrealtime_operator.asleep import asleep
 from userrealtime_operator.config import Activator, Config, IdleDefaults
+from userrealtime_operator.database import DatabaseError
 from userrealtime_operator.desired import Object
 from userrealtime_operator.idle import Presence
 from userrealtime_operator.naming import child_name
@@ -26,6 +29,7 @@ ALICE = child_name("alice")
 DEPLOYMENT = ChildKey("Deployment", "users", ALICE)
 SLICE = ChildKey("EndpointSlice", "users", f"{ALICE}-activator")
 AFTER_S = 60
+HASTY = replace(CONFIG, idle=IdleDefaults(3), activator=Activator("system", "waker", 8080))
 SLEEPY = replace(CONFIG, idle=IdleDefaults(AFTER_S), activator=Activator("system", "waker", 8080))
 
 
@@ -492,3 +496,129 @@ async def test_a_broken_resource_keeps_nobody_else_awake(world: SleepWorld) -> N
     world.say("broken")
     await world.look()
     assert world.woken == ["alice"]
+
+
+class Chance:
+    """Alice, her relay, her clients, the activators and the operator, who do things in any order.
+
+    A relay tells of its clients up to a second late. Clients come to the pod where there is one, and else through an
+    activator, which asks for a wake.
+    """
+
+    def __init__(self, world: SleepWorld, seed: int) -> None:
+        self.world = world
+        self.random = random.Random(seed)  # noqa: S311
+        self.came: list[float] = []
+        """When each client came that is connected."""
+        self.waits = False
+        """Whether a client waits for the pod."""
+        self.untold: float | None = None
+        """When the relay will tell what it has; None where it has told."""
+        self.changed_at = world.clock - 1000.0
+        """When the relay came to have any client, or none."""
+        self.pod = True
+        self.slept = 0
+
+    async def step(self) -> None:
+        acts = {
+            self.pause: 50,
+            self.reconcile: 60,
+            self.connect: 4,
+            self.disconnect: 8,
+            self.look: 20,
+            self.start_pod: 20,
+            self.restart: 1,
+            self.change_activators: 2,
+            self.change_spec: 2,
+            self.fail_database: 2,
+        }
+        await self.random.choices(list(acts), list(acts.values()))[0]()
+
+    async def pause(self) -> None:
+        for _ in range(self.random.choice([1, 4, 8, 40])):
+            self.world.pass_time(0.25)
+            if self.untold is not None and self.world.clock >= self.untold:
+                self.untold = None
+            if self.pod and self.untold is None:
+                since_s = self.world.clock - self.changed_at
+                self.world.say(clients=len(self.came), since_s=since_s, heard_s=0)
+        self.world.database.time = self.world.time.timestamp()
+
+    def _change(self, clients: list[float]) -> None:
+        if bool(clients) != bool(self.came):
+            self.changed_at = self.world.clock
+        self.came = clients
+        self.untold = self.untold or self.world.clock + self.random.uniform(0, 1)
+
+    async def connect(self) -> None:
+        if self.pod:
+            self._change([*self.came, self.world.clock])
+        else:
+            self.waits = True
+            self.world.ask()
+
+    async def disconnect(self) -> None:
+        if self.came:
+            self._change([])
+
+    async def look(self) -> None:
+        with contextlib.suppress(DatabaseError):
+            await self.world.look()
+
+    async def start_pod(self) -> None:
+        if not self.pod and self.world.replicas == 1:
+            self.pod = True
+            self.changed_at = self.world.clock
+            self.world.have_pod()
+            self._change([self.world.clock] if self.waits else [])
+            self.waits = False
+
+    async def restart(self) -> None:
+        self.world.restart(HASTY)
+
+    async def change_activators(self) -> None:
+        await self.world.ready(*self.random.choice([(), ("10.0.0.1",), ("10.0.0.1", "10.0.0.2")]))
+
+    async def change_spec(self) -> None:
+        resource = self.world.api.resources["users", "alice"]
+        resource["metadata"]["generation"] += 1
+        resource["spec"]["limits"]["connections"] += 1
+
+    async def fail_database(self) -> None:
+        self.world.database.away = self.random.random() < 0.3
+
+    async def reconcile(self) -> None:
+        world, replicas = self.world, self.world.replicas
+        await world.reconcile()
+        if replicas == 1 and world.replicas == 0:
+            assert self.pod, "there was a pod to go"
+            assert all(world.clock - came <= 1 for came in self.came), "a client was there to be seen"
+            self.slept += 1
+            if self.came:  # they come back, through the activator
+                world.ask()
+            self.waits, self.came, self.untold, self.pod = bool(self.came), [], None, False
+            world.lose_pod()
+        if world.replicas == 0:
+            assert world.addresses, "connections have somewhere to go"
+        if self.waits and not world.database.away:
+            assert world.replicas == 1 or replicas == 1, "whoever waits is not left waiting"
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_whatever_happens_no_client_is_cut_that_could_be_seen_and_none_is_left_waiting(
+    world: SleepWorld, seed: int
+) -> None:
+    world.restart(HASTY)
+    chance = Chance(world, seed)
+    for _ in range(1000):
+        await chance.step()
+    assert chance.slept
+    world.database.away = False
+    await world.ready("10.0.0.1")
+    for _ in range(20):
+        await chance.disconnect()
+        await chance.pause()
+        await chance.look()
+        await chance.reconcile()
+        await chance.start_pod()
+    assert world.sleeping, "in the end, with nobody there, she sleeps"
