@@ -163,6 +163,14 @@ async def test_the_settle_time_begins_when_the_slice_is_seen(world: SleepWorld) 
     assert world.replicas == 1
 
 
+async def test_a_slice_that_goes_in_the_settle_time_begins_it_anew(world: SleepWorld) -> None:
+    await world.settle()
+    del world.api.children[SLICE]
+    assert await world.reconcile() == ["apply EndpointSlice"]
+    assert await world.reconciler.reconcile("users", "alice") == SETTLE_S
+    assert world.replicas == 1
+
+
 async def test_a_sleeping_user_is_as_wanted_and_costs_nothing(world: SleepWorld) -> None:
     await world.fall_asleep()
     assert world.condition("Asleep")[:2] == ("True", "Idle")
