@@ -10,6 +10,7 @@ The slice goes once a pod is among the endpoints that the cluster itself has for
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ SETTLE_S: Final = 2.0
 ENDPOINT_S: Final = 0.5
 """Until it is looked again whether a pod that is available is among the Service's endpoints."""
 DATABASE_S: Final = 15.0
+_AT_ONCE: Final = 200
+"""Users who are looked at before others get their turn."""
 _ENDED: Final = ("Succeeded", "Failed")
 _WOKEN: Final = Finding(False, "WakeRequested", "a connection has woken the user")
 
@@ -112,7 +115,9 @@ class Sleeper:
             return []
         found: list[User] = []
         now, presence = await self._database.presence(self._api.scope(namespace))
-        for body in resources:
+        for number, body in enumerate(resources, start=1):
+            if number % _AT_ONCE == 0:
+                await asyncio.sleep(0)  # somebody may want to be woken
             rows = presence.get(body["spec"]["userId"])
             user = User(namespace, body["metadata"]["name"])
             if not rows or user in self._settling:
@@ -121,11 +126,9 @@ class Sleeper:
                 resource = parse_resource(body)
             except (KeyError, ValueError):
                 continue  # its own reconciliation tells of it
-            if asleep(deployment(resource)) is not None:
-                continue
             heard = [row.instance for row in rows if row.seen_at > now - FRESH_S]
             answer = decide(heard, rows, self._after_s(resource), self._awake_since(body), now, warm=resource.warm)
-            if isinstance(answer, Sleep):
+            if isinstance(answer, Sleep) and asleep(deployment(resource)) is None:
                 found.append(user)
         self._idle.update(found)
         return found
