@@ -122,7 +122,8 @@ class Operator:
         self._database = await self._stack.enter_async_context(Database(self._config.database_url))
         self._scopes = [self._api.scope(namespace) for namespace in self._config.namespaces]
         self._reconciler = self._new_reconciler()
-        await self._stack.enter_async_context(serve("0.0.0.0", self._port, self._expose, lambda: self._is_warm))  # noqa: S104
+        probes = {"/readyz": lambda: None if self._is_warm else "the caches are not full yet"}
+        await self._stack.enter_async_context(serve("0.0.0.0", self._port, self._expose, probes))  # noqa: S104
         self._start(self._warm(), "warm")
         if self._lease is None:
             self._start(self._lead(), "workers")
