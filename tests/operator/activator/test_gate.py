@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import Coroutine
 from typing import Any
 from urllib.parse import urlencode
@@ -230,12 +231,20 @@ async def test_one_who_is_awake_is_not_asked_to_wake(migrated: Database) -> None
 async def test_a_draining_activator_closes_a_carried_websocket_between_two_frames(
     migrated: Database, connection: asyncpg.Connection
 ) -> None:
-    async with gate(migrated.url) as (opened, _, metrics), client(opened.port, max_size=None) as alice:
-        await receive(alice)
-        # Far more than fits on the way: so the drain begins while a frame is half carried.
-        await publish(connection, 40, size=400_000)
-        await until(lambda: metrics.value("carried_bytes_total", to="client") > 1_000_000)
-        assert await receive_some(alice, opened.drain(0)) == (1012, "Restarting")
+    async with gate(migrated.url) as (opened, _, metrics):
+        narrow = socket.socket()
+        narrow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        narrow.connect(("127.0.0.1", opened.port))
+        async with client(opened.port, max_size=None, sock=narrow) as alice:
+            await receive(alice)
+            # Far more than fits on the way: so the drain begins while a frame is half carried.
+            await publish(connection, 60, size=400_000)
+            await until(lambda: metrics.value("carried_bytes_total", to="client") > 5_000_000)
+            before = -1.0
+            while (carried := metrics.value("carried_bytes_total", to="client")) != before:
+                before = carried
+                await asyncio.sleep(0.3)
+            assert await receive_some(alice, opened.drain(0)) == (1012, "Restarting")
         await until(lambda: opened.connections == 0)
         assert metrics.value("outcomes_total", outcome="drained") == 1
 
