@@ -12,7 +12,7 @@ import asyncpg
 import pytest
 import yaml
 
-from userrealtime_operator.config import parse_config
+from userrealtime_operator.config import Activator, parse_config
 from userrealtime_operator.naming import child_name
 from userrealtime_operator.rotation import KeyPolicy
 
@@ -61,6 +61,8 @@ EVERYTHING: dict[str, Any] = {
         "podAnnotations": {"a": "b"},
     },
     "tokenKeys": {"rotateAfter": "720h", "overlap": "48h", "publishAhead": "3m"},
+    "idle": {"after": "90s"},
+    "activator": {"enabled": True},
     "networkPolicy": {
         "ingressFrom": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "ingress"}}}],
         "monitoringFrom": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}],
@@ -143,7 +145,10 @@ def test_the_operator_understands_the_configuration(system: System, values: dict
         assert config.relay.settings["ALLOWED_ORIGINS"] == "https://app.example.com,*"
         assert config.relay.pod_spec.keys() >= {"nodeSelector", "tolerations", "affinity", "runtimeClassName"}
         assert config.token_keys == KeyPolicy(720 * 3600, 48 * 3600, 180)
+        assert config.idle.after_s == 90
+        assert config.activator == Activator(OPERATOR_NAMESPACE, "other-userrealtime-activator", 8080)
     else:
+        assert config.activator is None
         assert config.token_keys == KeyPolicy()
 
 
@@ -157,8 +162,13 @@ def policy(system: System, values: dict[str, Any]) -> dict[str, Any]:
 def test_a_relay_may_talk_to_dns_the_database_and_the_issuer_alone(system: System) -> None:
     spec = policy(system, EVERYTHING)
     assert spec["policyTypes"] == ["Ingress", "Egress"]
+    activators = {
+        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": OPERATOR_NAMESPACE}},
+        "podSelector": {"matchLabels": {"app.kubernetes.io/name": "userrealtime-activator"}},
+    }
+    clients = [*EVERYTHING["networkPolicy"]["ingressFrom"], activators]
     assert spec["ingress"] == [
-        {"ports": [{"port": "ws", "protocol": "TCP"}], "from": EVERYTHING["networkPolicy"]["ingressFrom"]},
+        {"ports": [{"port": "ws", "protocol": "TCP"}], "from": clients},
         {"ports": [{"port": "health", "protocol": "TCP"}], "from": EVERYTHING["networkPolicy"]["monitoringFrom"]},
     ]
     assert spec["egress"] == [
@@ -214,6 +224,7 @@ def test_the_namespaces_of_these_tests_enforce_the_restricted_standard(system: S
         ({**DATABASE, "relay": {"allowedOrigins": ["app.example.com"]}}, "/relay/allowedOrigins/0"),
         ({**DATABASE, "relay": {"auth": {"jwksUrl": "issuer"}}}, "/relay/auth/jwksUrl"),
         ({**DATABASE, "tokenKeys": {"rotateAfter": "monthly"}}, "/tokenKeys/rotateAfter"),
+        ({**DATABASE, "idle": {"after": "soon"}}, "/idle/after"),
         ({**DATABASE, "networkPolicy": {"database": {"cidrs": ["db"]}}}, "/networkPolicy/database/cidrs/0"),
     ],
 )
@@ -228,6 +239,8 @@ def test_bad_values_are_refused_by_name(system: System, values: dict[str, Any], 
         ("patch", "deployments.apps", USERS_NAMESPACE, True),
         ("update", "secrets", USERS_NAMESPACE, True),
         ("patch", "secrets", USERS_NAMESPACE, False),
+        ("patch", "endpointslices.discovery.k8s.io", USERS_NAMESPACE, True),
+        ("patch", "endpointslices.discovery.k8s.io", OPERATOR_NAMESPACE, False),
         ("patch", "userrealtimes.userrealtime.dev/status", USERS_NAMESPACE, True),
         ("patch", "userrealtimes.userrealtime.dev", USERS_NAMESPACE, False),
         ("get", "pods", USERS_NAMESPACE, False),

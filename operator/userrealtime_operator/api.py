@@ -38,6 +38,7 @@ Observer = Callable[[str, str, int, float], None]
 CHILD_KINDS = {
     "Secret": ("v1", "secrets"),
     "Service": ("v1", "services"),
+    "EndpointSlice": ("discovery.k8s.io/v1", "endpointslices"),
     "Deployment": ("apps/v1", "deployments"),
     "Ingress": ("networking.k8s.io/v1", "ingresses"),
     "HTTPRoute": ("gateway.networking.k8s.io/v1", "httproutes"),
@@ -230,6 +231,14 @@ class Api:
         selector = quote(f"app.kubernetes.io/instance={name}", safe="")
         found = await self._request(
             "GET", f"{_path('v1', 'pods', namespace)}?labelSelector={selector}&resourceVersion=0"
+        )
+        return list(found["items"] or ())
+
+    async def endpoint_slices(self, namespace: str, service: str) -> list[Object]:
+        """The EndpointSlices of a Service, as the API server's cache has them."""
+        selector = quote(f"kubernetes.io/service-name={service}", safe="")
+        found = await self._request(
+            "GET", f"{_path(*CHILD_KINDS['EndpointSlice'], namespace)}?labelSelector={selector}&resourceVersion=0"
         )
         return list(found["items"] or ())
 

@@ -22,12 +22,12 @@ import kopf
 from .api import Api, ApiError
 from .config import Config, RouteType
 from .database import Database, DatabaseError
-from .desired import MANAGED_BY
+from .desired import owned_labels
 from .election import Election
 from .endpoints import serve
 from .lease import Settings
 from .metrics import Metrics
-from .naming import child_name, instance_name
+from .naming import child_name, child_of, instance_name
 from .reconcile import ChildKey, Reconciler
 from .resource import GROUP, PLURAL, VERSION
 from .retention import prune
@@ -111,10 +111,11 @@ class Operator:
         kopf.index(*resource, id="resources", registry=registry)(self._index_resource)
         kopf.index(*resource, id="owners", registry=registry)(self._index_owner)
         kopf.on.event(*resource, registry=registry)(self._resource_changed)
-        for api_version, plural in self._child_kinds.values():
+        for kind, (api_version, plural) in self._child_kinds.items():
             group, _, version = api_version.rpartition("/")
-            kopf.index(group, version, plural, id="children", labels=MANAGED_BY, registry=registry)(self._index_child)
-            kopf.on.event(group, version, plural, labels=MANAGED_BY, registry=registry)(self._child_changed)
+            labels = owned_labels(kind)
+            kopf.index(group, version, plural, id="children", labels=labels, registry=registry)(self._index_child)
+            kopf.on.event(group, version, plural, labels=labels, registry=registry)(self._child_changed)
 
     async def _startup(self, **kwargs: Any) -> None:
         self._resources, self._owners, self._children = kwargs["resources"], kwargs["owners"], kwargs["children"]
@@ -245,9 +246,10 @@ class Operator:
         else:
             self._queue.add(Task(Kind.RESOURCE, namespace, name))
 
-    async def _child_changed(self, *, namespace: str | None, name: str, **_: Any) -> None:
+    async def _child_changed(self, *, namespace: str | None, name: str, body: kopf.Body, **_: Any) -> None:
         assert namespace is not None  # noqa: S101  (all kinds of children are namespaced)
         self._note_full_caches()
+        name = child_of(body["kind"], name)
         # By name, not by owner reference: that one may be what somebody has just removed.
         owners = self._owners.get((namespace, name), ())
         for resource in owners:
@@ -296,9 +298,9 @@ class Operator:
 def framework_settings(child_kinds: ChildKinds) -> kopf.OperatorSettings:
     """Every setting of kopf that is not its default, each with its reason."""
     settings = kopf.OperatorSettings()
-    selector = ",".join(f"{key}={value}" for key, value in MANAGED_BY.items())
-    for api_version, plural in child_kinds.values():
+    for kind, (api_version, plural) in child_kinds.items():
         group, _separator, version = api_version.rpartition("/")
+        selector = ",".join(f"{key}={value}" for key, value in owned_labels(kind).items())
         # Other people's Secrets are none of our business: they do not leave the API server.
         settings.watching.label_selectors[group, version, plural] = selector
     # Replicas agree by a Lease of our own: peering with equal priorities would freeze both.

@@ -26,7 +26,7 @@ from .drift import contains
 from .events import events
 from .metrics import Metrics
 from .moments import rfc3339
-from .naming import child_name, instance_name
+from .naming import child_name, instance_name, object_name
 from .pods import pod_trouble
 from .resource import GROUP, UserRealtime, parse_resource
 from .roles import Roles
@@ -210,10 +210,11 @@ class Reconciler:
             ApiError: to be tried again later.
         """
         for kind in CHILD_KINDS:
-            live = self._child(ChildKey(kind, namespace, name))
+            key = ChildKey(kind, namespace, object_name(kind, name))
+            live = self._child(key)
             if live is not None and owner_uid(live) is None:
-                await self._api.delete(kind, namespace, name)
-                logger.info("deleted %s %s/%s, which belonged to no resource", kind, namespace, name)
+                await self._api.delete(*key)
+                logger.info("deleted %s %s/%s, which belonged to no resource", *key)
 
     async def _register(self, resource: UserRealtime) -> Finding:
         try:
@@ -235,7 +236,10 @@ class Reconciler:
         """Apply what differs. What the resource itself asks for, and a first pod, never waits. Also gives the seconds
         after which something about the children is due, if any; the pods' own access to the database; and what is
         wrong with that."""
-        live = {kind: self._child(ChildKey(kind, resource.namespace, resource.child_name)) for kind in CHILD_KINDS}
+        keys = {
+            kind: ChildKey(kind, resource.namespace, object_name(kind, resource.child_name)) for kind in CHILD_KINDS
+        }
+        live = {kind: self._child(key) for kind, key in keys.items()}
         for kind, item in live.items():
             _check_owner(resource, kind, item)
         # One at a time: a password is good for as long as the pods that know it take to be replaced.
@@ -264,8 +268,8 @@ class Reconciler:
             logger.info("applied %s %s/%s", item["kind"], resource.namespace, resource.child_name)
         for kind in CHILD_KINDS.keys() - {item["kind"] for item in objects}:
             if live[kind] is not None:
-                await self._api.delete(kind, resource.namespace, resource.child_name)
-                logger.info("deleted %s %s/%s", kind, resource.namespace, resource.child_name)
+                await self._api.delete(*keys[kind])
+                logger.info("deleted %s %s/%s", *keys[kind])
         return rollout, wait, access, trouble
 
     def _secrets(

@@ -79,6 +79,11 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{ include "userrealtime.commonLabels" . }}
 {{- end }}
 
+{{/* The name of the activator's objects. */}}
+{{- define "userrealtime.activator" -}}
+{{ include "userrealtime.name" . }}-activator
+{{- end }}
+
 {{/* The host of the one route of all users: a wildcard where the host names the user. */}}
 {{- define "userrealtime.edge.host" -}}
 {{- $host := regexReplaceAll "^https?://([^/:]+).*$" .Values.route.url "${1}" -}}
