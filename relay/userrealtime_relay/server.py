@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from . import cors
+from . import cors, process
 from .config import Config
 from .metrics import CONTENT_TYPE, Metrics
 from .presence import Presence
@@ -129,7 +129,8 @@ async def serve(config: Config) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _stop, stopping, number)
     async with Relay(config) as relay:
-        _logger.info("listening", extra={"fields": {"ws_port": relay.ws_port, "health_port": relay.health_port}})
+        fields = {"ws_port": relay.ws_port, "health_port": relay.health_port, "start_s": process.age()}
+        _logger.info("listening", extra={"fields": fields})
         stop = asyncio.create_task(stopping.wait())
         await asyncio.wait([relay.following, stop], return_when=asyncio.FIRST_COMPLETED)
         if relay.following.done():
