@@ -1,8 +1,8 @@
 """From a client's connect to its first event, for users who sleep, beside users who are awake, on the local cluster.
 
-`python -m bench.wake` prints the tables of bench/README.md. Each client resumes before an event that was published while
-its user slept, over a WebSocket, through the ingress. The stages are read from the clocks of one machine: the client's,
-the wake request's own time, the moments at which watches tell of a change, and the lines of the relay's log.
+`python -m bench.wake` prints the tables of bench/README.md. Each client resumes before an event of its user's log, over
+a WebSocket, through the ingress. The stages are read from the clocks of one machine: the client's, the wake request's
+own time, the moments at which watches tell of a change, and the lines of the relay's log.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from e2e.system import USERS_NAMESPACE, System, install
 from userrealtime_operator.api import Api
 from userrealtime_operator.desired import MANAGED_BY, RELAY
 from userrealtime_operator.follow import follow
-from userrealtime_operator.resource import API_VERSION, PLURAL
 
 LIMIT_S: Final = 60.0
 APART_S: Final = 6.0
