@@ -1,4 +1,4 @@
-"""Users fall asleep and are woken, on the cluster: the operator's side, by what it makes and leaves of their objects."""
+"""Users fall asleep and are woken, on the cluster: the operator's side, by what becomes of their objects."""
 
 from __future__ import annotations
 

@@ -139,6 +139,9 @@ class Reconciler:
         self._sleeper = Sleeper(config, api, database, activators, metrics, now, clock)
         self._written: dict[User, Object] = {}
         """The Deployments as they were written, until the cached watch has seen that."""
+        self._told: dict[User, tuple[str | None, Object]] = {}
+        """The statuses as they were written last, each with the version of the resource that it was written to: while
+        the cached watch shows that one, it does not know, and the same would be told again."""
         self._instance = instance_name()
 
     def resume_rollouts(self, resources: Iterable[Mapping[str, Any]]) -> None:
@@ -162,6 +165,7 @@ class Reconciler:
             self._end_rollout(user)
             self._sleeper.forget(user)
             self._written.pop(user, None)
+            self._told.pop(user, None)
             return None  # the children are owned: the garbage collector follows
         resource = parse_resource(body)
         database = await self._register(resource)
@@ -403,7 +407,12 @@ class Reconciler:
         database: Finding,
         plan: Plan | None,
     ) -> None:
-        previous = body.get("status", {})
+        user, version = User(resource.namespace, resource.name), body["metadata"].get("resourceVersion")
+        told_to, told = self._told.get(user, (None, {}))
+        if told_to is None or told_to != version:
+            self._told.pop(user, None)
+            told = {}
+        previous = {**body.get("status", {}), **told}
         findings = {"Ready": readiness(pod, database), "Progressing": progress, "DatabaseReady": database}
         if plan is not None:
             findings["Asleep"] = plan.finding
@@ -413,14 +422,15 @@ class Reconciler:
         if not differs(status, previous):
             return
         before = previous.get("conditions", ())
-        told = list(events(resource, before, status["conditions"], rfc3339(now, "microseconds"), self._instance))
+        news = list(events(resource, before, status["conditions"], rfc3339(now, "microseconds"), self._instance))
         await self._api.patch_status(resource.namespace, resource.name, status)
+        self._told[user] = version, status
         match transition(before, status["conditions"]):
             case "Slept":
                 self._metrics.sleeps.inc()
             case "Woken" if plan is not None:
                 self._metrics.wakes.labels(plan.finding.reason).inc()
-        for event in told:
+        for event in news:
             try:
                 await self._api.create_event(resource.namespace, event)
             except ApiError as error:

@@ -327,3 +327,18 @@ async def test_an_operator_that_restarts_lets_in_nobody_while_others_are_stuck(w
     await world.reconcile("alice")
     assert world.woken == ["bob"]
     assert "apply Deployment" in await world.reconcile("bob")
+
+
+async def test_a_status_that_the_watch_does_not_show_yet_is_not_told_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.database.away = True
+    stale = copy.deepcopy(world.api.resources["users", "alice"])
+    stale["metadata"]["resourceVersion"] = "7"
+    monkeypatch.setattr(world.reconciler, "_resource", lambda *_: stale)
+    await world.reconcile()
+    assert world.api.events == ["DatabaseUnavailable"]
+    assert "status" not in await world.reconcile()
+    assert world.api.events == ["DatabaseUnavailable"]
+    stale["metadata"]["resourceVersion"] = "8"  # somebody has overwritten it
+    assert "status" in await world.reconcile()
