@@ -133,7 +133,8 @@ class Operator:
             self._activators = Activators(self._api, self._config.activator, self._activators_changed)
             self._start(self._activators.run(), "activators")
         self._reconciler = self._new_reconciler()
-        await self._stack.enter_async_context(serve("0.0.0.0", self._port, self._expose, lambda: self._is_warm))  # noqa: S104
+        probes = {"/readyz": lambda: None if self._is_warm else "the caches are not full yet"}
+        await self._stack.enter_async_context(serve("0.0.0.0", self._port, self._expose, probes))  # noqa: S104
         self._start(self._warm(), "warm")
         if self._lease is None:
             self._start(self._lead(), "workers")
