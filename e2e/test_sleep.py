@@ -88,6 +88,12 @@ def test_an_idle_user_sleeps_and_wakes_on_request(system: System, users: MakeUse
     assert "Woken" in described
     # And again, though the old request is still there.
     wait_asleep(system, name)
+    # Who is removed asleep leaves nothing.
+    left = ("get", "deployments,services,endpointslices,secrets", "-o", "name", "-l")
+    selector = f"app.kubernetes.io/instance={child(system, name)}"
+    assert "endpointslice" in system.kubectl(*left, selector)
+    system.delete_user(name)
+    eventually(lambda: system.kubectl(*left, selector) == "", "all objects are gone")
 
 
 async def test_a_connected_client_keeps_the_user_awake_and_sleep_loses_nothing(
