@@ -13,7 +13,6 @@ import signal
 from http import HTTPStatus
 from typing import Final, Self
 
-from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, Router
@@ -187,6 +186,8 @@ def _public(config: Config, clients: Clients) -> ASGIApp:
     )
     if not config.allowed_origins:
         return RequestIds(router)
+    from starlette.middleware.cors import CORSMiddleware  # late: a relay without it starts sooner
+
     return CORSMiddleware(
         RequestIds(router),
         allow_origins=config.allowed_origins,
