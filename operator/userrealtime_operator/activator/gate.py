@@ -326,6 +326,7 @@ class _Connection:
         self._to_client = metrics.carried.labels("client")
         self._request: Request | None = None
         self._begun = False
+        """Whether the answer is under way."""
         self.kept = b""
         self.headers: Headers = ()
         """What any answer says to the client's page."""
@@ -493,6 +494,7 @@ class _Connection:
 
     async def refuse(self, refused: _Refused) -> None:
         """Answer, and give the peer a moment to read it."""
+        self._begun = True
         if self.websocket is not None:
             self.websocket.send_close(refused.code or Code.TRY_LATER, str(refused))
             await self._say_last(b"".join(self.websocket.data_to_send()))
