@@ -266,7 +266,9 @@ async def test_a_draining_activator_tells_those_who_wait_to_come_again(migrated:
         assert int((await poll).headers["retry-after"]) > 0
 
 
-async def test_who_has_an_answer_gets_no_other_one_while_draining(migrated: Database) -> None:
+async def test_who_has_an_answer_gets_no_other_one_while_draining(
+    migrated: Database, caplog: pytest.LogCaptureFixture
+) -> None:
     async with gate(migrated.url) as (opened, _, _), client(opened.port, token(key=STRANGER)) as alice:
         reader, writer = await asyncio.open_connection("127.0.0.1", opened.port)
         writer.write(b"GET /sse HTTP/1.1\r\nHost: nobody\r\n\r\n")
@@ -277,6 +279,7 @@ async def test_who_has_an_answer_gets_no_other_one_while_draining(migrated: Data
         writer.close()
         assert b"HTTP/1.1" not in rest
         assert await closed(alice) == (1008, "Unauthorized")
+        assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 async def test_a_draining_activator_cuts_a_stream(migrated: Database) -> None:
