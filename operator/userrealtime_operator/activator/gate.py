@@ -160,11 +160,12 @@ class Gate:
         self._tasks.add(task)
         connection = _Connection(reader, writer, self._metrics)
         try:
-            await self._answer(connection)
-        except asyncio.CancelledError:
-            task.uncancel()  # asyncio's streams take a cancelled task for a fault
-            self._count("drained")
-            await connection.leave()
+            try:
+                await self._answer(connection)
+            except asyncio.CancelledError:
+                task.uncancel()  # asyncio's streams take a cancelled task for a fault
+                self._count("drained")
+                await connection.leave()
         except Exception:
             self._count("failed")
             _logger.exception("a connection failed")
