@@ -11,7 +11,6 @@ import argparse
 import asyncio
 import contextlib
 import json
-import os
 import statistics
 import sys
 import time
@@ -21,6 +20,8 @@ from datetime import datetime
 from typing import Any, Final
 
 import asyncpg
+from kubernetes.aio.client.configuration import Configuration
+from kubernetes.aio.config import load_kube_config
 
 from bench.relay.figures import figure, percentile
 from e2e.client import open_connection, receive
@@ -77,7 +78,7 @@ def is_ready(pod: Mapping[str, Any]) -> bool:
 
 
 @contextlib.asynccontextmanager
-async def watching(marks: Mapping[str, Marks]) -> AsyncIterator[None]:
+async def watching(kubeconfig: str, marks: Mapping[str, Marks]) -> AsyncIterator[None]:
     """Notes in `marks` what happens to Deployments and pods while the block runs."""
     deployments = Watched(
         marks, lambda body: str(body["metadata"]["name"]), ("scaled", lambda body: body["spec"]["replicas"] == 1)
@@ -90,7 +91,9 @@ async def watching(marks: Mapping[str, Marks]) -> AsyncIterator[None]:
         ("addressed", lambda body: body["status"].get("podIP")),
         ("ready", is_ready),
     )
-    async with await Api.connect() as api, asyncio.TaskGroup() as group:
+    configuration = Configuration()
+    await load_kube_config(kubeconfig, client_configuration=configuration)  # type: ignore[no-untyped-call]
+    async with Api(configuration) as api, asyncio.TaskGroup() as group:
         listed = asyncio.Event(), asyncio.Event()
         tasks = [
             group.create_task(
@@ -149,7 +152,7 @@ class Crowd:
     async def wake(self, names: Sequence[str]) -> list[Marks]:
         """Wake these users at once; gives what happened to each."""
         marks: dict[str, Marks] = defaultdict(dict)
-        async with watching(marks), asyncio.timeout(LIMIT_S):
+        async with watching(self._system.cluster.environment()["KUBECONFIG"], marks), asyncio.timeout(LIMIT_S):
             await asyncio.gather(
                 *(connect(self.urls[name], self.tokens[name], marks[self.children[name]]) for name in names)
             )
@@ -247,7 +250,6 @@ def main() -> None:
     parser.add_argument("--users", type=int, default=20, metavar="N", help="how many (default: %(default)s)")
     options = parser.parse_args()
     system = install(choose())
-    os.environ["KUBECONFIG"] = system.cluster.environment()["KUBECONFIG"]
     with system.database.from_host() as url:
         asyncio.run(measure(system, url, options.rounds, options.users))
 
