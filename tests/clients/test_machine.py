@@ -50,6 +50,8 @@ def tell(machine: Machine, now: float, step: dict[str, Any]) -> None:
             machine.tick(now)
         case {"probe": _}:
             machine.probe(now)
+        case {"offline": _}:
+            machine.offline()
         case {"pause": _}:
             machine.pause()
         case {"resume": _}:

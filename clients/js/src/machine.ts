@@ -129,6 +129,8 @@ const RENEW_AGAIN = 5_000;
 const PROBE_TIMEOUT = 5_000;
 /** Seconds that a poll asks the relay to wait. */
 const POLL_WAIT = 25;
+/** The same of the first poll, whose answer says that there is a connection; a relay that has just begun needs some. */
+const POLL_FIRST = 2;
 const POLL_GRACE = 10_000;
 /** After 1013: this long, and a random part of that. */
 const TRY_LATER = { least: 10_000, more: 20_000 };
@@ -204,6 +206,7 @@ export class Machine {
   #renewing = false; // the application was asked for the next token
   #offered: string | null = null; // the next token, sent to the relay
   #refused = 0; // tokens in a row
+  #offline = false;
   #attempt = 0;
   #unopened = 0; // attempts of this transport in a row that did not connect
   #connectedAt = 0;
@@ -283,8 +286,9 @@ export class Machine {
     if (this.#phase === "paused") this.#connect(now);
   }
 
-  /** The network may have changed, or the machine has slept: find out at once whether there is a connection. */
+  /** The network may be back, or the machine has slept: find out at once whether there is a connection. */
   probe(now: number): void {
+    this.#offline = false;
     if (this.#phase === "waiting") {
       this.#timers.clear();
       this.#connect(now);
@@ -294,6 +298,11 @@ export class Machine {
       this.#drop();
       this.#connect(now);
     }
+  }
+
+  /** There is no network, until `probe`: what fails now says nothing of a transport. */
+  offline(): void {
+    this.#offline = true;
   }
 
   /** End, for good. */
@@ -399,7 +408,7 @@ export class Machine {
     for (const event of events) this.#event(now, event);
     if (this.#is("connected")) {
       const idle = reason === null && events.length === 0;
-      if (idle && this.#waited > 0 && now - this.#askedAt < 1000) {
+      if (idle && this.#waited === POLL_WAIT && now - this.#askedAt < 1000) {
         // Something in between answers in the relay's place.
         this.#timers.delete("silence");
         this.#timers.set("poll", now + 1000 * this.#random());
@@ -412,7 +421,7 @@ export class Machine {
   /** The connection has ended, or could not be made (1006). */
   closed(now: number, code: number, reason: string): void {
     if (this.#phase !== "opening" && this.#phase !== "connected") return;
-    if (code === Code.ABNORMAL && this.#phase === "opening") this.#unopened += 1;
+    if (code === Code.ABNORMAL) this.#countUnopened();
     const why = `${code} ${reason}`.trimEnd();
     if (code === Code.POLICY_VIOLATION && reason === "Unauthorized") {
       this.#refuse(now, why);
@@ -437,7 +446,7 @@ export class Machine {
     } else if (status === 400 || status === 403) {
       this.#end(why, "refused");
     } else {
-      if (status !== 429 && status !== 503 && this.#phase === "opening") this.#unopened += 1;
+      if (status !== 429 && status !== 503) this.#countUnopened();
       this.#retry(now, why, { atLeast: retryAfter ?? 0 });
     }
   }
@@ -541,7 +550,7 @@ export class Machine {
   #open(now: number): void {
     this.#phase = "opening";
     if (this.#transport === "poll") {
-      this.#poll(now, 0);
+      this.#poll(now, POLL_FIRST);
     } else {
       this.#actions.push(this.#opening(0));
     }
@@ -584,6 +593,10 @@ export class Machine {
     this.#actions.push({ do: "send", message: { type: "ping" } });
     this.#timers.delete("ping");
     this.#timers.set("silence", Math.min(this.#timers.get("silence") ?? Infinity, now + timeout));
+  }
+
+  #countUnopened(): void {
+    if (this.#phase === "opening" && !this.#offline) this.#unopened += 1;
   }
 
   /** The connection is no more; what was sent over it and not answered is to be sent again. */

@@ -24,6 +24,7 @@ function tell(machine, { at, ...step }) {
   } else if ("publish" in step) machine.publish(at, step.publish.ref, step.publish.event, step.publish.data);
   else if ("tick" in step) machine.tick(at);
   else if ("probe" in step) machine.probe(at);
+  else if ("offline" in step) machine.offline();
   else if ("pause" in step) machine.pause();
   else if ("resume" in step) machine.resume(at);
   else if ("close" in step) machine.close();

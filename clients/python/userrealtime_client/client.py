@@ -198,9 +198,11 @@ class Client:
             ClientError: there will be none.
         """
         while not self._buffer:
-            if self._state is not None and self._state.state == "closed":
-                if self._state.error is not None:
-                    raise ClientError(self._state.error, self._state.reason)
+            if (state := self._state) is None:
+                raise RuntimeError("the client is not running: use it inside `async with client:`")
+            if state.state == "closed":
+                if state.error is not None:
+                    raise ClientError(state.error, state.reason)
                 raise StopAsyncIteration
             self._news.clear()
             await self._news.wait()

@@ -39,6 +39,8 @@ RENEW_AGAIN: Final = 5_000
 PROBE_TIMEOUT: Final = 5_000
 POLL_WAIT: Final = 25
 """Seconds that a poll asks the relay to wait."""
+POLL_FIRST: Final = 2
+"""The same of the first poll, whose answer says that there is a connection; a relay that has just begun needs some."""
 POLL_GRACE: Final = 10_000
 TRY_LATER: Final = (10_000, 20_000)
 """After 1013: this long, and a random part of that."""
@@ -237,6 +239,7 @@ class Machine:
         self._renewing = False  # the application was asked for the next token
         self._offered: str | None = None  # the next token, sent to the relay
         self._refused = 0  # tokens in a row
+        self._offline = False
         self._attempt = 0
         self._unopened = 0  # attempts of this transport in a row that did not connect
         self._connected_at = 0.0
@@ -314,7 +317,8 @@ class Machine:
             self._connect(now)
 
     def probe(self, now: float) -> None:
-        """The network may have changed, or the machine has slept: find out at once whether there is a connection."""
+        """The network may be back, or the machine has slept: find out at once whether there is a connection."""
+        self._offline = False
         if self._phase is _Phase.WAITING:
             self._timers.clear()
             self._connect(now)
@@ -323,6 +327,10 @@ class Machine:
         elif self._phase is _Phase.CONNECTED:
             self._drop()
             self._connect(now)
+
+    def offline(self) -> None:
+        """There is no network, until `probe`: what fails now says nothing of a transport."""
+        self._offline = True
 
     def close(self) -> None:
         """End, for good."""
@@ -410,7 +418,9 @@ class Machine:
             self._event(now, event)
         if self._phase is _Phase.CONNECTED:
             idle = reason is None and not answer["events"]
-            if idle and self._waited and now - self._asked_at < 1000:  # something in between answers in its place
+            if (
+                idle and self._waited == POLL_WAIT and now - self._asked_at < 1000
+            ):  # something in between answers in its place
                 self._timers.pop("silence", None)
                 self._timers["poll"] = now + 1000 * self._random()
             else:
@@ -420,8 +430,8 @@ class Machine:
         """The connection has ended, or could not be made (1006)."""
         if self._phase not in (_Phase.OPENING, _Phase.CONNECTED):
             return
-        if code == Code.ABNORMAL and self._phase is _Phase.OPENING:
-            self._unopened += 1
+        if code == Code.ABNORMAL:
+            self._count_unopened()
         why = f"{code} {reason}".rstrip()
         if code == Code.POLICY_VIOLATION and reason == "Unauthorized":
             self._refuse(now, why)
@@ -447,8 +457,8 @@ class Machine:
         elif status in (400, 403):
             self._end(why, "refused")
         else:
-            if status not in (429, 503) and self._phase is _Phase.OPENING:
-                self._unopened += 1
+            if status not in (429, 503):
+                self._count_unopened()
             self._retry(now, why, at_least=retry_after or 0)
 
     def posted(self, now: float, ref: str, status: int, body: Message, retry_after: float | None = None) -> None:
@@ -531,7 +541,7 @@ class Machine:
     def _open(self, now: float) -> None:
         self._phase = _Phase.OPENING
         if self._transport == "poll":
-            self._poll(now, 0)
+            self._poll(now, POLL_FIRST)
         else:
             self._actions.append(Open(self._transport, self._token or "", self._cursor, self._epoch))
         self._timers["open"] = now + self._options.open_timeout
@@ -563,6 +573,10 @@ class Machine:
         self._actions.append(Send({"type": "ping"}))
         self._timers.pop("ping", None)
         self._timers["silence"] = min(self._timers.get("silence", math.inf), now + timeout)
+
+    def _count_unopened(self) -> None:
+        if self._phase is _Phase.OPENING and not self._offline:
+            self._unopened += 1
 
     def _leave(self) -> None:
         """The connection is no more; what was sent over it and not answered is to be sent again."""
