@@ -70,6 +70,14 @@ class Stage:
         async with self._connected("postgres") as connection:
             await connection.execute(f"drop database {self.database} with (force)")
 
+    async def describe(self) -> dict[str, str]:
+        """What a client needs to know."""
+        return {"url": self.url}
+
+    async def strand(self) -> None:
+        """Let nothing more through on the connections there are, and tell nobody."""
+        self.link.strand()
+
     async def publish(self, count: int = 1) -> int:
         """Publish events, in one transaction; how many there were ever since, each with its number in its data."""
         first, self._published = self._published + 1, self._published + count
