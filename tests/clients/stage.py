@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from types import TracebackType
@@ -158,12 +158,11 @@ class Stage:
 
 
 @asynccontextmanager
-async def serving(stage: Stage, *folders: Path, done: Callable[[Any], None] = lambda _: None) -> AsyncIterator[str]:
+async def serving(stage: Stage, *folders: Path) -> AsyncIterator[str]:
     """Tests in other languages reach the stage by this URL: `POST /do/METHOD` with JSON arguments, `GET /token`.
 
     Args:
         folders: served as files, by their names, for a browser.
-        done: told of what is sent to `POST /done`.
     """
 
     async def act(request: web.Request) -> web.Response:
@@ -176,14 +175,9 @@ async def serving(stage: Stage, *folders: Path, done: Callable[[Any], None] = la
     async def give_token(request: web.Request) -> web.Response:
         return web.Response(text=token(life_s=float(request.query.get("life_s", "3600"))))
 
-    async def finish(request: web.Request) -> web.Response:
-        done(await request.json())
-        return web.Response()
-
     application = web.Application()
     application.router.add_post("/do/{method}", act)
     application.router.add_get("/token", give_token)
-    application.router.add_post("/done", finish)
     for folder in folders:
         application.router.add_static(f"/{folder.name}", folder)
     runner = web.AppRunner(application, access_log=None)

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import subprocess
 from pathlib import Path
 
-import pytest
-
 from e2e.local.postgres import LocalPostgres
+from userrealtime_operator import __version__
 
-from .javascript import SOURCE, install, program, run
+from .javascript import SOURCE, program, run
 from .stage import ROOT, Stage, serving
 
 SCENARIOS_S = 400
-
-
-@pytest.fixture(scope="module")
-def application(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return install(tmp_path_factory.mktemp("javascript"))
 
 
 def test_its_parts(application: Path) -> None:
@@ -82,8 +77,4 @@ def test_it_has_no_dependencies_and_types(application: Path) -> None:
 
 
 def test_its_version_is_that_of_the_project() -> None:
-    import json
-
-    from userrealtime_operator import __version__
-
     assert json.loads((SOURCE / "package.json").read_text())["version"] == __version__
