@@ -26,6 +26,7 @@ from userrealtime_operator.migrate import migrate
 
 ROOT: Final = Path(__file__).parents[2]
 GRACE_S: Final = 10
+TEMPLATE: Final = "clients_template"
 REFUSAL: Final = b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 MARKS: Final = {"websocket": b"HTTP/1.1 101", "sse": b"text/event-stream"}
 """By what an answer of the relay is known as that of a transport."""
@@ -47,8 +48,10 @@ class Stage:
 
     async def __aenter__(self) -> Self:
         async with self._connected("postgres") as connection:
-            await connection.execute(f"create database {self.database}")
-        await migrate(self.server.url(self.database))
+            if not await connection.fetchval("select true from pg_database where datname = $1", TEMPLATE):
+                await connection.execute(f"create database {TEMPLATE}")
+                await migrate(self.server.url(TEMPLATE))
+            await connection.execute(f"create database {self.database} template {TEMPLATE}")
         async with self._connected() as connection:
             # As the operator registers a user: the log has an epoch from the start.
             await connection.execute("insert into userrealtime.log (user_id) values ($1)", USER)

@@ -141,6 +141,13 @@ class Client:
         """After the last message that was taken; what to keep, to go on from there another time."""
         return self._position
 
+    @property
+    def error(self) -> ClientError | None:
+        """Why it is closed for good; None while it is not, or if the application closed it."""
+        if self._state is None or self._state.error is None:
+            return None
+        return ClientError(self._state.error, self._state.reason)
+
     async def publish(self, event: str, data: Any = None, *, ref: str | None = None) -> int:
         """Send a message to the application's inbox; returns its id there, once it is stored.
 
@@ -198,11 +205,11 @@ class Client:
             ClientError: there will be none.
         """
         while not self._buffer:
-            if (state := self._state) is None:
+            if self._state is None:
                 raise RuntimeError("the client is not running: use it inside `async with client:`")
-            if state.state == "closed":
-                if state.error is not None:
-                    raise ClientError(state.error, state.reason)
+            if self.state == "closed":
+                if (error := self.error) is not None:
+                    raise error
                 raise StopAsyncIteration
             self._news.clear()
             await self._news.wait()
