@@ -12,6 +12,7 @@ import pytest
 from e2e.local.postgres import LocalPostgres
 from tests.relay.support import token
 from userrealtime_client import Client, ClientError, Event, Options, Position, PublishError, Reset, State
+from userrealtime_client import client as module
 from userrealtime_client.machine import Transport
 
 from .stage import Stage
@@ -120,6 +121,27 @@ async def test_a_connection_that_goes_silent_for_good_is_replaced(stage: Stage, 
     async with connect(stage, transport, on_state=lambda state: states.append(state.state)) as client:
         await until(client, "connected")
         stage.link.strand()
+        async with asyncio.timeout(PATIENCE_S):
+            while "waiting" not in states:
+                await asyncio.sleep(0.01)
+        await judge(stage, client)
+
+
+async def test_after_sleep_the_connection_is_asked_at_once(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "WATCH_S", 0.1)
+    slept = 0.0
+    offset = Client._offset
+    monkeypatch.setattr(Client, "_offset", lambda client: offset(client) + slept)
+    states: list[str] = []
+    options = {"ping_interval": 3_600_000}  # so that nothing else finds out
+    async with connect(
+        stage, "websocket", options=options, on_state=lambda state: states.append(state.state)
+    ) as client:
+        await until(client, "connected")
+        stage.link.strand()
+        await asyncio.sleep(0.5)
+        assert "waiting" not in states
+        slept = 60.0
         async with asyncio.timeout(PATIENCE_S):
             while "waiting" not in states:
                 await asyncio.sleep(0.01)

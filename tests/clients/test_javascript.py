@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import subprocess
 from pathlib import Path
 
 from e2e.local.postgres import LocalPostgres
-from userrealtime_operator import __version__
 
-from .javascript import SOURCE, program, run
+from .javascript import program, run
 from .stage import ROOT, Stage, serving
 
 SCENARIOS_S = 400
@@ -74,7 +72,3 @@ def test_it_has_no_dependencies_and_types(application: Path) -> None:
     compiler = application.parent / "source" / "node_modules" / ".bin" / "tsc"
     settings = ("--strict", "--noEmit", "--module", "nodenext", "--target", "es2022", "--lib", "es2022,dom")
     run(str(compiler), *settings, str(user), folder=application)
-
-
-def test_its_version_is_that_of_the_project() -> None:
-    assert json.loads((SOURCE / "package.json").read_text())["version"] == __version__

@@ -244,6 +244,21 @@ scenarios["a connection that goes silent for good is replaced"] = async ({ stage
   }
 };
 
+scenarios["after sleep the connection is asked at once"] = async ({ stage, connect }) => {
+  const client = connect({ limits: { pingInterval: 3_600_000 } }); // so that nothing else finds out
+  await connected(client);
+  const first = client.position.id;
+  await stage("strand");
+  const { now } = Date;
+  Date.now = () => now() + 60_000;
+  try {
+    await until(() => client.states.some(({ state }) => state === "waiting"), "waiting");
+  } finally {
+    Date.now = now;
+  }
+  await judge(stage, client, first);
+};
+
 scenarios["what does not come through is got round"] = async ({ stage, connect }) => {
   const client = connect();
   await connected(client);
