@@ -19,7 +19,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from types import TracebackType
@@ -68,7 +68,7 @@ _numbers = itertools.count(1)
 class Process:
     """A process on a port that stays the same, however often it is killed."""
 
-    def __init__(self, module: str, port: int, variables: dict[str, str]) -> None:
+    def __init__(self, module: str, port: int, variables: Mapping[str, str]) -> None:
         self.port = port
         self.output = tempfile.TemporaryFile()  # noqa: SIM115 (the world closes it)
         self._module = module
@@ -129,17 +129,25 @@ class RelayProcess(Process):
     """A relay. Reaches Postgres through `link`, and a broker through `broker_link`."""
 
     def __init__(
-        self, database: str, link: Link, mode: list[Mode], broker: LocalBroker | None, broker_link: Link | None
+        self,
+        database: str,
+        link: Link,
+        mode: list[Mode],
+        variables: Mapping[str, str] = {},
+        *,
+        broker: LocalBroker | None = None,
+        broker_link: Link | None = None,
     ) -> None:
         self.link = link
         self.broker_link = broker_link
         self.mode = mode
+        port = free_port()
         url = f"postgresql://postgres@127.0.0.1:{link.port}/{database}?sslmode=disable"
-        variables = environment(url, **QUICK, WS_PORT=str(free_port()))
+        whole = environment(url, **{**QUICK, **variables, "WS_PORT": str(port)})
         if broker is not None and broker_link is not None:
             by_link = broker.url.replace(f":{broker.port}", f":{broker_link.port}")
-            variables |= {**broker.variables, f"{broker.name.upper()}_URL": by_link}
-        super().__init__("tests.faults.relay", int(variables["WS_PORT"]), variables)
+            whole |= {**broker.variables, f"{broker.name.upper()}_URL": by_link}
+        super().__init__("tests.faults.relay", port, whole)
 
 
 class BridgeProcess(Process):
@@ -247,7 +255,8 @@ class World:
                 broker_link = None
                 if self.broker is not None:
                     broker_link = await self._stack.enter_async_context(Link(self.broker.port))
-                self.relays.append(RelayProcess(self.database, link, mode, self.broker, broker_link))
+                relay = RelayProcess(self.database, link, mode, broker=self.broker, broker_link=broker_link)
+                self.relays.append(relay)
             if self.broker is not None:
                 url = self.server.url(self.database)
                 self.bridges += [BridgeProcess(url, self.broker) for _ in range(BRIDGES)]

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from tests.operator.samples import CONFIG, SECRETS, body, resource
-from tests.operator.test_reconcile import World
+from tests.operator.world import World
 from userrealtime_operator.config import ConfigError, parse_config
 from userrealtime_operator.desired import Object, desired_objects
 from userrealtime_operator.naming import child_name
