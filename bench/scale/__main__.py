@@ -203,11 +203,7 @@ async def measure(mode: str, count: int, server: LocalPostgres, seconds: float) 
         await connections[0].execute(
             "insert into userrealtime.log (user_id) select 'user-' || n from generate_series(0, $1::int - 1) n", count
         )
-        # As relays do that have clients; the harness has none, so it says it once.
-        await connections[0].execute(
-            "select userrealtime.present('user-' || n, 'pod', 1) from generate_series(0, $1::int - 1) n", count
-        )
-        await connections[0].execute("analyze userrealtime.log, userrealtime.presence")
+        await connections[0].execute("analyze userrealtime.log")
         writers = Writers(connections, count)
         async with signalled(mode, url) as (variables, processes), relays_of(count, url, variables) as relays:
             processes["relays"] = relays.pid
