@@ -168,7 +168,7 @@ export class UserRealtime implements AsyncIterable<UserEvent | Reset> {
    * Send a message to the application's inbox; resolves with its id there, once it is stored. It is repeated over as
    * many connections as it takes, and stored once. Rejects with a PublishError if it is not stored.
    */
-  publish(event: string, data?: unknown, { ref = newRef() }: { ref?: string } = {}): Promise<number> {
+  publish(event: string, data: unknown = {}, { ref = newRef() }: { ref?: string } = {}): Promise<number> {
     return new Promise((resolve, reject) => {
       if (this.#published.has(ref)) {
         reject(new PublishError("invalid", "a message with this ref is under way"));

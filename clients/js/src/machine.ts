@@ -252,7 +252,7 @@ export class Machine {
 
   /** Send a message to the application's inbox; `published` or `failed` follows. */
   publish(now: number, ref: string, event: string, data: unknown): void {
-    const message = { type: "publish", ref, event, data: data ?? {} };
+    const message = { type: "publish", ref, event, data };
     const size = new TextEncoder().encode(JSON.stringify(message)).length;
     const fail = (code: string, why: string) => this.#actions.push({ do: "failed", ref, code, message: why });
     if (this.#phase === "closed") {

@@ -277,9 +277,9 @@ class Machine:
         if self._phase is _Phase.NEW:
             self._connect(now)
 
-    def publish(self, now: float, ref: str, event: str, data: Any = None) -> None:
+    def publish(self, now: float, ref: str, event: str, data: Any) -> None:
         """Send a message to the application's inbox; `Published` or `Failed` follows."""
-        message = {"type": "publish", "ref": ref, "event": event, "data": {} if data is None else data}
+        message = {"type": "publish", "ref": ref, "event": event, "data": data}
         size = len(encode(message))
         if self._phase is _Phase.CLOSED:
             self._actions.append(Failed(ref, "closed", "the client is closed"))
