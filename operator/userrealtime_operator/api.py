@@ -10,12 +10,13 @@ import asyncio
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote
 
+import aiohttp
 from kubernetes.aio.client.api_client import ApiClient
 from kubernetes.aio.client.configuration import Configuration
 from kubernetes.aio.config import ConfigException, load_incluster_config, load_kube_config
@@ -37,10 +38,17 @@ Observer = Callable[[str, str, int, float], None]
 CHILD_KINDS = {
     "Secret": ("v1", "secrets"),
     "Service": ("v1", "services"),
+    "EndpointSlice": ("discovery.k8s.io/v1", "endpointslices"),
     "Deployment": ("apps/v1", "deployments"),
     "Ingress": ("networking.k8s.io/v1", "ingresses"),
     "HTTPRoute": ("gateway.networking.k8s.io/v1", "httproutes"),
 }
+
+
+Labels = Mapping[str, str]
+
+PAGE = 500
+"""Objects of a list that are asked for at once."""
 
 
 class ApiError(RuntimeError):
@@ -55,6 +63,11 @@ def _path(api_version: str, plural: str, namespace: str, *rest: str) -> str:
     root = "/api" if "/" not in api_version else "/apis"
     parts = (api_version, "namespaces", quote(namespace, safe=""), plural, *(quote(part, safe="") for part in rest))
     return f"{root}/{'/'.join(parts)}"
+
+
+def _selecting(labels: Labels) -> str:
+    text = ",".join(f"{name}={value}" for name, value in labels.items())
+    return f"&labelSelector={quote(text, safe='')}" if text else ""
 
 
 def _resource(path: str) -> str:
@@ -84,13 +97,15 @@ class Api:
         self.cluster = hashlib.sha256(identity).hexdigest()[:32]
 
     @classmethod
-    async def connect(cls, observe: Observer | None = None) -> Self:
+    async def connect(cls, observe: Observer | None = None, connections: int = 100) -> Self:
         """From the pod's service account, or from the kubeconfig of whoever runs this outside a cluster.
+
+        `connections` is how many there may be at once; a watch holds one as long as it lasts.
 
         Raises:
             ApiError: neither is there.
         """
-        configuration = Configuration()
+        configuration = Configuration(connection_pool_maxsize=connections)
         try:
             load_incluster_config(configuration)  # type: ignore[no-untyped-call]
         except ConfigException:
@@ -155,11 +170,75 @@ class Api:
             if error.status != 404:
                 raise
 
+    async def request_wake(self, namespace: str, name: str, moment: str, version: str | None) -> None:
+        """Ask for a user's pod: `moment` (RFC 3339) is when.
+
+        Raises:
+            ApiError: among others with status 409, if the resource is not of this resourceVersion any more.
+        """
+        body: Object = {"status": {"wakeRequestedAt": moment}}
+        if version is not None:
+            body["metadata"] = {"resourceVersion": version}
+        path = _path(API_VERSION, PLURAL, namespace, name, "status")
+        await self._request("PATCH", path, body, "application/merge-patch+json")
+
+    async def all_of(self, api_version: str, plural: str, namespace: str, selector: Labels) -> tuple[list[Object], str]:
+        """All objects of a kind with these labels, and the resourceVersion of the list."""
+        found: list[Object] = []
+        path = f"{_path(api_version, plural, namespace)}?limit={PAGE}{_selecting(selector)}"
+        more = ""
+        while True:
+            page = await self._request("GET", path + more)
+            found += page["items"] or ()  # null where there is none
+            token = page["metadata"].get("continue")
+            if not token:
+                return found, page["metadata"]["resourceVersion"]
+            more = f"&continue={quote(token, safe='')}"
+
+    async def watch(
+        self, api_version: str, plural: str, namespace: str, selector: Labels, version: str, limit_s: int
+    ) -> AsyncIterator[tuple[str, Object]]:
+        """What happens to the objects of a kind after a resourceVersion: the type of each event, and the object.
+
+        Types are ADDED, MODIFIED, DELETED and BOOKMARK. Ends by itself after `limit_s` seconds.
+
+        Raises:
+            ApiError: with status 410 if what has happened since is not known any more: list again.
+        """
+        query = f"?watch=1&allowWatchBookmarks=true&timeoutSeconds={limit_s}&resourceVersion={quote(version, safe='')}"
+        path = _path(api_version, plural, namespace) + query + _selecting(selector)
+        request = await self._client.param_serialize(
+            "GET", path, query_params=[], header_params={"Accept": "application/json"}, auth_settings=["BearerToken"]
+        )
+        patience_s = limit_s + REQUEST_TIMEOUT_S  # for a server that is gone without a word
+        try:
+            answer = (await self._client.call_api(*request, _request_timeout=patience_s)).response
+            try:
+                if answer.status >= 400:
+                    raise ApiError(answer.status, f"HTTP {answer.status}")
+                async for line in answer.content:
+                    event = json.loads(line)
+                    if event["type"] == "ERROR":
+                        raise ApiError(event["object"].get("code", 0), event["object"].get("message", "watch failed"))
+                    yield event["type"], event["object"]
+            finally:
+                answer.close()
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise ApiError(0, f"the watch ended: {error or type(error).__name__}") from None
+
     async def pods(self, namespace: str, name: str) -> list[Object]:
         """The pods of the user whose objects have this name, as the API server's cache has them."""
         selector = quote(f"app.kubernetes.io/instance={name}", safe="")
         found = await self._request(
             "GET", f"{_path('v1', 'pods', namespace)}?labelSelector={selector}&resourceVersion=0"
+        )
+        return list(found["items"] or ())
+
+    async def endpoint_slices(self, namespace: str, service: str) -> list[Object]:
+        """The EndpointSlices of a Service, as the API server's cache has them."""
+        selector = quote(f"kubernetes.io/service-name={service}", safe="")
+        found = await self._request(
+            "GET", f"{_path(*CHILD_KINDS['EndpointSlice'], namespace)}?labelSelector={selector}&resourceVersion=0"
         )
         return list(found["items"] or ())
 
@@ -253,7 +332,7 @@ class Api:
             async with asyncio.timeout(limit):
                 response = await self._client.call_api(*request, _request_timeout=limit)
                 content = await response.read()  # type: ignore[no-untyped-call]
-        except (OSError, TimeoutError) as error:  # aiohttp's connection errors are OSErrors
+        except (aiohttp.ClientError, OSError) as error:
             raise ApiError(0, f"no answer from the API server: {error or type(error).__name__}") from None
         status: int = response.status
         try:

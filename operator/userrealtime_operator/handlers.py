@@ -19,26 +19,30 @@ from typing import Any, NamedTuple
 
 import kopf
 
+from .activators import Activators
 from .api import Api, ApiError
+from .asleep import wake_pending
 from .config import Config, RouteType
 from .database import Database, DatabaseError
-from .desired import MANAGED_BY
+from .desired import owned_labels
 from .election import Election
 from .endpoints import serve
 from .lease import Settings
 from .metrics import Metrics
-from .naming import child_name, instance_name
+from .naming import child_name, child_of, instance_name
 from .reconcile import ChildKey, Reconciler
 from .resource import GROUP, PLURAL, VERSION
 from .retention import prune
 from .roles import Roles
 from .rollouts import User
+from .status import condition_of
 from .workqueue import WorkQueue
 
 logger = logging.getLogger(__name__)
 
 WORKERS = 8
 WARM_INTERVAL_S = 1.0
+IDLE_INTERVAL_S = 15.0
 SWEEP_INTERVAL_S = 300.0
 PRUNE_INTERVAL_S = 60.0
 Place = tuple[str, str]
@@ -55,6 +59,8 @@ class Kind(enum.StrEnum):
     """Remove what the deleted resources of a namespace left in the database."""
     PRUNE = "prune"
     """Remove what the log and the inbox need not keep any more."""
+    IDLE = "idle"
+    """Find the users of a namespace who may sleep."""
     ORPHAN = "orphan"
     """Remove children by this name that belong to no resource, and that nobody else will remove."""
 
@@ -98,6 +104,7 @@ class Operator:
         self._queue: WorkQueue[Task] = WorkQueue(self._work, self._metrics.wait.observe, self._metrics.retries.inc)
         self._api: Api
         self._database: Database
+        self._activators: Activators | None = None
         self._reconciler: Reconciler
         self._scopes: list[str]
         self._caches_are_full = False
@@ -111,18 +118,23 @@ class Operator:
         kopf.index(*resource, id="resources", registry=registry)(self._index_resource)
         kopf.index(*resource, id="owners", registry=registry)(self._index_owner)
         kopf.on.event(*resource, registry=registry)(self._resource_changed)
-        for api_version, plural in self._child_kinds.values():
+        for kind, (api_version, plural) in self._child_kinds.items():
             group, _, version = api_version.rpartition("/")
-            kopf.index(group, version, plural, id="children", labels=MANAGED_BY, registry=registry)(self._index_child)
-            kopf.on.event(group, version, plural, labels=MANAGED_BY, registry=registry)(self._child_changed)
+            labels = owned_labels(kind)
+            kopf.index(group, version, plural, id="children", labels=labels, registry=registry)(self._index_child)
+            kopf.on.event(group, version, plural, labels=labels, registry=registry)(self._child_changed)
 
     async def _startup(self, **kwargs: Any) -> None:
         self._resources, self._owners, self._children = kwargs["resources"], kwargs["owners"], kwargs["children"]
         self._api = await self._stack.enter_async_context(await Api.connect(self._metrics.request))
         self._database = await self._stack.enter_async_context(Database(self._config.database_url))
         self._scopes = [self._api.scope(namespace) for namespace in self._config.namespaces]
+        if self._config.activator is not None:
+            self._activators = Activators(self._api, self._config.activator, self._activators_changed)
+            self._start(self._activators.run(), "activators")
         self._reconciler = self._new_reconciler()
-        await self._stack.enter_async_context(serve("0.0.0.0", self._port, self._expose, lambda: self._is_warm))  # noqa: S104
+        probes = {"/readyz": lambda: None if self._is_warm else "the caches are not full yet"}
+        await self._stack.enter_async_context(serve("0.0.0.0", self._port, self._expose, probes))  # noqa: S104
         self._start(self._warm(), "warm")
         if self._lease is None:
             self._start(self._lead(), "workers")
@@ -167,11 +179,13 @@ class Operator:
         self._reconciler = self._new_reconciler()
         for namespace in self._config.namespaces:
             self._queue.add(Task(Kind.SWEEP, namespace))
+            if self._activators is not None:
+                self._queue.add(Task(Kind.IDLE, namespace))
         self._queue.add(Task(Kind.PRUNE))
         if self._caches_are_full:
             self._resume_rollouts()
             for namespace, name in self._resources:
-                self._queue.add(Task(Kind.RESOURCE, namespace, name))
+                self._add(namespace, name)
         self._metrics.leader.set(1)
         try:
             await self._queue.run(WORKERS)
@@ -188,6 +202,7 @@ class Operator:
             self._wake,
             self._metrics,
             roles=Roles(self._database),
+            activators=self._activators,
         )
 
     def _resume_rollouts(self) -> None:
@@ -223,7 +238,16 @@ class Operator:
         return next(iter(self._children.get(key, ())), None)
 
     def _wake(self, user: User) -> None:
-        self._queue.add(Task(Kind.RESOURCE, user.namespace, user.name))
+        self._add(*user)
+
+    def _add(self, namespace: str, name: str) -> None:
+        """Have a user reconciled; one whom somebody waits for, before the others."""
+        body = self._resource(namespace, name)
+        urgent = False
+        if body is not None:
+            deployment = self._child(ChildKey("Deployment", namespace, child_name(body["spec"]["userId"])))
+            urgent = wake_pending(body, deployment)
+        self._queue.add(Task(Kind.RESOURCE, namespace, name), urgent=urgent)
 
     def _is_registered(self, namespace: str, name: str) -> bool:
         resource = self._resource(namespace, name)
@@ -242,17 +266,30 @@ class Operator:
         if event["type"] == "DELETED":
             self._queue.add(Task(Kind.SWEEP, namespace))
         else:
-            self._queue.add(Task(Kind.RESOURCE, namespace, name))
+            self._add(namespace, name)
 
-    async def _child_changed(self, *, namespace: str | None, name: str, **_: Any) -> None:
+    async def _child_changed(self, *, namespace: str | None, name: str, body: kopf.Body, **_: Any) -> None:
         assert namespace is not None  # noqa: S101  (all kinds of children are namespaced)
         self._note_full_caches()
+        name = child_of(body["kind"], name)
         # By name, not by owner reference: that one may be what somebody has just removed.
         owners = self._owners.get((namespace, name), ())
         for resource in owners:
-            self._queue.add(Task(Kind.RESOURCE, namespace, resource))
+            self._add(namespace, resource)
         if not owners:
             self._queue.add(Task(Kind.ORPHAN, namespace, name))
+
+    def _activators_changed(self) -> None:
+        """Those whose connections go to the activators, and those who cannot sleep for want of one."""
+        for key in self._children:
+            if key.kind == "EndpointSlice":
+                for name in self._owners.get((key.namespace, child_of(key.kind, key.name)), ()):
+                    self._add(key.namespace, name)
+        for (namespace, name), bodies in self._resources.items():
+            for body in bodies:
+                condition = condition_of(body.get("status", {}), "Asleep")
+                if condition is not None and condition["reason"] == "ActivatorUnavailable":
+                    self._add(namespace, name)
 
     # The work.
 
@@ -286,6 +323,10 @@ class Operator:
                 if events or messages:
                     logger.info("removed %d events and %d messages by age or number", events, messages)
                 return PRUNE_INTERVAL_S
+            case Kind.IDLE:
+                bodies = (self._resource(*place) for place in list(self._resources) if place[0] == task.namespace)
+                await self._reconciler.find_idle(task.namespace, [body for body in bodies if body is not None])
+                return IDLE_INTERVAL_S
             case Kind.ORPHAN:
                 if not self._owners.get((task.namespace, task.name)):
                     await self._reconciler.remove_orphans(task.namespace, task.name)
@@ -295,9 +336,9 @@ class Operator:
 def framework_settings(child_kinds: ChildKinds) -> kopf.OperatorSettings:
     """Every setting of kopf that is not its default, each with its reason."""
     settings = kopf.OperatorSettings()
-    selector = ",".join(f"{key}={value}" for key, value in MANAGED_BY.items())
-    for api_version, plural in child_kinds.values():
+    for kind, (api_version, plural) in child_kinds.items():
         group, _separator, version = api_version.rpartition("/")
+        selector = ",".join(f"{key}={value}" for key, value in owned_labels(kind).items())
         # Other people's Secrets are none of our business: they do not leave the API server.
         settings.watching.label_selectors[group, version, plural] = selector
     # Replicas agree by a Lease of our own: peering with equal priorities would freeze both.
