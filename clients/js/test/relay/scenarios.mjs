@@ -157,12 +157,12 @@ for (const transport of TRANSPORTS) {
     let asked = 0;
     const short = () => {
       asked += 1;
-      return token(3);
+      return token(4);
     };
     const client = connect({ transports: [transport], token: short });
     await connected(client);
     const first = client.position.id;
-    await publishing(stage, () => sleep(7000));
+    await publishing(stage, () => sleep(9000));
     await judge(stage, client, first);
     const reasons = client.states.filter(({ state }) => state === "waiting").map(({ reason }) => reason);
     if (asked < 3) throw new Error(`asked ${asked} times`);
