@@ -224,10 +224,13 @@ export class UserRealtime implements AsyncIterable<UserEvent | Reset> {
   #settle(): void {
     if (this.#settling) return; // a listener has called: what it asks for comes after what is being done
     this.#settling = true;
-    for (let actions = this.#machine.take(); actions.length > 0; actions = this.#machine.take()) {
-      for (const action of actions) this.#carryOut(action);
+    try {
+      for (let actions = this.#machine.take(); actions.length > 0; actions = this.#machine.take()) {
+        for (const action of actions) this.#carryOut(action);
+      }
+    } finally {
+      this.#settling = false;
     }
-    this.#settling = false;
     clearTimeout(this.#timer);
     const { deadline } = this.#machine;
     if (deadline === null) return;
