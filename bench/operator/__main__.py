@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
 import statistics
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from kubernetes.aio.client.configuration import Configuration
@@ -76,6 +78,26 @@ async def watch_status(config: Configuration, desired: dict[str, float], count: 
                     return
 
 
+def cpu_seconds(pid: int) -> float:
+    """What a process has computed, with its children unless it is this one."""
+    if pid == os.getpid():
+        return time.process_time()
+    ticks = 0
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended
+            # proc(5): after the name come the fields 3 (state), 4 (parent) and, from 14 on, the times.
+            fields = path.read_text().rpartition(") ")[2].split()
+            if pid in (int(path.parent.name), int(fields[1])):
+                ticks += sum(int(field) for field in fields[11:15])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def peak_memory(pid: int) -> int:
+    """The most that a process ever had resident, in bytes."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) << 10
+
+
 def progress(text: str) -> None:
     print(f"  {time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
@@ -95,16 +117,25 @@ async def quiet(operator: LocalOperator, limit_s: float) -> dict[str, int]:
         before = now
 
 
-async def measure(server: LocalApiServer, database_url: str, count: int, limit_s: float) -> None:
+async def measure(server: LocalApiServer, database: LocalPostgres, count: int, limit_s: float) -> None:
     """One run, its figures printed as rows of a table."""
+    database_url = database.url()
     config = Configuration()
     await load_kube_config(str(server.kubeconfig), client_configuration=config)  # type: ignore[no-untyped-call]
     with LocalOperator(server.kubeconfig, database_url, NAMESPACE, instance="bench", lease=LEASE) as operator:
         await asyncio.to_thread(operator.wait_ready)
         while not await asyncio.to_thread(operator.leads):  # noqa: ASYNC110  (another process)
             await asyncio.sleep(0.2)
+        assert operator.process is not None
+        pids = {
+            "the operator": operator.process.pid,
+            **server.pids,
+            "PostgreSQL": database.pid,
+            "the load": os.getpid(),
+        }
         created: dict[str, float] = {}
         desired: dict[str, float] = {}
+        before = {name: cpu_seconds(pid) for name, pid in pids.items()}
         begin = time.monotonic()
         async with asyncio.timeout(limit_s), Api(config) as api, asyncio.TaskGroup() as group:
             watching = group.create_task(watch_status(config, desired, count))
@@ -114,20 +145,26 @@ async def measure(server: LocalApiServer, database_url: str, count: int, limit_s
                 progress(f"{len(created):,} created, {len(desired):,} desired of {count:,}")
                 await asyncio.wait([watching], timeout=5)
         taken = time.monotonic() - begin
+        computed = {name: cpu_seconds(pid) - before[name] for name, pid in pids.items()}
         waits = sorted(desired[name] - created[name] for name in created)
         requests = await quiet(operator, limit_s)
-        cpu = await asyncio.to_thread(operator.metric, "process_cpu_seconds_total")
         memory = await asyncio.to_thread(operator.metric, "process_resident_memory_bytes")
         row("time until all are desired", f"{taken:.1f} s")
         row("resources/s", f"{count / taken:.0f}")
         row(
             "from accepted to desired, p50 / p99", f"{statistics.median(waits):.2f} s / {percentile(waits, 0.99):.2f} s"
         )
-        row("CPU of the operator", f"{cpu:.1f} s")
-        row("memory of the operator", f"{memory / 2**20:.0f} MiB")
+        for name, seconds in computed.items():
+            share = seconds / taken / (os.cpu_count() or 1)
+            row(f"CPU of {name}", f"{seconds:.1f} s, {share:.0%} of all cores")
+        row("memory of the operator, at the most", memory_text(memory, operator))
         row("API calls a resource", f"{sum(requests.values()) / count:.2f}")
         for name, number in sorted(requests.items()):
             row(f"- {name}", f"{number / count:.2f}")
+        looks = await asyncio.to_thread(
+            operator.metric, "userrealtime_operator_rest_client_requests_total", resource="pods"
+        )
+        row("looks at pods that do not come, a resource", f"{looks / count:.2f}")
         await asyncio.to_thread(operator.stop)
         progress("restarting the operator")
         begin = time.monotonic()
@@ -144,7 +181,12 @@ async def measure(server: LocalApiServer, database_url: str, count: int, limit_s
             "after a restart: reads, watches aside",
             f"{sum(n for name, n in requests.items() if name.startswith('GET'))}",
         )
-        row("after a restart: memory", f"{memory / 2**20:.0f} MiB")
+        row("after a restart: memory of the operator, at the most", memory_text(memory, operator))
+
+
+def memory_text(resident: float, operator: LocalOperator) -> str:
+    assert operator.process is not None
+    return f"{resident / 2**20:.0f} MiB, {peak_memory(operator.process.pid) / 2**20:.0f} MiB"
 
 
 def percentile(values: list[float], share: float) -> float:
@@ -170,7 +212,7 @@ def main() -> None:
         server.kubectl("apply", "--server-side", "-f", str(CRD))
         server.kubectl("wait", "--for=condition=Established", "--timeout=30s", "-f", str(CRD))
         print(f"{options.resources:,} resources, {os.cpu_count()} cores\n\n| what | figure |\n|---|---|", flush=True)
-        asyncio.run(measure(server, database.url(), options.resources, options.limit))
+        asyncio.run(measure(server, database, options.resources, options.limit))
 
 
 if __name__ == "__main__":

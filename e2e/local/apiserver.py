@@ -95,6 +95,13 @@ class LocalApiServer:
                 raise ClusterError(f"the API server does not start:\n{self.log()}")
             time.sleep(0.3)
 
+    @property
+    def pids(self) -> dict[str, int]:
+        """The processes, by the names of their programs."""
+        assert self._etcd is not None
+        assert self._server is not None
+        return {"etcd": self._etcd.pid, "kube-apiserver": self._server.pid}
+
     def kill(self) -> None:
         """End the API server as a crash would; what is stored stays."""
         assert self._server is not None

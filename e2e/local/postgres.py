@@ -106,6 +106,11 @@ class LocalPostgres:
         """The `postgresql://` URL of one database, as its owner."""
         return f"postgresql://postgres@127.0.0.1:{self.port}/{database}"
 
+    @property
+    def pid(self) -> int:
+        """Of the server's first process, the parent of all the others."""
+        return int((self._data / "postmaster.pid").read_text().splitlines()[0])
+
     def program(self, name: str) -> Path:
         """One of PostgreSQL's own programs, of the server's version, such as `pg_dump`."""
         return self._programs / "bin" / name

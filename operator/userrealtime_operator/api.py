@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote
+from urllib.request import getproxies
 
 from kubernetes.aio.client.api_client import ApiClient
 from kubernetes.aio.client.configuration import Configuration
@@ -78,6 +79,8 @@ class Api:
     def __init__(self, configuration: Configuration, observe: Observer | None = None) -> None:
         self.seconds_to_write = lambda: REQUEST_TIMEOUT_S
         self._observe = observe
+        # Without a proxy there is nothing in the environment to look up, which would take a thread for each request.
+        configuration.client_session_kwargs = {"trust_env": bool(getproxies())}
         self._client = ApiClient(configuration)
         authority = configuration.ssl_ca_cert
         identity = Path(authority).read_bytes() if authority else configuration.host.encode()

@@ -242,7 +242,10 @@ class Reconciler:
         may_rotate = database_is_there and not deployment_progress(live["Deployment"]).true
         secrets, access, wait = self._secrets(resource, live["Secret"], may_rotate)
         objects = desired_objects(resource, self._config, secrets)
-        if not _up_to_date(live["Secret"], objects[0]):
+        created = await self._created(objects[0]) if live["Secret"] is None else None
+        if created is not None:
+            live["Secret"] = created
+        elif not _up_to_date(live["Secret"], objects[0]):
             live["Secret"] = await self._api.get("Secret", resource.namespace, resource.child_name)
             _check_owner(resource, "Secret", live["Secret"])
             secrets, access, wait = self._secrets(resource, live["Secret"], may_rotate)
@@ -261,7 +264,7 @@ class Reconciler:
                     continue
                 rollout = Rollout.BEGUN
             await self._write(live[item["kind"]], item)
-            logger.info("applied %s %s/%s", item["kind"], resource.namespace, resource.child_name)
+            _log_applied(item)
         for kind in CHILD_KINDS.keys() - {item["kind"] for item in objects}:
             if live[kind] is not None:
                 await self._api.delete(kind, resource.namespace, resource.child_name)
@@ -305,6 +308,17 @@ class Reconciler:
 
     def _token_keys(self, resource: UserRealtime, secret: Mapping[str, Any] | None) -> tuple[TokenKeys, float | None]:
         return advance(secret, resource.key_rotation, self._now(), self._config.token_keys, random_text)
+
+    async def _created(self, item: Object) -> Object | None:
+        """An object made anew, as it is stored; None if there is one already, which the cache does not know."""
+        try:
+            stored = await self._api.create(item)
+        except ApiError as error:
+            if error.status != 409:
+                raise
+            return None
+        _log_applied(item)
+        return stored
 
     async def _write(self, live: Mapping[str, Any] | None, item: Object) -> None:
         if item["kind"] != "Secret":
@@ -352,6 +366,10 @@ class Reconciler:
                 await self._api.create_event(resource.namespace, event)
             except ApiError as error:
                 logger.warning("no event %s for %s/%s: %s", event["reason"], resource.namespace, resource.name, error)
+
+
+def _log_applied(item: Object) -> None:
+    logger.info("applied %s %s/%s", item["kind"], item["metadata"]["namespace"], item["metadata"]["name"])
 
 
 def _refusal(error: ApiError) -> Finding:
