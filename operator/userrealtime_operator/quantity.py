@@ -22,7 +22,8 @@ _MOST = 2**63 - 1
 
 def canonical(quantity: str | float) -> str:
     """The same quantity with no fraction and the largest suffix possible, rounded up to a thousandth, as the API server
-    does in pods; a decimal one if it is no whole number of Ki. What is none, or too large for one, is left as it is: the API server says what is wrong with it."""
+    does in pods; a decimal one if it is no whole number of Ki. What is none, or too large for one, is left as it is:
+    the API server says what is wrong with it."""
     text = str(quantity)
     match = _FORM.fullmatch(text)
     if match is None:
