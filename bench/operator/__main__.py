@@ -126,9 +126,8 @@ async def measure(server: LocalApiServer, database: LocalPostgres, count: int, l
         await asyncio.to_thread(operator.wait_ready)
         while not await asyncio.to_thread(operator.leads):  # noqa: ASYNC110  (another process)
             await asyncio.sleep(0.2)
-        assert operator.process is not None
         pids = {
-            "the operator": operator.process.pid,
+            "the operator": operator.pid,
             **server.pids,
             "PostgreSQL": database.pid,
             "the load": os.getpid(),
@@ -185,8 +184,7 @@ async def measure(server: LocalApiServer, database: LocalPostgres, count: int, l
 
 
 def memory_text(resident: float, operator: LocalOperator) -> str:
-    assert operator.process is not None
-    return f"{resident / 2**20:.0f} MiB, {peak_memory(operator.process.pid) / 2**20:.0f} MiB"
+    return f"{resident / 2**20:.0f} MiB, {peak_memory(operator.pid) / 2**20:.0f} MiB"
 
 
 def percentile(values: list[float], share: float) -> float:

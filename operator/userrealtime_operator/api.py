@@ -10,26 +10,36 @@ import asyncio
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote
 from urllib.request import getproxies
 
-from kubernetes.aio.client.api_client import ApiClient
+import aiohttp
+from kubernetes.aio.client.api_client import ApiClient, RequestSerialized
 from kubernetes.aio.client.configuration import Configuration
 from kubernetes.aio.config import ConfigException, load_incluster_config, load_kube_config
 
-from .desired import MANAGER, Object
+from .desired import MANAGED_BY, MANAGER, Object
 from .resource import API_VERSION, PLURAL
 
 REQUEST_TIMEOUT_S = 30.0
+CONNECT_TIMEOUT_S = 10.0
+PAGE = 100
+# The API server ends a watch after this time. One on which nothing comes for so long, not even the bookmark that comes
+# every minute, is broken: its server may have died without a word.
+WATCH_S = 240
+SILENCE_S = 120.0
 
 LEASES = ("coordination.k8s.io/v1", "leases")
 
 # Of each object of a list, no more than its metadata.
 _METADATA_LIST = "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io"
+
+# Other people's Secrets are none of our business: they do not leave the API server.
+_OURS = quote(",".join(f"{key}={value}" for key, value in MANAGED_BY.items()), safe="")
 
 Observer = Callable[[str, str, int, float], None]
 """Told of every request: its method, resource, HTTP status (0 without an answer) and seconds."""
@@ -72,15 +82,19 @@ class Api:
     known without any right. A cluster with a new authority counts as another one.
 
     `seconds_to_write` says in how many seconds a write that begins now must be over; none begins when it says 0.
+    `stored` is told of every child and UserRealtime that was written, as the API server answered.
     """
 
     seconds_to_write: Callable[[], float]
+    stored: Callable[[Object], None]
 
     def __init__(self, configuration: Configuration, observe: Observer | None = None) -> None:
         self.seconds_to_write = lambda: REQUEST_TIMEOUT_S
+        self.stored = lambda _item: None
         self._observe = observe
         # Without a proxy there is nothing in the environment to look up, which would take a thread for each request.
         configuration.client_session_kwargs = {"trust_env": bool(getproxies())}
+        configuration.connection_pool_maxsize = 0  # no limit: the workers and the watches are few
         self._client = ApiClient(configuration)
         authority = configuration.ssl_ca_cert
         identity = Path(authority).read_bytes() if authority else configuration.host.encode()
@@ -123,19 +137,21 @@ class Api:
         # Read as YAML, which does not know JSON's escapes beyond 16 bits: so no character is escaped. The charset is
         # there for the client, which would encode a body of the bare type itself.
         text = json.dumps(item, ensure_ascii=False)
-        return await self._request("PATCH", path + query, text, "application/apply-patch+yaml; charset=utf-8")
+        return self._noted(
+            await self._request("PATCH", path + query, text, "application/apply-patch+yaml; charset=utf-8")
+        )
 
     async def create(self, item: Object) -> Object:
         """Make a child that is not there yet; ApiError with status 409 if it is."""
         metadata = item["metadata"]
         path = _path(*CHILD_KINDS[item["kind"]], metadata["namespace"])
-        return await self._request("POST", f"{path}?fieldManager={MANAGER}", item)
+        return self._noted(await self._request("POST", f"{path}?fieldManager={MANAGER}", item))
 
     async def replace(self, item: Object) -> Object:
         """Replace a child; ApiError with status 409 if it is no longer the one of `metadata.resourceVersion`."""
         metadata = item["metadata"]
         path = _path(*CHILD_KINDS[item["kind"]], metadata["namespace"], metadata["name"])
-        return await self._request("PUT", f"{path}?fieldManager={MANAGER}", item)
+        return self._noted(await self._request("PUT", f"{path}?fieldManager={MANAGER}", item))
 
     async def get(self, kind: str, namespace: str, name: str) -> Object | None:
         """A child as it is now, None where there is none."""
@@ -153,7 +169,7 @@ class Api:
         """Replace the named fields of a UserRealtime's status; a resource that is gone needs none."""
         path = _path(API_VERSION, PLURAL, namespace, name, "status")
         try:
-            await self._request("PATCH", path, {"status": status}, "application/merge-patch+json")
+            self._noted(await self._request("PATCH", path, {"status": status}, "application/merge-patch+json"))
         except ApiError as error:
             if error.status != 404:
                 raise
@@ -172,14 +188,55 @@ class Api:
 
     async def resource_uids(self, namespace: str) -> set[str]:
         """The uids of all UserRealtimes of a namespace, straight from the API server."""
-        found = await self._request("GET", _path(API_VERSION, PLURAL, namespace), accept=_METADATA_LIST)
-        return {item["metadata"]["uid"] for item in found["items"] or ()}  # null where there is none
+        uids: set[str] = set()
+        token: str | None = ""
+        while token is not None:
+            page = await self._page(_path(API_VERSION, PLURAL, namespace), "", token, _METADATA_LIST)
+            uids |= {item["metadata"]["uid"] for item in page["items"] or ()}  # null where there is none
+            token = page["metadata"].get("continue") or None
+        return uids
 
-    async def has_resources(self, namespace: str) -> bool:
-        """Whether a namespace has any UserRealtime."""
-        path = f"{_path(API_VERSION, PLURAL, namespace)}?limit=1"
-        found = await self._request("GET", path, accept=_METADATA_LIST)
-        return bool(found["items"])
+    async def child_page(self, kind: str, namespace: str, token: str = "") -> Object:
+        """A page of the list of our children of a kind: the first, or the one that `metadata.continue` of another page
+        names. Items do not say of what kind they are.
+
+        Raises:
+            ApiError: with status 410 where that took too long; the list begins anew then.
+        """
+        return await self._page(_path(*CHILD_KINDS[kind], namespace), f"labelSelector={_OURS}&", token)
+
+    async def watch(self, kind: str, namespace: str, version: str) -> AsyncGenerator[Object, None]:
+        """What happens to our children of a kind after a version: events with `type` ADDED, MODIFIED, DELETED or
+        BOOKMARK, and `object`. Ends when the API server ends it, or says nothing for long.
+
+        Raises:
+            ApiError: with status 410 where the version is too old.
+        """
+        query = f"watch=true&resourceVersion={version}&allowWatchBookmarks=true&timeoutSeconds={WATCH_S}"
+        path = f"{_path(*CHILD_KINDS[kind], namespace)}?labelSelector={_OURS}&{query}"
+        request = await self._serialized("GET", path, None, "application/json", "application/json")
+        limit = aiohttp.ClientTimeout(sock_connect=CONNECT_TIMEOUT_S, sock_read=SILENCE_S)
+        try:
+            answer = (await self._client.call_api(*request, _request_timeout=limit)).response
+            try:
+                if answer.status >= 400:
+                    raise _error(answer.status, _parsed(await answer.read()))
+                async for line in answer.content:
+                    event: Object = json.loads(line)
+                    if event["type"] == "ERROR":
+                        raise ApiError(
+                            event["object"].get("code") or 500, event["object"].get("message") or "no reason"
+                        )
+                    yield event
+            finally:
+                answer.close()
+        except (
+            OSError,
+            TimeoutError,
+            aiohttp.ClientError,
+            ValueError,
+        ) as error:  # ValueError: half a line, or one too long
+            raise ApiError(0, f"no answer from the API server: {error or type(error).__name__}") from None
 
     async def get_lease(self, namespace: str, name: str) -> Object | None:
         """A Lease as it is now, None where there is none."""
@@ -211,6 +268,14 @@ class Api:
                 kinds[kind] = (api_version, plural)
         return kinds
 
+    def _noted(self, item: Object) -> Object:
+        self.stored(item)
+        return item
+
+    async def _page(self, path: str, query: str, token: str, accept: str = "application/json") -> Object:
+        token = f"&continue={quote(token, safe='')}" if token else ""
+        return await self._request("GET", f"{path}?{query}limit={PAGE}{token}", accept=accept)
+
     async def _find(self, path: str) -> Object | None:
         """What is there, None for nothing."""
         try:
@@ -241,26 +306,38 @@ class Api:
             if self._observe is not None:
                 self._observe(method, _resource(path), status, time.perf_counter() - started)
         if status >= 400:
-            raise ApiError(status, answer.get("message") or f"HTTP {status}")
+            raise _error(status, answer)
         return answer
 
     async def _exchange(
         self, method: str, path: str, body: Object | str | None, content_type: str, accept: str, limit: float
     ) -> tuple[int, Object]:
-        headers = {"Accept": accept, "Content-Type": content_type}
-        request = await self._client.param_serialize(
-            method, path, query_params=[], header_params=headers, body=body, auth_settings=["BearerToken"]
-        )
+        request = await self._serialized(method, path, body, content_type, accept)
         try:
             # Over all of it: the client's own limit does not include the body of the answer.
             async with asyncio.timeout(limit):
                 response = await self._client.call_api(*request, _request_timeout=limit)
                 content = await response.read()  # type: ignore[no-untyped-call]
-        except (OSError, TimeoutError) as error:  # aiohttp's connection errors are OSErrors
+        except (OSError, TimeoutError, aiohttp.ClientError) as error:
             raise ApiError(0, f"no answer from the API server: {error or type(error).__name__}") from None
-        status: int = response.status
-        try:
-            answer: Any = json.loads(content) if content else {}
-        except ValueError:  # a proxy's page, or the plain text of an overloaded server
-            answer = {"message": content[:200].decode(errors="replace").strip()}
-        return status, answer
+        return response.status, _parsed(content)
+
+    async def _serialized(
+        self, method: str, path: str, body: Object | str | None, content_type: str, accept: str
+    ) -> RequestSerialized:
+        headers = {"Accept": accept, "Content-Type": content_type}
+        return await self._client.param_serialize(
+            method, path, query_params=[], header_params=headers, body=body, auth_settings=["BearerToken"]
+        )
+
+
+def _parsed(content: bytes) -> Object:
+    try:
+        answer: Object = json.loads(content) if content else {}
+    except ValueError:  # a proxy's page, or the plain text of an overloaded server
+        answer = {"message": content[:200].decode(errors="replace").strip()}
+    return answer
+
+
+def _error(status: int, answer: Object) -> ApiError:
+    return ApiError(status, answer.get("message") or f"HTTP {status}")

@@ -173,8 +173,8 @@ class Reconciler:
         waits.append(None if database.true else DATABASE_RETRY_S)
         return min((wait for wait in waits if wait is not None), default=None)
 
-    async def sweep(self, namespace: str) -> None:
-        """Remove the logs of users whose resources in this namespace are gone.
+    async def sweep(self, namespace: str) -> set[str]:
+        """Remove the logs of users whose resources in this namespace are gone; gives the uids of those that exist.
 
         It also notices registrations that the database has lost; `is_registered` then says so.
 
@@ -198,6 +198,7 @@ class Reconciler:
             await self._database.forget(uid)
             self._metrics.swept.inc()
             logger.info("removed the log of a deleted resource (uid %s)", uid)
+        return existing
 
     def is_registered(self, uid: str) -> bool:
         """Whether the database knows a resource, as far as this operator has seen."""
