@@ -160,6 +160,8 @@ async def measure(server: LocalApiServer, database: LocalPostgres, count: int, l
         row("API calls a resource", f"{sum(requests.values()) / count:.2f}")
         for name, number in sorted(requests.items()):
             row(f"- {name}", f"{number / count:.2f}")
+        rounds = await asyncio.to_thread(operator.metric, "userrealtime_operator_reconcile_total", kind="resource")
+        row("reconciliations a resource", f"{rounds / count:.2f}")
         looks = await asyncio.to_thread(
             operator.metric, "userrealtime_operator_rest_client_requests_total", resource="pods"
         )

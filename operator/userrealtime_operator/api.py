@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 from urllib.parse import quote
 from urllib.request import getproxies
 
