@@ -24,6 +24,7 @@ from kubernetes.aio.config import ConfigException, load_incluster_config, load_k
 
 from .desired import MANAGED_BY, MANAGER, Object
 from .resource import API_VERSION, PLURAL
+from .workqueue import LAST_DELAY_S, TryLater
 
 REQUEST_TIMEOUT_S = 30.0
 CONNECT_TIMEOUT_S = 10.0
@@ -54,11 +55,12 @@ CHILD_KINDS = {
 }
 
 
-class ApiError(RuntimeError):
-    """The API server refused a request or did not answer. `status` is the HTTP status, 0 without an answer."""
+class ApiError(TryLater):
+    """The API server refused a request or did not answer. `status` is the HTTP status, 0 without an answer; `after_s`
+    is for how many seconds a server that is overloaded asks to be left alone."""
 
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
+    def __init__(self, status: int, message: str, after_s: float = 0.0) -> None:
+        super().__init__(message, after_s)
         self.status = status
 
 
@@ -220,7 +222,7 @@ class Api:
             answer = (await self._client.call_api(*request, _request_timeout=limit)).response
             try:
                 if answer.status >= 400:
-                    raise _error(answer.status, _parsed(await answer.read()))
+                    raise _error(answer, _parsed(await answer.read()))
                 async for line in answer.content:
                     event: Object = json.loads(line)
                     if event["type"] == "ERROR":
@@ -301,26 +303,27 @@ class Api:
         started = time.perf_counter()
         status = 0
         try:
-            status, answer = await self._exchange(method, path, body, content_type, accept, limit)
+            response, answer = await self._exchange(method, path, body, content_type, accept, limit)
+            status = response.status
         finally:
             if self._observe is not None:
                 self._observe(method, _resource(path), status, time.perf_counter() - started)
         if status >= 400:
-            raise _error(status, answer)
+            raise _error(response, answer)
         return answer
 
     async def _exchange(
         self, method: str, path: str, body: Object | str | None, content_type: str, accept: str, limit: float
-    ) -> tuple[int, Object]:
+    ) -> tuple[aiohttp.ClientResponse, Object]:
         request = await self._serialized(method, path, body, content_type, accept)
         try:
             # Over all of it: the client's own limit does not include the body of the answer.
             async with asyncio.timeout(limit):
-                response = await self._client.call_api(*request, _request_timeout=limit)
-                content = await response.read()  # type: ignore[no-untyped-call]
+                response = (await self._client.call_api(*request, _request_timeout=limit)).response
+                content = await response.read()
         except (OSError, TimeoutError, aiohttp.ClientError) as error:
             raise ApiError(0, f"no answer from the API server: {error or type(error).__name__}") from None
-        return response.status, _parsed(content)
+        return response, _parsed(content)
 
     async def _serialized(
         self, method: str, path: str, body: Object | str | None, content_type: str, accept: str
@@ -339,5 +342,8 @@ def _parsed(content: bytes) -> Object:
     return answer
 
 
-def _error(status: int, answer: Object) -> ApiError:
-    return ApiError(status, answer.get("message") or f"HTTP {status}")
+def _error(response: aiohttp.ClientResponse, answer: Object) -> ApiError:
+    after = response.headers.get("Retry-After", "")
+    # The API server gives seconds; a date, which HTTP also has, is left to our own backing off.
+    after_s = min(float(after), LAST_DELAY_S) if after.isdecimal() else 0.0
+    return ApiError(response.status, answer.get("message") or f"HTTP {response.status}", after_s)

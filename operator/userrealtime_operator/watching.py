@@ -54,7 +54,7 @@ class Reflector:
                     self._version = None
                 level = logging.INFO if error.status == 410 else logging.WARNING
                 logger.log(level, "watching %ss in %s is interrupted: %s", self._kind, self._namespace, error)
-                pause = min(LAST_PAUSE_S, PAUSE_S * 2.0**failures)
+                pause = max(error.after_s, min(LAST_PAUSE_S, PAUSE_S * 2.0**failures))
                 failures += 1
             await asyncio.sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311  (jitter)
 
