@@ -1,5 +1,5 @@
 """Creates resources on a real API server and measures until the operator has brought all to the desired state; then
-restarts the operator and measures what that costs.
+has all their Deployments say that they are available; then restarts the operator, and measures what that costs.
 
 The API server, etcd, PostgreSQL and the operator run on this machine. There is no node and no controller: no pod is
 made, and "desired" means that all children are stored and the status says so. So the figures are the operator's and
@@ -15,6 +15,7 @@ import os
 import statistics
 import sys
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from e2e.local.operator import ROOT, LocalOperator
 from e2e.local.postgres import LocalPostgres
 from userrealtime_operator.api import Api, ApiError
 from userrealtime_operator.migrate import migrate
+from userrealtime_operator.naming import child_name
 from userrealtime_operator.resource import API_VERSION, PLURAL
 
 NAMESPACE = "users"
@@ -45,10 +47,13 @@ def resource(number: int) -> dict[str, Any]:
     }
 
 
-async def create(api: Api, numbers: list[int], created: dict[str, float]) -> None:
-    """Create resources one after the other, noting when each was accepted."""
+async def create(api: Api, numbers: list[int], created: dict[str, float], pause_s: float) -> None:
+    """Create resources one after the other, at the least so many seconds apart, noting when each was accepted."""
     path = f"/apis/{API_VERSION}/namespaces/{NAMESPACE}/{PLURAL}"
+    due = time.monotonic()
     for number in numbers:
+        await asyncio.sleep(max(0.0, due - time.monotonic()))
+        due += pause_s
         item = resource(number)
         while True:
             try:
@@ -61,8 +66,32 @@ async def create(api: Api, numbers: list[int], created: dict[str, float]) -> Non
         created[item["metadata"]["name"]] = time.monotonic()
 
 
-async def watch_status(config: Configuration, desired: dict[str, float], count: int) -> None:
-    """Note when each resource's status first names its observed generation, which is written last."""
+async def make_available(api: Api, numbers: list[int]) -> None:
+    """Say of Deployments what a controller would once their pods are ready."""
+    condition = {"type": "Available", "status": "True", "reason": "MinimumReplicasAvailable", "message": ""}
+    replicas = dict.fromkeys(("replicas", "updatedReplicas", "readyReplicas", "availableReplicas"), 1)
+    status = {"observedGeneration": 1, **replicas, "conditions": [condition]}
+    for number in numbers:
+        name = child_name(resource(number)["spec"]["userId"])
+        path = f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/{name}/status"
+        await api._request("PATCH", path, {"status": status}, "application/merge-patch+json")
+
+
+def observed(item: Mapping[str, Any]) -> bool:
+    """Whether a resource's status names its generation, which is written last."""
+    return bool(item.get("status", {}).get("observedGeneration"))
+
+
+def ready(item: Mapping[str, Any]) -> bool:
+    """Whether a resource says it is."""
+    conditions = item.get("status", {}).get("conditions", ())
+    return any(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions)
+
+
+async def watch_status(
+    config: Configuration, is_so: Callable[[Mapping[str, Any]], bool], since: dict[str, float], count: int
+) -> None:
+    """Note of each resource when something first is so, until it is so of all."""
     from kubernetes.aio.client.api.custom_objects_api import CustomObjectsApi
     from kubernetes.aio.client.api_client import ApiClient
     from kubernetes.aio.watch import Watch
@@ -72,9 +101,9 @@ async def watch_status(config: Configuration, desired: dict[str, float], count: 
         listing = CustomObjectsApi(client).list_namespaced_custom_object
         async for event in watch.stream(listing, group, version, NAMESPACE, PLURAL, timeout_seconds=3600):
             item = event["object"]
-            if item.get("status", {}).get("observedGeneration"):
-                desired.setdefault(item["metadata"]["name"], time.monotonic())
-                if len(desired) >= count:
+            if is_so(item):
+                since.setdefault(item["metadata"]["name"], time.monotonic())
+                if len(since) >= count:
                     return
 
 
@@ -117,7 +146,7 @@ async def quiet(operator: LocalOperator, limit_s: float) -> dict[str, int]:
         before = now
 
 
-async def measure(server: LocalApiServer, database: LocalPostgres, count: int, limit_s: float) -> None:
+async def measure(server: LocalApiServer, database: LocalPostgres, count: int, rate: float, limit_s: float) -> None:
     """One run, its figures printed as rows of a table."""
     database_url = database.url()
     config = Configuration()
@@ -137,9 +166,10 @@ async def measure(server: LocalApiServer, database: LocalPostgres, count: int, l
         before = {name: cpu_seconds(pid) for name, pid in pids.items()}
         begin = time.monotonic()
         async with asyncio.timeout(limit_s), Api(config) as api, asyncio.TaskGroup() as group:
-            watching = group.create_task(watch_status(config, desired, count))
+            watching = group.create_task(watch_status(config, observed, desired, count))
+            pause_s = CREATORS / rate if rate else 0.0
             for worker in range(CREATORS):
-                group.create_task(create(api, list(range(worker, count, CREATORS)), created))
+                group.create_task(create(api, list(range(worker, count, CREATORS)), created, pause_s))
             while not watching.done():
                 progress(f"{len(created):,} created, {len(desired):,} desired of {count:,}")
                 await asyncio.wait([watching], timeout=5)
@@ -166,16 +196,23 @@ async def measure(server: LocalApiServer, database: LocalPostgres, count: int, l
             operator.metric, "userrealtime_operator_rest_client_requests_total", resource="pods"
         )
         row("looks at pods that do not come, a resource", f"{looks / count:.2f}")
+        progress("saying that all pods are ready")
+        begin = time.monotonic()
+        async with asyncio.timeout(limit_s), Api(config) as api, asyncio.TaskGroup() as group:
+            group.create_task(watch_status(config, ready, {}, count))
+            for worker in range(CREATORS):
+                group.create_task(make_available(api, list(range(worker, count, CREATORS))))
+        row("all pods made ready: time until all resources are Ready", f"{time.monotonic() - begin:.1f} s")
         await asyncio.to_thread(operator.stop)
         progress("restarting the operator")
         begin = time.monotonic()
         operator.start()
         await asyncio.to_thread(operator.wait_ready, limit_s)
-        ready = time.monotonic() - begin
+        warm = time.monotonic() - begin
         requests = await quiet(operator, limit_s)
         settled = time.monotonic() - begin - 2 * QUIET_S
         memory = await asyncio.to_thread(operator.metric, "process_resident_memory_bytes")
-        row("after a restart: ready", f"{ready:.1f} s")
+        row("after a restart: ready", f"{warm:.1f} s")
         row("after a restart: all checked", f"{settled:.0f} s")
         row("after a restart: writes", f"{sum(n for name, n in requests.items() if not name.startswith('GET'))}")
         row(
@@ -203,6 +240,9 @@ def main() -> None:
     parser.add_argument(
         "--limit", type=float, default=900, metavar="SECONDS", help="for each part of the run (default: %(default)s)"
     )
+    parser.add_argument(
+        "--rate", type=float, default=0, metavar="N", help="create so many a second (default: as fast as can be)"
+    )
     options = parser.parse_args()
     if options.resources < 1:
         parser.error("--resources must be at least 1")
@@ -212,7 +252,7 @@ def main() -> None:
         server.kubectl("apply", "--server-side", "-f", str(CRD))
         server.kubectl("wait", "--for=condition=Established", "--timeout=30s", "-f", str(CRD))
         print(f"{options.resources:,} resources, {os.cpu_count()} cores\n\n| what | figure |\n|---|---|", flush=True)
-        asyncio.run(measure(server, database, options.resources, options.limit))
+        asyncio.run(measure(server, database, options.resources, options.rate, options.limit))
 
 
 if __name__ == "__main__":
