@@ -305,3 +305,60 @@ async def test_api_calls_a_resource(server: LocalApiServer, database_url: str) -
     # Four children, and the status as it becomes; one Deployment and the status.
     assert 5 * count <= writes(figures["create"]) <= 7 * count
     assert 2 * count <= writes(figures["update"]) <= 4 * count
+
+
+# What somebody does to a child, and to which.
+DRIFTS: list[tuple[str, dict[str, object] | None]] = [
+    ("deployments", {"spec": {"replicas": 3}}),
+    ("deployments", {"spec": {"template": {"spec": {"automountServiceAccountToken": True}}}}),
+    ("deployments", {"metadata": {"ownerReferences": None}}),
+    ("services", {"spec": {"selector": {"app.kubernetes.io/instance": "other"}}}),
+    ("services", {"metadata": {"labels": {"app.kubernetes.io/managed-by": None}}}),
+    ("ingresses", {"spec": {"rules": [{"host": "elsewhere.example.com"}]}}),
+    ("secrets", {"data": {"TOKEN_KEY_PREVIOUS": "eA=="}}),
+    ("secrets", {"metadata": {"labels": {"app.kubernetes.io/managed-by": None}}}),
+    *((kind, None) for kind in ("deployments", "services", "ingresses", "secrets")),
+]
+
+
+async def test_drift_in_every_child_is_repaired_by_the_watch(server: LocalApiServer, database_url: str) -> None:
+    """No clock leads to it: the operator has nothing to wait for, and looks at all resources every five minutes."""
+    child = child_name("alice")
+
+    def contents(kind: str) -> dict[str, object]:
+        item = json.loads(server.kubectl("-n", NAMESPACE, "get", kind, child, "-o", "json"))
+        metadata = {name: item["metadata"].get(name) for name in ("labels", "annotations", "ownerReferences")}
+        return {"metadata": metadata, **{name: item.get(name) for name in ("spec", "data", "type")}}
+
+    def repairs(kind: str) -> list[Write]:
+        return [w for w in server.writes("first") if (w.resource, w.name) == (kind, child)]
+
+    with replica("first", server, database_url) as operator:
+        await asyncio.to_thread(operator.wait_ready)
+        await asyncio.to_thread(apply_users, server, "alice")
+        await eventually(lambda: has_deployment(server, "alice"), "it has a Deployment")
+        await settled(operator)
+        # Of a pod that does not come, the reason is looked for by the clock. So it has come, and there is no such look.
+        condition = {"type": "Available", "status": "True"}
+        replicas = dict.fromkeys(("replicas", "updatedReplicas", "readyReplicas", "availableReplicas"), 1)
+        status = json.dumps({"status": {"observedGeneration": 99, **replicas, "conditions": [condition]}})
+        patch = ("-n", NAMESPACE, "patch", "--type=merge")
+        figures = []
+        for kind, change in DRIFTS:
+            server.kubectl(*patch, "deployment", child, "--subresource=status", "-p", status)
+            server.kubectl("-n", NAMESPACE, "wait", "--for=condition=Progressing=False", "urt/alice", "--timeout=30s")
+            await settled(operator)
+            looks = operator.metric("userrealtime_operator_rest_client_requests_total", resource="pods")
+            before, known = await asyncio.to_thread(contents, kind), len(repairs(kind))
+            if change is None:
+                server.kubectl("-n", NAMESPACE, "delete", kind, child)
+            else:
+                server.kubectl(*patch, kind, child, "-p", json.dumps(change))
+            await eventually(lambda: len(repairs(kind)) > known, f"{kind} repaired after {change}")  # noqa: B023
+            done = [w for w in server.writes("admin") if (w.resource, w.name) == (kind, child)][-1]
+            figures.append((repairs(kind)[known].answered - done.received).total_seconds())
+            print(f"\n{kind} {json.dumps(change) if change else 'deleted'}: repaired after {figures[-1]:.3f} s", end="")
+            if change is not None:
+                assert await asyncio.to_thread(contents, kind) == before
+                assert operator.metric("userrealtime_operator_rest_client_requests_total", resource="pods") == looks
+        print(f"\nat the most {max(figures):.3f} s")
