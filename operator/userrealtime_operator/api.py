@@ -226,18 +226,12 @@ class Api:
                 async for line in answer.content:
                     event: Object = json.loads(line)
                     if event["type"] == "ERROR":
-                        raise ApiError(
-                            event["object"].get("code") or 500, event["object"].get("message") or "no reason"
-                        )
+                        said = event["object"]
+                        raise ApiError(said.get("code") or 500, said.get("message") or "no reason given")
                     yield event
             finally:
                 answer.close()
-        except (
-            OSError,
-            TimeoutError,
-            aiohttp.ClientError,
-            ValueError,
-        ) as error:  # ValueError: half a line, or one too long
+        except (OSError, TimeoutError, aiohttp.ClientError, ValueError) as error:  # ValueError: of half a line
             raise ApiError(0, f"no answer from the API server: {error or type(error).__name__}") from None
 
     async def get_lease(self, namespace: str, name: str) -> Object | None:

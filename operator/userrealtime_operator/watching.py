@@ -50,7 +50,7 @@ class Reflector:
                 failures = 0
                 await self._watch(self._version)
             except ApiError as error:
-                if error.status:  # an answer: such as 410, that the place is not known any more
+                if error.status not in (0, 429):  # such as 410, that the place is not known any more
                     self._version = None
                 level = logging.INFO if error.status == 410 else logging.WARNING
                 logger.log(level, "watching %ss in %s is interrupted: %s", self._kind, self._namespace, error)

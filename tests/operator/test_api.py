@@ -187,9 +187,12 @@ async def test_children_are_listed_in_pages_and_then_watched(script: Script, api
 
 
 @pytest.mark.parametrize("broken", [[], ['{"type": "MOD'], [event("BOOKMARK", "", 9)]], ids=["end", "half", "bookmark"])
-async def test_a_watch_that_breaks_goes_on_from_where_it_was(script: Script, api: Api, broken: list[Any]) -> None:
+@pytest.mark.parametrize("refusal", [breaks_off, says(429, Retry_After="0")], ids=["no answer", "overloaded"])
+async def test_a_watch_that_breaks_goes_on_from_where_it_was(
+    script: Script, api: Api, broken: list[Any], refusal: Answer
+) -> None:
     watch = streams(event("ADDED", "a", 6), *broken)
-    async with reflected(script, api, page(5, []), watch, breaks_off) as (children, _):
+    async with reflected(script, api, page(5, []), watch, refusal) as (children, _):
         assert names(children) == ["a"]
         last = "9" if broken and "BOOKMARK" in str(broken) else "6"
         assert [request.query.get("resourceVersion") for request in script.requests] == [None, "5", last, last]
