@@ -214,6 +214,7 @@ async def measure(server: LocalApiServer, database: LocalPostgres, count: int, r
         memory = await asyncio.to_thread(operator.metric, "process_resident_memory_bytes")
         row("after a restart: ready", f"{warm:.1f} s")
         row("after a restart: all checked", f"{settled:.0f} s")
+        row("after a restart: CPU of the operator", f"{cpu_seconds(operator.pid):.1f} s")
         row("after a restart: writes", f"{sum(n for name, n in requests.items() if not name.startswith('GET'))}")
         row(
             "after a restart: reads, watches aside",
