@@ -61,7 +61,7 @@ SOURCES = (
     Source(
         "userrealtime-operator",
         "Dockerfile.operator",
-        ("locks/operator.txt", "operator/userrealtime_operator"),
+        ("locks/operator.txt", "operator/userrealtime_operator", "relay/userrealtime_relay"),
     ),
     Source("userrealtime-relay", "Dockerfile.relay", ("locks/relay.txt", "relay/userrealtime_relay")),
     Source(

@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import json
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -22,25 +22,21 @@ from kubernetes.aio.client.api_client import ApiClient, RequestSerialized
 from kubernetes.aio.client.configuration import Configuration
 from kubernetes.aio.config import ConfigException, load_incluster_config, load_kube_config
 
-from .desired import MANAGED_BY, MANAGER, Object
+from .desired import MANAGER, Object
 from .resource import API_VERSION, PLURAL
 from .workqueue import LAST_DELAY_S, TryLater
 
 REQUEST_TIMEOUT_S = 30.0
 CONNECT_TIMEOUT_S = 10.0
 PAGE = 100
-# The API server ends a watch after this time. One on which nothing comes for so long, not even the bookmark that comes
-# every minute, is broken: its server may have died without a word.
-WATCH_S = 240
+# A watch on which nothing comes for so long, not even the bookmark that comes every minute, is broken: its server may
+# have died without a word.
 SILENCE_S = 120.0
 
 LEASES = ("coordination.k8s.io/v1", "leases")
 
 # Of each object of a list, no more than its metadata.
 _METADATA_LIST = "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io"
-
-# Other people's Secrets are none of our business: they do not leave the API server.
-_OURS = quote(",".join(f"{key}={value}" for key, value in MANAGED_BY.items()), safe="")
 
 Observer = Callable[[str, str, int, float], None]
 """Told of every request: its method, resource, HTTP status (0 without an answer) and seconds."""
@@ -49,10 +45,14 @@ Observer = Callable[[str, str, int, float], None]
 CHILD_KINDS = {
     "Secret": ("v1", "secrets"),
     "Service": ("v1", "services"),
+    "EndpointSlice": ("discovery.k8s.io/v1", "endpointslices"),
     "Deployment": ("apps/v1", "deployments"),
     "Ingress": ("networking.k8s.io/v1", "ingresses"),
     "HTTPRoute": ("gateway.networking.k8s.io/v1", "httproutes"),
 }
+
+
+Labels = Mapping[str, str]
 
 
 class ApiError(TryLater):
@@ -68,6 +68,11 @@ def _path(api_version: str, plural: str, namespace: str, *rest: str) -> str:
     root = "/api" if "/" not in api_version else "/apis"
     parts = (api_version, "namespaces", quote(namespace, safe=""), plural, *(quote(part, safe="") for part in rest))
     return f"{root}/{'/'.join(parts)}"
+
+
+def _selecting(labels: Labels) -> str:
+    text = ",".join(f"{name}={value}" for name, value in labels.items())
+    return f"&labelSelector={quote(text, safe='')}" if text else ""
 
 
 def _resource(path: str) -> str:
@@ -96,20 +101,21 @@ class Api:
         self._observe = observe
         # Without a proxy there is nothing in the environment to look up, which would take a thread for each request.
         configuration.client_session_kwargs = {"trust_env": bool(getproxies())}
-        configuration.connection_pool_maxsize = 0  # no limit: the workers and the watches are few
         self._client = ApiClient(configuration)
         authority = configuration.ssl_ca_cert
         identity = Path(authority).read_bytes() if authority else configuration.host.encode()
         self.cluster = hashlib.sha256(identity).hexdigest()[:32]
 
     @classmethod
-    async def connect(cls, observe: Observer | None = None) -> Self:
+    async def connect(cls, observe: Observer | None = None, connections: int = 100) -> Self:
         """From the pod's service account, or from the kubeconfig of whoever runs this outside a cluster.
+
+        `connections` is how many there may be at once; a watch holds one as long as it lasts.
 
         Raises:
             ApiError: neither is there.
         """
-        configuration = Configuration()
+        configuration = Configuration(connection_pool_maxsize=connections)
         try:
             load_incluster_config(configuration)  # type: ignore[no-untyped-call]
         except ConfigException:
@@ -176,11 +182,80 @@ class Api:
             if error.status != 404:
                 raise
 
+    async def request_wake(self, namespace: str, name: str, moment: str, version: str | None) -> None:
+        """Ask for a user's pod: `moment` (RFC 3339) is when.
+
+        Raises:
+            ApiError: among others with status 409, if the resource is not of this resourceVersion any more.
+        """
+        body: Object = {"status": {"wakeRequestedAt": moment}}
+        if version is not None:
+            body["metadata"] = {"resourceVersion": version}
+        path = _path(API_VERSION, PLURAL, namespace, name, "status")
+        await self._request("PATCH", path, body, "application/merge-patch+json")
+
+    async def page(self, api_version: str, plural: str, namespace: str, selector: Labels, token: str = "") -> Object:
+        """A page of the list of a kind with these labels: the first, or the one that `metadata.continue` of another
+        page names. The objects do not say of what kind they are.
+
+        Raises:
+            ApiError: with status 410 where that took too long; the list begins anew then.
+        """
+        return await self._page(_path(api_version, plural, namespace), _selecting(selector), token)
+
+    async def all_of(self, api_version: str, plural: str, namespace: str, selector: Labels) -> tuple[list[Object], str]:
+        """All objects of a kind with these labels, and the resourceVersion of the list."""
+        found: list[Object] = []
+        token: str | None = ""
+        while token is not None:
+            page = await self.page(api_version, plural, namespace, selector, token)
+            found += page["items"] or ()  # null where there is none
+            token = page["metadata"].get("continue") or None
+        return found, page["metadata"]["resourceVersion"]
+
+    async def watch(
+        self, api_version: str, plural: str, namespace: str, selector: Labels, version: str, limit_s: int
+    ) -> AsyncGenerator[tuple[str, Object], None]:
+        """What happens to the objects of a kind after a resourceVersion: the type of each event, and the object.
+
+        Types are ADDED, MODIFIED, DELETED and BOOKMARK. Ends by itself after `limit_s` seconds.
+
+        Raises:
+            ApiError: with status 410 if what has happened since is not known any more: list again.
+        """
+        query = f"?watch=1&allowWatchBookmarks=true&timeoutSeconds={limit_s}&resourceVersion={quote(version, safe='')}"
+        path = _path(api_version, plural, namespace) + query + _selecting(selector)
+        request = await self._serialized("GET", path, None, "application/json", "application/json")
+        limit = aiohttp.ClientTimeout(sock_connect=CONNECT_TIMEOUT_S, sock_read=SILENCE_S)
+        try:
+            answer = (await self._client.call_api(*request, _request_timeout=limit)).response
+            try:
+                if answer.status >= 400:
+                    raise _error(answer, _parsed(await answer.read()))
+                async for line in answer.content:
+                    event = json.loads(line)
+                    if event["type"] == "ERROR":
+                        said = event["object"]
+                        raise ApiError(said.get("code") or 500, said.get("message") or "no reason given")
+                    yield event["type"], event["object"]
+            finally:
+                answer.close()
+        except (OSError, aiohttp.ClientError, ValueError) as error:  # ValueError: of half a line
+            raise ApiError(0, f"the watch ended: {error or type(error).__name__}") from None
+
     async def pods(self, namespace: str, name: str) -> list[Object]:
         """The pods of the user whose objects have this name, as the API server's cache has them."""
         selector = quote(f"app.kubernetes.io/instance={name}", safe="")
         found = await self._request(
             "GET", f"{_path('v1', 'pods', namespace)}?labelSelector={selector}&resourceVersion=0"
+        )
+        return list(found["items"] or ())
+
+    async def endpoint_slices(self, namespace: str, service: str) -> list[Object]:
+        """The EndpointSlices of a Service, as the API server's cache has them."""
+        selector = quote(f"kubernetes.io/service-name={service}", safe="")
+        found = await self._request(
+            "GET", f"{_path(*CHILD_KINDS['EndpointSlice'], namespace)}?labelSelector={selector}&resourceVersion=0"
         )
         return list(found["items"] or ())
 
@@ -197,42 +272,6 @@ class Api:
             uids |= {item["metadata"]["uid"] for item in page["items"] or ()}  # null where there is none
             token = page["metadata"].get("continue") or None
         return uids
-
-    async def child_page(self, kind: str, namespace: str, token: str = "") -> Object:
-        """A page of the list of our children of a kind: the first, or the one that `metadata.continue` of another page
-        names. Items do not say of what kind they are.
-
-        Raises:
-            ApiError: with status 410 where that took too long; the list begins anew then.
-        """
-        return await self._page(_path(*CHILD_KINDS[kind], namespace), f"labelSelector={_OURS}&", token)
-
-    async def watch(self, kind: str, namespace: str, version: str) -> AsyncGenerator[Object, None]:
-        """What happens to our children of a kind after a version: events with `type` ADDED, MODIFIED, DELETED or
-        BOOKMARK, and `object`. Ends when the API server ends it, or says nothing for long.
-
-        Raises:
-            ApiError: with status 410 where the version is too old.
-        """
-        query = f"watch=true&resourceVersion={version}&allowWatchBookmarks=true&timeoutSeconds={WATCH_S}"
-        path = f"{_path(*CHILD_KINDS[kind], namespace)}?labelSelector={_OURS}&{query}"
-        request = await self._serialized("GET", path, None, "application/json", "application/json")
-        limit = aiohttp.ClientTimeout(sock_connect=CONNECT_TIMEOUT_S, sock_read=SILENCE_S)
-        try:
-            answer = (await self._client.call_api(*request, _request_timeout=limit)).response
-            try:
-                if answer.status >= 400:
-                    raise _error(answer, _parsed(await answer.read()))
-                async for line in answer.content:
-                    event: Object = json.loads(line)
-                    if event["type"] == "ERROR":
-                        said = event["object"]
-                        raise ApiError(said.get("code") or 500, said.get("message") or "no reason given")
-                    yield event
-            finally:
-                answer.close()
-        except (OSError, TimeoutError, aiohttp.ClientError, ValueError) as error:  # ValueError: of half a line
-            raise ApiError(0, f"no answer from the API server: {error or type(error).__name__}") from None
 
     async def get_lease(self, namespace: str, name: str) -> Object | None:
         """A Lease as it is now, None where there is none."""
@@ -270,7 +309,7 @@ class Api:
 
     async def _page(self, path: str, query: str, token: str, accept: str = "application/json") -> Object:
         token = f"&continue={quote(token, safe='')}" if token else ""
-        return await self._request("GET", f"{path}?{query}limit={PAGE}{token}", accept=accept)
+        return await self._request("GET", f"{path}?limit={PAGE}{query}{token}", accept=accept)
 
     async def _find(self, path: str) -> Object | None:
         """What is there, None for nothing."""
@@ -315,7 +354,7 @@ class Api:
             async with asyncio.timeout(limit):
                 response = (await self._client.call_api(*request, _request_timeout=limit)).response
                 content = await response.read()
-        except (OSError, TimeoutError, aiohttp.ClientError) as error:
+        except (aiohttp.ClientError, OSError) as error:
             raise ApiError(0, f"no answer from the API server: {error or type(error).__name__}") from None
         return response, _parsed(content)
 

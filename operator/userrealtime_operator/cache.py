@@ -28,10 +28,9 @@ def version_of(item: Mapping[str, Any]) -> int:
     return int(item["metadata"]["resourceVersion"])
 
 
-def _encoded(item: Mapping[str, Any], *without: str) -> bytes:
+def _encoded(item: Mapping[str, Any]) -> bytes:
     metadata = {key: value for key, value in item["metadata"].items() if key != "managedFields"}
-    rest = {key: value for key, value in item.items() if key not in without}
-    return json.dumps({**rest, "metadata": metadata}, ensure_ascii=False, separators=(",", ":")).encode()
+    return json.dumps({**item, "metadata": metadata}, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 class Children:
@@ -91,12 +90,17 @@ class Children:
             del self._told[kind, namespace]
 
 
+ASKED = frozenset({"wakeRequestedAt"})
+"""What others write into a resource's status."""
+
+
 class _Resource(NamedTuple):
     uid: str
     version: int
     said: bytes
-    """All but the status."""
+    """All but the version and what is ours of the status."""
     status: bytes
+    """What is ours."""
     child_name: str
     conditions: tuple[Condition, ...]
 
@@ -114,7 +118,12 @@ class Resources:
     def get(self, place: Place) -> Object | None:
         """A resource, None where there is none."""
         found = self._items.get(place)
-        return None if found is None else {**json.loads(found.said), "status": json.loads(found.status)}
+        if found is None:
+            return None
+        item: Object = json.loads(found.said)
+        item["metadata"]["resourceVersion"] = str(found.version)
+        item["status"] |= json.loads(found.status)
+        return item
 
     def owners(self, namespace: str, child: str) -> list[str]:
         """The names of the resources whose children have this name."""
@@ -134,12 +143,13 @@ class Resources:
         metadata = item["metadata"]
         place = metadata["namespace"], metadata["name"]
         status = item.get("status", {})
+        asked = {key: status[key] for key in ASKED & status.keys()}
+        ours_of_it = {key: value for key, value in status.items() if key not in ASKED}
         fresh = _Resource(
             metadata["uid"],
             version_of(item),
-            # Without its version, so that what somebody says anew can be told from a status.
-            _encoded({**item, "metadata": {**metadata, "resourceVersion": ""}}, "status"),
-            json.dumps(status, ensure_ascii=False).encode(),
+            _encoded({**item, "metadata": {**metadata, "resourceVersion": ""}, "status": asked}),
+            json.dumps(ours_of_it, ensure_ascii=False).encode(),
             child_name(item["spec"]["userId"]),
             tuple((condition["type"], condition["status"]) for condition in status.get("conditions", ())),
         )

@@ -91,6 +91,22 @@ class DatabaseAccess:
 
 
 @dataclass(frozen=True, slots=True)
+class IdleDefaults:
+    """When users sleep whose resource does not say. `after_s` is without a client; 0 is never."""
+
+    after_s: float = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Activator:
+    """Who wakes users: the Service whose pods take the connections of those who sleep, and the pods' port for that."""
+
+    namespace: str
+    service: str
+    port: int = 8080
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """The operator's whole configuration. `database_url` is hidden from `repr`, since it holds a password."""
 
@@ -101,6 +117,9 @@ class Config:
     token_keys: KeyPolicy = field(default_factory=KeyPolicy)
     database: DatabaseAccess = field(default_factory=DatabaseAccess)
     retention: Retention = field(default_factory=Retention)
+    idle: IdleDefaults = field(default_factory=IdleDefaults)
+    activator: Activator | None = None
+    """None: nobody sleeps."""
 
 
 Parser = Callable[[Any], Any]
@@ -169,7 +188,7 @@ def _jwks_url(value: Any) -> str:
     return str(value)
 
 
-_TOP = ("namespaces", "database", "log", "relay", "tokenKeys", "route")
+_TOP = ("namespaces", "database", "log", "relay", "tokenKeys", "route", "idle", "activator")
 # The file's names, each with the attribute or variable it sets, and its type or how it is read.
 Known = Mapping[str, tuple[str, type | Parser]]
 _RELAY: Known = {
@@ -228,6 +247,13 @@ _ROUTE: Known = {
     "annotations": ("annotations", dict),
     "tlsSecretName": ("tls_secret_name", str),
 }
+_IDLE: Known = {"after": ("after_s", _duration(0, 100 * 366 * 86400))}
+_ACTIVATOR: Known = {
+    "enabled": ("enabled", bool),
+    "namespace": ("namespace", str),
+    "service": ("service", str),
+    "port": ("port", _count),
+}
 _GATEWAY: Known = {name: (name, str) for name in ("name", "namespace", "sectionName")}
 
 
@@ -281,6 +307,15 @@ def _token_keys(document: Json, faults: list[str]) -> KeyPolicy:
     return policy
 
 
+def _activator(document: Json, faults: list[str]) -> Activator | None:
+    found = _section(document, "activator", _ACTIVATOR, faults)
+    if not found.pop("enabled", False):
+        return None
+    missing = [name for name in ("namespace", "service") if name not in found]
+    faults.extend(f"activator.{name}: required with activator.enabled" for name in missing)
+    return None if missing else Activator(**found)
+
+
 def parse_config(text: str, environment: Mapping[str, str]) -> Config:
     """The configuration in `text` (YAML) and `environment`.
 
@@ -312,6 +347,8 @@ def parse_config(text: str, environment: Mapping[str, str]) -> Config:
     route["gateway"] = _section(route, "route.gateway", _GATEWAY, faults)
     if route.get("type") is RouteType.HTTP_ROUTE and "name" not in route["gateway"]:
         faults.append("route.gateway.name: required with route.type HTTPRoute, the Gateway that the routes attach to")
+    idle = IdleDefaults(**_section(document, "idle", _IDLE, faults))
+    activator = _activator(document, faults)
     database_url = environment.get("DATABASE_URL", "")
     if not database_url.startswith(("postgresql://", "postgres://")):
         faults.append("DATABASE_URL: must be set in the environment, to a postgresql:// URL")
@@ -325,6 +362,8 @@ def parse_config(text: str, environment: Mapping[str, str]) -> Config:
         token_keys,
         DatabaseAccess(**database),
         retention,
+        idle,
+        activator,
     )
 
 

@@ -20,7 +20,9 @@ from typing import Any, NamedTuple
 
 import kopf
 
+from .activators import Activators
 from .api import PAGE, Api, ApiError
+from .asleep import wake_pending
 from .cache import Children, Place, Resources
 from .config import Config, RouteType
 from .database import Database, DatabaseError
@@ -29,21 +31,24 @@ from .election import Election
 from .endpoints import serve
 from .lease import Settings
 from .metrics import Metrics
-from .naming import instance_name
+from .naming import child_name, child_of, instance_name
 from .reconcile import ChildKey, Reconciler
 from .resource import GROUP, KIND, PLURAL, VERSION
 from .retention import prune
 from .roles import Roles
 from .rollouts import User
+from .status import condition_of
 from .watching import Reflector
 from .workqueue import WorkQueue
 
 logger = logging.getLogger(__name__)
 
 WORKERS = 8
+SPARE_CONNECTIONS = 8
 # How often what is in the cache is looked at, and the API server asked again, until all resources are there.
 WARM_INTERVAL_S = 0.1
 WARM_PATIENCE_S = 5.0
+IDLE_INTERVAL_S = 15.0
 SWEEP_INTERVAL_S = 300.0
 PRUNE_INTERVAL_S = 60.0
 ChildKinds = Mapping[str, tuple[str, str]]
@@ -59,6 +64,8 @@ class Kind(enum.StrEnum):
     """Remove what the deleted resources of a namespace left in the database."""
     PRUNE = "prune"
     """Remove what the log and the inbox need not keep any more."""
+    IDLE = "idle"
+    """Find the users of a namespace who may sleep."""
     ORPHAN = "orphan"
     """Remove children by this name that belong to no resource, and that nobody else will remove."""
 
@@ -97,6 +104,7 @@ class Operator:
         self._queue: WorkQueue[Task] = WorkQueue(self._work, self._metrics.wait.observe, self._metrics.retries.inc)
         self._api: Api
         self._database: Database
+        self._activators: Activators | None = None
         self._reconciler: Reconciler
         self._scopes: list[str]
 
@@ -107,12 +115,18 @@ class Operator:
         kopf.on.event(GROUP, VERSION, PLURAL, registry=registry)(self._resource_changed)
 
     async def _startup(self, **_: Any) -> None:
-        self._api = await self._stack.enter_async_context(await Api.connect(self._metrics.request))
+        watches = len(self._child_kinds) * len(self._config.namespaces)
+        api = await Api.connect(self._metrics.request, connections=WORKERS + SPARE_CONNECTIONS + watches)
+        self._api = await self._stack.enter_async_context(api)
         self._api.stored = self._note_stored
         self._database = await self._stack.enter_async_context(Database(self._config.database_url))
         self._scopes = [self._api.scope(namespace) for namespace in self._config.namespaces]
+        if self._config.activator is not None:
+            self._activators = Activators(self._api, self._config.activator, self._activators_changed)
+            self._start(self._activators.run(), "activators")
         self._reconciler = self._new_reconciler()
-        await self._stack.enter_async_context(serve("0.0.0.0", self._port, self._expose, self._full.is_set))  # noqa: S104
+        probes = {"/readyz": lambda: None if self._full.is_set() else "the caches are not full yet"}
+        await self._stack.enter_async_context(serve("0.0.0.0", self._port, self._expose, probes))  # noqa: S104
         self._start(self._warm(), "warm")
         if self._lease is None:
             self._start(self._lead(), "workers")
@@ -179,12 +193,14 @@ class Operator:
             self._reconciler.resume_rollouts(body for place in self._resources if (body := self._resources.get(place)))
             for namespace in self._config.namespaces:
                 self._queue.add(Task(Kind.SWEEP, namespace))
+                if self._activators is not None:
+                    self._queue.add(Task(Kind.IDLE, namespace))
             self._queue.add(Task(Kind.PRUNE))
             for namespace, name in self._resources:
-                self._queue.add(Task(Kind.RESOURCE, namespace, name))
-            for _, namespace, name in self._children:
-                if not self._resources.owners(namespace, name):
-                    self._queue.add(Task(Kind.ORPHAN, namespace, name))
+                self._add(namespace, name)
+            for kind, namespace, name in self._children:
+                if not self._resources.owners(namespace, child_of(kind, name)):
+                    self._queue.add(Task(Kind.ORPHAN, namespace, child_of(kind, name)))
             await self._queue.run(WORKERS)
         finally:
             self._metrics.leader.set(0)
@@ -199,6 +215,7 @@ class Operator:
             self._wake,
             self._metrics,
             roles=Roles(self._database),
+            activators=self._activators,
         )
 
     def _expose(self) -> bytes:
@@ -216,14 +233,25 @@ class Operator:
 
     def _note_stored(self, item: Object) -> None:
         """What we have written is known at once, and so is no news when the watch tells of it."""
-        namespace, name = item["metadata"]["namespace"], item["metadata"]["name"]
-        if item["kind"] != KIND:
-            self._children.put((item["kind"], namespace, name), item, ours=True)
-        elif self._resources.put(item, ours=True):
-            self._queue.add(Task(Kind.RESOURCE, namespace, name))  # somebody else has changed it meanwhile
+        kind, namespace, name = item["kind"], item["metadata"]["namespace"], item["metadata"]["name"]
+        if kind == KIND:
+            if self._resources.put(item, ours=True):
+                self._add(namespace, name)  # somebody else has changed it meanwhile
+        elif self._children.put((kind, namespace, name), item, ours=True) and kind == "EndpointSlice":
+            # Who falls asleep or wakes has steps to take from when the slice is there.
+            self._child_changed(ChildKey(kind, namespace, name))
 
     def _wake(self, user: User) -> None:
-        self._queue.add(Task(Kind.RESOURCE, user.namespace, user.name))
+        self._add(*user)
+
+    def _add(self, namespace: str, name: str) -> None:
+        """Have a user reconciled; one whom somebody waits for, before the others."""
+        body = self._resource(namespace, name)
+        urgent = False
+        if body is not None:
+            deployment = self._child(ChildKey("Deployment", namespace, child_name(body["spec"]["userId"])))
+            urgent = wake_pending(body, deployment)
+        self._queue.add(Task(Kind.RESOURCE, namespace, name), urgent=urgent)
 
     # The triggers.
 
@@ -234,17 +262,30 @@ class Operator:
             self._resources.remove(namespace, name, item["metadata"]["uid"])
             self._queue.add(Task(Kind.SWEEP, namespace))
         elif self._resources.put(item, listed=event["type"] is None) and self._full.is_set():
-            self._queue.add(Task(Kind.RESOURCE, namespace, name))
+            self._add(namespace, name)
 
-    def _child_changed(self, namespace: str, name: str) -> None:
+    def _child_changed(self, key: ChildKey) -> None:
         if not self._full.is_set():
             return  # whoever leads begins with all of them
+        namespace, name = key.namespace, child_of(key.kind, key.name)
         # By name, not by owner reference: that one may be what somebody has just removed.
         owners = self._resources.owners(namespace, name)
         for resource in owners:
-            self._queue.add(Task(Kind.RESOURCE, namespace, resource))
+            self._add(namespace, resource)
         if not owners:
             self._queue.add(Task(Kind.ORPHAN, namespace, name))
+
+    def _activators_changed(self) -> None:
+        """Those whose connections go to the activators, and those who cannot sleep for want of one."""
+        for kind, namespace, child in self._children:
+            if kind == "EndpointSlice":
+                for name in self._resources.owners(namespace, child_of(kind, child)):
+                    self._add(namespace, name)
+        for namespace, name in self._resources:
+            body = self._resource(namespace, name) or {}
+            condition = condition_of(body.get("status", {}), "Asleep")
+            if condition is not None and condition["reason"] == "ActivatorUnavailable":
+                self._add(namespace, name)
 
     # The work.
 
@@ -279,6 +320,10 @@ class Operator:
                 if events or messages:
                     logger.info("removed %d events and %d messages by age or number", events, messages)
                 return PRUNE_INTERVAL_S
+            case Kind.IDLE:
+                bodies = (self._resource(*place) for place in list(self._resources) if place[0] == task.namespace)
+                await self._reconciler.find_idle(task.namespace, [body for body in bodies if body is not None])
+                return IDLE_INTERVAL_S
             case Kind.ORPHAN:
                 if not self._resources.owners(task.namespace, task.name):
                     await self._reconciler.remove_orphans(task.namespace, task.name)

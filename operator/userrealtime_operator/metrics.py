@@ -34,6 +34,11 @@ class Metrics:
             "rest_client_request_duration_seconds", "From request to answer.", "verb", "resource"
         )
         self.swept = self._counter("swept_users", "Deleted resources whose traces in the database were removed.")
+        self.sleeps = self._counter("sleeps", "Users put to sleep.")
+        self.wakes = self._counter("wakes", "Users woken, by the reason.", "reason")
+        self.wake_seconds = self._histogram(
+            "wake_duration_seconds", "From a wake request to a pod among the endpoints."
+        )
         self.database_failures = self._counter("database_failures", "Uses of the database that failed.")
 
     def request(self, verb: str, resource: str, code: int, seconds: float) -> None:
@@ -44,7 +49,7 @@ class Metrics:
     def count_resources(self, conditions: Mapping[tuple[str, str], int]) -> None:
         """Replace the numbers of resources by `conditions`: how many have a condition's type and status."""
         self.resources.clear()
-        for kind in ("Ready", "Progressing", "DatabaseReady"):
+        for kind in ("Ready", "Progressing", "DatabaseReady", "Asleep"):
             for status in ("True", "False", "Unknown"):
                 self.resources.labels(kind, status)
         for (kind, status), number in conditions.items():

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import credentials
+from .duration import parse_duration
 from .naming import child_name
 from .rotation import REQUEST
 
@@ -38,6 +39,10 @@ class UserRealtime:
     """What the annotation that asks for a new database password says."""
     route_enabled: bool
     route_url: str | None
+    idle_after_s: float | None
+    """Seconds without a client after which the user may sleep; 0 is never."""
+    warm: bool
+    """Never sleeps."""
 
     @property
     def child_name(self) -> str:
@@ -50,8 +55,10 @@ def parse_resource(body: Mapping[str, Any]) -> UserRealtime:
 
     Raises:
         KeyError: it was stored before the CRD had the field's default; apply it again.
+        ValueError: likewise, with a duration that is none.
     """
     metadata, spec = body["metadata"], body["spec"]
+    idle = spec.get("idle", {})
     return UserRealtime(
         namespace=metadata["namespace"],
         name=metadata["name"],
@@ -68,4 +75,6 @@ def parse_resource(body: Mapping[str, Any]) -> UserRealtime:
         password_rotation=metadata.get("annotations", {}).get(credentials.REQUEST) or None,
         route_enabled=spec["route"]["enabled"],
         route_url=spec["route"].get("url"),
+        idle_after_s=parse_duration(idle["after"]) if "after" in idle else None,
+        warm=idle.get("warm", False),
     )

@@ -13,10 +13,12 @@ from collections.abc import Callable
 
 from .api import CHILD_KINDS, Api, ApiError
 from .cache import Children
-from .desired import Object
+from .desired import Object, owned_labels
+from .reconcile import ChildKey
 
 logger = logging.getLogger(__name__)
 
+WATCH_S = 240
 PAUSE_S = 0.1
 LAST_PAUSE_S = 5.0
 
@@ -28,13 +30,14 @@ class Reflector:
     """
 
     def __init__(
-        self, api: Api, kind: str, namespace: str, children: Children, changed: Callable[[str, str], None]
+        self, api: Api, kind: str, namespace: str, children: Children, changed: Callable[[ChildKey], None]
     ) -> None:
         self._api = api
         self._kind = kind
         self._namespace = namespace
         self._children = children
         self._changed = changed
+        self._labels = owned_labels(kind)
         self._version: str | None = None
         self.filled = asyncio.Event()
 
@@ -62,7 +65,7 @@ class Reflector:
         names: set[str] = set()
         version = token = ""
         while not version or token:
-            page = await self._api.child_page(self._kind, self._namespace, token)
+            page = await self._api.page(*CHILD_KINDS[self._kind], self._namespace, self._labels, token)
             version, token = page["metadata"]["resourceVersion"], page["metadata"].get("continue", "")
             if not names:
                 self._children.rewind(self._kind, self._namespace, int(version))
@@ -70,26 +73,27 @@ class Reflector:
                 names.add(item["metadata"]["name"])
                 self._put(item)
         for name in self._children.retain(self._kind, self._namespace, names, int(version)):
-            self._changed(self._namespace, name)
+            self._changed(ChildKey(self._kind, self._namespace, name))
         return version
 
     async def _watch(self, version: str) -> None:
         """Until the API server ends it, as it does after some minutes."""
-        async with contextlib.aclosing(self._api.watch(self._kind, self._namespace, version)) as events:
-            async for event in events:
-                item, version = event["object"], event["object"]["metadata"]["resourceVersion"]
-                if event["type"] == "DELETED":
-                    name = item["metadata"]["name"]
-                    if self._children.remove((self._kind, self._namespace, name), int(version)):
-                        self._changed(self._namespace, name)
-                elif event["type"] != "BOOKMARK":
+        watch = self._api.watch(*CHILD_KINDS[self._kind], self._namespace, self._labels, version, WATCH_S)
+        async with contextlib.aclosing(watch) as events:
+            async for event, item in events:
+                version = item["metadata"]["resourceVersion"]
+                if event == "DELETED":
+                    key = ChildKey(self._kind, self._namespace, item["metadata"]["name"])
+                    if self._children.remove(key, int(version)):
+                        self._changed(key)
+                elif event != "BOOKMARK":
                     self._put(item)
                 self._children.tell(self._kind, self._namespace, int(version))
                 self._version = version
 
     def _put(self, item: Object) -> None:
-        name = item["metadata"]["name"]
+        key = ChildKey(self._kind, self._namespace, item["metadata"]["name"])
         # What is in a list does not say what it is.
         whole = {"apiVersion": CHILD_KINDS[self._kind][0], "kind": self._kind, **item}
-        if self._children.put((self._kind, self._namespace, name), whole):
-            self._changed(self._namespace, name)
+        if self._children.put(key, whole):
+            self._changed(key)

@@ -13,16 +13,16 @@ import signal
 from http import HTTPStatus
 from typing import Final, Self
 
-from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from . import cors, process
 from .config import Config
 from .metrics import CONTENT_TYPE, Metrics
 from .presence import Presence
-from .request_id import HEADER, RequestIds
+from .request_id import RequestIds
 from .signals import Signal
 from .signals.choice import choose
 from .tail import Tail
@@ -35,8 +35,6 @@ from .transports.websocket import WebSockets
 
 PROBE_CONNECTIONS: Final = 64
 PROBE_TIMEOUT: Final = 5
-PREFLIGHT_AGE: Final = 600
-"""Seconds that a browser may remember what it may send."""
 
 _logger = logging.getLogger(__name__)
 
@@ -130,7 +128,8 @@ async def serve(config: Config) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _stop, stopping, number)
     async with Relay(config) as relay:
-        _logger.info("listening", extra={"fields": {"ws_port": relay.ws_port, "health_port": relay.health_port}})
+        fields = {"ws_port": relay.ws_port, "health_port": relay.health_port, "start_s": process.age()}
+        _logger.info("listening", extra={"fields": fields})
         stop = asyncio.create_task(stopping.wait())
         await asyncio.wait([relay.following, stop], return_when=asyncio.FIRST_COMPLETED)
         if relay.following.done():
@@ -187,13 +186,15 @@ def _public(config: Config, clients: Clients) -> ASGIApp:
     )
     if not config.allowed_origins:
         return RequestIds(router)
+    from starlette.middleware.cors import CORSMiddleware  # late: a relay without it starts sooner
+
     return CORSMiddleware(
         RequestIds(router),
         allow_origins=config.allowed_origins,
-        allow_methods=("GET", "POST"),
-        allow_headers=("Authorization", "Cache-Control", "Content-Type", "Last-Event-ID", HEADER),
-        expose_headers=("Retry-After", HEADER),
-        max_age=PREFLIGHT_AGE,
+        allow_methods=cors.METHODS,
+        allow_headers=cors.REQUEST_HEADERS,
+        expose_headers=cors.RESPONSE_HEADERS,
+        max_age=cors.PREFLIGHT_AGE,
     )
 
 

@@ -155,7 +155,7 @@ async def test_uids_come_in_pages(script: Script, api: Api) -> None:
 async def reflected(script: Script, api: Api, *answers: Answer) -> AsyncIterator[tuple[Children, list[str]]]:
     """A cache that follows the server, and the names of which there was news; once all answers were given."""
     children, news = Children(), list[str]()
-    reflector = Reflector(api, "Service", "users", children, lambda _namespace, name: news.append(name))
+    reflector = Reflector(api, "Service", "users", children, lambda key: news.append(key.name))
     script.answers = [*answers, streams(then=stays)]
     task = asyncio.create_task(reflector.run())
     try:

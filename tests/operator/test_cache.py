@@ -106,11 +106,21 @@ def test_a_status_of_ours_is_no_news_and_one_of_somebody_else_is() -> None:
     assert not resources.put(resource(2, status={"url": "a"}))
     assert resources.get(("users", "alice")) == {
         **body(),
-        "metadata": {**body()["metadata"], "resourceVersion": ""},
+        "metadata": {**body()["metadata"], "resourceVersion": "2"},
         "status": {"url": "a"},
     }
     assert not resources.put(resource(3, status={"url": "a"}))  # nothing that counts has changed
     assert resources.put(resource(4, status={"url": "b"}))
+
+
+def test_what_others_ask_for_in_a_status_is_news_also_in_the_answer_to_ours() -> None:
+    resources = Resources()
+    resources.put(resource(1))
+    assert resources.put(resource(3, status={"url": "a", "wakeRequestedAt": "now"}), ours=True)
+    found = resources.get(("users", "alice"))
+    assert found is not None
+    assert found["status"] == {"url": "a", "wakeRequestedAt": "now"}
+    assert not resources.put(resource(3, status={"url": "a", "wakeRequestedAt": "now"}))
 
 
 def test_a_spec_that_comes_with_the_answer_to_a_status_is_news() -> None:

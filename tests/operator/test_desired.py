@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.operator.samples import CONFIG, KEYS, SECRETS, resource
+from userrealtime_operator.asleep import Asleep, Endpoints, asleep
 from userrealtime_operator.config import Config, RouteType, parse_config
 from userrealtime_operator.desired import APPLIED_DIGEST, Object, Secrets, desired_objects
 from userrealtime_operator.routes import RouteError
@@ -285,3 +286,30 @@ def test_the_digest_covers_the_whole_object() -> None:
         != after[kind]["metadata"]["annotations"][APPLIED_DIGEST]
     }
     assert changed == {"Deployment"}
+
+
+ASLEEP = Asleep("2026-01-02T03:04:05.000006Z", "2026-01-01T00:00:00.000000Z")
+ACTIVATORS = Endpoints("IPv4", ("10.0.0.1", "10.0.0.2"), 8080)
+
+
+def test_a_sleeping_user_differs_in_the_replicas_the_annotations_and_the_slice() -> None:
+    awake = by_kind()
+    sleeping = {item["kind"]: item for item in desired_objects(resource("alice"), CONFIG, SECRETS, ASLEEP, ACTIVATORS)}
+    assert list(sleeping) == ["Secret", "Service", "EndpointSlice", "Deployment", "Ingress"]
+    assert sleeping["Deployment"]["spec"] == {**awake["Deployment"]["spec"], "replicas": 0}
+    assert asleep(sleeping["Deployment"]) == ASLEEP
+    assert asleep(awake["Deployment"]) is None
+    for kind in ("Secret", "Service", "Ingress"):
+        assert sleeping[kind] == awake[kind]
+
+
+def test_the_slice_is_one_of_the_users_service_that_the_cluster_leaves_alone() -> None:
+    objects = {item["kind"]: item for item in desired_objects(resource("alice"), CONFIG, SECRETS, ASLEEP, ACTIVATORS)}
+    service, found = objects["Service"], objects["EndpointSlice"]
+    metadata = found["metadata"]
+    assert metadata["name"] == f"{service['metadata']['name']}-activator"
+    assert metadata["labels"]["kubernetes.io/service-name"] == service["metadata"]["name"]
+    assert metadata["labels"]["endpointslice.kubernetes.io/managed-by"] == "userrealtime-operator"
+    assert metadata["ownerReferences"] == service["metadata"]["ownerReferences"]
+    assert [port["name"] for port in found["ports"]] == [port["name"] for port in service["spec"]["ports"]]
+    assert [endpoint["addresses"] for endpoint in found["endpoints"]] == [["10.0.0.1"], ["10.0.0.2"]]

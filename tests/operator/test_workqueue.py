@@ -170,3 +170,42 @@ async def test_waits_and_failures_are_told(monkeypatch: pytest.MonkeyPatch) -> N
         await eventually(lambda: len(waits) == 2)
     assert len(failures) == 1
     assert min(waits) >= 0
+
+
+async def test_what_is_urgent_goes_first_and_once() -> None:
+    done: list[str] = []
+
+    async def work(key: str) -> None:
+        done.append(key)
+
+    queue: WorkQueue[str] = WorkQueue(work)
+    for key in "abc":
+        queue.add(key)
+    queue.add("c", urgent=True)
+    queue.add("d", urgent=True)
+    queue.add("c", urgent=True)
+    assert len(queue) == 4
+    async with running(queue, workers=1):
+        await eventually(lambda: len(done) == 4)
+        await asyncio.sleep(0.05)
+    assert done == ["c", "d", "a", "b"]
+
+
+async def test_what_becomes_urgent_while_it_is_worked_on_comes_back_first() -> None:
+    done: list[str] = []
+    release = asyncio.Event()
+
+    async def work(key: str) -> None:
+        done.append(key)
+        await release.wait()
+
+    queue: WorkQueue[str] = WorkQueue(work)
+    async with running(queue, workers=1):
+        queue.add("a")
+        await eventually(lambda: done == ["a"])
+        queue.add("b")
+        queue.add("a", urgent=True)
+        queue.add("a")
+        release.set()
+        await eventually(lambda: len(done) == 3)
+    assert done == ["a", "a", "b"]

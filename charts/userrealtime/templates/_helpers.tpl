@@ -79,6 +79,21 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{ include "userrealtime.commonLabels" . }}
 {{- end }}
 
+{{/* The name of the activator's objects. */}}
+{{- define "userrealtime.activator" -}}
+{{ include "userrealtime.name" . }}-activator
+{{- end }}
+
+{{- define "userrealtime.activator.selector" -}}
+app.kubernetes.io/name: userrealtime-activator
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{- define "userrealtime.activator.labels" -}}
+{{ include "userrealtime.activator.selector" . }}
+{{ include "userrealtime.commonLabels" . }}
+{{- end }}
+
 {{/* The host of the one route of all users: a wildcard where the host names the user. */}}
 {{- define "userrealtime.edge.host" -}}
 {{- $host := regexReplaceAll "^https?://([^/:]+).*$" .Values.route.url "${1}" -}}
