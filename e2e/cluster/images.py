@@ -70,6 +70,7 @@ SOURCES = (
         ("e2e/images/postgres.txt", "e2e/images/postgres-entrypoint.sh"),
     ),
     Source("userrealtime-haproxy", "e2e/images/Dockerfile.haproxy", ()),
+    Source("userrealtime-nats", "e2e/images/Dockerfile.nats", ("e2e/images/nats.txt",)),
 )
 
 

@@ -108,8 +108,8 @@ class LocalPostgres:
 
     @property
     def pid(self) -> int:
-        """Of the server's first process, the parent of all the others."""
-        return int((self._data / "postmaster.pid").read_text().splitlines()[0])
+        """Of the postmaster, the parent of all of the server's processes, while it runs."""
+        return int((self._data / "postmaster.pid").read_text().split()[0])
 
     def program(self, name: str) -> Path:
         """One of PostgreSQL's own programs, of the server's version, such as `pg_dump`."""

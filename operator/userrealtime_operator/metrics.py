@@ -20,6 +20,7 @@ class Metrics:
         ProcessCollector(registry=self._registry)
         self.leader = self._gauge("leader", "1 if this replica holds the lease and works, else 0.")
         self.resources = self._gauge("resources", "UserRealtimes by condition.", "condition", "status")
+        self.listening = self._gauge("listening_relays", "Users whose pod has a LISTEN of its own.")
         self.depth = self._gauge("workqueue_depth", "Keys that wait for a worker.")
         self.wait = self._histogram("workqueue_queue_duration_seconds", "From a key's turn to its worker.")
         self.retries = self._counter("workqueue_retries", "Keys that failed and come back.")

@@ -36,8 +36,9 @@ from .roles import Roles
 from .rollouts import Rollouts, User
 from .rotation import TokenKeys, advance
 from .routes import Route, RouteError
+from .signals import Listeners, SignalError
 from .sleeper import Plan, Sleeper
-from .status import Finding, deployment_progress, deployment_ready, differs, next_status, readiness, since
+from .status import PAST_RANGE, Finding, deployment_progress, deployment_ready, differs, next_status, readiness, since
 
 logger = logging.getLogger(__name__)
 
@@ -132,17 +133,22 @@ class Reconciler:
         self._registered: dict[str, str] = {}
         """The namespaces of the resources that the database knows, by uid."""
         self._roles = roles
-        self._ensured: dict[str, str] = {}
-        """The fingerprints of the passwords that the database is known to have, by the resource's uid."""
+        self._ensured: dict[str, tuple[str, int]] = {}
+        """The fingerprints of the passwords, and for how many pods, that the database is known to have, by the
+        resource's uid."""
         self._settled: dict[str, str] = {}
         """The roles that all pods of a resource use, by its uid; empty with shared credentials."""
         self._sleeper = Sleeper(config, api, database, activators, metrics, now, clock)
         self._instance = instance_name()
+        self._listeners = Listeners(config.signals.listen_range)
+        metrics.listening.set_function(lambda: len(self._listeners))
 
     def resume_rollouts(self, resources: Iterable[Mapping[str, Any]]) -> None:
-        """Count the users whose old pod serves while the new one does not come yet: to be called once, with all
-        resources, when the caches are full. Otherwise each restart would let in as many users again."""
+        """Count the users whose old pod serves while the new one does not come yet, and those whose pod listens: to be
+        called once, with all resources, when the caches are full. Otherwise each restart would let in as many users
+        again, and find few listeners at first."""
         for body in resources:
+            self._see_listener(body)
             namespace, name = body["metadata"]["namespace"], body["metadata"]["name"]
             deployment = self._child(_deployment_key(namespace, body["spec"]["userId"]))
             if deployment_ready(deployment).true and deployment_progress(deployment).true:
@@ -159,8 +165,10 @@ class Reconciler:
         if body is None or body["metadata"].get("deletionTimestamp"):
             self._end_rollout(user)
             self._sleeper.forget(user)
+            self._listeners.see(user, listens=False)
             return None  # the children are owned: the garbage collector follows
         resource = parse_resource(body)
+        self._see_listener(body)
         database = await self._register(resource)
         waits: list[float | None] = []
         plan: Plan | None = None
@@ -182,6 +190,9 @@ class Reconciler:
             elif state is Rollout.NONE:
                 self._end_rollout(user)
                 self._settled[resource.uid] = access.credentials.role if access else ""
+        except SignalError as error:
+            route, pod = None, Finding(False, "InvalidSignal", str(error))
+            progress = Finding(False, "InvalidSignal")
         except RouteError as error:
             route, pod = None, Finding(False, "InvalidRoute", str(error))
             progress = Finding(False, "InvalidRoute")
@@ -251,6 +262,19 @@ class Reconciler:
             self._metrics.database_failures.inc()
             return Finding(False, "DatabaseUnavailable", str(error))
         return Finding(True, "Registered", "the user's log is in the database")
+
+    def _see_listener(self, body: Mapping[str, Any]) -> bool:
+        """Whether this resource's pod listens, which is counted."""
+        user = User(body["metadata"]["namespace"], body["metadata"]["name"])
+        deployment = self._child(_deployment_key(user.namespace, body["spec"]["userId"]))
+        awake = deployment is None or deployment["spec"].get("replicas", 1) > 0
+        wish = body["spec"].get("relay", {}).get("signal")
+        try:
+            listens = self._config.signals.of(wish).listens
+        except SignalError:
+            listens = False
+        self._listeners.see(user, listens=listens and awake)
+        return listens and awake
 
     def _end_rollout(self, user: User) -> None:
         for next_user in self._rollouts.end(user):
@@ -350,9 +374,11 @@ class Reconciler:
             return None
         credentials, uid = access.credentials, resource.uid
         try:
-            if self._ensured.get(uid) != credentials.fingerprint:
-                await self._roles.ensure(credentials, uid, self._api.scope(resource.namespace), resource.user_id)
-                self._ensured[uid] = credentials.fingerprint
+            wanted = credentials.fingerprint, resource.replicas
+            if self._ensured.get(uid) != wanted:
+                scope = self._api.scope(resource.namespace)
+                await self._roles.ensure(credentials, uid, scope, resource.user_id, resource.replicas)
+                self._ensured[uid] = wanted
         except DatabaseError as error:
             return Finding(False, "RoleUnavailable", str(error))
         return None
@@ -408,6 +434,9 @@ class Reconciler:
         findings = {"Ready": readiness(pod, database), "Progressing": progress, "DatabaseReady": database}
         if plan is not None:
             findings["Asleep"] = plan.finding
+        # Said when there is something to write of a resource anyway: nobody is reconciled for it.
+        if self._see_listener(body) and self._listeners.past:
+            findings["SignalRange"] = PAST_RANGE
         now = self._now()
         asleep_since = plan.asleep.since if plan and plan.asleep else None
         status = next_status(resource, previous, route, findings, rfc3339(now), asleep_since)

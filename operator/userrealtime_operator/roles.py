@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 GROUP = "userrealtime_relay"
 # A pod holds one connection, and two more for a moment when it finds a pooler; two pods serve while one is replaced.
 CONNECTION_LIMIT = 6
+"""For each of a user's pods."""
 SETTINGS = {"statement_timeout": "30s", "idle_in_transaction_session_timeout": "30s"}
 RETIREMENT_S = 600
 """How long a role outlives the rollout that put another in its place: longer than any pod drains."""
@@ -34,8 +35,8 @@ class Roles:
         self._database = database
         self._prepared = False
 
-    async def ensure(self, credentials: Credentials, resource: str, scope: str, user_id: str) -> None:
-        """Have a role that serves `user_id` with this password. Writes nothing where there is one.
+    async def ensure(self, credentials: Credentials, resource: str, scope: str, user_id: str, pods: int = 1) -> None:
+        """Have a role that serves `user_id` with this password, in so many pods. Writes nothing where there is one.
 
         Raises:
             DatabaseError: the database is away, or this operator may not make roles.
@@ -54,12 +55,20 @@ class Roles:
                     UUID(resource),
                     user_id,
                     credentials.fingerprint,
-                    CONNECTION_LIMIT,
+                    CONNECTION_LIMIT * pods,
                     GROUP,
                 )
                 if not as_wanted:
                     async with connection.transaction():
-                        await _make(connection, credentials, resource, scope, user_id, exists=as_wanted is not None)
+                        await _make(
+                            connection,
+                            credentials,
+                            resource,
+                            scope,
+                            user_id,
+                            connections=CONNECTION_LIMIT * pods,
+                            exists=as_wanted is not None,
+                        )
         except asyncpg.InsufficientPrivilegeError as error:
             raise DatabaseError(
                 f"the operator's database role may not make roles ({error}): grant it CREATEROLE, "
@@ -147,11 +156,12 @@ async def _make(
     scope: str,
     user_id: str,
     *,
+    connections: int,
     exists: bool,
 ) -> None:
     # Quoting is not needed: names are hex digits and underscores, and a verifier is base64, `$` and `:`.
     name, verifier = credentials.role, scram_verifier(credentials.password, os.urandom(16))
-    attributes = f"login inherit connection limit {CONNECTION_LIMIT} password '{verifier}'"
+    attributes = f"login inherit connection limit {connections} password '{verifier}'"
     statements = [
         f"{'alter' if exists else 'create'} role {name} {attributes}",
         *([f"alter role {name} reset all"] if exists else []),

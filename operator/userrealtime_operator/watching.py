@@ -39,26 +39,26 @@ class Reflector:
         self._changed = changed
         self._labels = owned_labels(kind)
         self._version: str | None = None
+        self._failures = 0
         self.filled = asyncio.Event()
 
     async def run(self) -> None:
         """Until cancelled."""
-        failures = 0
         while True:
             pause = PAUSE_S
             try:
                 if self._version is None:
                     self._version = await self._list()
                     self.filled.set()
-                failures = 0
                 await self._watch(self._version)
+                self._failures = 0
             except ApiError as error:
                 if error.status not in (0, 429):  # such as 410, that the place is not known any more
                     self._version = None
                 level = logging.INFO if error.status == 410 else logging.WARNING
                 logger.log(level, "watching %ss in %s is interrupted: %s", self._kind, self._namespace, error)
-                pause = max(error.after_s, min(LAST_PAUSE_S, PAUSE_S * 2.0**failures))
-                failures += 1
+                pause = max(error.after_s, min(LAST_PAUSE_S, PAUSE_S * 2.0 ** min(self._failures, 16)))
+                self._failures += 1
             await asyncio.sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311  (jitter)
 
     async def _list(self) -> str:
@@ -90,6 +90,7 @@ class Reflector:
                     self._put(item)
                 self._children.tell(self._kind, self._namespace, int(version))
                 self._version = version
+                self._failures = 0
 
     def _put(self, item: Object) -> None:
         key = ChildKey(self._kind, self._namespace, item["metadata"]["name"])

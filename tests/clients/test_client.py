@@ -287,6 +287,16 @@ async def test_a_client_that_does_not_take_its_events_lets_go_and_misses_nothing
         await judge(stage, client)
 
 
+async def test_a_listener_that_fails_ends_nothing(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+    def fail(state: State) -> None:
+        raise LookupError(state.state)
+
+    async with connect(stage, on_state=fail) as client:
+        await until(client, "connected")
+        await judge(stage, client)
+    assert "on_state failed" in caplog.text
+
+
 async def test_a_client_that_only_publishes_keeps_nothing(stage: Stage) -> None:
     async with connect(stage, receive=False) as client:
         await until(client, "connected")

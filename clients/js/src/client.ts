@@ -19,6 +19,10 @@ import * as transports from "./transports.js";
 /** Messages that wait to be taken, before the client lets go of its connection until half of them are. */
 const BUFFER = 1000;
 const WATCH = 5_000;
+/** What `setTimeout` can be asked for. */
+const LONGEST_TIMER = 2 ** 31 - 1;
+/** By how much a timer may go off too soon. */
+const EARLY = 5;
 /** By how much the clock must run ahead of the time that this program saw, for the machine to have slept. */
 const JUMP = 10_000;
 
@@ -168,7 +172,7 @@ export class UserRealtime implements AsyncIterable<UserEvent | Reset> {
    * Send a message to the application's inbox; resolves with its id there, once it is stored. It is repeated over as
    * many connections as it takes, and stored once. Rejects with a PublishError if it is not stored.
    */
-  publish(event: string, data?: unknown, { ref = newRef() }: { ref?: string } = {}): Promise<number> {
+  publish(event: string, data: unknown = {}, { ref = newRef() }: { ref?: string } = {}): Promise<number> {
     return new Promise((resolve, reject) => {
       if (this.#published.has(ref)) {
         reject(new PublishError("invalid", "a message with this ref is under way"));
@@ -221,14 +225,12 @@ export class UserRealtime implements AsyncIterable<UserEvent | Reset> {
     clearTimeout(this.#timer);
     const { deadline } = this.#machine;
     if (deadline === null) return;
-    this.#timer = setTimeout(
-      () => {
-        // A timer may go off a moment early.
-        this.#machine.tick(Math.max(performance.now(), deadline));
-        this.#settle();
-      },
-      Math.max(0, deadline - performance.now()),
-    );
+    const wait = Math.min(Math.max(0, deadline - performance.now()), LONGEST_TIMER);
+    this.#timer = setTimeout(() => {
+      const now = performance.now();
+      this.#machine.tick(deadline - now < EARLY ? Math.max(now, deadline) : now);
+      this.#settle();
+    }, wait);
   }
 
   #carryOut(action: Action): void {
