@@ -29,7 +29,7 @@ CRD = ROOT / "charts" / "userrealtime" / "files" / "userrealtimes.yaml"
 TAKEOVER_S = 20.0
 WORKERS = 8
 REPLICAS = ("first", "second")
-MAY_WORK = {"apiGroups": ["", "apps", "events.k8s.io", "networking.k8s.io", "userrealtime.dev"]}
+MAY_WORK = {"apiGroups": ["", "apps", "discovery.k8s.io", "events.k8s.io", "networking.k8s.io", "userrealtime.dev"]}
 MAY_LEAD = {"apiGroups": ["coordination.k8s.io"]}
 
 

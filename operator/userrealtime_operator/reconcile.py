@@ -63,7 +63,7 @@ class Rollout(enum.Enum):
     NONE = "none"
     """There is no change that is not applied."""
     BEGUN = "begun"
-    """It has just been applied; the cached watch does not know yet."""
+    """It has just been applied."""
     WAITING = "waiting"
     """It waits for its turn."""
 
