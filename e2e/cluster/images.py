@@ -69,6 +69,7 @@ SOURCES = (
         "e2e/images/Dockerfile.postgres",
         ("e2e/images/postgres.txt", "e2e/images/postgres-entrypoint.sh"),
     ),
+    Source("userrealtime-demo", "examples/demo/Dockerfile.demo", ("locks/demo.txt", "examples/demo")),
     Source("userrealtime-haproxy", "e2e/images/Dockerfile.haproxy", ()),
 )
 
