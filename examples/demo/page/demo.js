@@ -1,6 +1,6 @@
 // The page: what the user's own client tells, what the server tells of pods and people, and what the buttons do.
 
-import { UserRealtime } from "./userrealtime.js";
+import { UserRealtime } from "./userrealtime/index.js";
 
 const MOST_EVENTS = 80;
 const MOST_HAPPENINGS = 40;
@@ -183,6 +183,7 @@ class Account {
 
 let user = null;
 let client = null;
+let signedOff = false;
 let account = null;
 let feed = null;
 
@@ -268,8 +269,8 @@ function showPods({ state, reason, message, pods }) {
     $("pods").replaceChildren(...(pods.length ? pods.map(podItem) : [element("li", { className: "quiet" }, "No pod.")]));
   }
   $("kill").disabled = !pods.some((pod) => pod.phase !== "Terminating");
-  $("sleep").hidden = !maySleep || state === "asleep" || client === null;
-  $("wake").hidden = !maySleep || client !== null;
+  $("sleep").hidden = !maySleep || signedOff;
+  $("wake").hidden = !signedOff;
 }
 
 function podItem(pod) {
@@ -333,6 +334,7 @@ function showLogin() {
   client?.close();
   feed?.close();
   user = client = feed = null;
+  signedOff = false;
   $("demo").hidden = $("who").hidden = true;
   $("login").hidden = false;
   document.querySelector("[data-login]").focus();
@@ -414,10 +416,21 @@ $("kill").addEventListener("click", () =>
 $("sleep").addEventListener("click", () =>
   act($("sleep"), async () => {
     await call("sleep", {});
+    signedOff = true;
     client.close();
     showConnection({ state: "off", reason: "so that the pod can sleep" });
     happened("You signed off: the pod sleeps when nobody is connected");
     show(latest);
+  }),
+);
+
+$("wake").addEventListener("click", () =>
+  act($("wake"), async () => {
+    await call("wake", {});
+    signedOff = false;
+    happened("You came back: the connection wakes the pod");
+    show(latest);
+    await connect();
   }),
 );
 
