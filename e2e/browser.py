@@ -149,7 +149,7 @@ class Page:
                 self.problems.append(" ".join(values))
             case "Log.entryAdded" if parameters["entry"]["level"] == "error":
                 entry = parameters["entry"]
-                self.problems.append(f"{entry['text']} {entry.get('url', '')}".rstrip())
+                self.problems.append(f"{entry['source']}: {entry['text']} {entry.get('url', '')}".rstrip())
 
     async def send(self, method: str, parameters: Object | None = None) -> Object:
         """A command about this page."""
@@ -238,8 +238,9 @@ class Page:
         await self.send("Input.dispatchKeyEvent", {"type": "keyUp", **pressed})
 
     async def screenshot(self, *, whole: bool = False) -> bytes:
-        """A PNG of what is to be seen, or of the whole page."""
-        found = await self.send("Page.captureScreenshot", {"format": "png", "captureBeyondViewport": whole})
+        """A picture (WebP) of what is to be seen, or of the whole page."""
+        options = {"format": "webp", "quality": 85, "captureBeyondViewport": whole}
+        found = await self.send("Page.captureScreenshot", options)
         return base64.b64decode(found["data"])
 
 

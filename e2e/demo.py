@@ -46,13 +46,12 @@ def install(system: System) -> str:
     with step("the demo", usual="5 s", hint=f"look at the pods of the namespace {NAMESPACE}"):
         namespace, *objects = manifests(image, url(system))
         system.cluster.apply(json.dumps(namespace))
-        password = _known(system.cluster, "database", "password") or secrets.token_hex(24)
-        key = _known(system.cluster, "session", "SESSION_KEY") or secrets.token_hex(32)
+        secret = password(system.cluster) or secrets.token_hex(24)
         with system.database.from_host() as address:
-            asyncio.run(_prepare_role(address, password))
-        database = _as_role(system.database.url, password)
-        _secret(system.cluster, "database", {"DATABASE_URL": database, "password": password})
-        _secret(system.cluster, "session", {"SESSION_KEY": key})
+            asyncio.run(_prepare_role(address, secret))
+        _apply_secret(system.cluster, "database", DATABASE_URL=as_role(system.database.url, secret))
+        key = _known(system.cluster, "session", "SESSION_KEY") or secrets.token_hex(32)
+        _apply_secret(system.cluster, "session", SESSION_KEY=key)
         system.cluster.apply("\n---\n".join(json.dumps(item) for item in objects))
         system.cluster.wait_rolled_out(NAMESPACE, "deployment/demo")
         return url(system)
@@ -91,19 +90,26 @@ async def _prepare_role(address: str, password: str) -> None:
         await connection.close(timeout=5)
 
 
-def _as_role(address: str, password: str) -> str:
+def password(cluster: Provider) -> str | None:
+    """The password of the demo's role; None where it was never installed."""
+    known = _known(cluster, "database", "DATABASE_URL")
+    return urlsplit(known).password if known else None
+
+
+def as_role(address: str, password: str) -> str:
+    """A database's URL, for the demo's role."""
     parts = urlsplit(address)
     host = parts.netloc.rpartition("@")[2]
     return urlunsplit(parts._replace(netloc=f"{ROLE}:{quote(password, safe='')}@{host}"))
 
 
 def _known(cluster: Provider, name: str, key: str) -> str | None:
-    """What a Secret says already: sessions and connections outlive `make up` that way."""
+    """What a Secret says already: sessions and connections so outlive another `make up`."""
     found = cluster.kubectl("-n", NAMESPACE, "get", "secret", name, "--ignore-not-found", "-o", "json")
     value = json.loads(found).get("data", {}).get(key) if found else None
     return None if value is None else base64.b64decode(value).decode()
 
 
-def _secret(cluster: Provider, name: str, values: dict[str, str]) -> None:
+def _apply_secret(cluster: Provider, name: str, **values: str) -> None:
     metadata = {"name": name, "namespace": NAMESPACE}
     cluster.apply(json.dumps({"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": values}))
