@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -31,6 +32,20 @@ COMMAND_TIMEOUT_S = 30.0
 END_TIMEOUT_S = 10.0
 POLL_S = 0.05
 MAX_MESSAGE_BYTES = 32 << 20
+
+OPTIONS = (
+    "--headless=new",
+    "--remote-debugging-port=0",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-dev-shm-usage",
+    "--disable-gpu",
+    "--hide-scrollbars",
+    "--no-proxy-server",
+    # A sandbox needs a user who is not root, or namespaces that containers seldom have. Pages are our own.
+    "--no-sandbox",
+)
 
 Object = dict[str, Any]
 
@@ -254,32 +269,9 @@ async def browser() -> AsyncIterator[Browser]:
     """
     program = await asyncio.to_thread(ensure)
     with tempfile.TemporaryDirectory(prefix="userrealtime-chromium-", ignore_cleanup_errors=True) as home:
-        log = Path(home, "log")
-        options = (
-            "--headless=new",
-            "--remote-debugging-port=0",
-            f"--user-data-dir={home}/profile",
-            "--no-first-run",
-            "--disable-background-networking",
-            "--disable-component-update",
-            "--disable-dev-shm-usage",
-            "--disable-gpu",
-            "--hide-scrollbars",
-            "--no-proxy-server",
-            # A sandbox needs a user who is not root, or namespaces that containers seldom have. Pages are our own.
-            "--no-sandbox",
-        )
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                [program, *options, "about:blank"],
-                env={**os.environ, "HOME": home},
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-            )
+        process = await asyncio.to_thread(_start, program, Path(home))
         try:
-            address = await _address(process, Path(home, "profile", "DevToolsActivePort"), log)
+            address = await asyncio.to_thread(_address, process, Path(home))
             async with connect(address, max_size=MAX_MESSAGE_BYTES, proxy=None, compression=None) as connection:
                 found = Browser(connection)
                 reading = asyncio.create_task(found.read())
@@ -292,15 +284,29 @@ async def browser() -> AsyncIterator[Browser]:
             await asyncio.to_thread(_end, process)
 
 
-async def _address(process: subprocess.Popen[bytes], file: Path, log: Path) -> str:
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(START_TIMEOUT_S):
-            while process.poll() is None:
-                lines = file.read_text().splitlines() if file.exists() else []
-                if len(lines) == 2:
-                    return f"ws://127.0.0.1:{lines[0]}{lines[1]}"
-                await asyncio.sleep(POLL_S)
-    raise BrowserError(f"Chromium does not start: {log.read_text(errors='replace')[-2000:]}")
+def _start(program: str, home: Path) -> subprocess.Popen[bytes]:
+    with (home / "log").open("wb") as output:
+        return subprocess.Popen(
+            [program, *OPTIONS, f"--user-data-dir={home}/profile", "about:blank"],
+            env={**os.environ, "HOME": str(home)},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+
+
+def _address(process: subprocess.Popen[bytes], home: Path) -> str:
+    """Where Chromium takes commands; it writes a port and a path into a file."""
+    file = home / "profile" / "DevToolsActivePort"
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while process.poll() is None and time.monotonic() < deadline:
+        lines = file.read_text().splitlines() if file.exists() else []
+        if len(lines) == 2:
+            return f"ws://127.0.0.1:{lines[0]}{lines[1]}"
+        time.sleep(POLL_S)
+    log = (home / "log").read_text(errors="replace")
+    raise BrowserError(f"Chromium does not start: {log[-2000:]}")
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -16,9 +16,9 @@ from .cluster.progress import step
 from .cluster.provider import Provider
 from .system import ROOT, USERS_NAMESPACE, System
 
-NAMESPACE = "demo"
+NAMESPACE = "userrealtime-demo"
 PATH = "/demo"
-ROLE = "demo"
+ROLE = "userrealtime_demo"
 MANIFESTS = ROOT / "examples" / "demo" / "manifests.yaml"
 
 # As docs/demo.md has them.
@@ -58,10 +58,11 @@ def install(system: System) -> str:
 
 
 def uninstall(cluster: Provider) -> None:
-    """Remove the demo from a cluster that stays. Its role goes with the database."""
-    cluster.kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found", timeout=180)
-    rights = ("role/demo", "rolebinding/demo")
-    cluster.kubectl("-n", USERS_NAMESPACE, "delete", *rights, "--ignore-not-found", timeout=60)
+    """Remove the demo from a cluster that stays. Its users go with the others, its role with the database."""
+    with step("removing the demo"):
+        cluster.kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found", timeout=180)
+        rights = ("role/demo", "rolebinding/demo")
+        cluster.kubectl("-n", USERS_NAMESPACE, "delete", *rights, "--ignore-not-found", timeout=60)
 
 
 def manifests(image: str, public_url: str) -> list[dict[str, object]]:
