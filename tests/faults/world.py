@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from types import TracebackType
@@ -63,8 +63,9 @@ _numbers = itertools.count(1)
 class RelayProcess:
     """A relay on a port that stays the same, however often it is killed. Reaches Postgres through `link`."""
 
-    def __init__(self, database: str, link: Link, mode: list[Mode]) -> None:
+    def __init__(self, database: str, link: Link, mode: list[Mode], variables: Mapping[str, str] = {}) -> None:
         self.port = free_port()
+        self.variables = {**QUICK, **variables}
         self.link = link
         self.mode = mode
         self.output = tempfile.TemporaryFile()  # noqa: SIM115 (the world closes it)
@@ -75,7 +76,7 @@ class RelayProcess:
         """Start it, unless it runs, and wait until it listens."""
         if self._process is not None:
             return
-        variables = environment(self._url, **QUICK, WS_PORT=str(self.port))
+        variables = environment(self._url, **self.variables, WS_PORT=str(self.port))
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
