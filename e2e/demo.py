@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import secrets
+from typing import Any
 from urllib.parse import quote, urlsplit, urlunsplit
 
 import asyncpg
@@ -65,7 +66,7 @@ def uninstall(cluster: Provider) -> None:
         cluster.kubectl("-n", USERS_NAMESPACE, "delete", *rights, "--ignore-not-found", timeout=60)
 
 
-def manifests(image: str, public_url: str) -> list[dict[str, object]]:
+def manifests(image: str, public_url: str) -> list[dict[str, Any]]:
     """The objects of manifests.yaml, with this image and this URL; the namespace first."""
     objects = list(yaml.safe_load_all(MANIFESTS.read_text()))
     for item in objects:

@@ -61,6 +61,8 @@ export class UserRealtime {
         this.#state = { state: "connecting", transport, reason: "", error: null };
         this.#machine = new Machine(limits, Math.random, this.#position);
         queueMicrotask(() => {
+            if (this.state === "closed")
+                return;
             this.#stopWatching = this.#watch();
             this.#machine.start(performance.now());
             this.#settle();
@@ -171,8 +173,7 @@ export class UserRealtime {
             case "drop":
                 this.#ear = null;
                 this.#connection?.drop();
-                this.#posting?.drop();
-                this.#connection = this.#posting = null;
+                this.#connection = null;
                 break;
             case "hand":
                 this.#hand(action);
@@ -294,6 +295,10 @@ export class UserRealtime {
             this.#position ??= this.#machine.position;
         if (state === "closed")
             this.#stopWatching();
+        if (state !== "connected") {
+            this.#posting?.drop(); // whose answer would not be heard
+            this.#posting = null;
+        }
         this.#wake();
         this.#emit("state", this.#state);
     }

@@ -25,12 +25,7 @@ export function websocket(Class, base, opening, ear) {
     const query = queryOf({ last_event_id: opening.cursor, epoch: opening.epoch });
     const socket = new Class(`${base.replace(/^http/, "ws")}/ws${query}`, [SUBPROTOCOL, `bearer.${opening.token}`]);
     socket.onmessage = ({ data }) => {
-        try {
-            ear.message(JSON.parse(data));
-        }
-        catch {
-            ear.message(null); // which cannot be understood
-        }
+        ear.message(parsed(data));
     };
     socket.onclose = ({ code, reason }) => ear.closed(code, reason);
     socket.onerror = () => { }; // `close` follows, and says no less
@@ -61,7 +56,7 @@ export function stream(fetch, base, opening, ear) {
                 break;
             ear.heard();
             for (const data of parser.feed(value))
-                ear.message(JSON.parse(data));
+                ear.message(parsed(data));
         }
         ear.closed(Code.ABNORMAL, "the stream ended");
     });
@@ -99,6 +94,15 @@ export function post(fetch, base, message, token, answered) {
         answered(status, body, retryAfter);
     });
     return { send: unsendable, drop: () => controller.abort() };
+}
+/** A JSON value; null, which is no message, for what is none. */
+function parsed(text) {
+    try {
+        return JSON.parse(text);
+    }
+    catch {
+        return null;
+    }
 }
 function request(ear, ask) {
     const controller = new AbortController();
