@@ -256,8 +256,10 @@ def test_it_may_do_what_its_buttons_do_and_nothing_else(url: str, system: System
 async def test_its_role_in_the_database_may_do_little(url: str, system: System) -> None:
     secret = json.loads(system.cluster.kubectl("-n", demo.NAMESPACE, "get", "secret", "database", "-o", "json"))
     assert set(secret["data"]) == {"DATABASE_URL"}
+    password = demo.password(system.cluster)
+    assert password
     with system.database.from_host() as address:
-        connection = await asyncpg.connect(demo.as_role(address, demo.password(system.cluster)), timeout=10)
+        connection = await asyncpg.connect(demo.as_role(address, password), timeout=10)
         try:
             for forbidden in (
                 "select * from userrealtime.event",

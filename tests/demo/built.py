@@ -5,35 +5,37 @@ python -m tests.demo.built    # builds it anew, after a change of clients/js
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import sys
 import tempfile
 from pathlib import Path
 
-from tests.clients.javascript import ROOT, install
+from e2e.system import ROOT
+from tests.clients.javascript import SOURCE, install
 
-KEPT = ROOT / "examples" / "demo" / "page" / "userrealtime"
-
-
-def build(home: Path) -> dict[str, str]:
-    """The client's modules by name, built in a new folder below `home`."""
-    modules = install(home) / "node_modules" / "userrealtime" / "dist"
-    return {path.name: path.read_text() for path in modules.glob("*.js")}
+PAGE = ROOT / "examples" / "demo" / "page"
+KEPT = PAGE / "userrealtime"
+STAMP = KEPT / "sha256"
 
 
-def kept() -> dict[str, str]:
-    """The modules that the page has."""
-    return {path.name: path.read_text() for path in KEPT.glob("*.js")}
+def digest() -> str:
+    """SHA-256 of what the client is built from, and of what the page has of it."""
+    settings = (SOURCE / name for name in ("package.json", "package-lock.json", "tsconfig.json"))
+    files = [*settings, *sorted((SOURCE / "src").glob("*.ts")), *sorted(KEPT.glob("*.js"))]
+    parts = (f"{path.name}\0{path.read_text()}\0" for path in files)
+    return hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
 def main() -> int:
     """Build the modules and keep them; the result is the exit status."""
     with tempfile.TemporaryDirectory() as home:
-        modules = build(Path(home))
-    shutil.rmtree(KEPT, ignore_errors=True)
-    KEPT.mkdir()
-    for name, text in modules.items():
-        (KEPT / name).write_text(text)
+        modules = install(Path(home)) / "node_modules" / "userrealtime" / "dist"
+        shutil.rmtree(KEPT, ignore_errors=True)
+        KEPT.mkdir()
+        for path in modules.glob("*.js"):
+            shutil.copyfile(path, KEPT / path.name)
+    STAMP.write_text(f"{digest()}\n")
     return 0
 
 

@@ -15,14 +15,14 @@ def resource(**conditions: str) -> dict[str, Any]:
     return {"metadata": {"name": "alice"}, "status": {"conditions": told}}
 
 
-def pod(name: str = "a", *, ready: bool = True, created: str = "2026-01-01T00:00:00Z", **more: Any) -> dict[str, Any]:
+def pod(
+    name: str = "a", *, ready: bool = True, leaving: bool = False, created: str = "2026-01-01T00:00:00Z"
+) -> dict[str, Any]:
+    deleted = {"deletionTimestamp": "2026-01-01T00:01:00Z"} if leaving else {}
     return {
-        "metadata": {"name": name, "creationTimestamp": created, **more},
+        "metadata": {"name": name, "creationTimestamp": created, **deleted},
         "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": str(ready)}]},
     }
-
-
-LEAVING = {"deletionTimestamp": "2026-01-01T00:01:00Z"}
 
 
 @pytest.mark.parametrize(
@@ -30,8 +30,8 @@ LEAVING = {"deletionTimestamp": "2026-01-01T00:01:00Z"}
     [
         ({}, [], "starting"),
         ({"Ready": "True"}, [pod()], "ready"),
-        ({"Ready": "True"}, [pod(**LEAVING), pod("b")], "ready"),
-        ({"Ready": "True"}, [pod(**LEAVING)], "starting"),
+        ({"Ready": "True"}, [pod(leaving=True), pod("b")], "ready"),
+        ({"Ready": "True"}, [pod(leaving=True)], "starting"),
         ({"Ready": "False", "Progressing": "True"}, [pod(ready=False)], "starting"),
         ({"Ready": "False", "Progressing": "False"}, [pod(ready=False)], "trouble"),
         ({"Ready": "True", "Asleep": "True"}, [], "asleep"),
@@ -64,7 +64,7 @@ def test_a_pod_in_a_few_words() -> None:
         "created": "2026-01-01T00:00:00Z",
         "restarts": 0,
     }
-    leaving = describe_pod(pod(**LEAVING))
+    leaving = describe_pod(pod(leaving=True))
     assert (leaving["phase"], leaving["ready"]) == ("Terminating", False)
 
 
