@@ -143,6 +143,27 @@ async def test_the_pod_is_killed_and_nothing_is_missed(chromium: Browser, url: s
         assert [problem for problem in page.problems if not problem.startswith("network: ")] == []
 
 
+async def test_the_pod_is_put_to_sleep_and_woken(chromium: Browser, url: str, system: System) -> None:
+    async with logged_in(chromium, url, "alice") as page, logged_in(chromium, url, "bob") as bob:
+        knows = "idle" in system.kubectl("explain", "urt.spec")
+        if not knows:
+            assert await page.evaluate("document.querySelector('#sleep').hidden")
+            return
+        await publish(page, "before", "server")
+        await page.click("#sleep")
+        await page.wait_for("document.querySelector('#pod-state').dataset.state === 'asleep'", timeout=90)
+        await page.wait_for("document.querySelector('#pods').innerText === 'No pod.'", timeout=60)
+        await bob.evaluate("document.querySelector('#to').value = 'alice'")
+        await bob.write("#text", "while you slept")
+        await bob.click("#publish button[value=server]")
+        await bob.wait_for("document.querySelector('#notice').innerText === 'Published to alice.'")
+        await page.click("#wake")
+        await page.wait_for(f"{CONNECTED} && {POD_READY}", timeout=60)
+        await page.wait_for("document.querySelector('#events').innerText.includes('bob: while you slept')")
+        assert await page.text("#missed") == "0"
+        assert await page.text("#twice") == ""
+
+
 async def test_a_page_that_comes_back_is_still_logged_in(chromium: Browser, url: str) -> None:
     async with logged_in(chromium, url, "bob") as page:
         await page.goto(url)

@@ -96,7 +96,7 @@ class Demo:
         if user not in USERS:
             raise HTTPException(HTTPStatus.BAD_REQUEST, "one may log in as alice or bob")
         await self._cluster.provision(user)
-        response = JSONResponse(await self._about(user))
+        response = JSONResponse(_about(user))
         response.set_cookie(COOKIE, self._sessions.issue(user), max_age=LIFETIME_S, **self._cookie)
         return response
 
@@ -108,10 +108,7 @@ class Demo:
     async def _me(self, request: Request) -> Response:
         """Who is logged in; null for nobody, which is no error."""
         user = self._sessions.user(request.cookies.get(COOKIE))
-        return JSONResponse(await self._about(user) if user else {"user": None})
-
-    async def _about(self, user: str) -> Object:
-        return {"user": user, "users": USERS, "maySleep": await self._cluster.may_sleep(user)}
+        return JSONResponse(_about(user))
 
     async def _token(self, request: Request) -> Response:
         return JSONResponse(await self._cluster.token(self._user(request)))
@@ -182,6 +179,10 @@ class Demo:
     def _allow(self) -> None:
         if not self._allowance.take(time.monotonic()):
             raise HTTPException(HTTPStatus.TOO_MANY_REQUESTS, "too many requests: wait a moment")
+
+
+def _about(user: str | None) -> Object:
+    return {"user": user, "users": USERS}
 
 
 async def _health(request: Request) -> Response:

@@ -112,14 +112,6 @@ class Cluster:
                         raise
             return len(names)
 
-    async def may_sleep(self, user: str) -> bool:
-        """Whether this version of the resource knows of sleep. Nothing is changed."""
-        try:
-            await self._set_idle(user, {"after": SOON}, dry_run="All")
-        except ClusterError:
-            return False
-        return True
-
     async def sleep(self, user: str) -> None:
         """Let the user's pod go as soon as nobody is connected."""
         await self._set_idle(user, {"after": SOON})
@@ -157,7 +149,7 @@ class Cluster:
         )
         return [pod.metadata.name for pod in found.items if pod.metadata and pod.metadata.name]
 
-    async def _set_idle(self, user: str, idle: Object | None, dry_run: str | None = None) -> None:
+    async def _set_idle(self, user: str, idle: Object | None) -> None:
         async with _explained():
             await self._resources.patch_namespaced_custom_object(
                 **RESOURCE,
@@ -165,7 +157,6 @@ class Cluster:
                 name=user,
                 body={"spec": {"idle": idle}},
                 field_validation="Strict",
-                dry_run=dry_run,
                 _content_type=MERGE_PATCH,
                 _request_timeout=REQUEST_TIMEOUT_S,
             )

@@ -12,17 +12,18 @@ def describe(resource: Object | None, pods: Iterable[Object]) -> Object:
     """A user's resource and pods, the newest pod first.
 
     `state` is one of `missing`, `starting`, `ready`, `asleep` and `trouble`; `reason` and `message` are the
-    operator's own words for it.
+    operator's own words for it. `maySleep`: whether this operator puts this user to sleep.
     """
     shown = sorted((describe_pod(pod) for pod in pods), key=lambda pod: (pod["created"], pod["name"]), reverse=True)
     if resource is None:
-        return {"state": "missing", "reason": "", "message": "", "pods": shown}
+        return {"state": "missing", "reason": "", "message": "", "maySleep": False, "pods": shown}
     conditions = {item["type"]: item for item in resource.get("status", {}).get("conditions", ())}
     ready = conditions.get("Ready", {})
     return {
         "state": _state(conditions, shown),
         "reason": ready.get("reason", ""),
         "message": ready.get("message", ""),
+        "maySleep": conditions.get("Asleep", {}).get("reason", "NeverSleeps") != "NeverSleeps",
         "pods": shown,
     }
 

@@ -109,7 +109,7 @@ async def test_who_is_not_logged_in_changes_nothing(site: Site) -> None:
 async def test_who_is_not_logged_in_sees_nothing(site: Site) -> None:
     assert (await site.get("token"))[0] == 401
     assert (await site.get("watch"))[0] == 401
-    assert json.loads((await site.get("me"))[1]) == {"user": None}
+    assert json.loads((await site.get("me"))[1]) == {"user": None, "users": ["alice", "bob"]}
 
 
 async def test_nobody_else_may_log_in(site: Site) -> None:

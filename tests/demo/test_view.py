@@ -43,12 +43,20 @@ def test_a_user_is_in_one_state(conditions: dict[str, str], pods: list[Any], sta
 
 
 def test_no_resource_is_a_state_too() -> None:
-    assert describe(None, []) == {"state": "missing", "reason": "", "message": "", "pods": []}
+    assert describe(None, []) == {"state": "missing", "reason": "", "message": "", "maySleep": False, "pods": []}
 
 
 def test_the_operators_own_words_are_kept() -> None:
     told = describe(resource(Ready="False"), [])
     assert (told["reason"], told["message"]) == ("ReadyReason", "Ready message")
+
+
+@pytest.mark.parametrize(("reason", "may"), [(None, False), ("NeverSleeps", False), ("Awake", True), ("Idle", True)])
+def test_who_may_sleep(reason: str | None, may: bool) -> None:
+    told = resource(Ready="True", **({} if reason is None else {"Asleep": "False"}))
+    for condition in told["status"]["conditions"]:
+        condition["reason"] = reason
+    assert describe(told, [])["maySleep"] == may
 
 
 def test_the_newest_pod_is_first() -> None:

@@ -258,7 +258,7 @@ async function connect() {
 
 let podKeys = "";
 
-function showPods({ state, reason, message, pods }) {
+function showPods({ state, reason, message, maySleep, pods }) {
   $("pod-state").dataset.state = state;
   text("pod-state", POD_STATES[state] ?? state);
   $("pod-message").hidden = state !== "trouble";
@@ -308,7 +308,6 @@ function showPeople(people) {
   $("people").replaceChildren(...items);
 }
 
-let maySleep = false;
 let latest = null;
 
 function show(state) {
@@ -342,7 +341,6 @@ function showLogin() {
 
 function enter(about) {
   if (about.user === null) return showLogin();
-  maySleep = about.maySleep;
   watch();
   if (user === about.user) return;
   user = about.user;
@@ -419,7 +417,7 @@ $("sleep").addEventListener("click", () =>
     signedOff = true;
     client.close();
     showConnection({ state: "off", reason: "so that the pod can sleep" });
-    happened("You signed off: the pod sleeps when nobody is connected");
+    happened("You signed off: with nobody connected, the pod sleeps within half a minute");
     show(latest);
   }),
 );
