@@ -6,7 +6,7 @@ const MOST_EVENTS = 80;
 const MOST_HAPPENINGS = 40;
 const RETRY_MS = 1500;
 
-const TRANSPORTS = { websocket: "WebSocket", sse: "Server-Sent Events", poll: "Long poll" };
+const TRANSPORTS = { websocket: "WebSocket", sse: "SSE", poll: "Long poll" };
 const STATES = {
   connecting: "Connecting",
   connected: "Connected",
@@ -15,7 +15,7 @@ const STATES = {
   closed: "Closed",
   off: "Signed off",
 };
-const POD_STATES = { missing: "None", starting: "Starting", ready: "Ready", asleep: "Asleep", trouble: "In trouble" };
+const USER_STATES = { missing: "None", starting: "Starting", ready: "Ready", asleep: "Asleep", trouble: "In trouble" };
 
 const $ = (id) => document.getElementById(id);
 
@@ -64,7 +64,7 @@ function tellAges() {
   }
 }
 
-const clock = () => new Date().toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: "2-digit" });
+const clock = () => new Date().toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" });
 
 // --- the server
 
@@ -260,7 +260,7 @@ let podKeys = "";
 
 function showPods({ state, reason, message, maySleep, pods }) {
   $("pod-state").dataset.state = state;
-  text("pod-state", POD_STATES[state] ?? state);
+  text("pod-state", USER_STATES[state] ?? state);
   $("pod-message").hidden = state !== "trouble";
   text("pod-message", `${reason}: ${message}`);
   const key = JSON.stringify(pods);
@@ -275,7 +275,7 @@ function showPods({ state, reason, message, maySleep, pods }) {
 
 function podItem(pod) {
   const kind = pod.phase === "Terminating" ? "leaving" : pod.ready ? "ready" : "starting";
-  const badge = element("span", { className: "badge", data: { state: kind } }, pod.ready ? "Ready" : pod.phase);
+  const badge = element("span", { className: "badge", data: { state: kind } }, pod.phase);
   const restarts = pod.restarts ? `, ${pod.restarts} restarts` : "";
   return element(
     "li",
@@ -393,7 +393,8 @@ $("publish").addEventListener("submit", (submitted) => {
       await call("publish", { to: $("to").value, text: said });
       notice(`Published to ${$("to").value}.`);
     }
-    $("text").value = "";
+    // Unless the next message has been begun meanwhile.
+    if ($("text").value === said) $("text").value = "";
   });
 });
 
