@@ -309,3 +309,17 @@ def test_its_pod_is_confined(url: str, system: System) -> None:
         )
     log = system.cluster.kubectl("-n", demo.NAMESPACE, "logs", "deployment/demo")
     assert "Traceback" not in log
+
+
+def test_nothing_of_it_stays_on_a_cluster_that_stays(url: str, system: System) -> None:
+    demo.uninstall(system.cluster)
+    everywhere = ("get", "all,ingress,secrets,roles,rolebindings,serviceaccounts", "--all-namespaces", "-o", "json")
+    found = json.loads(system.cluster.kubectl(*everywhere))["items"]
+    left = [
+        f"{item['kind']} {item['metadata']['namespace']}/{item['metadata']['name']}"
+        for item in found
+        if item["metadata"]["namespace"] == demo.NAMESPACE or item["metadata"]["name"] == "demo"
+    ]
+    assert left == []
+    names = system.cluster.kubectl("get", "namespaces", "-o", "name").split()
+    assert f"namespace/{demo.NAMESPACE}" not in names
