@@ -111,7 +111,9 @@ class Demo:
         return JSONResponse(_about(user))
 
     async def _token(self, request: Request) -> Response:
-        return JSONResponse(await self._cluster.token(self._user(request)))
+        user = self._user(request)
+        self._allow()
+        return JSONResponse(await self._cluster.token(user))
 
     async def _watch(self, request: Request) -> Response:
         user = self._user(request)

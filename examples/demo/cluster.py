@@ -89,7 +89,10 @@ class Cluster:
             secret = await self._core.read_namespaced_secret(
                 reference["name"], self._namespace, _request_timeout=REQUEST_TIMEOUT_S
             )
-        key = base64.b64decode((secret.data or {})[reference["key"]])
+        encoded = (secret.data or {}).get(reference["key"])
+        if encoded is None:
+            raise ClusterError(f"{user}'s Secret has no key: the operator makes it again, if it runs")
+        key = base64.b64decode(encoded)
         # Without `iat`, which is refused where this machine's clock is ahead.
         claims = {"sub": resource["spec"]["userId"], "exp": int(time.time()) + TOKEN_LIFETIME_S}
         token = jwt.encode(claims, key, algorithm="HS256")
@@ -184,6 +187,8 @@ class Cluster:
                     _request_timeout=WATCH_S + REQUEST_TIMEOUT_S,
                 ) as events:
                     async for event in events:
+                        if isinstance(event, str):
+                            break  # a line that was cut off with its connection
                         item = event["raw_object"]
                         found[item["metadata"]["uid"]] = item
                         if event["type"] == "DELETED":

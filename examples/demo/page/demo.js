@@ -243,6 +243,7 @@ async function connect() {
     if (change.state === "connected") account.connected();
     else if ($("demo").dataset.connected === "true") account.disconnected(change.reason);
     $("demo").dataset.connected = change.state === "connected";
+    if (change.error) begin(); // perhaps somebody else is logged in by now
   });
   client.on("event", (event) => {
     showEvent(event, account.event(event));
@@ -322,6 +323,8 @@ function watch() {
   const mine = (feed = new EventSource("watch"));
   feed.onmessage = ({ data }) => show(JSON.parse(data));
   feed.onerror = () => {
+    $("pod-message").hidden = false;
+    text("pod-message", "The server does not answer: what is shown here may be old.");
     // The browser comes back by itself, unless it was refused.
     if (mine.readyState === EventSource.CLOSED && mine === feed) setTimeout(() => mine === feed && begin(), RETRY_MS);
   };
@@ -344,6 +347,9 @@ function enter(about) {
   watch();
   if (user === about.user) return;
   user = about.user;
+  client?.close();
+  client = null;
+  signedOff = false;
   account = new Account();
   for (const list of ["events", "timeline", "pods", "people"]) $(list).replaceChildren();
   podKeys = peopleKey = "";
