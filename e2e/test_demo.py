@@ -23,6 +23,7 @@ IMAGES = ROOT / "docs" / "images"
 ACCOUNT = f"system:serviceaccount:{demo.NAMESPACE}:demo"
 CONNECTED = "document.querySelector('#state').dataset.state === 'connected'"
 POD_READY = "document.querySelector('#pod-state').dataset.state === 'ready'"
+MADE_UP_FOR = "Number(document.querySelector('#timeline .resumed')?.dataset.made) > 0"
 SHOWN_IDS = "[...document.querySelectorAll('#events li')].map((item) => Number(item.dataset.id))"
 # What reaches beyond a width. Not that of the window: a phone's grows with what it has to show.
 TOO_WIDE = """[...document.querySelectorAll("body *")]
@@ -127,8 +128,7 @@ async def test_the_pod_is_killed_and_nothing_is_missed(chromium: Browser, url: s
         await publish(page, "before", "server")
         before = await page.text("#pods code")
         await page.click("#kill")
-        made = await page.wait_for("document.querySelector('#timeline .resumed')?.dataset.made", timeout=90)
-        assert int(made) > 0
+        await page.wait_for(MADE_UP_FOR, timeout=90)
         told = await page.text("#timeline .resumed")
         assert "made up for, 0 missed" in told
         assert "Disconnected" in await page.text("#timeline")
@@ -218,7 +218,7 @@ async def test_it_fits(
 async def _pose(page: Page) -> None:
     """Something to be seen: a pod that was killed, and what was made up for."""
     await page.click("#kill")
-    await page.wait_for("document.querySelector('#timeline .resumed')?.dataset.made", timeout=90)
+    await page.wait_for(MADE_UP_FOR, timeout=90)
     await page.wait_for(f"{POD_READY} && document.querySelectorAll('#pods li').length === 1", timeout=60)
     await page.wait_for("document.querySelector('[data-person=bob] .online').dataset.online === 'true'")
     await page.evaluate("scrollTo(0, 0)")
