@@ -181,9 +181,7 @@ def test_the_operator_understands_the_configuration(system: System, values: dict
         assert config.relay.pod_spec.keys() >= {"nodeSelector", "tolerations", "affinity", "runtimeClassName"}
         assert config.token_keys == KeyPolicy(720 * 3600, 48 * 3600, 180)
         assert config.idle.after_s == 90
-        assert config.activator == Activator(OPERATOR_NAMESPACE, "other-userrealtime-activator", 8080)
     else:
-        assert config.activator is None
         assert config.token_keys == KeyPolicy()
 
 
