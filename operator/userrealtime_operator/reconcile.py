@@ -63,7 +63,7 @@ class Rollout(enum.Enum):
     NONE = "none"
     """There is no change that is not applied."""
     BEGUN = "begun"
-    """It has just been applied; the cached watch does not know yet."""
+    """It has just been applied."""
     WAITING = "waiting"
     """It waits for its turn."""
 
@@ -139,11 +139,6 @@ class Reconciler:
         self._settled: dict[str, str] = {}
         """The roles that all pods of a resource use, by its uid; empty with shared credentials."""
         self._sleeper = Sleeper(config, api, database, activators, metrics, now, clock)
-        self._written: dict[User, Object] = {}
-        """The Deployments as they were written, until the cached watch has seen that."""
-        self._told: dict[User, tuple[str | None, Object]] = {}
-        """The statuses as they were written last, each with the version of the resource that it was written to: while
-        the cached watch shows that one, it does not know, and the same would be told again."""
         self._instance = instance_name()
         self._listeners = Listeners(config.signals.listen_range)
         metrics.listening.set_function(lambda: len(self._listeners))
@@ -170,8 +165,6 @@ class Reconciler:
         if body is None or body["metadata"].get("deletionTimestamp"):
             self._end_rollout(user)
             self._sleeper.forget(user)
-            self._written.pop(user, None)
-            self._told.pop(user, None)
             self._listeners.see(user, listens=False)
             return None  # the children are owned: the garbage collector follows
         resource = parse_resource(body)
@@ -216,8 +209,8 @@ class Reconciler:
         waits.append(None if database.true else DATABASE_RETRY_S)
         return min((wait for wait in waits if wait is not None), default=None)
 
-    async def sweep(self, namespace: str) -> None:
-        """Remove the logs of users whose resources in this namespace are gone.
+    async def sweep(self, namespace: str) -> set[str]:
+        """Remove the logs of users whose resources in this namespace are gone; gives the uids of those that exist.
 
         It also notices registrations that the database has lost; `is_registered` then says so.
 
@@ -241,6 +234,7 @@ class Reconciler:
             await self._database.forget(uid)
             self._metrics.swept.inc()
             logger.info("removed the log of a deleted resource (uid %s)", uid)
+        return existing
 
     def is_registered(self, uid: str) -> bool:
         """Whether the database knows a resource, as far as this operator has seen."""
@@ -296,16 +290,7 @@ class Reconciler:
             self._wake(user)
 
     def _deployment(self, resource: UserRealtime) -> Mapping[str, Any] | None:
-        """As it is known to be: a cached watch is behind what was just written, and would seem to undo a sleep."""
-        user = User(resource.namespace, resource.name)
-        cached = self._child(_deployment_key(resource.namespace, resource.user_id))
-        written = self._written.get(user)
-        if cached is not None and written is not None:
-            of_one = cached["metadata"].get("uid") == written["metadata"].get("uid")
-            if of_one and cached["metadata"]["generation"] < written["metadata"]["generation"]:
-                return written
-        self._written.pop(user, None)
-        return cached
+        return self._child(_deployment_key(resource.namespace, resource.user_id))
 
     async def _apply_children(
         self, resource: UserRealtime, body: Mapping[str, Any], database_is_there: bool
@@ -329,7 +314,10 @@ class Reconciler:
         may_rotate = database_is_there and not deployment_progress(live["Deployment"]).true
         secrets, access, wait = self._secrets(resource, live["Secret"], may_rotate)
         objects = desired(secrets)
-        if not _up_to_date(live["Secret"], objects[0]):
+        created = await self._created(objects[0]) if live["Secret"] is None else None
+        if created is not None:
+            live["Secret"] = created
+        elif not _up_to_date(live["Secret"], objects[0]):
             live["Secret"] = await self._api.get("Secret", resource.namespace, resource.child_name)
             _check_owner(resource, "Secret", live["Secret"])
             secrets, access, wait = self._secrets(resource, live["Secret"], may_rotate)
@@ -349,8 +337,8 @@ class Reconciler:
                     rollout = Rollout.WAITING
                     continue
                 rollout = Rollout.BEGUN
-            await self._write(resource, live[item["kind"]], item)
-            logger.info("applied %s %s/%s", *keys[item["kind"]])
+            await self._write(live[item["kind"]], item)
+            _log_applied(item)
         unwanted = CHILD_KINDS.keys() - {item["kind"] for item in objects}
         for kind in unwanted - ({"EndpointSlice"} if plan.slice else set()):
             if live[kind] is not None:
@@ -398,10 +386,19 @@ class Reconciler:
     def _token_keys(self, resource: UserRealtime, secret: Mapping[str, Any] | None) -> tuple[TokenKeys, float | None]:
         return advance(secret, resource.key_rotation, self._now(), self._config.token_keys, random_text)
 
-    async def _write(self, resource: UserRealtime, live: Mapping[str, Any] | None, item: Object) -> None:
-        if item["kind"] == "Deployment":
-            self._written[User(resource.namespace, resource.name)] = await self._api.apply(item)
-        elif item["kind"] != "Secret":
+    async def _created(self, item: Object) -> Object | None:
+        """An object made anew, as it is stored; None if there is one already, which the cache does not know."""
+        try:
+            stored = await self._api.create(item)
+        except ApiError as error:
+            if error.status != 409:
+                raise
+            return None
+        _log_applied(item)
+        return stored
+
+    async def _write(self, live: Mapping[str, Any] | None, item: Object) -> None:
+        if item["kind"] != "Secret":
             await self._api.apply(item)
         elif live is None:
             await self._api.create(item)
@@ -433,12 +430,7 @@ class Reconciler:
         database: Finding,
         plan: Plan | None,
     ) -> None:
-        user, version = User(resource.namespace, resource.name), body["metadata"].get("resourceVersion")
-        told_to, told = self._told.get(user, (None, {}))
-        if told_to is None or told_to != version:
-            self._told.pop(user, None)
-            told = {}
-        previous = {**body.get("status", {}), **told}
+        previous = body.get("status", {})
         findings = {"Ready": readiness(pod, database), "Progressing": progress, "DatabaseReady": database}
         if plan is not None:
             findings["Asleep"] = plan.finding
@@ -453,7 +445,6 @@ class Reconciler:
         before = previous.get("conditions", ())
         news = list(events(resource, before, status["conditions"], rfc3339(now, "microseconds"), self._instance))
         await self._api.patch_status(resource.namespace, resource.name, status)
-        self._told[user] = version, status
         match transition(before, status["conditions"]):
             case "Slept":
                 self._metrics.sleeps.inc()
@@ -468,6 +459,10 @@ class Reconciler:
 
 def _deployment_key(namespace: str, user_id: str) -> ChildKey:
     return ChildKey("Deployment", namespace, child_name(user_id))
+
+
+def _log_applied(item: Object) -> None:
+    logger.info("applied %s %s/%s", item["kind"], item["metadata"]["namespace"], item["metadata"]["name"])
 
 
 def _refusal(error: ApiError) -> Finding:
