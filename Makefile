@@ -40,7 +40,7 @@ bench: venv ## The relay beside ws, Socket.IO, Centrifugo and AnyCable, in one r
 
 lock: venv ## Pin the dependencies again, from pyproject.toml
 	@$(BIN)/uv pip compile -q pyproject.toml --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --upgrade --all-extras -o locks/dev.txt
-	@for image in operator relay; do \
+	@for image in operator relay demo; do \
 	  extras=$$image; [ $$image = operator ] || extras="relay nats kafka"; \
 	  $(BIN)/uv pip compile -q pyproject.toml --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 	    $$(printf -- '--extra %s ' $$extras) -c locks/dev.txt -o locks/$$image.txt; done

@@ -154,13 +154,13 @@ async def test_tokens_that_end_are_replaced(stage: Stage, transport: Transport) 
     states: list[State] = []
 
     async def short() -> str:
-        asked.append(token(life_s=3))
+        asked.append(token(life_s=4))
         return asked[-1]
 
     async with connect(stage, transport, token=short, on_state=states.append) as client:
         await until(client, "connected")
         async with publishing(stage):
-            await asyncio.sleep(7)
+            await asyncio.sleep(9)
         await judge(stage, client)
     waits = [state.reason for state in states if state.state == "waiting"]
     assert len(asked) >= 3

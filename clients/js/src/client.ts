@@ -115,6 +115,8 @@ export class UserRealtime implements AsyncIterable<UserEvent | Reset> {
   #posting: transports.Connection | null = null;
   #ear: symbol | null = null;
   #asking: symbol | null = null;
+  #settling = false;
+  #closing = false;
   #timer: ReturnType<typeof setTimeout> | undefined;
   #stopWatching: () => void = () => {};
 
@@ -133,7 +135,7 @@ export class UserRealtime implements AsyncIterable<UserEvent | Reset> {
     this.#state = { state: "connecting", transport, reason: "", error: null };
     this.#machine = new Machine(limits, Math.random, this.#position);
     queueMicrotask(() => {
-      if (this.state === "closed") return;
+      if (this.#closing) return;
       this.#stopWatching = this.#watch();
       this.#machine.start(performance.now());
       this.#settle();
@@ -191,6 +193,7 @@ export class UserRealtime implements AsyncIterable<UserEvent | Reset> {
 
   /** End the connection. What is published and not acknowledged fails. */
   close(): void {
+    this.#closing = true;
     this.#machine.close();
     this.#settle();
   }
@@ -219,8 +222,14 @@ export class UserRealtime implements AsyncIterable<UserEvent | Reset> {
 
   /** Carry out what the machine says, and come back when it wants to know the time. */
   #settle(): void {
-    for (let actions = this.#machine.take(); actions.length > 0; actions = this.#machine.take()) {
-      for (const action of actions) this.#carryOut(action);
+    if (this.#settling) return; // a listener has called: what it asks for comes after what is being done
+    this.#settling = true;
+    try {
+      for (let actions = this.#machine.take(); actions.length > 0; actions = this.#machine.take()) {
+        for (const action of actions) this.#carryOut(action);
+      }
+    } finally {
+      this.#settling = false;
     }
     clearTimeout(this.#timer);
     const { deadline } = this.#machine;
@@ -342,7 +351,7 @@ export class UserRealtime implements AsyncIterable<UserEvent | Reset> {
 
   /** Give what waits to the listeners, if there are any. */
   #deliver(): void {
-    while (this.#listeners.event.size > 0) {
+    while (this.#listeners.event.size > 0 && !this.#closing) {
       const handed = this.#buffer.shift();
       if (handed === undefined) break;
       this.#take(handed);
