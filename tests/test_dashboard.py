@@ -12,10 +12,11 @@ import yaml
 
 from userrealtime_operator import metrics as operator
 from userrealtime_relay import metrics as relay
+from userrealtime_relay.bridge import metrics as bridge
 
 ROOT = Path(__file__).parents[1]
 CHART = ROOT / "charts" / "userrealtime"
-METRIC = re.compile(r"userrealtime_(?:relay|operator)_\w+")
+METRIC = re.compile(r"userrealtime_(?:relay|operator|bridge)_\w+")
 
 
 def exposed(expose: Callable[[], bytes]) -> set[str]:
@@ -26,7 +27,11 @@ def exposed(expose: Callable[[], bytes]) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("dashboard", "expose"), [("relays", relay.Metrics().expose), ("operator", operator.Metrics().expose)]
+    ("dashboard", "expose"),
+    [
+        ("relays", relay.Metrics().expose),
+        ("operator", lambda: operator.Metrics().expose() + bridge.Metrics().expose()),
+    ],
 )
 def test_every_metric_of_the_dashboard_exists_and_none_is_forgotten(
     dashboard: str, expose: Callable[[], bytes]
@@ -49,7 +54,7 @@ def test_every_alert_asks_for_what_exists_and_has_a_runbook(rule: dict[str, str 
     assert isinstance(rule["expr"], str)
     asked = set(METRIC.findall(rule["expr"]))
     assert asked
-    assert asked <= exposed(operator.Metrics().expose) | exposed(relay.Metrics().expose)
+    assert asked <= exposed(lambda: b"".join(each.Metrics().expose() for each in (operator, relay, bridge)))
     annotations = rule["annotations"]
     assert isinstance(annotations, dict)
     base, _, anchor = annotations["runbook_url"].partition("#")
