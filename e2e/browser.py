@@ -146,12 +146,17 @@ class Browser:
 
 
 class Page:
-    """One page. `problems` has every error that it wrote to the console or did not catch."""
+    """One page.
+
+    `problems` has every error that it wrote to the console or did not catch; `failures` every request of it that
+    failed, of which the browser complains on its own, whatever the page makes of it.
+    """
 
     def __init__(self, browser: Browser, session: str) -> None:
         self._browser = browser
         self._session = session
         self.problems: list[str] = []
+        self.failures: list[str] = []
 
     def note(self, event: str, parameters: Object) -> None:
         """Keep what is a problem of what the browser tells."""
@@ -164,7 +169,8 @@ class Page:
                 self.problems.append(" ".join(values))
             case "Log.entryAdded" if parameters["entry"]["level"] == "error":
                 entry = parameters["entry"]
-                self.problems.append(f"{entry['source']}: {entry['text']} {entry.get('url', '')}".rstrip())
+                told = self.failures if entry["source"] == "network" else self.problems
+                told.append(f"{entry['text']} {entry.get('url', '')}".rstrip())
 
     async def send(self, method: str, parameters: Object | None = None) -> Object:
         """A command about this page."""
@@ -215,7 +221,7 @@ class Page:
                 while not (found := await self.evaluate(expression)):
                     await asyncio.sleep(POLL_S)
         if not found:
-            raise TimeoutError(f"not within {timeout:.0f} s: {expression} (problems: {self.problems})")
+            raise TimeoutError(f"not within {timeout:.0f} s: {expression} ({self.problems} {self.failures})")
         return found
 
     async def text(self, selector: str) -> str:
