@@ -62,7 +62,7 @@ SOURCES = (
     Source(
         "userrealtime-operator",
         "Dockerfile.operator",
-        ("locks/operator.txt", "operator/userrealtime_operator"),
+        ("locks/operator.txt", "operator/userrealtime_operator", "relay/userrealtime_relay"),
     ),
     Source("userrealtime-relay", "Dockerfile.relay", ("locks/relay.txt", "relay/userrealtime_relay")),
     Source(
@@ -72,6 +72,7 @@ SOURCES = (
     ),
     DEMO,
     Source("userrealtime-haproxy", "e2e/images/Dockerfile.haproxy", ()),
+    Source("userrealtime-nats", "e2e/images/Dockerfile.nats", ("e2e/images/nats.txt",)),
 )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +26,7 @@ from userrealtime_operator.migrate import migrate
 
 ROOT: Final = Path(__file__).parents[2]
 GRACE_S: Final = 10
+TEMPLATE: Final = "clients_template"
 REFUSAL: Final = b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 MARKS: Final = {"websocket": b"HTTP/1.1 101", "sse": b"text/event-stream"}
 """By what an answer of the relay is known as that of a transport."""
@@ -47,8 +48,10 @@ class Stage:
 
     async def __aenter__(self) -> Self:
         async with self._connected("postgres") as connection:
-            await connection.execute(f"create database {self.database}")
-        await migrate(self.server.url(self.database))
+            if not await connection.fetchval("select true from pg_database where datname = $1", TEMPLATE):
+                await connection.execute(f"create database {TEMPLATE}")
+                await migrate(self.server.url(TEMPLATE))
+            await connection.execute(f"create database {self.database} template {TEMPLATE}")
         async with self._connected() as connection:
             # As the operator registers a user: the log has an epoch from the start.
             await connection.execute("insert into userrealtime.log (user_id) values ($1)", USER)
@@ -158,12 +161,11 @@ class Stage:
 
 
 @asynccontextmanager
-async def serving(stage: Stage, *folders: Path, done: Callable[[Any], None] = lambda _: None) -> AsyncIterator[str]:
+async def serving(stage: Stage, *folders: Path) -> AsyncIterator[str]:
     """Tests in other languages reach the stage by this URL: `POST /do/METHOD` with JSON arguments, `GET /token`.
 
     Args:
         folders: served as files, by their names, for a browser.
-        done: told of what is sent to `POST /done`.
     """
 
     async def act(request: web.Request) -> web.Response:
@@ -176,14 +178,9 @@ async def serving(stage: Stage, *folders: Path, done: Callable[[Any], None] = la
     async def give_token(request: web.Request) -> web.Response:
         return web.Response(text=token(life_s=float(request.query.get("life_s", "3600"))))
 
-    async def finish(request: web.Request) -> web.Response:
-        done(await request.json())
-        return web.Response()
-
     application = web.Application()
     application.router.add_post("/do/{method}", act)
     application.router.add_get("/token", give_token)
-    application.router.add_post("/done", finish)
     for folder in folders:
         application.router.add_static(f"/{folder.name}", folder)
     runner = web.AppRunner(application, access_log=None)

@@ -12,6 +12,7 @@ import pytest
 from e2e.local.postgres import LocalPostgres
 from tests.relay.support import token
 from userrealtime_client import Client, ClientError, Event, Options, Position, PublishError, Reset, State
+from userrealtime_client import client as module
 from userrealtime_client.machine import Transport
 
 from .stage import Stage
@@ -114,17 +115,36 @@ async def test_whatever_breaks(stage: Stage, transport: Transport) -> None:
     assert states[-1] == "closed"
 
 
-@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.parametrize("transport", ["websocket", "sse"])  # a poll has 35 s to be answered: see the vectors
 async def test_a_connection_that_goes_silent_for_good_is_replaced(stage: Stage, transport: Transport) -> None:
-    # A poll has 25 s and 10 more to be answered, so it is not asked to wait that long here.
-    async with connect(stage, transport) as client:
+    states: list[str] = []
+    async with connect(stage, transport, on_state=lambda state: states.append(state.state)) as client:
         await until(client, "connected")
         stage.link.strand()
-        if transport != "poll":
-            await until(client, "waiting")
-        else:
-            await stage.refuse(True)
-            await stage.refuse(False)
+        async with asyncio.timeout(PATIENCE_S):
+            while "waiting" not in states:
+                await asyncio.sleep(0.01)
+        await judge(stage, client)
+
+
+async def test_after_sleep_the_connection_is_asked_at_once(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "WATCH_S", 0.1)
+    slept = 0.0
+    offset = Client._offset
+    monkeypatch.setattr(Client, "_offset", lambda client: offset(client) + slept)
+    states: list[str] = []
+    options = {"ping_interval": 3_600_000}  # so that nothing else finds out
+    async with connect(
+        stage, "websocket", options=options, on_state=lambda state: states.append(state.state)
+    ) as client:
+        await until(client, "connected")
+        stage.link.strand()
+        await asyncio.sleep(0.5)
+        assert "waiting" not in states
+        slept = 60.0
+        async with asyncio.timeout(PATIENCE_S):
+            while "waiting" not in states:
+                await asyncio.sleep(0.01)
         await judge(stage, client)
 
 
@@ -134,13 +154,13 @@ async def test_tokens_that_end_are_replaced(stage: Stage, transport: Transport) 
     states: list[State] = []
 
     async def short() -> str:
-        asked.append(token(life_s=3))
+        asked.append(token(life_s=4))
         return asked[-1]
 
     async with connect(stage, transport, token=short, on_state=states.append) as client:
         await until(client, "connected")
         async with publishing(stage):
-            await asyncio.sleep(7)
+            await asyncio.sleep(9)
         await judge(stage, client)
     waits = [state.reason for state in states if state.state == "waiting"]
     assert len(asked) >= 3
@@ -172,20 +192,20 @@ async def test_a_gap_is_told(stage: Stage, transport: Transport) -> None:
         (first,) = await take(client, 1)
         assert isinstance(first, Event)
         position = client.position
-    await stage.publish(5)
+    await stage.publish(100)  # more than the relay keeps in memory
     await stage.forget()
     async with connect(stage, transport, position=position) as client:
         (told,) = await take(client, 1)
-        assert told == Reset("too-old", 6, position and position.epoch)
+        assert told == Reset("too-old", 101, position and position.epoch)
         epoch = await stage.replace()
         await stage.publish(1)
         (told,) = await take(client, 1)
-        assert told == Reset("epoch", 7, epoch)
-        assert client.position == Position(7, epoch)
+        assert told == Reset("epoch", 102, epoch)
+        assert client.position == Position(102, epoch)
         await stage.publish(1)
         (event,) = await take(client, 1)
         assert isinstance(event, Event)
-        assert event.id == 8
+        assert event.id == 103
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
@@ -265,6 +285,16 @@ async def test_a_client_that_does_not_take_its_events_lets_go_and_misses_nothing
         await stage.publish(3000)
         await until(client, "paused")
         await judge(stage, client)
+
+
+async def test_a_listener_that_fails_ends_nothing(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+    def fail(state: State) -> None:
+        raise LookupError(state.state)
+
+    async with connect(stage, on_state=fail) as client:
+        await until(client, "connected")
+        await judge(stage, client)
+    assert "on_state failed" in caplog.text
 
 
 async def test_a_client_that_only_publishes_keeps_nothing(stage: Stage) -> None:

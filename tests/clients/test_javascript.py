@@ -7,19 +7,12 @@ import os
 import subprocess
 from pathlib import Path
 
-import pytest
-
 from e2e.local.postgres import LocalPostgres
 
-from .javascript import SOURCE, install, program, run
+from .javascript import program, run
 from .stage import ROOT, Stage, serving
 
 SCENARIOS_S = 400
-
-
-@pytest.fixture(scope="module")
-def application(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return install(tmp_path_factory.mktemp("javascript"))
 
 
 def test_its_parts(application: Path) -> None:
@@ -79,11 +72,3 @@ def test_it_has_no_dependencies_and_types(application: Path) -> None:
     compiler = application.parent / "source" / "node_modules" / ".bin" / "tsc"
     settings = ("--strict", "--noEmit", "--module", "nodenext", "--target", "es2022", "--lib", "es2022,dom")
     run(str(compiler), *settings, str(user), folder=application)
-
-
-def test_its_version_is_that_of_the_project() -> None:
-    import json
-
-    from userrealtime_operator import __version__
-
-    assert json.loads((SOURCE / "package.json").read_text())["version"] == __version__

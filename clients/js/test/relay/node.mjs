@@ -5,13 +5,13 @@ import { test } from "node:test";
 import { UserRealtime } from "userrealtime";
 import ws from "ws";
 
-import { play, scenarios } from "./scenarios.mjs";
+import { names, play } from "./scenarios.mjs";
 
 const stage = process.env.STAGE;
 assert.ok(stage, "STAGE is not set: run `pytest tests/clients/test_javascript.py`, which runs this");
 assert.ok(globalThis.WebSocket, "this node has no WebSocket of its own: run it with --experimental-websocket");
 
-for (const name of Object.keys(scenarios)) {
+for (const name of names) {
   test(name, () => play(name, { stage, UserRealtime }));
 }
 
