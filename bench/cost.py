@@ -161,7 +161,7 @@ async def measure_shared(server: LocalApiServer, url: str, count: int) -> tuple[
         await asyncio.to_thread(operator.wait_ready)
         progress(f"creating {count:,} users")
         async with asyncio.timeout(LIMIT_S), Api(config) as api:
-            await asyncio.gather(*(create(api, list(range(first, count, 4)), {}) for first in range(4)))
+            await asyncio.gather(*(create(api, list(range(first, count, 4)), {}, 0) for first in range(4)))
         await quiet(operator, LIMIT_S)
         progress(f"an activator, and the operator, for {WATCH_S:.0f} s")
         with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:

@@ -15,6 +15,8 @@ import yaml
 from userrealtime_operator.config import Activator, parse_config
 from userrealtime_operator.naming import child_name
 from userrealtime_operator.rotation import KeyPolicy
+from userrealtime_operator.signals import SignalDefaults, SignalType
+from userrealtime_relay.bridge.config import Config as Bridge
 
 from .cluster import ClusterError
 from .system import CHART, OPERATOR_NAMESPACE, RELEASE, USERS_NAMESPACE, System, install, uninstall
@@ -60,6 +62,24 @@ EVERYTHING: dict[str, Any] = {
         "podLabels": {"a": "b"},
         "podAnnotations": {"a": "b"},
     },
+    "signals": {
+        "type": "kafka",
+        "url": "kafka://user:password@a:9092,kafka://b:9092",
+        "existingSecret": {"name": "broker", "key": "URL"},
+        "idleAfter": "5s",
+        "listenRange": 7,
+        "bridge": {
+            "replicas": 3,
+            "pollInterval": "2.5s",
+            "logLevel": "debug",
+            "database": {"existingSecret": {"name": "bridge", "key": "URL"}},
+            "resources": {"limits": {"memory": "64Mi"}},
+            "nodeSelector": {"a": "b"},
+            "tolerations": [{"operator": "Exists"}],
+            "affinity": {"nodeAffinity": {}},
+            "podAnnotations": {"a": "b"},
+        },
+    },
     "tokenKeys": {"rotateAfter": "720h", "overlap": "48h", "publishAhead": "3m"},
     "idle": {"after": "90s"},
     "activator": {
@@ -77,6 +97,7 @@ EVERYTHING: dict[str, Any] = {
         "ingressFrom": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "ingress"}}}],
         "monitoringFrom": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}],
         "database": {"cidrs": ["10.1.2.3/32"], "port": 6432},
+        "broker": {"cidrs": ["10.1.2.4/32"], "port": 9092},
         "apiServer": {"cidrs": ["10.0.0.1/32"], "port": 6443},
         "extraEgress": [{"ports": [{"port": 4222, "protocol": "TCP"}]}],
     },
@@ -150,8 +171,11 @@ def test_the_pod_monitor_finds_the_relays_health_port(system: System, users: Cal
 def test_the_operator_understands_the_configuration(system: System, values: dict[str, Any]) -> None:
     rendered = yaml.safe_load_all(render(system, values))
     text = next(item for item in rendered if item and item["kind"] == "ConfigMap" and "config.yaml" in item["data"])
-    config = parse_config(text["data"]["config.yaml"], {"DATABASE_URL": "postgresql://h/d"})
+    environment = {"DATABASE_URL": "postgresql://h/d", "BROKER_URL": "kafka://h"}
+    config = parse_config(text["data"]["config.yaml"], environment)
     if values is EVERYTHING:
+        assert config.signals == SignalDefaults(SignalType.KAFKA, "kafka://h", 7)
+        assert config.relay.settings["DATABASE_IDLE_AFTER"] == "5"
         assert config.relay.settings["JWKS_URL"] == values["relay"]["auth"]["jwksUrl"]
         assert config.relay.settings["ALLOWED_ORIGINS"] == "https://app.example.com,*"
         assert config.relay.pod_spec.keys() >= {"nodeSelector", "tolerations", "affinity", "runtimeClassName"}
@@ -171,7 +195,7 @@ def policy(system: System, values: dict[str, Any], of: str = "relays") -> dict[s
     return spec
 
 
-def test_a_relay_may_talk_to_dns_the_database_and_the_issuer_alone(system: System) -> None:
+def test_a_relay_may_talk_to_dns_the_database_the_broker_and_the_issuer_alone(system: System) -> None:
     spec = policy(system, EVERYTHING)
     assert spec["policyTypes"] == ["Ingress", "Egress"]
     activators = {
@@ -186,9 +210,22 @@ def test_a_relay_may_talk_to_dns_the_database_and_the_issuer_alone(system: Syste
     assert spec["egress"] == [
         {"ports": [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}]},
         {"ports": [{"port": 6432, "protocol": "TCP"}], "to": [{"ipBlock": {"cidr": "10.1.2.3/32"}}]},
+        {"ports": [{"port": 9092, "protocol": "TCP"}], "to": [{"ipBlock": {"cidr": "10.1.2.4/32"}}]},
         {"ports": [{"port": 8443, "protocol": "TCP"}]},
         {"ports": [{"port": 4222, "protocol": "TCP"}]},
     ]
+
+
+def test_the_brokers_url_is_in_secrets_alone(system: System) -> None:
+    url = "nats://user:hunter2@nats:4333"
+    rendered = list(yaml.safe_load_all(render(system, {**DATABASE, "signals": {"type": "nats", "url": url}})))
+    holding = {(item["kind"], item["metadata"]["name"]) for item in rendered if item and "hunter2" in json.dumps(item)}
+    assert holding == {("Secret", "other-userrealtime-broker")}
+    [bridge] = [i for i in rendered if i and i["kind"] == "Deployment" and i["metadata"]["name"].endswith("-bridge")]
+    [container] = bridge["spec"]["template"]["spec"]["containers"]
+    env = {entry["name"]: entry.get("value", "") for entry in container["env"]}
+    Bridge.from_environment({**env, "DATABASE_URL": "postgresql://h/d", "NATS_URL": url})
+    assert not bridge["spec"]["template"]["spec"]["automountServiceAccountToken"]
 
 
 def test_the_activator_may_talk_to_relays_and_the_api_server(system: System) -> None:
@@ -254,6 +291,9 @@ def test_the_namespaces_of_these_tests_enforce_the_restricted_standard(system: S
         ({}, "/database"),
         ({**DATABASE, "route": {"url": "http://localhost/"}}, "/route/url"),
         ({**DATABASE, "databse": {}}, "databse"),
+        ({**DATABASE, "signals": {"type": "nats"}}, "/signals/url"),
+        ({**DATABASE, "signals": {"type": "nats", "url": "http://nats"}}, "/signals/url"),
+        ({**DATABASE, "signals": {"type": "pigeon"}}, "/signals/type"),
         ({"database": {"url": "mysql://x"}}, "/database/url"),
         ({**DATABASE, "relay": {"pingInterval": "20"}}, "/relay/pingInterval"),
         ({**DATABASE, "relay": {"allowedOrigins": ["app.example.com"]}}, "/relay/allowedOrigins/0"),

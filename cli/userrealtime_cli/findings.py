@@ -9,6 +9,7 @@ from typing import Any, Final, Literal
 Verdict = Literal["ok", "note", "wrong"]
 
 ADVICE: Final[Mapping[str, str]] = {
+    "ActivatorUnavailable": "look at the pods of the activator, without which nobody sleeps",
     "Creating": "wait; if it stays, look at the operator's log",
     "PodMissing": "wait; if it stays, look at the operator's log",
     "PodStarting": "wait; if it stays, the relay runs and cannot reach the database: look at the pod's log",
@@ -74,7 +75,8 @@ def of_resource(resource: Mapping[str, Any]) -> list[Finding]:
     found = [operator]
     if (database := conditions.get("DatabaseReady")) is not None:
         found.append(_of_condition("database", database, "it knows the user"))
-    if conditions.get("Asleep", {}).get("status") == "True":
+    sleep = conditions.get("Asleep", {})
+    if sleep.get("status") == "True":
         found.append(Finding("pod", "ok", "it sleeps, and wakes for whoever connects"))
         return found
     ready = conditions.get("Ready", {"status": "Unknown", "reason": "", "message": ""})
@@ -89,6 +91,8 @@ def of_resource(resource: Mapping[str, Any]) -> list[Finding]:
                 ADVICE.get(progress.get("reason", ""), "see: kubectl describe urt"),
             )
         )
+    if sleep.get("reason") == "ActivatorUnavailable":
+        found.append(Finding("sleep", "note", _told(sleep), ADVICE["ActivatorUnavailable"]))
     return found
 
 

@@ -27,7 +27,9 @@ def add_to(commands: Any) -> None:
     )
     add_who(parser, by_url=True)
     parser.add_argument("--event", required=True, metavar="NAME", help="what kind of message it is")
-    parser.add_argument("--data", type=data, metavar="JSON", help="what it says; - reads standard input (default: {})")
+    parser.add_argument(
+        "--data", type=data, default="{}", metavar="JSON", help="what it says; - reads standard input (default: {})"
+    )
     parser.add_argument("--ref", help="the message's own name; one that is known is not stored again (default: new)")
     parser.add_argument(
         "--timeout", type=duration, default="30s", metavar="DURATION", help="how long to try (default: 30s)"

@@ -57,6 +57,7 @@ class Source:
         return self.root or REPOSITORY
 
 
+DEMO = Source("userrealtime-demo", "examples/demo/Dockerfile.demo", ("locks/demo.txt", "examples/demo"))
 SOURCES = (
     Source(
         "userrealtime-operator",
@@ -69,7 +70,9 @@ SOURCES = (
         "e2e/images/Dockerfile.postgres",
         ("e2e/images/postgres.txt", "e2e/images/postgres-entrypoint.sh"),
     ),
+    DEMO,
     Source("userrealtime-haproxy", "e2e/images/Dockerfile.haproxy", ()),
+    Source("userrealtime-nats", "e2e/images/Dockerfile.nats", ("e2e/images/nats.txt",)),
 )
 
 

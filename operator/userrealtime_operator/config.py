@@ -19,6 +19,7 @@ from .duration import parse_duration
 from .retention import Retention
 from .rotation import KeyPolicy
 from .routes import RouteError, parse_url_template
+from .signals import DEFAULT_LISTEN_RANGE, SignalDefaults, SignalType
 
 Json = dict[str, Any]
 
@@ -120,6 +121,7 @@ class Config:
     idle: IdleDefaults = field(default_factory=IdleDefaults)
     activator: Activator | None = None
     """None: nobody sleeps."""
+    signals: SignalDefaults = field(default_factory=SignalDefaults)
 
 
 Parser = Callable[[Any], Any]
@@ -188,7 +190,13 @@ def _jwks_url(value: Any) -> str:
     return str(value)
 
 
-_TOP = ("namespaces", "database", "log", "relay", "tokenKeys", "route", "idle", "activator")
+_TOP = ("namespaces", "database", "log", "relay", "signals", "tokenKeys", "route", "idle", "activator")
+BROKER_URL = "BROKER_URL"
+_BROKER_URLS = {
+    SignalType.NATS: ("nats://", "tls://"),
+    SignalType.REDIS: ("redis://", "rediss://"),
+    SignalType.KAFKA: ("kafka://", "kafka+tls://"),
+}
 # The file's names, each with the attribute or variable it sets, and its type or how it is read.
 Known = Mapping[str, tuple[str, type | Parser]]
 _RELAY: Known = {
@@ -215,6 +223,11 @@ _AUTH: Known = {
     "userClaim": ("TOKEN_USER_CLAIM", str),
     "leeway": ("TOKEN_LEEWAY", _seconds(0, 300)),
     "allowQueryToken": ("ALLOW_QUERY_TOKEN", lambda value: "true" if _typed(value, bool) else "false"),
+}
+_SIGNALS: Known = {
+    "type": ("type", _member(SignalType)),
+    "idleAfter": ("idle_after", _seconds(0, 3600)),
+    "listenRange": ("listen_range", _limit),
 }
 _POD: Known = {
     "nodeSelector": ("nodeSelector", _strings),
@@ -307,6 +320,22 @@ def _token_keys(document: Json, faults: list[str]) -> KeyPolicy:
     return policy
 
 
+def _signals(
+    document: Json, relay: RelayDefaults, environment: Mapping[str, str], faults: list[str]
+) -> tuple[SignalDefaults, dict[str, str]]:
+    """What wakes relays, and the variables of their environment."""
+    found = _section(document, "signals", _SIGNALS, faults)
+    settings = dict(relay.settings)
+    signal = found.get("type") or SignalType(settings.get("SIGNAL", SignalType.AUTO))
+    url = ""
+    if signal.broker:
+        settings["DATABASE_IDLE_AFTER"] = found.get("idle_after", "")
+        url = environment.get(BROKER_URL, "")
+        if not url.startswith(_BROKER_URLS[signal]):
+            faults.append(f"{BROKER_URL}: must be set in the environment, to a {_BROKER_URLS[signal][0]} URL")
+    return SignalDefaults(signal, url, found.get("listen_range", DEFAULT_LISTEN_RANGE)), settings
+
+
 def _activator(document: Json, faults: list[str]) -> Activator | None:
     found = _section(document, "activator", _ACTIVATOR, faults)
     if not found.pop("enabled", False):
@@ -334,6 +363,8 @@ def parse_config(text: str, environment: Mapping[str, str]) -> Config:
         faults.append("namespaces: a list of at least one namespace to serve is required")
         namespaces = []
     relay = _relay(document, faults)
+    signals, settings = _signals(document, relay, environment, faults)
+    relay = replace(relay, settings=settings)
     token_keys = _token_keys(document, faults)
     database = _section(document, "database", _DATABASE, faults)
     database["rotate_after_s"] = database.get("rotate_after_s") or None
@@ -364,6 +395,7 @@ def parse_config(text: str, environment: Mapping[str, str]) -> Config:
         retention,
         idle,
         activator,
+        signals,
     )
 
 

@@ -46,6 +46,10 @@ def explained(error: BaseException) -> DatabaseError:
     return DatabaseError(f"no answer from the database ({type(error).__name__})")
 
 
+async def _nothing_to_reset(_connection: object) -> None:
+    pass
+
+
 class Database:
     """A small pool of connections, opened when first needed. An async context manager."""
 
@@ -59,6 +63,8 @@ class Database:
             command_timeout=COMMAND_TIMEOUT_S,
             max_inactive_connection_lifetime=60,
             server_settings={"application_name": "userrealtime-operator"},
+            # Nothing here changes what a session is, so each use of a connection saves a round trip.
+            reset=_nothing_to_reset,
         )
 
     async def __aenter__(self) -> Self:
@@ -77,16 +83,14 @@ class Database:
             DatabaseError: the database is away, or has not the schema.
         """
         try:
-            async with self.pool.acquire(timeout=CONNECT_TIMEOUT_S) as connection, connection.transaction():
+            async with self.pool.acquire(timeout=CONNECT_TIMEOUT_S) as connection:
                 await connection.execute(
-                    "insert into userrealtime.registration (resource, scope, user_id) values ($1, $2, $3) "
-                    "on conflict do nothing",
+                    "with registered as (insert into userrealtime.registration (resource, scope, user_id) "
+                    "values ($1, $2, $3) on conflict do nothing) "
+                    "insert into userrealtime.log (user_id) values ($3) on conflict do nothing",
                     UUID(resource),
                     scope,
                     user_id,
-                )
-                await connection.execute(
-                    "insert into userrealtime.log (user_id) values ($1) on conflict do nothing", user_id
                 )
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:  # TimeoutError is an OSError
             raise explained(error) from None

@@ -105,8 +105,14 @@ def _selector(resource: UserRealtime) -> dict[str, str]:
     return {**RELAY, "app.kubernetes.io/instance": resource.child_name}
 
 
-def _secret(resource: UserRealtime, secrets: Secrets) -> Object:
-    values = {DATABASE_URL: secrets.database_url, **secrets.token_keys.data()}
+def _broker(resource: UserRealtime, config: Config) -> dict[str, str]:
+    """The variable of the broker's URL, if the user has signals from one."""
+    signal = config.signals.of(resource.signal)
+    return {signal.variable: config.signals.url} if signal.broker else {}
+
+
+def _secret(resource: UserRealtime, config: Config, secrets: Secrets) -> Object:
+    values = {DATABASE_URL: secrets.database_url, **_broker(resource, config), **secrets.token_keys.data()}
     metadata = _metadata(resource)
     metadata["annotations"] |= {**secrets.token_keys.annotations(), **secrets.database_annotations}
     return {
@@ -204,12 +210,16 @@ def _environment(resource: UserRealtime, config: Config, route: Route | None) ->
         "MAX_MESSAGES_PER_SECOND": str(resource.max_messages_per_second),
         **config.relay.settings,
     }
+    settings["SIGNAL"] = config.signals.of(resource.signal)
     if resource.log_level is not None:
         settings["LOG_LEVEL"] = resource.log_level
     # The kubelet expands $(NAME) in values, and takes $$ for $.
     env: list[Object] = [{"name": name, "value": value.replace("$", "$$")} for name, value in settings.items() if value]
-    reference = {"name": resource.child_name, "key": DATABASE_URL}
-    return [*env, {"name": DATABASE_URL, "valueFrom": {"secretKeyRef": reference}}]
+    secret = [
+        {"name": name, "valueFrom": {"secretKeyRef": {"name": resource.child_name, "key": name}}}
+        for name in (DATABASE_URL, *_broker(resource, config))
+    ]
+    return [*env, *secret]
 
 
 def _key_volume(resource: UserRealtime) -> Object:
@@ -256,11 +266,16 @@ def _pod_spec(resource: UserRealtime, config: Config, route: Route | None) -> Ob
         },
     }
     if "topologySpreadConstraints" in pod_spec:
-        # A user has one pod: what is to be spread is those of all users, unless it says otherwise.
+        # Most users have one pod: what is to be spread is those of all users, unless it says otherwise.
         pod_spec["topologySpreadConstraints"] = [
             {"labelSelector": {"matchLabels": RELAY}, **constraint}
             for constraint in pod_spec["topologySpreadConstraints"]
         ]
+    elif resource.replicas > 1:
+        # Pods of one user are several for the sake of a node that fails.
+        own = {"labelSelector": {"matchLabels": _selector(resource)}}
+        spread = {"maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "ScheduleAnyway"}
+        pod_spec["topologySpreadConstraints"] = [{**own, **spread}]
     if config.relay.image_pull_secrets:
         pod_spec["imagePullSecrets"] = [{"name": name} for name in config.relay.image_pull_secrets]
     return pod_spec
@@ -277,7 +292,7 @@ def _deployment(
         "kind": "Deployment",
         "metadata": metadata,
         "spec": {
-            "replicas": 1 if asleep is None else 0,
+            "replicas": resource.replicas if asleep is None else 0,
             "revisionHistoryLimit": 1,
             "selector": {"matchLabels": _selector(resource)},
             # The new pod is ready before the old one drains, so that its clients have where to go.
@@ -289,7 +304,9 @@ def _deployment(
                     # begin anew: then no token from before is good, and the kubelet would take a minute to tell.
                     "annotations": {
                         **config.relay.pod_annotations,
-                        "userrealtime.dev/secret-digest": digest([secrets.token_keys.series, secrets.database_url]),
+                        "userrealtime.dev/secret-digest": digest(
+                            [secrets.token_keys.series, secrets.database_url, *_broker(resource, config).values()]
+                        ),
                     },
                 },
                 "spec": _pod_spec(resource, config, route),
@@ -310,10 +327,10 @@ def desired_objects(
     `activators` are where connections go, too; none while the user is served by a pod alone.
 
     Raises:
-        RouteError: the resource asks for a route that cannot be.
+        RouteError, SignalError: the resource asks for a route or a signal that cannot be.
     """
     route = route_of(resource, config)
-    objects = [_secret(resource, secrets), _service(resource)]
+    objects = [_secret(resource, config, secrets), _service(resource)]
     if activators is not None:  # before the pod goes
         objects.append(_endpoint_slice(resource, activators))
     objects.append(_deployment(resource, config, secrets, route, asleep))

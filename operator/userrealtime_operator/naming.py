@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import os
 import re
@@ -15,6 +16,7 @@ HASH_LENGTH = 12
 SLICE_SUFFIX = "-activator"
 
 
+@functools.lru_cache(maxsize=1024)
 def child_name(user_id: str) -> str:
     """The name of all of a user's objects, like `urt-alice-fpmansl7byak`: a readable part, then 60 bits of SHA-256.
 

@@ -36,8 +36,9 @@ from .roles import Roles
 from .rollouts import Rollouts, User
 from .rotation import TokenKeys, advance
 from .routes import Route, RouteError
+from .signals import Listeners, SignalError
 from .sleeper import Plan, Sleeper
-from .status import Finding, deployment_progress, deployment_ready, differs, next_status, readiness, since
+from .status import PAST_RANGE, Finding, deployment_progress, deployment_ready, differs, next_status, readiness, since
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ class Rollout(enum.Enum):
     NONE = "none"
     """There is no change that is not applied."""
     BEGUN = "begun"
-    """It has just been applied; the cached watch does not know yet."""
+    """It has just been applied."""
     WAITING = "waiting"
     """It waits for its turn."""
 
@@ -132,22 +133,22 @@ class Reconciler:
         self._registered: dict[str, str] = {}
         """The namespaces of the resources that the database knows, by uid."""
         self._roles = roles
-        self._ensured: dict[str, str] = {}
-        """The fingerprints of the passwords that the database is known to have, by the resource's uid."""
+        self._ensured: dict[str, tuple[str, int]] = {}
+        """The fingerprints of the passwords, and for how many pods, that the database is known to have, by the
+        resource's uid."""
         self._settled: dict[str, str] = {}
         """The roles that all pods of a resource use, by its uid; empty with shared credentials."""
         self._sleeper = Sleeper(config, api, database, activators, metrics, now, clock)
-        self._written: dict[User, Object] = {}
-        """The Deployments as they were written, until the cached watch has seen that."""
-        self._told: dict[User, tuple[str | None, Object]] = {}
-        """The statuses as they were written last, each with the version of the resource that it was written to: while
-        the cached watch shows that one, it does not know, and the same would be told again."""
         self._instance = instance_name()
+        self._listeners = Listeners(config.signals.listen_range)
+        metrics.listening.set_function(lambda: len(self._listeners))
 
     def resume_rollouts(self, resources: Iterable[Mapping[str, Any]]) -> None:
-        """Count the users whose old pod serves while the new one does not come yet: to be called once, with all
-        resources, when the caches are full. Otherwise each restart would let in as many users again."""
+        """Count the users whose old pod serves while the new one does not come yet, and those whose pod listens: to be
+        called once, with all resources, when the caches are full. Otherwise each restart would let in as many users
+        again, and find few listeners at first."""
         for body in resources:
+            self._see_listener(body)
             namespace, name = body["metadata"]["namespace"], body["metadata"]["name"]
             deployment = self._child(_deployment_key(namespace, body["spec"]["userId"]))
             if deployment_ready(deployment).true and deployment_progress(deployment).true:
@@ -164,10 +165,10 @@ class Reconciler:
         if body is None or body["metadata"].get("deletionTimestamp"):
             self._end_rollout(user)
             self._sleeper.forget(user)
-            self._written.pop(user, None)
-            self._told.pop(user, None)
+            self._listeners.see(user, listens=False)
             return None  # the children are owned: the garbage collector follows
         resource = parse_resource(body)
+        self._see_listener(body)
         database = await self._register(resource)
         waits: list[float | None] = []
         plan: Plan | None = None
@@ -189,6 +190,9 @@ class Reconciler:
             elif state is Rollout.NONE:
                 self._end_rollout(user)
                 self._settled[resource.uid] = access.credentials.role if access else ""
+        except SignalError as error:
+            route, pod = None, Finding(False, "InvalidSignal", str(error))
+            progress = Finding(False, "InvalidSignal")
         except RouteError as error:
             route, pod = None, Finding(False, "InvalidRoute", str(error))
             progress = Finding(False, "InvalidRoute")
@@ -205,8 +209,8 @@ class Reconciler:
         waits.append(None if database.true else DATABASE_RETRY_S)
         return min((wait for wait in waits if wait is not None), default=None)
 
-    async def sweep(self, namespace: str) -> None:
-        """Remove the logs of users whose resources in this namespace are gone.
+    async def sweep(self, namespace: str) -> set[str]:
+        """Remove the logs of users whose resources in this namespace are gone; gives the uids of those that exist.
 
         It also notices registrations that the database has lost; `is_registered` then says so.
 
@@ -230,6 +234,7 @@ class Reconciler:
             await self._database.forget(uid)
             self._metrics.swept.inc()
             logger.info("removed the log of a deleted resource (uid %s)", uid)
+        return existing
 
     def is_registered(self, uid: str) -> bool:
         """Whether the database knows a resource, as far as this operator has seen."""
@@ -258,6 +263,19 @@ class Reconciler:
             return Finding(False, "DatabaseUnavailable", str(error))
         return Finding(True, "Registered", "the user's log is in the database")
 
+    def _see_listener(self, body: Mapping[str, Any]) -> bool:
+        """Whether this resource's pod listens, which is counted."""
+        user = User(body["metadata"]["namespace"], body["metadata"]["name"])
+        deployment = self._child(_deployment_key(user.namespace, body["spec"]["userId"]))
+        awake = deployment is None or deployment["spec"].get("replicas", 1) > 0
+        wish = body["spec"].get("relay", {}).get("signal")
+        try:
+            listens = self._config.signals.of(wish).listens
+        except SignalError:
+            listens = False
+        self._listeners.see(user, listens=listens and awake)
+        return listens and awake
+
     def _end_rollout(self, user: User) -> None:
         for next_user in self._rollouts.end(user):
             self._wake(next_user)
@@ -272,16 +290,7 @@ class Reconciler:
             self._wake(user)
 
     def _deployment(self, resource: UserRealtime) -> Mapping[str, Any] | None:
-        """As it is known to be: a cached watch is behind what was just written, and would seem to undo a sleep."""
-        user = User(resource.namespace, resource.name)
-        cached = self._child(_deployment_key(resource.namespace, resource.user_id))
-        written = self._written.get(user)
-        if cached is not None and written is not None:
-            of_one = cached["metadata"].get("uid") == written["metadata"].get("uid")
-            if of_one and cached["metadata"]["generation"] < written["metadata"]["generation"]:
-                return written
-        self._written.pop(user, None)
-        return cached
+        return self._child(_deployment_key(resource.namespace, resource.user_id))
 
     async def _apply_children(
         self, resource: UserRealtime, body: Mapping[str, Any], database_is_there: bool
@@ -305,7 +314,10 @@ class Reconciler:
         may_rotate = database_is_there and not deployment_progress(live["Deployment"]).true
         secrets, access, wait = self._secrets(resource, live["Secret"], may_rotate)
         objects = desired(secrets)
-        if not _up_to_date(live["Secret"], objects[0]):
+        created = await self._created(objects[0]) if live["Secret"] is None else None
+        if created is not None:
+            live["Secret"] = created
+        elif not _up_to_date(live["Secret"], objects[0]):
             live["Secret"] = await self._api.get("Secret", resource.namespace, resource.child_name)
             _check_owner(resource, "Secret", live["Secret"])
             secrets, access, wait = self._secrets(resource, live["Secret"], may_rotate)
@@ -325,8 +337,8 @@ class Reconciler:
                     rollout = Rollout.WAITING
                     continue
                 rollout = Rollout.BEGUN
-            await self._write(resource, live[item["kind"]], item)
-            logger.info("applied %s %s/%s", *keys[item["kind"]])
+            await self._write(live[item["kind"]], item)
+            _log_applied(item)
         unwanted = CHILD_KINDS.keys() - {item["kind"] for item in objects}
         for kind in unwanted - ({"EndpointSlice"} if plan.slice else set()):
             if live[kind] is not None:
@@ -362,9 +374,11 @@ class Reconciler:
             return None
         credentials, uid = access.credentials, resource.uid
         try:
-            if self._ensured.get(uid) != credentials.fingerprint:
-                await self._roles.ensure(credentials, uid, self._api.scope(resource.namespace), resource.user_id)
-                self._ensured[uid] = credentials.fingerprint
+            wanted = credentials.fingerprint, resource.replicas
+            if self._ensured.get(uid) != wanted:
+                scope = self._api.scope(resource.namespace)
+                await self._roles.ensure(credentials, uid, scope, resource.user_id, resource.replicas)
+                self._ensured[uid] = wanted
         except DatabaseError as error:
             return Finding(False, "RoleUnavailable", str(error))
         return None
@@ -372,10 +386,19 @@ class Reconciler:
     def _token_keys(self, resource: UserRealtime, secret: Mapping[str, Any] | None) -> tuple[TokenKeys, float | None]:
         return advance(secret, resource.key_rotation, self._now(), self._config.token_keys, random_text)
 
-    async def _write(self, resource: UserRealtime, live: Mapping[str, Any] | None, item: Object) -> None:
-        if item["kind"] == "Deployment":
-            self._written[User(resource.namespace, resource.name)] = await self._api.apply(item)
-        elif item["kind"] != "Secret":
+    async def _created(self, item: Object) -> Object | None:
+        """An object made anew, as it is stored; None if there is one already, which the cache does not know."""
+        try:
+            stored = await self._api.create(item)
+        except ApiError as error:
+            if error.status != 409:
+                raise
+            return None
+        _log_applied(item)
+        return stored
+
+    async def _write(self, live: Mapping[str, Any] | None, item: Object) -> None:
+        if item["kind"] != "Secret":
             await self._api.apply(item)
         elif live is None:
             await self._api.create(item)
@@ -407,15 +430,13 @@ class Reconciler:
         database: Finding,
         plan: Plan | None,
     ) -> None:
-        user, version = User(resource.namespace, resource.name), body["metadata"].get("resourceVersion")
-        told_to, told = self._told.get(user, (None, {}))
-        if told_to is None or told_to != version:
-            self._told.pop(user, None)
-            told = {}
-        previous = {**body.get("status", {}), **told}
+        previous = body.get("status", {})
         findings = {"Ready": readiness(pod, database), "Progressing": progress, "DatabaseReady": database}
         if plan is not None:
             findings["Asleep"] = plan.finding
+        # Said when there is something to write of a resource anyway: nobody is reconciled for it.
+        if self._see_listener(body) and self._listeners.past:
+            findings["SignalRange"] = PAST_RANGE
         now = self._now()
         asleep_since = plan.asleep.since if plan and plan.asleep else None
         status = next_status(resource, previous, route, findings, rfc3339(now), asleep_since)
@@ -424,7 +445,6 @@ class Reconciler:
         before = previous.get("conditions", ())
         news = list(events(resource, before, status["conditions"], rfc3339(now, "microseconds"), self._instance))
         await self._api.patch_status(resource.namespace, resource.name, status)
-        self._told[user] = version, status
         match transition(before, status["conditions"]):
             case "Slept":
                 self._metrics.sleeps.inc()
@@ -439,6 +459,10 @@ class Reconciler:
 
 def _deployment_key(namespace: str, user_id: str) -> ChildKey:
     return ChildKey("Deployment", namespace, child_name(user_id))
+
+
+def _log_applied(item: Object) -> None:
+    logger.info("applied %s %s/%s", item["kind"], item["metadata"]["namespace"], item["metadata"]["name"])
 
 
 def _refusal(error: ApiError) -> Finding:

@@ -27,12 +27,14 @@ class UserRealtime:
     uid: str
     generation: int
     user_id: str
+    replicas: int
     image: str | None
     resources: Mapping[str, Any] | None
     max_connections: int
     max_message_bytes: int
     max_messages_per_second: int
     log_level: str | None
+    signal: str | None
     key_rotation: str | None
     """What the annotation that asks for a new token key says."""
     password_rotation: str | None
@@ -65,12 +67,14 @@ def parse_resource(body: Mapping[str, Any]) -> UserRealtime:
         uid=metadata["uid"],
         generation=metadata["generation"],
         user_id=spec["userId"],
+        replicas=spec.get("replicas", 1),
         image=spec["relay"].get("image"),
         resources=spec["relay"].get("resources"),
         max_connections=spec["limits"]["connections"],
         max_message_bytes=spec["limits"]["messageBytes"],
         max_messages_per_second=spec["limits"]["messagesPerSecond"],
         log_level=spec["relay"].get("logLevel"),
+        signal=spec["relay"].get("signal"),
         key_rotation=metadata.get("annotations", {}).get(REQUEST) or None,
         password_rotation=metadata.get("annotations", {}).get(credentials.REQUEST) or None,
         route_enabled=spec["route"]["enabled"],

@@ -21,6 +21,14 @@ FIRST_DELAY_S = 0.5
 LAST_DELAY_S = 60.0
 
 
+class TryLater(RuntimeError):
+    """A failure that knows for how many seconds it is of no use to try again."""
+
+    def __init__(self, message: str, after_s: float = 0.0) -> None:
+        super().__init__(message)
+        self.after_s = after_s
+
+
 class WorkQueue(Generic[Key]):
     """Bounded by the number of distinct keys. `work` is called with one key; an exception brings it back.
 
@@ -92,7 +100,7 @@ class WorkQueue(Generic[Key]):
                 self._again.setdefault(key, False)
                 raise
             except Exception as error:
-                delay = self._next_delay(key)
+                delay = self._next_delay(key, error.after_s if isinstance(error, TryLater) else 0.0)
                 self._failed()
                 logger.warning("%s failed, next try in %.1f s: %s", key, delay, error)
                 logger.debug("the failure", exc_info=True)
@@ -104,8 +112,8 @@ class WorkQueue(Generic[Key]):
             if again is None and delay is not None:
                 self._timers[key] = asyncio.get_running_loop().call_later(delay, self.add, key)
 
-    def _next_delay(self, key: Key) -> float:
+    def _next_delay(self, key: Key, at_least: float = 0.0) -> float:
         failures = self._failures.get(key, 0)
         self._failures[key] = failures + 1
         delay = min(LAST_DELAY_S, FIRST_DELAY_S * 2.0 ** min(failures, 16))
-        return delay * random.uniform(0.8, 1.2)  # noqa: S311  (jitter)
+        return at_least + delay * random.uniform(0.8, 1.2)  # noqa: S311  (jitter)

@@ -24,6 +24,7 @@ from .metrics import CONTENT_TYPE, Metrics
 from .presence import Presence
 from .request_id import RequestIds
 from .signals import Signal
+from .signals import broker as brokers
 from .signals.choice import choose
 from .tail import Tail
 from .transports.client import Clients
@@ -42,12 +43,13 @@ _logger = logging.getLogger(__name__)
 class Relay:
     """The relay's parts, put together. A context manager: inside, it serves; leaving it ends everything at once.
 
-    Entering raises OSError if a port cannot be had.
+    Making it raises ConfigError if the library of the broker is missing; entering, OSError if a port cannot be had.
     """
 
     def __init__(self, config: Config, signal: Signal | None = None) -> None:
         self._config = config
         self.metrics = Metrics()
+        self._broker = brokers.load(config.signal) if config.broker_url is not None else None
         self.tail = Tail(config, signal or choose(config), self.metrics)
         self.clients = Clients(config, self.tail, self.metrics)
         self.websockets = WebSockets(self.clients)
@@ -94,7 +96,7 @@ class Relay:
         except BaseException:
             self._private.close()
             raise
-        self.following = asyncio.create_task(self.tail.run())
+        self.following = asyncio.create_task(self._follow())
         self._telling = asyncio.create_task(self._presence.run())
         self._pinging = asyncio.create_task(self.websockets.run())
         return self
@@ -110,6 +112,15 @@ class Relay:
         await self._presence.leave()
         self.following.cancel()
         await asyncio.wait([self.following])
+
+    async def _follow(self) -> None:
+        config = self._config
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.tail.run())
+            if self._broker is not None and config.broker_url is not None:
+                tasks.create_task(
+                    brokers.follow(self._broker, config.broker_url, config.user_id, self.tail.hear, self.metrics)
+                )
 
     async def drain(self) -> None:
         """Send the clients away, in order; see `Clients.drain` for how long it lasts."""

@@ -154,13 +154,13 @@ async def test_tokens_that_end_are_replaced(stage: Stage, transport: Transport) 
     states: list[State] = []
 
     async def short() -> str:
-        asked.append(token(life_s=3))
+        asked.append(token(life_s=4))
         return asked[-1]
 
     async with connect(stage, transport, token=short, on_state=states.append) as client:
         await until(client, "connected")
         async with publishing(stage):
-            await asyncio.sleep(7)
+            await asyncio.sleep(9)
         await judge(stage, client)
     waits = [state.reason for state in states if state.state == "waiting"]
     assert len(asked) >= 3
@@ -285,6 +285,16 @@ async def test_a_client_that_does_not_take_its_events_lets_go_and_misses_nothing
         await stage.publish(3000)
         await until(client, "paused")
         await judge(stage, client)
+
+
+async def test_a_listener_that_fails_ends_nothing(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+    def fail(state: State) -> None:
+        raise LookupError(state.state)
+
+    async with connect(stage, on_state=fail) as client:
+        await until(client, "connected")
+        await judge(stage, client)
+    assert "on_state failed" in caplog.text
 
 
 async def test_a_client_that_only_publishes_keeps_nothing(stage: Stage) -> None:

@@ -45,7 +45,7 @@ def tell(machine: Machine, now: float, step: dict[str, Any]) -> None:
         case {"posted": {"ref": ref, "status": status, "body": body} as posted}:
             machine.posted(now, ref, status, body, posted.get("retryAfter"))
         case {"publish": {"ref": ref, "event": event} as published}:
-            machine.publish(now, ref, event, published.get("data"))
+            machine.publish(now, ref, event, published.get("data", {}))
         case {"tick": _}:
             machine.tick(now)
         case {"probe": _}:

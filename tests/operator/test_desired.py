@@ -213,13 +213,14 @@ FULL = parse_config(
       topologySpreadConstraints: [{maxSkew: 1, topologyKey: zone, whenUnsatisfiable: ScheduleAnyway}]
       priorityClassName: high
       runtimeClassName: gvisor
+    signals: {type: nats, idleAfter: 5s}
     """,
-    {"DATABASE_URL": CONFIG.database_url},
+    {"DATABASE_URL": CONFIG.database_url, "BROKER_URL": "nats://relay:hunter3@nats:4222"},
 )
 
 
 def relay_environment(pod: Object) -> dict[str, str]:
-    """The environment that the kubelet gives the container, but for the database and the keys."""
+    """The environment that the kubelet gives the container, but for the database, the broker and the keys."""
     env = pod["spec"]["containers"][0]["env"]
     return {entry["name"]: entry["value"].replace("$$", "$") for entry in env if "value" in entry}
 
@@ -241,8 +242,10 @@ def test_the_relay_understands_every_setting_and_each_is_offered_or_kept_back_on
     pod = template(FULL, relay={"logLevel": "debug"}, limits={"messagesPerSecond": 7})
     environment = Recorder(relay_environment(pod))
     environment |= {"DATABASE_URL": CONFIG.database_url, "TOKEN_KEY_DIR": str(tmp_path)}
+    environment |= {"NATS_URL": FULL.signals.url}
     config = RelayConfig.from_environment(environment)
-    assert (config.log_level, config.signal, config.poll_interval) == ("debug", "poll", 0.5)
+    assert (config.log_level, config.signal, config.poll_interval) == ("debug", "nats", 0.5)
+    assert config.idle_after == 5
     assert (config.auth_timeout, config.ping_interval, config.max_messages_per_second) == (5, 60, 7)
     assert config.allowed_origins == ("https://app.example.com", "http://localhost:3000")
     assert (config.jwks_url, config.token_issuer) == ("https://issuer.example.com/keys", "https://issuer.example.com")
@@ -286,6 +289,19 @@ def test_the_digest_covers_the_whole_object() -> None:
         != after[kind]["metadata"]["annotations"][APPLIED_DIGEST]
     }
     assert changed == {"Deployment"}
+
+
+def test_several_pods_are_spread_over_nodes_unless_the_platform_says_how() -> None:
+    [spread] = template(replicas=3)["spec"]["topologySpreadConstraints"]
+    assert (spread["topologyKey"], spread["whenUnsatisfiable"]) == ("kubernetes.io/hostname", "ScheduleAnyway")
+    assert spread["labelSelector"]["matchLabels"]["app.kubernetes.io/instance"] == resource().child_name
+    assert "topologySpreadConstraints" not in template()["spec"]
+    assert [each["topologyKey"] for each in template(FULL, replicas=3)["spec"]["topologySpreadConstraints"]] == ["zone"]
+    for replicas in (1, 3):
+        [deployment] = [
+            o for o in desired_objects(resource(replicas=replicas), CONFIG, SECRETS) if o["kind"] == "Deployment"
+        ]
+        assert deployment["spec"]["replicas"] == replicas
 
 
 ASLEEP = Asleep("2026-01-02T03:04:05.000006Z", "2026-01-01T00:00:00.000000Z")

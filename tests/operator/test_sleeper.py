@@ -248,22 +248,6 @@ async def test_the_slice_stays_until_the_pod_is_among_the_endpoints(world: Sleep
     assert await world.reconcile() == []
 
 
-async def test_a_watch_that_is_behind_undoes_neither_sleep_nor_wake(world: SleepWorld) -> None:
-    await world.settle()
-    world.stale = copy.deepcopy(world.api.children)
-    assert "apply Deployment" in await world.reconcile()
-    assert await world.reconcile() == []
-    assert world.replicas == 0
-    world.stale = None
-    world.lose_pod()
-    await world.reconcile()
-    world.stale = copy.deepcopy(world.api.children)
-    world.ask()
-    assert "apply Deployment" in await world.reconcile()
-    assert await world.reconcile() == []
-    assert world.replicas == 1
-
-
 async def test_an_old_request_wakes_nobody(world: SleepWorld) -> None:
     world.ask()
     await world.reconcile()

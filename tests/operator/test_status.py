@@ -75,6 +75,7 @@ def test_a_pod_that_is_there_now(live: Any, available: bool) -> None:
         (deployment(), False, "PodNotReady"),
         (deployment(conditions={"Available": ("True", "x")}, **ARRIVED), True, "PodAvailable"),
         (deployment(conditions={"Available": ("True", "x")}), False, "PodNotReady"),  # of 0 replicas
+        (deployment(conditions={"Available": ("False", "x")}, availableReplicas=1), True, "PodAvailable"),
         (deployment(conditions={"Available": ("False", "x"), "Progressing": ("True", "y")}), False, "PodNotReady"),
         (deployment(conditions={"Progressing": ("False", "ProgressDeadlineExceeded")}), False, "PodNotReady"),
         (deployment(conditions={"ReplicaFailure": ("True", "FailedCreate")}), False, "PodRefused"),

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from userrealtime_operator import workqueue
-from userrealtime_operator.workqueue import WorkQueue
+from userrealtime_operator.workqueue import TryLater, WorkQueue
 
 
 @contextlib.asynccontextmanager
@@ -113,6 +113,22 @@ async def test_delays_grow_up_to_a_limit() -> None:
     delays = [queue._next_delay("a") for _ in range(40)]
     assert delays[0] < delays[3] < delays[6]
     assert max(delays) <= workqueue.LAST_DELAY_S * 1.2
+
+
+async def test_a_failure_may_say_when_to_try_again() -> None:
+    failed_at: list[float] = []
+
+    async def work(_key: str) -> None:
+        failed_at.append(asyncio.get_running_loop().time())
+        if len(failed_at) == 1:
+            raise TryLater("overloaded", after_s=1.0)
+
+    queue: WorkQueue[str] = WorkQueue(work)
+    queue.add("a")
+    async with running(queue):
+        await eventually(lambda: len(failed_at) == 2)
+    # Its own first delay alone is at most 0.6 s.
+    assert failed_at[1] - failed_at[0] >= 1.0
 
 
 async def test_work_may_stop_and_go_on_and_no_key_is_forgotten() -> None:

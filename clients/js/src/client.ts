@@ -19,6 +19,10 @@ import * as transports from "./transports.js";
 /** Messages that wait to be taken, before the client lets go of its connection until half of them are. */
 const BUFFER = 1000;
 const WATCH = 5_000;
+/** What `setTimeout` can be asked for. */
+const LONGEST_TIMER = 2 ** 31 - 1;
+/** By how much a timer may go off too soon. */
+const EARLY = 5;
 /** By how much the clock must run ahead of the time that this program saw, for the machine to have slept. */
 const JUMP = 10_000;
 
@@ -111,6 +115,8 @@ export class UserRealtime implements AsyncIterable<UserEvent | Reset> {
   #posting: transports.Connection | null = null;
   #ear: symbol | null = null;
   #asking: symbol | null = null;
+  #settling = false;
+  #closing = false;
   #timer: ReturnType<typeof setTimeout> | undefined;
   #stopWatching: () => void = () => {};
 
@@ -129,7 +135,7 @@ export class UserRealtime implements AsyncIterable<UserEvent | Reset> {
     this.#state = { state: "connecting", transport, reason: "", error: null };
     this.#machine = new Machine(limits, Math.random, this.#position);
     queueMicrotask(() => {
-      if (this.state === "closed") return;
+      if (this.#closing) return;
       this.#stopWatching = this.#watch();
       this.#machine.start(performance.now());
       this.#settle();
@@ -168,7 +174,7 @@ export class UserRealtime implements AsyncIterable<UserEvent | Reset> {
    * Send a message to the application's inbox; resolves with its id there, once it is stored. It is repeated over as
    * many connections as it takes, and stored once. Rejects with a PublishError if it is not stored.
    */
-  publish(event: string, data?: unknown, { ref = newRef() }: { ref?: string } = {}): Promise<number> {
+  publish(event: string, data: unknown = {}, { ref = newRef() }: { ref?: string } = {}): Promise<number> {
     return new Promise((resolve, reject) => {
       if (this.#published.has(ref)) {
         reject(new PublishError("invalid", "a message with this ref is under way"));
@@ -187,6 +193,7 @@ export class UserRealtime implements AsyncIterable<UserEvent | Reset> {
 
   /** End the connection. What is published and not acknowledged fails. */
   close(): void {
+    this.#closing = true;
     this.#machine.close();
     this.#settle();
   }
@@ -215,20 +222,24 @@ export class UserRealtime implements AsyncIterable<UserEvent | Reset> {
 
   /** Carry out what the machine says, and come back when it wants to know the time. */
   #settle(): void {
-    for (let actions = this.#machine.take(); actions.length > 0; actions = this.#machine.take()) {
-      for (const action of actions) this.#carryOut(action);
+    if (this.#settling) return; // a listener has called: what it asks for comes after what is being done
+    this.#settling = true;
+    try {
+      for (let actions = this.#machine.take(); actions.length > 0; actions = this.#machine.take()) {
+        for (const action of actions) this.#carryOut(action);
+      }
+    } finally {
+      this.#settling = false;
     }
     clearTimeout(this.#timer);
     const { deadline } = this.#machine;
     if (deadline === null) return;
-    this.#timer = setTimeout(
-      () => {
-        // A timer may go off a moment early.
-        this.#machine.tick(Math.max(performance.now(), deadline));
-        this.#settle();
-      },
-      Math.max(0, deadline - performance.now()),
-    );
+    const wait = Math.min(Math.max(0, deadline - performance.now()), LONGEST_TIMER);
+    this.#timer = setTimeout(() => {
+      const now = performance.now();
+      this.#machine.tick(deadline - now < EARLY ? Math.max(now, deadline) : now);
+      this.#settle();
+    }, wait);
   }
 
   #carryOut(action: Action): void {
@@ -340,7 +351,7 @@ export class UserRealtime implements AsyncIterable<UserEvent | Reset> {
 
   /** Give what waits to the listeners, if there are any. */
   #deliver(): void {
-    while (this.#listeners.event.size > 0) {
+    while (this.#listeners.event.size > 0 && !this.#closing) {
       const handed = this.#buffer.shift();
       if (handed === undefined) break;
       this.#take(handed);

@@ -21,8 +21,10 @@ function tell(machine, { at, ...step }) {
   } else if ("posted" in step) {
     const { ref, status, body, retryAfter } = step.posted;
     machine.posted(at, ref, status, body, retryAfter ?? null);
-  } else if ("publish" in step) machine.publish(at, step.publish.ref, step.publish.event, step.publish.data);
-  else if ("tick" in step) machine.tick(at);
+  } else if ("publish" in step) {
+    const { ref, event, data = {} } = step.publish;
+    machine.publish(at, ref, event, data);
+  } else if ("tick" in step) machine.tick(at);
   else if ("probe" in step) machine.probe(at);
   else if ("offline" in step) machine.offline();
   else if ("pause" in step) machine.pause();

@@ -36,6 +36,7 @@ from .machine import (
     Transport,
 )
 
+NOTHING: Final[Message] = {}
 BUFFER: Final = 1000
 """Messages that wait to be taken, before the client lets go of its connection until half of them are."""
 WATCH_S: Final = 5.0
@@ -148,7 +149,7 @@ class Client:
             return None
         return ClientError(self._state.error, self._state.reason)
 
-    async def publish(self, event: str, data: Any = None, *, ref: str | None = None) -> int:
+    async def publish(self, event: str, data: Any = NOTHING, *, ref: str | None = None) -> int:
         """Send a message to the application's inbox; returns its id there, once it is stored.
 
         It is repeated over as many connections as it takes, and stored once. Cancelled, it may be stored or not: the
@@ -352,7 +353,11 @@ class Client:
             self._position = self._machine.position
         self._news.set()
         if self._on_state is not None:
-            self._on_state(state)
+            try:
+                self._on_state(state)
+            except Exception as error:  # noqa: BLE001 (the application's own, which is not to end what goes on here)
+                context = {"message": "userrealtime: on_state failed", "exception": error}
+                self._loop.call_exception_handler(context)
 
 
 class _Ear:

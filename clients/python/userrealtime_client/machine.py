@@ -44,6 +44,8 @@ POLL_FIRST: Final = 2
 POLL_GRACE: Final = 10_000
 TRY_LATER: Final = (10_000, 20_000)
 """After 1013: this long, and a random part of that."""
+RETRY_AFTER_MOST: Final = 300_000
+"""A longer wait is not believed: it is some proxy's."""
 LONGEST_NAME: Final = 253
 FIRST_REFUSALS: Final = 2
 """Refused tokens in a row that end the client: one may have been old, two are wrong."""
@@ -277,9 +279,9 @@ class Machine:
         if self._phase is _Phase.NEW:
             self._connect(now)
 
-    def publish(self, now: float, ref: str, event: str, data: Any = None) -> None:
+    def publish(self, now: float, ref: str, event: str, data: Any) -> None:
         """Send a message to the application's inbox; `Published` or `Failed` follows."""
-        message = {"type": "publish", "ref": ref, "event": event, "data": {} if data is None else data}
+        message = {"type": "publish", "ref": ref, "event": event, "data": data}
         size = len(encode(message))
         if self._phase is _Phase.CLOSED:
             self._actions.append(Failed(ref, "closed", "the client is closed"))
@@ -459,7 +461,7 @@ class Machine:
         else:
             if status not in (429, 503):
                 self._count_unopened()
-            self._retry(now, why, at_least=retry_after or 0)
+            self._retry(now, why, at_least=min(retry_after or 0, RETRY_AFTER_MOST))
 
     def posted(self, now: float, ref: str, status: int, body: Message, retry_after: float | None = None) -> None:
         """`POST /publish` was answered; status 0: it was not."""
@@ -480,7 +482,7 @@ class Machine:
                 publication.sent = False
             delay = self._random() * min(self._options.backoff_most, self._options.backoff * 2**self._post_attempt)
             self._post_attempt = min(self._post_attempt + 1, 30)
-            self._hold_until = now + (retry_after or 0) + delay
+            self._hold_until = now + min(retry_after or 0, RETRY_AFTER_MOST) + delay
         self._flush(now)
 
     def tick(self, now: float) -> None:

@@ -157,12 +157,12 @@ for (const transport of TRANSPORTS) {
     let asked = 0;
     const short = () => {
       asked += 1;
-      return token(3);
+      return token(4);
     };
     const client = connect({ transports: [transport], token: short });
     await connected(client);
     const first = client.position.id;
-    await publishing(stage, () => sleep(7000));
+    await publishing(stage, () => sleep(9000));
     await judge(stage, client, first);
     const reasons = client.states.filter(({ state }) => state === "waiting").map(({ reason }) => reason);
     if (asked < 3) throw new Error(`asked ${asked} times`);
@@ -328,6 +328,27 @@ scenarios["a listener is heard until it is taken off"] = async ({ stage, connect
   client.close();
   equal((await messages.next()).done, true);
 };
+
+for (const transport of TRANSPORTS) {
+  scenarios[`what a listener does comes after what is being done, by ${transport}`] = async ({ stage, connect }) => {
+    const client = connect({ transports: [transport] });
+    const seen = [];
+    let published;
+    client.on("event", ({ id }) => {
+      seen.push(id);
+      if (seen.length === 1) published = client.publish("note.added", { by: "a listener" });
+      if (seen.length === 3) client.close();
+    });
+    await connected(client);
+    const first = client.position.id;
+    await stage("publish", [5]);
+    await until(() => client.state === "closed", "closed");
+    await sleep(300);
+    equal(seen, [first + 1, first + 2, first + 3], "none after the client is closed, but");
+    equal(client.state, "closed");
+    await published.catch(({ code }) => equal(code, "closed"));
+  };
+}
 
 scenarios["a token that cannot be had is asked for again"] = async ({ token, connect }) => {
   let asked = 0;
