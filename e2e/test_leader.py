@@ -219,8 +219,8 @@ async def test_a_dead_and_a_silent_api_server_are_survived(server: LocalApiServe
         await eventually(lambda: len(written(server)) >= 1000, "all are served", 120)
         await settled(operator)
         assert set(written(server)) == expected(names)
-        again = sum(written(server).values()) - 1000
-        print(f"\nof 1000 writes, {again} were made again after the death of the API server")
+        again = sum(children_of(written(server)).values()) - 800
+        print(f"\nof 800 children, {again} were written again after the death of the API server")
         assert again <= WORKERS
         server.pause()
         try:
@@ -245,12 +245,18 @@ async def test_an_overloaded_api_server_is_left_alone_and_nothing_is_lost(databa
         refused = operator.metric("userrealtime_operator_rest_client_requests_total", code="429")
         print(f"\n{refused:.0f} writes were refused with 429")
         assert refused > 0
-        assert written(server) == dict.fromkeys(expected(names), 1)
+        assert set(written(server)) == expected(names)
+        assert set(children_of(written(server)).values()) == {1}
 
 
 def written(server: LocalApiServer) -> Counter[tuple[str, str]]:
     """How often which object, or which resource's status, was written by an operator."""
     return Counter((w.resource, w.name) for w in server.writes(*REPLICAS) if w.resource != "leases")
+
+
+def children_of(counts: Counter[tuple[str, str]]) -> Counter[tuple[str, str]]:
+    """Without the statuses, which say more as there are more users (docs/signals.md)."""
+    return Counter({key: count for key, count in counts.items() if key[0] != "userrealtimes/status"})
 
 
 def expected(users: Sequence[str]) -> set[tuple[str, str]]:

@@ -321,9 +321,9 @@ class Operator:
                     logger.info("removed %d events and %d messages by age or number", events, messages)
                 return PRUNE_INTERVAL_S
             case Kind.IDLE:
-                places = [place for place in self._resources if place[0] == task.namespace]
-                bodies = (body for place in places if (body := self._resource(*place)) is not None)
-                await self._reconciler.find_idle(task.namespace, bodies)
+                bodies = (self._resource(*place) for place in list(self._resources) if place[0] == task.namespace)
+                # One after the other: all of them at once would be most of the memory.
+                await self._reconciler.find_idle(task.namespace, (body for body in bodies if body is not None))
                 return IDLE_INTERVAL_S
             case Kind.ORPHAN:
                 if not self._resources.owners(task.namespace, task.name):
