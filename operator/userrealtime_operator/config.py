@@ -321,7 +321,7 @@ def _token_keys(document: Json, faults: list[str]) -> KeyPolicy:
 
 
 def _signals(
-    document: Json, relay: RelayDefaults, environment: Mapping[str, str], faults: list[str]
+    document: Json, relay: RelayDefaults, environment: Mapping[str, str] | None, faults: list[str]
 ) -> tuple[SignalDefaults, dict[str, str]]:
     """What wakes relays, and the variables of their environment."""
     found = _section(document, "signals", _SIGNALS, faults)
@@ -330,10 +330,15 @@ def _signals(
     url = ""
     if signal.broker:
         settings["DATABASE_IDLE_AFTER"] = found.get("idle_after", "")
-        url = environment.get(BROKER_URL, "")
-        if not url.startswith(_BROKER_URLS[signal]):
-            faults.append(f"{BROKER_URL}: must be set in the environment, to a {_BROKER_URLS[signal][0]} URL")
+        url = _secret_url(environment, BROKER_URL, _BROKER_URLS[signal], faults)
     return SignalDefaults(signal, url, found.get("listen_range", DEFAULT_LISTEN_RANGE)), settings
+
+
+def _secret_url(environment: Mapping[str, str] | None, name: str, schemes: tuple[str, ...], faults: list[str]) -> str:
+    url = "" if environment is None else environment.get(name, "")
+    if environment is not None and not url.startswith(schemes):
+        faults.append(f"{name}: must be set in the environment, to a {schemes[0]} URL")
+    return url
 
 
 def _activator(document: Json, faults: list[str]) -> Activator | None:
@@ -345,8 +350,8 @@ def _activator(document: Json, faults: list[str]) -> Activator | None:
     return None if missing else Activator(**found)
 
 
-def parse_config(text: str, environment: Mapping[str, str]) -> Config:
-    """The configuration in `text` (YAML) and `environment`.
+def parse_config(text: str, environment: Mapping[str, str] | None) -> Config:
+    """The configuration in `text` (YAML) and `environment`; without the latter, the secrets in it are empty.
 
     Raises:
         ConfigError: naming every fault at once.
@@ -380,9 +385,7 @@ def parse_config(text: str, environment: Mapping[str, str]) -> Config:
         faults.append("route.gateway.name: required with route.type HTTPRoute, the Gateway that the routes attach to")
     idle = IdleDefaults(**_section(document, "idle", _IDLE, faults))
     activator = _activator(document, faults)
-    database_url = environment.get("DATABASE_URL", "")
-    if not database_url.startswith(("postgresql://", "postgres://")):
-        faults.append("DATABASE_URL: must be set in the environment, to a postgresql:// URL")
+    database_url = _secret_url(environment, "DATABASE_URL", ("postgresql://", "postgres://"), faults)
     if faults:
         raise ConfigError("\n".join(faults))
     return Config(
@@ -399,7 +402,7 @@ def parse_config(text: str, environment: Mapping[str, str]) -> Config:
     )
 
 
-def load_config(path: Path, environment: Mapping[str, str] = os.environ) -> Config:
+def load_config(path: Path, environment: Mapping[str, str] | None = os.environ) -> Config:
     """`parse_config` of a file.
 
     Raises:

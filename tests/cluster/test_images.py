@@ -134,4 +134,4 @@ def test_the_hash_covers_all_that_a_dockerfile_copies(source: Source) -> None:
     assert copied or not source.inputs
     for path in copied:
         assert any(Path(path).is_relative_to(known) for known in source.inputs), path
-        assert (REPOSITORY / path).exists()
+        assert [*REPOSITORY.glob(path)]

@@ -173,3 +173,8 @@ def test_what_wakes_users_has_to_be_named() -> None:
         parse_config("{namespaces: [u], relay: {image: r}, activator: {enabled: true, namespace: n}}", ENVIRONMENT)
     with pytest.raises(ConfigError, match=r"idle\.after: 'soon' is not a duration"):
         parse_config("{namespaces: [u], relay: {image: r}, idle: {after: soon}}", ENVIRONMENT)
+
+
+def test_whoever_has_no_use_for_secrets_needs_none() -> None:
+    config = parse_config("{namespaces: [users], relay: {image: 'relay:1'}, signals: {type: nats}}", None)
+    assert (config.database_url, config.signals.url) == ("", "")

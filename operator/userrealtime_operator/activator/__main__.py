@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from userrealtime_relay.config import ConfigError as RelayConfigError
 
     try:
-        config = load_config(options.config, {"DATABASE_URL": "postgresql://"})  # which is not looked at here
+        config = load_config(options.config, environment=None)
         if "JWKS_URL" not in config.relay.settings:
             if options.no_user_keys:
                 raise ConfigError("--no-user-keys: needs relay.auth.jwksUrl, or no token would be good")
