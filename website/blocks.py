@@ -1,7 +1,8 @@
 """The code blocks of the pages, for the tests that run them: what stands in a page is what a newcomer types.
 
 A block names its language. A shell block is run, all of a page's in their order and in one shell; in `console` the
-lines after `$ ` are typed and the others are what comes, `…` being anything. A comment before a block says otherwise:
+lines after `$ `, and after `> ` if they go on with it, are typed, and the others are what comes, `…` being anything. A
+comment before a block says otherwise:
 
     <!-- not run: why -->               it is not run by this test
     <!-- in another terminal -->        it runs beside those that follow, until the page's end
@@ -24,7 +25,7 @@ SHELL: Final = ("sh", "console")
 LANGUAGES: Final = (*SHELL, "css", "html", "http", "js", "json", "python", "sql", "text", "ts", "yaml")
 _FENCE: Final = re.compile(r"^(?P<indent> *)(?P<fence>`{3,}|~{3,})(?P<language>\S*)\s*$")
 _COMMENT: Final = re.compile(r"^ *<!-- (?P<text>.*) -->$")
-_TYPED: Final = re.compile(r"(?<=^\$ )(?:.*\\\n)*.*\n", re.MULTILINE)
+_TYPED: Final = re.compile(r"^\$ (?:.*\\\n)*.*\n(?:> .*\n)*", re.MULTILINE)
 _MARK: Final = re.compile(r"(?P<kind>not run|file): (?P<what>.+)|(?P<word>run|in another terminal)")
 
 
@@ -58,14 +59,16 @@ class Block:
         """What is typed into a shell."""
         if self.language == "python":
             return f"python - <<'EOF'\n{self.text}EOF\n"
-        return "".join(_TYPED.findall(self.text)) if self.language == "console" else self.text
+        if self.language == "console":
+            return re.sub(r"^[$>] ", "", "".join(_TYPED.findall(self.text)), flags=re.MULTILINE)
+        return self.text
 
     @property
     def output(self) -> list[str]:
         """What comes, line by line."""
         if self.language != "console":
             return []
-        return [line for line in _TYPED.sub("\n", self.text).splitlines() if line.strip(" $")]
+        return [line for line in _TYPED.sub("", self.text).splitlines() if line.strip()]
 
 
 def pages(root: Path = ROOT) -> list[str]:
