@@ -66,24 +66,26 @@ async def measure(
         cpu = 0 if (os.cpu_count() or 1) > 1 else None
         async with running(peer, command, url, user, cpu) as server:
             feed = Feed(connection, user, server)
-            await feed.publish(feed.next_numbers(1000))
-            await feed.analyze()
             crowd = f"{size.crowd:,}"
             await note(
                 (Row("memory, idle", "MiB", False), Row(f"memory a connection, of {crowd}", "KiB", False)),
                 workloads.memory(server, size.crowd),
             )
+            await feed.publish(feed.next_numbers(1000))
+            await feed.analyze()
+            await asyncio.sleep(0.5)  # until the server has them
             for rate in size.rates:
                 title = f"commit to socket at {rate}/s"
                 await note(
                     (Row(f"{title}, p50", "ms", False), Row(f"{title}, p99", "ms", False)),
                     workloads.latency(server, feed, rate, size.seconds),
                 )
-            for clients, events in size.fan_out:
-                await note(
-                    (Row(f"fan-out to {clients:,}", "messages/s", True),),
-                    workloads.fan_out(server, feed, clients, events),
-                )
+            for clients, events, times in size.fan_out:
+                for _ in range(times):
+                    await note(
+                        (Row(f"fan-out to {clients:,}", "messages/s", True),),
+                        workloads.fan_out(server, feed, clients, events),
+                    )
             if peer.resumes:
                 await note(
                     (Row(f"{crowd} reconnect at once", "s", False), Row("of what they missed, lost", "share", False)),
@@ -92,7 +94,9 @@ async def measure(
                 if feed.last < size.catch_up:
                     await feed.publish(feed.next_numbers(size.catch_up - feed.last))
                 await feed.analyze()
-                await note((Row(f"catch-up of {size.catch_up:,}", "events/s", True),), workloads.catch_up(server, feed))
+                row = Row(f"catch-up of {size.catch_up:,}", "events/s", True)
+                for _ in range(size.catch_ups):
+                    await note((row,), workloads.catch_up(server, feed, size.catch_up))
     finally:
         await connection.close(timeout=5)
 

@@ -22,9 +22,10 @@ CONNECT_AT_ONCE = 100
 class Size:
     """How much of everything."""
 
-    fan_out: tuple[tuple[int, int], ...]
-    """Pairs of clients and events."""
+    fan_out: tuple[tuple[int, int, int], ...]
+    """Clients, events, and how often: what takes but a moment is done more than once."""
     catch_up: int
+    catch_ups: int
     rates: tuple[int, ...]
     """Events a second."""
     seconds: float
@@ -33,8 +34,8 @@ class Size:
     """Clients whose memory is measured, and who reconnect all at once."""
 
 
-FULL = Size(((1, 20_000), (10, 10_000), (500, 2_000)), 100_000, (100, 500), 5.0, 1_000)
-QUICK = Size(((1, 2_000), (10, 1_000), (50, 200)), 5_000, (100,), 1.0, 50)
+FULL = Size(((1, 20_000, 5), (10, 10_000, 3), (500, 2_000, 1)), 100_000, 3, (100, 500), 5.0, 1_000)
+QUICK = Size(((1, 2_000, 1), (10, 1_000, 1), (50, 200, 1)), 5_000, 1, (100,), 1.0, 50)
 
 
 class Wrong(AssertionError):
@@ -99,15 +100,18 @@ async def fan_out(server: Server, feed: Feed, clients: int, events: int) -> tupl
     return (clients * events / took,)
 
 
-async def catch_up(server: Server, feed: Feed) -> tuple[float]:
-    """Events a second to one client that resumes from the beginning, from the request to the last byte."""
+async def catch_up(server: Server, feed: Feed, count: int) -> tuple[float]:
+    """Events a second to one client that resumes so many events ago, from the request to the last byte."""
+    since = feed.last - count
     began = time.perf_counter()
-    client = await Client.connect(server.dialect, server.port, check=True, since=0)
-    await client.received(feed.last, LIMIT_S)
-    took = time.perf_counter() - began
-    client.abort()
-    _check(client, list(range(1, feed.last + 1)))
-    return (feed.last / took,)
+    client = await Client.connect(server.dialect, server.port, check=True, since=since)
+    try:
+        await client.received(count, LIMIT_S)
+        took = time.perf_counter() - began
+    finally:
+        client.abort()
+    _check(client, list(range(since + 1, feed.last + 1)))
+    return (count / took,)
 
 
 async def latency(server: Server, feed: Feed, rate: int, seconds: float) -> tuple[float, float]:

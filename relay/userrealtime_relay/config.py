@@ -101,7 +101,7 @@ class Config:
             host=read.text("HOST", "0.0.0.0"),  # noqa: S104 (a pod serves its network)
             ws_port=read.integer("WS_PORT", 8080, 0, 65535),
             health_port=read.integer("HEALTH_PORT", 3000, 0, 65535),
-            ring_events=read.integer("RING_EVENTS", 1024, 1, 1_000_000),
+            ring_events=read.integer("RING_EVENTS", 2048, 1, 1_000_000),
             ring_bytes=read.integer("RING_BYTES", 4 << 20, 1, 1 << 30),
             max_connections=read.integer("MAX_CONNECTIONS", 100, 1, 100_000),
             max_message_bytes=read.integer("MAX_MESSAGE_BYTES", 64 << 10, 1, 16 << 20),

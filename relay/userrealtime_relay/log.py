@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple, Self
 
 import asyncpg
 
 from .config import Secret
+from .frame import encode_event
 from .inbox import Refused, Submission
 
 CONNECT_TIMEOUT: Final = 10
@@ -58,16 +59,49 @@ _SUBMIT: Final = "select userrealtime.submit($1, $2, $3, $4::text::jsonb)"
 _PRESENT: Final = "select userrealtime.present($1, $2, $3)"
 _OPEN: Final = "select head, earliest, epoch, channel from userrealtime.open($1)"
 
-_PAGE: Final = "select epoch, id, event, at, data from userrealtime.page($1, $2, $3, $4)"
+_EVENTS: Final = "select epoch, id, event, at, data from userrealtime.events($1, $2, $3, $4)"
 
 
 class Event(NamedTuple):
-    """One event of the log, as Postgres writes it: `at` is RFC 3339, in UTC, with microseconds; `data` is JSON."""
+    """One event of the log. `at` is RFC 3339, in UTC, with microseconds; `data` is JSON, as Postgres writes it."""
 
     number: int
     event: str
     at: str
     data: str
+
+
+class Page:
+    """Events of the log, without a gap between them, oldest first; maybe none.
+
+    They stay as they were read until they are asked for: the next page can be on its way by then.
+    """
+
+    def __init__(self, rows: Sequence[asyncpg.Record]) -> None:
+        """`rows` are of `epoch, id, event, at, data`; what comes after a gap is left out."""
+        first = rows[0]["id"] if rows else 1
+        if rows and rows[-1]["id"] - first >= len(rows):
+            rows = [row for place, row in enumerate(rows) if row["id"] == first + place]
+        self._rows = rows
+        self.first = first
+        """The number of the first event, if there is any."""
+        self.last = first + len(rows) - 1
+        """The number of the last."""
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def events(self) -> list[Event]:
+        """The events, each whole."""
+        return [Event(number, event, _rfc3339(at), data) for _, number, event, at, data in self._rows]
+
+    def frames(self) -> list[bytes]:
+        """Each event as the bytes of its frame."""
+        return [encode_event(number, event, _rfc3339(at), data) for _, number, event, at, data in self._rows]
+
+    def times(self) -> list[str]:
+        """When each event happened: ISO 8601, in UTC, as Postgres writes it."""
+        return [row["at"] for row in self._rows]
 
 
 class Opened(NamedTuple):
@@ -120,8 +154,8 @@ class Log:
         self._epoch = opened.epoch
         return opened
 
-    async def page(self, after: int, *, max_events: int, max_bytes: int) -> list[Event]:
-        """The events after number `after`, without a gap between them, oldest first.
+    async def page(self, after: int, *, max_events: int, max_bytes: int) -> Page:
+        """The events after number `after`.
 
         At most `max_events`; none is added once their data has `max_bytes`, so the last may exceed that.
 
@@ -129,10 +163,10 @@ class Log:
             LogReplaced: they would be events of another log than the one that was opened. One that had no epoch yet,
                 for want of events, may have got its first.
         """
-        rows = await self._fetch(_PAGE, self._user_id, after, max_events, max_bytes)
+        rows = await self._fetch(_EVENTS, self._user_id, after, max_events, max_bytes)
         if self._epoch not in (None, rows[0]["epoch"]):
             raise LogReplaced("the log is not the one that was opened")
-        return [Event._make(row[1:]) for row in rows if row[1] is not None]
+        return Page([] if rows[0]["id"] is None else rows)
 
     async def _fetch(self, query: str, *arguments: object) -> list[asyncpg.Record]:
         async with self._turn:
@@ -170,6 +204,15 @@ class Log:
     def abandon(self) -> None:
         """Drop the connection without a word to the server. Queries under way fail. Never blocks."""
         self._connection.terminate()
+
+
+def _rfc3339(text: str) -> str:
+    """A time in UTC as Postgres writes it, which leaves out zeros at the end."""
+    if len(text) == len("2026-01-02 03:04:05.678901+00"):
+        return f"{text[:10]}T{text[11:26]}Z"
+    date, _, time = text.removesuffix("+00").partition(" ")
+    whole, _, fraction = time.partition(".")
+    return f"{date}T{whole}.{fraction:0<6}Z"
 
 
 async def _connect(url: Secret, **options: Any) -> asyncpg.Connection:

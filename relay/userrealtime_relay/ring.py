@@ -52,7 +52,7 @@ class Ring:
         return self._end - self._begin
 
     def extend(self, number: int, frames: Sequence[bytes], times: Sequence[str]) -> None:
-        """Take the next events, the first of which is `number`. `times` are when they happened (RFC 3339).
+        """Take the next events, the first of which is `number`. `times` are when they happened (ISO 8601).
 
         Raises:
             ValueError: `number` is not the one after `head`.

@@ -98,6 +98,7 @@ class Relay:
             raise
         self.following = asyncio.create_task(self.tail.run())
         self._telling = asyncio.create_task(self._presence.run())
+        self._pinging = asyncio.create_task(self.websockets.run())
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -106,7 +107,8 @@ class Relay:
         await self.websockets.cut()
         await self.clients.cut()
         self._telling.cancel()
-        await asyncio.wait([self._telling])
+        self._pinging.cancel()
+        await asyncio.wait([self._telling, self._pinging])
         await self._presence.leave()
         self.following.cancel()
         await asyncio.wait([self.following])

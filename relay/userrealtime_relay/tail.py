@@ -21,16 +21,18 @@ from typing import Final, NamedTuple
 import asyncpg
 
 from .config import Config
-from .frame import encode_event
 from .inbox import Submission, Unavailable
-from .log import ERRORS, Event, Log, Opened
+from .log import ERRORS, Log, Opened, Page
 from .metrics import Metrics
 from .position import Position
 from .ring import Ring
 from .signals import Signal
 
-PAGE_EVENTS: Final = 500
+PAGE_EVENTS: Final = 1000
 PAGE_BYTES: Final = 256 << 10
+"""What is read into the ring at a time: each page waits for Postgres to be woken, so few events a page are slow."""
+CHUNK_EVENTS: Final = 500
+"""What is read for one client at a time, of whom there may be many, each with a chunk in memory."""
 POLL_INTERVAL: Final = 15.0
 """Seconds after which the log is looked at without a signal, unless the configuration says otherwise."""
 MAX_SUBMITTING: Final = 4
@@ -41,20 +43,24 @@ BACKOFF_LAST: Final = 15.0
 _logger = logging.getLogger(__name__)
 
 
-class _Page(NamedTuple):
+class _Ask(NamedTuple):
     """Which page of a log."""
 
     log: Log
     after: int
+    max_events: int
     max_bytes: int
+
+    async def read(self) -> Page:
+        return await self.log.page(self.after, max_events=self.max_events, max_bytes=self.max_bytes)
 
 
 class _Ahead:
     """A page that is being read before anybody has asked for it. At most one is kept."""
 
-    def __init__(self, page: _Page) -> None:
-        self.page = page
-        self.task = asyncio.create_task(page.log.page(page.after, max_events=PAGE_EVENTS, max_bytes=page.max_bytes))
+    def __init__(self, ask: _Ask) -> None:
+        self.ask = ask
+        self.task = asyncio.create_task(ask.read())
         # Nobody may ever ask for it; whoever does gets the failure.
         self.task.add_done_callback(lambda task: task.cancelled() or task.exception())
 
@@ -118,7 +124,7 @@ class Tail:
             except ERRORS:
                 self._give_up(log)
 
-    async def page(self, after: int, max_bytes: int) -> list[Event]:
+    async def page(self, after: int, max_bytes: int) -> Page:
         """Events of the log that the ring may have let go of. Waits, without limit, until Postgres answers.
 
         The caller checks that `ring` is still the one its cursor belongs to, and that the first number fits.
@@ -126,7 +132,7 @@ class Tail:
         while True:
             log = await self._reach()
             try:
-                return await self._read(log, after, max_bytes)
+                return await self._read(_Ask(log, after, CHUNK_EVENTS, max_bytes))
             except ERRORS:
                 self._give_up(log)
 
@@ -224,32 +230,31 @@ class Tail:
         more = True
         while more:
             ring, after = self._ring, self._ring.head
-            page = await self._read(log, after, PAGE_BYTES)
+            page = await self._read(_Ask(log, after, PAGE_EVENTS, PAGE_BYTES))
             if self._ring is not ring or ring.head != after:
                 continue  # `locate` found, meanwhile, that the log is another one, or has lost its beginning
-            if page and page[0].number != after + 1:
-                ring.skip_to(page[0].number - 1)
             if not page:
                 break
-            frames = [encode_event(*event) for event in page]
-            ring.extend(page[0].number, frames, [event.at for event in page])
+            if page.first != after + 1:
+                ring.skip_to(page.first - 1)
+            frames = page.frames()
+            ring.extend(page.first, frames, page.times())
             self._changed()
             # A frame is longer than its data, so a page that was cut short is always recognized.
             more = len(page) == PAGE_EVENTS or sum(map(len, frames)) >= PAGE_BYTES
         if self._opened.epoch is None and self._ring.head > 0:
             await self._reopen(log)  # the first event of a user makes the log, and its epoch
 
-    async def _read(self, log: Log, after: int, max_bytes: int) -> list[Event]:
+    async def _read(self, ask: _Ask) -> Page:
         """A page of the log. While it is made use of, Postgres reads the next one, if only one is reading."""
-        asked = _Page(log, after, max_bytes)
         ahead, self._ahead = self._ahead, None
         self._readers += 1
         try:
-            page = await ahead.task if ahead is not None and ahead.page == asked else []
+            page = await ahead.task if ahead is not None and ahead.ask == ask else None
             if not page:  # none then is not none now
-                page = await log.page(after, max_events=PAGE_EVENTS, max_bytes=max_bytes)
-            if len(page) == PAGE_EVENTS and self._readers == 1:
-                self._ahead = _Ahead(_Page(log, page[-1].number, max_bytes))
+                page = await ask.read()
+            if len(page) == ask.max_events and self._readers == 1:
+                self._ahead = _Ahead(ask._replace(after=page.last))
                 await asyncio.sleep(0)  # so that Postgres is asked before the caller begins
             return page
         finally:

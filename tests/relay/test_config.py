@@ -17,7 +17,7 @@ def test_three_variables_are_enough() -> None:
     assert config.token_keys() == (KEY,)
     assert config.host == "0.0.0.0"  # noqa: S104
     assert (config.ws_port, config.health_port, config.base_path) == (8080, 3000, "")
-    assert (config.ring_events, config.ring_bytes) == (1024, 4194304)
+    assert (config.ring_events, config.ring_bytes) == (2048, 4194304)
     assert (config.max_connections, config.max_message_bytes) == (100, 65536)
     assert (config.auth_timeout, config.ping_interval, config.poll_interval) == (10, 20, None)
     assert (config.send_timeout, config.drain_timeout, config.log_level) == (30, 20, "info")
@@ -147,7 +147,7 @@ def test_one_source_of_keys_is_needed() -> None:
 
 
 def test_an_empty_variable_is_an_unset_one() -> None:
-    assert Config.from_environment(environment(URL, RING_EVENTS="")).ring_events == 1024
+    assert Config.from_environment(environment(URL, RING_EVENTS="")).ring_events == 2048
 
 
 def test_a_configuration_never_shows_its_secrets() -> None:

@@ -483,6 +483,24 @@ async def test_a_silent_client_is_found(migrated: Database, monkeypatch: pytest.
         alice.transport.abort()
 
 
+async def test_a_client_that_answers_pings_stays(migrated: Database, connection: asyncpg.Connection) -> None:
+    async with running(migrated.url, PING_INTERVAL="0.1") as relay, client(relay, ping_interval=None) as alice:
+        await receive(alice)
+        [pinged] = relay.websockets._carriers
+        answered = 0
+        async with asyncio.timeout(PATIENCE_S):
+            while answered < 5:
+                while not pinged._connection._pinged:
+                    await asyncio.sleep(0.001)
+                while pinged._connection._pinged:
+                    await asyncio.sleep(0.001)
+                answered += 1
+        await publish(connection)
+        assert await receive_ids(alice, 1) == [1]
+        assert not pinged.silent
+    assert not relay.websockets._carriers
+
+
 # --- a client that does not read
 
 

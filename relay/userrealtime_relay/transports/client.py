@@ -17,9 +17,8 @@ from typing import Any, Final, Protocol, TypeVar, cast
 
 from userrealtime_relay.auth import TokenVerifier
 from userrealtime_relay.config import Config
-from userrealtime_relay.frame import encode_event
 from userrealtime_relay.inbox import Refused, Submission, Unavailable
-from userrealtime_relay.log import Event
+from userrealtime_relay.log import Page
 from userrealtime_relay.metrics import Metrics
 from userrealtime_relay.ring import Ring
 from userrealtime_relay.session import TOO_MANY_MESSAGES, UNAUTHORIZED, Closing, Code, Opening, Question, Session
@@ -384,12 +383,12 @@ class Client:
         self._live = True
         return self._end_if_leaving()
 
-    def _send_page(self, ring: Ring, cursor: int, page: Sequence[Event]) -> None:
+    def _send_page(self, ring: Ring, cursor: int, page: Page) -> None:
         session = self.session
         if self._tail.ring is not ring or session.cursor != cursor or session.question is not None:
             return  # it was read for a cursor that is no more
-        if page and page[0].number == cursor + 1:
-            self._deliver(b"".join(encode_event(*event) for event in page), page[-1].number)
+        if page and page.first == cursor + 1:
+            self._deliver(b"".join(page.frames()), page.last)
         else:
             # The log has let go of what comes next, since it was last asked for its earliest number.
             session.reset("too-old", self._tail.position)

@@ -124,6 +124,7 @@ class Connection(H11Protocol):
         early, _ = self.conn.trailing_data
         if early:
             cast(asyncio.Protocol, self.transport.get_protocol()).data_received(early)
+        cast(dict[str, Any], self.scope).clear()  # whose state leads back here
         self.app_state = {}
         if self._timer is not None:
             self._timer.cancel()

@@ -20,9 +20,9 @@ from typing import Any, Final, cast
 from websockets.asyncio.server import Server, ServerConnection
 from websockets.datastructures import Headers
 from websockets.exceptions import ConnectionClosed
-from websockets.frames import CloseCode
+from websockets.frames import CloseCode, Frame, Opcode
 from websockets.http11 import Request, Response
-from websockets.protocol import OPEN
+from websockets.protocol import OPEN, Event
 from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
@@ -43,6 +43,10 @@ from .client import (
 
 MAX_QUEUED_FRAMES: Final = 8
 """Frames of a client that may wait to be looked at; then its socket is not read from."""
+PING: Final = bytes((0x80 | Opcode.PING, 0))
+SILENT: Final = (CloseCode.INTERNAL_ERROR, "No answer to a ping")
+PINGS_AT_ONCE: Final = 50
+"""How many clients are pinged before others get their turn."""
 CLIENT_CODES: Final = (
     CloseCode.NORMAL_CLOSURE,
     CloseCode.GOING_AWAY,
@@ -51,13 +55,44 @@ CLIENT_CODES: Final = (
 )
 
 _logger = logging.getLogger(__name__)
+_protocol_logger = logging.getLogger("websockets.server")
 
 
 class _Connection(ServerConnection):
-    """websockets' connection, plus: word of what happens to it, and a bound on what answering pings may pile up."""
+    """websockets' connection, plus: word of what happens to it, and a bound on what answering pings may pile up.
+
+    Less what weighs: a task for its pings, a logger, and a queue for those that wait to write, of whom there is one.
+    """
 
     changed: Callable[[], None] | None = None
     _pongs = 0
+    _pinged = False  # and not answered
+
+    def __init__(self, protocol: ServerProtocol, server: Server) -> None:
+        super().__init__(
+            protocol,
+            server,
+            ping_interval=None,
+            close_timeout=CLOSE_TIMEOUT,
+            max_queue=MAX_QUEUED_FRAMES,
+            write_limit=WRITE_LIMIT,
+        )
+        self.logger = self.protocol.logger = _protocol_logger
+        cast(Any, self).drain_waiters = []
+
+    def ping(self) -> bool:  # type: ignore[override]
+        """Send a ping, unless the last one is still without an answer: then it is False."""
+        if self._pinged:
+            return False
+        self._pinged = True
+        if self.state is OPEN:
+            self.transport.write(PING)
+        return True
+
+    def process_event(self, event: Event) -> None:
+        if isinstance(event, Frame) and event.opcode is Opcode.PONG:
+            self._pinged = False
+        super().process_event(event)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -96,21 +131,14 @@ class WebSockets:
         self.handler_tasks: set[asyncio.Task[None]] = set()
         self.paths = clients.config.paths("/ws")
         self._clients = clients
+        self._carriers: set[_Carrier] = set()
 
     def __call__(self, **_: Any) -> ServerConnection:
         """A protocol for one connection, which uvicorn then gives the request to."""
         protocol = ServerProtocol(
             select_subprotocol=_select_subprotocol, max_size=self.config.max_message_bytes, extensions=None
         )
-        return _Connection(
-            protocol,
-            cast(Server, self),
-            ping_interval=self.config.ping_interval,
-            ping_timeout=self.config.ping_interval,
-            close_timeout=CLOSE_TIMEOUT,
-            max_queue=MAX_QUEUED_FRAMES,
-            write_limit=WRITE_LIMIT,
-        )
+        return _Connection(protocol, cast(Server, self))
 
     def is_serving(self) -> bool:
         """Always: while draining, a client is let in to be told so, in words that a browser hands on."""
@@ -131,6 +159,15 @@ class WebSockets:
         finally:
             connection.transport.abort()
             self.handler_tasks.discard(task)
+
+    async def run(self) -> None:
+        """Ping every client once each ping interval; those that are silent for another one are closed."""
+        while True:
+            await asyncio.sleep(self.config.ping_interval)
+            for place, carrier in enumerate(list(self._carriers)):
+                carrier.ping()
+                if place % PINGS_AT_ONCE == PINGS_AT_ONCE - 1:
+                    await asyncio.sleep(0)
 
     async def cut(self) -> None:
         """End what is left, at once."""
@@ -160,10 +197,10 @@ class WebSockets:
 
     async def _carry(self, connection: _Connection, session: Session) -> None:
         wake = Wake()
-        carrier = _Carrier(connection)
+        carrier = _Carrier(connection, wake)
         client = Client(session, self._clients, carrier, wake)
         connection.changed = wake.set
-        connection.start_keepalive()
+        self._carriers.add(carrier)
         reader = asyncio.create_task(_read(connection, client))
 
         def ended(_: object) -> None:
@@ -176,12 +213,13 @@ class WebSockets:
                 await client.run()
                 if reader.done():
                     reader.result()  # raises what should not have happened
-                code, reason = session.closing or (CloseCode.NORMAL_CLOSURE, "")
+                code, reason = session.closing or (SILENT if carrier.silent else (CloseCode.NORMAL_CLOSURE, ""))
                 await _close(connection, code, reason)
             except Exception:
                 _logger.exception("a client failed")
                 await _close(connection, CloseCode.INTERNAL_ERROR, "Internal error")
             finally:
+                self._carriers.discard(carrier)
                 reader.cancel()
                 await asyncio.gather(reader, return_exceptions=True)
 
@@ -215,15 +253,23 @@ class WebSockets:
 
 
 class _Carrier:
-    """A client's WebSocket, as `Client` sees it. `ended` is set once nothing more can come from it."""
+    """A client's WebSocket, as `Client` sees it. `ended` is set once nothing more can come from it, `silent` once it
+    has not answered a ping in time."""
 
-    def __init__(self, connection: _Connection) -> None:
+    def __init__(self, connection: _Connection, wake: Wake) -> None:
         self._connection = connection
+        self._wake = wake
         self.ended = False
+        self.silent = False
 
     @property
     def open(self) -> bool:
-        return self._connection.state is OPEN and not self.ended
+        return self._connection.state is OPEN and not self.ended and not self.silent
+
+    def ping(self) -> None:
+        if not self._connection.ping():
+            self.silent = True
+            self._wake.set()
 
     @property
     def paused(self) -> bool:
