@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -156,15 +157,15 @@ class Session:
 
 def _stands_for(system: System) -> dict[str, str]:
     """What a reader has in place of the names of example.com."""
-    images = {
-        f"registry.example.com/userrealtime-{part}": f"{{repository}},{part}.image.tag={{tag}}".format(
-            **system.values[part]["image"]
-        )
-        for part in ("operator", "relay")
+    stands_for = {
+        "postgresql://operator:password@db.example.com:5432/app": system.database.url,
+        "https://realtime.example.com": system.values["route"]["url"].removesuffix("/{name}"),
     }
-    url = system.values["route"]["url"].removesuffix("/{name}")
-    database = {"postgresql://operator:password@db.example.com:5432/app": system.database.url}
-    return {**images, **database, "https://realtime.example.com": url}
+    for part in ("operator", "relay"):
+        image = system.values[part]["image"]
+        real = f"{image['repository']},{part}.image.tag={image['tag']}"
+        stands_for[f"registry.example.com/userrealtime-{part}"] = real
+    return stands_for
 
 
 @pytest.fixture
@@ -231,12 +232,12 @@ def test_yaml_is_taken_by_the_cluster_or_the_chart(system: System, block: Block)
             _is_part_of_a_pod(system, document)
 
 
-def _is_part_of_a_pod(system: System, document: dict[str, object]) -> None:
+def _is_part_of_a_pod(system: System, document: dict[str, Any]) -> None:
     """A part of a pod's spec, of which `env` and `volumeMounts` are those of its container."""
     of_container = {name: document.pop(name) for name in ("env", "volumeMounts") if name in document}
-    restricted = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    restricted: dict[str, Any] = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
     container = {"name": "x", "image": "x", "securityContext": restricted, **of_container}
-    safe = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+    safe: dict[str, Any] = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
     pod = {
         "apiVersion": "v1",
         "kind": "Pod",

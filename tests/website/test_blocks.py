@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 
 import asyncpg
@@ -103,10 +103,20 @@ async def application(server: LocalPostgres) -> AsyncIterator[OwnDatabase]:
     await connection.close()
 
 
+def run(command: Sequence[str | Path], typed: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, input=typed, capture_output=True, text=True, timeout=60)
+
+
 @pytest.mark.parametrize("page", sorted({block.page for block in of("sql")}))
 async def test_sql_does_what_it_says(application: OwnDatabase, page: str) -> None:
     """A page's in their order. One with parameters, for a program to fill in, is prepared."""
-    psql = [application.server.program("psql"), "--no-psqlrc", "--set=ON_ERROR_STOP=1", "--quiet", application.url]
+    psql: list[str | Path] = [
+        application.server.program("psql"),
+        "--no-psqlrc",
+        "--set=ON_ERROR_STOP=1",
+        "--quiet",
+        application.url,
+    ]
     for block in PAGES[page]:
         if block.language != "sql":
             continue
@@ -115,9 +125,7 @@ async def test_sql_does_what_it_says(application: OwnDatabase, page: str) -> Non
             await connection.prepare(block.text)
             await connection.close()
         else:
-            done = await asyncio.to_thread(
-                subprocess.run, psql, input=block.text, capture_output=True, text=True, timeout=60
-            )
+            done = await asyncio.to_thread(run, psql, block.text)
             told = re.search(r"^(WARNING|ERROR)", done.stderr, re.MULTILINE)
             assert not told, f"{block}: {done.stderr}"
             assert done.returncode == 0, f"{block}: {done.stderr}"
