@@ -236,7 +236,7 @@ def _is_part_of_a_pod(system: System, document: dict[str, Any]) -> None:
     """A part of a pod's spec, of which `env` and `volumeMounts` are those of its container."""
     of_container = {name: document.pop(name) for name in ("env", "volumeMounts") if name in document}
     restricted: dict[str, Any] = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
-    container = {"name": "x", "image": "x", "securityContext": restricted, **of_container}
+    container: dict[str, Any] = {"name": "x", "image": "x", "securityContext": restricted, **of_container}
     safe: dict[str, Any] = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
     pod = {
         "apiVersion": "v1",
