@@ -234,7 +234,7 @@ def test_yaml_is_taken_by_the_cluster_or_the_chart(system: System, block: Block)
 
 def _is_part_of_a_pod(system: System, document: dict[str, Any]) -> None:
     """A part of a pod's spec, of which `env` and `volumeMounts` are those of its container."""
-    of_container = {name: document.pop(name) for name in ("env", "volumeMounts") if name in document}
+    of_container: dict[str, Any] = {name: document.pop(name) for name in ("env", "volumeMounts") if name in document}
     restricted: dict[str, Any] = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
     container: dict[str, Any] = {"name": "x", "image": "x", "securityContext": restricted, **of_container}
     safe: dict[str, Any] = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
