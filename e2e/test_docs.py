@@ -158,7 +158,7 @@ class Session:
 def _stands_for(system: System) -> dict[str, str]:
     """What a reader has in place of the names of example.com."""
     stands_for = {
-        "postgresql://operator:password@db.example.com:5432/app": system.database.url,
+        "postgresql://realtime:password@db.example.com:5432/app": system.database.url,
         "https://realtime.example.com": system.values["route"]["url"].removesuffix("/{name}"),
     }
     for part in ("operator", "relay"):

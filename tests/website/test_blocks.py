@@ -85,10 +85,23 @@ def server() -> Iterator[LocalPostgres]:
         yield server
 
 
+async def remove(server: LocalPostgres, *databases: str) -> None:
+    """Databases, and whatever roles there are."""
+    connection = await asyncpg.connect(server.url())
+    for name in databases:
+        await connection.execute(f"drop database {name}")
+    for record in await connection.fetch("select rolname from pg_roles where rolname !~ '^(pg_|postgres$)'"):
+        await connection.execute(f"drop owned by {record['rolname']}; drop role {record['rolname']}")
+    await connection.close()
+
+
 @pytest.fixture
 async def application(server: LocalPostgres) -> AsyncIterator[OwnDatabase]:
     """A database as the pages have it, with what the operator makes in one of a user."""
     database = await create_database(server)
+    connection = await asyncpg.connect(database.url)
+    await connection.execute("create database app")
+    await connection.close()
     await migrate(database.url)
     async with Database(database.url) as operators:
         await Roles(operators).ensure(
@@ -96,11 +109,7 @@ async def application(server: LocalPostgres) -> AsyncIterator[OwnDatabase]:
         )
         await operators.pool.execute(APPLICATION)
     yield database
-    connection = await asyncpg.connect(server.url())
-    await connection.execute(f"drop database {database.name}")
-    for record in await connection.fetch("select rolname from pg_roles where rolname !~ '^(pg_|postgres$)'"):
-        await connection.execute(f"drop owned by {record['rolname']}; drop role {record['rolname']}")
-    await connection.close()
+    await remove(server, database.name, "app")
 
 
 def run(command: Sequence[str | Path], typed: str) -> subprocess.CompletedProcess[str]:
@@ -129,6 +138,20 @@ async def test_sql_does_what_it_says(application: OwnDatabase, page: str) -> Non
             told = re.search(r"^(WARNING|ERROR)", done.stderr, re.MULTILINE)
             assert not told, f"{block}: {done.stderr}"
             assert done.returncode == 0, f"{block}: {done.stderr}"
+
+
+async def test_the_role_that_going_live_asks_for_is_enough(application: OwnDatabase) -> None:
+    (block,) = (block for block in PAGES["docs/go-live.md"] if block.language == "sql")
+    connection = await asyncpg.connect(application.url)
+    await connection.execute("drop owned by urt_of_alice_a; drop role urt_of_alice_a")
+    await connection.execute("drop owned by userrealtime_relay; drop role userrealtime_relay")
+    await connection.execute(block.text)
+    await connection.close()
+    url = application.server.url("app").replace("postgres@", "realtime:password@")
+    await migrate(url)
+    async with Database(url) as operators:
+        await operators.register(str(uuid.uuid4()), "cluster/users", "alice")
+        await Roles(operators).ensure(Credentials("urt_of_bob_a", "good"), str(uuid.uuid4()), "cluster/users", "bob")
 
 
 def test_the_pages_are_found() -> None:
