@@ -2,7 +2,8 @@
 
 Pages link to each other, and to files anywhere in the repository, by relative paths, as a git forge shows them. On the
 site, a page of docs/ has the same path below it; some others have a place of their own, a file with a generated
-reference leads to that, and whatever else is linked to is shown as it is, below `files/`. No I/O but reading.
+reference leads to that, and whatever else is linked to is below `files/`: a page as a page, the rest shown as it is. No
+I/O but reading.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Final
 
 ROOT: Final = Path(__file__).parents[1]
 DOCS: Final = "docs/"
+FILES: Final = "files/"
 
 # Pages that are not in docs/, by their path in the repository.
 PAGES: Final = {
@@ -41,15 +43,17 @@ class LinkError(ValueError):
 
 
 def source_of(uri: str) -> str:
-    """The path in the repository of a page of the site."""
-    return _SOURCES.get(uri, DOCS + uri)
+    """The path in the repository of a page of the site, one that is not `shown`."""
+    return _SOURCES.get(uri) or (uri.removeprefix(FILES) if uri.startswith(FILES) else DOCS + uri)
 
 
 def place_of(path: str) -> str:
     """The site's URI of a file of the repository, as a source: pages end in `.md`."""
     if path in _PLACES:
         return _PLACES[path]
-    return path.removeprefix(DOCS) if path.startswith(DOCS) else f"files/{path}.md"
+    if path.startswith(DOCS):
+        return path.removeprefix(DOCS)
+    return f"{FILES}{path}" if path.endswith(".md") else f"{FILES}{path}.md"
 
 
 def shown(path: str, root: Path = ROOT) -> str:

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from website import sources
 from website.sources import ROOT, place_of
 
 PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))
@@ -38,7 +39,7 @@ def page(site: Path, uri: str) -> str:
     return (site / uri).with_suffix(".html").read_text()
 
 
-@pytest.mark.parametrize("path", [*PAGES, "README.md", "CHANGELOG.md"])
+@pytest.mark.parametrize("path", [*PAGES, *sources.PAGES])
 def test_every_page_is_in_the_navigation(site: Path, path: str) -> None:
     uri = place_of(path).removesuffix(".md") + ".html"
     assert (site / uri).exists()
@@ -60,7 +61,7 @@ def test_nothing_of_the_build_machine_is_in_it(site: Path) -> None:
         assert str(ROOT) not in file.read_text(), file
 
 
-@pytest.mark.parametrize("path", [*PAGES, "README.md", "CHANGELOG.md", "bench/README.md"])
+@pytest.mark.parametrize("path", [*PAGES, *sources.PAGES])
 def test_addresses_elsewhere_are_well_formed(path: str) -> None:
     for target in re.findall(r"\]\(((?!#|\.)[a-z]+:[^)]*)\)", (ROOT / path).read_text()):
         parts = urlsplit(target)

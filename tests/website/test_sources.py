@@ -18,6 +18,7 @@ def root(tmp_path: Path) -> Path:
         "bench/README.md",
         "crds/userrealtimes.yaml",
         "examples/x.py",
+        "examples/x.md",
     ):
         (tmp_path / path).parent.mkdir(exist_ok=True)
         (tmp_path / path).write_text("print(1)\n")
@@ -33,6 +34,7 @@ def root(tmp_path: Path) -> Path:
         ("docs/log.md", "../bench/README.md", "bench.md"),
         ("docs/log.md", "../bench", "bench.md"),
         ("docs/log.md", "../examples/x.py", "files/examples/x.py.md"),
+        ("docs/log.md", "../examples/x.md", "files/examples/x.md"),
         ("docs/log.md", "../crds/userrealtimes.yaml", "reference/resource.md"),
         ("bench/README.md", "../docs/log.md", "log.md"),
         ("docs/log.md", "#how", "#how"),
@@ -56,7 +58,7 @@ def test_a_link_to_nothing_is_told(root: Path, link: str) -> None:
 
 
 def test_places_and_sources_are_each_others_inverse() -> None:
-    for path in ("README.md", "bench/README.md", "CHANGELOG.md", "docs/log.md"):
+    for path in ("README.md", "bench/README.md", "CHANGELOG.md", "docs/log.md", "clients/js/README.md"):
         assert source_of(place_of(path)) == path
 
 
