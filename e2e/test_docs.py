@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -85,6 +86,10 @@ class Terminal:
             except (ProcessLookupError, subprocess.TimeoutExpired):
                 pass
         self._selector.close()
+        for pipe in (self._shell.stdin, self._shell.stdout):
+            with contextlib.suppress(BrokenPipeError):
+                assert pipe is not None
+                pipe.close()
 
 
 class Session:
