@@ -189,7 +189,6 @@ def session(system: System, tmp_path: Path, request: pytest.FixtureRequest) -> I
     finally:
         session.close()
         if re.search(r"helm (un)?install", typed):
-            uninstall(system.cluster)
             install(system.cluster)
         for name in _resources(system) - before:
             system.delete_user(name)
