@@ -321,7 +321,8 @@ def environment() -> str:
 
 def _from_relay(text: str) -> str:
     """A cell of docs/relay.md, its links as they are from here."""
-    return re.sub(r"\]\((#[^)]*)\)", r"](../relay.md\1)", text)
+    text = re.sub(r"\]\((?=#)", "](relay.md", text)
+    return re.sub(r"\]\((?![a-z]+:)", "](../", text)
 
 
 PAGES: Final[Mapping[str, Callable[[], str]]] = {

@@ -111,6 +111,7 @@ def test_every_variable_of_the_relay_is_there_and_meant_as_documented() -> None:
     page = reference.environment()
     for name in known:
         cells(page, name)
+    assert "[Signals](../relay.md#signals)" in page
 
 
 def test_defaults_of_variables_are_those_of_the_relay() -> None:
