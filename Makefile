@@ -49,9 +49,10 @@ docs-serve: venv ## The same on a port of loopback, made anew when a page change
 
 lock: venv ## Pin the dependencies again, from pyproject.toml
 	@$(BIN)/uv pip compile -q pyproject.toml --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --upgrade --all-extras -o locks/dev.txt
-	@for extra in operator relay; do \
+	@for image in operator relay demo; do \
+	  extras=$$image; [ $$image = operator ] || extras="relay nats kafka"; \
 	  $(BIN)/uv pip compile -q pyproject.toml --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
-	    --extra $$extra -c locks/dev.txt -o locks/$$extra.txt; done
+	    $$(printf -- '--extra %s ' $$extras) -c locks/dev.txt -o locks/$$image.txt; done
 
 venv: $(VENV)/.done
 

@@ -34,7 +34,12 @@ def http_get(url: str, headers: Mapping[str, str], timeout: float = 20) -> Any:
 
 
 async def open_connection(
-    url: str, token: str | None, *, last_event_id: int | None = None, origin: str | None = None
+    url: str,
+    token: str | None,
+    *,
+    last_event_id: int | None = None,
+    origin: str | None = None,
+    open_timeout: float = OPEN_TIMEOUT_S,
 ) -> ClientConnection:
     """One connection. The token goes into the header, as servers and command-line clients send it."""
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
@@ -44,7 +49,7 @@ async def open_connection(
         headers["Origin"] = origin
     elsewhere: dict[str, Any] = {"host": LOOPBACK} if is_this_machine(url) else {}
     return await connect(
-        url, additional_headers=headers, open_timeout=OPEN_TIMEOUT_S, max_size=4 << 20, proxy=None, **elsewhere
+        url, additional_headers=headers, open_timeout=open_timeout, max_size=4 << 20, proxy=None, **elsewhere
     )
 
 
@@ -57,14 +62,23 @@ async def receive(connection: ClientConnection, timeout: float = 20) -> dict[str
 class ResumingClient:
     """Keeps all it was sent in `events`, over any number of connections. An async context manager."""
 
-    def __init__(self, url: str, token: str, *, on_event: Callable[[dict[str, Any]], None] | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        token: str,
+        *,
+        on_event: Callable[[dict[str, Any]], None] | None = None,
+        last_event_id: int | None = None,
+        open_timeout: float = OPEN_TIMEOUT_S,
+    ) -> None:
         self.events: list[dict[str, Any]] = []
         self.resets: list[dict[str, Any]] = []
         self.connections = 0
         self._url = url
         self._token = token
         self._on_event = on_event
-        self._cursor: int | None = None
+        self._cursor = last_event_id
+        self._open_timeout = open_timeout
         self._changed = asyncio.Condition()
         self._task: asyncio.Task[None]
 
@@ -108,7 +122,9 @@ class ResumingClient:
     async def _run(self) -> None:
         while True:
             try:
-                connection = await open_connection(self._url, self._token, last_event_id=self._cursor)
+                connection = await open_connection(
+                    self._url, self._token, last_event_id=self._cursor, open_timeout=self._open_timeout
+                )
             except (OSError, TimeoutError, InvalidHandshake):
                 await asyncio.sleep(RETRY_S)
                 continue

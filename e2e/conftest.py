@@ -18,6 +18,10 @@ RUN = secrets.token_hex(3)
 _numbers = itertools.count(1)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--screenshots", action="store_true", help="write the pictures of docs/demo.md anew")
+
+
 @pytest.fixture(scope="session")
 def system(pytestconfig: pytest.Config) -> System:
     capture = pytestconfig.pluginmanager.getplugin("capturemanager")

@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from . import demo
 from .cluster import ClusterError, choose
 from .cluster.existing import ExistingCluster
 from .system import uninstall
@@ -20,6 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         cluster = choose()
         if isinstance(cluster, ExistingCluster) and cluster.answers():
+            demo.uninstall(cluster)
             uninstall(cluster)
         cluster.down()
     except ClusterError as error:

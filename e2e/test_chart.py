@@ -12,9 +12,11 @@ import asyncpg
 import pytest
 import yaml
 
-from userrealtime_operator.config import parse_config
+from userrealtime_operator.config import Activator, parse_config
 from userrealtime_operator.naming import child_name
 from userrealtime_operator.rotation import KeyPolicy
+from userrealtime_operator.signals import SignalDefaults, SignalType
+from userrealtime_relay.bridge.config import Config as Bridge
 
 from .cluster import ClusterError
 from .system import CHART, OPERATOR_NAMESPACE, RELEASE, USERS_NAMESPACE, System, install, uninstall
@@ -60,11 +62,43 @@ EVERYTHING: dict[str, Any] = {
         "podLabels": {"a": "b"},
         "podAnnotations": {"a": "b"},
     },
+    "signals": {
+        "type": "kafka",
+        "url": "kafka://user:password@a:9092,kafka://b:9092",
+        "existingSecret": {"name": "broker", "key": "URL"},
+        "idleAfter": "5s",
+        "listenRange": 7,
+        "bridge": {
+            "replicas": 3,
+            "pollInterval": "2.5s",
+            "logLevel": "debug",
+            "database": {"existingSecret": {"name": "bridge", "key": "URL"}},
+            "resources": {"limits": {"memory": "64Mi"}},
+            "nodeSelector": {"a": "b"},
+            "tolerations": [{"operator": "Exists"}],
+            "affinity": {"nodeAffinity": {}},
+            "podAnnotations": {"a": "b"},
+        },
+    },
     "tokenKeys": {"rotateAfter": "720h", "overlap": "48h", "publishAhead": "3m"},
+    "idle": {"after": "90s"},
+    "activator": {
+        "enabled": True,
+        "replicas": 3,
+        "userKeys": False,
+        "logLevel": "debug",
+        "resources": {"limits": {"memory": "1Gi"}},
+        "nodeSelector": {"a": "b"},
+        "tolerations": [{"operator": "Exists"}],
+        "affinity": {"nodeAffinity": {}},
+        "podAnnotations": {"a": "b"},
+    },
     "networkPolicy": {
         "ingressFrom": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "ingress"}}}],
         "monitoringFrom": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}],
         "database": {"cidrs": ["10.1.2.3/32"], "port": 6432},
+        "broker": {"cidrs": ["10.1.2.4/32"], "port": 9092},
+        "apiServer": {"cidrs": ["10.0.0.1/32"], "port": 6443},
         "extraEgress": [{"ports": [{"port": 4222, "protocol": "TCP"}]}],
     },
     "route": {
@@ -137,36 +171,84 @@ def test_the_pod_monitor_finds_the_relays_health_port(system: System, users: Cal
 def test_the_operator_understands_the_configuration(system: System, values: dict[str, Any]) -> None:
     rendered = yaml.safe_load_all(render(system, values))
     text = next(item for item in rendered if item and item["kind"] == "ConfigMap" and "config.yaml" in item["data"])
-    config = parse_config(text["data"]["config.yaml"], {"DATABASE_URL": "postgresql://h/d"})
+    environment = {"DATABASE_URL": "postgresql://h/d", "BROKER_URL": "kafka://h"}
+    config = parse_config(text["data"]["config.yaml"], environment)
     if values is EVERYTHING:
+        assert config.signals == SignalDefaults(SignalType.KAFKA, "kafka://h", 7)
+        assert config.relay.settings["DATABASE_IDLE_AFTER"] == "5"
         assert config.relay.settings["JWKS_URL"] == values["relay"]["auth"]["jwksUrl"]
         assert config.relay.settings["ALLOWED_ORIGINS"] == "https://app.example.com,*"
         assert config.relay.pod_spec.keys() >= {"nodeSelector", "tolerations", "affinity", "runtimeClassName"}
         assert config.token_keys == KeyPolicy(720 * 3600, 48 * 3600, 180)
+        assert config.idle.after_s == 90
+        assert config.activator == Activator(OPERATOR_NAMESPACE, "other-userrealtime-activator", 8080)
     else:
+        assert config.activator is None
         assert config.token_keys == KeyPolicy()
 
 
-def policy(system: System, values: dict[str, Any]) -> dict[str, Any]:
-    """The spec of the relays' NetworkPolicy."""
-    rendered = yaml.safe_load_all(render(system, values))
-    spec: dict[str, Any] = next(item for item in rendered if item and item["kind"] == "NetworkPolicy")["spec"]
+def policy(system: System, values: dict[str, Any], of: str = "relays") -> dict[str, Any]:
+    """The spec of the NetworkPolicy of the relays, or of the activator."""
+    rendered = [item for item in yaml.safe_load_all(render(system, values)) if item]
+    policies = [item for item in rendered if item["kind"] == "NetworkPolicy"]
+    spec: dict[str, Any] = next(item for item in policies if item["metadata"]["name"].endswith(f"-{of}"))["spec"]
     return spec
 
 
-def test_a_relay_may_talk_to_dns_the_database_and_the_issuer_alone(system: System) -> None:
+def test_a_relay_may_talk_to_dns_the_database_the_broker_and_the_issuer_alone(system: System) -> None:
     spec = policy(system, EVERYTHING)
     assert spec["policyTypes"] == ["Ingress", "Egress"]
+    activators = {
+        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": OPERATOR_NAMESPACE}},
+        "podSelector": {"matchLabels": {"app.kubernetes.io/name": "userrealtime-activator"}},
+    }
+    clients = [*EVERYTHING["networkPolicy"]["ingressFrom"], activators]
     assert spec["ingress"] == [
-        {"ports": [{"port": "ws", "protocol": "TCP"}], "from": EVERYTHING["networkPolicy"]["ingressFrom"]},
+        {"ports": [{"port": "ws", "protocol": "TCP"}], "from": clients},
         {"ports": [{"port": "health", "protocol": "TCP"}], "from": EVERYTHING["networkPolicy"]["monitoringFrom"]},
     ]
     assert spec["egress"] == [
         {"ports": [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}]},
         {"ports": [{"port": 6432, "protocol": "TCP"}], "to": [{"ipBlock": {"cidr": "10.1.2.3/32"}}]},
+        {"ports": [{"port": 9092, "protocol": "TCP"}], "to": [{"ipBlock": {"cidr": "10.1.2.4/32"}}]},
         {"ports": [{"port": 8443, "protocol": "TCP"}]},
         {"ports": [{"port": 4222, "protocol": "TCP"}]},
     ]
+
+
+def test_the_brokers_url_is_in_secrets_alone(system: System) -> None:
+    url = "nats://user:hunter2@nats:4333"
+    rendered = list(yaml.safe_load_all(render(system, {**DATABASE, "signals": {"type": "nats", "url": url}})))
+    holding = {(item["kind"], item["metadata"]["name"]) for item in rendered if item and "hunter2" in json.dumps(item)}
+    assert holding == {("Secret", "other-userrealtime-broker")}
+    [bridge] = [i for i in rendered if i and i["kind"] == "Deployment" and i["metadata"]["name"].endswith("-bridge")]
+    [container] = bridge["spec"]["template"]["spec"]["containers"]
+    env = {entry["name"]: entry.get("value", "") for entry in container["env"]}
+    Bridge.from_environment({**env, "DATABASE_URL": "postgresql://h/d", "NATS_URL": url})
+    assert not bridge["spec"]["template"]["spec"]["automountServiceAccountToken"]
+
+
+def test_the_activator_may_talk_to_relays_and_the_api_server(system: System) -> None:
+    spec = policy(system, EVERYTHING, "activator")
+    assert spec["podSelector"]["matchLabels"]["app.kubernetes.io/name"] == "userrealtime-activator"
+    assert spec["policyTypes"] == ["Ingress", "Egress"]
+    dns, relays, api_server, issuer = spec["egress"]
+    assert {port["port"] for port in dns["ports"]} == {53}
+    assert relays["ports"] == [{"port": 8080, "protocol": "TCP"}]
+    assert relays["to"][0]["podSelector"] == {"matchLabels": {"app.kubernetes.io/name": "userrealtime-relay"}}
+    assert relays["to"][0]["namespaceSelector"]["matchExpressions"][0]["values"] == EVERYTHING["namespaces"]
+    assert api_server == {"ports": [{"port": 6443, "protocol": "TCP"}], "to": [{"ipBlock": {"cidr": "10.0.0.1/32"}}]}
+    assert issuer == {"ports": [{"port": 8443, "protocol": "TCP"}]}
+
+
+@pytest.mark.parametrize("userKeys", [True, False])
+def test_the_activator_reads_secrets_only_where_they_have_the_keys(system: System, userKeys: bool) -> None:
+    values = {**EVERYTHING, "activator": {"enabled": True, "userKeys": userKeys}}
+    rendered = [item for item in yaml.safe_load_all(render(system, values)) if item]
+    roles = [item for item in rendered if item["kind"] == "Role" and item["metadata"]["name"].endswith("-activator")]
+    assert [role["metadata"]["namespace"] for role in roles] == EVERYTHING["namespaces"]
+    for role in roles:
+        assert ("secrets" in {name for rule in role["rules"] for name in rule["resources"]}) is userKeys
 
 
 @pytest.mark.parametrize(
@@ -209,11 +291,16 @@ def test_the_namespaces_of_these_tests_enforce_the_restricted_standard(system: S
         ({}, "/database"),
         ({**DATABASE, "route": {"url": "http://localhost/"}}, "/route/url"),
         ({**DATABASE, "databse": {}}, "databse"),
+        ({**DATABASE, "signals": {"type": "nats"}}, "/signals/url"),
+        ({**DATABASE, "signals": {"type": "nats", "url": "http://nats"}}, "/signals/url"),
+        ({**DATABASE, "signals": {"type": "pigeon"}}, "/signals/type"),
         ({"database": {"url": "mysql://x"}}, "/database/url"),
         ({**DATABASE, "relay": {"pingInterval": "20"}}, "/relay/pingInterval"),
         ({**DATABASE, "relay": {"allowedOrigins": ["app.example.com"]}}, "/relay/allowedOrigins/0"),
         ({**DATABASE, "relay": {"auth": {"jwksUrl": "issuer"}}}, "/relay/auth/jwksUrl"),
         ({**DATABASE, "tokenKeys": {"rotateAfter": "monthly"}}, "/tokenKeys/rotateAfter"),
+        ({**DATABASE, "idle": {"after": "soon"}}, "/idle/after"),
+        ({**DATABASE, "activator": {"enabled": True, "userKeys": False}}, "activator.userKeys must be true"),
         ({**DATABASE, "networkPolicy": {"database": {"cidrs": ["db"]}}}, "/networkPolicy/database/cidrs/0"),
     ],
 )
@@ -228,6 +315,8 @@ def test_bad_values_are_refused_by_name(system: System, values: dict[str, Any], 
         ("patch", "deployments.apps", USERS_NAMESPACE, True),
         ("update", "secrets", USERS_NAMESPACE, True),
         ("patch", "secrets", USERS_NAMESPACE, False),
+        ("patch", "endpointslices.discovery.k8s.io", USERS_NAMESPACE, True),
+        ("patch", "endpointslices.discovery.k8s.io", OPERATOR_NAMESPACE, False),
         ("patch", "userrealtimes.userrealtime.dev/status", USERS_NAMESPACE, True),
         ("patch", "userrealtimes.userrealtime.dev", USERS_NAMESPACE, False),
         ("get", "pods", USERS_NAMESPACE, False),
@@ -244,6 +333,28 @@ def test_bad_values_are_refused_by_name(system: System, values: dict[str, Any], 
 )
 def test_the_operators_rights(system: System, verb: str, resource: str, namespace: str, allowed: bool) -> None:
     assert system.may(f"system:serviceaccount:{OPERATOR_NAMESPACE}:{RELEASE}", verb, resource, namespace) is allowed
+
+
+@pytest.mark.parametrize(
+    ("verb", "resource", "namespace", "allowed"),
+    [
+        ("watch", "userrealtimes.userrealtime.dev", USERS_NAMESPACE, True),
+        ("patch", "userrealtimes.userrealtime.dev/status", USERS_NAMESPACE, True),
+        ("patch", "userrealtimes.userrealtime.dev", USERS_NAMESPACE, False),
+        ("watch", "pods", USERS_NAMESPACE, True),
+        ("delete", "pods", USERS_NAMESPACE, False),
+        ("create", "pods/exec", USERS_NAMESPACE, False),
+        ("get", "secrets", USERS_NAMESPACE, True),
+        ("list", "secrets", USERS_NAMESPACE, False),
+        ("get", "secrets", OPERATOR_NAMESPACE, False),
+        ("patch", "deployments.apps", USERS_NAMESPACE, False),
+        ("get", "configmaps", OPERATOR_NAMESPACE, False),
+        ("list", "namespaces", "", False),
+    ],
+)
+def test_the_activators_rights(system: System, verb: str, resource: str, namespace: str, allowed: bool) -> None:
+    account = f"system:serviceaccount:{OPERATOR_NAMESPACE}:{RELEASE}-activator"
+    assert system.may(account, verb, resource, namespace) is allowed
 
 
 async def test_uninstalling_leaves_nothing_and_installing_again_works(

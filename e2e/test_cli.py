@@ -10,10 +10,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import asyncpg
 import pytest
 
 from .client import open_connection, receive
 from .system import USERS_NAMESPACE, System
+from .waiting import eventually
 
 MakeUser = Callable[..., str]
 SCRIPTS = Path(sys.executable).parent
@@ -62,6 +64,59 @@ async def test_it_is_a_plugin_of_kubectl(system: System, users: MakeUser) -> Non
     assert (done.returncode, done.stderr) == (0, "")
     token, url = done.stdout.splitlines()
     assert await greeting(url, token) == name
+
+
+async def test_events_are_followed_and_messages_published(
+    system: System, users: MakeUser, database: asyncpg.Connection
+) -> None:
+    name = users("tail")
+    await database.execute(
+        "select userrealtime.publish($1, 'order.paid', jsonb_build_object('n', n)) from generate_series(1, 3) n", name
+    )
+    command = (SCRIPTS / "userrealtime", "--namespace", USERS_NAMESPACE)
+    for transport in ("websocket", "sse", "poll"):
+        options = ("--after", "0", "--count", "3", "--transport", transport, "--timeout", "30s")
+        done = await asyncio.to_thread(run, system, *command, "tail", name, *options)
+        assert (done.returncode, done.stderr) == (0, f"connected by {transport}\n")
+        assert [json.loads(line)["data"]["n"] for line in done.stdout.splitlines()] == [1, 2, 3]
+    arguments = ("publish", name, "--event", "note.added", "--data", '{"by": "hand"}')
+    done = await asyncio.to_thread(run, system, *command, *arguments)
+    assert done.returncode == 0, done.stderr
+    stored = await database.fetchrow("select * from userrealtime.inbox where user_id = $1", name)
+    assert stored is not None
+    assert (stored["id"], stored["event"]) == (int(done.stdout), "note.added")
+    assert json.loads(stored["data"]) == {"by": "hand"}
+
+
+def test_the_doctor_finds_what_is_wrong(system: System, users: MakeUser) -> None:
+    def examine(name: str) -> tuple[int, str]:
+        done = run(system, SCRIPTS / "userrealtime", "--namespace", USERS_NAMESPACE, "doctor", name)
+        assert done.stderr == ""
+        return done.returncode, done.stdout
+
+    name = users("doctor")
+    status, out = examine(name)
+    assert (status, out.splitlines()[-1]) == (0, "all is well"), out
+    assert {line.partition(":")[0].split()[-1] for line in out.splitlines()[:-1]} == {
+        *("resource", "operator", "database", "pod", "key", "route", "token", "websocket", "sse")
+    }
+
+    def patch(spec: str) -> None:
+        system.kubectl("patch", "urt", name, "--type=merge", "-p", f'{{"spec": {spec}}}')
+
+    patch('{"relay": {"image": "nowhere.invalid/relay:1"}}')
+    eventually(lambda: "note   new pod: ImagePullFailed" in examine(name)[1], "the doctor tells of the image")
+    status, out = examine(name)
+    assert status == 0, out  # the old pod serves
+    assert "correct spec.relay.image" in out
+    patch('{"relay": {"image": null}, "route": {"enabled": false}}')
+    eventually(lambda: "wrong  route: " in examine(name)[1], "the doctor tells of the route")
+    status, out = examine(name)
+    assert status == 1
+    assert f"{name} has no URL" in out
+    status, out = examine("nobody-of-this-name")
+    assert status == 1
+    assert "there is no UserRealtime 'nobody-of-this-name'" in out
 
 
 def test_what_stands_in_the_way_is_told(system: System, users: MakeUser, tmp_path: Path) -> None:

@@ -77,6 +77,10 @@ class Terminal:
             return self.text.endswith(wanted)
         return missing_output(wanted, self.text) is None
 
+    def is_open(self) -> bool:
+        """Whether the shell goes on: it ends with the first command that fails."""
+        return self._shell.poll() is None
+
     def close(self) -> None:
         """End the shell and all it started."""
         for number in (signal.SIGTERM, signal.SIGKILL):
@@ -149,6 +153,7 @@ class Session:
         """See that all has come in the other terminals, too."""
         for block, terminal in self._listening:
             terminal.until(block.output, OUTPUT_TIMEOUT_S)
+            assert terminal.is_open(), f"{block}: a command failed:\n{terminal.text[-5000:]}"
 
     def close(self) -> None:
         for terminal in self._terminals:

@@ -85,11 +85,12 @@ def test_the_status_tells_people_and_tools(system: System, users: MakeUser) -> N
         ("Ready", "True"),
         ("Progressing", "False"),
         ("DatabaseReady", "True"),
+        ("Asleep", "False"),
     }
     assert status["url"].endswith(f"/{status['name']}")
     row = system.kubectl("get", "urt", name).splitlines()
-    assert row[0].split() == ["NAME", "USER", "READY", "URL", "AGE"]
-    assert row[1].split()[:4] == [name, name, "True", status["url"]]
+    assert row[0].split() == ["NAME", "USER", "READY", "ASLEEP", "URL", "AGE"]
+    assert row[1].split()[:5] == [name, name, "True", "False", status["url"]]
     system.kubectl("wait", "--for=condition=Ready", f"urt/{name}", "--timeout=5s")
 
 

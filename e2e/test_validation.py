@@ -23,6 +23,7 @@ WRONG_TYPE = {"object": "text", "array": "text", "string": 7, "integer": "text",
 # By the beginning of a rule's message: a spec that breaks it.
 BROKEN_RULES: dict[str, dict[str, Any]] = {
     "userId must not contain control characters": {"userId": "a\nb"},
+    "idle.after must be a duration": {"idle": {"after": "10 minutes"}},
     "url must be http(s)://host[:port][/path]": {"route": {"url": "nowhere"}},
 }
 # A rule about a change, see test_resource.py.

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -18,6 +20,7 @@ from typing import Any
 
 import asyncpg
 
+from . import demo
 from .client import ResumingClient
 from .cluster import ClusterError, choose
 from .system import USERS_NAMESPACE, System, install
@@ -26,6 +29,7 @@ USER = "alice"
 ENOUGH_EVENTS = 3
 INSERT_INTERVAL_S = 2.0
 FIRST_EVENTS_TIMEOUT_S = 60.0
+OPEN_BROWSER_TIMEOUT_S = 10.0
 
 # An application's own table, with the ready-made trigger.
 TABLE = """
@@ -39,8 +43,8 @@ create or replace trigger publish_orders after insert or update or delete on pub
 """
 
 
-def show(system: System) -> None:
-    """What a person needs to go on from here, to be pasted."""
+def show(system: System, page: str) -> None:
+    """What a person needs to go on from here, to be pasted. `page` is the demo's URL."""
     auth = json.dumps({"type": "auth", "token": system.token(USER)})
     python = os.path.relpath(sys.executable)
     psql = "kubectl -n postgres exec postgres-0 -- psql"
@@ -67,10 +71,28 @@ Look around:
   kubectl -n {USERS_NAMESPACE} get urt,deploy,svc,ingress,pods
   kubectl -n {USERS_NAMESPACE} describe urt {USER}
 
+See it in a browser, and kill a pod while you look:
+
+  {page}
+
 Rows inserted into the table orders, as they arrive from {USER}'s pod:
 """,
         flush=True,
     )
+
+
+def open_browser(page: str) -> None:
+    """Show a page to whoever sits here, if there is a screen; a browser that does not start is no failure."""
+    if sys.platform != "darwin" and not ({"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys()):
+        return
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        subprocess.run(
+            [sys.executable, "-m", "webbrowser", "-t", page],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=OPEN_BROWSER_TIMEOUT_S,
+        )
 
 
 def show_event(event: dict[str, Any]) -> None:
@@ -131,8 +153,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         system = install(choose())
         system.apply_user(USER)
+        page = demo.install(system)
         system.wait_ready(USER)
-        show(system)
+        show(system, page)
+        if not once:
+            open_browser(page)
         with system.database.from_host() as url:
             asyncio.run(watch(system, url, once=once))
     except ClusterError as error:
@@ -142,9 +167,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"\nmake up: no event arrived within {FIRST_EVENTS_TIMEOUT_S:.0f} s", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nThe cluster goes on running. `make up` shows this again, `make down` removes it.")
+        print("\nThe cluster goes on running. `make up` shows all of this again, `make down` removes it.")
         return 0
-    print(f"\nAll up after {time.monotonic() - started:.0f} s. `make down` removes it.")
+    print(f"\nAll up after {time.monotonic() - started:.0f} s: {page} in a browser. `make down` removes it.")
     return 0
 
 

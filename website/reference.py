@@ -17,7 +17,12 @@ from website.sources import ROOT
 Json = dict[str, Any]
 
 # Modules with a class `Metrics`, each by whose metrics they are.
-REGISTRIES: Final = {"The relay": "userrealtime_relay.metrics", "The operator": "userrealtime_operator.metrics"}
+REGISTRIES: Final = {
+    "The relay": "userrealtime_relay.metrics",
+    "The bridge": "userrealtime_relay.bridge.metrics",
+    "The operator": "userrealtime_operator.metrics",
+    "The activator": "userrealtime_operator.activator.metrics",
+}
 _WRONG: Final = "\x01"
 
 

@@ -57,9 +57,12 @@ def place_of(path: str) -> str:
 
 
 def shown(path: str, root: Path = ROOT) -> str:
-    """A page that shows a file of the repository as it is."""
+    """A page that shows a file of the repository as it is; of a folder, the names of what is in it."""
     language = _LANGUAGES.get(posixpath.splitext(path)[1], "text")
-    text = (root / path).read_text().rstrip()
+    if (root / path).is_dir():
+        text = "\n".join(sorted(file.name for file in (root / path).iterdir() if file.name != "__pycache__"))
+    else:
+        text = (root / path).read_text().rstrip()
     return f"---\nsearch:\n  exclude: true\n---\n# {path}\n\n~~~~~~{language}\n{text}\n~~~~~~\n"
 
 
@@ -105,8 +108,8 @@ def _resolved(target: str, source: str, root: Path) -> str | None:
     if re.match(r"[a-z][a-z0-9+.-]*:", target):
         return None
     path = posixpath.normpath(posixpath.join(posixpath.dirname(source), target))
-    if (root / path).is_dir():
+    if (root / path / "README.md").is_file():
         path = f"{path}/README.md"
-    if path.startswith("..") or not (root / path).is_file():
+    if path.startswith("..") or not (root / path).exists():
         raise LinkError(f"{source}: the link to {target} leads to no file of the repository")
     return path

@@ -1,5 +1,5 @@
 """Creates resources on a real API server and measures until the operator has brought all to the desired state; then
-restarts the operator and measures what that costs.
+has all their Deployments say that they are available; then restarts the operator, and measures what that costs.
 
 The API server, etcd, PostgreSQL and the operator run on this machine. There is no node and no controller: no pod is
 made, and "desired" means that all children are stored and the status says so. So the figures are the operator's and
@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
 import statistics
 import sys
 import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from kubernetes.aio.client.configuration import Configuration
@@ -24,6 +27,7 @@ from e2e.local.operator import ROOT, LocalOperator
 from e2e.local.postgres import LocalPostgres
 from userrealtime_operator.api import Api, ApiError
 from userrealtime_operator.migrate import migrate
+from userrealtime_operator.naming import child_name
 from userrealtime_operator.resource import API_VERSION, PLURAL
 
 NAMESPACE = "users"
@@ -43,10 +47,13 @@ def resource(number: int) -> dict[str, Any]:
     }
 
 
-async def create(api: Api, numbers: list[int], created: dict[str, float]) -> None:
-    """Create resources one after the other, noting when each was accepted."""
+async def create(api: Api, numbers: list[int], created: dict[str, float], pause_s: float) -> None:
+    """Create resources one after the other, at the least so many seconds apart, noting when each was accepted."""
     path = f"/apis/{API_VERSION}/namespaces/{NAMESPACE}/{PLURAL}"
+    due = time.monotonic()
     for number in numbers:
+        await asyncio.sleep(max(0.0, due - time.monotonic()))
+        due += pause_s
         item = resource(number)
         while True:
             try:
@@ -59,8 +66,32 @@ async def create(api: Api, numbers: list[int], created: dict[str, float]) -> Non
         created[item["metadata"]["name"]] = time.monotonic()
 
 
-async def watch_status(config: Configuration, desired: dict[str, float], count: int) -> None:
-    """Note when each resource's status first names its observed generation, which is written last."""
+async def make_available(api: Api, numbers: list[int]) -> None:
+    """Say of Deployments what a controller would once their pods are ready."""
+    condition = {"type": "Available", "status": "True", "reason": "MinimumReplicasAvailable", "message": ""}
+    replicas = dict.fromkeys(("replicas", "updatedReplicas", "readyReplicas", "availableReplicas"), 1)
+    status = {"observedGeneration": 1, **replicas, "conditions": [condition]}
+    for number in numbers:
+        name = child_name(resource(number)["spec"]["userId"])
+        path = f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/{name}/status"
+        await api._request("PATCH", path, {"status": status}, "application/merge-patch+json")
+
+
+def observed(item: Mapping[str, Any]) -> bool:
+    """Whether a resource's status names its generation, which is written last."""
+    return bool(item.get("status", {}).get("observedGeneration"))
+
+
+def ready(item: Mapping[str, Any]) -> bool:
+    """Whether a resource says it is."""
+    conditions = item.get("status", {}).get("conditions", ())
+    return any(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions)
+
+
+async def watch_status(
+    config: Configuration, is_so: Callable[[Mapping[str, Any]], bool], since: dict[str, float], count: int
+) -> None:
+    """Note of each resource when something first is so, until it is so of all."""
     from kubernetes.aio.client.api.custom_objects_api import CustomObjectsApi
     from kubernetes.aio.client.api_client import ApiClient
     from kubernetes.aio.watch import Watch
@@ -70,10 +101,30 @@ async def watch_status(config: Configuration, desired: dict[str, float], count: 
         listing = CustomObjectsApi(client).list_namespaced_custom_object
         async for event in watch.stream(listing, group, version, NAMESPACE, PLURAL, timeout_seconds=3600):
             item = event["object"]
-            if item.get("status", {}).get("observedGeneration"):
-                desired.setdefault(item["metadata"]["name"], time.monotonic())
-                if len(desired) >= count:
+            if is_so(item):
+                since.setdefault(item["metadata"]["name"], time.monotonic())
+                if len(since) >= count:
                     return
+
+
+def cpu_seconds(pid: int) -> float:
+    """What a process has computed, with its children unless it is this one."""
+    if pid == os.getpid():
+        return time.process_time()
+    ticks = 0
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended
+            # proc(5): after the name come the fields 3 (state), 4 (parent) and, from 14 on, the times.
+            fields = path.read_text().rpartition(") ")[2].split()
+            if pid in (int(path.parent.name), int(fields[1])):
+                ticks += sum(int(field) for field in fields[11:15])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def peak_memory(pid: int) -> int:
+    """The most that a process ever had resident, in bytes."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) << 10
 
 
 def progress(text: str) -> None:
@@ -95,56 +146,85 @@ async def quiet(operator: LocalOperator, limit_s: float) -> dict[str, int]:
         before = now
 
 
-async def measure(server: LocalApiServer, database_url: str, count: int, limit_s: float) -> None:
+async def measure(server: LocalApiServer, database: LocalPostgres, count: int, rate: float, limit_s: float) -> None:
     """One run, its figures printed as rows of a table."""
+    database_url = database.url()
     config = Configuration()
     await load_kube_config(str(server.kubeconfig), client_configuration=config)  # type: ignore[no-untyped-call]
     with LocalOperator(server.kubeconfig, database_url, NAMESPACE, instance="bench", lease=LEASE) as operator:
         await asyncio.to_thread(operator.wait_ready)
         while not await asyncio.to_thread(operator.leads):  # noqa: ASYNC110  (another process)
             await asyncio.sleep(0.2)
+        pids = {
+            "the operator": operator.pid,
+            **server.pids,
+            "PostgreSQL": database.pid,
+            "the load": os.getpid(),
+        }
         created: dict[str, float] = {}
         desired: dict[str, float] = {}
+        before = {name: cpu_seconds(pid) for name, pid in pids.items()}
         begin = time.monotonic()
         async with asyncio.timeout(limit_s), Api(config) as api, asyncio.TaskGroup() as group:
-            watching = group.create_task(watch_status(config, desired, count))
+            watching = group.create_task(watch_status(config, observed, desired, count))
+            pause_s = CREATORS / rate if rate else 0.0
             for worker in range(CREATORS):
-                group.create_task(create(api, list(range(worker, count, CREATORS)), created))
+                group.create_task(create(api, list(range(worker, count, CREATORS)), created, pause_s))
             while not watching.done():
                 progress(f"{len(created):,} created, {len(desired):,} desired of {count:,}")
                 await asyncio.wait([watching], timeout=5)
         taken = time.monotonic() - begin
+        computed = {name: cpu_seconds(pid) - before[name] for name, pid in pids.items()}
         waits = sorted(desired[name] - created[name] for name in created)
         requests = await quiet(operator, limit_s)
-        cpu = await asyncio.to_thread(operator.metric, "process_cpu_seconds_total")
         memory = await asyncio.to_thread(operator.metric, "process_resident_memory_bytes")
         row("time until all are desired", f"{taken:.1f} s")
         row("resources/s", f"{count / taken:.0f}")
         row(
             "from accepted to desired, p50 / p99", f"{statistics.median(waits):.2f} s / {percentile(waits, 0.99):.2f} s"
         )
-        row("CPU of the operator", f"{cpu:.1f} s")
-        row("memory of the operator", f"{memory / 2**20:.0f} MiB")
+        for name, seconds in computed.items():
+            share = seconds / taken / (os.cpu_count() or 1)
+            row(f"CPU of {name}", f"{seconds:.1f} s, {share:.0%} of all cores")
+        row("memory of the operator, at the most", memory_text(memory, operator))
         row("API calls a resource", f"{sum(requests.values()) / count:.2f}")
         for name, number in sorted(requests.items()):
             row(f"- {name}", f"{number / count:.2f}")
+        rounds = await asyncio.to_thread(operator.metric, "userrealtime_operator_reconcile_total", kind="resource")
+        row("reconciliations a resource", f"{rounds / count:.2f}")
+        looks = await asyncio.to_thread(
+            operator.metric, "userrealtime_operator_rest_client_requests_total", resource="pods"
+        )
+        row("looks at pods that do not come, a resource", f"{looks / count:.2f}")
+        progress("saying that all pods are ready")
+        begin = time.monotonic()
+        async with asyncio.timeout(limit_s), Api(config) as api, asyncio.TaskGroup() as group:
+            group.create_task(watch_status(config, ready, {}, count))
+            for worker in range(CREATORS):
+                group.create_task(make_available(api, list(range(worker, count, CREATORS))))
+        row("all pods made ready: time until all resources are Ready", f"{time.monotonic() - begin:.1f} s")
         await asyncio.to_thread(operator.stop)
         progress("restarting the operator")
         begin = time.monotonic()
         operator.start()
         await asyncio.to_thread(operator.wait_ready, limit_s)
-        ready = time.monotonic() - begin
+        warm = time.monotonic() - begin
         requests = await quiet(operator, limit_s)
         settled = time.monotonic() - begin - 2 * QUIET_S
         memory = await asyncio.to_thread(operator.metric, "process_resident_memory_bytes")
-        row("after a restart: ready", f"{ready:.1f} s")
+        row("after a restart: ready", f"{warm:.1f} s")
         row("after a restart: all checked", f"{settled:.0f} s")
+        row("after a restart: CPU of the operator", f"{cpu_seconds(operator.pid):.1f} s")
         row("after a restart: writes", f"{sum(n for name, n in requests.items() if not name.startswith('GET'))}")
         row(
             "after a restart: reads, watches aside",
             f"{sum(n for name, n in requests.items() if name.startswith('GET'))}",
         )
-        row("after a restart: memory", f"{memory / 2**20:.0f} MiB")
+        row("after a restart: memory of the operator, at the most", memory_text(memory, operator))
+
+
+def memory_text(resident: float, operator: LocalOperator) -> str:
+    return f"{resident / 2**20:.0f} MiB, {peak_memory(operator.pid) / 2**20:.0f} MiB"
 
 
 def percentile(values: list[float], share: float) -> float:
@@ -161,6 +241,9 @@ def main() -> None:
     parser.add_argument(
         "--limit", type=float, default=900, metavar="SECONDS", help="for each part of the run (default: %(default)s)"
     )
+    parser.add_argument(
+        "--rate", type=float, default=0, metavar="N", help="create so many a second (default: as fast as can be)"
+    )
     options = parser.parse_args()
     if options.resources < 1:
         parser.error("--resources must be at least 1")
@@ -170,7 +253,7 @@ def main() -> None:
         server.kubectl("apply", "--server-side", "-f", str(CRD))
         server.kubectl("wait", "--for=condition=Established", "--timeout=30s", "-f", str(CRD))
         print(f"{options.resources:,} resources, {os.cpu_count()} cores\n\n| what | figure |\n|---|---|", flush=True)
-        asyncio.run(measure(server, database.url(), options.resources, options.limit))
+        asyncio.run(measure(server, database, options.resources, options.rate, options.limit))
 
 
 if __name__ == "__main__":

@@ -6,21 +6,31 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from userrealtime_operator import __version__
 
-from . import token
+from . import doctor, publish, tail, token
 from .cluster import Cluster
 from .errors import CommandError
 
+INTERRUPTED: Final = 130
+"""As a shell tells of what Ctrl-C has ended."""
+
 
 def _parser(program: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=program, description="userrealtime, for people and their scripts.")
+    parser = argparse.ArgumentParser(
+        prog=program,
+        description="userrealtime, for people and their scripts.",
+        epilog="Exit status: 0 done; 1 it cannot be done, as is told; 2 wrong usage; more with each command's --help.",
+    )
     parser.add_argument("--version", action="version", version=f"userrealtime {__version__}")
     parser.add_argument("--kubeconfig", type=Path, metavar="FILE", help="default: that of kubectl")
     parser.add_argument("--context", metavar="NAME", help="default: the current one")
     parser.add_argument("-n", "--namespace", metavar="NAME", help="default: that of the context")
-    token.add_to(parser.add_subparsers(required=True, metavar="COMMAND"))
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for command in (tail, publish, doctor, token):
+        command.add_to(commands)
     return parser
 
 
@@ -29,13 +39,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # kubectl finds its plugins by their file names.
     program = "kubectl userrealtime" if Path(sys.argv[0]).stem == "kubectl-userrealtime" else "userrealtime"
     options = _parser(program).parse_args(arguments)
+
+    def connect() -> Cluster:
+        return Cluster.connect(kubeconfig=options.kubeconfig, context=options.context, namespace=options.namespace)
+
     try:
-        where = {"kubeconfig": options.kubeconfig, "context": options.context, "namespace": options.namespace}
-        options.run(options, Cluster.connect(**where))
+        status: int = options.run(options, connect)
     except CommandError as error:
         print(f"{program}: {error}", file=sys.stderr)
         return 1
-    return 0
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return status
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ HELM = "4.3.1"
 TRAEFIK = "3.7.15"
 GATEWAY_API = "1.6.3"
 KIND = "0.30.0"
+K6 = "1.8.1"
 
 GO_AT_LEAST = (1, 24)
 INSTALL_GO = "Install Go 1.24 or later from https://go.dev/dl/ and put its bin directory into PATH."
@@ -101,6 +102,17 @@ def gateway_api() -> str:
         usual="some seconds",
     )
     return file.read_text()
+
+
+def k6() -> Path:
+    """The load generator of bench/load."""
+    return _cached(
+        "k6",
+        K6,
+        f"building k6 {K6}",
+        lambda s, out: _go_install(s, f"go.k6.io/k6@v{K6}", out),
+        usual="2 to 5 min",
+    )
 
 
 def source_hash(*sources: Path) -> str:

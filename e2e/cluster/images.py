@@ -57,11 +57,12 @@ class Source:
         return self.root or REPOSITORY
 
 
+DEMO = Source("userrealtime-demo", "examples/demo/Dockerfile.demo", ("locks/demo.txt", "examples/demo"))
 SOURCES = (
     Source(
         "userrealtime-operator",
         "Dockerfile.operator",
-        ("locks/operator.txt", "operator/userrealtime_operator"),
+        ("locks/operator.txt", "operator/userrealtime_operator", "relay/userrealtime_relay"),
     ),
     Source("userrealtime-relay", "Dockerfile.relay", ("locks/relay.txt", "relay/userrealtime_relay")),
     Source(
@@ -69,7 +70,9 @@ SOURCES = (
         "e2e/images/Dockerfile.postgres",
         ("e2e/images/postgres.txt", "e2e/images/postgres-entrypoint.sh"),
     ),
+    DEMO,
     Source("userrealtime-haproxy", "e2e/images/Dockerfile.haproxy", ()),
+    Source("userrealtime-nats", "e2e/images/Dockerfile.nats", ("e2e/images/nats.txt",)),
 )
 
 

@@ -6,11 +6,14 @@ For what needs the real API and nothing else: objects are stored, and nobody act
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 import signal
 import subprocess
 import tempfile
 import time
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -29,24 +32,61 @@ IDENTITIES = (
 )
 
 
-class LocalApiServer:
-    """A context manager: leaving it ends both processes and removes what they stored."""
+# Every write that was answered, and of Leases also what was asked for.
+AUDIT_POLICY = {
+    "apiVersion": "audit.k8s.io/v1",
+    "kind": "Policy",
+    "omitStages": ["RequestReceived", "ResponseStarted"],
+    "rules": [
+        {"level": "None", "verbs": ["get", "list", "watch"]},
+        {"level": "Request", "resources": [{"group": "coordination.k8s.io", "resources": ["leases"]}]},
+        {"level": "Metadata"},
+    ],
+}
 
-    def __init__(self) -> None:
+
+@dataclass(frozen=True)
+class Write:
+    """A write that the API server carried out, by its own clock. `lease_holder` is whom it gave a Lease, if it did."""
+
+    user: str
+    verb: str
+    resource: str
+    name: str
+    received: datetime
+    answered: datetime
+    lease_holder: str | None
+
+
+class LocalApiServer:
+    """A context manager: leaving it ends both processes and removes what they stored.
+
+    `options` are more of kube-apiserver's. With `audit`, it keeps a record for `writes`.
+    """
+
+    def __init__(self, *options: str, audit: bool = False) -> None:
         self.port = free_port()
         self._home = Path(tempfile.mkdtemp(prefix="userrealtime-apiserver-"))
         self._pki = self._home / "pki"
+        self._audit = self._home / "audit.jsonl"
+        policy = self._home / "audit-policy.json"
+        policy.write_text(json.dumps(AUDIT_POLICY))
+        self._options = [
+            *([f"--audit-policy-file={policy}", f"--audit-log-path={self._audit}"] if audit else []),
+            *options,
+        ]
         self._etcd_ports = free_port(), free_port()
         self._etcd: subprocess.Popen[bytes] | None = None
         self._server: subprocess.Popen[bytes] | None = None
         self.kubeconfig = self.kubeconfig_for(self.port)
 
-    def kubeconfig_for(self, port: int) -> Path:
-        """A kubeconfig of an administrator who reaches the server at this port of loopback."""
-        pki.make(self._pki, IDENTITIES)
-        path = self._home / f"kubeconfig-{port}"
+    def kubeconfig_for(self, port: int, user: str = "admin") -> Path:
+        """A kubeconfig of a user who reaches the server at this port of loopback: the administrator, or one who has
+        only the rights given, to whom the server's limits apply."""
+        pki.make(self._pki, [*IDENTITIES, Identity(user, f"/CN={user}", (f"DNS:{user}",))])
+        path = self._home / f"kubeconfig-{port}-{user}"
         path.touch(mode=0o600)
-        certificate = self._pki / "admin.crt", self._pki / "admin.key"
+        certificate = self._pki / f"{user}.crt", self._pki / f"{user}.key"
         path.write_text(pki.kubeconfig(f"https://127.0.0.1:{port}", self._pki / "ca.crt", *certificate))
         return path
 
@@ -82,6 +122,7 @@ class LocalApiServer:
                 f"--service-account-key-file={self._pki}/sa.pub",
                 f"--service-account-signing-key-file={self._pki}/sa.key",
             ),
+            *self._options,
             # Nobody makes service accounts here.
             "--disable-admission-plugins=ServiceAccount",
             f"--cert-dir={self._home}",
@@ -94,6 +135,13 @@ class LocalApiServer:
             if self._server.poll() is not None or time.monotonic() > deadline:
                 raise ClusterError(f"the API server does not start:\n{self.log()}")
             time.sleep(0.3)
+
+    @property
+    def pids(self) -> dict[str, int]:
+        """The processes, by the names of their programs."""
+        assert self._etcd is not None
+        assert self._server is not None
+        return {"etcd": self._etcd.pid, "kube-apiserver": self._server.pid}
 
     def kill(self) -> None:
         """End the API server as a crash would; what is stored stays."""
@@ -113,6 +161,28 @@ class LocalApiServer:
     def kubectl(self, *arguments: str, input: str | None = None, timeout: float = 60) -> str:
         """Run kubectl against this server; its output."""
         return run(binaries.kubectl(), f"--kubeconfig={self.kubeconfig}", *arguments, input=input, timeout=timeout)
+
+    def writes(self, *users: str) -> list[Write]:
+        """The writes of these users that were carried out, in the order of their answers."""
+        found = []
+        for line in self._audit.read_text().splitlines():
+            event = json.loads(line)
+            if event["user"]["username"] not in users or event.get("responseStatus", {}).get("code", 500) >= 300:
+                continue
+            about = event["objectRef"]
+            spec = event.get("requestObject", {}).get("spec", {})
+            found.append(
+                Write(
+                    event["user"]["username"],
+                    event["verb"],
+                    "/".join(filter(None, (about["resource"], about.get("subresource")))),
+                    about.get("name", ""),
+                    datetime.fromisoformat(event["requestReceivedTimestamp"]),
+                    datetime.fromisoformat(event["stageTimestamp"]),
+                    spec.get("holderIdentity", "") if about["resource"] == "leases" else None,
+                )
+            )
+        return found
 
     def log(self) -> str:
         """The last that the processes said."""

@@ -88,6 +88,12 @@ class LocalOperator:
                 raise ClusterError(f"operator {self.instance} is not ready:\n{self.log.read_text()[-3000:]}")
             time.sleep(0.1)
 
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        assert self.process is not None
+        return self.process.pid
+
     def stop(self) -> None:
         """End it in order, as the kubelet does."""
         assert self.process is not None

@@ -106,6 +106,11 @@ class LocalPostgres:
         """The `postgresql://` URL of one database, as its owner."""
         return f"postgresql://postgres@127.0.0.1:{self.port}/{database}"
 
+    @property
+    def pid(self) -> int:
+        """Of the postmaster, the parent of all of the server's processes, while it runs."""
+        return int((self._data / "postmaster.pid").read_text().split()[0])
+
     def program(self, name: str) -> Path:
         """One of PostgreSQL's own programs, of the server's version, such as `pg_dump`."""
         return self._programs / "bin" / name

@@ -10,20 +10,28 @@ import asyncio
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 from urllib.parse import quote
+from urllib.request import getproxies
 
-from kubernetes.aio.client.api_client import ApiClient
+import aiohttp
+from kubernetes.aio.client.api_client import ApiClient, RequestSerialized
 from kubernetes.aio.client.configuration import Configuration
 from kubernetes.aio.config import ConfigException, load_incluster_config, load_kube_config
 
 from .desired import MANAGER, Object
 from .resource import API_VERSION, PLURAL
+from .workqueue import LAST_DELAY_S, TryLater
 
 REQUEST_TIMEOUT_S = 30.0
+CONNECT_TIMEOUT_S = 10.0
+PAGE = 100
+# A watch on which nothing comes for so long, not even the bookmark that comes every minute, is broken: its server may
+# have died without a word.
+SILENCE_S = 120.0
 
 LEASES = ("coordination.k8s.io/v1", "leases")
 
@@ -37,17 +45,22 @@ Observer = Callable[[str, str, int, float], None]
 CHILD_KINDS = {
     "Secret": ("v1", "secrets"),
     "Service": ("v1", "services"),
+    "EndpointSlice": ("discovery.k8s.io/v1", "endpointslices"),
     "Deployment": ("apps/v1", "deployments"),
     "Ingress": ("networking.k8s.io/v1", "ingresses"),
     "HTTPRoute": ("gateway.networking.k8s.io/v1", "httproutes"),
 }
 
 
-class ApiError(RuntimeError):
-    """The API server refused a request or did not answer. `status` is the HTTP status, 0 without an answer."""
+Labels = Mapping[str, str]
 
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
+
+class ApiError(TryLater):
+    """The API server refused a request or did not answer. `status` is the HTTP status, 0 without an answer; `after_s`
+    is for how many seconds a server that is overloaded asks to be left alone."""
+
+    def __init__(self, status: int, message: str, after_s: float = 0.0) -> None:
+        super().__init__(message, after_s)
         self.status = status
 
 
@@ -55,6 +68,11 @@ def _path(api_version: str, plural: str, namespace: str, *rest: str) -> str:
     root = "/api" if "/" not in api_version else "/apis"
     parts = (api_version, "namespaces", quote(namespace, safe=""), plural, *(quote(part, safe="") for part in rest))
     return f"{root}/{'/'.join(parts)}"
+
+
+def _selecting(labels: Labels) -> str:
+    text = ",".join(f"{name}={value}" for name, value in labels.items())
+    return f"&labelSelector={quote(text, safe='')}" if text else ""
 
 
 def _resource(path: str) -> str:
@@ -71,26 +89,33 @@ class Api:
     known without any right. A cluster with a new authority counts as another one.
 
     `seconds_to_write` says in how many seconds a write that begins now must be over; none begins when it says 0.
+    `stored` is told of every child and UserRealtime that was written, as the API server answered.
     """
 
     seconds_to_write: Callable[[], float]
+    stored: Callable[[Object], None]
 
     def __init__(self, configuration: Configuration, observe: Observer | None = None) -> None:
         self.seconds_to_write = lambda: REQUEST_TIMEOUT_S
+        self.stored = lambda _item: None
         self._observe = observe
+        # Without a proxy there is nothing in the environment to look up, which would take a thread for each request.
+        configuration.client_session_kwargs = {"trust_env": bool(getproxies())}
         self._client = ApiClient(configuration)
         authority = configuration.ssl_ca_cert
         identity = Path(authority).read_bytes() if authority else configuration.host.encode()
         self.cluster = hashlib.sha256(identity).hexdigest()[:32]
 
     @classmethod
-    async def connect(cls, observe: Observer | None = None) -> Self:
+    async def connect(cls, observe: Observer | None = None, connections: int = 100) -> Self:
         """From the pod's service account, or from the kubeconfig of whoever runs this outside a cluster.
+
+        `connections` is how many there may be at once; a watch holds one as long as it lasts.
 
         Raises:
             ApiError: neither is there.
         """
-        configuration = Configuration()
+        configuration = Configuration(connection_pool_maxsize=connections)
         try:
             load_incluster_config(configuration)  # type: ignore[no-untyped-call]
         except ConfigException:
@@ -120,19 +145,21 @@ class Api:
         # Read as YAML, which does not know JSON's escapes beyond 16 bits: so no character is escaped. The charset is
         # there for the client, which would encode a body of the bare type itself.
         text = json.dumps(item, ensure_ascii=False)
-        return await self._request("PATCH", path + query, text, "application/apply-patch+yaml; charset=utf-8")
+        return self._noted(
+            await self._request("PATCH", path + query, text, "application/apply-patch+yaml; charset=utf-8")
+        )
 
     async def create(self, item: Object) -> Object:
         """Make a child that is not there yet; ApiError with status 409 if it is."""
         metadata = item["metadata"]
         path = _path(*CHILD_KINDS[item["kind"]], metadata["namespace"])
-        return await self._request("POST", f"{path}?fieldManager={MANAGER}", item)
+        return self._noted(await self._request("POST", f"{path}?fieldManager={MANAGER}", item))
 
     async def replace(self, item: Object) -> Object:
         """Replace a child; ApiError with status 409 if it is no longer the one of `metadata.resourceVersion`."""
         metadata = item["metadata"]
         path = _path(*CHILD_KINDS[item["kind"]], metadata["namespace"], metadata["name"])
-        return await self._request("PUT", f"{path}?fieldManager={MANAGER}", item)
+        return self._noted(await self._request("PUT", f"{path}?fieldManager={MANAGER}", item))
 
     async def get(self, kind: str, namespace: str, name: str) -> Object | None:
         """A child as it is now, None where there is none."""
@@ -150,10 +177,71 @@ class Api:
         """Replace the named fields of a UserRealtime's status; a resource that is gone needs none."""
         path = _path(API_VERSION, PLURAL, namespace, name, "status")
         try:
-            await self._request("PATCH", path, {"status": status}, "application/merge-patch+json")
+            self._noted(await self._request("PATCH", path, {"status": status}, "application/merge-patch+json"))
         except ApiError as error:
             if error.status != 404:
                 raise
+
+    async def request_wake(self, namespace: str, name: str, moment: str, version: str | None) -> None:
+        """Ask for a user's pod: `moment` (RFC 3339) is when.
+
+        Raises:
+            ApiError: among others with status 409, if the resource is not of this resourceVersion any more.
+        """
+        body: Object = {"status": {"wakeRequestedAt": moment}}
+        if version is not None:
+            body["metadata"] = {"resourceVersion": version}
+        path = _path(API_VERSION, PLURAL, namespace, name, "status")
+        await self._request("PATCH", path, body, "application/merge-patch+json")
+
+    async def page(self, api_version: str, plural: str, namespace: str, selector: Labels, token: str = "") -> Object:
+        """A page of the list of a kind with these labels: the first, or the one that `metadata.continue` of another
+        page names. The objects do not say of what kind they are.
+
+        Raises:
+            ApiError: with status 410 where that took too long; the list begins anew then.
+        """
+        return await self._page(_path(api_version, plural, namespace), _selecting(selector), token)
+
+    async def all_of(self, api_version: str, plural: str, namespace: str, selector: Labels) -> tuple[list[Object], str]:
+        """All objects of a kind with these labels, and the resourceVersion of the list."""
+        found: list[Object] = []
+        token: str | None = ""
+        while token is not None:
+            page = await self.page(api_version, plural, namespace, selector, token)
+            found += page["items"] or ()  # null where there is none
+            token = page["metadata"].get("continue") or None
+        return found, page["metadata"]["resourceVersion"]
+
+    async def watch(
+        self, api_version: str, plural: str, namespace: str, selector: Labels, version: str, limit_s: int
+    ) -> AsyncGenerator[tuple[str, Object], None]:
+        """What happens to the objects of a kind after a resourceVersion: the type of each event, and the object.
+
+        Types are ADDED, MODIFIED, DELETED and BOOKMARK. Ends by itself after `limit_s` seconds.
+
+        Raises:
+            ApiError: with status 410 if what has happened since is not known any more: list again.
+        """
+        query = f"?watch=1&allowWatchBookmarks=true&timeoutSeconds={limit_s}&resourceVersion={quote(version, safe='')}"
+        path = _path(api_version, plural, namespace) + query + _selecting(selector)
+        request = await self._serialized("GET", path, None, "application/json", "application/json")
+        limit = aiohttp.ClientTimeout(sock_connect=CONNECT_TIMEOUT_S, sock_read=SILENCE_S)
+        try:
+            answer = (await self._client.call_api(*request, _request_timeout=limit)).response
+            try:
+                if answer.status >= 400:
+                    raise _error(answer, _parsed(await answer.read()))
+                async for line in answer.content:
+                    event = json.loads(line)
+                    if event["type"] == "ERROR":
+                        said = event["object"]
+                        raise ApiError(said.get("code") or 500, said.get("message") or "no reason given")
+                    yield event["type"], event["object"]
+            finally:
+                answer.close()
+        except (OSError, aiohttp.ClientError, ValueError) as error:  # ValueError: of half a line
+            raise ApiError(0, f"the watch ended: {error or type(error).__name__}") from None
 
     async def pods(self, namespace: str, name: str) -> list[Object]:
         """The pods of the user whose objects have this name, as the API server's cache has them."""
@@ -163,20 +251,27 @@ class Api:
         )
         return list(found["items"] or ())
 
+    async def endpoint_slices(self, namespace: str, service: str) -> list[Object]:
+        """The EndpointSlices of a Service, as the API server's cache has them."""
+        selector = quote(f"kubernetes.io/service-name={service}", safe="")
+        found = await self._request(
+            "GET", f"{_path(*CHILD_KINDS['EndpointSlice'], namespace)}?labelSelector={selector}&resourceVersion=0"
+        )
+        return list(found["items"] or ())
+
     async def create_event(self, namespace: str, event: Object) -> None:
         """Note an Event (events.k8s.io/v1)."""
         await self._request("POST", _path("events.k8s.io/v1", "events", namespace), event)
 
     async def resource_uids(self, namespace: str) -> set[str]:
         """The uids of all UserRealtimes of a namespace, straight from the API server."""
-        found = await self._request("GET", _path(API_VERSION, PLURAL, namespace), accept=_METADATA_LIST)
-        return {item["metadata"]["uid"] for item in found["items"] or ()}  # null where there is none
-
-    async def has_resources(self, namespace: str) -> bool:
-        """Whether a namespace has any UserRealtime."""
-        path = f"{_path(API_VERSION, PLURAL, namespace)}?limit=1"
-        found = await self._request("GET", path, accept=_METADATA_LIST)
-        return bool(found["items"])
+        uids: set[str] = set()
+        token: str | None = ""
+        while token is not None:
+            page = await self._page(_path(API_VERSION, PLURAL, namespace), "", token, _METADATA_LIST)
+            uids |= {item["metadata"]["uid"] for item in page["items"] or ()}  # null where there is none
+            token = page["metadata"].get("continue") or None
+        return uids
 
     async def get_lease(self, namespace: str, name: str) -> Object | None:
         """A Lease as it is now, None where there is none."""
@@ -208,6 +303,14 @@ class Api:
                 kinds[kind] = (api_version, plural)
         return kinds
 
+    def _noted(self, item: Object) -> Object:
+        self.stored(item)
+        return item
+
+    async def _page(self, path: str, query: str, token: str, accept: str = "application/json") -> Object:
+        token = f"&continue={quote(token, safe='')}" if token else ""
+        return await self._request("GET", f"{path}?limit={PAGE}{query}{token}", accept=accept)
+
     async def _find(self, path: str) -> Object | None:
         """What is there, None for nothing."""
         try:
@@ -233,31 +336,47 @@ class Api:
         started = time.perf_counter()
         status = 0
         try:
-            status, answer = await self._exchange(method, path, body, content_type, accept, limit)
+            response, answer = await self._exchange(method, path, body, content_type, accept, limit)
+            status = response.status
         finally:
             if self._observe is not None:
                 self._observe(method, _resource(path), status, time.perf_counter() - started)
         if status >= 400:
-            raise ApiError(status, answer.get("message") or f"HTTP {status}")
+            raise _error(response, answer)
         return answer
 
     async def _exchange(
         self, method: str, path: str, body: Object | str | None, content_type: str, accept: str, limit: float
-    ) -> tuple[int, Object]:
-        headers = {"Accept": accept, "Content-Type": content_type}
-        request = await self._client.param_serialize(
-            method, path, query_params=[], header_params=headers, body=body, auth_settings=["BearerToken"]
-        )
+    ) -> tuple[aiohttp.ClientResponse, Object]:
+        request = await self._serialized(method, path, body, content_type, accept)
         try:
             # Over all of it: the client's own limit does not include the body of the answer.
             async with asyncio.timeout(limit):
-                response = await self._client.call_api(*request, _request_timeout=limit)
-                content = await response.read()  # type: ignore[no-untyped-call]
-        except (OSError, TimeoutError) as error:  # aiohttp's connection errors are OSErrors
+                response = (await self._client.call_api(*request, _request_timeout=limit)).response
+                content = await response.read()
+        except (aiohttp.ClientError, OSError) as error:
             raise ApiError(0, f"no answer from the API server: {error or type(error).__name__}") from None
-        status: int = response.status
-        try:
-            answer: Any = json.loads(content) if content else {}
-        except ValueError:  # a proxy's page, or the plain text of an overloaded server
-            answer = {"message": content[:200].decode(errors="replace").strip()}
-        return status, answer
+        return response, _parsed(content)
+
+    async def _serialized(
+        self, method: str, path: str, body: Object | str | None, content_type: str, accept: str
+    ) -> RequestSerialized:
+        headers = {"Accept": accept, "Content-Type": content_type}
+        return await self._client.param_serialize(
+            method, path, query_params=[], header_params=headers, body=body, auth_settings=["BearerToken"]
+        )
+
+
+def _parsed(content: bytes) -> Object:
+    try:
+        answer: Object = json.loads(content) if content else {}
+    except ValueError:  # a proxy's page, or the plain text of an overloaded server
+        answer = {"message": content[:200].decode(errors="replace").strip()}
+    return answer
+
+
+def _error(response: aiohttp.ClientResponse, answer: Object) -> ApiError:
+    after = response.headers.get("Retry-After", "")
+    # The API server gives seconds; a date, which HTTP also has, is left to our own backing off.
+    after_s = min(float(after), LAST_DELAY_S) if after.isdecimal() else 0.0
+    return ApiError(response.status, answer.get("message") or f"HTTP {response.status}", after_s)

@@ -19,6 +19,7 @@ from .duration import parse_duration
 from .retention import Retention
 from .rotation import KeyPolicy
 from .routes import RouteError, parse_url_template
+from .signals import DEFAULT_LISTEN_RANGE, SignalDefaults, SignalType
 
 Json = dict[str, Any]
 
@@ -91,6 +92,22 @@ class DatabaseAccess:
 
 
 @dataclass(frozen=True, slots=True)
+class IdleDefaults:
+    """When users sleep whose resource does not say. `after_s` is without a client; 0 is never."""
+
+    after_s: float = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Activator:
+    """Who wakes users: the Service whose pods take the connections of those who sleep, and the pods' port for that."""
+
+    namespace: str
+    service: str
+    port: int = 8080
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """The operator's whole configuration. `database_url` is hidden from `repr`, since it holds a password."""
 
@@ -101,6 +118,10 @@ class Config:
     token_keys: KeyPolicy = field(default_factory=KeyPolicy)
     database: DatabaseAccess = field(default_factory=DatabaseAccess)
     retention: Retention = field(default_factory=Retention)
+    idle: IdleDefaults = field(default_factory=IdleDefaults)
+    activator: Activator | None = None
+    """None: nobody sleeps."""
+    signals: SignalDefaults = field(default_factory=SignalDefaults)
 
 
 Parser = Callable[[Any], Any]
@@ -169,7 +190,13 @@ def _jwks_url(value: Any) -> str:
     return str(value)
 
 
-_TOP = ("namespaces", "database", "log", "relay", "tokenKeys", "route")
+_TOP = ("namespaces", "database", "log", "relay", "signals", "tokenKeys", "route", "idle", "activator")
+BROKER_URL = "BROKER_URL"
+_BROKER_URLS = {
+    SignalType.NATS: ("nats://", "tls://"),
+    SignalType.REDIS: ("redis://", "rediss://"),
+    SignalType.KAFKA: ("kafka://", "kafka+tls://"),
+}
 # The file's names, each with the attribute or variable it sets, and its type or how it is read.
 Known = Mapping[str, tuple[str, type | Parser]]
 _RELAY: Known = {
@@ -196,6 +223,11 @@ _AUTH: Known = {
     "userClaim": ("TOKEN_USER_CLAIM", str),
     "leeway": ("TOKEN_LEEWAY", _seconds(0, 300)),
     "allowQueryToken": ("ALLOW_QUERY_TOKEN", lambda value: "true" if _typed(value, bool) else "false"),
+}
+_SIGNALS: Known = {
+    "type": ("type", _member(SignalType)),
+    "idleAfter": ("idle_after", _seconds(0, 3600)),
+    "listenRange": ("listen_range", _limit),
 }
 _POD: Known = {
     "nodeSelector": ("nodeSelector", _strings),
@@ -227,6 +259,13 @@ _ROUTE: Known = {
     "className": ("class_name", str),
     "annotations": ("annotations", dict),
     "tlsSecretName": ("tls_secret_name", str),
+}
+_IDLE: Known = {"after": ("after_s", _duration(0, 100 * 366 * 86400))}
+_ACTIVATOR: Known = {
+    "enabled": ("enabled", bool),
+    "namespace": ("namespace", str),
+    "service": ("service", str),
+    "port": ("port", _count),
 }
 _GATEWAY: Known = {name: (name, str) for name in ("name", "namespace", "sectionName")}
 
@@ -281,6 +320,31 @@ def _token_keys(document: Json, faults: list[str]) -> KeyPolicy:
     return policy
 
 
+def _signals(
+    document: Json, relay: RelayDefaults, environment: Mapping[str, str], faults: list[str]
+) -> tuple[SignalDefaults, dict[str, str]]:
+    """What wakes relays, and the variables of their environment."""
+    found = _section(document, "signals", _SIGNALS, faults)
+    settings = dict(relay.settings)
+    signal = found.get("type") or SignalType(settings.get("SIGNAL", SignalType.AUTO))
+    url = ""
+    if signal.broker:
+        settings["DATABASE_IDLE_AFTER"] = found.get("idle_after", "")
+        url = environment.get(BROKER_URL, "")
+        if not url.startswith(_BROKER_URLS[signal]):
+            faults.append(f"{BROKER_URL}: must be set in the environment, to a {_BROKER_URLS[signal][0]} URL")
+    return SignalDefaults(signal, url, found.get("listen_range", DEFAULT_LISTEN_RANGE)), settings
+
+
+def _activator(document: Json, faults: list[str]) -> Activator | None:
+    found = _section(document, "activator", _ACTIVATOR, faults)
+    if not found.pop("enabled", False):
+        return None
+    missing = [name for name in ("namespace", "service") if name not in found]
+    faults.extend(f"activator.{name}: required with activator.enabled" for name in missing)
+    return None if missing else Activator(**found)
+
+
 def parse_config(text: str, environment: Mapping[str, str]) -> Config:
     """The configuration in `text` (YAML) and `environment`.
 
@@ -299,6 +363,8 @@ def parse_config(text: str, environment: Mapping[str, str]) -> Config:
         faults.append("namespaces: a list of at least one namespace to serve is required")
         namespaces = []
     relay = _relay(document, faults)
+    signals, settings = _signals(document, relay, environment, faults)
+    relay = replace(relay, settings=settings)
     token_keys = _token_keys(document, faults)
     database = _section(document, "database", _DATABASE, faults)
     database["rotate_after_s"] = database.get("rotate_after_s") or None
@@ -312,6 +378,8 @@ def parse_config(text: str, environment: Mapping[str, str]) -> Config:
     route["gateway"] = _section(route, "route.gateway", _GATEWAY, faults)
     if route.get("type") is RouteType.HTTP_ROUTE and "name" not in route["gateway"]:
         faults.append("route.gateway.name: required with route.type HTTPRoute, the Gateway that the routes attach to")
+    idle = IdleDefaults(**_section(document, "idle", _IDLE, faults))
+    activator = _activator(document, faults)
     database_url = environment.get("DATABASE_URL", "")
     if not database_url.startswith(("postgresql://", "postgres://")):
         faults.append("DATABASE_URL: must be set in the environment, to a postgresql:// URL")
@@ -325,6 +393,9 @@ def parse_config(text: str, environment: Mapping[str, str]) -> Config:
         token_keys,
         DatabaseAccess(**database),
         retention,
+        idle,
+        activator,
+        signals,
     )
 
 

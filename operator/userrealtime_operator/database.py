@@ -6,15 +6,29 @@ no finalizer is needed, and what was missed while the operator was away is made 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Self
 from uuid import UUID
 
 import asyncpg
 
+from .idle import Presence
+
 CONNECT_TIMEOUT_S = 10
 COMMAND_TIMEOUT_S = 60
 POOL_SIZE = 4
+# What is older when it comes is of no use.
+PRESENCE_TIMEOUT_S = 10
+_PRESENCE = """
+    select user_id, instance, clients,
+        extract(epoch from since)::float8 as since,
+        extract(epoch from seen_at)::float8 as seen_at,
+        extract(epoch from statement_timestamp())::float8 as now
+    from userrealtime.presence
+    where ($2::text is null or user_id = $2)
+        and user_id in (select user_id from userrealtime.registration where scope = $1)
+"""
 # Rows deleted in one transaction, so that no lock lasts long.
 DELETE_BATCH = 5_000
 
@@ -32,6 +46,10 @@ def explained(error: BaseException) -> DatabaseError:
     return DatabaseError(f"no answer from the database ({type(error).__name__})")
 
 
+async def _nothing_to_reset(_connection: object) -> None:
+    pass
+
+
 class Database:
     """A small pool of connections, opened when first needed. An async context manager."""
 
@@ -45,6 +63,8 @@ class Database:
             command_timeout=COMMAND_TIMEOUT_S,
             max_inactive_connection_lifetime=60,
             server_settings={"application_name": "userrealtime-operator"},
+            # Nothing here changes what a session is, so each use of a connection saves a round trip.
+            reset=_nothing_to_reset,
         )
 
     async def __aenter__(self) -> Self:
@@ -63,16 +83,14 @@ class Database:
             DatabaseError: the database is away, or has not the schema.
         """
         try:
-            async with self.pool.acquire(timeout=CONNECT_TIMEOUT_S) as connection, connection.transaction():
+            async with self.pool.acquire(timeout=CONNECT_TIMEOUT_S) as connection:
                 await connection.execute(
-                    "insert into userrealtime.registration (resource, scope, user_id) values ($1, $2, $3) "
-                    "on conflict do nothing",
+                    "with registered as (insert into userrealtime.registration (resource, scope, user_id) "
+                    "values ($1, $2, $3) on conflict do nothing) "
+                    "insert into userrealtime.log (user_id) values ($3) on conflict do nothing",
                     UUID(resource),
                     scope,
                     user_id,
-                )
-                await connection.execute(
-                    "insert into userrealtime.log (user_id) values ($1) on conflict do nothing", user_id
                 )
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:  # TimeoutError is an OSError
             raise explained(error) from None
@@ -88,6 +106,23 @@ class Database:
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
             raise explained(error) from None
         return {str(row["resource"]) for row in rows}
+
+    async def presence(self, scope: str, user_id: str | None = None) -> tuple[float, Mapping[str, Sequence[Presence]]]:
+        """What relays have said of the users of a scope, or of one of them, by user id; and the time, by the database's
+        clock in seconds since 1970, or 0 where nothing was said.
+
+        Raises:
+            DatabaseError: as above.
+        """
+        try:
+            async with self.pool.acquire(timeout=CONNECT_TIMEOUT_S) as connection:
+                rows = await connection.fetch(_PRESENCE, scope, user_id, timeout=PRESENCE_TIMEOUT_S)
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+            raise explained(error) from None
+        found: dict[str, list[Presence]] = {}
+        for user, instance, clients, since, seen_at, _now in rows:
+            found.setdefault(user, []).append(Presence(instance, clients, since, seen_at))
+        return (rows[0]["now"] if rows else 0.0), found
 
     async def forget(self, resource: str) -> None:
         """Remove the registration of a resource that is gone and, if it was the user's last, the user's log and inbox.

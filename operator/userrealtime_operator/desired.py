@@ -12,7 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from .asleep import Asleep, Endpoints
 from .config import Config, RouteType
+from .naming import object_name
 from .quantity import canonical_resources
 from .resource import API_VERSION, KIND, UserRealtime
 from .rotation import NAMES, TokenKeys
@@ -22,6 +24,8 @@ Object = dict[str, Any]
 
 MANAGER = "userrealtime-operator"
 MANAGED_BY = {"app.kubernetes.io/managed-by": MANAGER}
+# The label above does not tell: the cluster's own slices have it from their Service.
+SLICES_MANAGED_BY = {"endpointslice.kubernetes.io/managed-by": MANAGER}
 APPLIED_DIGEST = "userrealtime.dev/applied-digest"
 DATABASE_URL = "DATABASE_URL"
 WS_PORT = 8080
@@ -42,6 +46,11 @@ class Secrets:
 
     def __repr__(self) -> str:
         return "Secrets(...)"
+
+
+def owned_labels(kind: str) -> dict[str, str]:
+    """The labels by which objects of a kind are known as the operator's."""
+    return SLICES_MANAGED_BY if kind == "EndpointSlice" else MANAGED_BY
 
 
 def digest(value: object) -> str:
@@ -96,8 +105,14 @@ def _selector(resource: UserRealtime) -> dict[str, str]:
     return {**RELAY, "app.kubernetes.io/instance": resource.child_name}
 
 
-def _secret(resource: UserRealtime, secrets: Secrets) -> Object:
-    values = {DATABASE_URL: secrets.database_url, **secrets.token_keys.data()}
+def _broker(resource: UserRealtime, config: Config) -> dict[str, str]:
+    """The variable of the broker's URL, if the user has signals from one."""
+    signal = config.signals.of(resource.signal)
+    return {signal.variable: config.signals.url} if signal.broker else {}
+
+
+def _secret(resource: UserRealtime, config: Config, secrets: Secrets) -> Object:
+    values = {DATABASE_URL: secrets.database_url, **_broker(resource, config), **secrets.token_keys.data()}
     metadata = _metadata(resource)
     metadata["annotations"] |= {**secrets.token_keys.annotations(), **secrets.database_annotations}
     return {
@@ -119,6 +134,21 @@ def _service(resource: UserRealtime) -> Object:
             # The health port stays private: it is the kubelet's and the monitoring's, by the pod's address.
             "ports": [{"name": "ws", "port": WS_PORT, "protocol": "TCP", "targetPort": "ws"}],
         },
+    }
+
+
+def _endpoint_slice(resource: UserRealtime, activators: Endpoints) -> Object:
+    """One more slice of the user's Service, which leads to the activators."""
+    metadata = _metadata(resource)
+    metadata["name"] = object_name("EndpointSlice", resource.child_name)
+    metadata["labels"] |= {"kubernetes.io/service-name": resource.child_name, **SLICES_MANAGED_BY}
+    return {
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": metadata,
+        "addressType": activators.address_type,
+        "endpoints": [{"addresses": [each], "conditions": {"ready": True}} for each in activators.addresses],
+        "ports": [{"name": "ws", "port": activators.port, "protocol": "TCP"}],
     }
 
 
@@ -180,12 +210,16 @@ def _environment(resource: UserRealtime, config: Config, route: Route | None) ->
         "MAX_MESSAGES_PER_SECOND": str(resource.max_messages_per_second),
         **config.relay.settings,
     }
+    settings["SIGNAL"] = config.signals.of(resource.signal)
     if resource.log_level is not None:
         settings["LOG_LEVEL"] = resource.log_level
     # The kubelet expands $(NAME) in values, and takes $$ for $.
     env: list[Object] = [{"name": name, "value": value.replace("$", "$$")} for name, value in settings.items() if value]
-    reference = {"name": resource.child_name, "key": DATABASE_URL}
-    return [*env, {"name": DATABASE_URL, "valueFrom": {"secretKeyRef": reference}}]
+    secret = [
+        {"name": name, "valueFrom": {"secretKeyRef": {"name": resource.child_name, "key": name}}}
+        for name in (DATABASE_URL, *_broker(resource, config))
+    ]
+    return [*env, *secret]
 
 
 def _key_volume(resource: UserRealtime) -> Object:
@@ -232,23 +266,33 @@ def _pod_spec(resource: UserRealtime, config: Config, route: Route | None) -> Ob
         },
     }
     if "topologySpreadConstraints" in pod_spec:
-        # A user has one pod: what is to be spread is those of all users, unless it says otherwise.
+        # Most users have one pod: what is to be spread is those of all users, unless it says otherwise.
         pod_spec["topologySpreadConstraints"] = [
             {"labelSelector": {"matchLabels": RELAY}, **constraint}
             for constraint in pod_spec["topologySpreadConstraints"]
         ]
+    elif resource.replicas > 1:
+        # Pods of one user are several for the sake of a node that fails.
+        own = {"labelSelector": {"matchLabels": _selector(resource)}}
+        spread = {"maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "ScheduleAnyway"}
+        pod_spec["topologySpreadConstraints"] = [{**own, **spread}]
     if config.relay.image_pull_secrets:
         pod_spec["imagePullSecrets"] = [{"name": name} for name in config.relay.image_pull_secrets]
     return pod_spec
 
 
-def _deployment(resource: UserRealtime, config: Config, secrets: Secrets, route: Route | None) -> Object:
+def _deployment(
+    resource: UserRealtime, config: Config, secrets: Secrets, route: Route | None, asleep: Asleep | None
+) -> Object:
+    metadata = _metadata(resource)
+    if asleep is not None:
+        metadata["annotations"] |= asleep.annotations()
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
-        "metadata": _metadata(resource),
+        "metadata": metadata,
         "spec": {
-            "replicas": 1,
+            "replicas": resource.replicas if asleep is None else 0,
             "revisionHistoryLimit": 1,
             "selector": {"matchLabels": _selector(resource)},
             # The new pod is ready before the old one drains, so that its clients have where to go.
@@ -260,7 +304,9 @@ def _deployment(resource: UserRealtime, config: Config, secrets: Secrets, route:
                     # begin anew: then no token from before is good, and the kubelet would take a minute to tell.
                     "annotations": {
                         **config.relay.pod_annotations,
-                        "userrealtime.dev/secret-digest": digest([secrets.token_keys.series, secrets.database_url]),
+                        "userrealtime.dev/secret-digest": digest(
+                            [secrets.token_keys.series, secrets.database_url, *_broker(resource, config).values()]
+                        ),
                     },
                 },
                 "spec": _pod_spec(resource, config, route),
@@ -269,14 +315,25 @@ def _deployment(resource: UserRealtime, config: Config, secrets: Secrets, route:
     }
 
 
-def desired_objects(resource: UserRealtime, config: Config, secrets: Secrets) -> tuple[Object, ...]:
+def desired_objects(
+    resource: UserRealtime,
+    config: Config,
+    secrets: Secrets,
+    asleep: Asleep | None = None,
+    activators: Endpoints | None = None,
+) -> tuple[Object, ...]:
     """All objects of one user, in the order they are to be applied, each with the digest of its own contents.
 
+    `activators` are where connections go, too; none while the user is served by a pod alone.
+
     Raises:
-        RouteError: the resource asks for a route that cannot be.
+        RouteError, SignalError: the resource asks for a route or a signal that cannot be.
     """
     route = route_of(resource, config)
-    objects = [_secret(resource, secrets), _service(resource), _deployment(resource, config, secrets, route)]
+    objects = [_secret(resource, config, secrets), _service(resource)]
+    if activators is not None:  # before the pod goes
+        objects.append(_endpoint_slice(resource, activators))
+    objects.append(_deployment(resource, config, secrets, route, asleep))
     if route is not None and config.route.type in _ROUTE_OBJECTS:
         objects.append(_ROUTE_OBJECTS[config.route.type](resource, config, route))
     for item in objects:

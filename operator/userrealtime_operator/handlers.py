@@ -1,9 +1,10 @@
-"""What kopf sees: watches that feed the caches and the work queue, and every framework setting with its reason.
+"""What kopf sees: a watch that feeds the cache and the work queue, and every framework setting with its reason.
 
 Handlers write nothing and never fail; all work is done by the queue's workers, with retries of our own. `on.event` is
-used since it leaves no annotation and no finalizer on anybody's objects.
+used since it leaves no annotation and no finalizer on anybody's objects. kopf watches the resources; their children,
+of which there are many more and of which only the news count, have a lighter watch (`watching`).
 
-Several replicas may run: each fills its caches and its queue, and the one that holds the Lease works (`election`).
+Several replicas may run: each fills its caches, and the one that holds the Lease works (`election`).
 """
 
 from __future__ import annotations
@@ -14,34 +15,42 @@ import enum
 import logging
 import secrets
 import time
-from collections.abc import Coroutine, Iterator, Mapping
+from collections.abc import Coroutine, Mapping
 from typing import Any, NamedTuple
 
 import kopf
 
-from .api import Api, ApiError
+from .activators import Activators
+from .api import PAGE, Api, ApiError
+from .asleep import wake_pending
+from .cache import Children, Place, Resources
 from .config import Config, RouteType
 from .database import Database, DatabaseError
-from .desired import MANAGED_BY
+from .desired import Object
 from .election import Election
 from .endpoints import serve
 from .lease import Settings
 from .metrics import Metrics
-from .naming import child_name, instance_name
+from .naming import child_name, child_of, instance_name
 from .reconcile import ChildKey, Reconciler
-from .resource import GROUP, PLURAL, VERSION
+from .resource import GROUP, KIND, PLURAL, VERSION
 from .retention import prune
 from .roles import Roles
 from .rollouts import User
+from .status import condition_of
+from .watching import Reflector
 from .workqueue import WorkQueue
 
 logger = logging.getLogger(__name__)
 
 WORKERS = 8
-WARM_INTERVAL_S = 1.0
+SPARE_CONNECTIONS = 8
+# How often what is in the cache is looked at, and the API server asked again, until all resources are there.
+WARM_INTERVAL_S = 0.1
+WARM_PATIENCE_S = 5.0
+IDLE_INTERVAL_S = 15.0
 SWEEP_INTERVAL_S = 300.0
 PRUNE_INTERVAL_S = 60.0
-Place = tuple[str, str]
 ChildKinds = Mapping[str, tuple[str, str]]
 """The kinds of children that this cluster has, each with its API version and plural."""
 
@@ -55,6 +64,8 @@ class Kind(enum.StrEnum):
     """Remove what the deleted resources of a namespace left in the database."""
     PRUNE = "prune"
     """Remove what the log and the inbox need not keep any more."""
+    IDLE = "idle"
+    """Find the users of a namespace who may sleep."""
     ORPHAN = "orphan"
     """Remove children by this name that belong to no resource, and that nobody else will remove."""
 
@@ -70,12 +81,6 @@ class Task(NamedTuple):
         return f"{self.kind} {self.namespace}/{self.name}".rstrip("/")
 
 
-def _trimmed(body: Mapping[str, Any]) -> dict[str, Any]:
-    """An object without the bookkeeping that nothing here reads: it is the larger half of it."""
-    metadata = {key: value for key, value in body["metadata"].items() if key != "managedFields"}
-    return {**body, "metadata": metadata}
-
-
 class Operator:
     """The running operator: caches, queue, and the tasks that work on it.
 
@@ -89,40 +94,39 @@ class Operator:
         self._lease = lease
         self._port = port
         self.stopped = asyncio.Event()
-        self._resources: kopf.Index[Place, Mapping[str, Any]]
-        self._owners: kopf.Index[Place, str]
-        self._children: kopf.Index[ChildKey, Mapping[str, Any]]
+        self._resources = Resources()
+        self._children = Children()
+        self._full = asyncio.Event()
+        """Set once the caches hold all there is. Before, resources would seem to have no children."""
         self._stack = contextlib.AsyncExitStack()
         self._tasks: list[asyncio.Task[None]] = []
         self._metrics = Metrics()
         self._queue: WorkQueue[Task] = WorkQueue(self._work, self._metrics.wait.observe, self._metrics.retries.inc)
         self._api: Api
         self._database: Database
+        self._activators: Activators | None = None
         self._reconciler: Reconciler
         self._scopes: list[str]
-        self._caches_are_full = False
-        self._is_warm = False
 
     def register(self, registry: kopf.OperatorRegistry) -> None:
         """Tell kopf what to watch."""
-        resource = (GROUP, VERSION, PLURAL)
         kopf.on.startup(registry=registry)(self._startup)
         kopf.on.cleanup(registry=registry)(self._cleanup)
-        kopf.index(*resource, id="resources", registry=registry)(self._index_resource)
-        kopf.index(*resource, id="owners", registry=registry)(self._index_owner)
-        kopf.on.event(*resource, registry=registry)(self._resource_changed)
-        for api_version, plural in self._child_kinds.values():
-            group, _, version = api_version.rpartition("/")
-            kopf.index(group, version, plural, id="children", labels=MANAGED_BY, registry=registry)(self._index_child)
-            kopf.on.event(group, version, plural, labels=MANAGED_BY, registry=registry)(self._child_changed)
+        kopf.on.event(GROUP, VERSION, PLURAL, registry=registry)(self._resource_changed)
 
-    async def _startup(self, **kwargs: Any) -> None:
-        self._resources, self._owners, self._children = kwargs["resources"], kwargs["owners"], kwargs["children"]
-        self._api = await self._stack.enter_async_context(await Api.connect(self._metrics.request))
+    async def _startup(self, **_: Any) -> None:
+        watches = len(self._child_kinds) * len(self._config.namespaces)
+        api = await Api.connect(self._metrics.request, connections=WORKERS + SPARE_CONNECTIONS + watches)
+        self._api = await self._stack.enter_async_context(api)
+        self._api.stored = self._note_stored
         self._database = await self._stack.enter_async_context(Database(self._config.database_url))
         self._scopes = [self._api.scope(namespace) for namespace in self._config.namespaces]
+        if self._config.activator is not None:
+            self._activators = Activators(self._api, self._config.activator, self._activators_changed)
+            self._start(self._activators.run(), "activators")
         self._reconciler = self._new_reconciler()
-        await self._stack.enter_async_context(serve("0.0.0.0", self._port, self._expose, lambda: self._is_warm))  # noqa: S104
+        probes = {"/readyz": lambda: None if self._full.is_set() else "the caches are not full yet"}
+        await self._stack.enter_async_context(serve("0.0.0.0", self._port, self._expose, probes))  # noqa: S104
         self._start(self._warm(), "warm")
         if self._lease is None:
             self._start(self._lead(), "workers")
@@ -152,28 +156,51 @@ class Operator:
         await self._stack.aclose()
 
     async def _warm(self) -> None:
-        """Notice when the caches are full: at the first event, or when there is nothing to make one."""
-        while not self._caches_are_full:
-            try:
-                if not any([await self._api.has_resources(namespace) for namespace in self._config.namespaces]):
-                    break
-            except ApiError as error:
-                logger.warning("not ready yet: %s", error)
+        """Watch the children, and notice when the caches are full."""
+        reflectors = [
+            Reflector(self._api, kind, namespace, self._children, self._child_changed)
+            for kind in self._child_kinds
+            for namespace in self._config.namespaces
+        ]
+        for reflector in reflectors:
+            self._start(reflector.run(), "a watch")
+        for reflector in reflectors:
+            await reflector.filled.wait()
+        for namespace in self._config.namespaces:
+            while not await self._has_all_resources(namespace):
+                pass
+        self._full.set()
+
+    async def _has_all_resources(self, namespace: str) -> bool:
+        """Whether kopf has told of all there are, or does so soon."""
+        try:
+            existing = await self._api.resource_uids(namespace)
+        except ApiError as error:
+            logger.warning("not ready yet: %s", error)
+            existing = None
+        for _ in range(round(WARM_PATIENCE_S / WARM_INTERVAL_S)):
+            if existing is not None and existing <= self._resources.uids(namespace).keys():
+                return True
             await asyncio.sleep(WARM_INTERVAL_S)
-        self._is_warm = True
+        return False
 
     async def _lead(self) -> None:
         """Work until cancelled. What an earlier term knew of the database and of rollouts is forgotten."""
         self._reconciler = self._new_reconciler()
-        for namespace in self._config.namespaces:
-            self._queue.add(Task(Kind.SWEEP, namespace))
-        self._queue.add(Task(Kind.PRUNE))
-        if self._caches_are_full:
-            self._resume_rollouts()
-            for namespace, name in self._resources:
-                self._queue.add(Task(Kind.RESOURCE, namespace, name))
         self._metrics.leader.set(1)
         try:
+            await self._full.wait()
+            self._reconciler.resume_rollouts(body for place in self._resources if (body := self._resources.get(place)))
+            for namespace in self._config.namespaces:
+                self._queue.add(Task(Kind.SWEEP, namespace))
+                if self._activators is not None:
+                    self._queue.add(Task(Kind.IDLE, namespace))
+            self._queue.add(Task(Kind.PRUNE))
+            for namespace, name in self._resources:
+                self._add(namespace, name)
+            for kind, namespace, name in self._children:
+                if not self._resources.owners(namespace, child_of(kind, name)):
+                    self._queue.add(Task(Kind.ORPHAN, namespace, child_of(kind, name)))
             await self._queue.run(WORKERS)
         finally:
             self._metrics.leader.set(0)
@@ -188,71 +215,77 @@ class Operator:
             self._wake,
             self._metrics,
             roles=Roles(self._database),
+            activators=self._activators,
         )
-
-    def _resume_rollouts(self) -> None:
-        self._reconciler.resume_rollouts(body for bodies in self._resources.values() for body in bodies)
 
     def _expose(self) -> bytes:
         self._metrics.depth.set(len(self._queue))
-        self._metrics.count_resources(self._conditions())
+        self._metrics.count_resources(self._resources.conditions())
         return self._metrics.expose()
 
-    def _conditions(self) -> Iterator[tuple[str, str]]:
-        for place in self._resources:
-            for body in self._resources.get(place, ()):
-                for condition in body.get("status", {}).get("conditions", ()):
-                    yield condition["type"], condition["status"]
-
-    # The caches. kopf fills them wholly before it calls the first event handler.
-
-    async def _index_resource(self, *, namespace: str | None, name: str, body: kopf.Body, **_: Any) -> Any:
-        return {(namespace, name): _trimmed(dict(body))}
-
-    async def _index_owner(self, *, namespace: str | None, name: str, body: kopf.Body, **_: Any) -> Any:
-        return {(namespace, child_name(body["spec"]["userId"])): name}
-
-    async def _index_child(self, *, namespace: str | None, name: str, body: kopf.Body, **_: Any) -> Any:
-        assert namespace is not None  # noqa: S101  (all kinds of children are namespaced)
-        return {ChildKey(body["kind"], namespace, name): _trimmed(dict(body))}
+    # The caches.
 
     def _resource(self, namespace: str, name: str) -> Mapping[str, Any] | None:
-        return next(iter(self._resources.get((namespace, name), ())), None)
+        return self._resources.get((namespace, name))
 
     def _child(self, key: ChildKey) -> Mapping[str, Any] | None:
-        return next(iter(self._children.get(key, ())), None)
+        return self._children.get(key)
+
+    def _note_stored(self, item: Object) -> None:
+        """What we have written is known at once, and so is no news when the watch tells of it."""
+        kind, namespace, name = item["kind"], item["metadata"]["namespace"], item["metadata"]["name"]
+        if kind == KIND:
+            if self._resources.put(item, ours=True):
+                self._add(namespace, name)  # somebody else has changed it meanwhile
+        elif self._children.put((kind, namespace, name), item, ours=True) and kind == "EndpointSlice":
+            # Who falls asleep or wakes has steps to take from when the slice is there.
+            self._child_changed(ChildKey(kind, namespace, name))
 
     def _wake(self, user: User) -> None:
-        self._queue.add(Task(Kind.RESOURCE, user.namespace, user.name))
+        self._add(*user)
 
-    def _is_registered(self, namespace: str, name: str) -> bool:
-        resource = self._resource(namespace, name)
-        return resource is None or self._reconciler.is_registered(resource["metadata"]["uid"])
+    def _add(self, namespace: str, name: str) -> None:
+        """Have a user reconciled; one whom somebody waits for, before the others."""
+        body = self._resource(namespace, name)
+        urgent = False
+        if body is not None:
+            deployment = self._child(ChildKey("Deployment", namespace, child_name(body["spec"]["userId"])))
+            urgent = wake_pending(body, deployment)
+        self._queue.add(Task(Kind.RESOURCE, namespace, name), urgent=urgent)
 
     # The triggers.
 
-    def _note_full_caches(self) -> None:
-        if not self._caches_are_full:
-            self._caches_are_full = True
-            self._resume_rollouts()
-
     async def _resource_changed(self, *, namespace: str | None, name: str, event: kopf.RawEvent, **_: Any) -> None:
         assert namespace is not None  # noqa: S101  (the CRD is namespaced)
-        self._note_full_caches()
+        item = event["object"]
         if event["type"] == "DELETED":
+            self._resources.remove(namespace, name, item["metadata"]["uid"])
             self._queue.add(Task(Kind.SWEEP, namespace))
-        else:
-            self._queue.add(Task(Kind.RESOURCE, namespace, name))
+        elif self._resources.put(item, listed=event["type"] is None) and self._full.is_set():
+            self._add(namespace, name)
 
-    async def _child_changed(self, *, namespace: str | None, name: str, **_: Any) -> None:
-        assert namespace is not None  # noqa: S101  (all kinds of children are namespaced)
-        self._note_full_caches()
+    def _child_changed(self, key: ChildKey) -> None:
+        if not self._full.is_set():
+            return  # whoever leads begins with all of them
+        namespace, name = key.namespace, child_of(key.kind, key.name)
         # By name, not by owner reference: that one may be what somebody has just removed.
-        owners = self._owners.get((namespace, name), ())
+        owners = self._resources.owners(namespace, name)
         for resource in owners:
-            self._queue.add(Task(Kind.RESOURCE, namespace, resource))
+            self._add(namespace, resource)
         if not owners:
             self._queue.add(Task(Kind.ORPHAN, namespace, name))
+
+    def _activators_changed(self) -> None:
+        """Those whose connections go to the activators, and those who cannot sleep for want of one."""
+        for kind, namespace, child in self._children:
+            if kind == "EndpointSlice":
+                for name in self._resources.owners(namespace, child_of(kind, child)):
+                    self._add(namespace, name)
+        for namespace, name in self._resources:
+            body = self._resource(namespace, name) or {}
+            condition = condition_of(body.get("status", {}), "Asleep")
+            if condition is not None and condition["reason"] == "ActivatorUnavailable":
+                self._add(namespace, name)
 
     # The work.
 
@@ -274,43 +307,42 @@ class Operator:
             case Kind.RESOURCE:
                 return await self._reconciler.reconcile(task.namespace, task.name)
             case Kind.SWEEP:
-                await self._reconciler.sweep(task.namespace)
-                # While the caches fill, resources would seem to have no children; their own events come anyway.
-                if self._caches_are_full:
-                    for namespace, name in self._resources:
-                        if namespace == task.namespace and not self._is_registered(namespace, name):
-                            self._queue.add(Task(Kind.RESOURCE, namespace, name))
+                known = self._resources.uids(task.namespace)
+                existing = await self._reconciler.sweep(task.namespace)
+                for uid, name in known.items():
+                    if uid not in existing:  # a watch that began anew does not tell of what went meanwhile
+                        self._resources.remove(task.namespace, name, uid)
+                    elif not self._reconciler.is_registered(uid):
+                        self._queue.add(Task(Kind.RESOURCE, task.namespace, name))
                 return SWEEP_INTERVAL_S
             case Kind.PRUNE:
                 events, messages = await prune(self._database, self._config.retention, self._scopes)
                 if events or messages:
                     logger.info("removed %d events and %d messages by age or number", events, messages)
                 return PRUNE_INTERVAL_S
+            case Kind.IDLE:
+                bodies = (self._resource(*place) for place in list(self._resources) if place[0] == task.namespace)
+                await self._reconciler.find_idle(task.namespace, [body for body in bodies if body is not None])
+                return IDLE_INTERVAL_S
             case Kind.ORPHAN:
-                if not self._owners.get((task.namespace, task.name)):
+                if not self._resources.owners(task.namespace, task.name):
                     await self._reconciler.remove_orphans(task.namespace, task.name)
                 return None
 
 
-def framework_settings(child_kinds: ChildKinds) -> kopf.OperatorSettings:
+def framework_settings() -> kopf.OperatorSettings:
     """Every setting of kopf that is not its default, each with its reason."""
     settings = kopf.OperatorSettings()
-    selector = ",".join(f"{key}={value}" for key, value in MANAGED_BY.items())
-    for api_version, plural in child_kinds.values():
-        group, _separator, version = api_version.rpartition("/")
-        # Other people's Secrets are none of our business: they do not leave the API server.
-        settings.watching.label_selectors[group, version, plural] = selector
     # Replicas agree by a Lease of our own: peering with equal priorities would freeze both.
     settings.peering.standalone = True
     # Namespaces and CRDs are known beforehand, so that no right to list those of the cluster is needed.
     settings.scanning.disabled = True
     # Our own Events, where there are any, are written on purpose, not made from log lines.
     settings.posting.enabled = False
-    # No limit on kopf's workers, one an object: at a start each waits until all objects are indexed, so that with a
-    # limit and more objects than that, no start would ever end.
-    settings.queueing.worker_limit = None
-    # They end soon, as they only add a key to our queue.
+    # kopf has a worker for each object; they end soon, as they only add a key to our queue.
     settings.queueing.idle_timeout = 0.02
+    # Thousands of resources are not all in one answer, nor all at once in memory.
+    settings.watching.chunk_size = PAGE
     # A watch whose server died silently ends by itself.
     settings.watching.server_timeout = 240
     settings.watching.connect_timeout = 10
@@ -345,7 +377,7 @@ def run(config: Config, liveness_url: str, lease: Place | None, port: int) -> in
 
     kopf.run(
         registry=registry,
-        settings=framework_settings(child_kinds),
+        settings=framework_settings(),
         namespaces=config.namespaces,
         liveness_endpoint=liveness_url,
         stop_flag=operator.stopped,

@@ -6,14 +6,12 @@ say how many clients it has. What is not known counts as a reason to stay awake.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 FRESH_S: Final = 180.0
 """Seconds for which what a pod has said of its clients holds; a relay speaks every minute."""
-_DURATION: Final = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,19 +37,6 @@ class Stay:
 @dataclass(frozen=True, slots=True)
 class Sleep:
     """Nobody needs the pod."""
-
-
-def parse_duration(text: str) -> float:
-    """Seconds of a duration like `10m`, `1h30m` or `0s`.
-
-    Raises:
-        ValueError: it is none.
-    """
-    match = _DURATION.fullmatch(text)
-    if match is None or not text:
-        raise ValueError("must be a duration like 10m, 1h30m or 0s")
-    hours, minutes, seconds = (int(part or 0) for part in match.groups())
-    return float(hours * 3600 + minutes * 60 + seconds)
 
 
 def decide(

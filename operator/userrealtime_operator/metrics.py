@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
@@ -20,6 +20,7 @@ class Metrics:
         ProcessCollector(registry=self._registry)
         self.leader = self._gauge("leader", "1 if this replica holds the lease and works, else 0.")
         self.resources = self._gauge("resources", "UserRealtimes by condition.", "condition", "status")
+        self.listening = self._gauge("listening_relays", "Users whose pod has a LISTEN of its own.")
         self.depth = self._gauge("workqueue_depth", "Keys that wait for a worker.")
         self.wait = self._histogram("workqueue_queue_duration_seconds", "From a key's turn to its worker.")
         self.retries = self._counter("workqueue_retries", "Keys that failed and come back.")
@@ -34,6 +35,11 @@ class Metrics:
             "rest_client_request_duration_seconds", "From request to answer.", "verb", "resource"
         )
         self.swept = self._counter("swept_users", "Deleted resources whose traces in the database were removed.")
+        self.sleeps = self._counter("sleeps", "Users put to sleep.")
+        self.wakes = self._counter("wakes", "Users woken, by the reason.", "reason")
+        self.wake_seconds = self._histogram(
+            "wake_duration_seconds", "From a wake request to a pod among the endpoints."
+        )
         self.database_failures = self._counter("database_failures", "Uses of the database that failed.")
 
     def request(self, verb: str, resource: str, code: int, seconds: float) -> None:
@@ -41,14 +47,14 @@ class Metrics:
         self.requests.labels(verb, resource, str(code)).inc()
         self.latency.labels(verb, resource).observe(seconds)
 
-    def count_resources(self, conditions: Iterable[tuple[str, str]]) -> None:
-        """Replace the numbers of resources by those in `conditions`, pairs of a condition's type and status."""
+    def count_resources(self, conditions: Mapping[tuple[str, str], int]) -> None:
+        """Replace the numbers of resources by `conditions`: how many have a condition's type and status."""
         self.resources.clear()
-        for kind in ("Ready", "Progressing", "DatabaseReady"):
+        for kind in ("Ready", "Progressing", "DatabaseReady", "Asleep"):
             for status in ("True", "False", "Unknown"):
                 self.resources.labels(kind, status)
-        for kind, status in conditions:
-            self.resources.labels(kind, status).inc()
+        for (kind, status), number in conditions.items():
+            self.resources.labels(kind, status).set(number)
 
     def expose(self) -> bytes:
         """The text that `/metrics` answers."""

@@ -10,9 +10,10 @@ def rfc3339(moment: datetime, precision: str = "seconds") -> str:
     return moment.isoformat(timespec=precision).replace("+00:00", "Z")
 
 
-def past(text: str | None, now: datetime) -> datetime:
-    """The moment, to the second, that an annotation names; `now` if it names none, or one that is still to come."""
+def past(text: str | None, now: datetime, *, to_the_second: bool = True) -> datetime:
+    """The moment that an annotation or a status names; `now` if it names none, or one that is still to come."""
     try:
-        return min(datetime.fromisoformat(text or "").astimezone(UTC).replace(microsecond=0), now)
+        moment = datetime.fromisoformat(text or "").astimezone(UTC)
     except (ValueError, OverflowError):
         return now
+    return min(moment.replace(microsecond=0) if to_the_second else moment, now)

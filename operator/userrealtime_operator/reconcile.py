@@ -12,28 +12,33 @@ from __future__ import annotations
 import enum
 import logging
 import secrets as random_source
+import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from .activators import Activators
 from .api import CHILD_KINDS, Api, ApiError
+from .asleep import asleep
 from .config import Config, CredentialsType
 from .credentials import Access, choose_access, role_names
 from .database import Database, DatabaseError
 from .desired import APPLIED_DIGEST, DATABASE_URL, Object, Secrets, desired_objects, route_of
 from .drift import contains
-from .events import events
+from .events import events, transition
 from .metrics import Metrics
 from .moments import rfc3339
-from .naming import child_name, instance_name
+from .naming import child_name, instance_name, object_name
 from .pods import pod_trouble
 from .resource import GROUP, UserRealtime, parse_resource
 from .roles import Roles
 from .rollouts import Rollouts, User
 from .rotation import TokenKeys, advance
 from .routes import Route, RouteError
-from .status import Finding, deployment_progress, deployment_ready, differs, next_status, readiness, since
+from .signals import Listeners, SignalError
+from .sleeper import Plan, Sleeper
+from .status import PAST_RANGE, Finding, deployment_progress, deployment_ready, differs, next_status, readiness, since
 
 logger = logging.getLogger(__name__)
 
@@ -58,9 +63,23 @@ class Rollout(enum.Enum):
     NONE = "none"
     """There is no change that is not applied."""
     BEGUN = "begun"
-    """It has just been applied; the cached watch does not know yet."""
+    """It has just been applied."""
     WAITING = "waiting"
     """It waits for its turn."""
+
+
+class Applied(NamedTuple):
+    """What `_apply_children` has done and found."""
+
+    rollout: Rollout
+    look_again_s: float | None
+    """When something about the children is due, if anything."""
+    access: Access | None
+    """The pods' own access to the database."""
+    trouble: Finding | None
+    """What is wrong with that."""
+    plan: Plan
+    """Whether the user sleeps."""
 
 
 class Conflict(RuntimeError):
@@ -99,6 +118,8 @@ class Reconciler:
         metrics: Metrics,
         now: Callable[[], datetime] = _now,
         roles: Roles | None = None,
+        activators: Activators | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config = config
         self._api = api
@@ -112,18 +133,24 @@ class Reconciler:
         self._registered: dict[str, str] = {}
         """The namespaces of the resources that the database knows, by uid."""
         self._roles = roles
-        self._ensured: dict[str, str] = {}
-        """The fingerprints of the passwords that the database is known to have, by the resource's uid."""
+        self._ensured: dict[str, tuple[str, int]] = {}
+        """The fingerprints of the passwords, and for how many pods, that the database is known to have, by the
+        resource's uid."""
         self._settled: dict[str, str] = {}
         """The roles that all pods of a resource use, by its uid; empty with shared credentials."""
+        self._sleeper = Sleeper(config, api, database, activators, metrics, now, clock)
         self._instance = instance_name()
+        self._listeners = Listeners(config.signals.listen_range)
+        metrics.listening.set_function(lambda: len(self._listeners))
 
     def resume_rollouts(self, resources: Iterable[Mapping[str, Any]]) -> None:
-        """Count the users whose old pod serves while the new one does not come yet: to be called once, with all
-        resources, when the caches are full. Otherwise each restart would let in as many users again."""
+        """Count the users whose old pod serves while the new one does not come yet, and those whose pod listens: to be
+        called once, with all resources, when the caches are full. Otherwise each restart would let in as many users
+        again, and find few listeners at first."""
         for body in resources:
+            self._see_listener(body)
             namespace, name = body["metadata"]["namespace"], body["metadata"]["name"]
-            deployment = self._child(ChildKey("Deployment", namespace, child_name(body["spec"]["userId"])))
+            deployment = self._child(_deployment_key(namespace, body["spec"]["userId"]))
             if deployment_ready(deployment).true and deployment_progress(deployment).true:
                 self._rollouts.resume(User(namespace, name))
 
@@ -137,18 +164,24 @@ class Reconciler:
         user = User(namespace, name)
         if body is None or body["metadata"].get("deletionTimestamp"):
             self._end_rollout(user)
+            self._sleeper.forget(user)
+            self._listeners.see(user, listens=False)
             return None  # the children are owned: the garbage collector follows
         resource = parse_resource(body)
+        self._see_listener(body)
         database = await self._register(resource)
         waits: list[float | None] = []
+        plan: Plan | None = None
         try:
             route = route_of(resource, self._config)
-            asked_for = body.get("status", {}).get("observedGeneration") != resource.generation
-            state, due, access, trouble = await self._apply_children(resource, asked_for, bool(database.true))
-            waits.append(due)
+            state, due, access, trouble, plan = await self._apply_children(resource, body, bool(database.true))
+            waits += (due, plan.look_again_s)
             database = trouble or database
-            deployment = self._child(ChildKey("Deployment", namespace, resource.child_name))
+            deployment = self._deployment(resource)
             pod, progress = deployment_ready(deployment), deployment_progress(deployment)
+            if plan.asleep is not None:
+                # Healthy: who connects is served, a moment later.
+                pod, progress = Finding(True, "Asleep", "a connection wakes the user"), Finding(False, "Asleep")
             if state is Rollout.WAITING:
                 progress = Finding(True, "RolloutWaiting", "the new pod waits until other users have theirs")
             elif progress.true:
@@ -157,6 +190,9 @@ class Reconciler:
             elif state is Rollout.NONE:
                 self._end_rollout(user)
                 self._settled[resource.uid] = access.credentials.role if access else ""
+        except SignalError as error:
+            route, pod = None, Finding(False, "InvalidSignal", str(error))
+            progress = Finding(False, "InvalidSignal")
         except RouteError as error:
             route, pod = None, Finding(False, "InvalidRoute", str(error))
             progress = Finding(False, "InvalidRoute")
@@ -167,14 +203,14 @@ class Reconciler:
             if error.status not in (400, 403, 422):
                 raise
             # Refused for what it says, not for the moment: tell the resource's author, and try again later.
-            await self._write_status(resource, body, None, _refusal(error), Finding(False, "Refused"), database)
+            await self._write_status(resource, body, None, _refusal(error), Finding(False, "Refused"), database, plan)
             raise
-        await self._write_status(resource, body, route, pod, progress, database)
+        await self._write_status(resource, body, route, pod, progress, database, plan)
         waits.append(None if database.true else DATABASE_RETRY_S)
         return min((wait for wait in waits if wait is not None), default=None)
 
-    async def sweep(self, namespace: str) -> None:
-        """Remove the logs of users whose resources in this namespace are gone.
+    async def sweep(self, namespace: str) -> set[str]:
+        """Remove the logs of users whose resources in this namespace are gone; gives the uids of those that exist.
 
         It also notices registrations that the database has lost; `is_registered` then says so.
 
@@ -198,6 +234,7 @@ class Reconciler:
             await self._database.forget(uid)
             self._metrics.swept.inc()
             logger.info("removed the log of a deleted resource (uid %s)", uid)
+        return existing
 
     def is_registered(self, uid: str) -> bool:
         """Whether the database knows a resource, as far as this operator has seen."""
@@ -210,10 +247,11 @@ class Reconciler:
             ApiError: to be tried again later.
         """
         for kind in CHILD_KINDS:
-            live = self._child(ChildKey(kind, namespace, name))
+            key = ChildKey(kind, namespace, object_name(kind, name))
+            live = self._child(key)
             if live is not None and owner_uid(live) is None:
-                await self._api.delete(kind, namespace, name)
-                logger.info("deleted %s %s/%s, which belonged to no resource", kind, namespace, name)
+                await self._api.delete(*key)
+                logger.info("deleted %s %s/%s, which belonged to no resource", *key)
 
     async def _register(self, resource: UserRealtime) -> Finding:
         try:
@@ -225,48 +263,88 @@ class Reconciler:
             return Finding(False, "DatabaseUnavailable", str(error))
         return Finding(True, "Registered", "the user's log is in the database")
 
+    def _see_listener(self, body: Mapping[str, Any]) -> bool:
+        """Whether this resource's pod listens, which is counted."""
+        user = User(body["metadata"]["namespace"], body["metadata"]["name"])
+        deployment = self._child(_deployment_key(user.namespace, body["spec"]["userId"]))
+        awake = deployment is None or deployment["spec"].get("replicas", 1) > 0
+        wish = body["spec"].get("relay", {}).get("signal")
+        try:
+            listens = self._config.signals.of(wish).listens
+        except SignalError:
+            listens = False
+        self._listeners.see(user, listens=listens and awake)
+        return listens and awake
+
     def _end_rollout(self, user: User) -> None:
         for next_user in self._rollouts.end(user):
             self._wake(next_user)
 
+    async def find_idle(self, namespace: str, resources: Iterable[Mapping[str, Any]]) -> None:
+        """Have those of a namespace looked at who seem to have been idle for long enough.
+
+        Raises:
+            DatabaseError: nobody can be told to be idle.
+        """
+        for user in await self._sleeper.find_idle(namespace, resources, self._deployment):
+            self._wake(user)
+
+    def _deployment(self, resource: UserRealtime) -> Mapping[str, Any] | None:
+        return self._child(_deployment_key(resource.namespace, resource.user_id))
+
     async def _apply_children(
-        self, resource: UserRealtime, asked_for: bool, database_is_there: bool
-    ) -> tuple[Rollout, float | None, Access | None, Finding | None]:
-        """Apply what differs. What the resource itself asks for, and a first pod, never waits. Also gives the seconds
-        after which something about the children is due, if any; the pods' own access to the database; and what is
-        wrong with that."""
-        live = {kind: self._child(ChildKey(kind, resource.namespace, resource.child_name)) for kind in CHILD_KINDS}
+        self, resource: UserRealtime, body: Mapping[str, Any], database_is_there: bool
+    ) -> Applied:
+        """Apply what differs. What the resource itself asks for, a first pod, and one that goes or comes with sleep,
+        never waits."""
+        keys = {
+            kind: ChildKey(kind, resource.namespace, object_name(kind, resource.child_name)) for kind in CHILD_KINDS
+        }
+        live = {**{kind: self._child(key) for kind, key in keys.items()}, "Deployment": self._deployment(resource)}
         for kind, item in live.items():
             _check_owner(resource, kind, item)
+        plan = await self._sleeper.plan(resource, body, live)
+
+        def desired(secrets: Secrets) -> tuple[Object, ...]:
+            return desired_objects(
+                resource, self._config, secrets, plan.asleep, plan.activators if plan.slice else None
+            )
+
         # One at a time: a password is good for as long as the pods that know it take to be replaced.
         may_rotate = database_is_there and not deployment_progress(live["Deployment"]).true
         secrets, access, wait = self._secrets(resource, live["Secret"], may_rotate)
-        objects = desired_objects(resource, self._config, secrets)
-        if not _up_to_date(live["Secret"], objects[0]):
+        objects = desired(secrets)
+        created = await self._created(objects[0]) if live["Secret"] is None else None
+        if created is not None:
+            live["Secret"] = created
+        elif not _up_to_date(live["Secret"], objects[0]):
             live["Secret"] = await self._api.get("Secret", resource.namespace, resource.child_name)
             _check_owner(resource, "Secret", live["Secret"])
             secrets, access, wait = self._secrets(resource, live["Secret"], may_rotate)
-            objects = desired_objects(resource, self._config, secrets)
+            objects = desired(secrets)
         trouble = await self._ensure_role(resource, access) if database_is_there else None
         if trouble and access and access.rotated:  # no pod is to get a password that the database does not know
             secrets, access, wait = self._secrets(resource, live["Secret"], False)
-            objects = desired_objects(resource, self._config, secrets)
+            objects = desired(secrets)
         rollout = Rollout.NONE
+        asked_for = body.get("status", {}).get("observedGeneration") != resource.generation
+        sleeps = plan.asleep is not None or asleep(live["Deployment"]) is not None
         for item in objects:
             if _up_to_date(live[item["kind"]], item):
                 continue
-            if item["kind"] == "Deployment" and live["Deployment"] is not None and not asked_for:
+            if item["kind"] == "Deployment" and live["Deployment"] is not None and not asked_for and not sleeps:
                 if not self._rollouts.begin(User(resource.namespace, resource.name)):
                     rollout = Rollout.WAITING
                     continue
                 rollout = Rollout.BEGUN
             await self._write(live[item["kind"]], item)
-            logger.info("applied %s %s/%s", item["kind"], resource.namespace, resource.child_name)
-        for kind in CHILD_KINDS.keys() - {item["kind"] for item in objects}:
+            _log_applied(item)
+        unwanted = CHILD_KINDS.keys() - {item["kind"] for item in objects}
+        for kind in unwanted - ({"EndpointSlice"} if plan.slice else set()):
             if live[kind] is not None:
-                await self._api.delete(kind, resource.namespace, resource.child_name)
-                logger.info("deleted %s %s/%s", kind, resource.namespace, resource.child_name)
-        return rollout, wait, access, trouble
+                await self._api.delete(*keys[kind])
+                logger.info("deleted %s %s/%s", *keys[kind])
+        return Applied(rollout, wait, access, trouble, plan)
 
     def _secrets(
         self, resource: UserRealtime, secret: Mapping[str, Any] | None, may_rotate: bool
@@ -296,15 +374,28 @@ class Reconciler:
             return None
         credentials, uid = access.credentials, resource.uid
         try:
-            if self._ensured.get(uid) != credentials.fingerprint:
-                await self._roles.ensure(credentials, uid, self._api.scope(resource.namespace), resource.user_id)
-                self._ensured[uid] = credentials.fingerprint
+            wanted = credentials.fingerprint, resource.replicas
+            if self._ensured.get(uid) != wanted:
+                scope = self._api.scope(resource.namespace)
+                await self._roles.ensure(credentials, uid, scope, resource.user_id, resource.replicas)
+                self._ensured[uid] = wanted
         except DatabaseError as error:
             return Finding(False, "RoleUnavailable", str(error))
         return None
 
     def _token_keys(self, resource: UserRealtime, secret: Mapping[str, Any] | None) -> tuple[TokenKeys, float | None]:
         return advance(secret, resource.key_rotation, self._now(), self._config.token_keys, random_text)
+
+    async def _created(self, item: Object) -> Object | None:
+        """An object made anew, as it is stored; None if there is one already, which the cache does not know."""
+        try:
+            stored = await self._api.create(item)
+        except ApiError as error:
+            if error.status != 409:
+                raise
+            return None
+        _log_applied(item)
+        return stored
 
     async def _write(self, live: Mapping[str, Any] | None, item: Object) -> None:
         if item["kind"] != "Secret":
@@ -337,21 +428,41 @@ class Reconciler:
         pod: Finding,
         progress: Finding,
         database: Finding,
+        plan: Plan | None,
     ) -> None:
         previous = body.get("status", {})
         findings = {"Ready": readiness(pod, database), "Progressing": progress, "DatabaseReady": database}
+        if plan is not None:
+            findings["Asleep"] = plan.finding
+        # Said when there is something to write of a resource anyway: nobody is reconciled for it.
+        if self._see_listener(body) and self._listeners.past:
+            findings["SignalRange"] = PAST_RANGE
         now = self._now()
-        status = next_status(resource, previous, route, findings, rfc3339(now))
+        asleep_since = plan.asleep.since if plan and plan.asleep else None
+        status = next_status(resource, previous, route, findings, rfc3339(now), asleep_since)
         if not differs(status, previous):
             return
         before = previous.get("conditions", ())
-        told = list(events(resource, before, status["conditions"], rfc3339(now, "microseconds"), self._instance))
+        news = list(events(resource, before, status["conditions"], rfc3339(now, "microseconds"), self._instance))
         await self._api.patch_status(resource.namespace, resource.name, status)
-        for event in told:
+        match transition(before, status["conditions"]):
+            case "Slept":
+                self._metrics.sleeps.inc()
+            case "Woken" if plan is not None:
+                self._metrics.wakes.labels(plan.finding.reason).inc()
+        for event in news:
             try:
                 await self._api.create_event(resource.namespace, event)
             except ApiError as error:
                 logger.warning("no event %s for %s/%s: %s", event["reason"], resource.namespace, resource.name, error)
+
+
+def _deployment_key(namespace: str, user_id: str) -> ChildKey:
+    return ChildKey("Deployment", namespace, child_name(user_id))
+
+
+def _log_applied(item: Object) -> None:
+    logger.info("applied %s %s/%s", item["kind"], item["metadata"]["namespace"], item["metadata"]["name"])
 
 
 def _refusal(error: ApiError) -> Finding:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import credentials
+from .duration import parse_duration
 from .naming import child_name
 from .rotation import REQUEST
 
@@ -26,18 +27,24 @@ class UserRealtime:
     uid: str
     generation: int
     user_id: str
+    replicas: int
     image: str | None
     resources: Mapping[str, Any] | None
     max_connections: int
     max_message_bytes: int
     max_messages_per_second: int
     log_level: str | None
+    signal: str | None
     key_rotation: str | None
     """What the annotation that asks for a new token key says."""
     password_rotation: str | None
     """What the annotation that asks for a new database password says."""
     route_enabled: bool
     route_url: str | None
+    idle_after_s: float | None
+    """Seconds without a client after which the user may sleep; 0 is never."""
+    warm: bool
+    """Never sleeps."""
 
     @property
     def child_name(self) -> str:
@@ -50,22 +57,28 @@ def parse_resource(body: Mapping[str, Any]) -> UserRealtime:
 
     Raises:
         KeyError: it was stored before the CRD had the field's default; apply it again.
+        ValueError: likewise, with a duration that is none.
     """
     metadata, spec = body["metadata"], body["spec"]
+    idle = spec.get("idle", {})
     return UserRealtime(
         namespace=metadata["namespace"],
         name=metadata["name"],
         uid=metadata["uid"],
         generation=metadata["generation"],
         user_id=spec["userId"],
+        replicas=spec.get("replicas", 1),
         image=spec["relay"].get("image"),
         resources=spec["relay"].get("resources"),
         max_connections=spec["limits"]["connections"],
         max_message_bytes=spec["limits"]["messageBytes"],
         max_messages_per_second=spec["limits"]["messagesPerSecond"],
         log_level=spec["relay"].get("logLevel"),
+        signal=spec["relay"].get("signal"),
         key_rotation=metadata.get("annotations", {}).get(REQUEST) or None,
         password_rotation=metadata.get("annotations", {}).get(credentials.REQUEST) or None,
         route_enabled=spec["route"]["enabled"],
         route_url=spec["route"].get("url"),
+        idle_after_s=parse_duration(idle["after"]) if "after" in idle else None,
+        warm=idle.get("warm", False),
     )

@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 GROUP = "userrealtime_relay"
 # A pod holds one connection, and two more for a moment when it finds a pooler; two pods serve while one is replaced.
 CONNECTION_LIMIT = 6
+"""For each of a user's pods."""
 SETTINGS = {"statement_timeout": "30s", "idle_in_transaction_session_timeout": "30s"}
 RETIREMENT_S = 600
 """How long a role outlives the rollout that put another in its place: longer than any pod drains."""
@@ -34,8 +35,8 @@ class Roles:
         self._database = database
         self._prepared = False
 
-    async def ensure(self, credentials: Credentials, resource: str, scope: str, user_id: str) -> None:
-        """Have a role that serves `user_id` with this password. Writes nothing where there is one.
+    async def ensure(self, credentials: Credentials, resource: str, scope: str, user_id: str, pods: int = 1) -> None:
+        """Have a role that serves `user_id` with this password, in so many pods. Writes nothing where there is one.
 
         Raises:
             DatabaseError: the database is away, or this operator may not make roles.
@@ -45,21 +46,29 @@ class Roles:
                 if not self._prepared:
                     await connection.execute("select userrealtime.prepare_roles()")
                     self._prepared = True
-                as_wanted = await connection.fetchval(
-                    "select exists (select from userrealtime.role r join pg_roles p on p.rolname = r.name "
+                as_wanted = await connection.fetchval(  # null where there is no role of this name
+                    "select exists (select from userrealtime.role r "
                     "where r.name = $1 and r.resource = $2 and r.user_id = $3 and r.fingerprint = $4 "
                     "and r.drop_after is null and p.rolcanlogin and p.rolconnlimit = $5 "
-                    "and pg_has_role(p.oid, $6, 'member'))",
+                    "and pg_has_role(p.oid, $6, 'member')) from pg_roles p where p.rolname = $1",
                     credentials.role,
                     UUID(resource),
                     user_id,
                     credentials.fingerprint,
-                    CONNECTION_LIMIT,
+                    CONNECTION_LIMIT * pods,
                     GROUP,
                 )
                 if not as_wanted:
                     async with connection.transaction():
-                        await _make(connection, credentials, resource, scope, user_id)
+                        await _make(
+                            connection,
+                            credentials,
+                            resource,
+                            scope,
+                            user_id,
+                            connections=CONNECTION_LIMIT * pods,
+                            exists=as_wanted is not None,
+                        )
         except asyncpg.InsufficientPrivilegeError as error:
             raise DatabaseError(
                 f"the operator's database role may not make roles ({error}): grant it CREATEROLE, "
@@ -141,19 +150,25 @@ async def _exists(connection: asyncpg.pool.PoolConnectionProxy, name: str) -> bo
 
 
 async def _make(
-    connection: asyncpg.pool.PoolConnectionProxy, credentials: Credentials, resource: str, scope: str, user_id: str
+    connection: asyncpg.pool.PoolConnectionProxy,
+    credentials: Credentials,
+    resource: str,
+    scope: str,
+    user_id: str,
+    *,
+    connections: int,
+    exists: bool,
 ) -> None:
     # Quoting is not needed: names are hex digits and underscores, and a verifier is base64, `$` and `:`.
     name, verifier = credentials.role, scram_verifier(credentials.password, os.urandom(16))
-    if not await _exists(connection, name):
-        await connection.execute(f"create role {name}")
-    await connection.execute(
-        f"alter role {name} login inherit connection limit {CONNECTION_LIMIT} password '{verifier}'"
-    )
-    await connection.execute(f"alter role {name} reset all")
-    for setting, value in SETTINGS.items():
-        await connection.execute(f"alter role {name} set {setting} = '{value}'")
-    await connection.execute(f"grant {GROUP} to {name}")
+    attributes = f"login inherit connection limit {connections} password '{verifier}'"
+    statements = [
+        f"{'alter' if exists else 'create'} role {name} {attributes}",
+        *([f"alter role {name} reset all"] if exists else []),
+        *(f"alter role {name} set {setting} = '{value}'" for setting, value in SETTINGS.items()),
+        f"grant {GROUP} to {name}",
+    ]
+    await connection.execute("; ".join(statements))  # in one message
     await connection.execute(
         "insert into userrealtime.role (name, scope, resource, user_id, fingerprint) values ($1, $2, $3, $4, $5) "
         "on conflict (name) do update set scope = excluded.scope, resource = excluded.resource, "

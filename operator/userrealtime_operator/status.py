@@ -1,7 +1,7 @@
 """What a resource says of itself: conditions in the manner of the API conventions. Pure.
 
-`Ready` sums up; `Progressing` and `DatabaseReady` say where it stands. A condition keeps the time of its last change of
-status, and a status that says the same is not written again, so there are no heartbeats.
+`Ready` sums up; `Progressing`, `DatabaseReady` and `Asleep` say where it stands. A condition keeps the time of its last
+change of status, and a status that says the same is not written again, so there are no heartbeats.
 """
 
 from __future__ import annotations
@@ -17,7 +17,12 @@ from .routes import Route
 
 USUAL = frozenset(
     {
+        "Asleep",
+        "Awake",
         "Creating",
+        "Idle",
+        "NeverSleeps",
+        "ListenPastRange",  # of hundreds at once: what it says is for the platform
         "PodAvailable",
         "PodMissing",
         "PodNotReady",
@@ -25,6 +30,7 @@ USUAL = frozenset(
         "Registered",
         "RollingOut",
         "RolloutWaiting",
+        "WakeRequested",
     }
 )
 """The reasons of conditions that are no trouble."""
@@ -59,11 +65,22 @@ def deployment_ready(live: Mapping[str, Any] | None) -> Finding:
     if live is None:
         return Finding(False, "PodMissing", "the Deployment has not been created yet")
     conditions = {condition["type"]: condition for condition in live.get("status", {}).get("conditions", [])}
-    if conditions.get("Available", {}).get("status") == "True":
+    # Of several pods one is enough, of which the Deployment says no such thing. One of 0 replicas, as of a user who was
+    # just woken, is Available as well.
+    if live.get("status", {}).get("availableReplicas"):
         return Finding(True, "PodAvailable", "the relay serves clients")
     if conditions.get("ReplicaFailure", {}).get("status") == "True":
         return _refused(conditions["ReplicaFailure"].get("message", ""))
     return Finding(False, "PodNotReady", "the pod is not ready yet; see: kubectl describe pod")
+
+
+def pod_available(live: Mapping[str, Any] | None) -> bool:
+    """Whether the Deployment, as it is now, has a pod that is ready."""
+    if live is None:
+        return False
+    status = live.get("status", {})
+    seen = status.get("observedGeneration", 0) >= live["metadata"]["generation"]
+    return bool(seen and status.get("availableReplicas", 0))
 
 
 def _refused(message: str) -> Finding:
@@ -77,13 +94,23 @@ def _refused(message: str) -> Finding:
     return Finding(False, "PodRefused", f"the pod cannot be made: {cause}")
 
 
+def condition_of(status: Mapping[str, Any], kind: str) -> Mapping[str, Any] | None:
+    """A condition of a status, None if it has none of the kind."""
+    return next((each for each in status.get("conditions", ()) if each["type"] == kind), None)
+
+
 def since(status: Mapping[str, Any], kind: str) -> str | None:
     """Since when a condition of a status is True, None if it is not."""
-    for condition in status.get("conditions", ()):
-        if condition["type"] == kind and condition["status"] == "True":
-            found: str = condition["lastTransitionTime"]
-            return found
-    return None
+    condition = condition_of(status, kind)
+    return str(condition["lastTransitionTime"]) if condition and condition["status"] == "True" else None
+
+
+PAST_RANGE = Finding(
+    False,
+    "ListenPastRange",
+    "so many pods LISTEN that every commit waits for all of them to be woken; set up a broker (signals.type of the "
+    "chart, docs/scale.md)",
+)
 
 
 def readiness(pod: Finding, database: Finding) -> Finding:
@@ -119,13 +146,15 @@ def next_status(
     route: Route | None,
     findings: Mapping[str, Finding],
     now: str,
+    asleep_since: str | None = None,
 ) -> Object:
-    """The whole status. `now` is RFC 3339; `previous` is the status as it stands, and equal to the result if nothing
-    has changed. Absent values are None, which a merge patch takes for their removal."""
+    """The whole status, but for what others write. `now` is RFC 3339; `previous` is the status as it stands, and equal
+    to the result if nothing has changed. Absent values are None, which a merge patch takes for their removal."""
     status: Object = {
         "observedGeneration": resource.generation,
         "name": resource.child_name,
         "url": route.url if route else None,
+        "asleepSince": asleep_since,
         "tokenSecret": {"name": resource.child_name, "key": TOKEN_KEY},
         "conditions": _conditions(resource.generation, now, previous.get("conditions", ()), findings),
     }

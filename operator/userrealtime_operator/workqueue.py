@@ -1,10 +1,12 @@
 """A queue of keys to reconcile: a key waits at most once, is worked on by one worker at a time, and comes back
-later, ever later, while it fails. What is new about a key while it is being worked on brings it back once more.
+later, ever later, while it fails. What is new about a key while it is being worked on brings it back once more. Urgent
+keys go before the others.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import random
 import time
@@ -17,6 +19,14 @@ logger = logging.getLogger(__name__)
 
 FIRST_DELAY_S = 0.5
 LAST_DELAY_S = 60.0
+
+
+class TryLater(RuntimeError):
+    """A failure that knows for how many seconds it is of no use to try again."""
+
+    def __init__(self, message: str, after_s: float = 0.0) -> None:
+        super().__init__(message)
+        self.after_s = after_s
 
 
 class WorkQueue(Generic[Key]):
@@ -35,10 +45,14 @@ class WorkQueue(Generic[Key]):
         self._work = work
         self._waited = waited
         self._failed = failed
-        self._ready: asyncio.Queue[Key] = asyncio.Queue()
+        self._ready: asyncio.PriorityQueue[tuple[bool, int, Key]] = asyncio.PriorityQueue()
+        self._added = itertools.count()
         self._waiting: dict[Key, float] = {}
+        self._urgent: set[Key] = set()
+        """Those of the waiting who go first. Their earlier, ordinary entries are passed over."""
         self._working: set[Key] = set()
-        self._again: set[Key] = set()
+        self._again: dict[Key, bool] = {}
+        """Who comes back as soon as they are worked on, and whether that is urgent."""
         self._failures: dict[Key, int] = {}
         self._timers: dict[Key, asyncio.TimerHandle] = {}
 
@@ -46,15 +60,17 @@ class WorkQueue(Generic[Key]):
         """How many keys wait for a worker."""
         return len(self._waiting)
 
-    def add(self, key: Key) -> None:
+    def add(self, key: Key, *, urgent: bool = False) -> None:
         """Have a key worked on as soon as a worker is free. Cheap, and safe to call too often."""
         if timer := self._timers.pop(key, None):
             timer.cancel()
         if key in self._working:
-            self._again.add(key)
-        elif key not in self._waiting:
-            self._waiting[key] = time.monotonic()
-            self._ready.put_nowait(key)
+            self._again[key] = urgent or self._again.get(key, False)
+        elif key not in self._waiting or (urgent and key not in self._urgent):
+            self._waiting.setdefault(key, time.monotonic())
+            if urgent:
+                self._urgent.add(key)
+            self._ready.put_nowait((not urgent, next(self._added), key))
 
     async def run(self, workers: int) -> None:
         """Work until cancelled, on so many keys at once. May be called again later: no key is forgotten meanwhile."""
@@ -70,7 +86,10 @@ class WorkQueue(Generic[Key]):
 
     async def _worker(self) -> None:
         while True:
-            key = await self._ready.get()
+            _, _, key = await self._ready.get()
+            if key not in self._waiting:
+                continue
+            self._urgent.discard(key)
             self._waited(time.monotonic() - self._waiting.pop(key))
             self._working.add(key)
             delay: float | None = None
@@ -78,24 +97,23 @@ class WorkQueue(Generic[Key]):
                 delay = await self._work(key)
                 self._failures.pop(key, None)
             except asyncio.CancelledError:
-                self._again.add(key)
+                self._again.setdefault(key, False)
                 raise
             except Exception as error:
-                delay = self._next_delay(key)
+                delay = self._next_delay(key, error.after_s if isinstance(error, TryLater) else 0.0)
                 self._failed()
                 logger.warning("%s failed, next try in %.1f s: %s", key, delay, error)
                 logger.debug("the failure", exc_info=True)
             finally:
                 self._working.discard(key)
-                again = key in self._again
-                if again:
-                    self._again.discard(key)
-                    self.add(key)
-            if not again and delay is not None:
+                again = self._again.pop(key, None)
+                if again is not None:
+                    self.add(key, urgent=again)
+            if again is None and delay is not None:
                 self._timers[key] = asyncio.get_running_loop().call_later(delay, self.add, key)
 
-    def _next_delay(self, key: Key) -> float:
+    def _next_delay(self, key: Key, at_least: float = 0.0) -> float:
         failures = self._failures.get(key, 0)
         self._failures[key] = failures + 1
         delay = min(LAST_DELAY_S, FIRST_DELAY_S * 2.0 ** min(failures, 16))
-        return delay * random.uniform(0.8, 1.2)  # noqa: S311  (jitter)
+        return at_least + delay * random.uniform(0.8, 1.2)  # noqa: S311  (jitter)

@@ -52,6 +52,9 @@ def _run() -> int:
     logs.set_up(config.log_level)
     try:
         asyncio.run(serve(config))
+    except ConfigError as error:
+        print(f"userrealtime-relay cannot start: {error}", file=sys.stderr)
+        return 2
     except OSError as error:
         print(f"userrealtime-relay cannot listen: {error}", file=sys.stderr)
         return 1

@@ -43,13 +43,17 @@ class KeysWanted(Exception):
 
 
 class TokenVerifier:
-    """Accepts this user's tokens, until they expire."""
+    """Accepts this user's tokens, until they expire.
 
-    def __init__(self, config: Config) -> None:
+    Args:
+        jwks: the key set at JWKS_URL, where it is shared by the verifiers of several users.
+    """
+
+    def __init__(self, config: Config, jwks: Jwks | None = None) -> None:
         self._config = config
         self._jws = jwt.PyJWS(options={"verify_signature": True, "enforce_minimum_key_length": True})
-        self._jwks: Jwks | None = None
-        if config.jwks_url is not None:
+        self._jwks = jwks
+        if jwks is None and config.jwks_url is not None:
             from .jwks import Jwks  # late: a relay without it does not pay for it
 
             self._jwks = Jwks(config.jwks_url)

@@ -18,7 +18,13 @@ from .keys import CURRENT, PREVIOUS, TokenKeys, flaw
 
 MAXIMUM_ID_LENGTH: Final = 253  # as userrealtime.publish checks it
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
-SIGNALS: Final = ("auto", "listen", "poll")
+BROKER_SCHEMES: Final = {
+    "nats": ("nats", "tls"),
+    "redis": ("redis", "rediss"),
+    "kafka": ("kafka", "kafka+tls"),
+}
+"""What the URL of each broker may begin with; the latter is with TLS."""
+SIGNALS: Final = ("auto", "listen", "poll", *BROKER_SCHEMES)
 _INSIDE: Final = re.compile(r"localhost|127\.\d+\.\d+\.\d+|::1|[a-z][a-z0-9-]*|.+\.svc(\.cluster\.local)?")
 """Hosts that are reached within the machine or the cluster, where http will do."""
 
@@ -70,8 +76,12 @@ class Config:
     auth_timeout: float
     ping_interval: float
     signal: str
+    broker_url: Secret | None
+    """Of the broker that `signal` names, if it names one."""
     poll_interval: float | None
     """None: as suits the signal."""
+    idle_after: float
+    """With a broker: how long a connection to Postgres is kept without use."""
     send_timeout: float
     drain_timeout: float
     instance: str
@@ -85,7 +95,8 @@ class Config:
         Raises:
             ConfigError: one or more variables are missing or wrong.
         """
-        read = _Reader(environment)
+        read = Reader(environment)
+        signal = read.choice("SIGNAL", "auto", SIGNALS)
         config = cls(
             user_id=read.user_id("USER_ID"),
             database_url=read.database_url("DATABASE_URL"),
@@ -108,15 +119,16 @@ class Config:
             max_messages_per_second=read.integer("MAX_MESSAGES_PER_SECOND", 100, 1, 100_000),
             auth_timeout=read.seconds("AUTH_TIMEOUT", 10, 0.1, 300),
             ping_interval=read.seconds("PING_INTERVAL", 20, 0.1, 3600),
-            signal=read.choice("SIGNAL", "auto", SIGNALS),
+            signal=signal,
+            broker_url=read.broker_url(signal) if signal in BROKER_SCHEMES else None,
             poll_interval=read.seconds("POLL_INTERVAL", 15, 0.1, 3600) if read.text("POLL_INTERVAL", "") else None,
+            idle_after=read.seconds("DATABASE_IDLE_AFTER", 30, 0, 3600),
             send_timeout=read.seconds("SEND_TIMEOUT", 30, 0.1, 3600),
             drain_timeout=read.seconds("DRAIN_TIMEOUT", 20, 0, 3600),
             instance=read.text("INSTANCE", socket.gethostname())[:253],
             log_level=read.choice("LOG_LEVEL", "info", LOG_LEVELS),
         )
-        if read.problems:
-            raise ConfigError("the environment is wrong:\n" + "\n".join(f"  {problem}" for problem in read.problems))
+        read.check()
         return config
 
     def paths(self, path: str) -> tuple[str, ...]:
@@ -124,12 +136,20 @@ class Config:
         return (path, self.base_path + path) if self.base_path else (path,)
 
 
-class _Reader:
+class Reader:
     """Reads variables and collects what is wrong with them. After a problem, a value of the right type goes on."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._environment = environment
         self.problems: list[str] = []
+
+    def check(self) -> None:
+        """
+        Raises:
+            ConfigError: something was wrong.
+        """
+        if self.problems:
+            raise ConfigError("the environment is wrong:\n" + "\n".join(f"  {problem}" for problem in self.problems))
 
     def text(self, name: str, default: str) -> str:
         # An empty variable is an unset one: templates leave such behind.
@@ -179,6 +199,20 @@ class _Reader:
                 valid = False
             if not valid:
                 self.problems.append(f"{name}: must be {wanted} (its value is not shown here)")
+        return Secret(text)
+
+    def broker_url(self, broker: str) -> Secret:
+        """That of one of `BROKER_SCHEMES`, from the variable of its name."""
+        name, schemes = f"{broker.upper()}_URL", BROKER_SCHEMES[broker]
+        text = self.text(name, "")
+        wanted = (
+            f"a URL like {schemes[0]}://user:password@host:port, or several with commas between; "
+            f"{schemes[1]}:// is with TLS"
+        )
+        if not text:
+            self.problems.append(f"{name}: required with SIGNAL={broker}: {wanted}")
+        elif not all(_is_server(url, schemes) for url in text.split(",")):
+            self.problems.append(f"{name}: must be {wanted} (its value is not shown here)")
         return Secret(text)
 
     def token_keys(self, directory_name: str, jwks_name: str) -> TokenKeys:
@@ -244,6 +278,14 @@ class _Reader:
         if not re.fullmatch(r"(/[A-Za-z0-9._~-]+)*", text):
             self.problems.append(f"{name}: {text!r} is not a path like /alice (no slash at the end), or empty")
         return text
+
+
+def _is_server(url: str, schemes: tuple[str, ...]) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in schemes and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 def _is_utf8(text: str) -> bool:

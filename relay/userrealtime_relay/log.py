@@ -12,6 +12,7 @@ in between shows in the number of the backend, which a pooler cannot know when t
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import secrets
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple, Self
@@ -23,6 +24,7 @@ from .frame import encode_event
 from .inbox import Refused, Submission
 
 CONNECT_TIMEOUT: Final = 10
+CLOSE_TIMEOUT: Final = 2
 QUERY_TIMEOUT: Final = 20
 """Seconds. The server gives up a little before the client, so that an overloaded one is not left working on."""
 
@@ -113,6 +115,11 @@ class Opened(NamedTuple):
     channel: str
 
 
+def channel(user_id: str) -> str:
+    """The name under which a user's signals are sent; `userrealtime.channel` in the database says the same."""
+    return f"urt_{hashlib.sha256(user_id.encode()).hexdigest()[:32]}"
+
+
 class Log:
     """A connection to one user's log. Once a method has raised one of `ERRORS`, `abandon` it and connect anew."""
 
@@ -126,20 +133,21 @@ class Log:
         self._turn = asyncio.Lock()
 
     @classmethod
-    async def connect(cls, url: Secret, user_id: str, *, pooled: bool | None = None) -> Self:
+    async def connect(cls, url: Secret, user_id: str, *, pooled: bool | None = None, listening: bool = True) -> Self:
         """Connect, within `CONNECT_TIMEOUT` seconds, and set the connection up, within another `QUERY_TIMEOUT`.
 
         Args:
             pooled: whether there is a pooler of transactions in between; by default, that is found out.
+            listening: whether `listen` is wanted. If not, any pooler is taken for one of transactions.
 
         Raises:
             ERRORS: the database is not there, or refuses, or the URL cannot be parsed. None of them quotes the URL.
         """
-        connection = await _connect(url)
+        connection = await connect(url)
         try:
             async with asyncio.timeout(QUERY_TIMEOUT):
                 if pooled is None:
-                    pooled = not await _is_direct(connection) and not await _hears(url)
+                    pooled = not await is_direct(connection) and not (listening and await hears(url))
                 if not pooled:
                     await connection.execute(_SETTINGS)
         except BaseException:
@@ -201,6 +209,13 @@ class Log:
         async with self._turn:
             await self._connection.add_listener(channel, notified)
 
+    async def close(self) -> None:
+        """End the connection in order, within `CLOSE_TIMEOUT` seconds, or drop it."""
+        try:
+            await self._connection.close(timeout=CLOSE_TIMEOUT)
+        except ERRORS:
+            self.abandon()
+
     def abandon(self) -> None:
         """Drop the connection without a word to the server. Queries under way fail. Never blocks."""
         self._connection.terminate()
@@ -215,13 +230,14 @@ def _rfc3339(text: str) -> str:
     return f"{date}T{whole}.{fraction:0<6}Z"
 
 
-async def _connect(url: Secret, **options: Any) -> asyncpg.Connection:
+async def connect(url: Secret, *, name: str = "userrealtime-relay", **options: Any) -> asyncpg.Connection:
+    """A connection, as `Log.connect` makes it. `name` is who connects, for the server."""
     try:
         return await asyncpg.connect(
             url.reveal(),
             timeout=CONNECT_TIMEOUT,
             command_timeout=QUERY_TIMEOUT,
-            server_settings={"application_name": "userrealtime-relay"},
+            server_settings={"application_name": name},
             **options,
         )
     except ValueError:
@@ -238,13 +254,13 @@ async def _fetch_pooled(connection: asyncpg.Connection, query: str, *arguments: 
         return await statement.fetch(*arguments)
 
 
-async def _is_direct(connection: asyncpg.Connection) -> bool:
+async def is_direct(connection: asyncpg.Connection) -> bool:
     """Whether the backend is the one that the connection began with."""
     [row] = await _fetch_pooled(connection, "select pg_backend_pid()")
     return bool(row[0] == connection.get_server_pid())
 
 
-async def _hears(url: Secret) -> bool:
+async def hears(url: Secret) -> bool:
     """Whether notifications come through what is in between, as they do if it pools whole connections.
 
     One connection waits for a notification that another sends: one's own would come with the answer, while the backend
@@ -256,11 +272,11 @@ async def _hears(url: Secret) -> bool:
     def notified(*_: object) -> None:
         heard.set()
 
-    listener = await _connect(url, statement_cache_size=0)
+    listener = await connect(url, statement_cache_size=0)
     try:
         async with listener.transaction():
             await listener.add_listener(channel, notified)
-        sender = await _connect(url, statement_cache_size=0)
+        sender = await connect(url, statement_cache_size=0)
         try:
             await sender.execute(f"notify {channel}")
         finally:

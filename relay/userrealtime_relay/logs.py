@@ -10,10 +10,12 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any
 
-from . import request_id as request_ids
+request_id: ContextVar[str] = ContextVar("request_id", default="")
+"""The id of the request that this task works for; empty for the process's own work."""
 
 
 class JsonFormatter(logging.Formatter):
@@ -26,17 +28,18 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "message": record.getMessage(),
         }
-        if request_id := request_ids.current.get():
-            line["request_id"] = request_id
+        if about := request_id.get():
+            line["request_id"] = about
         line.update(getattr(record, "fields", {}))
         if record.exc_info is not None:
             line["error"] = self.formatException(record.exc_info)
         return json.dumps(line, default=str)
 
 
-def set_up(level: str) -> None:
-    """Send the log of this process to stdout. `level` is as in LOG_LEVEL."""
+def set_up(level: str, *packages: str) -> None:
+    """Send the log of this process to stdout. `level` is as in LOG_LEVEL, and holds for the relay and `packages`."""
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
-    logging.getLogger(__package__).setLevel(level.upper())
+    for package in (__package__, *packages):
+        logging.getLogger(package).setLevel(level.upper())

@@ -27,6 +27,9 @@ class Metrics:
         self.delivered_bytes = self._counter("delivered_bytes", "Bytes of events written to sockets.")
         self.log_connections = self._counter("log_connections", "Connections made to Postgres.")
         self.log_failures = self._counter("log_failures", "Connections to Postgres that failed or were lost.")
+        self.log_connected = self._gauge("log_connected", "1 while there is a connection to Postgres, else 0.")
+        self.broker_connected = self._gauge("broker_connected", "1 while signals come from a broker, else 0.")
+        self.broker_failures = self._counter("broker_failures", "Connections to the broker that failed or were lost.")
         self.starts = self._counter(
             "starts", "Where clients began: at the head, resumed from ring or log, or reset and why.", "outcome"
         )

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import re
 import secrets
-from contextvars import ContextVar
 from typing import Final
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-HEADER: Final = "X-Request-Id"
+from . import logs
+from .cors import REQUEST_ID
+
+HEADER: Final = REQUEST_ID
 # What is safe in a header and in any log: no more than a UUID, a trace id or a ULID needs.
 _GOOD: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
-current: ContextVar[str] = ContextVar("request_id", default="")
-"""The id of the request that this task works for; empty for the relay's own work."""
+current: Final = logs.request_id
 
 
 def adopt(given: str | None) -> str:

@@ -13,17 +13,18 @@ import signal
 from http import HTTPStatus
 from typing import Final, Self
 
-from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from . import cors, process
 from .config import Config
 from .metrics import CONTENT_TYPE, Metrics
 from .presence import Presence
-from .request_id import HEADER, RequestIds
+from .request_id import RequestIds
 from .signals import Signal
+from .signals import broker as brokers
 from .signals.choice import choose
 from .tail import Tail
 from .transports.client import Clients
@@ -35,8 +36,6 @@ from .transports.websocket import WebSockets
 
 PROBE_CONNECTIONS: Final = 64
 PROBE_TIMEOUT: Final = 5
-PREFLIGHT_AGE: Final = 600
-"""Seconds that a browser may remember what it may send."""
 
 _logger = logging.getLogger(__name__)
 
@@ -44,12 +43,13 @@ _logger = logging.getLogger(__name__)
 class Relay:
     """The relay's parts, put together. A context manager: inside, it serves; leaving it ends everything at once.
 
-    Entering raises OSError if a port cannot be had.
+    Making it raises ConfigError if the library of the broker is missing; entering, OSError if a port cannot be had.
     """
 
     def __init__(self, config: Config, signal: Signal | None = None) -> None:
         self._config = config
         self.metrics = Metrics()
+        self._broker = brokers.load(config.signal) if config.broker_url is not None else None
         self.tail = Tail(config, signal or choose(config), self.metrics)
         self.clients = Clients(config, self.tail, self.metrics)
         self.websockets = WebSockets(self.clients)
@@ -96,7 +96,7 @@ class Relay:
         except BaseException:
             self._private.close()
             raise
-        self.following = asyncio.create_task(self.tail.run())
+        self.following = asyncio.create_task(self._follow())
         self._telling = asyncio.create_task(self._presence.run())
         self._pinging = asyncio.create_task(self.websockets.run())
         return self
@@ -112,6 +112,15 @@ class Relay:
         await self._presence.leave()
         self.following.cancel()
         await asyncio.wait([self.following])
+
+    async def _follow(self) -> None:
+        config = self._config
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.tail.run())
+            if self._broker is not None and config.broker_url is not None:
+                tasks.create_task(
+                    brokers.follow(self._broker, config.broker_url, config.user_id, self.tail.hear, self.metrics)
+                )
 
     async def drain(self) -> None:
         """Send the clients away, in order; see `Clients.drain` for how long it lasts."""
@@ -130,7 +139,8 @@ async def serve(config: Config) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _stop, stopping, number)
     async with Relay(config) as relay:
-        _logger.info("listening", extra={"fields": {"ws_port": relay.ws_port, "health_port": relay.health_port}})
+        fields = {"ws_port": relay.ws_port, "health_port": relay.health_port, "start_s": process.age()}
+        _logger.info("listening", extra={"fields": fields})
         stop = asyncio.create_task(stopping.wait())
         await asyncio.wait([relay.following, stop], return_when=asyncio.FIRST_COMPLETED)
         if relay.following.done():
@@ -187,13 +197,15 @@ def _public(config: Config, clients: Clients) -> ASGIApp:
     )
     if not config.allowed_origins:
         return RequestIds(router)
+    from starlette.middleware.cors import CORSMiddleware  # late: a relay without it starts sooner
+
     return CORSMiddleware(
         RequestIds(router),
         allow_origins=config.allowed_origins,
-        allow_methods=("GET", "POST"),
-        allow_headers=("Authorization", "Cache-Control", "Content-Type", "Last-Event-ID", HEADER),
-        expose_headers=("Retry-After", HEADER),
-        max_age=PREFLIGHT_AGE,
+        allow_methods=cors.METHODS,
+        allow_headers=cors.REQUEST_HEADERS,
+        expose_headers=cors.RESPONSE_HEADERS,
+        max_age=cors.PREFLIGHT_AGE,
     )
 
 

@@ -233,8 +233,10 @@ class Session:
             token = fields.get("token")
             self._token = token if isinstance(token, str) else ""
             self._renew(now)
+        elif fields["type"] == "ping":
+            self._pong()
         else:
-            self._error("unknown-type", 'the types understood here are "auth", "publish" and "resume"')
+            self._error("unknown-type", 'the types understood here are "auth", "ping", "publish" and "resume"')
 
     def settle(self, ref: str, outcome: int | Refused | Unavailable) -> None:
         """Answer what the client published as `ref`: with the id that it has, or why it has none."""
@@ -344,6 +346,11 @@ class Session:
         self.deadline = now + remaining
         self._send(type="renewed", expiresIn=int(remaining))
 
+    def _pong(self) -> None:
+        # One answers all pings before it: what waits to be greeted does not pile up.
+        if self._messages[-1:] != [_PONG]:
+            self._messages.append(_PONG)
+
     def _receive_publish(self, fields: dict[str, Any]) -> None:
         try:
             self.submissions.append(Submission.parse(fields))
@@ -372,6 +379,9 @@ class Session:
 
 def _encode(**fields: object) -> str:
     return json.dumps(fields, separators=(",", ":"))
+
+
+_PONG: Final = _encode(type="pong")
 
 
 def _fields(message: str | bytes) -> dict[str, Any] | None:

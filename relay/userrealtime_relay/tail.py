@@ -5,6 +5,10 @@ at every signal and at least every poll interval. LISTEN comes before the first 
 them. A failure of any kind gives up the connection and starts over, from the head the ring has: nothing is lost and
 nothing comes twice. The poll asks `open` again, which tells a dead connection and another epoch alike.
 
+With a broker the signals come over another connection, and say where the log stands: what is known already needs no
+look. So the tail may *rest*: it closes a connection that was not used for a while, and opens one when a signal says
+more than it knows, when somebody asks for the log, or when it heard nothing for a poll interval.
+
 The numbers of one epoch only grow. When the log turns out to be another one, or to be shorter than what was read, its
 numbers mean other events: the ring is *replaced* by a new one, by which every client sees that it must reset. A client
 therefore holds on to the ring its cursor belongs to.
@@ -14,19 +18,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Final, NamedTuple
 
 import asyncpg
 
+from .backoff import backoff
 from .config import Config
 from .inbox import Submission, Unavailable
-from .log import ERRORS, Log, Opened, Page
+from .log import CONNECT_TIMEOUT, ERRORS, Log, Opened, Page
 from .metrics import Metrics
 from .position import Position
 from .ring import Ring
-from .signals import Signal
+from .signals import Signal, Standing
 
 PAGE_EVENTS: Final = 1000
 PAGE_BYTES: Final = 256 << 10
@@ -37,8 +44,10 @@ POLL_INTERVAL: Final = 15.0
 """Seconds after which the log is looked at without a signal, unless the configuration says otherwise."""
 MAX_SUBMITTING: Final = 4
 """Messages of clients on their way to Postgres at a time: reading the log waits behind no more than these."""
-BACKOFF_FIRST: Final = 0.2
-BACKOFF_LAST: Final = 15.0
+SPREAD_S: Final = 2.0
+"""In which relays that rest look at the log, when the broker is there again."""
+LENT_S: Final = 0.1
+"""Between two looks at whether a connection that was to be closed is still being used."""
 
 _logger = logging.getLogger(__name__)
 
@@ -71,7 +80,8 @@ class Tail:
     def __init__(self, config: Config, signal: Signal, metrics: Metrics) -> None:
         self._config = config
         self._poll_interval = config.poll_interval or POLL_INTERVAL
-        self._pooled = {"auto": None, "listen": False, "poll": True}[config.signal]
+        self._pooled = {"listen": False, "poll": True}.get(config.signal)
+        self._rests = config.broker_url is not None
         self._signal = signal
         self._metrics = metrics
         self._ahead: _Ahead | None = None
@@ -83,7 +93,12 @@ class Tail:
         self._reachable = asyncio.Event()
         self._submitting = asyncio.Semaphore(MAX_SUBMITTING)
         self._wake = asyncio.Event()
+        self._needed = asyncio.Event()
         self._caught_up = False
+        self._resting = False
+        self._lent = 0
+        self._used_at = self._heard_at = self._polled_at = -math.inf  # on the loop's clock
+        self._patience = 0.0
         self._attempt = 0
         self._waiting: set[Callable[[], None]] = set()
         self._readers = 0
@@ -101,7 +116,7 @@ class Tail:
     @property
     def hindrance(self) -> str | None:
         """Why this relay should get no new clients, in words; None if it may."""
-        if self._log is None:
+        if self._log is None and not self._resting:
             return "not connected to Postgres"
         if not self._caught_up:
             return "reading the log"
@@ -115,14 +130,33 @@ class Tail:
         """Undo `call_once`, if it has not happened."""
         self._waiting.discard(wake)
 
+    def hear(self, standing: Standing | None) -> None:
+        """A broker says where the log stands or, by None, that it may have said so unheard."""
+        loop = asyncio.get_running_loop()
+        if standing is None and self._log is None:
+            # All relays hear a broker come back at the same moment. Most are told soon that they have missed nothing.
+            loop.call_later(random.uniform(0, SPREAD_S), self._look, loop.time())  # noqa: S311 (no secret)
+            return
+        if standing is not None:
+            self._heard_at = loop.time()
+            if self._opened.epoch == standing.epoch and self._ring.head >= standing.head:
+                return
+        self._wake.set()
+        if self._log is None:
+            self._needed.set()
+
+    def _look(self, unless_heard_since: float) -> None:
+        if self._heard_at < unless_heard_since:
+            self._needed.set()
+
     async def locate(self) -> None:
         """Ask the log itself for its `position`. Waits, without limit, until Postgres answers."""
         while True:
-            log = await self._reach()
-            try:
-                return await self._reopen(log)
-            except ERRORS:
-                self._give_up(log)
+            async with self._lend() as log:
+                try:
+                    return await self._reopen(log)
+                except ERRORS:
+                    self._give_up(log)
 
     async def page(self, after: int, max_bytes: int) -> Page:
         """Events of the log that the ring may have let go of. Waits, without limit, until Postgres answers.
@@ -130,11 +164,11 @@ class Tail:
         The caller checks that `ring` is still the one its cursor belongs to, and that the first number fits.
         """
         while True:
-            log = await self._reach()
-            try:
-                return await self._read(_Ask(log, after, CHUNK_EVENTS, max_bytes))
-            except ERRORS:
-                self._give_up(log)
+            async with self._lend() as log:
+                try:
+                    return await self._read(_Ask(log, after, CHUNK_EVENTS, max_bytes))
+                except ERRORS:
+                    self._give_up(log)
 
     async def submit(self, submission: Submission) -> int:
         """Store a message for the application; returns its id.
@@ -143,10 +177,7 @@ class Tail:
             Unavailable: Postgres is away, or did not answer; the message may have been stored all the same.
             Refused: it cannot be stored.
         """
-        async with self._submitting:
-            log = self._log
-            if log is None:
-                raise Unavailable("the database is away; repeat it with the same ref")
+        async with self._submitting, self._lend_soon() as log:
             try:
                 return await log.submit(submission)
             except ERRORS as error:
@@ -156,8 +187,9 @@ class Tail:
                 raise Unavailable("the database did not answer; repeat it with the same ref") from None
 
     async def reachable(self) -> None:
-        """Wait, without limit, until Postgres answers."""
-        await self._reach()
+        """Wait, without limit, until Postgres answers or, as far as is known, would."""
+        if not self._resting:
+            await self._reach()
 
     async def present(self, instance: str, clients: int | None) -> None:
         """Say how many clients this pod has.
@@ -165,29 +197,39 @@ class Tail:
         Raises:
             Unavailable: Postgres is away, or did not take it.
         """
-        log = self._log
-        if log is None:
-            raise Unavailable("the database is away")
-        try:
-            await log.present(instance, clients)
-        except ERRORS as error:
-            if not isinstance(error, asyncpg.PostgresError):
-                self._give_up(log)
-            raise Unavailable(type(error).__name__) from None
+        async with self._lend_soon(using=False) as log:
+            try:
+                await log.present(instance, clients)
+            except ERRORS as error:
+                if not isinstance(error, asyncpg.PostgresError):
+                    self._give_up(log)
+                raise Unavailable(type(error).__name__) from None
 
     async def run(self) -> None:
         """Follow the log until cancelled."""
         while True:
             try:
-                log = await Log.connect(self._config.database_url, self._config.user_id, pooled=self._pooled)
+                await self._rest()
+                log = await Log.connect(
+                    self._config.database_url, self._config.user_id, pooled=self._pooled, listening=not self._rests
+                )
                 self._metrics.log_connections.inc()
+                if self._rests:
+                    self._pooled = log.pooled  # found out once, not at every signal
                 try:
                     await self._follow(log)
+                    self._resting = True
+                    self._leave(log)
+                    await log.close()
                 finally:
                     self._give_up(log)
             except ERRORS as error:
+                self._resting = False
+                if self._rests:
+                    self._pooled = None
                 self._metrics.log_failures.inc()
-                delay = self._backoff()
+                delay = backoff(self._attempt)
+                self._attempt += 1
                 _logger.warning(
                     "no connection to Postgres",
                     extra={
@@ -199,32 +241,67 @@ class Tail:
                 )
                 await asyncio.sleep(delay)
 
+    async def _rest(self) -> None:
+        """Wait until a connection is needed; not at all if the last one was not closed for want of use."""
+        while self._resting and not self._needed.is_set():
+            try:
+                async with asyncio.timeout_at(self._next_poll()):
+                    await self._needed.wait()
+            except TimeoutError:
+                if asyncio.get_running_loop().time() >= self._next_poll():  # nothing was heard meanwhile
+                    return
+
+    def _next_poll(self) -> float:
+        """When the log is to be looked at without a signal: that a broker was heard from is as good as a look."""
+        return max(self._heard_at, self._polled_at) + self._patience
+
+    def _polled(self) -> None:
+        self._polled_at = asyncio.get_running_loop().time()
+        # Random, so that a fleet does not look all at once.
+        self._patience = self._poll_interval * random.uniform(0.8, 1)  # noqa: S311 (no secret)
+
     async def _follow(self, log: Log) -> None:
+        """Keep the ring at the log's end, over this connection. Returns when the tail may rest."""
         loop = asyncio.get_running_loop()
         floor = self._ring.head
         opened = await log.open()
         async with self._signal(log, opened.channel, self._wake.set):
             self._adopt(opened, floor)
             self._log = log
+            self._needed.clear()  # what it was set for is read below
             self._reachable.set()
-            _logger.info(
+            self._metrics.log_connected.set(1)
+            _logger.log(
+                logging.DEBUG if self._resting else logging.INFO,
                 "connected to Postgres",
                 extra={"fields": {"head": opened.head, "ring_head": self._ring.head, "epoch": opened.epoch}},
             )
-            next_poll = loop.time() + self._poll_interval
+            self._polled()
             while True:
                 self._wake.clear()
                 await self._catch_up(log)
                 self._caught_up = True
                 try:
-                    async with asyncio.timeout_at(next_poll):
+                    async with asyncio.timeout_at(min(self._next_poll(), self._rest_at())):
                         await self._wake.wait()
+                    continue
                 except TimeoutError:
                     pass
-                if loop.time() >= next_poll:
+                if loop.time() >= self._next_poll():
                     await self._reopen(log)
-                    next_poll = loop.time() + self._poll_interval
+                    self._polled()
                     self._attempt = 0  # not sooner: a connection that is lost again and again is a failing one
+                if loop.time() >= self._rest_at() and not self._wake.is_set():
+                    self._attempt = 0
+                    return
+
+    def _rest_at(self) -> float:
+        """When the connection may be closed, if nothing happens until then."""
+        if not self._rests:
+            return math.inf
+        if self._lent:
+            return asyncio.get_running_loop().time() + LENT_S
+        return self._used_at + self._config.idle_after
 
     async def _catch_up(self, log: Log) -> None:
         more = True
@@ -239,6 +316,7 @@ class Tail:
                 ring.skip_to(page.first - 1)
             frames = page.frames()
             ring.extend(page.first, frames, page.times())
+            self._used_at = asyncio.get_running_loop().time()
             self._changed()
             # A frame is longer than its data, so a page that was cut short is always recognized.
             more = len(page) == PAGE_EVENTS or sum(map(len, frames)) >= PAGE_BYTES
@@ -300,17 +378,46 @@ class Tail:
 
     async def _reach(self) -> Log:
         while self._log is None:
+            self._needed.set()
             await self._reachable.wait()
         return self._log
 
-    def _give_up(self, log: Log) -> None:
-        log.abandon()  # which wakes `_follow`, whose next query then fails, as does what is read ahead
+    @asynccontextmanager
+    async def _lend(self, *, using: bool = True) -> AsyncIterator[Log]:
+        """The connection, which is not closed meanwhile nor, if it is `using` it, soon after. Waits without limit."""
+        self._lent += 1
+        try:
+            yield await self._reach()
+        finally:
+            self._lent -= 1
+            if using:
+                self._used_at = asyncio.get_running_loop().time()
+
+    @asynccontextmanager
+    async def _lend_soon(self, *, using: bool = True) -> AsyncIterator[Log]:
+        """As `_lend`, for who cannot wait.
+
+        Raises:
+            Unavailable: Postgres is away; at once, if that is known.
+        """
+        away = Unavailable("the database is away; repeat it with the same ref")
+        if self._log is None and not self._resting:
+            raise away
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT) as limit, self._lend(using=using) as log:
+                limit.reschedule(None)  # what is asked for has time limits of its own
+                yield log
+        except TimeoutError:
+            if limit.expired():
+                raise away from None
+            raise
+
+    def _leave(self, log: Log) -> None:
         if self._log is log:
             self._log = None
             self._reachable.clear()
+            self._metrics.log_connected.set(0)
 
-    def _backoff(self) -> float:
-        """Seconds to wait before the next attempt: random, so that a fleet does not come back all at once."""
-        longest = min(BACKOFF_LAST, BACKOFF_FIRST * 2 ** min(self._attempt, 16))
-        self._attempt += 1
-        return random.uniform(longest / 4, longest)  # noqa: S311 (no secret)
+    def _give_up(self, log: Log) -> None:
+        log.abandon()  # which wakes `_follow`, whose next query then fails, as does what is read ahead
+        self._leave(log)

@@ -1,19 +1,10 @@
-"""The command `userrealtime token`, against a server that answers as an API server would.
-
-The real one is met end to end.
-"""
+"""The command `userrealtime token`."""
 
 from __future__ import annotations
 
-import base64
-import json
-import threading
 import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 import jwt
 import pytest
@@ -21,100 +12,7 @@ import pytest
 from userrealtime_cli.__main__ import main
 from userrealtime_cli.token import ttl
 
-KEY = "a key of alice's that is long enough"
-RESOURCES = "/apis/userrealtime.dev/v1alpha1/namespaces/{}/userrealtimes"
-Answers = dict[str, tuple[int, Any]]
-
-
-def resource(name: str, user_id: str, ready: str = "True", **status: Any) -> dict[str, Any]:
-    conditions = [{"type": "Ready", "status": ready, "reason": "PodNotReady", "message": "the pod is not ready yet"}]
-    return {
-        "metadata": {"name": name},
-        "spec": {"userId": user_id},
-        "status": {
-            "tokenSecret": {"name": "urt-alice", "key": "TOKEN_KEY"},
-            "url": "https://h/alice",
-            "conditions": conditions,
-            **status,
-        },
-    }
-
-
-def refusal(status: int, message: str, **details: str) -> tuple[int, Any]:
-    return status, {"kind": "Status", "message": message, "details": details}
-
-
-ALICE = RESOURCES.format("users") + "/alice"
-SECRET = "/api/v1/namespaces/users/secrets/urt-alice"
-GOOD: Answers = {
-    ALICE: (200, resource("alice", "alice@example.com")),
-    SECRET: (
-        200,
-        {"metadata": {"name": "urt-alice"}, "data": {"TOKEN_KEY": base64.b64encode(KEY.encode()).decode()}},
-    ),
-}
-
-
-@pytest.fixture
-def answers() -> Answers:
-    return dict(GOOD)
-
-
-@pytest.fixture
-def server(answers: Answers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadingHTTPServer]:
-    """Serves `answers`, by path, to whoever takes the kubeconfig that KUBECONFIG names."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            path, query = urlsplit(self.path).path, parse_qs(urlsplit(self.path).query)
-            page = query.get("continue", [""])[0]
-            status, content = answers.get(path + page) or refusal(404, f"{path} not found", name=path)
-            body = json.dumps(content).encode()
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        kubeconfig(tmp_path / "kubeconfig", server.server_port)
-        monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "kubeconfig"))
-        yield server
-        server.shutdown()
-        thread.join(timeout=10)
-
-
-def kubeconfig(path: Path, port: int) -> None:
-    context = {"cluster": "here", "user": "me"}
-    document = {
-        "apiVersion": "v1",
-        "kind": "Config",
-        "current-context": "here",
-        "clusters": [{"name": "here", "cluster": {"server": f"http://127.0.0.1:{port}"}}],
-        "users": [{"name": "me", "user": {"token": "t"}}],
-        "contexts": [
-            {"name": "here", "context": {**context, "namespace": "users"}},
-            {"name": "bare", "context": context},
-        ],
-    }
-    path.write_text(json.dumps(document))
-
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(server: ThreadingHTTPServer, capsys: pytest.CaptureFixture[str]) -> Run:
-    def run(*arguments: str) -> tuple[int, str, str]:
-        status = main(arguments)
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return run
+from .api_server import ALICE, KEY, RESOURCES, SECRET, Answers, Run, kubeconfig, refusal, resource
 
 
 def claims(token: str) -> dict[str, Any]:
@@ -219,7 +117,7 @@ def test_a_kubeconfig_that_cannot_be_used_is_told(
         (("token", "alice", "--user-id", "alice"), "not allowed with"),
         (("token", "alice", "--ttl", "tomorrow"), "'tomorrow' is not a duration such as"),
         (("token", "alice", "--ttl", "0"), "from a second to a year"),
-        (("token", "alice", "--claim", "exp=1"), "which --ttl makes"),
+        (("token", "alice", "--claim", "exp=1"), "which are made here"),
         (("token", "alice", "--claim", "iss"), "is not NAME=VALUE"),
         ((), "COMMAND"),
     ],

@@ -6,6 +6,8 @@
                                                of that plan, these steps alone
     python -m tests.faults --seed 17 --shrink  look for the fewest steps of it that fail
 
+Each with `--broker nats` (or redis, or kafka) too: signals then come from there, and it may fail as well.
+
 The first plan that fails ends it, with status 1.
 """
 
@@ -13,10 +15,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import random
 import sys
 import time
 
+from e2e.local.brokers import BROKERS
 from e2e.local.postgres import LocalPostgres
 
 from .run import PLAN_LENGTH, Outcome, run_plan, shrink
@@ -32,60 +36,63 @@ def _arguments() -> argparse.Namespace:
     choice.add_argument("--seed", type=int, help="run this plan")
     parser.add_argument("--steps", help="with --seed: the numbers of the steps to take, such as 0,3,9")
     parser.add_argument("--shrink", action="store_true", help="with --seed: look for the fewest steps that fail")
+    parser.add_argument("--broker", choices=BROKERS, help="where signals come from, in place of LISTEN")
     arguments = parser.parse_args()
     if arguments.seed is None and (arguments.steps is not None or arguments.shrink):
         parser.error("--steps and --shrink go with --seed")
     return arguments
 
 
-async def _try(server: LocalPostgres, seed: int, kept: list[int]) -> Outcome | Exception:
-    plan = random_plan(seed, PLAN_LENGTH)
+async def _try(server: LocalPostgres, seed: int, kept: list[int], broker: str | None) -> Outcome | Exception:
+    plan = random_plan(seed, PLAN_LENGTH, broker=broker is not None)
     try:
-        return await run_plan(server, [plan[index] for index in kept])
+        async with BROKERS[broker]() if broker is not None else contextlib.nullcontext() as started:
+            return await run_plan(server, [plan[index] for index in kept], started)
     except Exception as error:  # noqa: BLE001 (whatever it is, it is what was looked for)
         return error
 
 
-def _report(seed: int, kept: list[int], error: Exception) -> None:
-    plan = random_plan(seed, PLAN_LENGTH)
+def _report(seed: int, kept: list[int], broker: str | None, error: Exception) -> None:
+    plan = random_plan(seed, PLAN_LENGTH, broker=broker is not None)
     print("\nFAILED:", f"{type(error).__name__}: {error}", "\nwith:", sep="\n")
     for index in kept:
         print(f"  {index:2} {plan[index]}")
-    print(f"\nagain: python -m tests.faults --seed {seed} --steps {','.join(map(str, kept))}", flush=True)
+    over = f" --broker {broker}" if broker is not None else ""
+    print(f"\nagain: python -m tests.faults --seed {seed}{over} --steps {','.join(map(str, kept))}", flush=True)
 
 
-async def _repeat(seed: int, kept: list[int], *, shrinking: bool) -> int:
+async def _repeat(seed: int, kept: list[int], broker: str | None, *, shrinking: bool) -> int:
     with LocalPostgres() as server:
-        outcome = await _try(server, seed, kept)
+        outcome = await _try(server, seed, kept, broker)
         if isinstance(outcome, Outcome):
             print(f"kept: {outcome}")
             return 0
-        _report(seed, kept, outcome)
+        _report(seed, kept, broker, outcome)
         if shrinking:
             last = outcome
 
             async def fails(part: list[int]) -> bool:
                 nonlocal last
-                result = await _try(server, seed, part)
+                result = await _try(server, seed, part, broker)
                 if isinstance(result, Exception):
                     last = result
                 print(f"  {len(part)} steps: {'fails' if isinstance(result, Exception) else 'kept'}", flush=True)
                 return isinstance(result, Exception)
 
-            _report(seed, await shrink(kept, fails), last)
+            _report(seed, await shrink(kept, fails), broker, last)
     return 1
 
 
-async def _soak(minutes: float) -> int:
+async def _soak(minutes: float, broker: str | None) -> int:
     end = time.monotonic() + minutes * 60
     plans = committed = delivered = resets = connections = 0
     with LocalPostgres() as server:
         while time.monotonic() < end:
             seed = random.randrange(1_000, 1_000_000_000)  # noqa: S311 (no secret)
             kept = list(range(PLAN_LENGTH))
-            outcome = await _try(server, seed, kept)
+            outcome = await _try(server, seed, kept, broker)
             if isinstance(outcome, Exception):
-                _report(seed, kept, outcome)
+                _report(seed, kept, broker, outcome)
                 print("smaller: the same with --shrink instead of --steps ...")
                 return 1
             plans += 1
@@ -106,11 +113,11 @@ async def _soak(minutes: float) -> int:
 def main() -> int:
     arguments = _arguments()
     if arguments.minutes is not None:
-        return asyncio.run(_soak(arguments.minutes))
+        return asyncio.run(_soak(arguments.minutes, arguments.broker))
     kept = list(range(PLAN_LENGTH))
     if arguments.steps is not None:
         kept = [int(index) for index in arguments.steps.split(",") if index]
-    return asyncio.run(_repeat(arguments.seed, kept, shrinking=arguments.shrink))
+    return asyncio.run(_repeat(arguments.seed, kept, arguments.broker, shrinking=arguments.shrink))
 
 
 if __name__ == "__main__":

@@ -9,17 +9,23 @@ import sys
 from types import ModuleType
 from typing import Final
 
-from userrealtime_relay import log, tail
+from userrealtime_relay import backoff, log
 from userrealtime_relay.__main__ import main
 
 SHORT: Final[tuple[tuple[ModuleType, str, float], ...]] = (
     (log, "CONNECT_TIMEOUT", 2),
     (log, "QUERY_TIMEOUT", 1.5),
-    (tail, "BACKOFF_LAST", 1),
+    (backoff, "LAST", 1),
 )
 
-if __name__ == "__main__":
+
+def shorten() -> None:
+    """Make them short in this process."""
     for module, name, seconds in SHORT:
         assert hasattr(module, name), f"{module.__name__} has no {name} any more"
         setattr(module, name, seconds)
+
+
+if __name__ == "__main__":
+    shorten()
     sys.exit(main())

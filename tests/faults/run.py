@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from e2e.local.brokers import LocalBroker
 from e2e.local.postgres import LocalPostgres
 
 from .client import Heard
@@ -33,9 +34,9 @@ class Outcome:
     """By reason."""
 
 
-async def run_plan(server: LocalPostgres, plan: Sequence[Step]) -> Outcome:
-    """Raises Violation, or whatever else went wrong, TimeoutError included."""
-    async with asyncio.timeout(LIMIT_S), World(server) as world:
+async def run_plan(server: LocalPostgres, plan: Sequence[Step], broker: LocalBroker | None = None) -> Outcome:
+    """Raises Violation, or whatever else went wrong, TimeoutError included. A broker is one that runs."""
+    async with asyncio.timeout(LIMIT_S), World(server, broker) as world:
         for step in plan:
             await step.run(world)
             await asyncio.sleep(STEP_S)

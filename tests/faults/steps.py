@@ -13,7 +13,7 @@ from tests.relay.support import USER
 
 from .client import TRANSPORTS, Transport
 from .proxy import Mode
-from .world import RELAYS, WRITERS, World
+from .world import BRIDGES, RELAYS, WRITERS, World
 
 GRACE_S: Final = 1.5
 
@@ -235,6 +235,74 @@ class Notify(Step):
 
 
 @dataclass(frozen=True)
+class KillBroker(Step):
+    """Nothing, without one; so do the next ones."""
+
+    async def run(self, world: World) -> None:
+        if world.broker is not None:
+            await world.broker.kill()
+
+
+@dataclass(frozen=True)
+class StartBroker(Step):
+    async def run(self, world: World) -> None:
+        if world.broker is not None:
+            await world.broker.start()
+
+
+@dataclass(frozen=True)
+class KillBridge(Step):
+    bridge: int
+
+    async def run(self, world: World) -> None:
+        if world.bridges:
+            await world.bridges[self.bridge].stop(grace_s=0)
+
+
+@dataclass(frozen=True)
+class StartBridge(Step):
+    bridge: int
+
+    async def run(self, world: World) -> None:
+        if world.bridges:
+            await world.bridges[self.bridge].start()
+
+
+@dataclass(frozen=True)
+class HoldBroker(Step):
+    """The relay's connection to the broker is half-open."""
+
+    relay: int
+    up: bool
+    down: bool
+
+    async def run(self, world: World) -> None:
+        link = world.relays[self.relay].broker_link
+        if link is not None:
+            link.hold(up=self.up, down=self.down)
+
+
+@dataclass(frozen=True)
+class ReleaseBroker(Step):
+    relay: int
+
+    async def run(self, world: World) -> None:
+        link = world.relays[self.relay].broker_link
+        if link is not None:
+            link.release()
+
+
+@dataclass(frozen=True)
+class CutBroker(Step):
+    relay: int
+
+    async def run(self, world: World) -> None:
+        link = world.relays[self.relay].broker_link
+        if link is not None:
+            link.cut()
+
+
+@dataclass(frozen=True)
 class FalseAlarm(Step):
     """Somebody notifies the channel by hand."""
 
@@ -331,9 +399,21 @@ _CHOICES: Final[tuple[tuple[int, Callable[[random.Random], Step]], ...]] = (
 )
 
 
-def random_plan(seed: int, length: int) -> list[Step]:
+_BROKER_CHOICES: Final[tuple[tuple[int, Callable[[random.Random], Step]], ...]] = (
+    (4, lambda c: KillBroker()),
+    (6, lambda c: StartBroker()),
+    (4, lambda c: KillBridge(c.randrange(BRIDGES))),
+    (5, lambda c: StartBridge(c.randrange(BRIDGES))),
+    (3, lambda c: HoldBroker(c.randrange(RELAYS), **_directions(c))),
+    (4, lambda c: ReleaseBroker(c.randrange(RELAYS))),
+    (3, lambda c: CutBroker(c.randrange(RELAYS))),
+)
+
+
+def random_plan(seed: int, length: int, *, broker: bool = False) -> list[Step]:
     """A plan that is always the same for the same seed. There are clients of all transports from the start."""
     chance = random.Random(seed)  # noqa: S311 (no secret)
-    weights = [weight for weight, _ in _CHOICES]
+    choices = _CHOICES + _BROKER_CHOICES if broker else _CHOICES
+    weights = [weight for weight, _ in choices]
     start: list[Step] = [NewClient(chance.randrange(RELAYS), transport) for transport in ("sse", "poll")]
-    return start + [make(chance) for _, make in chance.choices(_CHOICES, weights, k=length)]
+    return start + [make(chance) for _, make in chance.choices(choices, weights, k=length)]

@@ -2,6 +2,8 @@
 
     writer --> Postgres <-- link <-- relay <-- link <-- client
 
+With a broker, relays have their signals from there, over one more link each, and two bridges bring them there.
+
 Steps are taken one after the other; relays and clients go on by themselves all the while. Writers, and the test when
 it reads the log, have connections of their own that only a restart of Postgres breaks.
 """
@@ -17,7 +19,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +27,7 @@ from typing import Any, Final, Self
 
 import asyncpg
 
+from e2e.local.brokers import LocalBroker
 from e2e.local.postgres import LocalPostgres, free_port
 from tests.relay.support import USER, environment, token
 from userrealtime_operator.migrate import migrate
@@ -34,6 +37,7 @@ from .history import History, Row, Violation, judge
 from .proxy import Link, Mode, Notifications
 
 RELAYS: Final = 2
+BRIDGES: Final = 2
 WRITERS: Final = 2
 MAX_CLIENTS: Final = 6
 GREETING_S: Final = 2
@@ -45,6 +49,7 @@ QUICK: Final = {
     "SEND_TIMEOUT": "2",
     "DRAIN_TIMEOUT": "1",
     "RING_EVENTS": "50",
+    "DATABASE_IDLE_AFTER": "0.2",
 }
 TEMPLATE: Final = "faults_template"
 LOST: Final = (
@@ -60,27 +65,25 @@ LOST: Final = (
 _numbers = itertools.count(1)
 
 
-class RelayProcess:
-    """A relay on a port that stays the same, however often it is killed. Reaches Postgres through `link`."""
+class Process:
+    """A process on a port that stays the same, however often it is killed."""
 
-    def __init__(self, database: str, link: Link, mode: list[Mode]) -> None:
-        self.port = free_port()
-        self.link = link
-        self.mode = mode
+    def __init__(self, module: str, port: int, variables: Mapping[str, str]) -> None:
+        self.port = port
         self.output = tempfile.TemporaryFile()  # noqa: SIM115 (the world closes it)
-        self._url = f"postgresql://postgres@127.0.0.1:{link.port}/{database}?sslmode=disable"
+        self._module = module
+        self._variables = variables
         self._process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
         """Start it, unless it runs, and wait until it listens."""
         if self._process is not None:
             return
-        variables = environment(self._url, **QUICK, WS_PORT=str(self.port))
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
-            "tests.faults.relay",
-            env={**os.environ, **variables},
+            self._module,
+            env={**os.environ, **self._variables},
             stdin=asyncio.subprocess.DEVNULL,
             stdout=self.output,
             stderr=self.output,
@@ -105,7 +108,7 @@ class RelayProcess:
         if process is None:
             return
         if process.returncode is not None:
-            raise Violation(f"a relay ended by itself with {process.returncode}:\n{self.tail()}")
+            raise Violation(f"{self._module} ended by itself with {process.returncode}:\n{self.tail()}")
         if grace_s > 0:
             process.send_signal(signal.SIGTERM)
             try:
@@ -120,6 +123,40 @@ class RelayProcess:
         """The last of what it has said."""
         self.output.seek(0)
         return "".join(line.decode() for line in self.output.readlines()[-20:])
+
+
+class RelayProcess(Process):
+    """A relay. Reaches Postgres through `link`, and a broker through `broker_link`."""
+
+    def __init__(
+        self,
+        database: str,
+        link: Link,
+        mode: list[Mode],
+        variables: Mapping[str, str] = {},
+        *,
+        broker: LocalBroker | None = None,
+        broker_link: Link | None = None,
+    ) -> None:
+        self.link = link
+        self.broker_link = broker_link
+        self.mode = mode
+        port = free_port()
+        url = f"postgresql://postgres@127.0.0.1:{link.port}/{database}?sslmode=disable"
+        whole = environment(url, **{**QUICK, **variables, "WS_PORT": str(port)})
+        if broker is not None and broker_link is not None:
+            by_link = broker.url.replace(f":{broker.port}", f":{broker_link.port}")
+            whole |= {**broker.variables, f"{broker.name.upper()}_URL": by_link}
+        super().__init__("tests.faults.relay", port, whole)
+
+
+class BridgeProcess(Process):
+    """A bridge from Postgres itself to the broker itself: it is killed, which is worse than a link that breaks."""
+
+    def __init__(self, url: str, broker: LocalBroker) -> None:
+        port = free_port()
+        variables = {"DATABASE_URL": url, "HOST": "127.0.0.1", "HEALTH_PORT": str(port), **broker.variables}
+        super().__init__("tests.faults.bridge", port, {**variables, "POLL_INTERVAL": "0.4"})
 
 
 class Writer:
@@ -191,8 +228,11 @@ class Writer:
 class World:
     """All of it. A context manager: leaving it ends everything it started, and drops the database."""
 
-    def __init__(self, server: LocalPostgres) -> None:
+    def __init__(self, server: LocalPostgres, broker: LocalBroker | None = None) -> None:
         self.server = server
+        self.broker = broker
+        """Started already, and ended by who has started it."""
+        self.bridges: list[BridgeProcess] = []
         self.history = History()
         self.clients: list[Client] = []
         self.client_links: list[Link] = []
@@ -212,16 +252,27 @@ class World:
                 link = await self._stack.enter_async_context(
                     Link(self.server.port, lambda mode=mode: Notifications(lambda: mode[0]))  # type: ignore[misc]
                 )
-                relay = RelayProcess(self.database, link, mode)
-                self._stack.callback(relay.output.close)
+                broker_link = None
+                if self.broker is not None:
+                    broker_link = await self._stack.enter_async_context(Link(self.broker.port))
+                relay = RelayProcess(self.database, link, mode, broker=self.broker, broker_link=broker_link)
                 self.relays.append(relay)
-            await asyncio.gather(*(relay.start() for relay in self.relays))
+            if self.broker is not None:
+                url = self.server.url(self.database)
+                self.bridges += [BridgeProcess(url, self.broker) for _ in range(BRIDGES)]
+            for process in self.processes:
+                self._stack.callback(process.output.close)
+            await asyncio.gather(*(process.start() for process in self.processes))
             self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
             await self.connect_client(0)
         except BaseException:
             await self.__aexit__(None, None, None)
             raise
         return self
+
+    @property
+    def processes(self) -> list[Process]:
+        return [*self.relays, *self.bridges]
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -231,7 +282,7 @@ class World:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for writer in self.writers:
             writer.close()
-        stopped = await asyncio.gather(*(relay.stop(grace_s=0) for relay in self.relays), return_exceptions=True)
+        stopped = await asyncio.gather(*(each.stop(grace_s=0) for each in self.processes), return_exceptions=True)
         await self._stack.aclose()
         async with self.connected("postgres") as connection:
             await connection.execute(f"drop database if exists {self.database} with (force)")
@@ -365,7 +416,7 @@ class World:
                     await asyncio.sleep(0.02)
         except TimeoutError:
             where = ", ".join(f"{client.name} at {client.place.cursor}" for client in self.clients)
-            said = "\n".join(relay.tail() for relay in self.relays)
+            said = "\n".join(process.tail() for process in self.processes)
             raise Violation(f"after {SETTLE_S} s the log is at {goal[1]}, but {where}; relays said:\n{said}") from None
 
     def judge(self) -> None:
@@ -385,12 +436,16 @@ class World:
             judge(client.name, client.transcript, self.history)
 
     async def _mend(self) -> None:
-        for link in self.client_links + [relay.link for relay in self.relays]:
+        broker_links = [relay.broker_link for relay in self.relays if relay.broker_link is not None]
+        for link in self.client_links + [relay.link for relay in self.relays] + broker_links:
             link.refusing = False
             link.release()
+        if self.broker is not None:
+            await self.broker.start()
         for relay in self.relays:
             relay.mode[0] = "pass"
-            await relay.start()
+        for process in self.processes:
+            await process.start()
         for client in self.clients:
             client.awake.set()
 

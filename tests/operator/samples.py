@@ -32,6 +32,7 @@ def body(name: str = "alice", *, limits: Object | None = None, **spec: Any) -> O
             "relay": {},
             "limits": {"connections": 100, "messageBytes": 65536, "messagesPerSecond": 100, **(limits or {})},
             "route": {"enabled": True},
+            "idle": {"warm": False},
             **spec,
         },
     }

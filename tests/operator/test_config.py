@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from userrealtime_operator.config import (
+    Activator,
     Config,
     ConfigError,
+    IdleDefaults,
     RelayDefaults,
     RouteDefaults,
     RouteType,
@@ -148,3 +150,26 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 def test_the_password_shows_in_no_text() -> None:
     assert "hunter2" not in repr(parse_config(MINIMAL, ENVIRONMENT))
+
+
+ACTIVATOR = "activator: {enabled: true, namespace: system, service: waker, port: 8080}"
+
+
+def test_when_users_sleep_and_who_wakes_them() -> None:
+    config = parse_config(
+        f"{{namespaces: [users], relay: {{image: r}}, idle: {{after: 90s}}, {ACTIVATOR}}}", ENVIRONMENT
+    )
+    assert config.idle == IdleDefaults(90)
+    assert config.activator == Activator("system", "waker", 8080)
+    off = parse_config(
+        "{namespaces: [users], relay: {image: r}, idle: {after: '0'}, activator: {enabled: false, service: waker}}",
+        ENVIRONMENT,
+    )
+    assert (off.idle.after_s, off.activator) == (0, None)
+
+
+def test_what_wakes_users_has_to_be_named() -> None:
+    with pytest.raises(ConfigError, match=r"activator\.service: required with activator\.enabled"):
+        parse_config("{namespaces: [u], relay: {image: r}, activator: {enabled: true, namespace: n}}", ENVIRONMENT)
+    with pytest.raises(ConfigError, match=r"idle\.after: 'soon' is not a duration"):
+        parse_config("{namespaces: [u], relay: {image: r}, idle: {after: soon}}", ENVIRONMENT)

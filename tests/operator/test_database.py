@@ -97,3 +97,29 @@ async def test_the_pool_survives_a_restart_of_postgres(own_server: OwnDatabase) 
                 continue
         else:
             pytest.fail("the pool did not recover")
+
+
+async def test_presence_is_that_of_the_scopes_users_with_the_databases_time(
+    database: Database, connection: asyncpg.Connection
+) -> None:
+    assert await database.presence(SCOPE) == (0.0, {})
+    await database.register(ONE, SCOPE, "alice")
+    await database.register(OTHER, "other/users", "bob")
+    await connection.execute(
+        "select userrealtime.present('alice', 'pod-1', 2), userrealtime.present('bob', 'pod-2', 0)"
+    )
+    now, found = await database.presence(SCOPE)
+    assert list(found) == ["alice"]
+    [row] = found["alice"]
+    assert (row.instance, row.clients) == ("pod-1", 2)
+    assert row.since == row.seen_at <= now
+    assert now == pytest.approx(await connection.fetchval("select extract(epoch from now())::float8"), abs=60)
+    assert list((await database.presence("other/users", "bob"))[1]) == ["bob"]
+    assert (await database.presence("other/users", "alice"))[1] == {}
+
+
+async def test_presence_of_a_database_that_is_away_is_not_known() -> None:
+    async with Database("postgresql://u:secret@127.0.0.1:1/d") as database:
+        with pytest.raises(DatabaseError) as failure:
+            await database.presence(SCOPE)
+    assert "secret" not in str(failure.value)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.operator.samples import CONFIG, KEYS, SECRETS, resource
+from userrealtime_operator.asleep import Asleep, Endpoints, asleep
 from userrealtime_operator.config import Config, RouteType, parse_config
 from userrealtime_operator.desired import APPLIED_DIGEST, Object, Secrets, desired_objects
 from userrealtime_operator.routes import RouteError
@@ -212,13 +213,14 @@ FULL = parse_config(
       topologySpreadConstraints: [{maxSkew: 1, topologyKey: zone, whenUnsatisfiable: ScheduleAnyway}]
       priorityClassName: high
       runtimeClassName: gvisor
+    signals: {type: nats, idleAfter: 5s}
     """,
-    {"DATABASE_URL": CONFIG.database_url},
+    {"DATABASE_URL": CONFIG.database_url, "BROKER_URL": "nats://relay:hunter3@nats:4222"},
 )
 
 
 def relay_environment(pod: Object) -> dict[str, str]:
-    """The environment that the kubelet gives the container, but for the database and the keys."""
+    """The environment that the kubelet gives the container, but for the database, the broker and the keys."""
     env = pod["spec"]["containers"][0]["env"]
     return {entry["name"]: entry["value"].replace("$$", "$") for entry in env if "value" in entry}
 
@@ -240,8 +242,10 @@ def test_the_relay_understands_every_setting_and_each_is_offered_or_kept_back_on
     pod = template(FULL, relay={"logLevel": "debug"}, limits={"messagesPerSecond": 7})
     environment = Recorder(relay_environment(pod))
     environment |= {"DATABASE_URL": CONFIG.database_url, "TOKEN_KEY_DIR": str(tmp_path)}
+    environment |= {"NATS_URL": FULL.signals.url}
     config = RelayConfig.from_environment(environment)
-    assert (config.log_level, config.signal, config.poll_interval) == ("debug", "poll", 0.5)
+    assert (config.log_level, config.signal, config.poll_interval) == ("debug", "nats", 0.5)
+    assert config.idle_after == 5
     assert (config.auth_timeout, config.ping_interval, config.max_messages_per_second) == (5, 60, 7)
     assert config.allowed_origins == ("https://app.example.com", "http://localhost:3000")
     assert (config.jwks_url, config.token_issuer) == ("https://issuer.example.com/keys", "https://issuer.example.com")
@@ -285,3 +289,43 @@ def test_the_digest_covers_the_whole_object() -> None:
         != after[kind]["metadata"]["annotations"][APPLIED_DIGEST]
     }
     assert changed == {"Deployment"}
+
+
+def test_several_pods_are_spread_over_nodes_unless_the_platform_says_how() -> None:
+    [spread] = template(replicas=3)["spec"]["topologySpreadConstraints"]
+    assert (spread["topologyKey"], spread["whenUnsatisfiable"]) == ("kubernetes.io/hostname", "ScheduleAnyway")
+    assert spread["labelSelector"]["matchLabels"]["app.kubernetes.io/instance"] == resource().child_name
+    assert "topologySpreadConstraints" not in template()["spec"]
+    assert [each["topologyKey"] for each in template(FULL, replicas=3)["spec"]["topologySpreadConstraints"]] == ["zone"]
+    for replicas in (1, 3):
+        [deployment] = [
+            o for o in desired_objects(resource(replicas=replicas), CONFIG, SECRETS) if o["kind"] == "Deployment"
+        ]
+        assert deployment["spec"]["replicas"] == replicas
+
+
+ASLEEP = Asleep("2026-01-02T03:04:05.000006Z", "2026-01-01T00:00:00.000000Z")
+ACTIVATORS = Endpoints("IPv4", ("10.0.0.1", "10.0.0.2"), 8080)
+
+
+def test_a_sleeping_user_differs_in_the_replicas_the_annotations_and_the_slice() -> None:
+    awake = by_kind()
+    sleeping = {item["kind"]: item for item in desired_objects(resource("alice"), CONFIG, SECRETS, ASLEEP, ACTIVATORS)}
+    assert list(sleeping) == ["Secret", "Service", "EndpointSlice", "Deployment", "Ingress"]
+    assert sleeping["Deployment"]["spec"] == {**awake["Deployment"]["spec"], "replicas": 0}
+    assert asleep(sleeping["Deployment"]) == ASLEEP
+    assert asleep(awake["Deployment"]) is None
+    for kind in ("Secret", "Service", "Ingress"):
+        assert sleeping[kind] == awake[kind]
+
+
+def test_the_slice_is_one_of_the_users_service_that_the_cluster_leaves_alone() -> None:
+    objects = {item["kind"]: item for item in desired_objects(resource("alice"), CONFIG, SECRETS, ASLEEP, ACTIVATORS)}
+    service, found = objects["Service"], objects["EndpointSlice"]
+    metadata = found["metadata"]
+    assert metadata["name"] == f"{service['metadata']['name']}-activator"
+    assert metadata["labels"]["kubernetes.io/service-name"] == service["metadata"]["name"]
+    assert metadata["labels"]["endpointslice.kubernetes.io/managed-by"] == "userrealtime-operator"
+    assert metadata["ownerReferences"] == service["metadata"]["ownerReferences"]
+    assert [port["name"] for port in found["ports"]] == [port["name"] for port in service["spec"]["ports"]]
+    assert [endpoint["addresses"] for endpoint in found["endpoints"]] == [["10.0.0.1"], ["10.0.0.2"]]

@@ -46,3 +46,17 @@ def test_an_event_is_about_the_resource_and_within_the_limits() -> None:
     assert event["regarding"]["uid"] == resource().uid
     assert len(event["note"].encode()) <= NOTE_LENGTH
     assert len(event["reportingInstance"]) <= 128
+
+
+def test_sleep_and_its_end_are_told() -> None:
+    awake, asleep = condition("Asleep", False, "Awake"), condition("Asleep", True, "Idle")
+    woken = condition("Asleep", False, "WakeRequested")
+    assert told([awake], [asleep]) == [("Normal", "Slept")]
+    assert told([asleep], [woken]) == [("Normal", "Woken")]
+    assert told([asleep], [asleep]) == told([awake], [woken]) == []
+    assert told([], [asleep]) == told([], [awake]) == [], "nothing was known before"
+
+
+def test_a_user_woken_for_want_of_an_activator() -> None:
+    asleep, alone = condition("Asleep", True, "Idle"), condition("Asleep", False, "ActivatorUnavailable")
+    assert told([asleep], [alone]) == [("Warning", "ActivatorUnavailable"), ("Normal", "Woken")]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from userrealtime_operator.idle import FRESH_S, Presence, Sleep, Stay, decide, parse_duration
+from userrealtime_operator.idle import FRESH_S, Presence, Sleep, Stay, decide
 
 NOW = 1_000_000.0
 ROWS = st.lists(
@@ -70,14 +69,3 @@ def test_nobody_with_a_client_or_of_late_sleeps(rows: list[Presence], after_s: f
     else:
         assert answer.look_again_s is not None
         assert 0 < answer.look_again_s <= after_s + 1e-3
-
-
-@pytest.mark.parametrize(("text", "seconds"), [("0s", 0), ("3s", 3), ("10m", 600), ("1h30m", 5400)])
-def test_durations(text: str, seconds: float) -> None:
-    assert parse_duration(text) == seconds
-
-
-@pytest.mark.parametrize("text", ["", "10", "m", "1.5m", "-1s", "1m1h", "10 m"])
-def test_what_is_no_duration(text: str) -> None:
-    with pytest.raises(ValueError, match="must be a duration"):
-        parse_duration(text)

@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import Database as OwnDatabase
 from tests.operator.samples import CONFIG, body
-from tests.operator.test_reconcile import SECRET, World
+from tests.operator.world import SECRET, World
 from userrealtime_operator.config import DatabaseAccess
 from userrealtime_operator.credentials import REQUEST
 from userrealtime_operator.database import Database

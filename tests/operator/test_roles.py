@@ -262,3 +262,12 @@ async def test_an_operator_without_the_right_is_told_what_to_grant(own_server: O
     async with Database(await operator_of(own_server, "")) as database:
         with pytest.raises(DatabaseError, match="grant it CREATEROLE, or set database"):
             await made(Roles(database))
+
+
+async def test_several_pods_may_log_in_as_often_as_they_must(database: Database) -> None:
+    roles = Roles(database)
+    credentials = await made(roles)
+    for pods in (1, 3, 2):
+        await roles.ensure(credentials, ONE, SCOPE, "alice", pods)
+        limit = await database.pool.fetchval("select rolconnlimit from pg_roles where rolname = $1", credentials.role)
+        assert limit == 6 * pods

@@ -14,6 +14,7 @@ from userrealtime_operator.status import (
     deployment_ready,
     differs,
     next_status,
+    pod_available,
     readiness,
 )
 
@@ -55,11 +56,26 @@ def test_progress(live: Any, progressing: bool, reason: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("live", "available"),
+    [
+        (None, False),
+        (deployment(), False),
+        (deployment(**ARRIVED), True),
+        (deployment(generation=2, **ARRIVED), False),  # what it says is about the spec before
+    ],
+)
+def test_a_pod_that_is_there_now(live: Any, available: bool) -> None:
+    assert pod_available(live) is available
+
+
+@pytest.mark.parametrize(
     ("live", "ready", "reason"),
     [
         (None, False, "PodMissing"),
         (deployment(), False, "PodNotReady"),
-        (deployment(conditions={"Available": ("True", "x")}), True, "PodAvailable"),
+        (deployment(conditions={"Available": ("True", "x")}, **ARRIVED), True, "PodAvailable"),
+        (deployment(conditions={"Available": ("True", "x")}), False, "PodNotReady"),  # of 0 replicas
+        (deployment(conditions={"Available": ("False", "x")}, availableReplicas=1), True, "PodAvailable"),
         (deployment(conditions={"Available": ("False", "x"), "Progressing": ("True", "y")}), False, "PodNotReady"),
         (deployment(conditions={"Progressing": ("False", "ProgressDeadlineExceeded")}), False, "PodNotReady"),
         (deployment(conditions={"ReplicaFailure": ("True", "FailedCreate")}), False, "PodRefused"),

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from userrealtime_operator import workqueue
-from userrealtime_operator.workqueue import WorkQueue
+from userrealtime_operator.workqueue import TryLater, WorkQueue
 
 
 @contextlib.asynccontextmanager
@@ -115,6 +115,22 @@ async def test_delays_grow_up_to_a_limit() -> None:
     assert max(delays) <= workqueue.LAST_DELAY_S * 1.2
 
 
+async def test_a_failure_may_say_when_to_try_again() -> None:
+    failed_at: list[float] = []
+
+    async def work(_key: str) -> None:
+        failed_at.append(asyncio.get_running_loop().time())
+        if len(failed_at) == 1:
+            raise TryLater("overloaded", after_s=1.0)
+
+    queue: WorkQueue[str] = WorkQueue(work)
+    queue.add("a")
+    async with running(queue):
+        await eventually(lambda: len(failed_at) == 2)
+    # Its own first delay alone is at most 0.6 s.
+    assert failed_at[1] - failed_at[0] >= 1.0
+
+
 async def test_work_may_stop_and_go_on_and_no_key_is_forgotten() -> None:
     started: list[str] = []
     release = asyncio.Event()
@@ -154,3 +170,42 @@ async def test_waits_and_failures_are_told(monkeypatch: pytest.MonkeyPatch) -> N
         await eventually(lambda: len(waits) == 2)
     assert len(failures) == 1
     assert min(waits) >= 0
+
+
+async def test_what_is_urgent_goes_first_and_once() -> None:
+    done: list[str] = []
+
+    async def work(key: str) -> None:
+        done.append(key)
+
+    queue: WorkQueue[str] = WorkQueue(work)
+    for key in "abc":
+        queue.add(key)
+    queue.add("c", urgent=True)
+    queue.add("d", urgent=True)
+    queue.add("c", urgent=True)
+    assert len(queue) == 4
+    async with running(queue, workers=1):
+        await eventually(lambda: len(done) == 4)
+        await asyncio.sleep(0.05)
+    assert done == ["c", "d", "a", "b"]
+
+
+async def test_what_becomes_urgent_while_it_is_worked_on_comes_back_first() -> None:
+    done: list[str] = []
+    release = asyncio.Event()
+
+    async def work(key: str) -> None:
+        done.append(key)
+        await release.wait()
+
+    queue: WorkQueue[str] = WorkQueue(work)
+    async with running(queue, workers=1):
+        queue.add("a")
+        await eventually(lambda: done == ["a"])
+        queue.add("b")
+        queue.add("a", urgent=True)
+        queue.add("a")
+        release.set()
+        await eventually(lambda: len(done) == 3)
+    assert done == ["a", "a", "b"]

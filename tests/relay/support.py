@@ -19,7 +19,6 @@ from websockets.exceptions import ConnectionClosed
 from userrealtime_relay.config import Config
 from userrealtime_relay.server import Relay
 from userrealtime_relay.signals import Signal
-from userrealtime_relay.signals.listen import listen
 
 PATIENCE_S = 20
 USER = "alice"
@@ -48,9 +47,9 @@ def token(*, sub: str = USER, key: str = KEY, life_s: float = 3600, **claims: An
 
 
 @asynccontextmanager
-async def running(url: str, signal: Signal = listen, **changes: str) -> AsyncIterator[Relay]:
-    """A relay that is ready."""
-    async with Relay(config(url, **changes), signal) as relay:
+async def running(url: str, signal: Signal | None = None, **changes: str) -> AsyncIterator[Relay]:
+    """A relay that is ready. It listens, unless it is told otherwise."""
+    async with Relay(config(url, **{"SIGNAL": "listen", **changes}), signal) as relay:
         await until(lambda: relay.hindrance is None)
         yield relay
 

@@ -97,7 +97,8 @@ def test_all_that_is_wrong_is_named_at_once() -> None:
         ("JWKS_URL", "file:///hunter2"),
         ("JWKS_URL", "https:///hunter2"),
         ("TOKEN_LEEWAY", "-1"),
-        ("SIGNAL", "nats"),
+        ("SIGNAL", "carrier-pigeon"),
+        ("DATABASE_IDLE_AFTER", "-1"),
         ("WS_PORT", "-1"),
         ("WS_PORT", "1e3"),
         ("WS_PORT", "٣"),
@@ -158,3 +159,21 @@ def test_a_configuration_never_shows_its_secrets() -> None:
     assert repr(Secret("x")) == "Secret(...)"
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.user_id = "bob"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("broker", ["nats", "redis", "kafka"])
+def test_a_broker_takes_its_url_from_its_variable(broker: str) -> None:
+    variables = environment(
+        URL, SIGNAL=broker, NATS_URL="nats://a", REDIS_URL="rediss://u:hunter2@b", KAFKA_URL="kafka://c"
+    )
+    config = Config.from_environment(variables)
+    assert config.broker_url is not None
+    assert config.broker_url.reveal() == variables[f"{broker.upper()}_URL"]
+    assert "hunter2" not in repr(config)
+    del variables[f"{broker.upper()}_URL"]
+    with pytest.raises(ConfigError, match=f"{broker.upper()}_URL: required with SIGNAL={broker}"):
+        Config.from_environment(variables)
+
+
+def test_without_a_broker_its_url_is_not_looked_at() -> None:
+    assert Config.from_environment(environment(URL, NATS_URL="nonsense")).broker_url is None

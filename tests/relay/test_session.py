@@ -120,6 +120,26 @@ def test_where_a_cursor_is_looked_for(given: dict[str, str], resume: Resume | No
     assert opening(**given).resume == resume
 
 
+# --- pings
+
+
+def test_a_ping_is_answered_once_however_many_wait() -> None:
+    made = opened()
+    made.receive('{"type":"ping"}', 1)
+    made.receive('{"type":"ping"}', 1)
+    assert said(made) == [{"type": "pong"}]
+    made.receive('{"type":"ping"}', 2)
+    assert said(made) == [{"type": "pong"}]
+
+
+def test_a_ping_is_answered_after_the_greeting() -> None:
+    made = session()
+    made.receive('{"type":"ping"}', 0)
+    assert said(made) == []
+    made.locate(LOG)
+    assert [message["type"] for message in said(made)] == ["connected", "pong"]
+
+
 # --- authentication
 
 

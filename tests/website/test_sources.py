@@ -35,6 +35,7 @@ def root(tmp_path: Path) -> Path:
         ("docs/log.md", "../bench", "bench.md"),
         ("docs/log.md", "../examples/x.py", "files/examples/x.py.md"),
         ("docs/log.md", "../examples/x.md", "files/examples/x.md"),
+        ("docs/log.md", "../examples", "files/examples.md"),
         ("docs/log.md", "../crds/userrealtimes.yaml", "reference/resource.md"),
         ("bench/README.md", "../docs/log.md", "log.md"),
         ("docs/log.md", "#how", "#how"),
@@ -51,7 +52,7 @@ def test_links_in_code_stay(root: Path) -> None:
     assert list(links(text, "README.md", root)) == ["docs/log.md"]
 
 
-@pytest.mark.parametrize("link", ["missing.md", "../../elsewhere.md", "../examples"])
+@pytest.mark.parametrize("link", ["missing.md", "../../elsewhere.md", "../exemples"])
 def test_a_link_to_nothing_is_told(root: Path, link: str) -> None:
     with pytest.raises(LinkError, match=r"docs/log\.md: the link to "):
         rewritten(f"[this]({link})", "docs/log.md", "log.md", root)
@@ -63,4 +64,5 @@ def test_places_and_sources_are_each_others_inverse() -> None:
 
 
 def test_a_file_is_shown_as_it_is(root: Path) -> None:
+    assert "\nx.md\nx.py\n" in shown("examples", root)
     assert shown("examples/x.py", root).endswith("# examples/x.py\n\n~~~~~~python\nprint(1)\n~~~~~~\n")

@@ -41,6 +41,27 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | quote }}
       key: {{ if .Values.database.existingSecret.name }}{{ .Values.database.existingSecret.key }}{{ else }}DATABASE_URL{{ end }}
 {{- end }}
 
+{{- define "userrealtime.brokerSecret" -}}
+{{- .Values.signals.existingSecret.name | default (printf "%s-broker" (include "userrealtime.name" .)) -}}
+{{- end }}
+
+{{- define "userrealtime.brokerSource" -}}
+valueFrom:
+  secretKeyRef:
+    name: {{ include "userrealtime.brokerSecret" . }}
+    key: {{ if .Values.signals.existingSecret.name }}{{ .Values.signals.existingSecret.key }}{{ else }}BROKER_URL{{ end }}
+{{- end }}
+
+{{- define "userrealtime.bridge.selector" -}}
+app.kubernetes.io/name: userrealtime-bridge
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{- define "userrealtime.bridge.labels" -}}
+{{ include "userrealtime.bridge.selector" . }}
+{{ include "userrealtime.commonLabels" . }}
+{{- end }}
+
 {{- define "userrealtime.operatorImage" -}}
 {{- printf "%s:%s" .Values.operator.image.repository (.Values.operator.image.tag | default .Chart.AppVersion) -}}
 {{- end }}
@@ -76,6 +97,21 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 
 {{- define "userrealtime.edge.labels" -}}
 {{ include "userrealtime.edge.selector" . }}
+{{ include "userrealtime.commonLabels" . }}
+{{- end }}
+
+{{/* The name of the activator's objects. */}}
+{{- define "userrealtime.activator" -}}
+{{ include "userrealtime.name" . }}-activator
+{{- end }}
+
+{{- define "userrealtime.activator.selector" -}}
+app.kubernetes.io/name: userrealtime-activator
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{- define "userrealtime.activator.labels" -}}
+{{ include "userrealtime.activator.selector" . }}
 {{ include "userrealtime.commonLabels" . }}
 {{- end }}
 

@@ -39,7 +39,6 @@ class Directory:
         """A resource is there, new or changed."""
         metadata = body["metadata"]
         user = User(metadata["namespace"], metadata["name"])
-        self.remove(user)
         url = urlsplit(body.get("status", {}).get("url") or "")
         path = url.path.rstrip("/")
         target = Target(user, body["spec"]["userId"], path)
@@ -48,6 +47,9 @@ class Directory:
         places = [(host, "") for host in (name, service, f"{service}.svc", f"{service}.svc.cluster.local")]
         if url.hostname:
             places.append((url.hostname, path))
+        if self._places.get(user) == places:
+            return  # as after most changes of a status; the names say who the user is
+        self.remove(user)
         self._places[user] = places
         for place in places:
             self._targets.setdefault(place, set()).add(target)

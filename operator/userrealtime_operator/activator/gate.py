@@ -5,6 +5,9 @@
 Nobody is woken before the token is found good, by the relay's own code. A WebSocket whose token comes in its first
 message is answered here; what it sends is kept as the bytes that came, and the pod gets them as if they came to it.
 Each stage has a time limit, each connection one bounded buffer each way, and there are only so many connections.
+
+While draining, whoever waits is told to come again, and so is a carried WebSocket, between two frames of the pod's; any
+other answer under way is cut, and its client goes on from the last event that it has whole.
 """
 
 from __future__ import annotations
@@ -16,32 +19,39 @@ import logging
 import random
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, Protocol, TypeVar
 
-from websockets.frames import Frame, Opcode
+from websockets.frames import Close, Frame, Opcode
 from websockets.http11 import Request as Handshake
 from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
-from userrealtime_relay.auth import KeysWanted, TokenVerifier, Unauthorized
+from userrealtime_relay.auth import KeysWanted, Unauthorized
 from userrealtime_relay.session import SUBPROTOCOL, Code
 
 from .directory import Directory, Target
+from .frames import Frames
+from .metrics import Metrics
+from .origins import Headers, Origins
 from .request import BadRequest, Reader, Request
-from .wakes import Address, WakeFailed, Wakes
+from .wakes import WakeFailed, Wakes
 
 CHUNK_BYTES: Final = 64 << 10
 MAX_HELD_BYTES: Final = 128 << 10
 """Of what a WebSocket sends before the pod is there; over it, the connection is closed."""
 HANDSHAKE_TIMEOUT_S: Final = 10
 CLOSE_TIMEOUT_S: Final = 2
+ATTEMPTS: Final = 3
+"""At passing a request on, while pods end before they answer."""
 RETRY_AFTER_S: Final = (5, 15)
 """Between which a client is told to wait: random, so that clients do not come back all at once."""
 _UNAUTHORIZED: Final = "Unauthorized"
 _ASLEEP: Final = "The user's pod does not come; try again later"
+_RESTARTING: Final = "Restarting"
+T = TypeVar("T")
 
 _logger = logging.getLogger(__name__)
 
@@ -59,39 +69,62 @@ class Limits:
     query_token: bool = False
 
 
+class Tokens(Protocol):
+    """What tells good tokens."""
+
+    async def check(self, target: Target, token: str) -> None:
+        """Returns if a user's token is good. Raises Unauthorized, or KeysWanted if that cannot be told now."""
+
+
+class _PodGone(Exception):
+    """The pod did not answer. `may_repeat`: whether nothing can have been done that must not be done twice."""
+
+    def __init__(self, why: str, may_repeat: bool) -> None:
+        super().__init__(why)
+        self.may_repeat = may_repeat
+
+
 class _Refused(Exception):
     """The answer to a connection that is not carried: a status, or for what is a WebSocket already, a close code."""
 
-    def __init__(self, status: HTTPStatus, why: str, code: Code | None = None, outcome: str = "refused") -> None:
+    def __init__(
+        self,
+        status: HTTPStatus,
+        why: str,
+        code: Code | None = None,
+        outcome: str = "refused",
+        headers: Headers | None = None,
+    ) -> None:
         super().__init__(why)
         self.status = status
         self.code = code
         self.outcome = outcome
+        self.headers = headers
+        """In the place of those that any answer to the client's page has."""
 
 
 class Gate:
-    """All connections of the activator.
-
-    Args:
-        verifier: gives what checks a user's tokens; raises OSError if the user's keys cannot be had now.
-    """
+    """All connections of the activator."""
 
     def __init__(
         self,
         directory: Directory,
         wakes: Wakes,
-        verifier: Callable[[Target], Awaitable[TokenVerifier]],
+        tokens: Tokens,
         limits: Limits,
+        origins: Origins,
+        metrics: Metrics,
     ) -> None:
         self._directory = directory
         self._wakes = wakes
-        self._verifier = verifier
+        self._tokens = tokens
         self._limits = limits
+        self._origins = origins
+        self._metrics = metrics
         self._tasks: set[asyncio.Task[Any]] = set()
         self._held: Counter[Target] = Counter()
         self._server: asyncio.Server
-        self.outcomes: Counter[str] = Counter()
-        """How many connections were carried, stranger, unauthorized, refused, failed, crowded, gone or drained."""
+        metrics.connections.set_function(lambda: len(self._tasks))
 
     @property
     def connections(self) -> int:
@@ -115,49 +148,66 @@ class Gate:
         for task in tasks:
             task.cancel()
             await asyncio.sleep(over_s / len(tasks))
+        for task in self._tasks.difference(tasks):
+            task.cancel()  # came in just before
         await self._wakes.close()
         if self._tasks:
-            await asyncio.wait(list(self._tasks), timeout=CLOSE_TIMEOUT_S)
+            await asyncio.wait(list(self._tasks), timeout=2 * CLOSE_TIMEOUT_S + 1)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101  (asyncio runs this in a task of its own)
         self._tasks.add(task)
+        connection = _Connection(reader, writer, self._metrics)
         try:
-            await self._answer(_Connection(reader, writer))
-        except asyncio.CancelledError:
-            self.outcomes["drained"] += 1  # and no more: asyncio's streams take a cancelled task for a fault
+            try:
+                await self._answer(connection)
+            except asyncio.CancelledError:
+                task.uncancel()  # asyncio's streams take a cancelled task for a fault
+                self._count("drained")
+                await connection.leave()
         except Exception:
-            self.outcomes["failed"] += 1
+            self._count("failed")
             _logger.exception("a connection failed")
         finally:
             self._tasks.discard(task)
             writer.close()
 
+    def _count(self, outcome: str) -> None:
+        self._metrics.outcomes.labels(outcome).inc()
+
     async def _answer(self, connection: _Connection) -> None:
         try:
             outcome = await self._carry(connection)
         except _Refused as refused:
-            self.outcomes[refused.outcome] += 1
+            self._count(refused.outcome)
             await connection.refuse(refused)
         except (OSError, EOFError, TimeoutError):
-            self.outcomes["gone"] += 1  # the peer, or it says nothing
+            self._count("gone")  # the peer, or it says nothing
         else:
-            self.outcomes[outcome] += 1
+            self._count(outcome)
 
     async def _carry(self, connection: _Connection) -> str:
         if len(self._tasks) > self._limits.connections:
             raise _Refused(HTTPStatus.SERVICE_UNAVAILABLE, "Too many connections", Code.TRY_LATER, "crowded")
         async with asyncio.timeout(self._limits.request_s):
-            request = await connection.request()
+            request = await connection.read()
+        connection.headers = self._origins.headers(request)
         target = self._directory.find(request.host, request.path)
         if target is None:
             raise _Refused(HTTPStatus.NOT_FOUND, "not found", outcome="stranger")
+        if self._origins.is_preflight(request):
+            may = self._origins.preflight(request)
+            if may is None:
+                raise _Refused(HTTPStatus.BAD_REQUEST, "a page may not send this")
+            raise _Refused(HTTPStatus.OK, "", outcome="preflight", headers=may)
         refusal = request.refusal(target.base_path)
         if refusal is not None:
             raise _Refused(*refusal)
         if request.is_websocket and not request.path.endswith("/ws"):
             raise _Refused(HTTPStatus.NOT_FOUND, "there is no WebSocket here")
+        if request.is_websocket and not self._origins.admit(request):
+            raise _Refused(HTTPStatus.FORBIDDEN, "pages of this Origin may not connect; it must be in ALLOWED_ORIGINS")
         if self._held[target] >= self._limits.user_connections:
             raise _Refused(HTTPStatus.SERVICE_UNAVAILABLE, "Too many connections", Code.TRY_LATER, "crowded")
         self._held[target] += 1
@@ -173,70 +223,85 @@ class Gate:
         """Returns if the client's token is good."""
         token = request.opening(query_token=self._limits.query_token).token
         if request.is_websocket and token is None:
-            await connection.accept(request)
+            await connection.accept_if_websocket()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._limits.request_s):
                     token = await connection.first_token()
         if token is None:
             raise _Refused(HTTPStatus.UNAUTHORIZED, _UNAUTHORIZED, Code.POLICY_VIOLATION, "unauthorized")
         try:
-            verify = await self._verifier(target)
-            try:
-                verify(token)
-            except KeysWanted:
-                await verify.refresh()
-                verify(token)
+            await self._tokens.check(target, token)
         except Unauthorized:
-            if request.is_websocket and connection.websocket is None:
-                await connection.accept(request)  # a browser hands on a close code, but no status
+            await connection.accept_if_websocket()
             raise _Refused(HTTPStatus.UNAUTHORIZED, _UNAUTHORIZED, Code.POLICY_VIOLATION, "unauthorized") from None
-        except (KeysWanted, OSError):
-            raise await self._failure(connection, request, "The token cannot be checked now") from None
+        except KeysWanted:
+            raise await self._failure(connection, "The token cannot be checked now") from None
 
-    async def _failure(self, connection: _Connection, request: Request, why: str) -> _Refused:
-        if request.is_websocket and connection.websocket is None:
-            await connection.accept(request)
+    async def _failure(self, connection: _Connection, why: str) -> _Refused:
+        await connection.accept_if_websocket()
         return _Refused(HTTPStatus.SERVICE_UNAVAILABLE, why, Code.TRY_LATER, "failed")
 
     async def _pass_on(self, connection: _Connection, request: Request, target: Target) -> str:
-        begin = time.monotonic()
+        began = time.monotonic()
+        for attempts_left in reversed(range(ATTEMPTS)):
+            try:
+                return await self._try(connection, request, target, began)
+            except (WakeFailed, _PodGone) as error:
+                if attempts_left and isinstance(error, _PodGone) and error.may_repeat:
+                    continue
+                fields = {"user": str(target.user), "why": str(error)}
+                _logger.warning("a wake failed", extra={"fields": fields})
+                raise await self._failure(connection, _ASLEEP) from None
+        raise AssertionError  # the last attempt has returned or raised
+
+    async def _try(self, connection: _Connection, request: Request, target: Target, began: float) -> str:
+        address = await connection.unless_gone(self._wakes.arrive(target))
+        pod_reader, pod_writer = await _open(*address)
         try:
-            address = await connection.unless_gone(self._wakes.arrive(target))
-            async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
-                pod_reader, pod_writer = await asyncio.open_connection(*address, limit=CHUNK_BYTES)
-        except (WakeFailed, OSError, TimeoutError) as error:
-            fields = {"user": str(target.user), "why": str(error) or type(error).__name__}
-            _logger.warning("a wake failed", extra={"fields": fields})
-            raise await self._failure(connection, request, _ASLEEP) from None
-        seconds = round(time.monotonic() - begin, 3)
-        _logger.info("carrying", extra={"fields": {"user": str(target.user), "waited_s": seconds}})
-        try:
-            await self._exchange(connection, request, pod_reader, pod_writer)
+            answer = await connection.unless_gone(self._ask(request, pod_reader, pod_writer))
+            seconds = round(time.monotonic() - began, 3)
+            _logger.info("carrying", extra={"fields": {"user": str(target.user), "waited_s": seconds}})
+            await self._exchange(connection, request, answer, pod_reader, pod_writer)
         finally:
             pod_writer.close()
         return "carried"
+
+    async def _ask(self, request: Request, pod_reader: asyncio.StreamReader, pod_writer: asyncio.StreamWriter) -> bytes:
+        """The first bytes of the pod's answer: for a WebSocket, its head."""
+        limit_s = HANDSHAKE_TIMEOUT_S if request.is_websocket else self._limits.idle_s
+        try:
+            async with asyncio.timeout(limit_s):
+                # Without extensions, so that both handshakes agree on the frames that follow.
+                pod_writer.write(request.written(without=[b"sec-websocket-extensions"]))
+                await pod_writer.drain()
+                if request.is_websocket:
+                    return await pod_reader.readuntil(b"\r\n\r\n")
+                answer = await pod_reader.read(CHUNK_BYTES)
+        except (OSError, EOFError, TimeoutError, asyncio.LimitOverrunError) as error:
+            raise _PodGone(f"the pod does not answer: {type(error).__name__}", request.is_repeatable) from None
+        if not answer:
+            raise _PodGone("the pod ended before it answered", request.is_repeatable)
+        return answer
 
     async def _exchange(
         self,
         connection: _Connection,
         request: Request,
+        answer: bytes,
         pod_reader: asyncio.StreamReader,
         pod_writer: asyncio.StreamWriter,
     ) -> None:
-        # Without extensions, so that both handshakes agree on the frames that follow.
-        pod_writer.write(request.written(without=[b"sec-websocket-extensions"]))
-        await pod_writer.drain()
         if not request.is_websocket:
+            await connection.begin(answer)
             await connection.carry(pod_reader, None, self._limits.idle_s)
             return
-        async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
-            head = await pod_reader.readuntil(b"\r\n\r\n")
-        switched = head.startswith(b"HTTP/1.1 101 ")
+        switched = answer.startswith(b"HTTP/1.1 101 ")
         if connection.websocket is None:
-            await connection.send(head)
+            await connection.begin(answer)
         elif not switched:
             raise _Refused(HTTPStatus.BAD_GATEWAY, "The user's pod does not take this connection", Code.TRY_LATER)
         if switched:
+            connection.frames = Frames()
             pod_writer.write(connection.kept)
             await connection.carry(pod_reader, pod_writer, self._limits.idle_s)
         else:
@@ -244,17 +309,34 @@ class Gate:
             await connection.carry(pod_reader, None, CLOSE_TIMEOUT_S)
 
 
+async def _open(host: str, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    try:
+        async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
+            return await asyncio.open_connection(host, port, limit=CHUNK_BYTES)
+    except (OSError, TimeoutError) as error:
+        raise _PodGone(f"the pod cannot be reached: {type(error).__name__}", may_repeat=True) from None
+
+
 class _Connection:
     """A client's connection. `kept` is what it sent after its request, for the pod."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, metrics: Metrics) -> None:
         self._reader = reader
         self._writer = writer
+        self._to_pod = metrics.carried.labels("pod")
+        self._to_client = metrics.carried.labels("client")
+        self._request: Request | None = None
+        self._begun = False
+        """Whether the answer is under way."""
         self.kept = b""
+        self.headers: Headers = ()
+        """What any answer says to the client's page."""
         self.websocket: ServerProtocol | None = None
         """Set once its handshake was answered here."""
+        self.frames: Frames | None = None
+        """What the pod sends, once it speaks WebSocket."""
 
-    async def request(self) -> Request:
+    async def read(self) -> Request:
         """Raises BadRequest as _Refused, and EOFError if the connection ends without a byte."""
         reader = Reader()
         began = False
@@ -269,18 +351,28 @@ class _Connection:
                 raise _Refused(error.status, str(error)) from None
             if request is not None:
                 self.kept = reader.rest if request.is_websocket else b""
+                self._request = request
                 return request
 
     async def send(self, data: bytes) -> None:
         self._writer.write(data)
         await self._writer.drain()
 
-    async def accept(self, request: Request) -> None:
-        """Answer a WebSocket's handshake.
+    async def begin(self, answer: bytes) -> None:
+        """Send the beginning of the pod's answer."""
+        self._begun = True
+        self._to_client.inc(len(answer))
+        await self.send(answer)
+
+    async def accept_if_websocket(self) -> None:
+        """Answer a WebSocket's handshake, if that was not done: a browser hands on a close code, but no status.
 
         Raises:
             _Refused: it is not a right one.
         """
+        request = self._request
+        if self.websocket is not None or request is None or not request.is_websocket:
+            return
         websocket = ServerProtocol(select_subprotocol=_select_subprotocol, max_size=CHUNK_BYTES, extensions=None)
         websocket.receive_data(request.written(without=[b"sec-websocket-extensions"]))
         for event in websocket.events_received():
@@ -317,7 +409,7 @@ class _Connection:
             raise _Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "Too much before the pod is there", Code.TRY_LATER)
         return data
 
-    async def unless_gone(self, waiting: Awaitable[Address]) -> Address:
+    async def unless_gone(self, waiting: Awaitable[T]) -> T:
         """The result of what is awaited; EOFError if the client goes meanwhile. What it sends is kept."""
         wait = asyncio.ensure_future(waiting)
         watch = asyncio.create_task(self._watch())
@@ -345,44 +437,92 @@ class _Connection:
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(idle_s) as idle:
 
-            async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter | None) -> None:
-                while data := await reader.read(CHUNK_BYTES):
-                    if writer is not None:
-                        writer.write(data)
-                        await writer.drain()
+            async def to_client() -> None:
+                while data := await pod_reader.read(CHUNK_BYTES):
+                    self._hand_on(data)
+                    await self._writer.drain()
+                    idle.reschedule(loop.time() + idle_s)
+
+            async def to_pod() -> None:
+                while data := await self._reader.read(CHUNK_BYTES):
+                    if pod_writer is not None:
+                        self._to_pod.inc(len(data))
+                        pod_writer.write(data)
+                        await pod_writer.drain()
                         idle.reschedule(loop.time() + idle_s)
 
-            down = asyncio.create_task(copy(pod_reader, self._writer))
-            up = asyncio.create_task(copy(self._reader, pod_writer))
+            tasks = [asyncio.create_task(to_client()), asyncio.create_task(to_pod())]
             try:
-                done, _ = await asyncio.wait([down, up], return_when=asyncio.FIRST_COMPLETED)
+                done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
                     task.result()
+            except asyncio.CancelledError:
+                await _end(tasks)
+                await self._finish_frame(pod_reader)
+                raise
             finally:
-                for task in (down, up):
-                    task.cancel()
-                await asyncio.gather(down, up, return_exceptions=True)
+                await _end(tasks)
+
+    def _hand_on(self, data: bytes) -> None:
+        if self.frames is not None:
+            self.frames.feed(data)
+        self._to_client.inc(len(data))
+        self._writer.write(data)
+
+    async def _finish_frame(self, pod_reader: asyncio.StreamReader) -> None:
+        """Carry what is left of the frame that the pod has begun."""
+        with contextlib.suppress(OSError, TimeoutError):
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                while self.frames is not None and self.frames.missing:
+                    data = await pod_reader.read(self.frames.missing)
+                    if not data:
+                        return
+                    self._hand_on(data)
+                    await self._writer.drain()
+
+    async def leave(self) -> None:
+        """Tell the client to come again, as far as that can be said where its connection is."""
+        if self._request is None or (self._begun and self.frames is None):
+            return  # nothing was asked, or an answer is under way
+        with contextlib.suppress(_Refused, OSError):
+            if self.frames is None:
+                await self.accept_if_websocket()
+                refused = _Refused(HTTPStatus.SERVICE_UNAVAILABLE, _RESTARTING, Code.RESTARTING)
+                await self.refuse(refused)
+            elif not self.frames.missing and not self.frames.closed:
+                close = Frame(Opcode.CLOSE, Close(Code.RESTARTING, _RESTARTING).serialize())
+                await self._say_last(close.serialize(mask=False))
 
     async def refuse(self, refused: _Refused) -> None:
         """Answer, and give the peer a moment to read it."""
+        self._begun = True
+        if self.websocket is not None:
+            self.websocket.send_close(refused.code or Code.TRY_LATER, str(refused))
+            await self._say_last(b"".join(self.websocket.data_to_send()))
+        else:
+            await self._say_last(_response(refused, self.headers))
+
+    async def _say_last(self, data: bytes) -> None:
         with contextlib.suppress(OSError, TimeoutError):
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
-                if self.websocket is not None:
-                    self.websocket.send_close(refused.code or Code.TRY_LATER, str(refused))
-                    await self.send(b"".join(self.websocket.data_to_send()))
-                    self._writer.write_eof()
-                else:
-                    await self.send(_response(refused))
-                    self._writer.write_eof()
+                await self.send(data)
+                self._writer.write_eof()
                 while await self._reader.read(CHUNK_BYTES):
                     pass
 
 
-def _response(refused: _Refused) -> bytes:
-    body = json.dumps({"error": str(refused)}).encode()
+async def _end(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _response(refused: _Refused, usual: Headers) -> bytes:
+    body = json.dumps({"error": str(refused)}).encode() if str(refused) else b""
     status = refused.status
     lines = [f"HTTP/1.1 {status.value} {status.phrase}", "Content-Type: application/json", "Cache-Control: no-store"]
     lines += [f"Content-Length: {len(body)}", "Connection: close"]
+    lines += [f"{name}: {value}" for name, value in (usual if refused.headers is None else refused.headers)]
     if status is HTTPStatus.UNAUTHORIZED:
         lines.append("WWW-Authenticate: Bearer")
     if status is HTTPStatus.SERVICE_UNAVAILABLE:

@@ -49,6 +49,16 @@ class Request:
         self._body = body
 
     @property
+    def method(self) -> bytes:
+        method: bytes = self._head.method
+        return method
+
+    @property
+    def is_repeatable(self) -> bool:
+        """Whether it may be sent again when nobody has answered it."""
+        return self.method == b"GET"
+
+    @property
     def host(self) -> str:
         return next(iter(self.values(b"host")), "")
 

@@ -6,20 +6,28 @@ The first to come asks for the wake; all wait for the same end of it: a pod that
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import time
 from typing import Final, Protocol
 
 from .directory import Target
+from .metrics import Metrics
+from .pods import Pod
 
-CONNECT_INTERVAL_S: Final = 0.05
-CONNECT_TIMEOUT_S: Final = 1.0
+CONNECT_INTERVAL_S: Final = 0.02
+CONNECT_TIMEOUT_S: Final = 0.5
 Address = tuple[str, int]
 
 _logger = logging.getLogger(__name__)
 
 
 class WakeFailed(Exception):
-    """The user's pod does not come, in the time there is or at all. Says why, for a log."""
+    """The user's pod does not come, in the time there is or at all. Says why, for a log; `reason` is for a metric."""
+
+    def __init__(self, reason: str, why: str) -> None:
+        super().__init__(why)
+        self.reason = reason
 
 
 class Cluster(Protocol):
@@ -28,8 +36,11 @@ class Cluster(Protocol):
     async def request_wake(self, target: Target) -> None:
         """Ask the operator to wake a user. Raises OSError if that cannot be asked."""
 
-    async def address(self, target: Target) -> Address:
-        """Where a pod of the user's is, ready or not; waits until there is one."""
+    def pod(self, target: Target) -> Pod | None:
+        """The pod of a user's to connect to, ready or not, if there is one."""
+
+    async def changed(self, target: Target) -> None:
+        """Until a user's pods are not what they are now."""
 
 
 class Wakes:
@@ -41,14 +52,22 @@ class Wakes:
     """
 
     def __init__(
-        self, cluster: Cluster, patience_s: float = 30, max_waiting: int = 1000, max_users: int = 1000
+        self,
+        cluster: Cluster,
+        metrics: Metrics,
+        patience_s: float = 30,
+        max_waiting: int = 1000,
+        max_users: int = 1000,
     ) -> None:
         self._cluster = cluster
+        self._metrics = metrics
         self._patience_s = patience_s
         self._max_waiting = max_waiting
         self._max_users = max_users
         self._tasks: dict[Target, asyncio.Task[Address]] = {}
         self._waiting: dict[Target, int] = {}
+        self._closed = False
+        metrics.waiting.set_function(lambda: len(self._tasks))
 
     async def arrive(self, target: Target) -> Address:
         """Wake a user, or join those who do; gives where the pod takes connections.
@@ -56,15 +75,17 @@ class Wakes:
         Raises:
             WakeFailed: it does not, or too many wait already.
         """
+        if self._closed:
+            raise WakeFailed("stopping", "the activator is stopping")
         task = self._tasks.get(target)
         if task is None:
             if len(self._tasks) >= self._max_users:
-                raise WakeFailed("too many users are being woken")
+                raise self._failed("crowded", "too many users are being woken")
             task = asyncio.create_task(self._wake(target))
             self._tasks[target] = task
             task.add_done_callback(lambda done: self._end(target, done))
         if self._waiting.get(target, 0) >= self._max_waiting:
-            raise WakeFailed("too many wait for this user")
+            raise self._failed("crowded", "too many wait for this user")
         self._waiting[target] = self._waiting.get(target, 0) + 1
         try:
             # One who leaves takes nobody else along.
@@ -75,11 +96,16 @@ class Wakes:
                 del self._waiting[target]
 
     async def close(self) -> None:
-        """End all wakes; those who wait get WakeFailed."""
+        """End all wakes, and begin none; those who wait get WakeFailed."""
+        self._closed = True
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _failed(self, reason: str, why: str) -> WakeFailed:
+        self._metrics.failures.labels(reason).inc()
+        return WakeFailed(reason, why)
 
     def _end(self, target: Target, task: asyncio.Task[Address]) -> None:
         del self._tasks[target]
@@ -89,20 +115,36 @@ class Wakes:
     async def _wake(self, target: Target) -> Address:
         try:
             async with asyncio.timeout(self._patience_s):
-                await self._cluster.request_wake(target)
-                while True:
-                    address = await self._cluster.address(target)
-                    # The pod is asked itself: a readiness probe would come up to a second later.
-                    if await _takes_connections(address):
-                        return address
-                    await asyncio.sleep(CONNECT_INTERVAL_S)
+                return await self._find(target)
         except TimeoutError:
-            raise WakeFailed(f"no pod took connections within {self._patience_s:g} s") from None
+            raise self._failed("no_pod", f"no pod took connections within {self._patience_s:g} s") from None
         except asyncio.CancelledError:
-            raise WakeFailed("the activator is stopping") from None
+            raise self._failed("stopping", "the activator is stopping") from None
         except OSError as error:
-            _logger.warning("a wake cannot be asked for", extra={"fields": {"error": type(error).__name__}})
-            raise WakeFailed("the wake cannot be asked for") from None
+            _logger.warning("a wake cannot be asked for", extra={"fields": {"error": str(error)}})
+            raise self._failed("not_asked", "the wake cannot be asked for") from None
+
+    async def _find(self, target: Target) -> Address:
+        began = time.monotonic()
+        asked = False
+        while True:
+            pod = self._cluster.pod(target)
+            # One who is awake has come through on an old path, and is not asked for.
+            if not asked and (pod is None or not pod.ready):
+                await self._cluster.request_wake(target)
+                asked = True
+                continue
+            if pod is None:
+                await self._cluster.changed(target)
+                continue
+            # The pod is asked itself: a readiness probe would come up to a second later.
+            if await _takes_connections(pod.address):
+                if asked:
+                    self._metrics.wake.observe(time.monotonic() - began)
+                return pod.address
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(CONNECT_INTERVAL_S):
+                    await self._cluster.changed(target)
 
 
 async def _takes_connections(address: Address) -> bool:

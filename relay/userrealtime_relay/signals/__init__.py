@@ -1,17 +1,73 @@
 """What wakes the relay when there may be more in the log.
 
-A signal is a hint and carries nothing: whoever is woken reads the log. So a signal that is doubled, wrong or late
-costs one empty read, a lost one is made up for by the safety poll, and a new broker is one function of this type.
+A signal is a hint: whoever is woken reads the log. So a signal that is doubled, wrong or late costs at most one empty
+read, a lost one is made up for by the safety poll, and a new broker is one small module.
+
+There are two kinds. What comes with a connection to Postgres is a `Signal`: `listen` and `poll`. What comes from a
+`Broker` says where the log stands, so that a relay that knows may go on without a connection to Postgres.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
+from typing import NamedTuple, Protocol
 
+from userrealtime_relay.config import Secret
 from userrealtime_relay.log import Log
 
 Wake = Callable[[], None]
 Signal = Callable[[Log, str, Wake], AbstractAsyncContextManager[None]]
 """`signal(log, channel, wake)`: from entering, which returns once nothing can be missed any more, until leaving,
 `wake` is called when there may be more for the user of `channel`, and when the source of signals was lost."""
+
+
+class Standing(NamedTuple):
+    """Where a log stands: the number of its newest event, and which log it is."""
+
+    head: int
+    epoch: str
+
+
+class Moved(NamedTuple):
+    """A user's log has moved, and stands here."""
+
+    user_id: str
+    standing: Standing
+
+
+class Unreachable(Exception):
+    """A broker is away, refuses or was lost. The message says which of these, and holds no secret."""
+
+
+Hear = Callable[[bytes], None]
+"""Called with each message as it came; with an empty one once messages may come: earlier ones may be lost."""
+Publish = Callable[[Sequence[Moved]], Awaitable[None]]
+"""Returns once the broker has them; with none, that it still answers is all. Raises Unreachable."""
+
+
+class Broker(Protocol):
+    """What each of the modules `nats`, `redis` and `kafka` is. A message is an encoded `Standing` of one user's log."""
+
+    async def subscribe(self, url: Secret, user_id: str, hear: Hear, /) -> None:
+        """Hear of one user, until cancelled.
+
+        Raises:
+            Unreachable: also when it was lost later.
+        """
+
+    def publishing(self, url: Secret, /) -> AbstractAsyncContextManager[Publish]:
+        """A connection to publish over. Entering raises Unreachable."""
+
+
+def encode(standing: Standing) -> bytes:
+    """A message: the head, a space and the epoch."""
+    return f"{standing.head} {standing.epoch}".encode()
+
+
+def decode(message: bytes) -> Standing | None:
+    """What a message says; None if it says nothing that can be understood."""
+    head, _, epoch = message.decode(errors="replace").partition(" ")
+    if not (head.isascii() and head.isdecimal() and len(head) < 20):
+        return None
+    return Standing(int(head), epoch)

@@ -17,7 +17,8 @@ _logger = logging.getLogger(__name__)
 
 
 def choose(config: Config) -> Signal:
-    """The signal for `config.signal`. With `auto`, it is chosen for each connection, by what that lets through."""
+    """The signal that comes with a connection. With `auto`, it is chosen by what that lets through; with a broker,
+    there is none."""
     interval = config.poll_interval or INTERVAL
     polling = poll(interval)
 
@@ -32,4 +33,8 @@ def choose(config: Config) -> Signal:
         async with (polling if log.pooled else listen)(log, channel, wake):
             yield
 
-    return {"auto": auto, "listen": listen, "poll": polling}[config.signal]
+    @asynccontextmanager
+    async def silent(_log: Log, _channel: str, _wake: Wake) -> AsyncIterator[None]:
+        yield  # the broker tells
+
+    return {"auto": auto, "listen": listen, "poll": polling}.get(config.signal, silent)

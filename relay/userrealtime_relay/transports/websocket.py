@@ -27,6 +27,7 @@ from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
 from userrealtime_relay import request_id
+from userrealtime_relay.cors import is_allowed
 from userrealtime_relay.frame import encode_text
 from userrealtime_relay.session import SUBPROTOCOL, Code, Opening, Session
 
@@ -228,17 +229,13 @@ class WebSockets:
         request_id.adopt(given[0] if len(given) == 1 else None)
         if request.path.partition("?")[0] not in self.paths:
             return _refuse(HTTPStatus.NOT_FOUND, f"there is no WebSocket here; it is at {self.paths[-1]}")
-        if not all(self._is_allowed(origin) for origin in request.headers.get_all("Origin")):
+        allowed = self.config.allowed_origins  # what is no browser sends no Origin
+        if not all(is_allowed(origin, allowed) for origin in request.headers.get_all("Origin")):
             return _refuse(HTTPStatus.FORBIDDEN, "pages of this Origin may not connect; it must be in ALLOWED_ORIGINS")
         if len(self.handler_tasks) > 3 * self.config.max_connections:
             self._clients.metrics.limited.labels("connections").inc()
             return _refuse(HTTPStatus.SERVICE_UNAVAILABLE, "too many connections; try again later")
         return None
-
-    def _is_allowed(self, origin: str) -> bool:
-        """Whether a page of this origin may connect; what is no browser sends none."""
-        allowed = self.config.allowed_origins
-        return not allowed or origin in allowed or "*" in allowed
 
     def _opening(self, request: Request) -> Opening:
         headers = request.headers

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from tests.relay.support import USER, config, running
+from tests.relay.support import KEY, USER, running
 from userrealtime_operator.activator.directory import Directory, Target
 from userrealtime_operator.activator.gate import Gate, Limits
-from userrealtime_operator.activator.wakes import Address, Wakes
+from userrealtime_operator.activator.metrics import Metrics
+from userrealtime_operator.activator.origins import Origins
+from userrealtime_operator.activator.pods import Pod
+from userrealtime_operator.activator.tokens import Tokens, common_config
+from userrealtime_operator.activator.wakes import Wakes
 from userrealtime_operator.naming import child_name
-from userrealtime_relay.auth import TokenVerifier
+from userrealtime_relay.server import Relay
+from userrealtime_relay.signals.listen import listen
 
 SERVICE = {"Host": f"{child_name(USER)}.users.svc.cluster.local:8080"}
 
@@ -26,49 +32,103 @@ def resource(user_id: str = USER, *, namespace: str = "users", name: str = "alic
     }
 
 
-class House:
-    """The cluster, with one user: a wake starts a relay, a while later. `wakes` counts what was asked for."""
+def secret(*keys: str) -> dict[str, Any]:
+    """A user's Secret with these keys: the current, the next and the previous one."""
+    names = ("TOKEN_KEY", "TOKEN_KEY_NEXT", "TOKEN_KEY_PREVIOUS")
+    return {"data": {name: base64.b64encode(key.encode()).decode() for name, key in zip(names, keys, strict=False)}}
 
-    def __init__(self, database_url: str, *, comes: bool = True) -> None:
+
+class House:
+    """The cluster, with one user: a wake starts a relay, a while later. `wakes` counts what was asked for.
+
+    Args:
+        ghosts: how many pods take a connection and end without an answer, before the relay is there.
+    """
+
+    def __init__(self, database_url: str, *, comes: bool = True, ghosts: int = 0, **relay: str) -> None:
         self.wakes = 0
         self._url = database_url
         self._comes = comes
-        self._address: asyncio.Future[Address] = asyncio.get_running_loop().create_future()
+        self._ghosts = ghosts
+        self._relay = relay
+        self._pod: Pod | None = None
+        self._change = asyncio.Event()
         self._stack = contextlib.AsyncExitStack()
 
     async def request_wake(self, target: Target) -> None:
         assert target.user_id == USER
         self.wakes += 1
-        if self._comes and not self._address.done():
+        if self._comes and self._pod is None:
             await asyncio.sleep(0.1)
-            relay = await self._stack.enter_async_context(running(self._url))
-            self._address.set_result(("127.0.0.1", relay.ws_port))
+            if self._ghosts:
+                await self._haunt()
+            else:
+                await self.start()
 
-    async def address(self, target: Target) -> Address:
+    async def start(self) -> Relay:
+        """A relay, whoever asked for it."""
+        relay = await self._stack.enter_async_context(running(self._url, listen, **self._relay))
+        self._show(relay.ws_port)
+        return relay
+
+    def pod(self, target: Target) -> Pod | None:
         assert target.user_id == USER
-        return await asyncio.shield(self._address)
+        return self._pod
+
+    async def changed(self, target: Target) -> None:
+        await self._change.wait()
 
     async def close(self) -> None:
         await self._stack.aclose()
 
+    def ready(self, port: int) -> None:
+        """The relay at this port is ready."""
+        self._show(port, ready=True)
+
+    def _show(self, port: int, *, ready: bool = False) -> None:
+        self._pod = Pod(ready, "", ("127.0.0.1", port))
+        self._change.set()
+        self._change.clear()
+
+    async def _haunt(self) -> None:
+        async def vanish(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            if await reader.read(1):  # and not one who only looks whether anybody is there
+                self._ghosts -= 1
+                if not self._ghosts:
+                    await self.start()
+            writer.close()
+
+        server = await asyncio.start_server(vanish, "127.0.0.1", 0)
+        self._stack.callback(server.close)
+        self._show(server.sockets[0].getsockname()[1])
+
 
 @asynccontextmanager
 async def gate(
-    database_url: str, *, comes: bool = True, patience_s: float = 20, **limits: Any
-) -> AsyncIterator[tuple[Gate, House]]:
-    """An activator whose one user sleeps."""
-    house = House(database_url, comes=comes)
-    verifier = TokenVerifier(config(database_url))
+    database_url: str,
+    *,
+    comes: bool = True,
+    ghosts: int = 0,
+    patience_s: float = 20,
+    relay: dict[str, str] | None = None,
+    **limits: Any,
+) -> AsyncIterator[tuple[Gate, House, Metrics]]:
+    """An activator whose one user sleeps. `relay` are settings of all relays."""
+    house = House(database_url, comes=comes, ghosts=ghosts, **(relay or {}))
+    common = common_config(relay or {})
 
-    async def verifier_of(_: Target) -> TokenVerifier:
-        return verifier
+    async def read(target: Target) -> dict[str, Any]:
+        assert target.user_id == USER
+        return secret(KEY)
 
     directory = Directory()
     directory.put(resource(url="http://127.0.0.1"))
-    opened = Gate(directory, Wakes(house, patience_s=patience_s), verifier_of, Limits(**limits))
+    metrics = Metrics()
+    wakes = Wakes(house, metrics, patience_s=patience_s)
+    opened = Gate(directory, wakes, Tokens(common, read), Limits(**limits), Origins(common.allowed_origins), metrics)
     await opened.listen("127.0.0.1", 0)
     try:
-        yield opened, house
+        yield opened, house, metrics
     finally:
         await opened.drain(0)
         await house.close()

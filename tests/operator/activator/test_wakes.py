@@ -7,6 +7,8 @@ import asyncio
 import pytest
 
 from userrealtime_operator.activator.directory import Target
+from userrealtime_operator.activator.metrics import Metrics
+from userrealtime_operator.activator.pods import Pod
 from userrealtime_operator.activator.wakes import Address, WakeFailed, Wakes
 from userrealtime_operator.rollouts import User
 
@@ -19,50 +21,80 @@ class Pods:
 
     def __init__(self, error: OSError | None = None) -> None:
         self.asked: list[Target] = []
-        self.there: asyncio.Future[Address] = asyncio.get_running_loop().create_future()
+        self._pod: Pod | None = None
+        self._change = asyncio.Event()
         self._error = error
+
+    def come(self, address: Address, *, ready: bool = False) -> None:
+        self._pod = Pod(ready, "", address)
+        self._change.set()
+        self._change.clear()
 
     async def request_wake(self, target: Target) -> None:
         self.asked.append(target)
         if self._error is not None:
             raise self._error
 
-    async def address(self, target: Target) -> Address:
-        return await asyncio.shield(self.there)
+    def pod(self, target: Target) -> Pod | None:
+        return self._pod
+
+    async def changed(self, target: Target) -> None:
+        await self._change.wait()
 
 
 async def test_all_who_wait_share_a_wake_and_who_leaves_ends_it_for_nobody() -> None:
     server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
     address = server.sockets[0].getsockname()
     pods = Pods()
-    wakes = Wakes(pods)
+    metrics = Metrics()
+    wakes = Wakes(pods, metrics)
     async with server, asyncio.timeout(10):
         waiting = [asyncio.create_task(wakes.arrive(ALICE)) for _ in range(100)]
         await asyncio.sleep(0)
         waiting[0].cancel()
         await asyncio.sleep(0)
-        pods.there.set_result(address)
+        pods.come(address)
         assert await asyncio.gather(*waiting[1:]) == [address] * 99
         assert pods.asked == [ALICE]
+        assert await wakes.arrive(ALICE) == address
+        assert pods.asked == [ALICE, ALICE]
+        assert metrics.value("wake_seconds_count") == 2
+        pods.come(address, ready=True)
         assert await wakes.arrive(ALICE) == address
         assert pods.asked == [ALICE, ALICE]
 
 
 async def test_a_pod_that_refuses_is_tried_until_the_time_is_over() -> None:
     pods = Pods()
-    pods.there.set_result(("127.0.0.1", 1))
+    pods.come(("127.0.0.1", 1), ready=True)
+    metrics = Metrics()
     with pytest.raises(WakeFailed, match=r"within 0\.2 s"):
-        await Wakes(pods, patience_s=0.2).arrive(ALICE)
+        await Wakes(pods, metrics, patience_s=0.2).arrive(ALICE)
+    assert metrics.value("wake_failures_total", reason="no_pod") == 1
+
+
+async def test_one_whose_ready_pod_goes_is_asked_for_then() -> None:
+    pods = Pods()
+    pods.come(("127.0.0.1", 1), ready=True)
+    task = asyncio.create_task(Wakes(pods, Metrics()).arrive(ALICE))
+    await asyncio.sleep(0.1)
+    assert pods.asked == []
+    server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
+    address = server.sockets[0].getsockname()
+    async with server, asyncio.timeout(10):
+        pods.come(address)
+        assert await task == address
+    assert pods.asked == [ALICE]
 
 
 async def test_a_wake_that_cannot_be_asked_for_fails_for_all() -> None:
-    wakes = Wakes(Pods(ConnectionRefusedError()))
+    wakes = Wakes(Pods(ConnectionRefusedError()), Metrics())
     results = await asyncio.gather(*(wakes.arrive(ALICE) for _ in range(3)), return_exceptions=True)
     assert all(isinstance(result, WakeFailed) for result in results)
 
 
 async def test_only_so_many_wait() -> None:
-    wakes = Wakes(Pods(), max_waiting=1, max_users=1)
+    wakes = Wakes(Pods(), Metrics(), max_waiting=1, max_users=1)
     first = asyncio.create_task(wakes.arrive(ALICE))
     await asyncio.sleep(0)
     with pytest.raises(WakeFailed, match="too many wait for this user"):
@@ -73,3 +105,5 @@ async def test_only_so_many_wait() -> None:
     await wakes.close()
     with pytest.raises(WakeFailed, match="stopping"):
         await first
+    with pytest.raises(WakeFailed, match="stopping"):
+        await wakes.arrive(ALICE)

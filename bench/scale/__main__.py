@@ -1,0 +1,320 @@
+"""How far each signal carries: 1 to 2,000 relays, in `listen`, `poll`, `nats` and `redis`, in one run.
+
+`python -m bench.scale` prints the table of docs/scale.md, and draws its lines into docs/scale.svg with `--plot`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import platform
+import random
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import asyncpg
+
+from bench.relay.figures import figure, percentile
+from e2e.local.brokers import BROKERS
+from e2e.local.postgres import LocalPostgres, free_port
+from userrealtime_operator.migrate import migrate
+
+from .plot import plot
+
+MODES = ("listen", "poll", "nats", "redis")
+COUNTS = (1, 100, 300, 1000, 2000)
+CALM_RATE = 20
+"""Events a second that every mode is to bear."""
+BUSY_RATES = (500, 1000, 2000)
+WRITERS = 8
+START_TIMEOUT_S = 320
+DRAIN_S = 20
+POSTGRES = {"max_connections": "2300", "shared_buffers": "256MB"}
+IDLE_AFTER_S = 8
+"""With a broker: the relays' own default is 30, for which nobody here would wait."""
+T = TypeVar("T")
+_TICK = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One mode with so many relays. Latencies are in ms, from commit to socket."""
+
+    mode: str
+    relays: int
+    rate: float
+    """Events/s that were committed back to back and reached their sockets."""
+    calm_p50: float
+    calm_p99: float
+    busy_rate: float
+    """The highest of the busy rates that was kept, 0 if none."""
+    busy_p50: float
+    busy_p99: float
+    connections: int
+    """To Postgres, when nothing has happened for a while."""
+    quiet_cpu: float
+    """Of Postgres, in percent of one core, meanwhile."""
+    event_cpu: float
+    """Of Postgres, in ms, for each event at the calm rate."""
+
+
+class Relays:
+    """The process of the relays."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+
+    async def take(self) -> list[float]:
+        """The latencies of what arrived since the last time."""
+        _there(self._process.stdin).write(b"\n")
+        async with asyncio.timeout(60):
+            taken: list[float] = json.loads(await _there(self._process.stdout).readline())
+        return taken
+
+
+def _there(pipe: T | None) -> T:
+    """A pipe that was asked for."""
+    if pipe is None:
+        raise RuntimeError("there is no pipe")
+    return pipe
+
+
+@asynccontextmanager
+async def running(*command: str, **variables: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-OO",
+        "-m",
+        *command,
+        env={**os.environ, **variables},
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        limit=64 << 20,
+    )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.terminate()
+        await process.wait()
+
+
+@asynccontextmanager
+async def relays_of(count: int, url: str, variables: dict[str, str]) -> AsyncIterator[Relays]:
+    async with running("bench.scale.relays", str(count), DATABASE_URL=url, **variables) as process:
+        async with asyncio.timeout(START_TIMEOUT_S):
+            said = await _there(process.stdout).readline()
+        if said != b"ready\n":
+            raise RuntimeError(f"the relays ended; they said {said!r}")
+        yield Relays(process)
+
+
+@asynccontextmanager
+async def signalled(mode: str, url: str) -> AsyncIterator[dict[str, str]]:
+    """What a mode needs beside the relays; the environment of these."""
+    if mode not in BROKERS:
+        yield {"SIGNAL": mode}
+        return
+    async with BROKERS[mode]() as broker:
+        port = str(free_port())
+        bridge = {"DATABASE_URL": url, "HOST": "127.0.0.1", "HEALTH_PORT": port, **broker.variables}
+        async with running("userrealtime_relay.bridge", **bridge) as process:
+            drained = asyncio.create_task(_there(process.stdout).read())
+            await asyncio.sleep(2)
+            yield {**broker.variables, "DATABASE_IDLE_AFTER": str(IDLE_AFTER_S)}
+        await drained
+
+
+class Writers:
+    """Connections that publish, each event in a transaction of its own, to users at random."""
+
+    def __init__(self, connections: list[asyncpg.Connection], users: int) -> None:
+        self._connections = connections
+        self._users = users
+
+    async def back_to_back(self, seconds: float) -> int:
+        """As fast as it goes, for so long; how many were committed."""
+        end = time.monotonic() + seconds
+
+        async def write(connection: asyncpg.Connection) -> int:
+            done = 0
+            while time.monotonic() < end:
+                await self._publish(connection)
+                done += 1
+            return done
+
+        return sum(await asyncio.gather(*map(write, self._connections)))
+
+    async def at(self, rate: float, seconds: float) -> tuple[int, float]:
+        """So many a second, whatever the answers take; how many, and the seconds that it really took."""
+        begin = time.monotonic()
+        numbers = iter(range(int(rate * seconds)))
+
+        async def write(connection: asyncpg.Connection) -> int:
+            done = 0
+            for number in numbers:
+                await asyncio.sleep(max(0, begin + number / rate - time.monotonic()))
+                await self._publish(connection)
+                done += 1
+            return done
+
+        done = sum(await asyncio.gather(*map(write, self._connections)))
+        return done, time.monotonic() - begin
+
+    async def _publish(self, connection: asyncpg.Connection) -> None:
+        user = f"user-{random.randrange(self._users)}"  # noqa: S311 (no secret)
+        await connection.execute("select userrealtime.publish($1, 'test', '{\"text\": \"hello\"}')", user)
+
+
+async def arrived(relays: Relays, count: int) -> list[float]:
+    """The latencies of so many events, or of as many as arrive while any do."""
+    latencies = await relays.take()
+    deadline = time.monotonic() + DRAIN_S
+    while len(latencies) < count and time.monotonic() < deadline:
+        await asyncio.sleep(0.2)
+        more = await relays.take()
+        latencies += more
+        if more:
+            deadline = time.monotonic() + DRAIN_S
+    if len(latencies) != count:
+        raise RuntimeError(f"{len(latencies)} of {count} events arrived")
+    return latencies
+
+
+async def measure(mode: str, count: int, server: LocalPostgres, seconds: float) -> Point:
+    """One point, on a database of its own."""
+    name = f"scale_{mode}_{count}"
+    admin = await asyncpg.connect(server.url())
+    await admin.execute(f"create database {name}")
+    url = server.url(name)
+    await migrate(url)
+    connections = [await asyncpg.connect(url) for _ in range(WRITERS)]
+    try:
+        await connections[0].execute(
+            "insert into userrealtime.log (user_id) select 'user-' || n from generate_series(0, $1::int - 1) n", count
+        )
+        # As relays do that have clients; the harness has none, so it says it once.
+        await connections[0].execute(
+            "select userrealtime.present('user-' || n, 'pod', 1) from generate_series(0, $1::int - 1) n", count
+        )
+        await connections[0].execute("analyze userrealtime.log, userrealtime.presence")
+        writers = Writers(connections, count)
+        async with signalled(mode, url) as variables, relays_of(count, url, variables) as relays:
+            await arrived(relays, await writers.back_to_back(1))  # to warm up
+            before, began = _cpu(server), time.monotonic()
+            done, _ = await writers.at(CALM_RATE, seconds)
+            calm = await arrived(relays, done)
+            calm_cpu = _cpu(server) - before
+            calm_s = time.monotonic() - began
+            began = time.monotonic()
+            done = await writers.back_to_back(seconds)
+            await arrived(relays, done)
+            rate = done / (time.monotonic() - began)
+            busy_rate, busy = 0.0, [0.0]
+            for wanted in BUSY_RATES:
+                done, took = await writers.at(wanted, seconds)
+                latencies = await arrived(relays, done)
+                if done / took < wanted * 0.95:
+                    break
+                busy_rate, busy = wanted, latencies
+            await asyncio.sleep(IDLE_AFTER_S + 2)  # for what is not used to be closed
+            before, began = _cpu(server), time.monotonic()
+            await asyncio.sleep(seconds)
+            quiet_s = time.monotonic() - began
+            quiet_cpu = (_cpu(server) - before) / quiet_s
+            held: int = await admin.fetchval(
+                "select count(*) from pg_stat_activity where datname = $1 and application_name like 'userrealtime-%'",
+                name,
+            )
+    finally:
+        for connection in connections:
+            connection.terminate()
+        await admin.execute(f"drop database {name} with (force)")
+        await admin.close()
+    event_cpu = max(0.0, calm_cpu - quiet_cpu * calm_s) / len(calm) * 1000
+    return Point(
+        mode,
+        count,
+        rate,
+        percentile(calm, 50),
+        percentile(calm, 99),
+        busy_rate,
+        percentile(busy, 50),
+        percentile(busy, 99),
+        held,
+        quiet_cpu * 100,
+        event_cpu,
+    )
+
+
+def _cpu(server: LocalPostgres) -> float:
+    """Seconds of CPU that the server and its backends have had, those that have ended included."""
+    postmaster = server.pid
+    ticks = 0
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdecimal():
+            with contextlib.suppress(OSError):
+                fields = (folder / "stat").read_text().rpartition(")")[2].split()
+                if int(folder.name) == postmaster:
+                    ticks += sum(int(value) for value in fields[11:15])  # utime, stime, and those of ended children
+                elif int(fields[1]) == postmaster:
+                    ticks += int(fields[11]) + int(fields[12])
+    return ticks / _TICK
+
+
+def table(points: list[Point]) -> str:
+    """Markdown."""
+    lines = [
+        "| signal | relays | events/s | p50, p99 at 20/s | highest rate kept: p50, p99 | connections, quiet | "
+        "Postgres CPU, quiet | for each event |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for p in points:
+        busy = f"{p.busy_rate:,.0f}/s: {figure(p.busy_p50)}, {figure(p.busy_p99)} ms" if p.busy_rate else "—"
+        lines.append(
+            f"| {p.mode} | {p.relays:,} | {figure(p.rate)} | {figure(p.calm_p50)}, {figure(p.calm_p99)} ms | {busy} | "
+            f"{p.connections:,} | {figure(p.quiet_cpu)} % | {figure(p.event_cpu)} ms |"
+        )
+    return "\n".join(lines)
+
+
+async def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.scale", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--modes", nargs="+", choices=[*MODES, "kafka"], default=MODES)
+    parser.add_argument("--relays", nargs="+", type=int, default=COUNTS, metavar="COUNT")
+    parser.add_argument("--seconds", type=float, default=5, help="how long each load lasts (default: 5)")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the lines into this SVG file")
+    arguments = parser.parse_args()
+    print(
+        f"{platform.platform()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; Python {sys.version.split()[0]}"
+    )
+    points: list[Point] = []
+    with LocalPostgres(settings=POSTGRES) as server:
+        for count in arguments.relays:
+            for mode in arguments.modes:
+                try:
+                    point = await measure(mode, count, server, arguments.seconds)
+                except (TimeoutError, RuntimeError, OSError, asyncpg.PostgresError) as error:
+                    print(f"  {mode} with {count}: failed: {type(error).__name__}: {error}", flush=True)
+                    continue
+                print(f"  {json.dumps(asdict(point))}", flush=True)
+                points.append(point)
+    points.sort(key=lambda point: (arguments.modes.index(point.mode), point.relays))
+    print(f"\n{table(points)}")
+    if arguments.plot is not None:
+        arguments.plot.write_text(
+            plot({mode: [(p.relays, p.rate, p.calm_p99) for p in points if p.mode == mode] for mode in arguments.modes})
+        )
+    return 0 if len(points) == len(arguments.modes) * len(arguments.relays) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(main()))

@@ -1,0 +1,107 @@
+"""Many relays in one process: their real signal code, real reads of the log and real rings, each with one socket.
+
+Started by `bench.scale`, with SIGNAL and what goes with it in the environment. Speaks in lines: says `ready` when all
+follow their logs, and at each line it gets answers with what arrived since: the latencies in milliseconds, from the
+commit, on Postgres' clock, to the write to the socket, as a JSON list.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import sys
+import time
+
+from userrealtime_relay.config import Config
+from userrealtime_relay.metrics import Metrics
+from userrealtime_relay.signals import broker as brokers
+from userrealtime_relay.signals.choice import choose
+from userrealtime_relay.tail import Tail
+
+STARTING = 20
+"""Relays that connect at a time."""
+START_TIMEOUT_S = 300
+
+
+class Relay:
+    """One user's, without ports: what is new in its ring goes to a socket."""
+
+    def __init__(self, user: str, ring: int, latencies: list[float]) -> None:
+        config = Config.from_environment(
+            {**os.environ, "USER_ID": user, "TOKEN_KEY": "k" * 32, "RING_EVENTS": str(ring)}
+        )
+        self._config = config
+        self._metrics = Metrics()
+        self.tail = Tail(config, choose(config), self._metrics)
+        self._latencies = latencies
+        self._near, self._far = socket.socketpair()
+        self._near.setblocking(False)
+        self._far.setblocking(False)
+        self._cursor = 0
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            if self._config.broker_url is not None:
+                follow = brokers.follow(
+                    brokers.load(self._config.signal),
+                    self._config.broker_url,
+                    self._config.user_id,
+                    self.tail.hear,
+                    self._metrics,
+                )
+                tasks.create_task(follow)
+            tasks.create_task(self.tail.run())
+
+    @property
+    def follows(self) -> bool:
+        """Whether nothing is missing any more: the log is read, and the broker heard."""
+        heard = self._config.broker_url is None or self._metrics.broker_connected._value.get() == 1
+        return self.tail.hindrance is None and heard
+
+    def begin(self) -> None:
+        """Write what comes from now on."""
+        self._cursor = self.tail.ring.head
+        self.tail.call_once(self._write)
+
+    def _write(self) -> None:
+        self.tail.call_once(self._write)
+        ring = self.tail.ring
+        while (batch := ring.read(self._cursor, 1 << 20)) is not None and batch.cursor > self._cursor:
+            self._near.send(batch.frames)
+            now = time.time()
+            self._latencies += [
+                (now - ring.time(number)) * 1000 for number in range(self._cursor + 1, batch.cursor + 1)
+            ]
+            self._far.recv(1 << 20)
+            self._cursor = batch.cursor
+
+
+async def main(count: int) -> None:
+    latencies: list[float] = []
+    ring = max(256, 40_000 // count)  # more than arrives between two polls
+    relays = [Relay(f"user-{number}", ring, latencies) for number in range(count)]
+    tasks = []
+    async with asyncio.timeout(START_TIMEOUT_S):
+        for begin in range(0, count, STARTING):
+            some = relays[begin : begin + STARTING]
+            tasks += [asyncio.create_task(relay.run()) for relay in some]
+            for relay in some:
+                while not relay.follows:  # noqa: ASYNC110 (no event tells it)
+                    await asyncio.sleep(0.01)
+    for relay in relays:
+        relay.begin()
+    print("ready", flush=True)
+    lines = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
+    while await lines.readline():
+        print(json.dumps([round(value, 3) for value in latencies]), flush=True)
+        latencies.clear()
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+if __name__ == "__main__":
+    asyncio.run(main(int(sys.argv[1])))

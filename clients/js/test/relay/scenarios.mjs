@@ -1,0 +1,394 @@
+// What a client goes through with a real relay, over a network that breaks. Runs in node and in a browser alike.
+//
+// `stage` is the URL of what pytest serves (tests/clients/stage.py): it breaks the network, publishes, and makes tokens.
+
+export const TRANSPORTS = ["websocket", "sse", "poll"];
+const QUICK = {
+  openTimeout: 3000,
+  pingInterval: 500,
+  pongTimeout: 500,
+  silence: 2500,
+  backoff: 50,
+  backoffMost: 500,
+};
+const PATIENCE = 60_000;
+
+export const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
+
+function equal(found, wanted, what = "") {
+  const [f, w] = [JSON.stringify(found), JSON.stringify(wanted)];
+  if (f !== w) throw new Error(`${what} ${f.slice(0, 500)} is not ${w.slice(0, 500)}`);
+}
+
+function within(promise, what) {
+  let timer;
+  const late = new Promise((_, reject) => {
+    timer = setTimeout(() => reject(new Error(`not within ${PATIENCE} ms: ${what}`)), PATIENCE);
+  });
+  return Promise.race([promise, late]).finally(() => clearTimeout(timer));
+}
+
+/** The stage, and clients that are closed when `use` has come to its end. */
+async function withStage({ stage: url, UserRealtime, WebSocket }, use) {
+  const clients = [];
+  const stage = async (method, args = {}) => {
+    const response = await fetch(`${url}/do/${method}`, { method: "POST", body: JSON.stringify(args) });
+    if (!response.ok) throw new Error(`${method}: HTTP ${response.status}`);
+    return response.json();
+  };
+  const token = async (life = 3600) => (await fetch(`${url}/token?life_s=${life}`)).text();
+  const { url: relay } = await stage("describe");
+  const connect = ({ transports, limits, ...options } = {}) => {
+    const client = new UserRealtime({
+      url: relay,
+      token: () => token(),
+      ...(WebSocket === undefined ? {} : { WebSocket }),
+      ...options,
+      limits: { ...QUICK, ...limits, ...(transports === undefined ? {} : { transports }) },
+    });
+    client.states = [];
+    client.on("state", (state) => client.states.push(state));
+    clients.push(client);
+    return client;
+  };
+  try {
+    return await use({ stage, token, connect });
+  } finally {
+    for (const client of clients) client.close();
+    await stage("refuse", [false]);
+    await stage("silence", [false]);
+    await stage("block", []);
+  }
+}
+
+async function until(condition, what) {
+  const end = performance.now() + PATIENCE;
+  while (!condition()) {
+    if (performance.now() > end) throw new Error(`not within ${PATIENCE} ms: ${what}`);
+    await sleep(10);
+  }
+}
+
+const connected = (client) => until(() => client.state === "connected", "connected");
+
+/** Publishes an event every 20 ms while `meanwhile` goes on. */
+async function publishing(stage, meanwhile) {
+  let over = false;
+  const publish = (async () => {
+    while (!over) {
+      await stage("publish");
+      await sleep(20);
+    }
+  })();
+  try {
+    await meanwhile();
+  } finally {
+    over = true;
+    await publish;
+  }
+}
+
+/** Takes every message up to the newest event: all that there are after `first`, once and in order, and nothing else. */
+async function judge(stage, client, first) {
+  const last = await stage("publish");
+  const ids = [];
+  const data = [];
+  await within(
+    (async () => {
+      for await (const message of client) {
+        ids.push(message.id);
+        data.push(message.data.n);
+        if (message.id >= last) break;
+      }
+    })(),
+    `all events up to ${last}`,
+  );
+  const wanted = Array.from({ length: last - first }, (_, place) => first + 1 + place);
+  equal(ids, wanted, "ids");
+  equal(data, wanted, "data");
+}
+
+async function rejection(promise) {
+  try {
+    await promise;
+  } catch (error) {
+    return error;
+  }
+  throw new Error("it was not refused");
+}
+
+/** Every scenario by name: each takes `{stage, token, connect}`. */
+export const scenarios = {};
+
+for (const transport of TRANSPORTS) {
+  scenarios[`events come once and in order, by ${transport}`] = async ({ stage, connect }) => {
+    const client = connect({ transports: [transport] });
+    await connected(client);
+    const first = client.position.id;
+    await stage("publish", [500]);
+    await judge(stage, client, first);
+    equal([client.transport, client.position.id], [transport, first + 501]);
+  };
+
+  scenarios[`whatever breaks, by ${transport}`] = async ({ stage, connect }) => {
+    const client = connect({ transports: [transport] });
+    await connected(client);
+    const first = client.position.id;
+    await publishing(stage, async () => {
+      await sleep(500);
+      await stage("refuse", [true]);
+      await sleep(2000);
+      await stage("refuse", [false]);
+      await sleep(500);
+      await stage("restart");
+      await sleep(500);
+      await stage("silence", [true]);
+      await sleep(2000);
+      await stage("silence", [false]);
+      await sleep(500);
+      await stage("restart", { grace_s: 0 });
+    });
+    await judge(stage, client, first);
+    const waits = client.states.filter(({ state }) => state === "waiting").length;
+    if (waits < 3) throw new Error(`${waits} waits for three ends`);
+  };
+
+  scenarios[`tokens that end are replaced, by ${transport}`] = async ({ stage, token, connect }) => {
+    let asked = 0;
+    const short = () => {
+      asked += 1;
+      return token(4);
+    };
+    const client = connect({ transports: [transport], token: short });
+    await connected(client);
+    const first = client.position.id;
+    await publishing(stage, () => sleep(9000));
+    await judge(stage, client, first);
+    const reasons = client.states.filter(({ state }) => state === "waiting").map(({ reason }) => reason);
+    if (asked < 3) throw new Error(`asked ${asked} times`);
+    if (transport === "websocket") equal(reasons, [], "renewed over the connection there is, but");
+    else equal(reasons.every((reason) => /^(4001|HTTP 401)/.test(reason)) && reasons.length > 0, true, reasons);
+  };
+
+  scenarios[`what is published is stored once and in order, by ${transport}`] = async ({ stage, connect }) => {
+    const client = connect({ transports: [transport], receive: false });
+    const before = (await stage("inbox")).length;
+    let done = 0;
+    const waiting = Array.from({ length: 60 }, (_, n) =>
+      client.publish("note.added", { n }).finally(() => {
+        done += 1;
+      }),
+    );
+    await until(() => done >= 10, "ten acknowledged");
+    await stage("refuse", [true]);
+    await sleep(500);
+    await stage("refuse", [false]);
+    await until(() => done >= 30, "thirty acknowledged");
+    await stage("restart", { grace_s: 0 });
+    const ids = await within(Promise.all(waiting), "all acknowledged");
+    const stored = (await stage("inbox")).slice(before);
+    equal(stored.map(({ id }) => id), ids);
+    equal(stored.map(({ data }) => data.n), Array.from({ length: 60 }, (_, n) => n));
+  };
+
+  scenarios[`a token that is refused twice ends the client, by ${transport}`] = async ({ connect }) => {
+    let asked = 0;
+    const wrong = () => {
+      asked += 1;
+      return "no.good.token";
+    };
+    const client = connect({ transports: [transport], token: wrong });
+    const error = await rejection(client[Symbol.asyncIterator]().next());
+    equal([error.name, error.code, client.error.code, client.state, asked], [
+      "ClientError",
+      "unauthorized",
+      "unauthorized",
+      "closed",
+      2,
+    ]);
+    equal((await rejection(client.publish("note.added"))).code, "closed");
+  };
+
+  scenarios[`a gap is told, by ${transport}`] = async ({ stage, connect }) => {
+    const before = connect({ transports: [transport] });
+    await connected(before);
+    await stage("publish");
+    await before[Symbol.asyncIterator]().next();
+    const { position } = before;
+    before.close();
+    const last = await stage("publish", [100]); // more than the relay keeps in memory
+    await stage("forget");
+    const client = connect({ transports: [transport], position });
+    const messages = client[Symbol.asyncIterator]();
+    const next = async () => (await within(messages.next(), "the next message")).value;
+    const { reason, cursor, epoch } = await next();
+    equal([reason, cursor, epoch], ["too-old", last, position.epoch]);
+    const newer = await stage("replace");
+    await stage("publish");
+    const told = await next();
+    equal([told.reason, told.cursor, told.epoch], ["epoch", last + 1, newer]);
+    equal(client.position, { id: last + 1, epoch: newer });
+    await stage("publish");
+    equal((await next()).id, last + 2);
+  };
+}
+
+scenarios["a connection that goes silent for good is replaced"] = async ({ stage, connect }) => {
+  for (const transport of ["websocket", "sse"]) {
+    const client = connect({ transports: [transport] });
+    await connected(client);
+    const first = client.position.id;
+    await stage("strand");
+    await until(() => client.states.some(({ state }) => state === "waiting"), "waiting");
+    await judge(stage, client, first);
+  }
+};
+
+scenarios["after sleep the connection is asked at once"] = async ({ stage, connect }) => {
+  const client = connect({ limits: { pingInterval: 3_600_000 } }); // so that nothing else finds out
+  await connected(client);
+  const first = client.position.id;
+  await stage("strand");
+  const { now } = Date;
+  Date.now = () => now() + 60_000;
+  try {
+    await until(() => client.states.some(({ state }) => state === "waiting"), "waiting");
+  } finally {
+    Date.now = now;
+  }
+  await judge(stage, client, first);
+};
+
+scenarios["what does not come through is got round"] = async ({ stage, connect }) => {
+  const client = connect();
+  await connected(client);
+  const first = client.position.id;
+  for (const [blocked, transport] of [
+    [["websocket"], "sse"],
+    [["websocket", "sse"], "poll"],
+  ]) {
+    await stage("publish", [5]);
+    await stage("block", blocked);
+    await until(() => client.state === "connected" && client.transport === transport, transport);
+  }
+  await judge(stage, client, first);
+  const id = await client.publish("through.anything", { by: "post" });
+  const [last] = (await stage("inbox")).slice(-1);
+  equal([last.id, last.event], [id, "through.anything"]);
+};
+
+scenarios["the same ref is stored once"] = async ({ stage, connect }) => {
+  const client = connect();
+  const ref = `the same ${Math.random()}`;
+  const first = await client.publish("note.added", "what came first", { ref });
+  equal(await client.publish("note.added", "another", { ref }), first);
+  equal((await stage("inbox")).filter((message) => message.ref === ref).map(({ data }) => data), ["what came first"]);
+};
+
+scenarios["what cannot be published is told"] = async ({ connect }) => {
+  const client = connect({ limits: { maxMessageBytes: 1e7 } });
+  equal((await rejection(client.publish(""))).code, "invalid");
+  equal((await rejection(client.publish("zero", "\0"))).code, "refused");
+  equal((await rejection(client.publish("big", "x".repeat(1e5)))).code, "too-big");
+  equal((await rejection(client.publish("loop", 1n))).name, "TypeError");
+  await client.publish("note.added"); // what was refused has not ended it
+  client.close();
+  equal((await rejection(client.publish("note.added"))).code, "closed");
+};
+
+scenarios["listeners get what came before them too, and each message once"] = async ({ stage, connect }) => {
+  const client = connect();
+  await connected(client);
+  const first = client.position.id;
+  await stage("publish", [3]);
+  await sleep(300);
+  const seen = [];
+  client.on("event", ({ id }) => seen.push(id - first));
+  client.on("reset", ({ reason }) => seen.push(reason));
+  await stage("publish", [2]);
+  await until(() => seen.length === 5, "five events");
+  await stage("replace");
+  await stage("publish");
+  await until(() => seen.length === 6, "a reset");
+  equal(seen, [1, 2, 3, 4, 5, "epoch"]);
+};
+
+scenarios["a listener is heard until it is taken off"] = async ({ stage, connect }) => {
+  const client = connect();
+  const seen = [];
+  const off = client.on("event", ({ id }) => seen.push(id));
+  await connected(client);
+  await stage("publish");
+  await until(() => seen.length === 1, "an event");
+  off();
+  await stage("publish");
+  const messages = client[Symbol.asyncIterator]();
+  const { value } = await within(messages.next(), "an event");
+  equal(seen, [value.id - 1]);
+  client.close();
+  equal((await messages.next()).done, true);
+};
+
+for (const transport of TRANSPORTS) {
+  scenarios[`what a listener does comes after what is being done, by ${transport}`] = async ({ stage, connect }) => {
+    const client = connect({ transports: [transport] });
+    const seen = [];
+    let published;
+    client.on("event", ({ id }) => {
+      seen.push(id);
+      if (seen.length === 1) published = client.publish("note.added", { by: "a listener" });
+      if (seen.length === 3) client.close();
+    });
+    await connected(client);
+    const first = client.position.id;
+    await stage("publish", [5]);
+    await until(() => client.state === "closed", "closed");
+    await sleep(300);
+    equal(seen, [first + 1, first + 2, first + 3], "none after the client is closed, but");
+    equal(client.state, "closed");
+    await published.catch(({ code }) => equal(code, "closed"));
+  };
+}
+
+scenarios["a token that cannot be had is asked for again"] = async ({ token, connect }) => {
+  let asked = 0;
+  const atLast = async () => {
+    asked += 1;
+    if (asked < 3) throw new Error("logged out");
+    return token();
+  };
+  const client = connect({ token: atLast });
+  await connected(client);
+  equal(client.states.filter(({ reason }) => reason === "no token: logged out").length, 2);
+};
+
+scenarios["a client that does not take its events lets go and misses nothing"] = async ({ stage, connect }) => {
+  const client = connect();
+  await connected(client);
+  const first = client.position.id;
+  await stage("publish", [3000]);
+  await until(() => client.state === "paused", "paused");
+  await judge(stage, client, first);
+};
+
+scenarios["a client that only publishes keeps nothing"] = async ({ stage, connect }) => {
+  const client = connect({ receive: false });
+  await connected(client);
+  const last = await stage("publish", [3000]);
+  await until(() => client.position.id >= last, "all passed over");
+  equal(client.state, "connected");
+};
+
+scenarios["a client that is closed at once does nothing"] = async ({ connect }) => {
+  const client = connect();
+  client.close();
+  await sleep(50);
+  equal(client.states.map(({ state }) => state), ["closed"]);
+};
+
+export const names = Object.keys(scenarios);
+
+/** Runs one scenario. `world` has `stage`, the URL, and `UserRealtime`; and `WebSocket`, where there is no global one. */
+export function play(name, world) {
+  return withStage(world, scenarios[name]);
+}

@@ -1,0 +1,408 @@
+"""The client as an application has it: the machine, carried out on asyncio and aiohttp."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import random
+import time
+import uuid
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Final, Self
+
+import aiohttp
+
+from . import transports
+from .machine import (
+    Action,
+    Drop,
+    Failed,
+    Hand,
+    Machine,
+    Message,
+    Open,
+    Options,
+    Position,
+    Post,
+    Published,
+    Send,
+    State,
+    StateName,
+    Token,
+    Transport,
+)
+
+NOTHING: Final[Message] = {}
+BUFFER: Final = 1000
+"""Messages that wait to be taken, before the client lets go of its connection until half of them are."""
+WATCH_S: Final = 5.0
+JUMP_S: Final = 10.0
+"""By how much the clock must run ahead of the time that this process saw, for the machine to have slept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """An event of the user's log."""
+
+    id: int
+    event: str
+    at: str
+    """When it was numbered, just before its commit; RFC 3339, UTC."""
+    data: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Reset:
+    """The log cannot give all that follows: fetch the state anew, then go on with what comes."""
+
+    reason: str
+    """`too-old`, `ahead` or `epoch`."""
+    cursor: int
+    epoch: str | None
+
+
+class ClientError(Exception):
+    """The client has ended for good. `code` is "unauthorized" or "refused"."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(f"{code}: {message}" if message else code)
+        self.code = code
+
+
+class PublishError(ClientError):
+    """A message was not published, and is not tried again.
+
+    `code` is "invalid", "too-big", "queue-full", "refused", "invalid-publish", or "closed", with which it is not known.
+    """
+
+
+class Client:
+    """One user's events: an async context manager, and an iterator of `Event` and `Reset` while inside.
+
+    Args:
+        url: the user's, as `status.url` of the UserRealtime has it.
+        token: a token, or what gives one: it is called for the first, for the next before that ends, and for another
+            if one is refused.
+        position: go on after this event; by default at the log's head.
+        receive: False for a client that only publishes: events are not kept for it to take.
+        on_state: called when the state changes.
+        session: to be used for all requests, for a proxy or certificates of one's own; it is not closed.
+        options: times and limits.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        token: str | Callable[[], Awaitable[str]],
+        position: Position | None = None,
+        receive: bool = True,
+        on_state: Callable[[State], None] | None = None,
+        session: aiohttp.ClientSession | None = None,
+        options: Options | None = None,
+    ) -> None:
+        self._base = transports.base_of(url)
+        self._token = token
+        self._receive = receive
+        self._on_state = on_state
+        self._given_session = session
+        self._machine = Machine(options or Options(), random=random.random, position=position)
+        self._position = position
+        self._state: State | None = None
+        self._buffer: deque[Hand] = deque()
+        self._news = asyncio.Event()
+        self._published: dict[str, asyncio.Future[int]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._connection: set[asyncio.Task[None]] = set()  # those of `_tasks` that `Drop` ends
+        self._asking: asyncio.Task[None] | None = None
+        self._ear: _Ear | None = None
+        self._outgoing: asyncio.Queue[Message] = asyncio.Queue()
+        self._running: asyncio.AbstractEventLoop | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._watcher: asyncio.TimerHandle | None = None
+
+    # --- for the application
+
+    @property
+    def state(self) -> StateName:
+        """`connecting`, `connected`, `waiting` (to connect again), `paused` (until events are taken), or `closed`."""
+        return "connecting" if self._state is None else self._state.state
+
+    @property
+    def transport(self) -> Transport | None:
+        """What carries the connection, or is tried."""
+        return None if self._state is None else self._state.transport
+
+    @property
+    def position(self) -> Position | None:
+        """After the last message that was taken; what to keep, to go on from there another time."""
+        return self._position
+
+    @property
+    def error(self) -> ClientError | None:
+        """Why it is closed for good; None while it is not, or if the application closed it."""
+        if self._state is None or self._state.error is None:
+            return None
+        return ClientError(self._state.error, self._state.reason)
+
+    async def publish(self, event: str, data: Any = NOTHING, *, ref: str | None = None) -> int:
+        """Send a message to the application's inbox; returns its id there, once it is stored.
+
+        It is repeated over as many connections as it takes, and stored once. Cancelled, it may be stored or not: the
+        same `ref` tells, if it is published again.
+
+        Raises:
+            PublishError: it is not stored.
+            TypeError, ValueError: `data` is not JSON.
+        """
+        ref = str(uuid.uuid4()) if ref is None else ref
+        if ref in self._published:
+            raise PublishError("invalid", "a message with this ref is under way")
+        future = self._published[ref] = asyncio.get_running_loop().create_future()
+        try:
+            self._machine.publish(self._now(), ref, event, data)
+            self._settle()
+            number: int = await future
+            return number
+        finally:
+            del self._published[ref]
+            self._machine.forget(ref)
+
+    async def close(self) -> None:
+        """End the connection. What is published and not acknowledged fails."""
+        self._machine.close()
+        self._settle()
+        for task in self._tasks:
+            task.cancel()
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+        if self._given_session is None:
+            await self._session.close()
+
+    async def __aenter__(self) -> Self:
+        self._running = asyncio.get_running_loop()
+        self._session = self._given_session or aiohttp.ClientSession()
+        self._watch(self._offset())
+        self._machine.start(self._now())
+        self._settle()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Event | Reset:
+        """The next message.
+
+        Raises:
+            ClientError: there will be none.
+        """
+        while not self._buffer:
+            if self._state is None:
+                raise RuntimeError("the client is not running: use it inside `async with client:`")
+            if self.state == "closed":
+                if (error := self.error) is not None:
+                    raise error
+                raise StopAsyncIteration
+            self._news.clear()
+            await self._news.wait()
+        taken = self._buffer.popleft()
+        if self.state == "paused" and len(self._buffer) <= BUFFER // 2:
+            self._machine.resume(self._now())
+            self._settle()
+        return self._took(taken)
+
+    # --- between the machine and the world
+
+    @property
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        if self._running is None:
+            raise RuntimeError("the client is not running: use it inside `async with client:`")
+        return self._running
+
+    def _now(self) -> float:
+        return self._loop.time() * 1000
+
+    def _offset(self) -> float:
+        return time.time() - self._loop.time()
+
+    def _watch(self, before: float) -> None:
+        """Notice, now and then, that the machine has slept."""
+        offset = self._offset()
+        if offset - before > JUMP_S:
+            self._machine.probe(self._now())
+            self._settle()
+        self._watcher = self._loop.call_later(WATCH_S, self._watch, offset)
+
+    def _settle(self) -> None:
+        """Carry out what the machine says, and come back when it wants to know the time."""
+        while actions := self._machine.take():
+            for action in actions:
+                self._carry_out(action)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if (deadline := self._machine.deadline) is not None:
+            self._timer = self._loop.call_at(deadline / 1000, self._tick)
+
+    def _tick(self) -> None:
+        # A timer may go off a moment early, by the loop's own resolution.
+        self._machine.tick(max(self._now(), self._machine.deadline or 0))
+        self._settle()
+
+    def _carry_out(self, action: Action) -> None:
+        match action:
+            case Token():
+                if self._asking is not None:
+                    self._asking.cancel()
+                self._asking = self._spawn(self._ask_token())
+            case Open():
+                self._open(action)
+            case Send(message):
+                self._outgoing.put_nowait(message)
+            case Post(message, token):
+                self._connection.add(self._spawn(self._post(message, token)))
+            case Drop():
+                self._drop()
+            case Hand():
+                self._hand(action)
+            case State():
+                self._change(action)
+            case Published(ref, number):
+                if ref in self._published and not self._published[ref].done():
+                    self._published[ref].set_result(number)
+            case Failed(ref, code, why):
+                if ref in self._published and not self._published[ref].done():
+                    self._published[ref].set_exception(PublishError(code, why))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._finish)
+        return task
+
+    def _finish(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._connection.discard(task)
+        if not task.cancelled() and (fault := task.exception()) is not None:
+            self._loop.call_exception_handler({"message": "userrealtime: a client failed", "exception": fault})
+            self._machine.lose(self._now(), "a fault of the client")
+            self._settle()
+
+    async def _ask_token(self) -> None:
+        try:
+            token = self._token if isinstance(self._token, str) else await self._token()
+        except Exception as error:  # noqa: BLE001 (the application's own)
+            self._machine.no_token(self._now(), str(error) or type(error).__name__)
+        else:
+            self._machine.token(self._now(), token, _life(token))
+        self._settle()
+
+    def _open(self, action: Open) -> None:
+        self._ear = ear = _Ear(self)
+        if action.transport == "websocket":
+            self._outgoing = asyncio.Queue()  # no more than may be pending
+            work = transports.websocket(self._session, self._base, action, self._outgoing, ear)
+        elif action.transport == "sse":
+            work = transports.stream(self._session, self._base, action, ear)
+        else:
+            work = transports.poll(self._session, self._base, action, ear)
+        self._connection.add(self._spawn(work))
+
+    async def _post(self, message: Message, token: str) -> None:
+        status, body, retry_after = await transports.post(self._session, self._base, message, token)
+        self._machine.posted(self._now(), message["ref"], status, body, retry_after)
+        self._settle()
+
+    def _drop(self) -> None:
+        self._ear = None
+        for task in list(self._connection):
+            task.cancel()
+
+    def _hand(self, action: Hand) -> None:
+        if not self._receive:
+            self._took(action)
+            return
+        self._buffer.append(action)
+        self._news.set()
+        if len(self._buffer) >= BUFFER:
+            self._machine.pause()
+
+    def _took(self, action: Hand) -> Event | Reset:
+        message = action.message
+        if message["type"] == "reset":
+            self._position = Position(message["cursor"], action.epoch)
+            return Reset(message["reason"], message["cursor"], action.epoch)
+        self._position = Position(message["id"], action.epoch)
+        return Event(message["id"], message["event"], message.get("at", ""), message.get("data"))
+
+    def _change(self, state: State) -> None:
+        self._state = state
+        if state.state == "closed":
+            if self._watcher is not None:
+                self._watcher.cancel()
+        elif state.state == "connected" and self._position is None:
+            self._position = self._machine.position
+        self._news.set()
+        if self._on_state is not None:
+            try:
+                self._on_state(state)
+            except Exception as error:  # noqa: BLE001 (the application's own, which is not to end what goes on here)
+                context = {"message": "userrealtime: on_state failed", "exception": error}
+                self._loop.call_exception_handler(context)
+
+
+class _Ear:
+    """What one connection is heard with, for as long as it is the one there is."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def message(self, message: Any) -> None:
+        if self._is_current:
+            self._client._machine.message(self._client._now(), message)
+            self._client._settle()
+
+    def answered(self, answer: Any) -> None:
+        if self._is_current:
+            self._client._machine.answered(self._client._now(), answer)
+            self._client._settle()
+
+    def heard(self) -> None:
+        if self._is_current:
+            self._client._machine.heard(self._client._now())
+            self._client._settle()
+
+    def closed(self, code: int, reason: str) -> None:
+        if self._is_current:
+            self._client._ear = None
+            self._client._machine.closed(self._client._now(), code, reason)
+            self._client._settle()
+
+    def refused(self, status: int, reason: str, retry_after: float | None) -> None:
+        if self._is_current:
+            self._client._ear = None
+            self._client._machine.refused(self._client._now(), status, reason, retry_after)
+            self._client._settle()
+
+    @property
+    def _is_current(self) -> bool:
+        return self._client._ear is self
+
+
+def _life(token: str) -> float | None:
+    """Milliseconds that a token says it is still good for, by this machine's clock; None if it does not say."""
+    try:
+        payload = token.split(".")[1]
+        claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+        return float(claims["exp"] - time.time()) * 1000
+    except (IndexError, KeyError, TypeError, ValueError):
+        return None

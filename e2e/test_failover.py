@@ -1,0 +1,68 @@
+"""The operator's two pods on a cluster: one ends, and the other acts. Who may write when is `test_leader`'s to show."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from .conftest import RUN
+from .system import OPERATOR_NAMESPACE, System
+from .waiting import eventually
+
+LEASE = "userrealtime-operator"
+
+
+def leader(system: System) -> str:
+    """The name of the pod that holds the Lease."""
+    holder = ("-n", OPERATOR_NAMESPACE, "get", "lease", LEASE, "-o", "jsonpath={.spec.holderIdentity}")
+    return system.cluster.kubectl(*holder).rpartition("_")[0]
+
+
+def processes(pod: str) -> list[int]:
+    """The processes of a pod of the operator, by the name that the chart gives them."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if f"POD_ID={pod}\0".encode() in path.read_bytes():
+                found.append(int(path.parent.name))
+    return found
+
+
+@pytest.fixture
+def late(system: System) -> Iterator[str]:
+    """The name of a user who does not exist yet, and is removed afterwards."""
+    name = f"late-{RUN}"
+    yield name
+    system.delete_user(name)
+
+
+@pytest.mark.parametrize("end", ["killed", "deleted"])
+def test_the_leaders_pod_ends_and_the_other_acts(system: System, late: str, end: str) -> None:
+    pods = ("-n", OPERATOR_NAMESPACE, "rollout", "status", "deployment/userrealtime-operator", "--timeout=120s")
+    system.cluster.kubectl(*pods, timeout=130)
+    eventually(lambda: leader(system) != "", "a leader")
+    old = leader(system)
+    if end == "killed":
+        victims = processes(old)
+        if not victims:
+            pytest.skip("the cluster's processes are not on this machine, or not to be seen: none can be killed")
+        for victim in victims:
+            os.kill(victim, signal.SIGKILL)
+    else:
+        system.cluster.kubectl("-n", OPERATOR_NAMESPACE, "delete", "pod", old, "--wait=false")
+    begin = time.monotonic()
+    system.apply_user(late)
+    eventually(lambda: "observedGeneration" in system.get("urt", late).get("status", {}), "the user is served")
+    print(
+        f"\nthe leader's pod was {end}: a new user's objects were there after {time.monotonic() - begin:.1f} s", end=""
+    )
+    if end == "deleted":
+        assert leader(system) != old  # one that was killed comes back, and may have been the quicker
+    system.wait_ready(late)
+    print(f", the user's pod ready after {time.monotonic() - begin:.1f} s")

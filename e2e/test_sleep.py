@@ -1,0 +1,180 @@
+"""Users fall asleep and are woken, on the cluster: the operator's side, by what becomes of their objects."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+import asyncpg
+
+from .client import ResumingClient
+from .sleeping import SOON as SLEEPY
+from .sleeping import slices
+from .system import OPERATOR_NAMESPACE, System
+from .test_status import closed_database
+from .waiting import eventually
+
+MakeUser = Callable[..., str]
+# The operator looks every 15 s, and waits 2 s before a pod goes.
+LONG_ENOUGH_S = 25.0
+ACTIVATOR = "userrealtime-activator"
+
+
+def condition(system: System, name: str, kind: str) -> tuple[str, str]:
+    """Status and reason."""
+    conditions = system.get("urt", name).get("status", {}).get("conditions", [])
+    return next(((each["status"], each["reason"]) for each in conditions if each["type"] == kind), ("", ""))
+
+
+def child(system: System, name: str) -> str:
+    found: str = system.get("urt", name)["status"]["name"]
+    return found
+
+
+def pods(system: System, name: str) -> list[str]:
+    found = system.kubectl("get", "pods", "-l", f"app.kubernetes.io/instance={child(system, name)}", "-o", "name")
+    return found.split()
+
+
+def wait_asleep(system: System, name: str) -> None:
+    eventually(lambda: condition(system, name, "Asleep") == ("True", "Idle"), f"{name} sleeps")
+
+
+def replicas(system: System, name: str) -> int:
+    found: int = system.get("deployment", child(system, name))["spec"]["replicas"]
+    return found
+
+
+def ask(system: System, name: str) -> None:
+    """A wake request, as the activator makes it."""
+    now = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    patch = json.dumps({"status": {"wakeRequestedAt": now}})
+    system.kubectl("patch", "urt", name, "--subresource=status", "--type=merge", "-p", patch)
+
+
+def restart_operator(system: System) -> None:
+    operator = ("-n", OPERATOR_NAMESPACE)
+    system.cluster.kubectl(*operator, "rollout", "restart", "deployment/userrealtime")
+    system.cluster.kubectl(*operator, "rollout", "status", "deployment/userrealtime", "--timeout=120s", timeout=130)
+
+
+def test_an_idle_user_sleeps_and_wakes_on_request(system: System, users: MakeUser) -> None:
+    name = users("sleeper", idle=SLEEPY)
+    wait_asleep(system, name)
+    assert replicas(system, name) == 0
+    eventually(lambda: pods(system, name) == [], "the pod is gone")
+    [found] = slices(system, name)
+    activators = system.cluster.kubectl(
+        *("-n", OPERATOR_NAMESPACE, "get", "pods", "-l", f"app.kubernetes.io/name={ACTIVATOR}"),
+        *("-o", "jsonpath={.items[*].status.podIP}"),
+    )
+    assert sorted(each["addresses"][0] for each in found["endpoints"]) == sorted(activators.split())
+    assert condition(system, name, "Ready") == ("True", "Asleep")
+    assert "asleepSince" in system.get("urt", name)["status"]
+    system.kubectl("wait", "--for=condition=Ready", f"urt/{name}", "--timeout=5s")
+
+    ask(system, name)
+    eventually(lambda: condition(system, name, "Ready") == ("True", "PodAvailable"), f"{name} is awake")
+    assert condition(system, name, "Asleep") == ("False", "WakeRequested")
+    eventually(lambda: slices(system, name) == [], "the slice is gone")
+    status = system.get("urt", name)["status"]
+    assert "wakeRequestedAt" in status
+    assert "asleepSince" not in status
+    described = system.kubectl("describe", "urt", name)
+    assert "Slept" in described
+    assert "Woken" in described
+    # And again, though the old request is still there.
+    wait_asleep(system, name)
+    # Who is removed asleep leaves nothing.
+    left = ("get", "deployments,services,endpointslices,secrets", "-o", "name", "-l")
+    selector = f"app.kubernetes.io/instance={child(system, name)}"
+    assert "endpointslice" in system.kubectl(*left, selector)
+    system.delete_user(name)
+    eventually(lambda: system.kubectl(*left, selector) == "", "all objects are gone")
+
+
+async def test_a_connected_client_keeps_the_user_awake_and_sleep_loses_nothing(
+    system: System, users: MakeUser, database: asyncpg.Connection
+) -> None:
+    name = await asyncio.to_thread(users, "connected", idle=SLEEPY)
+    url, token = system.websocket_url(name), system.token(name)
+    async with ResumingClient(url, token) as client:
+        await database.execute("select userrealtime.publish($1, 'before')", name)
+        await client.wait_for_events(1)
+        await asyncio.sleep(LONG_ENOUGH_S)
+        assert client.connections == 1
+        assert await asyncio.to_thread(condition, system, name, "Asleep") == ("False", "Awake")
+    await asyncio.to_thread(wait_asleep, system, name)
+    await database.execute("select userrealtime.publish($1, 'meanwhile')", name)
+    await asyncio.to_thread(ask, system, name)
+    await asyncio.to_thread(eventually, lambda: slices(system, name) == [], "the pod serves alone")
+    await asyncio.to_thread(system.wait_reachable, name)
+    async with ResumingClient(url, token) as client:
+        await database.execute("select userrealtime.publish($1, 'after')", name)
+        await client.wait_for_events(1)
+        assert client.ids == [3]
+
+
+def test_what_happens_to_a_sleeping_user_does_not_wake_them(system: System, users: MakeUser) -> None:
+    name = users("undisturbed", idle=SLEEPY)
+    wait_asleep(system, name)
+    eventually(lambda: pods(system, name) == [], "the pod is gone")
+    since = system.get("urt", name)["status"]["asleepSince"]
+
+    def versions() -> list[str]:
+        found = [system.get("deployment", child(system, name)), system.get("urt", name), *slices(system, name)]
+        return [item["metadata"]["resourceVersion"] for item in found]
+
+    before = versions()
+    restart_operator(system)
+    time.sleep(5)  # for what the new one might do
+    assert versions() == before
+
+    system.apply_user(name, idle=SLEEPY, limits={"connections": 7})
+
+    def limited() -> bool:
+        template = system.get("deployment", child(system, name))["spec"]["template"]
+        return {"name": "MAX_CONNECTIONS", "value": "7"} in template["spec"]["containers"][0]["env"]
+
+    eventually(limited, "the new limit")
+    system.kubectl("delete", "endpointslice", f"{child(system, name)}-activator")
+    eventually(lambda: len(slices(system, name)) == 1, "the slice is back")
+    assert replicas(system, name) == 0
+    assert pods(system, name) == []
+    eventually(lambda: system.get("urt", name)["status"]["observedGeneration"] == 2, "the status is about the new spec")
+    assert system.get("urt", name)["status"]["asleepSince"] == since
+
+    system.apply_user(name, idle={**SLEEPY, "warm": True})
+    eventually(lambda: condition(system, name, "Ready") == ("True", "PodAvailable"), "who is warm is awake")
+    assert condition(system, name, "Asleep") == ("False", "NeverSleeps")
+
+
+async def test_a_database_that_is_away_puts_nobody_to_sleep(system: System, users: MakeUser, database_url: str) -> None:
+    name = await asyncio.to_thread(users, "unknown", idle={"after": "1h"})
+    async with closed_database(database_url):
+        await asyncio.to_thread(system.apply_user, name, idle=SLEEPY)
+        await asyncio.sleep(LONG_ENOUGH_S)
+        assert await asyncio.to_thread(replicas, system, name) == 1
+        assert await asyncio.to_thread(slices, system, name) == []
+    await asyncio.to_thread(wait_asleep, system, name)
+
+
+def test_nobody_sleeps_whom_no_activator_would_wake(system: System, users: MakeUser) -> None:
+    name = users("abandoned", idle=SLEEPY)
+    wait_asleep(system, name)
+
+    def scale(count: int) -> None:
+        system.cluster.kubectl("-n", OPERATOR_NAMESPACE, "scale", "deployment", ACTIVATOR, f"--replicas={count}")
+
+    scale(0)
+    try:
+        eventually(lambda: condition(system, name, "Ready") == ("True", "PodAvailable"), "the user is woken")
+        assert condition(system, name, "Asleep") == ("False", "ActivatorUnavailable")
+        eventually(lambda: slices(system, name) == [], "no connection goes to activators")
+    finally:
+        scale(2)
+    wait_asleep(system, name)
+    eventually(lambda: len(slices(system, name)[0]["endpoints"]) == 2, "both activators")

@@ -1,0 +1,226 @@
+"""What the demo does in Kubernetes: users made, their tokens, their pods watched and killed."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+import jwt
+from kubernetes.aio import client, config, watch
+
+from .view import Object
+
+RESOURCE: dict[str, Any] = {"group": "userrealtime.dev", "version": "v1alpha1", "plural": "userrealtimes"}
+MERGE_PATCH = "application/merge-patch+json"
+REQUEST_TIMEOUT_S = 10
+# Short enough for the page to renew it while one looks, and for a copied one to be soon worth nothing.
+TOKEN_LIFETIME_S = 300
+WATCH_S = 240
+RETRY_S = 2.0
+# The kubelet's shortest: the pod is killed before it can say good-bye to its clients.
+KILL_GRACE_S = 1
+SOON = "3s"
+
+_logger = logging.getLogger(__name__)
+
+
+class ClusterError(Exception):
+    """The cluster refuses, or does not answer; the message is for people."""
+
+
+class Cluster:
+    """One namespace of users, each called as their resource is."""
+
+    def __init__(self, api: client.ApiClient, namespace: str) -> None:
+        self._api = api
+        self._resources = client.CustomObjectsApi(api)
+        self._core = client.CoreV1Api(api)
+        self._namespace = namespace
+
+    @classmethod
+    @asynccontextmanager
+    async def connect(cls, namespace: str) -> AsyncIterator[Cluster]:
+        """From the pod's service account, or else the kubeconfig of whoever tries this at home."""
+        try:
+            config.load_incluster_config()
+        except config.ConfigException:
+            await config.load_kube_config()
+        async with client.ApiClient() as api:
+            yield cls(api, namespace)
+
+    async def provision(self, user: str) -> None:
+        """The user's resource, unless it is there."""
+        body = {
+            "apiVersion": "userrealtime.dev/v1alpha1",
+            "kind": "UserRealtime",
+            "metadata": {"name": user},
+            "spec": {"userId": user},
+        }
+        async with _explained():
+            try:
+                await self._resources.create_namespaced_custom_object(
+                    **RESOURCE,
+                    namespace=self._namespace,
+                    body=body,
+                    field_validation="Strict",
+                    _request_timeout=REQUEST_TIMEOUT_S,
+                )
+            except client.ApiException as error:
+                if error.status != 409:
+                    raise
+        if (await self._resource(user))["spec"]["userId"] != user:
+            raise ClusterError(f"the resource {user} belongs to another user")
+
+    async def token(self, user: str) -> Object:
+        """What the user's client connects with: `url`, `token`, and `expiresIn` in seconds."""
+        resource = await self._resource(user)
+        status = resource.get("status", {})
+        if "url" not in status or "tokenSecret" not in status:
+            raise ClusterError(f"{user} has no URL or no key yet: the operator is at work, or does not run")
+        reference = status["tokenSecret"]
+        async with _explained():
+            secret = await self._core.read_namespaced_secret(
+                reference["name"], self._namespace, _request_timeout=REQUEST_TIMEOUT_S
+            )
+        encoded = (secret.data or {}).get(reference["key"])
+        if encoded is None:
+            raise ClusterError(f"{user}'s Secret has no key: the operator makes it again, if it runs")
+        key = base64.b64decode(encoded)
+        # Without `iat`, which is refused where this machine's clock is ahead.
+        claims = {"sub": resource["spec"]["userId"], "exp": int(time.time()) + TOKEN_LIFETIME_S}
+        token = jwt.encode(claims, key, algorithm="HS256")
+        return {"url": status["url"], "token": token, "expiresIn": TOKEN_LIFETIME_S}
+
+    async def kill(self, user: str) -> int:
+        """Delete the user's pods, at once; how many there were."""
+        async with _explained():
+            names = await self._pod_names(user)
+            for name in names:
+                try:
+                    await self._core.delete_namespaced_pod(
+                        name,
+                        self._namespace,
+                        grace_period_seconds=KILL_GRACE_S,
+                        _request_timeout=REQUEST_TIMEOUT_S,
+                    )
+                except client.ApiException as error:
+                    if error.status != 404:
+                        raise
+            return len(names)
+
+    async def sleep(self, user: str) -> None:
+        """Let the user's pod go as soon as nobody is connected."""
+        await self._set_idle(user, {"after": SOON})
+
+    async def wake(self, user: str) -> None:
+        """Leave it to the operator's settings again when the pod goes. The next connection brings it back."""
+        await self._set_idle(user, None)
+
+    async def follow_resource(self, user: str, changed: Callable[[Object | None], Awaitable[None]]) -> None:
+        """Tell of the user's resource, now and whenever it changes; None where there is none. Never ends."""
+        select = {**RESOURCE, "namespace": self._namespace, "field_selector": f"metadata.name={user}"}
+        await self._follow(
+            self._resources.list_namespaced_custom_object, select, lambda found: changed(next(iter(found), None))
+        )
+
+    async def follow_pods(self, name: str, changed: Callable[[list[Object]], Awaitable[None]]) -> None:
+        """The same of the pods; `name` is the resource's `status.name`."""
+        select = {"namespace": self._namespace, "label_selector": _of(name)}
+        await self._follow(self._core.list_namespaced_pod, select, changed)
+
+    async def _resource(self, user: str) -> Object:
+        async with _explained():
+            found: Any = await self._resources.get_namespaced_custom_object(
+                **RESOURCE, namespace=self._namespace, name=user, _request_timeout=REQUEST_TIMEOUT_S
+            )
+        resource: Object = found
+        return resource
+
+    async def _pod_names(self, user: str) -> list[str]:
+        name = (await self._resource(user)).get("status", {}).get("name")
+        if name is None:
+            raise ClusterError(f"{user} has no pod yet: the operator is at work, or does not run")
+        found = await self._core.list_namespaced_pod(
+            self._namespace, label_selector=_of(name), _request_timeout=REQUEST_TIMEOUT_S
+        )
+        return [pod.metadata.name for pod in found.items if pod.metadata and pod.metadata.name]
+
+    async def _set_idle(self, user: str, idle: Object | None) -> None:
+        async with _explained():
+            await self._resources.patch_namespaced_custom_object(
+                **RESOURCE,
+                namespace=self._namespace,
+                name=user,
+                body={"spec": {"idle": idle}},
+                field_validation="Strict",
+                _content_type=MERGE_PATCH,
+                _request_timeout=REQUEST_TIMEOUT_S,
+            )
+
+    async def _follow(
+        self,
+        list_objects: Callable[..., Any],
+        select: dict[str, Any],
+        changed: Callable[[list[Object]], Awaitable[None]],
+    ) -> None:
+        """List, then watch from there on; again when the watch ends, or anything breaks."""
+        while True:
+            try:
+                # Objects as the API has them, whether or not the client has a class for their kind.
+                listing = self._api.sanitize_for_serialization(
+                    await list_objects(**select, _request_timeout=REQUEST_TIMEOUT_S)
+                )
+                found = {item["metadata"]["uid"]: item for item in listing["items"]}
+                await changed([*found.values()])
+                async with watch.Watch().stream(
+                    list_objects,
+                    **select,
+                    resource_version=listing["metadata"]["resourceVersion"],
+                    timeout_seconds=WATCH_S,
+                    _request_timeout=WATCH_S + REQUEST_TIMEOUT_S,
+                ) as events:
+                    async for event in events:
+                        if isinstance(event, str):
+                            break  # a line that was cut off with its connection
+                        item = event["raw_object"]
+                        found[item["metadata"]["uid"]] = item
+                        if event["type"] == "DELETED":
+                            del found[item["metadata"]["uid"]]
+                        await changed([*found.values()])
+            except client.ApiException as error:
+                if error.status != 410:  # what was listed is too old by now: list again
+                    _logger.warning("a watch ended: %s", _message(error))
+                await asyncio.sleep(RETRY_S)
+            except (aiohttp.ClientError, OSError, TimeoutError) as error:
+                _logger.warning("a watch ended: %s", error or type(error).__name__)
+                await asyncio.sleep(RETRY_S)
+
+
+def _of(name: str) -> str:
+    return f"app.kubernetes.io/instance={name}"
+
+
+@asynccontextmanager
+async def _explained() -> AsyncIterator[None]:
+    """The client's errors as ClusterError."""
+    try:
+        yield
+    except client.ApiException as error:
+        raise ClusterError(_message(error)) from None
+    except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        raise ClusterError(f"no answer from the API server: {error or type(error).__name__}") from None
+
+
+def _message(error: client.ApiException) -> str:
+    """The API server's own words."""
+    try:
+        return str(json.loads(error.body or "")["message"])
+    except (ValueError, KeyError, TypeError):
+        return f"HTTP {error.status} {error.reason}"

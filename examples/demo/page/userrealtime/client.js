@@ -1,0 +1,360 @@
+/** The client as an application has it: the machine, carried out on WebSocket, fetch and timers. */
+import { DEFAULTS, Machine, } from "./machine.js";
+import * as transports from "./transports.js";
+/** Messages that wait to be taken, before the client lets go of its connection until half of them are. */
+const BUFFER = 1000;
+const WATCH = 5_000;
+/** By how much the clock must run ahead of the time that this program saw, for the machine to have slept. */
+const JUMP = 10_000;
+/** The client has ended for good. `code` is "unauthorized" or "refused". */
+export class ClientError extends Error {
+    code;
+    name = "ClientError";
+    constructor(code, message) {
+        super(message === "" ? code : `${code}: ${message}`);
+        this.code = code;
+    }
+}
+/**
+ * A message was not published, and is not tried again. `code` is "invalid", "too-big", "queue-full", "refused",
+ * "invalid-publish", or "closed", with which it is not known.
+ */
+export class PublishError extends ClientError {
+    name = "PublishError";
+}
+/**
+ * One user's events, each once and in order: to listeners (`on("event", …)` and `on("reset", …)`), or to
+ * `for await (const message of client)`, which gives both. It connects by itself, as soon as the script that made it
+ * has come to its end.
+ */
+export class UserRealtime {
+    #base;
+    #options;
+    #fetch;
+    #WebSocket;
+    #machine;
+    #listeners = { event: new Set(), reset: new Set(), state: new Set() };
+    #published = new Map();
+    #buffer = [];
+    #takers = [];
+    #position;
+    #state;
+    #connection = null;
+    #posting = null;
+    #ear = null;
+    #asking = null;
+    #timer;
+    #stopWatching = () => { };
+    constructor(options) {
+        this.#base = transports.baseOf(options.url);
+        this.#options = options;
+        this.#fetch = options.fetch ?? globalThis.fetch.bind(globalThis);
+        this.#WebSocket = options.WebSocket ?? globalThis.WebSocket;
+        const limits = { ...DEFAULTS, ...options.limits };
+        if (this.#WebSocket === undefined) {
+            limits.transports = limits.transports.filter((transport) => transport !== "websocket");
+        }
+        const [transport] = limits.transports;
+        if (transport === undefined)
+            throw new TypeError("there is no transport: give a WebSocket class, or others");
+        this.#position = options.position ?? null;
+        this.#state = { state: "connecting", transport, reason: "", error: null };
+        this.#machine = new Machine(limits, Math.random, this.#position);
+        queueMicrotask(() => {
+            if (this.state === "closed")
+                return;
+            this.#stopWatching = this.#watch();
+            this.#machine.start(performance.now());
+            this.#settle();
+        });
+    }
+    // --- for the application
+    get state() {
+        return this.#state.state;
+    }
+    /** What carries the connection, or is tried. */
+    get transport() {
+        return this.#state.transport;
+    }
+    /** After the last message that was taken; what to keep, to go on from there another time. */
+    get position() {
+        return this.#position;
+    }
+    /** Why it is closed for good; null while it is not, or if the application closed it. */
+    get error() {
+        return this.#state.error;
+    }
+    /** Listen, until the function that this returns is called. */
+    on(name, listener) {
+        this.#listeners[name].add(listener);
+        if (name === "event")
+            queueMicrotask(() => this.#deliver());
+        return () => void this.#listeners[name].delete(listener);
+    }
+    /**
+     * Send a message to the application's inbox; resolves with its id there, once it is stored. It is repeated over as
+     * many connections as it takes, and stored once. Rejects with a PublishError if it is not stored.
+     */
+    publish(event, data, { ref = newRef() } = {}) {
+        return new Promise((resolve, reject) => {
+            if (this.#published.has(ref)) {
+                reject(new PublishError("invalid", "a message with this ref is under way"));
+                return;
+            }
+            this.#published.set(ref, { resolve, reject });
+            try {
+                this.#machine.publish(performance.now(), ref, event, data);
+            }
+            catch (error) {
+                this.#published.delete(ref); // what JSON has no word for
+                throw error;
+            }
+            this.#settle();
+        });
+    }
+    /** End the connection. What is published and not acknowledged fails. */
+    close() {
+        this.#machine.close();
+        this.#settle();
+    }
+    /** Messages, in order. Ends when the client is closed; throws a ClientError if it has ended otherwise. */
+    async *[Symbol.asyncIterator]() {
+        for (;;) {
+            const handed = this.#buffer.shift();
+            if (handed !== undefined) {
+                if (this.state === "paused" && this.#buffer.length <= BUFFER / 2) {
+                    this.#machine.resume(performance.now());
+                    this.#settle();
+                }
+                this.#take(handed);
+                yield handed.message;
+            }
+            else if (this.state === "closed") {
+                if (this.error !== null)
+                    throw this.error;
+                return;
+            }
+            else {
+                await new Promise((resolve) => this.#takers.push(resolve));
+            }
+        }
+    }
+    // --- between the machine and the world
+    /** Carry out what the machine says, and come back when it wants to know the time. */
+    #settle() {
+        for (let actions = this.#machine.take(); actions.length > 0; actions = this.#machine.take()) {
+            for (const action of actions)
+                this.#carryOut(action);
+        }
+        clearTimeout(this.#timer);
+        const { deadline } = this.#machine;
+        if (deadline === null)
+            return;
+        this.#timer = setTimeout(() => {
+            // A timer may go off a moment early.
+            this.#machine.tick(Math.max(performance.now(), deadline));
+            this.#settle();
+        }, Math.max(0, deadline - performance.now()));
+    }
+    #carryOut(action) {
+        switch (action.do) {
+            case "token":
+                void this.#askToken();
+                break;
+            case "open":
+                this.#open(action);
+                break;
+            case "send":
+                this.#connection?.send(action.message);
+                break;
+            case "post":
+                this.#post(action.message, action.token);
+                break;
+            case "drop":
+                this.#ear = null;
+                this.#connection?.drop();
+                this.#connection = null;
+                break;
+            case "hand":
+                this.#hand(action);
+                break;
+            case "state":
+                this.#change(action.state, action.transport, action.reason, action.error);
+                break;
+            case "published":
+                this.#published.get(action.ref)?.resolve(action.id);
+                this.#published.delete(action.ref);
+                break;
+            case "failed":
+                this.#published.get(action.ref)?.reject(new PublishError(action.code, action.message));
+                this.#published.delete(action.ref);
+                break;
+        }
+    }
+    async #askToken() {
+        const asking = (this.#asking = Symbol("asking"));
+        const { token: source } = this.#options;
+        let tell;
+        try {
+            const token = typeof source === "string" ? source : await source();
+            if (typeof token !== "string")
+                throw new TypeError("the token is no string");
+            tell = () => this.#machine.token(performance.now(), token, lifeOf(token));
+        }
+        catch (error) {
+            const reason = error instanceof Error ? error.message : String(error);
+            tell = () => this.#machine.noToken(performance.now(), reason);
+        }
+        if (this.#asking !== asking)
+            return; // it was asked for anew meanwhile
+        tell();
+        this.#settle();
+    }
+    #open(opening) {
+        const ear = (this.#ear = Symbol("ear"));
+        const whileCurrent = (tell) => {
+            if (this.#ear !== ear)
+                return;
+            tell(performance.now());
+            this.#settle();
+        };
+        const told = {
+            message: (message) => whileCurrent((now) => this.#machine.message(now, message)),
+            answered: (answer) => whileCurrent((now) => this.#machine.answered(now, answer)),
+            heard: () => whileCurrent((now) => this.#machine.heard(now)),
+            closed: (code, reason) => whileCurrent((now) => {
+                this.#ear = null;
+                this.#machine.closed(now, code, reason);
+            }),
+            refused: (status, reason, retryAfter) => whileCurrent((now) => {
+                this.#ear = null;
+                this.#machine.refused(now, status, reason, retryAfter);
+            }),
+        };
+        if (opening.transport === "websocket" && this.#WebSocket !== undefined) {
+            try {
+                this.#connection = transports.websocket(this.#WebSocket, this.#base, opening, told);
+            }
+            catch (error) {
+                // A token that can be no subprotocol, or a page that may not connect: not now, not in the midst of `open`.
+                const reason = error instanceof Error ? error.message : String(error);
+                queueMicrotask(() => told.closed(1006, reason));
+            }
+        }
+        else {
+            const open = opening.transport === "sse" ? transports.stream : transports.poll;
+            this.#connection = open(this.#fetch, this.#base, opening, told);
+        }
+    }
+    #post(message, token) {
+        this.#posting = transports.post(this.#fetch, this.#base, message, token, (status, body, retryAfter) => {
+            this.#machine.posted(performance.now(), message.ref, status, body, retryAfter);
+            this.#settle();
+        });
+    }
+    #hand(handed) {
+        if (this.#options.receive === false && this.#listeners.event.size === 0) {
+            this.#take(handed);
+            return;
+        }
+        this.#buffer.push(handed);
+        this.#deliver();
+        if (this.#buffer.length >= BUFFER)
+            this.#machine.pause();
+        this.#wake();
+    }
+    /** Give what waits to the listeners, if there are any. */
+    #deliver() {
+        while (this.#listeners.event.size > 0) {
+            const handed = this.#buffer.shift();
+            if (handed === undefined)
+                break;
+            this.#take(handed);
+            if (handed.message.type === "event")
+                this.#emit("event", handed.message);
+            else
+                this.#emit("reset", handed.message);
+        }
+        if (this.state === "paused" && this.#buffer.length <= BUFFER / 2) {
+            this.#machine.resume(performance.now());
+            this.#settle();
+        }
+    }
+    #take({ message, epoch }) {
+        this.#position = { id: message.type === "event" ? message.id : message.cursor, epoch };
+    }
+    #wake() {
+        const takers = this.#takers;
+        this.#takers = [];
+        for (const wake of takers)
+            wake();
+    }
+    #change(state, transport, reason, error) {
+        this.#state = { state, transport, reason, error: error === null ? null : new ClientError(error, reason) };
+        if (state === "connected")
+            this.#position ??= this.#machine.position;
+        if (state === "closed")
+            this.#stopWatching();
+        if (state !== "connected") {
+            this.#posting?.drop(); // whose answer would not be heard
+            this.#posting = null;
+        }
+        this.#wake();
+        this.#emit("state", this.#state);
+    }
+    #emit(name, value) {
+        for (const listener of [...this.#listeners[name]]) {
+            try {
+                listener(value);
+            }
+            catch (error) {
+                // The application's own, which is not to end what goes on here.
+                queueMicrotask(() => {
+                    throw error;
+                });
+            }
+        }
+    }
+    /** Notice when the network comes and goes, and when the machine has slept. Returns what ends it. */
+    #watch() {
+        const probe = () => {
+            this.#machine.probe(performance.now());
+            this.#settle();
+        };
+        const offline = () => this.#machine.offline();
+        let ahead = Date.now() - performance.now();
+        const timer = setInterval(() => {
+            const before = ahead;
+            ahead = Date.now() - performance.now();
+            if (ahead - before > JUMP)
+                probe();
+        }, WATCH);
+        const window = typeof globalThis.addEventListener === "function" ? globalThis : null;
+        window?.addEventListener("online", probe);
+        window?.addEventListener("offline", offline);
+        return () => {
+            clearInterval(timer);
+            window?.removeEventListener("online", probe);
+            window?.removeEventListener("offline", offline);
+        };
+    }
+}
+/** Milliseconds that a token says it is still good for, by this machine's clock; null if it does not say. */
+function lifeOf(token) {
+    try {
+        const payload = (token.split(".")[1] ?? "").replace(/-/g, "+").replace(/_/g, "/");
+        const { exp } = JSON.parse(atob(payload));
+        return typeof exp === "number" ? 1000 * exp - Date.now() : null;
+    }
+    catch {
+        return null;
+    }
+}
+/** A UUID. `crypto.randomUUID` is for secure contexts alone, and a page under test may be in none. */
+function newRef() {
+    const bytes = crypto.getRandomValues(new Uint8Array(16));
+    bytes[6] = ((bytes[6] ?? 0) & 0x0f) | 0x40;
+    bytes[8] = ((bytes[8] ?? 0) & 0x3f) | 0x80;
+    const hex = [...bytes].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+    return hex.replace(/^(.{8})(.{4})(.{4})(.{4})(.{12})$/, "$1-$2-$3-$4-$5");
+}

@@ -1,0 +1,1 @@
+export { ClientError, PublishError, UserRealtime } from "./client.js";

@@ -1,0 +1,88 @@
+"""The command: `python -m userrealtime_operator.activator`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from userrealtime_operator import __version__
+
+PORT = 8080
+HEALTH_PORT = 3000
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="userrealtime-activator",
+        description="Takes the connections of users who sleep, wakes them, and carries each connection to the pod.",
+        epilog="It reads the operator's configuration file, of which it needs the namespaces and what relays have in "
+        "common. It needs no database.",
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
+    parser.add_argument("--config", type=Path, required=True, help="the operator's configuration file (YAML)")
+    parser.add_argument(
+        "--no-user-keys",
+        action="store_true",
+        help="wake nobody by a token that the user's own key signs, and read no Secret; takes relay.auth.jwksUrl",
+    )
+    parser.add_argument(
+        "--port", type=int, default=PORT, metavar="PORT", help="of users' connections (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--health-port",
+        type=int,
+        default=HEALTH_PORT,
+        metavar="PORT",
+        help="of /health, /ready and /metrics (default: %(default)s)",
+    )
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run until told to stop. Returns the exit status: 2 if it was started wrongly."""
+    options = _parser().parse_args(arguments)
+    # Late, so that --help is quick.
+    import asyncio
+
+    from userrealtime_operator.config import ConfigError, load_config
+    from userrealtime_relay import logs
+    from userrealtime_relay.config import ConfigError as RelayConfigError
+
+    try:
+        config = load_config(options.config, {"DATABASE_URL": "postgresql://"})  # which is not looked at here
+        if "JWKS_URL" not in config.relay.settings:
+            if options.no_user_keys:
+                raise ConfigError("--no-user-keys: needs relay.auth.jwksUrl, or no token would be good")
+            # PyJWT imports it where it is installed; HS256 has no use for it.
+            sys.modules["cryptography"] = None  # type: ignore[assignment]
+        from .tokens import common_config
+
+        relays = common_config(config.relay.settings)
+    except (ConfigError, RelayConfigError) as error:
+        print(f"userrealtime-activator: bad configuration in {options.config}:\n{error}", file=sys.stderr)
+        return 2
+    from userrealtime_operator.api import ApiError
+
+    from .server import Settings, serve
+
+    logs.set_up(options.log_level, "userrealtime_operator")
+    settings = Settings(
+        namespaces=config.namespaces,
+        relays=relays,
+        user_keys=not options.no_user_keys,
+        port=options.port,
+        health_port=options.health_port,
+    )
+    try:
+        asyncio.run(serve(settings))
+    except (ApiError, OSError) as error:
+        print(f"userrealtime-activator: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,187 @@
+"""The cluster, as waking needs it: users and their pods by watches, the request for a wake, and users' keys.
+
+A wake is asked for once, however many replicas of the activator have clients who wait for it: the request is written
+only to the resource as it was last seen, and not at all if another request for the same wake was seen already.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, Final, NamedTuple
+
+from userrealtime_operator.api import Api, ApiError
+from userrealtime_operator.desired import RELAY, Object
+from userrealtime_operator.follow import follow
+from userrealtime_operator.moments import rfc3339
+from userrealtime_operator.resource import API_VERSION, PLURAL
+from userrealtime_operator.rollouts import User
+
+from .directory import Directory, Target
+from .metrics import Metrics
+from .pods import Pod, Pods
+
+PENDING_S: Final = 30.0
+"""Seconds for which the request of another replica is relied upon."""
+_ATTEMPTS: Final = 4
+_SETTLE_S: Final = 0.5
+"""Seconds to wait for the news of what somebody else has just written."""
+_CONFLICT: Final = 409
+
+
+class _Request(NamedTuple):
+    """The last request for a user's wake, as the resource has it."""
+
+    version: str
+    moment: str | None
+    seen_at: float
+    """When it was seen to be another; 0 for what was there from the beginning."""
+
+
+class Requests:
+    """What the resources say of wakes. Passes them on to the directory."""
+
+    def __init__(self, directory: Directory) -> None:
+        self._directory = directory
+        self._requests: dict[User, _Request] = {}
+        self._news = asyncio.Event()
+
+    def __len__(self) -> int:
+        return len(self._requests)
+
+    def version(self, user: User) -> str | None:
+        """The resourceVersion that was seen last."""
+        known = self._requests.get(user)
+        return known and known.version
+
+    def asked_at(self, user: User) -> float:
+        """When the last request was seen, by the monotonic clock."""
+        known = self._requests.get(user)
+        return known.seen_at if known else 0.0
+
+    async def another(self, user: User, version: str) -> None:
+        """Until another version than this one is there, or for a moment."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_SETTLE_S):
+                while self.version(user) == version:
+                    await self._news.wait()
+
+    def put(self, body: Mapping[str, Any]) -> None:
+        """A resource is there, new or changed."""
+        user = _user(body)
+        moment = body.get("status", {}).get("wakeRequestedAt")
+        before = self._requests.get(user)
+        seen_at = before.seen_at if before else 0.0
+        if before and moment != before.moment:
+            seen_at = time.monotonic()
+        self._requests[user] = _Request(body["metadata"]["resourceVersion"], moment, seen_at)
+        self._directory.put(body)
+        self._tell()
+
+    def remove(self, body: Mapping[str, Any]) -> None:
+        """A resource is gone."""
+        self._forget(_user(body))
+
+    def replace(self, namespace: str, bodies: Iterable[Mapping[str, Any]]) -> None:
+        """All resources of a namespace, anew."""
+        found = list(bodies)
+        for user in {user for user in self._requests if user.namespace == namespace} - {_user(body) for body in found}:
+            self._forget(user)
+        for body in found:
+            self.put(body)
+
+    def _forget(self, user: User) -> None:
+        self._requests.pop(user, None)
+        self._directory.remove(user)
+        self._tell()
+
+    def _tell(self) -> None:
+        self._news.set()
+        self._news.clear()
+
+
+class ApiCluster:
+    """The cluster of an API server."""
+
+    def __init__(self, api: Api, directory: Directory, metrics: Metrics) -> None:
+        self._api = api
+        self._metrics = metrics
+        self._pods = Pods()
+        self._requests = Requests(directory)
+        metrics.users.set_function(lambda: len(self))
+
+    def __len__(self) -> int:
+        """How many users there are."""
+        return len(self._requests)
+
+    @contextlib.asynccontextmanager
+    async def following(self, watches: Api, namespaces: Sequence[str]) -> AsyncIterator[asyncio.Task[None]]:
+        """Follow users and pods while the block runs; the task ends once all of them are known."""
+        listed: list[asyncio.Event] = []
+
+        def following(namespace: str) -> Iterable[Coroutine[None, None, None]]:
+            users, pods = asyncio.Event(), asyncio.Event()
+            listed.extend((users, pods))
+            yield follow(watches, (API_VERSION, PLURAL), namespace, {}, self._requests, users)
+            yield follow(watches, ("v1", "pods"), namespace, RELAY, self._pods, pods)
+
+        async def all_listed() -> None:
+            for event in listed:
+                await event.wait()
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(one) for namespace in namespaces for one in following(namespace)]
+                full = group.create_task(all_listed())
+                try:
+                    yield full
+                finally:
+                    for task in (*tasks, full):
+                        task.cancel()
+        except BaseExceptionGroup as found:
+            raise found.exceptions[0] from None
+
+    async def secret(self, target: Target) -> Object | None:
+        """A user's Secret. Raises OSError if it cannot be had."""
+        try:
+            return await self._api.get("Secret", target.user.namespace, target.child_name)
+        except ApiError as error:
+            raise OSError(f"a Secret cannot be read: {error}") from None
+
+    def pod(self, target: Target) -> Pod | None:
+        """See `wakes.Cluster`, as for all that follows."""
+        return self._pods.best((target.user.namespace, target.child_name))
+
+    async def changed(self, target: Target) -> None:
+        await self._pods.changed((target.user.namespace, target.child_name))
+
+    async def request_wake(self, target: Target) -> None:
+        user = target.user
+        version: str | None = None
+        for attempt in range(_ATTEMPTS):
+            if self._is_asked(target):
+                return
+            # In the end whatever the resource is: that others write to it all the time must keep nobody asleep.
+            version = self._requests.version(user) if attempt < _ATTEMPTS - 1 else None
+            try:
+                await self._api.request_wake(*user, rfc3339(datetime.now(UTC), "microseconds"), version)
+            except ApiError as error:
+                if error.status != _CONFLICT or version is None:
+                    raise OSError(str(error)) from None
+                await self._requests.another(user, version)
+            else:
+                self._metrics.requested.inc()
+                return
+
+    def _is_asked(self, target: Target) -> bool:
+        """Whether somebody has asked already for the wake that is wanted now."""
+        seen_at = self._requests.asked_at(target.user)
+        last_ready = self._pods.last_ready((target.user.namespace, target.child_name))
+        return seen_at > last_ready and time.monotonic() < seen_at + PENDING_S
+
+
+def _user(body: Mapping[str, Any]) -> User:
+    return User(body["metadata"]["namespace"], body["metadata"]["name"])

@@ -1,0 +1,57 @@
+"""Where in a stream of WebSocket frames one is. Pure.
+
+Bytes are carried as they come, so whoever wants to say something in between must know where a frame ends (RFC 6455, 5).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+_CLOSE: Final = 8
+_LENGTHS: Final = {126: 2, 127: 8}
+"""Bytes of a longer length, by the short one that announces it."""
+
+
+class Frames:
+    """Follows the frames of one direction."""
+
+    def __init__(self) -> None:
+        self._head = bytearray()
+        self._left = 0
+        self.closed = False
+        """Whether a close frame has gone by: nothing may come after it."""
+
+    @property
+    def missing(self) -> int:
+        """How many bytes are missing, at least, until the frame begun is whole; 0 between two frames."""
+        if self._left or not self._head:
+            return self._left
+        return self._head_size() - len(self._head)
+
+    def feed(self, data: bytes) -> None:
+        """These bytes went by."""
+        at = 0
+        while at < len(data):
+            if self._left:
+                step = min(self._left, len(data) - at)
+                self._left -= step
+                at += step
+                continue
+            step = self._head_size() - len(self._head)
+            self._head += data[at : at + step]
+            at += step
+            size = self._head_size()
+            if len(self._head) == size:
+                self._left = self._payload_size()
+                self.closed = self.closed or self._head[0] & 0x0F == _CLOSE
+                self._head.clear()
+
+    def _head_size(self) -> int:
+        if len(self._head) < 2:
+            return 2
+        mask = 4 if self._head[1] & 0x80 else 0
+        return 2 + _LENGTHS.get(self._head[1] & 0x7F, 0) + mask
+
+    def _payload_size(self) -> int:
+        short = self._head[1] & 0x7F
+        return int.from_bytes(self._head[2 : 2 + _LENGTHS[short]], "big") if short in _LENGTHS else short

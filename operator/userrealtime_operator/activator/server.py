@@ -1,0 +1,93 @@
+"""The process: two ports, the watches, and an orderly end.
+
+SIGTERM or SIGINT: `/ready` turns 503 at once, connections are ended spread over `DRAIN_S`, then the process ends with
+0. A second signal ends it on the spot.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from userrealtime_operator.api import Api
+from userrealtime_operator.endpoints import serve as serve_probes
+from userrealtime_relay.config import Config as RelayConfig
+
+from .cluster import ApiCluster
+from .directory import Directory
+from .gate import Gate, Limits
+from .metrics import Metrics
+from .origins import Origins
+from .tokens import Tokens
+from .wakes import Wakes
+
+DRAIN_S: Final = 15.0
+"""Over which connections are ended; with what each of them takes, within the pod's 30 s."""
+_SPARE_CONNECTIONS: Final = 10
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Of one activator. `relays` is what all users' relays have in common."""
+
+    namespaces: Sequence[str]
+    relays: RelayConfig
+    user_keys: bool = True
+    host: str = "0.0.0.0"  # noqa: S104 (a pod serves its network)
+    port: int = 8080
+    health_port: int = 3000
+
+
+async def serve(settings: Settings) -> None:
+    """Serve until a signal says to stop; returns when the connections are gone.
+
+    Raises:
+        ApiError: there is no API server to ask.
+        OSError: a port cannot be had.
+    """
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, _stop, stopping, number)
+    metrics = Metrics()
+    directory = Directory()
+    # Watches hold a connection each: wakes are to wait for none of them.
+    watching = 2 * len(settings.namespaces) + _SPARE_CONNECTIONS
+    async with await Api.connect() as api, await Api.connect(connections=watching) as watches:
+        cluster = ApiCluster(api, directory, metrics)
+        tokens = Tokens(settings.relays, cluster.secret if settings.user_keys else None)
+        limits = Limits(request_s=settings.relays.auth_timeout, query_token=settings.relays.allow_query_token)
+        wakes = Wakes(cluster, metrics)
+        gate = Gate(directory, wakes, tokens, limits, Origins(settings.relays.allowed_origins), metrics)
+        async with cluster.following(watches, settings.namespaces) as full:
+
+            def hindrance() -> str | None:
+                if stopping.is_set():
+                    return "draining"
+                return None if full.done() else "the caches are not full yet"
+
+            metrics.ready.set_function(lambda: hindrance() is None)
+            probes = {"/health": lambda: None, "/ready": hindrance}
+            async with serve_probes(settings.host, settings.health_port, metrics.expose, probes):
+                stop = asyncio.create_task(stopping.wait())
+                await asyncio.wait([full, stop], return_when=asyncio.FIRST_COMPLETED)
+                if full.done():
+                    await gate.listen(settings.host, settings.port)
+                    _logger.info("listening", extra={"fields": {"port": gate.port, "users": len(cluster)}})
+                    await stop
+                    _logger.info("draining", extra={"fields": {"connections": gate.connections}})
+                    await gate.drain(DRAIN_S)
+    _logger.info("stopped")
+
+
+def _stop(stopping: asyncio.Event, number: int) -> None:
+    if stopping.is_set():
+        os._exit(128 + number)
+    stopping.set()

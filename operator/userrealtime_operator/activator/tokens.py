@@ -1,0 +1,132 @@
+"""Whether a token is good, by the relay's own code and settings, with the keys of whichever user it is for.
+
+A user's keys are read from the user's Secret when a token needs them, and kept for a minute. A token that they refuse
+has them read again, at most every few seconds: so a new key is found, and strangers cause few requests. A key that
+was taken back may wake a user for that minute; the pod refuses it all the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
+from typing import Any, Final, NamedTuple
+
+from userrealtime_relay.auth import KeysWanted, TokenVerifier, Unauthorized
+from userrealtime_relay.config import Config
+from userrealtime_relay.keys import CURRENT, NEXT, PREVIOUS, TokenKeys, flaw
+
+from .directory import Target
+
+LIFETIME_S: Final = 60.0
+COOLDOWN_S: Final = 5.0
+MAX_USERS: Final = 5000
+"""Whose keys are kept, the ones used last."""
+MAX_READS: Final = 20
+"""Secrets that are read at once."""
+
+Secret = Mapping[str, Any]
+
+
+class _Known(NamedTuple):
+    verifier: TokenVerifier
+    read_at: float
+
+
+def common_config(settings: Mapping[str, str]) -> Config:
+    """What the relays of all users have in common, from what the operator sets in their environment.
+
+    Raises:
+        ConfigError: they would not start with it.
+    """
+    nobody = {"USER_ID": "nobody", "DATABASE_URL": "postgresql://", CURRENT: secrets.token_urlsafe(32)}
+    return replace(Config.from_environment({**settings, **nobody}), token_keys=TokenKeys())
+
+
+def keys_in(secret: Secret | None) -> TokenKeys:
+    """The keys that a user's Secret holds and that a relay would use."""
+    data = (secret or {}).get("data") or {}
+    found = []
+    for name in (CURRENT, NEXT, PREVIOUS):
+        try:
+            key = base64.b64decode(data.get(name) or "", validate=True).decode().rstrip("\r\n")
+        except (ValueError, binascii.Error):
+            continue
+        if flaw(key) is None:
+            found.append(key)
+    return TokenKeys(*found)
+
+
+class Tokens:
+    """Checks the tokens of all users.
+
+    Args:
+        common: as `common_config` gives it.
+        read: gives a user's Secret, None where there is none; raises OSError if it cannot be had. None: users' own
+            keys are not looked at, and only tokens of the identity provider are good.
+    """
+
+    def __init__(self, common: Config, read: Callable[[Target], Awaitable[Secret | None]] | None) -> None:
+        self._common = common
+        self._read = read
+        self._jwks = None
+        if common.jwks_url is not None:
+            from userrealtime_relay.jwks import Jwks  # late: it needs what HS256 has no use for
+
+            self._jwks = Jwks(common.jwks_url)
+        self._known: OrderedDict[Target, _Known] = OrderedDict()
+        self._reading: dict[Target, asyncio.Task[_Known]] = {}
+        self._reads = asyncio.Semaphore(MAX_READS)
+
+    async def check(self, target: Target, token: str) -> None:
+        """Returns if the token is one of the user's and good.
+
+        Raises:
+            Unauthorized: it is not.
+            KeysWanted: that cannot be told, since the keys cannot be had now.
+        """
+        known = self._known.get(target)
+        if known is None or time.monotonic() > known.read_at + LIFETIME_S:
+            known = await self._learn(target)
+        else:
+            self._known.move_to_end(target)
+        try:
+            await self._judge(known.verifier, token)
+        except Unauthorized:
+            if self._read is None or time.monotonic() < known.read_at + COOLDOWN_S:
+                raise
+            await self._judge((await self._learn(target)).verifier, token)
+
+    async def _judge(self, verifier: TokenVerifier, token: str) -> None:
+        try:
+            verifier(token)
+        except KeysWanted:
+            await verifier.refresh()
+            verifier(token)
+
+    async def _learn(self, target: Target) -> _Known:
+        task = self._reading.get(target)
+        if task is None:
+            task = self._reading[target] = asyncio.create_task(self._ask(target))
+            task.add_done_callback(lambda _: self._reading.pop(target))
+        try:
+            return await asyncio.shield(task)
+        except OSError:
+            raise KeysWanted from None
+
+    async def _ask(self, target: Target) -> _Known:
+        keys = TokenKeys()
+        if self._read is not None:
+            async with self._reads:
+                keys = keys_in(await self._read(target))
+        verifier = TokenVerifier(replace(self._common, user_id=target.user_id, token_keys=keys), self._jwks)
+        known = self._known[target] = _Known(verifier, time.monotonic())
+        self._known.move_to_end(target)
+        if len(self._known) > MAX_USERS:
+            self._known.popitem(last=False)
+        return known

@@ -1,0 +1,59 @@
+"""The command: `python -m userrealtime_relay.bridge`. It has no arguments, only an environment: docs/signals.md."""
+
+from __future__ import annotations
+
+import sys
+
+from userrealtime_relay import __version__
+
+USAGE = """\
+usage: userrealtime-bridge [--help | --version]
+
+Tells a broker which user's event log has moved, for all users of a database.
+Configured by its environment: DATABASE_URL, SIGNAL (nats, redis or kafka) and the broker's URL (NATS_URL, REDIS_URL or
+KAFKA_URL) are required; docs/signals.md has them all.
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the bridge until it is told to stop. Returns the exit status: 2 if it was started wrongly."""
+    given = sys.argv[1:] if arguments is None else arguments
+    if given in (["--help"], ["-h"]):
+        print(USAGE, end="")
+        return 0
+    if given == ["--version"]:
+        print(f"userrealtime-bridge {__version__}")
+        return 0
+    if given:
+        # Not what was given: it may be a secret that does not belong on a command line.
+        print(f"userrealtime-bridge takes no arguments\n\n{USAGE}", end="", file=sys.stderr)
+        return 2
+    return _run()
+
+
+def _run() -> int:
+    # Late, so that --help is quick and works without the dependencies.
+    import asyncio
+    import os
+
+    from userrealtime_relay import logs
+
+    from .config import Config, ConfigError
+
+    try:
+        config = Config.from_environment(os.environ)
+        from .server import serve
+
+        logs.set_up(config.log_level)
+        asyncio.run(serve(config))
+    except ConfigError as error:
+        print(f"userrealtime-bridge cannot start: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"userrealtime-bridge cannot listen: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

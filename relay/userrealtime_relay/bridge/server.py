@@ -1,0 +1,154 @@
+"""The process: Postgres at one end, a broker at the other, and a port for who asks how it is."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+from http import HTTPStatus
+from typing import Final, Self
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route, Router
+
+from userrealtime_relay.backoff import backoff
+from userrealtime_relay.metrics import CONTENT_TYPE
+from userrealtime_relay.signals import Moved, Publish, Unreachable
+from userrealtime_relay.signals.broker import load
+from userrealtime_relay.transports.http import listen
+
+from .config import Config
+from .metrics import Metrics
+from .pending import Pending
+from .source import Source
+
+BATCH: Final = 1000
+SILENCE: Final = 2.0
+"""Seconds after which nothing is published, to see whether the broker still answers."""
+PROBE_CONNECTIONS: Final = 64
+PROBE_TIMEOUT: Final = 5
+
+_logger = logging.getLogger(__name__)
+
+
+class Bridge:
+    """The bridge's parts, put together. A context manager: inside, it works; leaving it ends it at once.
+
+    Making it raises ConfigError if the library of the broker is missing; entering, OSError if the port cannot be had.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._broker = load(config.broker)
+        self.metrics = Metrics()
+        self._pending = Pending()
+        self._source = Source(config.database_url, config.poll_interval, self._pending, self.metrics)
+        self._publishing = False
+        self.metrics.pending.set_function(lambda: len(self._pending))
+        self.metrics.dropped.set_function(lambda: self._pending.dropped)
+        self.metrics.ready.set_function(lambda: self.hindrance is None)
+
+    @property
+    def hindrance(self) -> str | None:
+        """Why signals do not come through, in words; None if they do."""
+        if not self._source.connected:
+            return "not connected to Postgres"
+        return None if self._publishing else "not connected to the broker"
+
+    @property
+    def health_port(self) -> int:
+        return self._listener.port
+
+    async def __aenter__(self) -> Self:
+        self._listener = await listen(
+            _private(self),
+            self._config.host,
+            self._config.health_port,
+            limit=PROBE_CONNECTIONS,
+            request_timeout=PROBE_TIMEOUT,
+            limited=lambda _: None,
+        )
+        self.working = asyncio.create_task(self._work())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._listener.close()
+        self.working.cancel()
+        await asyncio.wait([self.working])
+
+    async def _work(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._source.run())
+            tasks.create_task(self._tell())
+
+    async def _tell(self) -> None:
+        """Tell the broker what is pending, until cancelled."""
+        attempt = 0
+        while True:
+            try:
+                async with self._broker.publishing(self._config.broker_url) as publish:
+                    attempt = 0
+                    self._publishing = True
+                    self._source.look()
+                    _logger.info("connected to the broker")
+                    await self._publish(publish)
+            except Unreachable as error:
+                self._publishing = False
+                self.metrics.broker_failures.inc()
+                delay = backoff(attempt)
+                attempt += 1
+                _logger.warning(
+                    "no connection to the broker",
+                    extra={"fields": {"error": str(error), "retry_in_s": round(delay, 2)}},
+                )
+                await asyncio.sleep(delay)
+
+    async def _publish(self, publish: Publish) -> None:
+        while True:
+            batch: list[Moved] = []
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(SILENCE):
+                    batch = await self._pending.take(BATCH)
+            try:
+                await publish(batch)
+            except BaseException:
+                self._pending.put_back(batch)
+                raise
+            self.metrics.signals.inc(len(batch))
+
+
+async def serve(config: Config) -> None:
+    """Work until SIGTERM or SIGINT.
+
+    Raises:
+        ConfigError: the library of the broker is missing.
+        OSError: the port cannot be had.
+    """
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    async with Bridge(config) as bridge:
+        _logger.info("listening", extra={"fields": {"health_port": bridge.health_port, "signal": config.broker}})
+        stop = asyncio.create_task(stopping.wait())
+        await asyncio.wait([bridge.working, stop], return_when=asyncio.FIRST_COMPLETED)
+        if bridge.working.done():
+            bridge.working.result()  # which raises: it never returns
+    _logger.info("stopped")
+
+
+def _private(bridge: Bridge) -> Router:
+    async def health(_: Request) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    async def ready(_: Request) -> Response:
+        reason = bridge.hindrance
+        if reason is None:
+            return JSONResponse({"status": "ready"})
+        return JSONResponse({"status": "not ready", "reason": reason}, HTTPStatus.SERVICE_UNAVAILABLE)
+
+    async def expose(_: Request) -> Response:
+        return Response(bridge.metrics.expose(), media_type=CONTENT_TYPE)
+
+    return Router([Route("/health", health), Route("/ready", ready), Route("/metrics", expose)])

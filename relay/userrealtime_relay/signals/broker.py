@@ -1,0 +1,67 @@
+"""Hearing from a broker, whichever it is, for as long as the relay lives.
+
+A broker may be away for as long as it likes: it only makes events wait for the safety poll. Each time that it is there
+again counts as a signal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import logging
+from collections.abc import Callable
+from typing import Final, cast
+
+from userrealtime_relay.backoff import backoff
+from userrealtime_relay.config import ConfigError, Secret
+from userrealtime_relay.metrics import Metrics
+
+from . import Broker, Standing, Unreachable, decode
+
+BROKERS: Final = ("nats", "redis", "kafka")
+
+_logger = logging.getLogger(__name__)
+
+
+def load(name: str) -> Broker:
+    """The broker of one of the names in `BROKERS`. Only then is its library imported: its memory is paid once per user.
+
+    Raises:
+        ConfigError: the library is not installed.
+    """
+    try:
+        return cast(Broker, importlib.import_module(f"{__package__}.{name}"))
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"SIGNAL: {name} needs the package {error.name}, which is not installed: "
+            f"take an image that has it, or pip install 'userrealtime[{name}]'"
+        ) from None
+
+
+async def follow(
+    broker: Broker, url: Secret, user_id: str, hear: Callable[[Standing | None], None], metrics: Metrics
+) -> None:
+    """Tell `hear` what a broker says of one user, until cancelled; None where something may have been missed."""
+    attempt = 0
+
+    def heard(message: bytes) -> None:
+        nonlocal attempt
+        if not message:
+            attempt = 0
+            metrics.broker_connected.set(1)
+            _logger.info("connected to the broker")
+        hear(decode(message))
+
+    while True:
+        try:
+            await broker.subscribe(url, user_id, heard)
+        except Unreachable as error:
+            metrics.broker_connected.set(0)
+            metrics.broker_failures.inc()
+            delay = backoff(attempt)
+            attempt += 1
+            _logger.warning(
+                "no signals from the broker: the log is looked at every poll interval",
+                extra={"fields": {"error": str(error), "retry_in_s": round(delay, 2)}},
+            )
+            await asyncio.sleep(delay)

@@ -1,0 +1,111 @@
+"""Kafka, for who runs it anyway: a compacted topic, keyed by the user, of which the newest message of each is enough.
+
+Who follows one user reads the whole partition that the user is in, so that the topic wants many. The client looks for
+a broker that is away by itself, and goes on where it was; what it reads then is what counts as a signal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, Final
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.errors import KafkaError
+from aiokafka.partitioner import DefaultPartitioner
+
+from userrealtime_relay.config import Secret
+
+from . import Hear, Moved, Publish, Unreachable, encode
+
+TOPIC: Final = "userrealtime"
+DEFAULT_PORT: Final = 9092
+REQUEST_TIMEOUT: Final = 5
+CLOSE_TIMEOUT: Final = 2
+"""Seconds."""
+
+
+async def subscribe(url: Secret, user_id: str, hear: Hear) -> None:
+    """As `Broker.subscribe`."""
+    key = user_id.encode()
+    # Naming the topic makes it known, and would mean all of its partitions.
+    consumer = AIOKafkaConsumer(
+        TOPIC, **_connection(url), group_id=None, enable_auto_commit=False, auto_offset_reset="latest"
+    )
+    with _failures():
+        try:
+            await consumer.start()
+            partitions = sorted(consumer.partitions_for_topic(TOPIC) or ())
+            if not partitions:
+                raise Unreachable(f"there is no topic {TOPIC}: make it, with cleanup.policy=compact")
+            partition = TopicPartition(TOPIC, DefaultPartitioner()(key, partitions, partitions))
+            consumer.unsubscribe()
+            consumer.assign([partition])
+            await consumer.seek_to_end(partition)
+            hear(b"")
+            async for message in consumer:
+                if message.key == key:
+                    hear(message.value)
+        finally:
+            await _stop(consumer)
+
+
+@asynccontextmanager
+async def publishing(url: Secret) -> AsyncIterator[Publish]:
+    """As `Broker.publishing`."""
+    producer = AIOKafkaProducer(**_connection(url), linger_ms=1)
+
+    async def publish(moved: Sequence[Moved]) -> None:
+        with _failures():
+            sent = [await producer.send(TOPIC, encode(standing), key=user_id.encode()) for user_id, standing in moved]
+            async with asyncio.timeout(2 * REQUEST_TIMEOUT):
+                await asyncio.gather(*sent)
+
+    try:
+        with _failures():
+            await producer.start()
+        yield publish
+    finally:
+        await _stop(producer)
+
+
+def _connection(url: Secret) -> dict[str, Any]:
+    """What a URL says: `kafka://user:password@host:port?mechanism=SCRAM-SHA-512`, with TLS as `kafka+tls://`; more
+    servers after commas."""
+    servers = [urlsplit(each) for each in url.reveal().split(",")]
+    first = servers[0]
+    tls = first.scheme == "kafka+tls"
+    options: dict[str, Any] = {
+        "bootstrap_servers": [f"{each.hostname}:{each.port or DEFAULT_PORT}" for each in servers],
+        "client_id": "userrealtime",
+        "request_timeout_ms": REQUEST_TIMEOUT * 1000,
+        "security_protocol": "SSL" if tls else "PLAINTEXT",
+        "ssl_context": ssl.create_default_context() if tls else None,
+    }
+    if first.username is not None:
+        options |= {
+            "security_protocol": "SASL_SSL" if tls else "SASL_PLAINTEXT",
+            "sasl_mechanism": parse_qs(first.query).get("mechanism", ["PLAIN"])[0],
+            "sasl_plain_username": unquote(first.username),
+            "sasl_plain_password": unquote(first.password or ""),
+        }
+    return options
+
+
+async def _stop(client: AIOKafkaConsumer | AIOKafkaProducer) -> None:
+    try:
+        async with asyncio.timeout(CLOSE_TIMEOUT):
+            await client.stop()
+    except (KafkaError, OSError, TimeoutError):
+        pass  # it is lost in any case
+
+
+@contextmanager
+def _failures() -> Iterator[None]:
+    try:
+        yield
+    except (KafkaError, OSError, TimeoutError) as error:
+        raise Unreachable(f"{type(error).__name__}: {error}") from None

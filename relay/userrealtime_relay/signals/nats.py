@@ -1,0 +1,106 @@
+"""NATS, as it is without JetStream: a message that nobody hears is gone, which is all that a signal needs.
+
+The subject is `userrealtime.` and a hash of the user: a subject must not hold what a user id may.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from typing import Final
+
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.errors import Error, NoServersError
+
+from userrealtime_relay.config import Secret
+from userrealtime_relay.log import channel
+
+from . import Hear, Moved, Publish, Unreachable, encode
+
+CONNECT_TIMEOUT: Final = 5
+FLUSH_TIMEOUT: Final = 5
+CLOSE_TIMEOUT: Final = 2
+PING_INTERVAL: Final = 10
+"""Seconds; a server that has not answered two pings is given up."""
+PENDING_MESSAGES: Final = 1024
+
+
+def subject(user_id: str) -> str:
+    """Where signals of one user are published."""
+    return f"userrealtime.{channel(user_id)}"
+
+
+async def subscribe(url: Secret, user_id: str, hear: Hear) -> None:
+    """As `Broker.subscribe`."""
+
+    async def heard(message: Msg) -> None:
+        hear(message.data)
+
+    async with _connected(url) as (client, lost):
+        with _failures():
+            await client.subscribe(subject(user_id), cb=heard, pending_msgs_limit=PENDING_MESSAGES)
+            await client.flush(FLUSH_TIMEOUT)
+        hear(b"")
+        await lost.wait()
+        raise Unreachable("the connection was lost")
+
+
+@asynccontextmanager
+async def publishing(url: Secret) -> AsyncIterator[Publish]:
+    """As `Broker.publishing`."""
+    async with _connected(url) as (client, _):
+
+        async def publish(moved: Sequence[Moved]) -> None:
+            with _failures():
+                for user_id, standing in moved:
+                    await client.publish(subject(user_id), encode(standing))
+                await client.flush(FLUSH_TIMEOUT)
+
+        yield publish
+
+
+@asynccontextmanager
+async def _connected(url: Secret) -> AsyncIterator[tuple[Client, asyncio.Event]]:
+    """A client, and what tells that its connection was lost. It does not reconnect: who asked for it does."""
+    client, lost = Client(), asyncio.Event()
+    reasons: list[Exception] = []
+
+    async def closed() -> None:
+        lost.set()
+
+    async def failed(error: Exception) -> None:
+        reasons[:] = [error]
+
+    try:
+        with _failures(reasons):
+            await client.connect(
+                url.reveal().split(","),
+                name="userrealtime",
+                allow_reconnect=False,
+                max_reconnect_attempts=1,  # of each server named in the URL; 0 would mean no limit
+                reconnect_time_wait=0,
+                connect_timeout=CONNECT_TIMEOUT,
+                ping_interval=PING_INTERVAL,
+                max_outstanding_pings=2,
+                closed_cb=closed,
+                error_cb=failed,
+            )
+        yield client, lost
+    finally:
+        try:
+            async with asyncio.timeout(CLOSE_TIMEOUT):
+                await client.close()
+        except (Error, OSError, TimeoutError):
+            pass  # it is lost in any case
+
+
+@contextmanager
+def _failures(reasons: Sequence[Exception] = ()) -> Iterator[None]:
+    try:
+        yield
+    except (Error, OSError, TimeoutError) as error:
+        # That no server is left is what the client says after any reason.
+        reason = reasons[-1] if reasons and isinstance(error, NoServersError) else error
+        raise Unreachable(f"{type(reason).__name__}: {reason}") from None

@@ -1,0 +1,177 @@
+"""Redis, by its publish and subscribe: a message that nobody hears is gone, which is all that a signal needs.
+
+The channel is `user:{id}:events`. Redis' protocol, RESP2, is spoken here itself: the client library takes 19 MiB,
+once per user, for four commands.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from typing import Final
+from urllib.parse import unquote, urlsplit
+
+from userrealtime_relay.config import Secret
+
+from . import Hear, Moved, Publish, Unreachable, encode
+
+DEFAULT_PORT: Final = 6379
+CONNECT_TIMEOUT: Final = 5
+ANSWER_TIMEOUT: Final = 5
+PING_INTERVAL: Final = 10
+"""Seconds; a server that does not answer the ping either is given up."""
+MAX_DEPTH: Final = 4
+MAX_BYTES: Final = 64 << 10
+"""Of one line or string: signals, and answers to what is asked here, are far smaller."""
+
+Reply = bytes | int | list["Reply"] | None
+
+
+class _Refused(Exception):
+    """The server answered with an error; the message is its own."""
+
+
+class _Malformed(Exception):
+    """What came is no RESP."""
+
+
+def channel(user_id: str) -> str:
+    """Where signals of one user are published."""
+    return f"user:{user_id}:events"
+
+
+async def subscribe(url: Secret, user_id: str, hear: Hear) -> None:
+    """As `Broker.subscribe`."""
+    async with _connected(url) as connection:
+        with _failures():
+            connection.send("SUBSCRIBE", channel(user_id))
+            async for reply in _replies(connection):
+                if isinstance(reply, list) and len(reply) == 3:
+                    kind, _, payload = reply
+                    if kind == b"subscribe":
+                        hear(b"")
+                    elif kind == b"message" and isinstance(payload, bytes):
+                        hear(payload)
+
+
+@asynccontextmanager
+async def publishing(url: Secret) -> AsyncIterator[Publish]:
+    """As `Broker.publishing`."""
+    async with _connected(url) as connection:
+
+        async def publish(moved: Sequence[Moved]) -> None:
+            with _failures():
+                async with asyncio.timeout(ANSWER_TIMEOUT):
+                    for user_id, standing in moved:
+                        connection.send("PUBLISH", channel(user_id), encode(standing))
+                    connection.send("PING")
+                    for _ in range(len(moved) + 1):
+                        await connection.receive()
+
+        yield publish
+
+
+class _Connection:
+    """One connection, on which answers come in the order of the commands."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    def send(self, *words: str | bytes) -> None:
+        """Send a command. Never waits: what is sent is small, and its answers are waited for."""
+        parts = [b"*%d\r\n" % len(words)]
+        for word in words:
+            data = word.encode() if isinstance(word, str) else word
+            parts.append(b"$%d\r\n%b\r\n" % (len(data), data))
+        self._writer.write(b"".join(parts))
+
+    async def receive(self, depth: int = 0) -> Reply:
+        """The next answer or message. If this is cancelled, the connection is of no more use.
+
+        Raises:
+            _Refused, _Malformed, OSError, EOFError, asyncio.LimitOverrunError: neither is it then.
+        """
+        line = (await self._reader.readuntil(b"\r\n"))[:-2]
+        kind, rest = line[:1], line[1:]
+        if kind == b"+":
+            return rest
+        if kind == b"-":
+            raise _Refused(rest.decode(errors="replace"))
+        try:
+            number = int(rest)
+        except ValueError:
+            raise _Malformed(f"a line of type {kind!r}") from None
+        if kind == b":":
+            return number
+        if kind == b"$" and number <= MAX_BYTES:
+            return None if number < 0 else (await self._reader.readexactly(number + 2))[:-2]
+        if kind == b"*" and number <= MAX_BYTES and depth < MAX_DEPTH:
+            return [await self.receive(depth + 1) for _ in range(number)]
+        raise _Malformed(f"a line of type {kind!r}")
+
+
+async def _replies(connection: _Connection) -> AsyncIterator[Reply]:
+    """All that comes, while the server answers when it is asked whether it is there."""
+    while True:
+        # A task, since what has come in part must not be dropped when it is time to ask.
+        receiving = asyncio.create_task(connection.receive())
+        try:
+            done, _ = await asyncio.wait([receiving], timeout=PING_INTERVAL)
+            if not done:
+                connection.send("PING")
+                done, _ = await asyncio.wait([receiving], timeout=PING_INTERVAL)
+            if not done:
+                raise TimeoutError("it does not answer")
+            yield receiving.result()
+        finally:
+            receiving.cancel()
+
+
+@asynccontextmanager
+async def _connected(url: Secret) -> AsyncIterator[_Connection]:
+    """A connection to the first of the servers that answers, with the database's user logged in."""
+    with _failures():
+        reader, writer = await _open(url)
+    try:
+        yield _Connection(reader, writer)
+    finally:
+        writer.transport.abort()
+
+
+async def _open(url: Secret) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    servers = url.reveal().split(",")
+    for index, server in enumerate(servers):
+        parts = urlsplit(server)
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT):
+                reader, writer = await asyncio.open_connection(
+                    parts.hostname,
+                    parts.port or DEFAULT_PORT,
+                    ssl=ssl.create_default_context() if parts.scheme == "rediss" else None,
+                    limit=MAX_BYTES,
+                )
+                try:
+                    if parts.password is not None:
+                        connection = _Connection(reader, writer)
+                        user = [unquote(parts.username)] if parts.username else []
+                        connection.send("AUTH", *user, unquote(parts.password))
+                        await connection.receive()
+                    return reader, writer
+                except BaseException:
+                    writer.transport.abort()
+                    raise
+        except (OSError, TimeoutError, EOFError):
+            if index == len(servers) - 1:
+                raise
+    raise OSError("there is no server")
+
+
+@contextmanager
+def _failures() -> Iterator[None]:
+    try:
+        yield
+    except (OSError, TimeoutError, EOFError, _Refused, _Malformed, asyncio.LimitOverrunError) as error:
+        raise Unreachable(f"{type(error).__name__.strip('_')}: {error}") from None

@@ -1,0 +1,60 @@
+"""An API server that answers from what a test says, and the command line on it."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from userrealtime_cli.__main__ import main
+
+from .api_server import GOOD, Answers, Run, kubeconfig, refusal
+
+
+@pytest.fixture
+def answers() -> Answers:
+    return dict(GOOD)
+
+
+@pytest.fixture
+def server(answers: Answers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadingHTTPServer]:
+    """Serves `answers`, by path, to whoever takes the kubeconfig that KUBECONFIG names."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            path, query = urlsplit(self.path).path, parse_qs(urlsplit(self.path).query)
+            page = query.get("continue", [""])[0]
+            status, content = answers.get(path + page) or refusal(404, f"{path} not found", name=path)
+            body = json.dumps(content).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        kubeconfig(tmp_path / "kubeconfig", server.server_port)
+        monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "kubeconfig"))
+        yield server
+        server.shutdown()
+        thread.join(timeout=10)
+
+
+@pytest.fixture
+def run(server: ThreadingHTTPServer, capsys: pytest.CaptureFixture[str]) -> Run:
+    def run(*arguments: str) -> tuple[int, str, str]:
+        status = main(arguments)
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return run

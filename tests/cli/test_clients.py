@@ -1,0 +1,118 @@
+"""The commands `tail` and `publish`, with a real relay and an API server that answers as one would."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections.abc import AsyncIterator
+
+import pytest
+
+from e2e.local.postgres import LocalPostgres
+from tests.clients.stage import Stage
+from tests.relay.support import KEY, token
+
+from .api_server import ALICE, SECRET, Answers, Run, resource
+
+
+@pytest.fixture
+async def stage(postgres_server: LocalPostgres, answers: Answers) -> AsyncIterator[Stage]:
+    """A relay that the API server's alice leads to."""
+    async with Stage(postgres_server) as stage:
+        answers[ALICE] = 200, resource("alice", "alice", url=stage.url)
+        key = base64.b64encode(KEY.encode()).decode()
+        answers[SECRET] = 200, {"metadata": {"name": "urt-alice"}, "data": {"TOKEN_KEY": key}}
+        yield stage
+
+
+@pytest.mark.parametrize("transport", [(), ("--transport", "sse"), ("--transport", "poll")])
+async def test_events_are_shown_a_line_each(run: Run, stage: Stage, transport: tuple[str, ...]) -> None:
+    await stage.publish(3)
+    status, out, err = await asyncio.to_thread(run, "tail", "alice", "--after", "1", "--count", "2", *transport)
+    assert status == 0
+    assert [(line["type"], line["id"], line["data"]) for line in map(json.loads, out.splitlines())] == [
+        ("event", 2, {"n": 2}),
+        ("event", 3, {"n": 3}),
+    ]
+    assert err == f"connected by {transport[-1] if transport else 'websocket'}\n"
+
+
+async def test_a_reset_is_a_line_too(run: Run, stage: Stage) -> None:
+    await stage.publish(2)
+    status, out, _ = await asyncio.to_thread(run, "tail", "alice", "--after", "9", "--timeout", "2s")
+    (line,) = map(json.loads, out.splitlines())
+    assert (status, line["type"], line["reason"], line["cursor"]) == (3, "reset", "ahead", 2)
+
+
+async def test_no_cluster_is_asked_with_a_url(
+    run: Run, stage: Stage, answers: Answers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers.clear()
+    monkeypatch.setenv("USERREALTIME_TOKEN", token())
+    await stage.publish(1)
+    arguments = ("tail", "--connect", stage.url, "--after", "0", "--count", "1")
+    status, out, _ = await asyncio.to_thread(run, *arguments)
+    assert (status, json.loads(out)["id"]) == (0, 1)
+    monkeypatch.setenv("USERREALTIME_TOKEN", "not.a.token")
+    status, out, err = await asyncio.to_thread(run, *arguments)
+    assert (status, out) == (1, "")
+    assert "the relay refuses the token" in err
+    monkeypatch.delenv("USERREALTIME_TOKEN")
+    assert "USERREALTIME_TOKEN" in (await asyncio.to_thread(run, *arguments))[2]
+    monkeypatch.setenv("USERREALTIME_TOKEN", token())
+    assert "status.url" in (await asyncio.to_thread(run, "tail", "--connect", "alice"))[2]
+
+
+async def test_a_message_is_published_and_its_id_told(run: Run, stage: Stage) -> None:
+    arguments = ("publish", "alice", "--event", "note.added", "--data", '{"text": "ö"}', "--ref", "one")
+    status, out, err = await asyncio.to_thread(run, *arguments)
+    (stored,) = await stage.inbox()
+    assert (status, int(out), stored["event"], stored["data"]) == (0, stored["id"], "note.added", {"text": "ö"})
+    assert err == "connected by websocket\n"
+    assert (await asyncio.to_thread(run, *arguments))[1] == out  # the same ref, the same message
+    assert len(await stage.inbox()) == 1
+
+
+async def test_why_a_message_is_not_stored_is_told(run: Run, stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    status, out, err = await asyncio.to_thread(run, "publish", "alice", "--event", "")
+    assert (status, out) == (1, "")
+    assert "not stored: invalid" in err
+    monkeypatch.setenv("USERREALTIME_TOKEN", "not.a.token")
+    status, _, err = await asyncio.to_thread(run, "publish", "--connect", stage.url, "--event", "x")
+    assert status == 1
+    assert "the relay refuses the token" in err
+    await stage.refuse(True)
+    status, _, err = await asyncio.to_thread(run, "publish", "alice", "--event", "x", "--timeout", "1s")
+    assert status == 3
+    assert "not acknowledged within 1 s" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("tail",), "one of the arguments name --user-id --connect is required"),
+        (("tail", "alice", "--after", "x"), "'x' is not the id of an event"),
+        (("tail", "alice", "--count", "0"), "'0' is not a number of events"),
+        (("tail", "alice", "--timeout", "soon"), "'soon' is not a duration"),
+        (("publish", "alice"), "required: --event"),
+        (("publish", "alice", "--event", "x", "--data", "{"), "not JSON"),
+    ],
+)
+def test_wrong_usage_is_explained(
+    run: Run, arguments: tuple[str, ...], complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        run(*arguments)
+    assert end.value.code == 2
+    assert complaint in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["tail", "publish", "doctor", "token"])
+def test_help_helps(run: Run, command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        run(command, "--help")
+    assert end.value.code == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.startswith(f"usage: userrealtime {command} ")
+    assert command == "token" or "Exit status: 0 " in said

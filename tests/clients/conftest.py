@@ -1,0 +1,14 @@
+"""The JavaScript client as an application has it, once for all tests that need it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from .javascript import install
+
+
+@pytest.fixture(scope="session")
+def application(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return install(tmp_path_factory.mktemp("javascript"))

@@ -1,0 +1,55 @@
+"""The JavaScript client, packed as it is published and installed as an application installs it; once a run."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from .stage import ROOT
+
+SOURCE: Final = ROOT / "clients" / "js"
+LIMIT_S: Final = 300
+
+
+def program(name: str, package: str) -> str:
+    """The path of a program; where there is none, the test is skipped, or fails if CI=true."""
+    found = shutil.which(name)
+    if found is None:
+        message = f"{name} is not installed, so the JavaScript client is not tested: apt-get install {package}"
+        if os.environ.get("CI") == "true":
+            pytest.fail(message)
+        pytest.skip(message)
+    return found
+
+
+def run(*command: str, folder: Path) -> str:
+    """What a command prints.
+
+    Raises:
+        AssertionError: it failed; with all that it said.
+    """
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=LIMIT_S)
+    assert done.returncode == 0, f"{' '.join(command)}:\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def install(home: Path) -> Path:
+    """An application's folder with the client out of its tarball, `ws`, and the tests. Not in the source tree."""
+    npm = program("npm", "npm")
+    source = home / "source"
+    shutil.copytree(SOURCE, source, ignore=shutil.ignore_patterns("node_modules", "dist"))
+    run(npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", folder=source)
+    tarball = run(npm, "pack", "--silent", folder=source).split()[-1]
+    application = home / "application"
+    application.mkdir()
+    (application / "package.json").write_text('{"private": true, "type": "module"}')
+    packages = (str(source / tarball), str(source / "node_modules" / "ws"))
+    run(npm, "install", "--ignore-scripts", "--no-audit", "--no-fund", "--install-links", *packages, folder=application)
+    shutil.copytree(source / "test", application / "test")
+    (source / "dist").rename(application / "dist")  # what the tests of its parts import
+    return application

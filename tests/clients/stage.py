@@ -1,0 +1,194 @@
+"""What the clients' tests play on: a Postgres, a relay as a process, and a network before it that breaks when told to.
+
+    the test's client --> link --> relay --> Postgres
+
+Python's tests call it; those in JavaScript and in a browser reach the same over HTTP (`serving`).
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+import asyncpg
+from aiohttp import web
+
+from e2e.local.postgres import LocalPostgres
+from tests.faults.proxy import Filter, Link
+from tests.faults.world import RelayProcess
+from tests.relay.support import USER, token
+from userrealtime_operator.migrate import migrate
+
+ROOT: Final = Path(__file__).parents[2]
+GRACE_S: Final = 10
+TEMPLATE: Final = "clients_template"
+REFUSAL: Final = b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+MARKS: Final = {"websocket": b"HTTP/1.1 101", "sse": b"text/event-stream"}
+"""By what an answer of the relay is known as that of a transport."""
+
+_numbers = itertools.count(1)
+
+
+class Stage:
+    """All of it. A context manager: leaving it ends everything it started, and drops the database."""
+
+    def __init__(self, server: LocalPostgres, **variables: str) -> None:
+        self.server = server
+        self.database = f"clients_{next(_numbers)}"
+        self.blocked: set[str] = set()
+        """Transports that do not come through the network."""
+        self._variables = {"TOKEN_LEEWAY": "0", "ALLOWED_ORIGINS": "*", **variables}
+        self._stack = AsyncExitStack()
+        self._published = 0
+
+    async def __aenter__(self) -> Self:
+        async with self._connected("postgres") as connection:
+            if not await connection.fetchval("select true from pg_database where datname = $1", TEMPLATE):
+                await connection.execute(f"create database {TEMPLATE}")
+                await migrate(self.server.url(TEMPLATE))
+            await connection.execute(f"create database {self.database} template {TEMPLATE}")
+        async with self._connected() as connection:
+            # As the operator registers a user: the log has an epoch from the start.
+            await connection.execute("insert into userrealtime.log (user_id) values ($1)", USER)
+        direct = await self._stack.enter_async_context(Link(self.server.port))
+        self.relay = RelayProcess(self.database, direct, ["pass"], self._variables)
+        self._stack.callback(self.relay.output.close)
+        await self.relay.start()
+        self.link = await self._stack.enter_async_context(Link(self.relay.port, self._filter))
+        self.url = f"http://127.0.0.1:{self.link.port}"
+        self._writer = await asyncpg.connect(self.server.url(self.database))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._writer.terminate()
+        await self.relay.stop(grace_s=0)
+        await self._stack.aclose()
+        async with self._connected("postgres") as connection:
+            await connection.execute(f"drop database {self.database} with (force)")
+
+    async def describe(self) -> dict[str, str]:
+        """What a client needs to know."""
+        return {"url": self.url}
+
+    async def strand(self) -> None:
+        """Let nothing more through on the connections there are, and tell nobody."""
+        self.link.strand()
+
+    async def publish(self, count: int = 1) -> int:
+        """Publish events, in one transaction; how many there were ever since, each with its number in its data."""
+        first, self._published = self._published + 1, self._published + count
+        await self._writer.execute(
+            "select userrealtime.publish($1, 'test.event', jsonb_build_object('n', n)) "
+            "from generate_series($2::int, $3::int) n",
+            USER,
+            first,
+            self._published,
+        )
+        return self._published
+
+    async def refuse(self, refusing: bool) -> None:
+        """Cut all connections, and take no more, until told otherwise."""
+        self.link.refusing = refusing
+        if refusing:
+            self.link.cut()
+
+    async def silence(self, silent: bool) -> None:
+        """Let nothing through, either way, and tell nobody."""
+        if silent:
+            self.link.hold(up=True, down=True)
+        else:
+            self.link.release()
+
+    async def restart(self, *, grace_s: float = GRACE_S) -> None:
+        """End the relay, in order or at once, and start it again."""
+        await self.relay.stop(grace_s=grace_s)
+        await self.relay.start()
+
+    async def block(self, *transports: str) -> None:
+        """Answer these as a proxy does that cannot carry them; others go through."""
+        self.blocked = set(transports)
+        self.link.cut()
+
+    async def forget(self) -> None:
+        """Let go of all events but the newest."""
+        await self._writer.execute(
+            "delete from userrealtime.event e using userrealtime.log l "
+            "where e.user_id = $1 and l.user_id = e.user_id and e.id < l.head",
+            USER,
+        )
+
+    async def replace(self) -> str:
+        """Make it another log: a new epoch, as a restored database gets. Returns that."""
+        epoch = await self._writer.fetchval(
+            "update userrealtime.log set epoch = gen_random_uuid() where user_id = $1 returning epoch::text", USER
+        )
+        return str(epoch)
+
+    async def inbox(self) -> list[dict[str, Any]]:
+        """What clients have published, in order."""
+        rows = await self._writer.fetch(
+            "select id, ref, event, data::text from userrealtime.inbox where user_id = $1 order by id", USER
+        )
+        return [{**row, "data": json.loads(row["data"])} for row in map(dict, rows)]
+
+    def _filter(self) -> Filter:
+        """What comes back over one connection, unless its first answer is of a transport that is blocked."""
+        refused = False
+
+        def passing(data: bytes) -> bytes:
+            nonlocal refused
+            if refused:
+                return b""
+            refused = any(MARKS[transport] in data[:2000] for transport in self.blocked)
+            return REFUSAL if refused else data
+
+        return passing
+
+    @asynccontextmanager
+    async def _connected(self, database: str | None = None) -> AsyncIterator[asyncpg.Connection]:
+        connection = await asyncpg.connect(self.server.url(database or self.database), timeout=10, command_timeout=60)
+        try:
+            yield connection
+        finally:
+            connection.terminate()
+
+
+@asynccontextmanager
+async def serving(stage: Stage, *folders: Path) -> AsyncIterator[str]:
+    """Tests in other languages reach the stage by this URL: `POST /do/METHOD` with JSON arguments, `GET /token`.
+
+    Args:
+        folders: served as files, by their names, for a browser.
+    """
+
+    async def act(request: web.Request) -> web.Response:
+        arguments = await request.json()
+        method = getattr(stage, request.match_info["method"])
+        positional = arguments if isinstance(arguments, list) else []
+        named = arguments if isinstance(arguments, dict) else {}
+        return web.json_response(await method(*positional, **named))
+
+    async def give_token(request: web.Request) -> web.Response:
+        return web.Response(text=token(life_s=float(request.query.get("life_s", "3600"))))
+
+    application = web.Application()
+    application.router.add_post("/do/{method}", act)
+    application.router.add_get("/token", give_token)
+    for folder in folders:
+        application.router.add_static(f"/{folder.name}", folder)
+    runner = web.AppRunner(application, access_log=None)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        host, port = runner.addresses[0][:2]
+        yield f"http://{host}:{port}"
+    finally:
+        await runner.cleanup()

@@ -1,0 +1,99 @@
+"""The JavaScript client in a real browser: the scenarios, and what only a browser does."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from e2e.local.postgres import LocalPostgres
+
+from .chromium import Page, opened
+from .stage import Stage, serving
+
+# What the transports share is tried with each of them in node.
+SCENARIOS = (
+    "events come once and in order, by websocket",
+    "events come once and in order, by sse",
+    "events come once and in order, by poll",
+    "whatever breaks, by websocket",
+    "whatever breaks, by sse",
+    "whatever breaks, by poll",
+    "tokens that end are replaced, by websocket",
+    "tokens that end are replaced, by sse",
+    "what is published is stored once and in order, by websocket",
+    "what is published is stored once and in order, by sse",
+    "a token that is refused twice ends the client, by websocket",
+    "a token that is refused twice ends the client, by sse",
+    "a gap is told, by websocket",
+    "a connection that goes silent for good is replaced",
+    "what does not come through is got round",
+    "what cannot be published is told",
+    "listeners get what came before them too, and each message once",
+    "a client that does not take its events lets go and misses nothing",
+)
+CONNECT = """
+    Math.random = () => 0.99; // so that what does not come by itself does not come in time
+    window.ids = [];
+    window.states = [];
+    window.client = new UserRealtime({
+      url: %r,
+      token: async () => (await fetch("/token")).text(),
+      limits: { backoff: 300_000, backoffMost: 300_000, transports: [%r], pingInterval: 500, pongTimeout: 500 },
+    });
+    client.on("event", ({ id }) => ids.push(id));
+    client.on("state", ({ state }) => states.push(state));
+"""
+OFFLINE = {"latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
+
+
+@pytest.fixture
+async def stage(postgres_server: LocalPostgres) -> AsyncIterator[Stage]:
+    async with Stage(postgres_server) as stage:
+        yield stage
+
+
+@pytest.fixture
+async def page(stage: Stage, application: Path) -> AsyncIterator[Page]:
+    folders = (application / "dist", application / "test" / "relay")
+    async with serving(stage, *folders) as url, opened(f"{url}/relay/page.html") as page:
+        await page.until("typeof play === 'function'")
+        yield page
+
+
+async def test_scenarios(page: Page) -> None:
+    assert set(SCENARIOS) <= set(await page.evaluate("names"))
+    for name in SCENARIOS:
+        await page.evaluate(f"play({name!r}).catch((error) => {{ throw new Error({name!r} + ': ' + error.stack) }})")
+
+
+@pytest.mark.parametrize("transport", ["websocket", "sse"])
+async def test_when_the_network_is_back_it_connects_at_once(page: Page, stage: Stage, transport: str) -> None:
+    await page.evaluate(CONNECT % (stage.url, transport))
+    await page.until("client.state === 'connected'")
+    await stage.publish(2)
+    await page.until("ids.length === 2")
+    await page.call("Network.enable")
+    await page.call("Network.emulateNetworkConditions", offline=True, **OFFLINE)
+    await stage.refuse(True)
+    await page.until("client.state === 'waiting'")
+    await stage.publish(2)
+    await stage.refuse(False)
+    await page.call("Network.emulateNetworkConditions", offline=False, **OFFLINE)
+    await page.until("ids.length === 4")
+    assert await page.evaluate("ids") == [1, 2, 3, 4]
+
+
+async def test_a_page_that_was_frozen_goes_on(page: Page, stage: Stage) -> None:
+    await page.evaluate(CONNECT.replace("300_000", "100") % (stage.url, "websocket"))
+    await page.until("client.state === 'connected'")
+    await page.call("Page.enable")
+    await page.call("Page.setWebLifecycleState", state="frozen")
+    stage.link.strand()
+    await stage.publish(3)
+    await asyncio.sleep(2)
+    await page.call("Page.setWebLifecycleState", state="active")
+    await page.until("ids.length === 3")
+    assert await page.evaluate("ids") == [1, 2, 3]

@@ -1,0 +1,321 @@
+"""The Python client against a real relay, over a network that breaks."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+import pytest
+
+from e2e.local.postgres import LocalPostgres
+from tests.relay.support import token
+from userrealtime_client import Client, ClientError, Event, Options, Position, PublishError, Reset, State
+from userrealtime_client import client as module
+from userrealtime_client.machine import Transport
+
+from .stage import Stage
+
+PATIENCE_S: Final = 60
+TRANSPORTS: Final[tuple[Transport, ...]] = ("websocket", "sse", "poll")
+QUICK: Final[dict[str, Any]] = {
+    "open_timeout": 3000,
+    "ping_interval": 500,
+    "pong_timeout": 500,
+    "silence": 2500,
+    "backoff": 50,
+    "backoff_most": 500,
+}
+
+
+@pytest.fixture
+async def stage(postgres_server: LocalPostgres) -> AsyncIterator[Stage]:
+    async with Stage(postgres_server) as stage:
+        yield stage
+
+
+async def fresh() -> str:
+    return token()
+
+
+def connect(stage: Stage, *transports: Transport, **more: Any) -> Client:
+    options = Options(**{**QUICK, **more.pop("options", {}), **({"transports": transports} if transports else {})})
+    return Client(stage.url, **{"token": fresh, "options": options, **more})
+
+
+async def until(client: Client, state: str) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while client.state != state:
+            await asyncio.sleep(0.01)
+
+
+async def take(client: Client, count: int) -> list[Event | Reset]:
+    async with asyncio.timeout(PATIENCE_S):
+        return [await anext(client) for _ in range(count)]
+
+
+@contextlib.asynccontextmanager
+async def publishing(stage: Stage) -> AsyncIterator[None]:
+    """Meanwhile, an event every 20 ms."""
+
+    async def publish_on() -> None:
+        while True:
+            await stage.publish()
+            await asyncio.sleep(0.02)
+
+    task = asyncio.create_task(publish_on())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def judge(stage: Stage, client: Client) -> None:
+    """Every event that was ever published is taken from the client, once and in order; nothing else is."""
+    last = await stage.publish()
+    taken = await take(client, last)
+    assert [message.id for message in taken if isinstance(message, Event)] == list(range(1, last + 1))
+    assert [message.data["n"] for message in taken if isinstance(message, Event)] == list(range(1, last + 1))
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_events_come_once_and_in_order(stage: Stage, transport: Transport) -> None:
+    async with connect(stage, transport) as client:
+        await until(client, "connected")
+        await stage.publish(500)
+        await judge(stage, client)
+        assert (client.transport, client.position) == (
+            transport,
+            Position(501, client.position and client.position.epoch),
+        )
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_whatever_breaks(stage: Stage, transport: Transport) -> None:
+    states: list[str] = []
+    async with connect(stage, transport, on_state=lambda state: states.append(state.state)) as client:
+        await until(client, "connected")
+        async with publishing(stage):
+            await asyncio.sleep(0.5)
+            await stage.refuse(True)
+            await asyncio.sleep(2)
+            await stage.refuse(False)
+            await asyncio.sleep(0.5)
+            await stage.restart()
+            await asyncio.sleep(0.5)
+            await stage.silence(True)
+            await asyncio.sleep(2)
+            await stage.silence(False)
+            await asyncio.sleep(0.5)
+            await stage.restart(grace_s=0)
+        await judge(stage, client)
+    assert states.count("waiting") >= 3
+    assert states[-1] == "closed"
+
+
+@pytest.mark.parametrize("transport", ["websocket", "sse"])  # a poll has 35 s to be answered: see the vectors
+async def test_a_connection_that_goes_silent_for_good_is_replaced(stage: Stage, transport: Transport) -> None:
+    states: list[str] = []
+    async with connect(stage, transport, on_state=lambda state: states.append(state.state)) as client:
+        await until(client, "connected")
+        stage.link.strand()
+        async with asyncio.timeout(PATIENCE_S):
+            while "waiting" not in states:
+                await asyncio.sleep(0.01)
+        await judge(stage, client)
+
+
+async def test_after_sleep_the_connection_is_asked_at_once(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "WATCH_S", 0.1)
+    slept = 0.0
+    offset = Client._offset
+    monkeypatch.setattr(Client, "_offset", lambda client: offset(client) + slept)
+    states: list[str] = []
+    options = {"ping_interval": 3_600_000}  # so that nothing else finds out
+    async with connect(
+        stage, "websocket", options=options, on_state=lambda state: states.append(state.state)
+    ) as client:
+        await until(client, "connected")
+        stage.link.strand()
+        await asyncio.sleep(0.5)
+        assert "waiting" not in states
+        slept = 60.0
+        async with asyncio.timeout(PATIENCE_S):
+            while "waiting" not in states:
+                await asyncio.sleep(0.01)
+        await judge(stage, client)
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_tokens_that_end_are_replaced(stage: Stage, transport: Transport) -> None:
+    asked: list[str] = []
+    states: list[State] = []
+
+    async def short() -> str:
+        asked.append(token(life_s=4))
+        return asked[-1]
+
+    async with connect(stage, transport, token=short, on_state=states.append) as client:
+        await until(client, "connected")
+        async with publishing(stage):
+            await asyncio.sleep(9)
+        await judge(stage, client)
+    waits = [state.reason for state in states if state.state == "waiting"]
+    assert len(asked) >= 3
+    if transport == "websocket":  # renewed over the connection there is
+        assert waits == []
+    else:
+        assert waits
+        assert all(reason.startswith(("4001", "HTTP 401")) for reason in waits)
+
+
+async def test_what_does_not_come_through_is_got_round(stage: Stage) -> None:
+    async with connect(stage) as client:
+        await until(client, "connected")
+        for blocked, transport in ((("websocket",), "sse"), (("websocket", "sse"), "poll"), (("sse",), "poll")):
+            await stage.publish(5)
+            await stage.block(*blocked)
+            async with asyncio.timeout(PATIENCE_S):
+                while not (client.state == "connected" and client.transport == transport):
+                    await asyncio.sleep(0.01)
+        await judge(stage, client)
+        assert await client.publish("through.anything", {"by": "post"}) == (await stage.inbox())[0]["id"]
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_a_gap_is_told(stage: Stage, transport: Transport) -> None:
+    async with connect(stage, transport) as client:
+        await until(client, "connected")
+        await stage.publish(1)
+        (first,) = await take(client, 1)
+        assert isinstance(first, Event)
+        position = client.position
+    await stage.publish(100)  # more than the relay keeps in memory
+    await stage.forget()
+    async with connect(stage, transport, position=position) as client:
+        (told,) = await take(client, 1)
+        assert told == Reset("too-old", 101, position and position.epoch)
+        epoch = await stage.replace()
+        await stage.publish(1)
+        (told,) = await take(client, 1)
+        assert told == Reset("epoch", 102, epoch)
+        assert client.position == Position(102, epoch)
+        await stage.publish(1)
+        (event,) = await take(client, 1)
+        assert isinstance(event, Event)
+        assert event.id == 103
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_what_is_published_is_stored_once_and_in_order(stage: Stage, transport: Transport) -> None:
+    async with connect(stage, transport, receive=False) as client:
+        waiting = [asyncio.create_task(client.publish("note.added", {"n": n})) for n in range(60)]
+        while sum(task.done() for task in waiting) < 10:
+            await asyncio.sleep(0.01)
+        await stage.refuse(True)
+        await asyncio.sleep(0.5)
+        await stage.refuse(False)
+        while sum(task.done() for task in waiting) < 30:
+            await asyncio.sleep(0.01)
+        await stage.restart(grace_s=0)
+        async with asyncio.timeout(PATIENCE_S):
+            ids = await asyncio.gather(*waiting)
+    stored = await stage.inbox()
+    assert [message["id"] for message in stored] == ids
+    assert [message["data"]["n"] for message in stored] == list(range(60))
+
+
+async def test_the_same_ref_is_stored_once(stage: Stage) -> None:
+    async with connect(stage) as client:
+        first = await client.publish("note.added", "what came first", ref="one")
+        assert await client.publish("note.added", "another", ref="one") == first
+    assert [message["data"] for message in await stage.inbox()] == ["what came first"]
+
+
+async def test_what_cannot_be_published_is_told(stage: Stage) -> None:
+    async with connect(stage, options={"max_message_bytes": 10**7}) as client:
+        for arguments, code in (((""), "invalid"), (("zero", "\0"), "refused"), (("big", "x" * 10**5), "too-big")):
+            event, data = arguments if isinstance(arguments, tuple) else (arguments, None)
+            with pytest.raises(PublishError) as told:
+                await client.publish(event, data)
+            assert told.value.code == code
+        with pytest.raises(ValueError, match="JSON"):
+            await client.publish("note.added", float("nan"))
+        assert await client.publish("note.added") > 0  # what was refused has not ended it
+    with pytest.raises(PublishError, match="closed"):
+        await client.publish("note.added")
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_a_token_that_is_refused_twice_ends_the_client(stage: Stage, transport: Transport) -> None:
+    asked = 0
+
+    async def wrong() -> str:
+        nonlocal asked
+        asked += 1
+        return token(key="the key of somebody else altogether")
+
+    async with connect(stage, transport, token=wrong) as client:
+        with pytest.raises(ClientError) as told:
+            await take(client, 1)
+        assert (told.value.code, client.state, asked) == ("unauthorized", "closed", 2)
+
+
+async def test_a_token_that_cannot_be_had_is_asked_for_again(stage: Stage) -> None:
+    asked = 0
+
+    async def at_last() -> str:
+        nonlocal asked
+        asked += 1
+        if asked < 3:
+            raise OSError("logged out")
+        return token()
+
+    reasons: list[str] = []
+    async with connect(stage, token=at_last, on_state=lambda state: reasons.append(state.reason)) as client:
+        await until(client, "connected")
+    assert reasons.count("no token: logged out") == 2
+
+
+async def test_a_client_that_does_not_take_its_events_lets_go_and_misses_nothing(stage: Stage) -> None:
+    async with connect(stage, token=token()) as client:
+        await until(client, "connected")
+        await stage.publish(3000)
+        await until(client, "paused")
+        await judge(stage, client)
+
+
+async def test_a_listener_that_fails_ends_nothing(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+    def fail(state: State) -> None:
+        raise LookupError(state.state)
+
+    async with connect(stage, on_state=fail) as client:
+        await until(client, "connected")
+        await judge(stage, client)
+    assert "on_state failed" in caplog.text
+
+
+async def test_a_client_that_only_publishes_keeps_nothing(stage: Stage) -> None:
+    async with connect(stage, receive=False) as client:
+        await until(client, "connected")
+        await stage.publish(3000)
+        async with asyncio.timeout(PATIENCE_S):
+            while client.position is None or client.position.id < 3000:
+                await asyncio.sleep(0.01)
+        assert client.state == "connected"
+
+
+@pytest.mark.parametrize("url", ["alice", "ws://h/alice", "https://h/alice?token=t", "https:///alice"])
+def test_a_url_that_is_none_is_told(url: str) -> None:
+    with pytest.raises(ValueError, match=r"status\.url"):
+        Client(url, token="t")
+
+
+async def test_a_client_that_is_not_entered_says_so(stage: Stage) -> None:
+    client = connect(stage)
+    with pytest.raises(RuntimeError, match="async with"):
+        await anext(client)
+    with pytest.raises(RuntimeError, match="async with"):
+        await client.publish("note.added")

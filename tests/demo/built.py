@@ -1,0 +1,43 @@
+"""The JavaScript client as the demo's page has it: built, and kept with the page, so that no image needs node.
+
+python -m tests.demo.built    # builds it anew, after a change of clients/js
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from e2e.system import ROOT
+from tests.clients.javascript import SOURCE, install
+
+PAGE = ROOT / "examples" / "demo" / "page"
+KEPT = PAGE / "userrealtime"
+STAMP = KEPT / "sha256"
+
+
+def digest() -> str:
+    """SHA-256 of what the client is built from, and of what the page has of it."""
+    settings = (SOURCE / name for name in ("package.json", "package-lock.json", "tsconfig.json"))
+    files = [*settings, *sorted((SOURCE / "src").glob("*.ts")), *sorted(KEPT.glob("*.js"))]
+    parts = (f"{path.name}\0{path.read_text()}\0" for path in files)
+    return hashlib.sha256("".join(parts).encode()).hexdigest()
+
+
+def main() -> int:
+    """Build the modules and keep them; the result is the exit status."""
+    with tempfile.TemporaryDirectory() as home:
+        modules = install(Path(home)) / "node_modules" / "userrealtime" / "dist"
+        shutil.rmtree(KEPT, ignore_errors=True)
+        KEPT.mkdir()
+        for path in modules.glob("*.js"):
+            shutil.copyfile(path, KEPT / path.name)
+    STAMP.write_text(f"{digest()}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,27 @@
+"""The demo on a real PostgreSQL, as the role that its documentation grants."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import asyncpg
+import pytest
+
+from e2e.demo import GRANTS, ROLE
+from examples.demo.database import Database
+from tests.conftest import Database as TestDatabase
+
+
+@pytest.fixture
+async def demo_url(migrated: TestDatabase, connection: asyncpg.Connection) -> str:
+    """The database's URL for the demo's role."""
+    if not await connection.fetchval("select true from pg_roles where rolname = $1", ROLE):
+        await connection.execute(f"create role {ROLE} login")
+    await connection.execute(GRANTS)
+    return migrated.url.replace("//postgres@", f"//{ROLE}@")
+
+
+@pytest.fixture
+async def database(demo_url: str) -> AsyncIterator[Database]:
+    async with Database.connect(demo_url) as found:
+        yield found

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import asyncpg
+import pytest
+
+from e2e.demo import ROLE
+from examples.demo.database import LONGEST_TEXT, Database, DatabaseError, reply, take_messages
+
+EVENTS = "select user_id, id, event, data from userrealtime.event order by user_id, id"
+SUBMIT = "select userrealtime.submit($1, $2, 'note', $3::text::jsonb)"
+
+
+async def events(connection: asyncpg.Connection) -> list[tuple[Any, ...]]:
+    rows = await connection.fetch(EVENTS)
+    return [(row["user_id"], row["id"], row["event"], json.loads(row["data"])) for row in rows]
+
+
+async def test_an_event_is_published(database: Database, connection: asyncpg.Connection) -> None:
+    await database.publish("alice", "note", {"text": "é"})
+    await database.publish("alice", "note", {"text": "two"})
+    assert await events(connection) == [("alice", 1, "note", {"text": "é"}), ("alice", 2, "note", {"text": "two"})]
+
+
+async def test_presence_is_of_both_users_and_nobody_else(database: Database, connection: asyncpg.Connection) -> None:
+    for user, clients in (("alice", 2), ("carol", 1)):
+        await connection.execute("select userrealtime.present($1, 'pod', $2)", user, clients)
+    presence = await database.presence()
+    assert {user: found["clients"] for user, found in presence.users.items()} == {"alice": 2, "bob": 0}
+    assert presence.users["bob"]["since"] is None
+    assert presence.users["alice"]["since"].startswith(presence.now.isoformat()[:4])
+
+
+async def test_messages_are_answered_once_and_in_order(demo_url: str, connection: asyncpg.Connection) -> None:
+    for user, ref, data in (
+        ("alice", "1", {"text": "one"}),
+        ("bob", "1", {"text": "two"}),
+        ("carol", "1", {"text": "of somebody else"}),
+        ("alice", "2", {"text": "three"}),
+    ):
+        await connection.execute(SUBMIT, user, ref, json.dumps(data))
+    worker = await asyncpg.connect(demo_url)
+    try:
+        assert await take_messages(worker) == 3
+        assert await take_messages(worker) == 0
+    finally:
+        await worker.close()
+    assert await events(connection) == [
+        ("alice", 1, "echo", {"inbox": 1, "text": "one"}),
+        ("alice", 2, "echo", {"inbox": 4, "text": "three"}),
+        ("bob", 1, "echo", {"inbox": 2, "text": "two"}),
+    ]
+    waiting = await connection.fetch("select user_id from userrealtime.inbox where done is null")
+    assert [row["user_id"] for row in waiting] == ["carol"]
+
+
+async def test_the_inbox_is_served_as_messages_come(database: Database, connection: asyncpg.Connection) -> None:
+    serving = asyncio.create_task(database.serve_inbox())
+    try:
+        for number in range(3):
+            await connection.execute(SUBMIT, "alice", str(number), json.dumps({"text": str(number)}))
+            async with asyncio.timeout(20):
+                while len(await events(connection)) <= number:
+                    await asyncio.sleep(0.01)
+    finally:
+        serving.cancel()
+        await asyncio.wait([serving])
+    assert [data["text"] for *_, data in await events(connection)] == ["0", "1", "2"]
+
+
+async def test_the_inbox_is_served_again_after_its_connection_was_ended(
+    database: Database, connection: asyncpg.Connection
+) -> None:
+    theirs = "from pg_stat_activity where usename = $1 and datname = current_database() and state = 'idle'"
+    serving = asyncio.create_task(database.serve_inbox())
+    try:
+        async with asyncio.timeout(20):
+            while not await connection.fetch(f"select pg_terminate_backend(pid) {theirs}", ROLE):
+                await asyncio.sleep(0.01)
+        await connection.execute(SUBMIT, "alice", "1", json.dumps({"text": "afterwards"}))
+        async with asyncio.timeout(20):
+            while not await events(connection):
+                await asyncio.sleep(0.01)
+    finally:
+        serving.cancel()
+        await asyncio.wait([serving])
+
+
+@pytest.mark.parametrize("data", [None, [], "text", {}, {"text": 1}, {"text": ""}, {"text": "x" * (LONGEST_TEXT + 1)}])
+def test_what_a_client_sends_is_looked_at(data: Any) -> None:
+    assert reply(7, data) == {"inbox": 7, "error": f"text must have 1 to {LONGEST_TEXT} characters"}
+
+
+def test_what_a_client_sends_is_given_back() -> None:
+    assert reply(7, {"text": "x" * LONGEST_TEXT, "more": 1}) == {"inbox": 7, "text": "x" * LONGEST_TEXT}
+
+
+async def test_a_database_that_is_away_is_told(demo_url: str) -> None:
+    async with Database.connect(demo_url.rpartition("/")[0] + "/nowhere") as nowhere:
+        with pytest.raises(DatabaseError, match="nowhere"):
+            await nowhere.publish("alice", "note", {})
+        with pytest.raises(DatabaseError):
+            await nowhere.presence()

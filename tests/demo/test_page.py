@@ -1,0 +1,62 @@
+"""What the page is made of, and the manifests under which it is served."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from e2e import demo
+from e2e.system import ROOT
+from examples.demo.session import USERS
+from userrealtime_operator.naming import child_name
+
+from . import built
+
+
+def test_the_client_is_as_it_is_built() -> None:
+    said = "clients/js, or what is kept of it, has changed: run `python -m tests.demo.built`"
+    assert built.STAMP.read_text().strip() == built.digest(), said
+
+
+def test_nothing_comes_from_elsewhere() -> None:
+    for path in (built.PAGE / "index.html", built.PAGE / "demo.css", built.PAGE / "demo.js"):
+        assert (
+            re.findall(r"(?:https?:)?//[a-z0-9]|@import|url\(", re.sub(r"^\s*// .*$", "", path.read_text(), flags=re.M))
+            == []
+        )
+
+
+def test_what_is_published_is_never_html() -> None:
+    text = (built.PAGE / "demo.js").read_text()
+    assert re.findall(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|new Function", text) == []
+
+
+def of_kind(kind: str) -> dict[str, Any]:
+    (found,) = (
+        item for item in demo.manifests("registry/demo:1", "https://app.example.com/demo") if item["kind"] == kind
+    )
+    return found
+
+
+def test_the_manifests_are_filled_in() -> None:
+    (container,) = of_kind("Deployment")["spec"]["template"]["spec"]["containers"]
+    assert container["image"] == "registry/demo:1"
+    assert {"name": "PUBLIC_URL", "value": "https://app.example.com/demo"} in container["env"]
+    assert of_kind("Ingress")["spec"]["rules"][0]["host"] == "app.example.com"
+    assert of_kind("Namespace")["metadata"]["name"] == demo.NAMESPACE
+
+
+def test_the_secrets_it_may_read_are_its_users() -> None:
+    (secrets,) = (rule for rule in of_kind("Role")["rules"] if rule["resources"] == ["secrets"])
+    assert secrets == {
+        "apiGroups": [""],
+        "resources": ["secrets"],
+        "resourceNames": [child_name(user) for user in USERS],
+        "verbs": ["get"],
+    }
+
+
+def test_the_documented_grants_are_those_that_are_tried() -> None:
+    text = (ROOT / "docs" / "demo.md").read_text()
+    for grant in demo.GRANTS.strip().splitlines():
+        assert grant in text

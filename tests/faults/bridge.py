@@ -1,0 +1,13 @@
+"""The bridge's process, with its time limits as short as those of `relay`."""
+
+from __future__ import annotations
+
+import sys
+
+from userrealtime_relay.bridge.__main__ import main
+
+from .relay import shorten
+
+if __name__ == "__main__":
+    shorten()
+    sys.exit(main())

@@ -1,0 +1,75 @@
+"""The ready-made trigger on a hypertable of TimescaleDB, on a server that has it: none comes with the tests."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+
+import asyncpg
+import pytest
+
+from userrealtime_operator.migrate import migrate
+
+VARIABLE = "TIMESCALE_DATABASE_URL"
+
+
+@pytest.fixture
+async def readings() -> AsyncIterator[asyncpg.Connection]:
+    """A connection to a database of its own, with a captured hypertable whose chunks are days."""
+    server = os.environ.get(VARIABLE)
+    if not server:
+        pytest.skip(f"{VARIABLE} names no server with TimescaleDB, as a superuser of it")
+    name = f"test_{secrets.token_hex(4)}"
+    owner = await asyncpg.connect(server, timeout=10)
+    await owner.execute(f"create database {name}")
+    try:
+        url = server.rpartition("/")[0] + f"/{name}"
+        await migrate(url)
+        connection = await asyncpg.connect(url, timeout=10)
+        await connection.execute("create extension timescaledb")
+        await connection.execute(
+            """
+            create table readings (at timestamptz not null, owner text, value int);
+            select create_hypertable('readings', 'at', chunk_time_interval => interval '1 day');
+            create trigger publish_readings after insert or update or delete on readings
+                for each row execute function userrealtime.capture('owner', 'reading');
+            """
+        )
+        yield connection
+        await connection.close(timeout=5)
+    finally:
+        await owner.execute(f"drop database {name} with (force)")
+        await owner.close(timeout=5)
+
+
+def rows(count: int) -> list[tuple[datetime, str, int]]:
+    """Readings of seven users, each an hour after the one before."""
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    return [(start + timedelta(hours=number), f"user-{number % 7}", number) for number in range(count)]
+
+
+async def test_every_row_of_every_chunk_is_published(readings: asyncpg.Connection) -> None:
+    await readings.executemany("insert into readings values ($1, $2, $3)", rows(100))
+    await readings.copy_records_to_table("readings", records=rows(2_000))
+    of_user = "select count(*) from readings where owner = $1"
+    first, second = await readings.fetchval(of_user, "user-0"), await readings.fetchval(of_user, "user-1")
+    await readings.execute("update readings set value = value + 1 where owner = 'user-0'")
+    await readings.execute("delete from readings where owner = 'user-1'")
+    assert await readings.fetchval("select count(*) from show_chunks('readings')") > 50
+    found = await readings.fetch("select event, count(*) from userrealtime.event group by event")
+    assert {row["event"]: row["count"] for row in found} == {
+        "reading.insert": 2_100,
+        "reading.update": first,
+        "reading.delete": second,
+    }
+    gaps = "select user_id from userrealtime.event group by user_id having count(*) <> max(id) - min(id) + 1"
+    assert await readings.fetch(gaps) == []
+
+
+async def test_dropping_a_chunk_publishes_nothing(readings: asyncpg.Connection) -> None:
+    await readings.copy_records_to_table("readings", records=rows(100))
+    await readings.execute("select drop_chunks('readings', timestamptz '2026-01-03')")
+    assert await readings.fetchval("select count(*) from readings") < 100
+    assert await readings.fetchval("select count(*) from userrealtime.event") == 100

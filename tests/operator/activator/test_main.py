@@ -1,0 +1,52 @@
+"""The command, as far as it goes without a cluster."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CONFIG = "namespaces: [users]\nrelay: {image: relay}\n"
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "userrealtime_operator.activator", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_help_says_what_it_is() -> None:
+    done = run("--help")
+    assert done.returncode == 0
+    assert "wakes them" in done.stdout
+    assert "--no-user-keys" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("config", "arguments", "complaint"),
+    [
+        ("namespaces: []\n", (), "namespaces: a list"),
+        (CONFIG, ("--no-user-keys",), "needs relay.auth.jwksUrl"),
+        (None, (), "cannot read"),
+    ],
+)
+def test_a_bad_start_is_said(tmp_path: Path, config: str | None, arguments: tuple[str, ...], complaint: str) -> None:
+    path = tmp_path / "config.yaml"
+    if config is not None:
+        path.write_text(config)
+    done = run(f"--config={path}", *arguments)
+    assert done.returncode == 2
+    assert complaint in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_without_a_cluster_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(CONFIG)
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    done = run(f"--config={path}")
+    assert done.returncode == 1
+    assert "no service account and no usable kubeconfig" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,94 @@
+"""Which pod to connect to, and that every change of it is told."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from userrealtime_operator.activator.pods import Pods
+
+ALICE = ("users", "urt-alice")
+
+
+def pod(
+    name: str = "a", ip: str = "10.0.0.1", *, ready: bool = False, created: int = 0, going: bool = False, **status: Any
+) -> dict[str, Any]:
+    metadata: dict[str, Any] = {
+        "namespace": "users",
+        "name": name,
+        "labels": {"app.kubernetes.io/instance": "urt-alice"},
+        "creationTimestamp": f"2026-01-01T00:00:{created:02}Z",
+    }
+    if going:
+        metadata["deletionTimestamp"] = "2026-01-01T00:01:00Z"
+    conditions = [{"type": "Ready", "status": str(ready)}]
+    return {"metadata": metadata, "status": {"conditions": conditions, **({"podIP": ip} if ip else {}), **status}}
+
+
+def best(pods: Pods) -> tuple[str, int] | None:
+    found = pods.best(ALICE)
+    return found and found.address
+
+
+def test_a_pod_counts_from_its_address_until_it_goes() -> None:
+    pods = Pods()
+    pods.put(pod(ip=""))
+    assert best(pods) is None
+    pods.put(pod())
+    assert best(pods) == ("10.0.0.1", 8080)
+    assert pods.best(("users", "urt-bob")) is None
+    pods.put(pod(going=True))
+    assert best(pods) is None
+    pods.put(pod(phase="Failed"))
+    assert best(pods) is None
+    pods.put(pod())
+    pods.remove(pod())
+    assert best(pods) is None
+
+
+def test_a_ready_pod_goes_before_a_newer_one_and_a_newer_one_before_an_older() -> None:
+    pods = Pods()
+    pods.put(pod("a", "10.0.0.1", ready=True, created=1))
+    pods.put(pod("b", "10.0.0.2", created=2))
+    assert best(pods) == ("10.0.0.1", 8080)
+    pods.put(pod("a", "10.0.0.1", created=1))
+    assert best(pods) == ("10.0.0.2", 8080)
+
+
+def test_a_new_list_forgets_what_is_not_on_it() -> None:
+    pods = Pods()
+    pods.put(pod("a", "10.0.0.1"))
+    pods.put(pod("b", "10.0.0.2", created=1))
+    pods.replace("others", [])
+    assert best(pods) == ("10.0.0.2", 8080)
+    pods.replace("users", [pod("a", "10.0.0.1")])
+    assert best(pods) == ("10.0.0.1", 8080)
+
+
+def test_when_a_user_was_last_ready() -> None:
+    pods = Pods()
+    pods.put(pod())
+    assert pods.last_ready(ALICE) == 0
+    pods.put(pod(ready=True))
+    first = pods.last_ready(ALICE)
+    assert pods.last_ready(ALICE) >= first > 0
+    pods.put(pod(going=True))
+    gone = pods.last_ready(ALICE)
+    assert pods.last_ready(ALICE) == gone >= first
+
+
+async def test_every_change_is_told_to_all_who_wait() -> None:
+    pods = Pods()
+    for change in (pod(), pod(ready=True), pod(going=True)):
+        waiting = [asyncio.create_task(pods.changed(ALICE)) for _ in range(3)]
+        await asyncio.sleep(0)
+        waiting[0].cancel()
+        pods.put(change)
+        async with asyncio.timeout(5):
+            await asyncio.gather(*waiting[1:])
+    waiting = [asyncio.create_task(pods.changed(ALICE))]
+    await asyncio.sleep(0)
+    pods.put(pod(going=True))  # which was known
+    await asyncio.sleep(0)
+    assert not waiting[0].done()
+    waiting[0].cancel()

@@ -1,0 +1,133 @@
+"""Whose tokens are good, with keys that are read when they are needed and no more often."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.operator.activator.support import secret
+from tests.relay.support import KEY, token
+from userrealtime_operator.activator import tokens
+from userrealtime_operator.activator.directory import Target
+from userrealtime_operator.activator.tokens import Tokens, common_config, keys_in
+from userrealtime_operator.rollouts import User
+from userrealtime_relay.auth import KeysWanted, Unauthorized
+
+ALICE = Target(User("users", "alice"), "alice", "")
+BOB = Target(User("users", "bob"), "bob", "")
+OTHER = "another key of this user's that is long"
+THIRD = "the key before, which is long enough too"
+
+
+class Vault:
+    """The Secrets of users. `reads` counts how often one was read."""
+
+    def __init__(self, *keys: str) -> None:
+        self.keys = keys
+        self.reads = 0
+        self.away = False
+
+    async def read(self, _: Target) -> dict[str, Any]:
+        self.reads += 1
+        await asyncio.sleep(0)
+        if self.away:
+            raise OSError("no answer")
+        return secret(*self.keys)
+
+
+@pytest.fixture
+def pass_time(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Moves the clock of the module on."""
+    now = [1000.0]
+    monkeypatch.setattr(tokens.time, "monotonic", lambda: now[0])  # type: ignore[attr-defined]
+
+    def later(seconds: float) -> None:
+        now[0] += seconds
+
+    return later
+
+
+async def test_all_three_keys_are_good_and_only_for_their_user() -> None:
+    checked = Tokens(common_config({}), Vault(KEY, OTHER, THIRD).read)
+    for key in (KEY, OTHER, THIRD):
+        await checked.check(ALICE, token(key=key))
+        with pytest.raises(Unauthorized):
+            await checked.check(BOB, token(key=key))
+    with pytest.raises(Unauthorized):
+        await checked.check(ALICE, token(key="a stranger's key that is long enough"))
+
+
+async def test_the_settings_of_relays_hold() -> None:
+    checked = Tokens(common_config({"TOKEN_ISSUER": "https://issuer.example.com"}), Vault(KEY).read)
+    await checked.check(ALICE, token(iss="https://issuer.example.com"))
+    with pytest.raises(Unauthorized):
+        await checked.check(ALICE, token())
+
+
+async def test_a_hundred_clients_cost_one_read() -> None:
+    vault = Vault(KEY)
+    checked = Tokens(common_config({}), vault.read)
+    await asyncio.gather(*(checked.check(ALICE, token()) for _ in range(100)))
+    assert vault.reads == 1
+
+
+async def test_a_new_key_is_found_and_a_stranger_causes_few_reads(pass_time: Callable[[float], None]) -> None:
+    vault = Vault(KEY)
+    checked = Tokens(common_config({}), vault.read)
+    await checked.check(ALICE, token())
+    vault.keys = (OTHER,)
+    for _ in range(10):
+        with pytest.raises(Unauthorized):
+            await checked.check(ALICE, token(key=OTHER))
+    assert vault.reads == 1
+    pass_time(tokens.COOLDOWN_S)
+    await checked.check(ALICE, token(key=OTHER))
+    assert vault.reads == 2
+    with pytest.raises(Unauthorized):
+        await checked.check(ALICE, token(key=KEY))
+    assert vault.reads == 2
+
+
+async def test_keys_are_read_again_after_their_time(pass_time: Callable[[float], None]) -> None:
+    vault = Vault(KEY)
+    checked = Tokens(common_config({}), vault.read)
+    await checked.check(ALICE, token())
+    vault.keys = (OTHER,)
+    pass_time(tokens.LIFETIME_S + 1)
+    with pytest.raises(Unauthorized):
+        await checked.check(ALICE, token())
+
+
+async def test_keys_that_cannot_be_read_leave_it_open() -> None:
+    vault = Vault(KEY)
+    vault.away = True
+    checked = Tokens(common_config({}), vault.read)
+    with pytest.raises(KeysWanted):
+        await checked.check(ALICE, token())
+    vault.away = False
+    await checked.check(ALICE, token())
+
+
+async def test_only_so_many_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokens, "MAX_USERS", 1)
+    vault = Vault(KEY)
+    checked = Tokens(common_config({}), vault.read)
+    for target, sub in ((ALICE, "alice"), (BOB, "bob"), (ALICE, "alice")):
+        await checked.check(target, token(sub=sub))
+    assert vault.reads == 3
+
+
+async def test_without_users_keys_none_of_their_tokens_is_good() -> None:
+    common = common_config({"JWKS_URL": "http://127.0.0.1:1/jwks.json"})
+    with pytest.raises(Unauthorized):
+        await Tokens(common, None).check(ALICE, token())
+
+
+def test_what_is_no_key_is_passed_over() -> None:
+    assert keys_in(None)() == ()
+    assert keys_in({"data": {"TOKEN_KEY": "?"}})() == ()
+    assert keys_in(secret("short", OTHER))() == (OTHER,)
+    assert keys_in(secret(KEY + "\n"))() == (KEY,)

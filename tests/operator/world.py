@@ -1,0 +1,202 @@
+"""A reconciler in a world of stand-ins: an API server that stores what is applied, and a database. The real ones are
+met end to end."""
+
+from __future__ import annotations
+
+import base64
+import copy
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from tests.operator.samples import CONFIG, body
+from userrealtime_operator.activators import Activators
+from userrealtime_operator.api import Api, ApiError
+from userrealtime_operator.config import Config
+from userrealtime_operator.database import Database, DatabaseError
+from userrealtime_operator.desired import Object
+from userrealtime_operator.idle import Presence
+from userrealtime_operator.metrics import Metrics
+from userrealtime_operator.naming import child_name
+from userrealtime_operator.reconcile import ChildKey, Reconciler
+from userrealtime_operator.rotation import REQUEST
+
+SECRET = ChildKey("Secret", "users", child_name("alice"))
+
+
+class StandInApi(Api):
+    def __init__(self) -> None:
+        self.cluster = "here"
+        self.children: dict[ChildKey, Object] = {}
+        self.resources: dict[tuple[str, str], Object] = {}
+        self.calls: list[str] = []
+        self.refusal: ApiError | None = None
+        self.events: list[str] = []
+        self.living_pods: list[Object] = []
+        self.versions = 0
+        self.slices: dict[str, list[Object]] = {}
+        """The EndpointSlices of Services, by their names, our own aside."""
+
+    async def apply(self, item: Object) -> Object:
+        if self.refusal:
+            raise self.refusal
+        self.calls.append(f"apply {item['kind']}")
+        return self._store(item)
+
+    async def create(self, item: Object) -> Object:
+        self.calls.append(f"create {item['kind']}")
+        if self._key(item) in self.children:
+            raise ApiError(409, "already exists")
+        return self._store(item)
+
+    async def replace(self, item: Object) -> Object:
+        self.calls.append(f"replace {item['kind']}")
+        if self.children[self._key(item)]["metadata"]["resourceVersion"] != item["metadata"]["resourceVersion"]:
+            raise ApiError(409, "the object has been modified")
+        return self._store(item)
+
+    def _key(self, item: Object) -> ChildKey:
+        return ChildKey(item["kind"], item["metadata"]["namespace"], item["metadata"]["name"])
+
+    def _store(self, item: Object) -> Object:
+        stored = copy.deepcopy(item)
+        self.versions += 1
+        stored["metadata"]["resourceVersion"] = str(self.versions)
+        if item["kind"] == "Deployment":
+            before = self.children.get(self._key(item), {"metadata": {"generation": 0}, "spec": None})
+            changed = before["spec"] != item["spec"]
+            stored["metadata"]["generation"] = before["metadata"]["generation"] + changed
+            stored["status"] = before.get("status", {})
+        self.children[self._key(item)] = stored
+        return stored
+
+    async def get(self, kind: str, namespace: str, name: str) -> Object | None:
+        self.calls.append(f"get {kind}")
+        return self.children.get(ChildKey(kind, namespace, name))
+
+    async def delete(self, kind: str, namespace: str, name: str) -> None:
+        self.calls.append(f"delete {kind}")
+        self.children.pop(ChildKey(kind, namespace, name), None)
+
+    async def patch_status(self, namespace: str, name: str, status: Object) -> None:
+        self.calls.append("status")
+        current = self.resources[namespace, name].setdefault("status", {})
+        for key, value in status.items():
+            current.pop(key, None) if value is None else current.update({key: value})
+
+    async def pods(self, namespace: str, name: str) -> list[Object]:
+        self.calls.append("pods")
+        return self.living_pods
+
+    async def endpoint_slices(self, namespace: str, service: str) -> list[Object]:
+        ours = self.children.get(ChildKey("EndpointSlice", namespace, f"{service}-activator"))
+        return [*self.slices.get(service, ()), *([ours] if ours else ())]
+
+    async def create_event(self, namespace: str, event: Object) -> None:
+        self.events.append(event["reason"])
+
+    async def resource_uids(self, namespace: str) -> set[str]:
+        return {item["metadata"]["uid"] for (place, _), item in self.resources.items() if place == namespace}
+
+
+class StandInDatabase(Database):
+    def __init__(self) -> None:
+        self.known: dict[str, str] = {}
+        self.scopes: set[str] = set()
+        self.away = False
+        self.said: dict[str, list[Presence]] = {}
+        self.time = 0.0
+
+    async def register(self, resource: str, scope: str, user_id: str) -> None:
+        if self.away:
+            raise DatabaseError("gone fishing")
+        self.scopes.add(scope)
+        self.known[resource] = user_id
+
+    async def registered(self, scope: str) -> set[str]:
+        return set(self.known) if scope in self.scopes else set()
+
+    async def presence(self, scope: str, user_id: str | None = None) -> tuple[float, Mapping[str, Sequence[Presence]]]:
+        if self.away:
+            raise DatabaseError("gone fishing")
+        return self.time, {name: rows for name, rows in self.said.items() if user_id in (None, name)}
+
+    async def forget(self, resource: str) -> None:
+        del self.known[resource]
+
+
+class World:
+    def __init__(self) -> None:
+        self.api, self.database = StandInApi(), StandInDatabase()
+        self.stale: Mapping[ChildKey, Object] | None = None
+        """What the cache holds, where it is behind."""
+        self.time = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+        self.add(body())
+        self.woken: list[str] = []
+        self.activators: Activators | None = None
+        self.clock = 0.0
+        self.restart()
+
+    def restart(self, config: Config = CONFIG) -> None:
+        """Another operator, which knows what the caches know."""
+        self.metrics = Metrics()
+        self.reconciler = Reconciler(
+            config,
+            self.api,
+            self.database,
+            self.resource,
+            self.child,
+            lambda user: self.woken.append(user.name),
+            self.metrics,
+            now=lambda: self.time,
+            activators=self.activators,
+            clock=lambda: self.clock,
+        )
+
+    def add(self, item: Object) -> None:
+        self.api.resources["users", item["metadata"]["name"]] = item
+
+    def resource(self, namespace: str, name: str) -> Mapping[str, Any] | None:
+        return self.api.resources.get((namespace, name))
+
+    def child(self, key: ChildKey) -> Mapping[str, Any] | None:
+        return (self.api.children if self.stale is None else self.stale).get(key)
+
+    def keys(self) -> dict[str, str]:
+        """Alice's token keys."""
+        data = self.api.children[SECRET]["data"]
+        return {name: base64.b64decode(data[name]).decode() for name in data if name != "DATABASE_URL"}
+
+    def request(self, value: str) -> None:
+        """Ask for a new token key of alice's."""
+        self.api.resources["users", "alice"]["metadata"]["annotations"] = {REQUEST: value}
+
+    async def reconcile(self, name: str = "alice") -> list[str]:
+        """The calls that one reconciliation makes."""
+        self.api.calls.clear()
+        await self.reconciler.reconcile("users", name)
+        return list(self.api.calls)
+
+    async def serve(self, *names: str) -> None:
+        """Users whose pods are there."""
+        for name in names:
+            self.add(body(name))
+            await self.reconcile(name)
+            self.become_available(name)
+            await self.reconcile(name)
+
+    def condition(self, kind: str, name: str = "alice") -> tuple[str, str, str]:
+        for condition in self.api.resources["users", name]["status"]["conditions"]:
+            if condition["type"] == kind:
+                return condition["status"], condition["reason"], condition["message"]
+        raise AssertionError(f"no condition {kind}")
+
+    def become_available(self, name: str = "alice") -> None:
+        deployment = self.api.children[ChildKey("Deployment", "users", child_name(name))]
+        deployment["status"] = {
+            "observedGeneration": deployment["metadata"]["generation"],
+            "replicas": 1,
+            "updatedReplicas": 1,
+            "availableReplicas": 1,
+            "conditions": [{"type": "Available", "status": "True", "reason": "x", "message": ""}],
+        }

@@ -1,0 +1,39 @@
+"""Real brokers for tests, and bridges to them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from e2e.local.brokers import BROKERS, LocalBroker
+from tests.relay.support import until
+from userrealtime_relay.bridge.config import Config
+from userrealtime_relay.bridge.server import Bridge
+
+
+def make_broker(name: str, password: str = "") -> LocalBroker:
+    """A broker that is not started yet; where there is none, the test is skipped, or fails if CI=true."""
+    kind = BROKERS[name]
+    if (missing := kind.missing()) is not None:
+        message = f"nothing is tested over {name}: {missing}"
+        if os.environ.get("CI") == "true":
+            pytest.fail(message)
+        pytest.skip(message)
+    return kind(password)
+
+
+def bridge_config(url: str, broker: LocalBroker, **changes: str) -> Config:
+    return Config.from_environment(
+        {"DATABASE_URL": url, "HOST": "127.0.0.1", "HEALTH_PORT": "0", **broker.variables, **changes}
+    )
+
+
+@asynccontextmanager
+async def bridging(url: str, broker: LocalBroker, **changes: str) -> AsyncIterator[Bridge]:
+    """A bridge that is ready."""
+    async with Bridge(bridge_config(url, broker, **changes)) as bridge:
+        await until(lambda: bridge.hindrance is None)
+        yield bridge

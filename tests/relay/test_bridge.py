@@ -1,0 +1,342 @@
+"""The bridge: what it hears from a real Postgres, and what it tells a real broker."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import asyncpg
+import pytest
+
+from e2e.local.brokers import LocalBroker
+from tests.conftest import Database
+from tests.relay.brokers import bridging, make_broker
+from tests.relay.pgbouncer import pgbouncer
+from tests.relay.support import PATIENCE_S, get, until
+from userrealtime_relay.bridge import server
+from userrealtime_relay.bridge.__main__ import main
+from userrealtime_relay.bridge.config import Config
+from userrealtime_relay.bridge.pending import Pending
+from userrealtime_relay.bridge.server import Bridge
+from userrealtime_relay.bridge.source import parse
+from userrealtime_relay.config import ConfigError, Secret
+from userrealtime_relay.signals import Moved, Standing, decode
+from userrealtime_relay.signals.broker import load
+
+NEVER = "600"
+
+
+@pytest.fixture
+async def broker() -> AsyncIterator[LocalBroker]:
+    async with make_broker("nats") as broker:
+        yield broker
+
+
+@asynccontextmanager
+async def hearing(broker: LocalBroker, user: str = "alice") -> AsyncIterator[list[Standing]]:
+    """All that is told of one user."""
+    heard: list[Standing] = []
+    begun = asyncio.Event()
+
+    def hear(message: bytes) -> None:
+        begun.set()
+        standing = decode(message)
+        if standing is not None:
+            heard.append(standing)
+
+    task = asyncio.create_task(load(broker.name).subscribe(Secret(broker.url), user, hear))
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            await begun.wait()
+        yield heard
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+async def say(connection: asyncpg.Connection, *users: str) -> None:
+    """Publish an event to each, in one transaction."""
+    await connection.execute("select userrealtime.publish(u, 'test') from unnest($1::text[]) u", list(users))
+
+
+async def value(bridge: Bridge, name: str) -> float:
+    _, body = await get(bridge.health_port, "/metrics")
+    return float(next(line for line in body.splitlines() if line.startswith(f"userrealtime_bridge_{name} ")).split()[1])
+
+
+async def test_a_commit_is_told_of_each_user_with_the_newest_head(
+    migrated: Database, connection: asyncpg.Connection, broker: LocalBroker
+) -> None:
+    async with hearing(broker) as alice, hearing(broker, "bob") as bob, bridging(migrated.url, broker):
+        await say(connection, "alice", "bob", "alice")
+        await until(lambda: bool(alice and bob))
+        assert [standing.head for standing in alice] == [2]
+        assert [standing.head for standing in bob] == [1]
+        epoch = await connection.fetchval("select epoch from userrealtime.log where user_id = 'alice'")
+        assert alice[0].epoch == epoch
+
+
+async def test_many_users_in_one_transaction_are_all_told(
+    migrated: Database, connection: asyncpg.Connection, broker: LocalBroker
+) -> None:
+    users = [f"user-{number}-{'x' * 100}" for number in range(3000)]
+    async with (
+        hearing(broker, users[0]) as first,
+        hearing(broker, users[-1]) as last,
+        bridging(migrated.url, broker, POLL_INTERVAL=NEVER) as bridge,
+    ):
+        await say(connection, *users)
+        await until(lambda: bool(first and last))
+        async with asyncio.timeout(PATIENCE_S):
+            while await value(bridge, "signals_total") < len(users):
+                await asyncio.sleep(0.02)
+        assert await value(bridge, "notifications_total") < len(users) / 20  # many in each
+
+
+async def test_what_no_notification_came_for_is_told_after_the_next_look(
+    migrated: Database, connection: asyncpg.Connection, broker: LocalBroker
+) -> None:
+    """Of users who have a relay; of others nobody wants to know."""
+    await say(connection, "alice", "bob")
+    await connection.execute("select userrealtime.present('alice', 'pod', 1)")
+    async with (
+        hearing(broker) as alice,
+        hearing(broker, "bob") as bob,
+        bridging(migrated.url, broker, POLL_INTERVAL="0.1"),
+    ):
+        await until(lambda: len(alice) > 2)  # again and again, so that relays know that there is nothing new
+        async with connection.transaction():
+            await connection.execute("alter table userrealtime.log disable trigger announce_moved")
+            await say(connection, "alice", "bob")
+        await until(lambda: alice[-1].head == 2)
+        assert bob == []
+
+
+async def test_who_was_away_longer_than_a_pod_lives_is_not_told_of(
+    migrated: Database, connection: asyncpg.Connection
+) -> None:
+    await say(connection, "alice")
+    await connection.execute("select userrealtime.present('alice', 'pod', 0)")
+    assert len(await connection.fetch("select * from userrealtime.heads()")) == 1
+    await connection.execute("update userrealtime.presence set seen_at = now() - interval '4 minutes'")
+    assert await connection.fetch("select * from userrealtime.heads()") == []
+
+
+async def test_a_lost_connection_to_postgres_loses_nothing(
+    migrated: Database, connection: asyncpg.Connection, broker: LocalBroker
+) -> None:
+    await connection.execute("select userrealtime.present('alice', 'pod', 1)")
+    async with hearing(broker) as alice, bridging(migrated.url, broker, POLL_INTERVAL=NEVER) as bridge:
+        for number in range(1, 4):
+            ended = await connection.fetchval(
+                "select count(pg_terminate_backend(pid)) from pg_stat_activity "
+                "where application_name = 'userrealtime-bridge'"
+            )
+            assert ended == 1
+            await say(connection, "alice")
+            await until(lambda number=number: bool(alice) and alice[-1].head == number)  # type: ignore[misc]
+            await until(lambda: bridge.hindrance is None)
+
+
+async def test_what_the_broker_could_not_take_is_told_when_it_can(
+    migrated: Database, connection: asyncpg.Connection, broker: LocalBroker
+) -> None:
+    async with bridging(migrated.url, broker, POLL_INTERVAL=NEVER) as bridge:
+        await broker.kill()
+        for _ in range(3):
+            await say(connection, "alice", "bob")
+        await until(lambda: bridge.hindrance == "not connected to the broker")
+        before = await value(bridge, "signals_total")
+        await broker.start()
+        async with asyncio.timeout(PATIENCE_S):
+            while await value(bridge, "signals_total") < before + 2:
+                await asyncio.sleep(0.02)
+        assert await value(bridge, "signals_total") == before + 2  # of each the newest alone
+        assert await value(bridge, "pending_users") == 0
+
+
+async def test_anyone_may_notify_and_it_means_nothing(
+    migrated: Database, connection: asyncpg.Connection, broker: LocalBroker
+) -> None:
+    async with hearing(broker) as alice, bridging(migrated.url, broker, POLL_INTERVAL=NEVER) as bridge:
+        for payload in ("", "null", "[]", "{", '{"alice": 1}', '{"alice": ["x", "e"]}', '{"alice": [1]}', "[" * 7000):
+            await connection.execute("select pg_notify('userrealtime', $1)", payload)
+        await say(connection, "alice")
+        await until(lambda: bool(alice))
+        assert [standing.head for standing in alice] == [1]
+        assert not bridge.working.done()
+
+
+async def test_behind_a_pooler_it_polls_and_says_so(
+    migrated: Database, connection: asyncpg.Connection, broker: LocalBroker, caplog: pytest.LogCaptureFixture
+) -> None:
+    await connection.execute("select userrealtime.present('alice', 'pod', 1)")
+    async with (
+        pgbouncer(migrated.url, "transaction") as url,
+        hearing(broker) as alice,
+        bridging(url, broker, POLL_INTERVAL=NEVER),
+    ):
+        await say(connection, "alice")
+        await until(lambda: bool(alice))
+    assert "LISTEN does not work here" in caplog.text
+
+
+async def test_its_role_may_do_what_it_must_and_nothing_else(
+    migrated: Database, connection: asyncpg.Connection, broker: LocalBroker
+) -> None:
+    role = f"bridge_{migrated.name}"
+    await connection.execute(f"create role {role} login; select userrealtime.grant_bridge('{role}')")
+    url = migrated.url.replace("postgres@", f"{role}@")
+    try:
+        await connection.execute("select userrealtime.present('alice', 'pod', 1)")
+        async with hearing(broker) as alice, bridging(url, broker):
+            await say(connection, "alice")
+            await until(lambda: bool(alice))
+        bridge = await asyncpg.connect(url)
+        for statement in (
+            "select * from userrealtime.event",
+            "select * from userrealtime.log",
+            "select * from userrealtime.presence",
+            "select * from userrealtime.open('alice')",
+            "select * from userrealtime.page('alice', 0, 1, 1)",
+            "select userrealtime.publish('alice', 'x')",
+            "select userrealtime.submit('alice', 'r', 'x')",
+            "select userrealtime.present('alice', 'pod', 1)",
+            "select userrealtime.grant_bridge('postgres')",
+            "create table userrealtime.mine ()",
+        ):
+            with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                await bridge.execute(statement)
+        await bridge.close()
+    finally:
+        await connection.execute(f"drop owned by {role}; drop role {role}")
+
+
+async def test_the_longest_names_fit_into_a_notification(migrated: Database, connection: asyncpg.Connection) -> None:
+    """Or a commit would fail."""
+    heard: list[Moved] = []
+    listener = await asyncpg.connect(migrated.url)
+    await listener.add_listener("userrealtime", lambda *said: heard.extend(parse(str(said[3]))))
+    longest = [character * 250 + f"{n:03}" for character in ("\U0001f600", '"', "\\", "x") for n in range(20)]
+    await say(connection, *longest)
+    await connection.execute("update userrealtime.log set epoch = repeat('\U0001f600\"', 5000)")
+    await until(lambda: len(heard) == 2 * len(longest))
+    assert {moved.user_id for moved in heard} == set(longest)
+    await listener.close()
+
+
+async def test_it_says_how_it_is(migrated: Database, broker: LocalBroker) -> None:
+    async with bridging(migrated.url, broker) as bridge:
+        assert await get(bridge.health_port, "/health") == (200, '{"status":"ok"}')
+        assert await get(bridge.health_port, "/ready") == (200, '{"status":"ready"}')
+        assert await value(bridge, "ready") == 1
+        await broker.kill()
+        await until(lambda: bridge.hindrance is not None)
+        status, body = await get(bridge.health_port, "/ready")
+        assert (status, json.loads(body)["reason"]) == (503, "not connected to the broker")
+
+
+async def test_the_process_starts_and_ends_in_order(migrated: Database, broker: LocalBroker) -> None:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "userrealtime_relay.bridge",
+        env={**os.environ, "DATABASE_URL": migrated.url, "HOST": "127.0.0.1", "HEALTH_PORT": "0", **broker.variables},
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    messages: list[str] = []
+    async with asyncio.timeout(PATIENCE_S):
+        while messages.count("connected to the broker") < 1:
+            messages.append(json.loads(await process.stdout.readline())["message"])
+        process.send_signal(signal.SIGTERM)
+        rest, _ = await process.communicate()
+    assert json.loads(rest.splitlines()[-1])["message"] == "stopped"
+    assert process.returncode == 0
+
+
+def test_the_command_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert main(["--help"]) == 0
+    assert "DATABASE_URL" in capsys.readouterr().out
+    assert main(["--version"]) == 0
+    assert main(["secret"]) == 2
+    assert "secret" not in capsys.readouterr().err
+    for name in ("DATABASE_URL", "SIGNAL", "NATS_URL"):
+        monkeypatch.delenv(name, raising=False)
+    assert main([]) == 2
+    said = capsys.readouterr().err
+    assert "DATABASE_URL: required" in said
+    assert "SIGNAL: '' is not one of nats, redis, kafka" in said
+
+
+@pytest.mark.parametrize(
+    ("broker", "url"),
+    [
+        ("nats", ""),
+        ("nats", "redis://somewhere"),
+        ("nats", "nats://a,b"),
+        ("redis", "redis://user:pass word@"),
+        ("kafka", "kafka://host:99999"),
+    ],
+)
+def test_a_wrong_url_is_told_without_it(broker: str, url: str) -> None:
+    with pytest.raises(ConfigError) as wrong:
+        Config.from_environment({"DATABASE_URL": "postgresql://x", "SIGNAL": broker, f"{broker.upper()}_URL": url})
+    assert f"{broker.upper()}_URL: " in str(wrong.value)
+    assert not url or url not in str(wrong.value)
+
+
+def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "userrealtime_relay.signals.nats", raising=False)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "nats"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "nats", None)
+    with pytest.raises(ConfigError, match="needs the package nats"):
+        load("nats")
+
+
+async def test_pending_keeps_the_newest_of_each() -> None:
+    pending = Pending(max_users=3)
+    pending.add([Moved(user, Standing(1, "e")) for user in "abcd"])
+    pending.add([Moved("a", Standing(2, "e"))])
+    assert (len(pending), pending.dropped) == (3, 1)
+    taken = await pending.take(2)
+    assert taken == [Moved("a", Standing(2, "e")), Moved("b", Standing(1, "e"))]
+    pending.add([Moved("a", Standing(3, "e"))])
+    pending.put_back(taken)
+    assert await pending.take(10) == [
+        Moved("c", Standing(1, "e")),
+        Moved("a", Standing(3, "e")),
+        Moved("b", Standing(1, "e")),
+    ]
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await pending.take(1)
+
+
+async def test_a_batch_has_a_limit(
+    migrated: Database, connection: asyncpg.Connection, broker: LocalBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "BATCH", 2)
+    async with hearing(broker, "user-6") as last, bridging(migrated.url, broker, POLL_INTERVAL=NEVER):
+        await say(connection, *(f"user-{n}" for n in range(7)))
+        await until(lambda: bool(last))
+
+
+def test_the_configuration_has_defaults() -> None:
+    config = Config.from_environment(
+        {
+            "DATABASE_URL": "postgresql://x",
+            "SIGNAL": "nats",
+            "NATS_URL": "nats://user:word@host:4222,nats://other",
+            "REDIS_URL": "nonsense",
+        }
+    )
+    assert (config.health_port, config.poll_interval) == (3000, 10)
+    assert "word" not in repr(config)

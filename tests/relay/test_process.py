@@ -1,0 +1,14 @@
+"""The process's age is that of the process, not of the module."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+
+def test_the_age_begins_with_the_process() -> None:
+    code = "import time; time.sleep(0.3); from userrealtime_relay.process import age; print(age())"
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert 0.28 <= float(done.stdout) <= time.monotonic() - began + 0.02  # the kernel counts in hundredths

@@ -1,0 +1,111 @@
+"""The relay's session by the vectors of the protocol: what a client is told is what clients are tested with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from userrealtime_relay.auth import Unauthorized
+from userrealtime_relay.frame import encode_event, payloads
+from userrealtime_relay.inbox import Refused, Unavailable
+from userrealtime_relay.position import Position
+from userrealtime_relay.session import Opening, Session
+
+FOLDER = Path(__file__).parents[2] / "protocol/vectors"
+VECTORS = json.loads((FOLDER / "relay.json").read_text())
+CLIENT = json.loads((FOLDER / "client.json").read_text())
+
+
+def verify(token: str) -> float:
+    try:
+        return float(VECTORS["tokens"][token])
+    except KeyError:
+        raise Unauthorized("not in the vectors") from None
+
+
+def opened(opening: dict[str, Any]) -> Session:
+    parsed = Opening.parse(
+        query=opening.get("query", ""),
+        authorization=[opening["authorization"]] if "authorization" in opening else [],
+        last_event_id=[opening["lastEventId"]] if "lastEventId" in opening else [],
+        subprotocols=opening.get("subprotocols", []),
+    )
+    per_second = VECTORS["messagesPerSecond"]
+    return Session(parsed, user_id="alice", verify=verify, auth_timeout=10, now=0, messages_per_second=per_second)
+
+
+def settle(session: Session, position: Position, stores: dict[str, Any]) -> None:
+    """Answer what the session asks, as a transport would."""
+    while session.question is not None:
+        session.locate(position)
+    for submission in session.submissions:
+        outcome = stores.get("id") or (Refused("no") if "refused" in stores else Unavailable("away"))
+        session.settle(submission.ref, outcome)
+    session.submissions.clear()
+
+
+def check(session: Session, wanted: dict[str, Any]) -> None:
+    said = [json.loads(message) for message in session.take()]
+    # Of an error, what it tells people is left to the relay.
+    assert [{name: value for name, value in message.items() if name != "message"} for message in said] == wanted["says"]
+    closing = session.closing and {"code": int(session.closing.code), "reason": session.closing.reason}
+    assert closing == wanted.get("closes")
+    if "cursor" in wanted:
+        assert session.cursor == wanted["cursor"]
+
+
+@pytest.mark.parametrize("case", VECTORS["cases"], ids=lambda case: case["name"])
+def test_vector(case: dict[str, Any]) -> None:
+    position = Position(**case["log"])
+    session = opened(case["opening"])
+    settle(session, position, {})
+    check(session, case["then"])
+    for step in case["steps"]:
+        match step:
+            case {"hears": message}:
+                session.receive(json.dumps(message), step["at"])
+            case {"hearsText": text}:
+                session.receive(text, step["at"])
+            case {"ticks": _}:
+                session.tick(step["at"])
+            case {"finds": log}:
+                session.lose(Position(**log))
+            case _:
+                pytest.fail(f"a step that is not known: {step}")
+        settle(session, position, step.get("stores", {}))
+        check(session, step["then"])
+
+
+@pytest.mark.parametrize("case", VECTORS["events"], ids=lambda case: case["name"])
+def test_event(case: dict[str, Any]) -> None:
+    row = case["row"]
+    (text,) = payloads(encode_event(row["id"], row["event"], row["at"], row["data"]))
+    assert json.loads(bytes(text)) == case["message"]
+
+
+def shapes(messages: list[dict[str, Any]]) -> dict[str, set[frozenset[str]]]:
+    found: dict[str, set[frozenset[str]]] = {}
+    for message in messages:
+        found.setdefault(message["type"], set()).add(frozenset(message) - {"message", "ref"})
+    return found
+
+
+def test_clients_are_tested_with_what_the_relay_says() -> None:
+    """Every message of a type in the clients' vectors has the members that the relay gives it in its own."""
+    says = [case["message"] for case in VECTORS["events"]]
+    for case in VECTORS["cases"]:
+        says += [message for step in (case, *case["steps"]) for message in step["then"]["says"]]
+    given = shapes(says)
+    hears = [
+        step["message"]
+        for case in CLIENT["cases"]
+        if "cannot be understood" not in case["name"]
+        for step in case["steps"]
+        if isinstance(step.get("message"), dict)
+    ]
+    used = shapes([message for message in hears if message["type"] not in ("close", "news")])
+    assert used.keys() == given.keys()
+    assert {kind: used[kind] - given[kind] for kind in used} == {kind: set() for kind in used}
