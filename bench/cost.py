@@ -1,220 +1,227 @@
-"""What users cost who are awake and who sleep, measured on the local cluster, and of 1,000 users by that.
+"""What users cost who are awake and who sleep: measured parts, and what 1,000 users come to by them.
 
-`python -m bench.cost` prints the tables of docs/cost.md. Measured is what one user costs: memory and CPU of an idle
-relay, its connections to Postgres and their memory, what the API server keeps; and what all share. The rest is sums.
+`python -m bench.cost` prints the tables of docs/cost.md. It runs relays, the operator and an activator as processes of
+this machine, with a PostgreSQL and an API server of their own, and asks them as often as a kubelet would. Memory is the
+proportional set size (PSS): what a process has for itself, and its part of what it shares with others.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import json
+import contextlib
+import os
+import secrets
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
-import tracemalloc
 import urllib.request
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Final
 
 import asyncpg
+import yaml
+from kubernetes.aio.client.configuration import Configuration
+from kubernetes.aio.config import load_kube_config
 
+from bench.operator.__main__ import CRD, LEASE, NAMESPACE, create, progress, quiet
 from bench.relay.figures import figure
-from e2e.cluster import choose
-from e2e.sleeping import SOON, activator_pods, wait_asleep
-from e2e.system import OPERATOR_NAMESPACE, System, install
-from userrealtime_operator.activator.cluster import Requests
-from userrealtime_operator.activator.directory import Directory
+from e2e.local.apiserver import LocalApiServer
+from e2e.local.operator import ROOT, LocalOperator
+from e2e.local.postgres import LocalPostgres, free_port
+from userrealtime_operator.api import Api
+from userrealtime_operator.migrate import migrate
 
-USERS: Final = 1000
-SHARES: Final = (0.01, 0.1, 0.5, 1.0)
+SHARES: Final = (0.01, 0.1, 0.5)
 """Of the users, who are awake."""
+ACTIVATORS: Final = 2
+OPERATORS: Final = 2
 WATCH_S: Final = 60.0
-"""For which the CPU time of idle processes is watched."""
-KINDS: Final = "userrealtimes,deployments,replicasets,services,ingresses,secrets,endpointslices,pods"
-# Run by a container's own Python: what its first process holds, with its part of what is shared, and has used.
-INSIDE: Final = """
-import json, os
-pss = next(line for line in open("/proc/1/smaps_rollup") if line.startswith("Pss:")).split()[1]
-times = open("/proc/1/stat").read().rpartition(")")[2].split()
-print(json.dumps({
-    "pss": int(pss) << 10,
-    "cpu_s": (int(times[11]) + int(times[12])) / os.sysconf("SC_CLK_TCK"),
-}))
-"""
+"""For which idle processes are watched."""
+READY_S: Final = 1.0
+SHARED_READY_S: Final = 2.0
+"""Between two readiness probes of a relay, and of the others, as the pods have them."""
+START_S: Final = 60.0
+LIMIT_S: Final = 900.0
+Row = tuple[str, str]
 
 
-@dataclass(frozen=True)
-class Process:
-    """Bytes, and seconds of CPU so far."""
-
-    pss: int
-    cpu_s: float
+def pss(pid: int) -> int:
+    """Bytes that a process holds, with its part of what is shared."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("Pss:")).split()[1]) << 10
 
 
-def look(system: System, namespace: str, pod: str) -> Process:
-    """The first process of a pod."""
-    python = ("/app/venv/bin/python", "-c", INSIDE)
-    found = json.loads(system.cluster.kubectl("-n", namespace, "exec", pod, "--", *python))
-    return Process(found["pss"], found["cpu_s"])
+def cpu_s(pid: int) -> float:
+    """Seconds of CPU that the threads of a process have used."""
+    tasks = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    return sum(int(path.read_text().split()[0]) for path in tasks) / 1e9
 
 
-def pods_of(system: System, namespace: str, selector: str) -> list[str]:
-    names = system.cluster.kubectl("-n", namespace, "get", "pods", "-l", selector, "-o", "name")
-    return [name.removeprefix("pod/") for name in names.split()]
-
-
-def stored_bytes(system: System, child: str, name: str) -> int:
-    """Of all objects of a user, as the API server writes them in JSON."""
-    total = len(system.kubectl("get", "urt", name, "-o", "json", "--show-managed-fields"))
-    found = json.loads(
-        system.kubectl("get", KINDS, "-l", f"app.kubernetes.io/instance={child}", "-o", "json", "--show-managed-fields")
-    )
-    return total + sum(len(json.dumps(item)) for item in found["items"])
-
-
-async def backends(database: asyncpg.Connection, system: System) -> tuple[float, float]:
-    """How many connections a relay has, and the memory of one, in bytes."""
-    rows = await database.fetch("select usename, pid from pg_stat_activity where usename like 'urt\\_%'")
-    users = {row["usename"] for row in rows}
-    sizes = []
-    for row in rows:
-        command = f"grep ^Pss: /proc/{row['pid']}/smaps_rollup"
-        text = await asyncio.to_thread(
-            system.cluster.kubectl, "-n", "postgres", "exec", "postgres-0", "--", "sh", "-c", command
+@contextlib.contextmanager
+def started(module: str, arguments: Sequence[str], environment: Mapping[str, str], url: str) -> Iterator[int]:
+    """A Python process, once `url` is answered; its pid."""
+    paths = os.pathsep.join(str(ROOT / name) for name in ("operator", "relay"))
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(  # noqa: S603  (ours)
+            [sys.executable, "-m", module, *arguments],
+            env={**os.environ, "PYTHONPATH": paths, **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
         )
-        sizes.append(int(text.split()[1]) << 10)
-    return len(rows) / len(users), statistics.mean(sizes)
+        try:
+            deadline = time.monotonic() + START_S
+            while True:
+                with contextlib.suppress(OSError):
+                    urllib.request.urlopen(url, timeout=5).close()  # noqa: S310  (http)
+                    break
+                if process.poll() is not None or time.monotonic() > deadline:
+                    output.seek(0)
+                    raise RuntimeError(f"{module} does not start:\n{output.read().decode()[-3000:]}")
+                time.sleep(0.1)
+            yield process.pid
+        finally:
+            process.terminate()
+            try:
+                process.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait(timeout=10)
 
 
-def activator_bytes(body: Mapping[str, Any]) -> float:
-    """What an activator keeps of one user who sleeps."""
-    tracemalloc.start()
-    directory = Directory()
-    requests = Requests(directory)
-    before = tracemalloc.get_traced_memory()[0]
-    for number in range(USERS):
-        text = json.dumps(body).replace(body["metadata"]["name"], f"user-{number:04}")
-        requests.put(json.loads(text))
-    used = tracemalloc.get_traced_memory()[0] - before
-    tracemalloc.stop()
-    return used / USERS
+async def probe(port: int, path: str, period_s: float) -> None:
+    """Ask a process how it is, as a kubelet does, until cancelled."""
+    while True:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: probe\r\nConnection: close\r\n\r\n".encode())
+        if not (await reader.read()).startswith(b"HTTP/1.1 200 "):
+            raise RuntimeError(f"{path} is not answered with 200")
+        writer.close()
+        await asyncio.sleep(period_s)
 
 
-def operator_bytes(system: System, pod: str) -> float:
-    """The operator's resident memory."""
-    with (
-        system.cluster.forward(OPERATOR_NAMESPACE, f"pod/{pod}", 8081) as (host, port),
-        urllib.request.urlopen(f"http://{host}:{port}/metrics", timeout=10) as answer,
-    ):
-        for line in answer.read().decode().splitlines():
-            if line.startswith("process_resident_memory_bytes "):
-                return float(line.split()[1])
-    raise LookupError("the operator does not say how much memory it holds")
+async def idle(pids: Sequence[int], ports: Sequence[int], path: str, period_s: float) -> tuple[float, float]:
+    """The memory of the processes, in bytes, and the share of a CPU each takes, while they are only probed."""
+    before = [cpu_s(pid) for pid in pids]
+    began = time.monotonic()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(WATCH_S):
+            await asyncio.gather(*(probe(port, path, period_s) for port in ports))
+    passed = time.monotonic() - began
+    used = [(cpu_s(pid) - earlier) / passed for pid, earlier in zip(pids, before, strict=True)]
+    return statistics.median(pss(pid) for pid in pids), statistics.median(used)
+
+
+async def backends(url: str) -> list[int]:
+    """The server processes of the other connections."""
+    connection = await asyncpg.connect(url, timeout=10)
+    try:
+        rows = await connection.fetch(
+            "select pid from pg_stat_activity where backend_type = 'client backend' and pid <> pg_backend_pid()"
+        )
+    finally:
+        await connection.close(timeout=5)
+    return [row["pid"] for row in rows]
+
+
+async def measure_relays(url: str, count: int) -> tuple[float, float, float, float]:
+    """Of a relay that is awake with nobody at it: memory, CPU, connections to Postgres, and the memory of one."""
+    progress(f"{count} relays, for {WATCH_S:.0f} s")
+    with contextlib.ExitStack() as stack:
+        pids, ports = [], []
+        for number in range(count):
+            port = free_port()
+            ports.append(port)
+            environment = {
+                "USER_ID": f"user-{number:05}",
+                "DATABASE_URL": url,
+                "TOKEN_KEY": secrets.token_urlsafe(32),
+                "HOST": "127.0.0.1",
+                "WS_PORT": "0",
+                "HEALTH_PORT": str(port),
+                "PYTHONOPTIMIZE": "2",
+            }
+            pids.append(
+                stack.enter_context(started("userrealtime_relay", (), environment, f"http://127.0.0.1:{port}/ready"))
+            )
+        memory, cpu = await idle(pids, ports, "/ready", READY_S)
+        there = await backends(url)
+        return memory, cpu, len(there) / count, statistics.mean(pss(pid) for pid in there)
+
+
+async def measure_shared(server: LocalApiServer, url: str, count: int) -> tuple[float, float, float, float]:
+    """Memory and CPU of an operator, and of an activator, that know so many users, of whom none does anything."""
+    config = Configuration()
+    await load_kube_config(str(server.kubeconfig), client_configuration=config)  # type: ignore[no-untyped-call]
+    with LocalOperator(server.kubeconfig, url, NAMESPACE, instance="bench", lease=LEASE) as operator:
+        await asyncio.to_thread(operator.wait_ready)
+        progress(f"creating {count:,} users")
+        async with asyncio.timeout(LIMIT_S), Api(config) as api:
+            await asyncio.gather(*(create(api, list(range(first, count, 4)), {}, 0) for first in range(4)))
+        await quiet(operator, LIMIT_S)
+        progress(f"an activator, and the operator, for {WATCH_S:.0f} s")
+        with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+            yaml.safe_dump({"namespaces": [NAMESPACE], "relay": {"image": "relay:none"}}, file)
+            file.flush()
+            port = free_port()
+            arguments = (f"--config={file.name}", f"--port={free_port()}", f"--health-port={port}")
+            environment = {"KUBECONFIG": str(server.kubeconfig)}
+            with started(
+                "userrealtime_operator.activator", arguments, environment, f"http://127.0.0.1:{port}/ready"
+            ) as activator:
+                await quiet(operator, LIMIT_S)
+                assert operator.process is not None  # noqa: S101  (it was started)
+                (operator_memory, operator_cpu), (memory, cpu) = await asyncio.gather(
+                    idle([operator.process.pid], [operator.port], "/readyz", SHARED_READY_S),
+                    idle([activator], [port], "/ready", SHARED_READY_S),
+                )
+                return operator_memory, operator_cpu, memory, cpu
 
 
 def mib(count: float) -> str:
-    return figure(count / 2**20)
+    return f"{figure(count / 2**20)} MiB"
 
 
-async def measure(system: System, database: asyncpg.Connection, count: int) -> None:
-    names = [f"cost-{number:02}" for number in range(count)]
-    try:
-        for name in names:
-            await asyncio.to_thread(system.apply_user, name, idle={"warm": True})
-        for name in names:
-            await asyncio.to_thread(system.wait_ready, name)
-        children = {name: str(system.get("urt", name)["status"]["name"]) for name in names}
-        relays = [pods_of(system, "users", f"app.kubernetes.io/instance={child}")[0] for child in children.values()]
-        activators = activator_pods(system)
-        operators = pods_of(system, OPERATOR_NAMESPACE, "app.kubernetes.io/name=userrealtime-operator")
-        progress(f"watching {count} idle relays for {WATCH_S:.0f} s")
-        await asyncio.sleep(5)
-        before = [await asyncio.to_thread(look, system, "users", pod) for pod in relays]
-        activators_before = [await asyncio.to_thread(look, system, OPERATOR_NAMESPACE, pod) for pod in activators]
-        began = time.monotonic()
-        await asyncio.sleep(WATCH_S)
-        after = [await asyncio.to_thread(look, system, "users", pod) for pod in relays]
-        activators_after = [await asyncio.to_thread(look, system, OPERATOR_NAMESPACE, pod) for pod in activators]
-        passed = time.monotonic() - began
-        relay = statistics.median(each.pss for each in after)
-        cpu = statistics.median((b.cpu_s - a.cpu_s) / passed for a, b in zip(before, after, strict=True))
-        activator = statistics.median(each.pss for each in activators_after)
-        activator_cpu = statistics.median(
-            (b.cpu_s - a.cpu_s) / passed for a, b in zip(activators_before, activators_after, strict=True)
-        )
-        connections, backend = await backends(database, system)
-        awake_bytes = await asyncio.to_thread(stored_bytes, system, children[names[0]], names[0])
-        operator = max([await asyncio.to_thread(operator_bytes, system, pod) for pod in operators])
-        progress("putting one to sleep")
-        await asyncio.to_thread(system.apply_user, names[0], idle=SOON)
-        await asyncio.to_thread(wait_asleep, system, names[0])
-        asleep_bytes = await asyncio.to_thread(stored_bytes, system, children[names[0]], names[0])
-        directory = activator_bytes(system.get("urt", names[0]))
-    finally:
-        await asyncio.to_thread(system.kubectl, "delete", "urt", *names, "--wait=false")
-    print_parts(
-        [
-            ("relay, awake and idle: memory", f"{mib(relay)} MiB"),
-            ("relay, awake and idle: CPU", f"{cpu * 1000:.2f} millicores"),
-            ("relay, awake: connections to Postgres", f"{connections:g}"),
-            ("memory of such a connection, in Postgres", f"{mib(backend)} MiB"),
-            ("objects of a user who is awake, JSON", f"{awake_bytes / 1024:.0f} KiB"),
-            ("objects of a user who sleeps, JSON", f"{asleep_bytes / 1024:.0f} KiB"),
-            (f"operator, one replica, with {count} users: memory", f"{mib(operator)} MiB"),
-            ("activator, one replica: memory", f"{mib(activator)} MiB"),
-            ("activator, one replica: CPU", f"{activator_cpu * 1000:.2f} millicores"),
-            ("activator: memory for each user it knows", f"{directory / 1024:.1f} KiB"),
-        ]
-    )
-    shared = 2 * (activator + USERS * directory)
-    print_users(relay, cpu, connections, backend, shared, 2 * activator_cpu)
+def gib(count: float) -> str:
+    return f"{figure(count / 2**30)} GiB"
 
 
-def print_parts(rows: Sequence[tuple[str, str]]) -> None:
-    print("\n| measured | |\n|---|---|")
-    for title, value in rows:
-        print(f"| {title} | {value} |")
-
-
-def print_users(relay: float, cpu: float, connections: float, backend: float, shared: float, shared_cpu: float) -> None:
-    """The sums for USERS, with what the two activators take."""
-    print(f"\n| of {USERS:,} users, awake | memory of pods, GiB | idle CPU, cores | connections | their memory, GiB |")
+async def measure(server: LocalApiServer, url: str, users: int, relays: int) -> None:
+    await migrate(url)
+    relay, relay_cpu, connections, backend = await measure_relays(url, relays)
+    operator, operator_cpu, activator, activator_cpu = await measure_shared(server, url, users)
+    print("\n| measured, of one | memory | CPU, idle |\n|---|---|---|")
+    print(f"| relay, awake, nobody connected | {mib(relay)} | {figure(relay_cpu * 1000)} millicores |")
+    print(f"| its connection to Postgres ({connections:g}), in Postgres | {mib(backend)} | |")
+    print(f"| operator, {users:,} users | {mib(operator)} | {figure(operator_cpu * 1000)} millicores |")
+    print(f"| activator, {users:,} users | {mib(activator)} | {figure(activator_cpu * 1000)} millicores |")
+    print(f"\n| {users:,} users, of whom awake | relays and activators | Postgres | CPU, idle | connections |")
     print("|---|---|---|---|---|")
-    for share in SHARES:
-        awake = share * USERS
-        memory = (awake * relay + shared) / 2**30
-        used = awake * cpu + shared_cpu
-        there = awake * connections
-        print(f"| {share:.0%} | {memory:.2f} | {used:.3f} | {there:,.0f} | {there * backend / 2**30:.2f} |")
-    always = f"{USERS * relay / 2**30:.2f} | {USERS * cpu:.3f} | {USERS * connections:,.0f}"
-    print(f"| always on, without activators | {always} | {USERS * connections * backend / 2**30:.2f} |")
-
-
-def progress(text: str) -> None:
-    print(f"  {time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+    for title, share, helpers in (*((f"{share:.0%}", share, ACTIVATORS) for share in SHARES), ("all, always", 1.0, 0)):
+        awake = share * users
+        memory, there = awake * relay + helpers * activator, awake * connections
+        cpu = awake * relay_cpu + helpers * activator_cpu
+        print(f"| {title} | {gib(memory)} | {gib(there * backend)} | {figure(cpu)} cores | {there:,.0f} |")
+    print(
+        f"\nBeside it, whoever is awake: {OPERATORS} operators, {mib(OPERATORS * operator)} and "
+        f"{figure(OPERATORS * operator_cpu * 1000)} millicores."
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.cost",
-        description=(__doc__ or "").partition("\n")[0],
-        epilog="It takes the local cluster.",
-    )
-    parser.add_argument("--users", type=int, default=10, metavar="N", help="how many to measure (default: %(default)s)")
+    parser = argparse.ArgumentParser(prog="python -m bench.cost", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--users", type=int, default=1000, metavar="N", help="how many (default: %(default)s)")
+    parser.add_argument("--relays", type=int, default=5, metavar="N", help="to measure (default: %(default)s)")
     options = parser.parse_args()
-    system = install(choose())
-
-    async def run(url: str) -> None:
-        database = await asyncpg.connect(url, timeout=10)
-        try:
-            await measure(system, database, options.users)
-        finally:
-            await database.close(timeout=5)
-
-    with system.database.from_host() as url:
-        asyncio.run(run(url))
+    with LocalPostgres() as database, LocalApiServer() as server:
+        server.kubectl("create", "namespace", NAMESPACE)
+        server.kubectl("apply", "--server-side", "-f", str(CRD))
+        server.kubectl("wait", "--for=condition=Established", "--timeout=30s", "-f", str(CRD))
+        asyncio.run(measure(server, database.url(), options.users, options.relays))
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from .cluster.progress import step
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 START_TIMEOUT_S = 60.0
-COMMAND_TIMEOUT_S = 30.0
+COMMAND_TIMEOUT_S = 120.0
 END_TIMEOUT_S = 10.0
 POLL_S = 0.05
 MAX_MESSAGE_BYTES = 32 << 20
@@ -69,14 +69,18 @@ class BrowserError(Exception):
     """The browser does not do what it is told; the message is its own."""
 
 
+def installed() -> str | None:
+    """The path of Chromium, if there is one."""
+    return next(filter(None, map(shutil.which, PROGRAMS)), None)
+
+
 def ensure() -> str:
     """The path of Chromium, installed with apt-get where it is missing.
 
     Raises:
         ClusterError: it is missing and cannot be installed.
     """
-    found = next(filter(None, map(shutil.which, PROGRAMS)), None)
-    if found:
+    if found := installed():
         return found
     if os.geteuid() != 0 or not shutil.which("apt-get"):
         raise ClusterError("the tests of pages need Chromium: install it, so that `chromium` is found")
@@ -137,7 +141,7 @@ class Browser:
         self._pages[attached["sessionId"]] = page
         try:
             for domain in ("Page", "Runtime", "Log", "Network"):
-                await page.send(f"{domain}.enable")
+                await page.call(f"{domain}.enable")
             await page.show_on(viewport, dark=dark)
             yield page
         finally:
@@ -146,12 +150,17 @@ class Browser:
 
 
 class Page:
-    """One page. `problems` has every error that it wrote to the console or did not catch."""
+    """One page.
+
+    `problems` has every error that it wrote to the console or did not catch; `failures` every request of it that
+    failed, of which the browser complains on its own, whatever the page makes of it.
+    """
 
     def __init__(self, browser: Browser, session: str) -> None:
         self._browser = browser
         self._session = session
         self.problems: list[str] = []
+        self.failures: list[str] = []
 
     def note(self, event: str, parameters: Object) -> None:
         """Keep what is a problem of what the browser tells."""
@@ -164,20 +173,21 @@ class Page:
                 self.problems.append(" ".join(values))
             case "Log.entryAdded" if parameters["entry"]["level"] == "error":
                 entry = parameters["entry"]
-                self.problems.append(f"{entry['source']}: {entry['text']} {entry.get('url', '')}".rstrip())
+                told = self.failures if entry["source"] == "network" else self.problems
+                told.append(f"{entry['text']} {entry.get('url', '')}".rstrip())
 
-    async def send(self, method: str, parameters: Object | None = None) -> Object:
-        """A command about this page."""
+    async def call(self, method: str, **parameters: Any) -> Object:
+        """What a command of the protocol gives. Errors as `Browser.send`."""
         return await self._browser.send(method, parameters, self._session)
 
     async def show_on(self, viewport: Viewport, *, dark: bool) -> None:
         """Another size, another colour scheme."""
         size = {"width": viewport.width, "height": viewport.height, "deviceScaleFactor": viewport.scale}
-        await self.send("Emulation.setDeviceMetricsOverride", {**size, "mobile": viewport.touch})
-        await self.send("Emulation.setTouchEmulationEnabled", {"enabled": viewport.touch})
+        await self.call("Emulation.setDeviceMetricsOverride", **size, mobile=viewport.touch)
+        await self.call("Emulation.setTouchEmulationEnabled", enabled=viewport.touch)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         still = {"name": "prefers-reduced-motion", "value": "reduce"}
-        await self.send("Emulation.setEmulatedMedia", {"features": [scheme, still]})
+        await self.call("Emulation.setEmulatedMedia", features=[scheme, still])
 
     async def goto(self, url: str) -> None:
         """Load a page, and wait until it has loaded.
@@ -185,7 +195,7 @@ class Page:
         Raises:
             BrowserError: there is none.
         """
-        found = await self.send("Page.navigate", {"url": url})
+        found = await self.call("Page.navigate", url=url)
         if "errorText" in found:
             raise BrowserError(f"{url}: {found['errorText']}")
         await self.wait_for("document.readyState === 'complete'")
@@ -196,14 +206,13 @@ class Page:
         Raises:
             BrowserError: it throws.
         """
-        options = {"expression": expression, "returnByValue": True, "awaitPromise": True}
-        found = await self.send("Runtime.evaluate", options)
+        found = await self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         if "exceptionDetails" in found:
             details = found["exceptionDetails"]
             raise BrowserError(details.get("exception", {}).get("description") or details["text"])
         return found["result"].get("value")
 
-    async def wait_for(self, expression: str, timeout: float = 30) -> Any:
+    async def wait_for(self, expression: str, timeout: float = 60) -> Any:
         """Until an expression is true in JavaScript's sense; its value.
 
         Raises:
@@ -215,7 +224,7 @@ class Page:
                 while not (found := await self.evaluate(expression)):
                     await asyncio.sleep(POLL_S)
         if not found:
-            raise TimeoutError(f"not within {timeout:.0f} s: {expression} (problems: {self.problems})")
+            raise TimeoutError(f"not within {timeout:.0f} s: {expression} ({self.problems} {self.failures})")
         return found
 
     async def text(self, selector: str) -> str:
@@ -236,26 +245,25 @@ class Page:
         }})()"""
         where = await self.wait_for(place)
         for kind in ("mousePressed", "mouseReleased"):
-            await self.send("Input.dispatchMouseEvent", {"type": kind, **where, "button": "left", "clickCount": 1})
+            await self.call("Input.dispatchMouseEvent", type=kind, **where, button="left", clickCount=1)
 
     async def write(self, selector: str, text: str) -> None:
         """Put text into a field, in place of what is there, as from a keyboard."""
         await self.click(selector)
         await self.evaluate(f"document.querySelector({json.dumps(selector)}).select()")
-        await self.send("Input.insertText", {"text": text})
+        await self.call("Input.insertText", text=text)
 
     async def press(self, key: str) -> None:
         """Press a key by its name, such as `Tab` or `Enter`."""
         codes = {"Tab": 9, "Enter": 13}
         pressed = {"key": key, "code": key, "windowsVirtualKeyCode": codes[key]}
         said = {"text": "\r"} if key == "Enter" else {}
-        await self.send("Input.dispatchKeyEvent", {"type": "keyDown", **pressed, **said})
-        await self.send("Input.dispatchKeyEvent", {"type": "keyUp", **pressed})
+        await self.call("Input.dispatchKeyEvent", type="keyDown", **pressed, **said)
+        await self.call("Input.dispatchKeyEvent", type="keyUp", **pressed)
 
     async def screenshot(self, *, whole: bool = False) -> bytes:
         """A picture (WebP) of what is to be seen, or of the whole page."""
-        options = {"format": "webp", "quality": 85, "captureBeyondViewport": whole}
-        found = await self.send("Page.captureScreenshot", options)
+        found = await self.call("Page.captureScreenshot", format="webp", quality=85, captureBeyondViewport=whole)
         return base64.b64decode(found["data"])
 
 

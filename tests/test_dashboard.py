@@ -11,11 +11,13 @@ import pytest
 import yaml
 
 from userrealtime_operator import metrics as operator
+from userrealtime_operator.activator import metrics as activator
 from userrealtime_relay import metrics as relay
+from userrealtime_relay.bridge import metrics as bridge
 
 ROOT = Path(__file__).parents[1]
 CHART = ROOT / "charts" / "userrealtime"
-METRIC = re.compile(r"userrealtime_(?:relay|operator)_\w+")
+METRIC = re.compile(r"userrealtime_(?:relay|operator|activator|bridge)_\w+")
 
 
 def exposed(expose: Callable[[], bytes]) -> set[str]:
@@ -26,7 +28,11 @@ def exposed(expose: Callable[[], bytes]) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("dashboard", "expose"), [("relays", relay.Metrics().expose), ("operator", operator.Metrics().expose)]
+    ("dashboard", "expose"),
+    [
+        ("relays", relay.Metrics().expose),
+        ("operator", lambda: operator.Metrics().expose() + bridge.Metrics().expose()),
+    ],
 )
 def test_every_metric_of_the_dashboard_exists_and_none_is_forgotten(
     dashboard: str, expose: Callable[[], bytes]
@@ -49,7 +55,8 @@ def test_every_alert_asks_for_what_exists_and_has_a_runbook(rule: dict[str, str 
     assert isinstance(rule["expr"], str)
     asked = set(METRIC.findall(rule["expr"]))
     assert asked
-    assert asked <= exposed(operator.Metrics().expose) | exposed(relay.Metrics().expose)
+    metrics = (operator.Metrics(), relay.Metrics(), activator.Metrics(), bridge.Metrics())
+    assert asked <= set().union(*(exposed(each.expose) for each in metrics))
     annotations = rule["annotations"]
     assert isinstance(annotations, dict)
     base, _, anchor = annotations["runbook_url"].partition("#")

@@ -189,7 +189,8 @@ async def measure(server: LocalApiServer, database: LocalPostgres, count: int, r
         row("memory of the operator, at the most", memory_text(memory, operator))
         row("API calls a resource", f"{sum(requests.values()) / count:.2f}")
         for name, number in sorted(requests.items()):
-            row(f"- {name}", f"{number / count:.2f}")
+            if number / count >= 0.01:
+                row(f"- {name}", f"{number / count:.2f}")
         rounds = await asyncio.to_thread(operator.metric, "userrealtime_operator_reconcile_total", kind="resource")
         row("reconciliations a resource", f"{rounds / count:.2f}")
         looks = await asyncio.to_thread(

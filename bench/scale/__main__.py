@@ -14,7 +14,7 @@ import platform
 import random
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -62,8 +62,8 @@ class Point:
     """To Postgres, when nothing has happened for a while."""
     quiet_cpu: float
     """Of Postgres, in percent of one core, meanwhile."""
-    event_cpu: float
-    """Of Postgres, in ms, for each event at the calm rate."""
+    event_cpu: dict[str, float]
+    """In ms for each event at the first busy rate, by what has it: postgres, relays, and bridge and broker if any."""
 
 
 class Relays:
@@ -71,6 +71,7 @@ class Relays:
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
+        self.pid = process.pid
 
     async def take(self) -> list[float]:
         """The latencies of what arrived since the last time."""
@@ -118,10 +119,10 @@ async def relays_of(count: int, url: str, variables: dict[str, str]) -> AsyncIte
 
 
 @asynccontextmanager
-async def signalled(mode: str, url: str) -> AsyncIterator[dict[str, str]]:
-    """What a mode needs beside the relays; the environment of these."""
+async def signalled(mode: str, url: str) -> AsyncIterator[tuple[dict[str, str], dict[str, int]]]:
+    """What a mode needs beside the relays: the environment of these, and the ids of the processes."""
     if mode not in BROKERS:
-        yield {"SIGNAL": mode}
+        yield {"SIGNAL": mode}, {}
         return
     async with BROKERS[mode]() as broker:
         port = str(free_port())
@@ -129,7 +130,8 @@ async def signalled(mode: str, url: str) -> AsyncIterator[dict[str, str]]:
         async with running("userrealtime_relay.bridge", **bridge) as process:
             drained = asyncio.create_task(_there(process.stdout).read())
             await asyncio.sleep(2)
-            yield {**broker.variables, "DATABASE_IDLE_AFTER": str(IDLE_AFTER_S)}
+            processes = {"bridge": process.pid, "broker": broker.pid or 0}
+            yield {**broker.variables, "DATABASE_IDLE_AFTER": str(IDLE_AFTER_S)}, processes
         await drained
 
 
@@ -201,27 +203,29 @@ async def measure(mode: str, count: int, server: LocalPostgres, seconds: float) 
         await connections[0].execute(
             "insert into userrealtime.log (user_id) select 'user-' || n from generate_series(0, $1::int - 1) n", count
         )
-        # As relays do that have clients; the harness has none, so it says it once.
-        await connections[0].execute(
-            "select userrealtime.present('user-' || n, 'pod', 1) from generate_series(0, $1::int - 1) n", count
-        )
-        await connections[0].execute("analyze userrealtime.log, userrealtime.presence")
+        await connections[0].execute("analyze userrealtime.log")
         writers = Writers(connections, count)
-        async with signalled(mode, url) as variables, relays_of(count, url, variables) as relays:
+        async with signalled(mode, url) as (variables, processes), relays_of(count, url, variables) as relays:
+            processes["relays"] = relays.pid
+
+            def cpu() -> dict[str, float]:
+                return {"postgres": _cpu(server), **{name: _cpu_of(pid) for name, pid in processes.items()}}
+
             await arrived(relays, await writers.back_to_back(1))  # to warm up
-            before, began = _cpu(server), time.monotonic()
             done, _ = await writers.at(CALM_RATE, seconds)
             calm = await arrived(relays, done)
-            calm_cpu = _cpu(server) - before
-            calm_s = time.monotonic() - began
             began = time.monotonic()
             done = await writers.back_to_back(seconds)
             await arrived(relays, done)
             rate = done / (time.monotonic() - began)
             busy_rate, busy = 0.0, [0.0]
+            event_cpu: dict[str, float] = {}
             for wanted in BUSY_RATES:
+                had = cpu()
                 done, took = await writers.at(wanted, seconds)
                 latencies = await arrived(relays, done)
+                if not event_cpu:
+                    event_cpu = {name: (value - had[name]) / done * 1000 for name, value in cpu().items()}
                 if done / took < wanted * 0.95:
                     break
                 busy_rate, busy = wanted, latencies
@@ -239,7 +243,6 @@ async def measure(mode: str, count: int, server: LocalPostgres, seconds: float) 
             connection.terminate()
         await admin.execute(f"drop database {name} with (force)")
         await admin.close()
-    event_cpu = max(0.0, calm_cpu - quiet_cpu * calm_s) / len(calm) * 1000
     return Point(
         mode,
         count,
@@ -253,6 +256,12 @@ async def measure(mode: str, count: int, server: LocalPostgres, seconds: float) 
         quiet_cpu * 100,
         event_cpu,
     )
+
+
+def _cpu_of(pid: int) -> float:
+    """Seconds of CPU that a process has had."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / _TICK
 
 
 def _cpu(server: LocalPostgres) -> float:
@@ -274,16 +283,32 @@ def table(points: list[Point]) -> str:
     """Markdown."""
     lines = [
         "| signal | relays | events/s | p50, p99 at 20/s | highest rate kept: p50, p99 | connections, quiet | "
-        "Postgres CPU, quiet | for each event |",
+        "Postgres CPU, quiet | CPU for each event |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for p in points:
         busy = f"{p.busy_rate:,.0f}/s: {figure(p.busy_p50)}, {figure(p.busy_p99)} ms" if p.busy_rate else "—"
+        cpu = ", ".join(f"{name} {figure(value)} ms" for name, value in p.event_cpu.items())
         lines.append(
             f"| {p.mode} | {p.relays:,} | {figure(p.rate)} | {figure(p.calm_p50)}, {figure(p.calm_p99)} ms | {busy} | "
-            f"{p.connections:,} | {figure(p.quiet_cpu)} % | {figure(p.event_cpu)} ms |"
+            f"{p.connections:,} | {figure(p.quiet_cpu)} % | {cpu} |"
         )
     return "\n".join(lines)
+
+
+def drawing(points: list[Point], modes: Sequence[str]) -> str:
+    """SVG."""
+
+    def lines(value: Callable[[Point], float]) -> dict[str, list[tuple[float, float]]]:
+        return {mode: [(p.relays, value(p)) for p in points if p.mode == mode] for mode in modes}
+
+    return plot(
+        {
+            "ms of Postgres' CPU for each event": lines(lambda point: point.event_cpu["postgres"]),
+            "events/s, committed and delivered": lines(lambda point: point.rate),
+            "ms from commit to socket, p99 at 20/s": lines(lambda point: point.calm_p99),
+        }
+    )
 
 
 async def main() -> int:
@@ -310,9 +335,7 @@ async def main() -> int:
     points.sort(key=lambda point: (arguments.modes.index(point.mode), point.relays))
     print(f"\n{table(points)}")
     if arguments.plot is not None:
-        arguments.plot.write_text(
-            plot({mode: [(p.relays, p.rate, p.calm_p99) for p in points if p.mode == mode] for mode in arguments.modes})
-        )
+        arguments.plot.write_text(drawing(points, arguments.modes))
     return 0 if len(points) == len(arguments.modes) * len(arguments.relays) else 1
 
 

@@ -6,50 +6,47 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 COLOURS = ("#c0392b", "#7f8c8d", "#2471a3", "#229954", "#8e44ad")
-WIDTH, HEIGHT, MARGIN = 420, 300, 56
-Lines = Mapping[str, Sequence[tuple[float, float, float]]]
+WIDTH, HEIGHT, MARGIN = 360, 300, 56
+LEAST = 0.01
+"""What is less, or nothing at all, is drawn as this."""
+Lines = Mapping[str, Sequence[tuple[float, float]]]
 
 
-def plot(lines: Lines) -> str:
-    """Two plots side by side, both axes logarithmic: of each line's points (relays, events/s, ms)."""
+def plot(panels: Mapping[str, Lines]) -> str:
+    """Panels side by side, by title, each with the same lines over the number of relays; all axes are logarithmic."""
+    names = list(next(iter(panels.values())))
+    width = len(panels) * WIDTH
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {2 * WIDTH} {HEIGHT + 30}" font-family="sans-serif" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {HEIGHT + 30}" font-family="sans-serif" '
         'font-size="12">',
-        f'<rect width="{2 * WIDTH}" height="{HEIGHT + 30}" fill="#ffffff"/>',
-        *_panel(
-            0, "events/s committed and delivered", {name: [(x, y) for x, y, _ in line] for name, line in lines.items()}
-        ),
-        *_panel(
-            WIDTH,
-            "ms from commit to socket at 20/s, p99",
-            {name: [(x, y) for x, _, y in line] for name, line in lines.items()},
-        ),
+        f'<rect width="{width}" height="{HEIGHT + 30}" fill="#ffffff"/>',
     ]
-    for index, name in enumerate(lines):
+    for index, (title, lines) in enumerate(panels.items()):
+        parts += _panel(index * WIDTH, title, lines)
+    for index, name in enumerate(names):
         x = MARGIN + index * 90
         parts.append(f'<rect x="{x}" y="{HEIGHT + 8}" width="12" height="12" fill="{COLOURS[index % len(COLOURS)]}"/>')
         parts.append(f'<text x="{x + 18}" y="{HEIGHT + 18}">{name}</text>')
     return "\n".join([*parts, "</svg>", ""])
 
 
-def _panel(left: float, title: str, lines: Mapping[str, Sequence[tuple[float, float]]]) -> list[str]:
-    points = [(x, max(y, 0.01)) for line in lines.values() for x, y in line]
-    if not points:
-        return []
-    across = _axis([x for x, _ in points], left + MARGIN, left + WIDTH - 20)
-    up = _axis([y for _, y in points], HEIGHT - 40, 40)
+def _panel(left: float, title: str, lines: Lines) -> list[str]:
+    points = [(x, max(y, LEAST)) for line in lines.values() for x, y in line]
     parts = [f'<text x="{left + MARGIN}" y="22" font-weight="bold">{title}</text>']
+    if not points:
+        return parts
+    begin, end = left + MARGIN, left + WIDTH - 20
+    across = _axis([x for x, _ in points], begin, end)
+    up = _axis([y for _, y in points], HEIGHT - 40, 40)
     for value, place in _ticks([x for x, _ in points], across):
         parts.append(f'<line x1="{place:.1f}" y1="40" x2="{place:.1f}" y2="{HEIGHT - 40}" stroke="#dddddd"/>')
         parts.append(f'<text x="{place:.1f}" y="{HEIGHT - 22}" text-anchor="middle">{value:,g}</text>')
     for value, place in _ticks([y for _, y in points], up):
-        parts.append(
-            f'<line x1="{left + MARGIN}" y1="{place:.1f}" x2="{left + WIDTH - 20}" y2="{place:.1f}" stroke="#dddddd"/>'
-        )
-        parts.append(f'<text x="{left + MARGIN - 6}" y="{place + 4:.1f}" text-anchor="end">{value:,g}</text>')
+        parts.append(f'<line x1="{begin}" y1="{place:.1f}" x2="{end}" y2="{place:.1f}" stroke="#dddddd"/>')
+        parts.append(f'<text x="{begin - 6}" y="{place + 4:.1f}" text-anchor="end">{value:,g}</text>')
     parts.append(f'<text x="{left + WIDTH / 2}" y="{HEIGHT - 6}" text-anchor="middle">relays</text>')
     for index, line in enumerate(lines.values()):
-        path = " ".join(f"{across(x):.1f},{up(max(y, 0.01)):.1f}" for x, y in line)
+        path = " ".join(f"{across(x):.1f},{up(max(y, LEAST)):.1f}" for x, y in line)
         colour = COLOURS[index % len(COLOURS)]
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
     return parts

@@ -1,4 +1,4 @@
-"""Many relays in one process: their real signal code, real reads of the log and real rings, each with one socket.
+"""Many relays in one process: their real signal code, presence, reads of the log and rings, each with one socket.
 
 Started by `bench.scale`, with SIGNAL and what goes with it in the environment. Speaks in lines: says `ready` when all
 follow their logs, and at each line it gets answers with what arrived since: the latencies in milliseconds, from the
@@ -16,6 +16,7 @@ import time
 
 from userrealtime_relay.config import Config
 from userrealtime_relay.metrics import Metrics
+from userrealtime_relay.presence import Presence
 from userrealtime_relay.signals import broker as brokers
 from userrealtime_relay.signals.choice import choose
 from userrealtime_relay.tail import Tail
@@ -53,6 +54,7 @@ class Relay:
                 )
                 tasks.create_task(follow)
             tasks.create_task(self.tail.run())
+            tasks.create_task(Presence(self.tail, "pod", lambda: 1).run())
 
     @property
     def follows(self) -> bool:

@@ -27,6 +27,8 @@ ADVICE: Final[Mapping[str, str]] = {
     "CreateContainerError": "the kubelet cannot start the container: see the message",
     "RunContainerError": "the kubelet cannot start the container: see the message",
     "DuplicateUserId": "delete one of the two resources of this user; nothing was taken from the first",
+    "InvalidSignal": "leave spec.relay.signal out, or take auto, listen or poll",
+    "ListenPastRange": "set up a broker (docs/signals.md): events come later the more pods LISTEN",
     "InvalidRoute": "correct spec.route as the message says",
     "Refused": "the API server refused one of the user's objects: see the message",
     "DatabaseUnavailable": "the operator cannot reach the database, or its schema is missing: see the message",
@@ -75,8 +77,7 @@ def of_resource(resource: Mapping[str, Any]) -> list[Finding]:
     found = [operator]
     if (database := conditions.get("DatabaseReady")) is not None:
         found.append(_of_condition("database", database, "it knows the user"))
-    sleep = conditions.get("Asleep", {})
-    if sleep.get("status") == "True":
+    if conditions.get("Asleep", {}).get("status") == "True":
         found.append(Finding("pod", "ok", "it sleeps, and wakes for whoever connects"))
         return found
     ready = conditions.get("Ready", {"status": "Unknown", "reason": "", "message": ""})
@@ -91,8 +92,12 @@ def of_resource(resource: Mapping[str, Any]) -> list[Finding]:
                 ADVICE.get(progress.get("reason", ""), "see: kubectl describe urt"),
             )
         )
-    if sleep.get("reason") == "ActivatorUnavailable":
-        found.append(Finding("sleep", "note", _told(sleep), ADVICE["ActivatorUnavailable"]))
+    for what, kind, reason in (
+        ("sleep", "Asleep", "ActivatorUnavailable"),
+        ("signals", "SignalRange", "ListenPastRange"),
+    ):
+        if conditions.get(kind, {}).get("reason") == reason:
+            found.append(Finding(what, "note", _told(conditions[kind]), ADVICE[reason]))
     return found
 
 

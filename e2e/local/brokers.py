@@ -60,6 +60,11 @@ class LocalBroker(ABC):
         """The environment that leads a relay or a bridge here."""
         return {"SIGNAL": self.name, f"{self.name.upper()}_URL": self.url}
 
+    @property
+    def pid(self) -> int | None:
+        """Of the server, while it runs."""
+        return self._process.pid if self._process is not None else None
+
     @classmethod
     def missing(cls) -> str | None:
         """What is not installed here, and how to get it; None if all is there."""

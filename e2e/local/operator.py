@@ -32,7 +32,7 @@ _LABEL = re.compile(r'(\w+)="([^"]*)"')
 class LocalOperator:
     """One replica, which competes for the Lease `lease`. A context manager: leaving it ends the process.
 
-    `log` is the file with its output; `instance` is the name it goes by.
+    `log` is the file with its output; `instance` is the name it goes by, `port` that of its metrics.
     """
 
     def __init__(self, kubeconfig: Path, database_url: str, namespace: str, *, instance: str, lease: str) -> None:
@@ -41,10 +41,10 @@ class LocalOperator:
         self.log = self._home / "log"
         config = self._home / "config.yaml"
         config.write_text(yaml.safe_dump({"namespaces": [namespace], "relay": {"image": "relay:none"}}))
-        self._port = free_port()
+        self.port = free_port()
         self._command = [
             *(sys.executable, "-m", "userrealtime_operator", "run", "--config", str(config), "--lease", lease),
-            *("--health-port", str(free_port()), "--metrics-port", str(self._port)),
+            *("--health-port", str(free_port()), "--metrics-port", str(self.port)),
         ]
         self._environment = {
             **os.environ,
@@ -81,7 +81,7 @@ class LocalOperator:
         deadline = time.monotonic() + timeout
         while True:
             with contextlib.suppress(OSError):
-                urllib.request.urlopen(f"http://127.0.0.1:{self._port}/readyz", timeout=5).close()
+                urllib.request.urlopen(f"http://127.0.0.1:{self.port}/readyz", timeout=5).close()
                 return
             assert self.process is not None
             if self.process.poll() is not None or time.monotonic() > deadline:
@@ -108,7 +108,7 @@ class LocalOperator:
 
     def metrics(self) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
         """All samples by name and labels."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self._port}/metrics", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=10) as answer:
             text = answer.read().decode()
         return {
             (name, frozenset(_LABEL.findall(labels or ""))): float(value)

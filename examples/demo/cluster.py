@@ -24,7 +24,7 @@ REQUEST_TIMEOUT_S = 10
 TOKEN_LIFETIME_S = 300
 WATCH_S = 240
 RETRY_S = 2.0
-# The kubelet's shortest: the pod is killed before it can say good-bye to its clients.
+# The kubelet's shortest, and too short for an orderly end.
 KILL_GRACE_S = 1
 SOON = "3s"
 

@@ -17,7 +17,6 @@ WATCH_S: Final = 60
 """Seconds after which a watch is begun anew, so that one whose server has died silently ends."""
 RETRY_S: Final = (0.2, 5.0)
 """Seconds between two tries, at first and at most."""
-_GONE: Final = 410
 
 _logger = logging.getLogger(__name__)
 
@@ -60,10 +59,9 @@ async def follow(
                 version = body["metadata"]["resourceVersion"]
                 retry_s = RETRY_S[0]
         except ApiError as error:
-            if error.status == _GONE:
+            if error.status not in (0, 429):  # such as 410, that the version is not known any more
                 version = ""
-                continue
             fields = {"kind": kind[1], "namespace": namespace, "error": str(error)}
             _logger.warning("following goes on in a moment", extra={"fields": fields})
-            await asyncio.sleep(retry_s * random.uniform(0.5, 1))  # noqa: S311  (no secret)
+            await asyncio.sleep(max(error.after_s, retry_s * random.uniform(0.5, 1)))  # noqa: S311  (no secret)
             retry_s = min(2 * retry_s, RETRY_S[1])

@@ -322,7 +322,8 @@ class Operator:
                 return PRUNE_INTERVAL_S
             case Kind.IDLE:
                 bodies = (self._resource(*place) for place in list(self._resources) if place[0] == task.namespace)
-                await self._reconciler.find_idle(task.namespace, [body for body in bodies if body is not None])
+                # One after the other: all of them at once would be most of the memory.
+                await self._reconciler.find_idle(task.namespace, (body for body in bodies if body is not None))
                 return IDLE_INTERVAL_S
             case Kind.ORPHAN:
                 if not self._resources.owners(task.namespace, task.name):

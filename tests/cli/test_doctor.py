@@ -165,6 +165,7 @@ def test_conditions_are_read() -> None:
     assert verdicts(condition("Ready", "True", "Asleep"), database, condition("Asleep", "True", "Idle")) == good
     assert verdicts(*WELL, condition("Asleep", "False", "Awake")) == good
     assert verdicts(*WELL, condition("Asleep", "False", "ActivatorUnavailable")) == [*good, ("sleep", "note")]
+    assert verdicts(*WELL, condition("SignalRange", "False", "ListenPastRange")) == [*good, ("signals", "note")]
 
 
 def test_a_resource_that_nobody_has_seen() -> None:

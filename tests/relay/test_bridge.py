@@ -30,6 +30,21 @@ from userrealtime_relay.signals import Moved, Standing, decode
 from userrealtime_relay.signals.broker import load
 
 NEVER = "600"
+NONSENSE = (
+    *(
+        "",
+        "null",
+        "[]",
+        "{",
+        "[" * 7000,
+        '{"alice": 1}',
+        '{"alice": [1]}',
+        '{"alice": ["x", "e"]}',
+        '{"alice": [1, 2]}',
+    ),
+    *('{"alice": [1e999, "e"]}', '{"alice": [-1, "e"]}', '{"alice": [9223372036854775808, "e"]}'),
+    *('{"\\ud800": [1, "e"]}', '{"alice": [1, "\\udfff"]}'),
+)
 
 
 @pytest.fixture
@@ -165,7 +180,7 @@ async def test_anyone_may_notify_and_it_means_nothing(
     migrated: Database, connection: asyncpg.Connection, broker: LocalBroker
 ) -> None:
     async with hearing(broker) as alice, bridging(migrated.url, broker, POLL_INTERVAL=NEVER) as bridge:
-        for payload in ("", "null", "[]", "{", '{"alice": 1}', '{"alice": ["x", "e"]}', '{"alice": [1]}', "[" * 7000):
+        for payload in NONSENSE:
             await connection.execute("select pg_notify('userrealtime', $1)", payload)
         await say(connection, "alice")
         await until(lambda: bool(alice))

@@ -5,6 +5,7 @@ import { UserRealtime } from "./userrealtime/index.js";
 const MOST_EVENTS = 80;
 const MOST_HAPPENINGS = 40;
 const RETRY_MS = 1500;
+const LOOK_AGAIN_MS = 200;
 
 const TRANSPORTS = { websocket: "WebSocket", sse: "SSE", poll: "Long poll" };
 const STATES = {
@@ -224,13 +225,16 @@ async function connect() {
   const mine = user;
   let url;
   while (url === undefined) {
+    // A user who is new has no URL yet; one who sleeps has.
+    const served = latest?.state === "ready" || latest?.state === "asleep";
     try {
-      ({ url } = await call("token"));
+      if (served) ({ url } = await call("token"));
+      else showConnection({ state: "connecting", reason: "once the pod is ready" });
     } catch (error) {
       if (error.status === 401) return showLogin();
       showConnection({ state: "connecting", reason: error.message });
-      await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
     }
+    if (url === undefined) await new Promise((resolve) => setTimeout(resolve, served ? RETRY_MS : LOOK_AGAIN_MS));
     if (user !== mine) return;
   }
   client = new UserRealtime({
@@ -353,6 +357,7 @@ function enter(about) {
   account = new Account();
   for (const list of ["events", "timeline", "pods", "people"]) $(list).replaceChildren();
   podKeys = peopleKey = "";
+  latest = null;
   $("no-events").hidden = false;
   showAccount();
   text("me", user);

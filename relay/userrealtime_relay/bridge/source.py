@@ -42,12 +42,17 @@ def parse(payload: str) -> list[Moved]:
         ValueError: it says nothing of the kind. Anyone may notify.
     """
     try:
-        moved = [
-            Moved(str(user), Standing(int(head), str(epoch))) for user, (head, epoch) in json.loads(payload).items()
-        ]
+        moved = [_moved(user, head, epoch) for user, (head, epoch) in json.loads(payload).items()]
     except (AttributeError, TypeError, RecursionError) as error:
         raise ValueError(str(error)) from None
     return moved
+
+
+def _moved(user: str, head: object, epoch: object) -> Moved:
+    if not (isinstance(head, int) and 0 <= head < 2**63 and isinstance(epoch, str)):
+        raise ValueError("no head and epoch")
+    f"{user} {epoch}".encode()  # which what is no text cannot be
+    return Moved(user, Standing(head, epoch))
 
 
 class Source:

@@ -4,6 +4,10 @@ import * as transports from "./transports.js";
 /** Messages that wait to be taken, before the client lets go of its connection until half of them are. */
 const BUFFER = 1000;
 const WATCH = 5_000;
+/** What `setTimeout` can be asked for. */
+const LONGEST_TIMER = 2 ** 31 - 1;
+/** By how much a timer may go off too soon. */
+const EARLY = 5;
 /** By how much the clock must run ahead of the time that this program saw, for the machine to have slept. */
 const JUMP = 10_000;
 /** The client has ended for good. `code` is "unauthorized" or "refused". */
@@ -43,6 +47,8 @@ export class UserRealtime {
     #posting = null;
     #ear = null;
     #asking = null;
+    #settling = false;
+    #closing = false;
     #timer;
     #stopWatching = () => { };
     constructor(options) {
@@ -61,7 +67,7 @@ export class UserRealtime {
         this.#state = { state: "connecting", transport, reason: "", error: null };
         this.#machine = new Machine(limits, Math.random, this.#position);
         queueMicrotask(() => {
-            if (this.state === "closed")
+            if (this.#closing)
                 return;
             this.#stopWatching = this.#watch();
             this.#machine.start(performance.now());
@@ -95,7 +101,7 @@ export class UserRealtime {
      * Send a message to the application's inbox; resolves with its id there, once it is stored. It is repeated over as
      * many connections as it takes, and stored once. Rejects with a PublishError if it is not stored.
      */
-    publish(event, data, { ref = newRef() } = {}) {
+    publish(event, data = {}, { ref = newRef() } = {}) {
         return new Promise((resolve, reject) => {
             if (this.#published.has(ref)) {
                 reject(new PublishError("invalid", "a message with this ref is under way"));
@@ -114,6 +120,7 @@ export class UserRealtime {
     }
     /** End the connection. What is published and not acknowledged fails. */
     close() {
+        this.#closing = true;
         this.#machine.close();
         this.#settle();
     }
@@ -142,19 +149,28 @@ export class UserRealtime {
     // --- between the machine and the world
     /** Carry out what the machine says, and come back when it wants to know the time. */
     #settle() {
-        for (let actions = this.#machine.take(); actions.length > 0; actions = this.#machine.take()) {
-            for (const action of actions)
-                this.#carryOut(action);
+        if (this.#settling)
+            return; // a listener has called: what it asks for comes after what is being done
+        this.#settling = true;
+        try {
+            for (let actions = this.#machine.take(); actions.length > 0; actions = this.#machine.take()) {
+                for (const action of actions)
+                    this.#carryOut(action);
+            }
+        }
+        finally {
+            this.#settling = false;
         }
         clearTimeout(this.#timer);
         const { deadline } = this.#machine;
         if (deadline === null)
             return;
+        const wait = Math.min(Math.max(0, deadline - performance.now()), LONGEST_TIMER);
         this.#timer = setTimeout(() => {
-            // A timer may go off a moment early.
-            this.#machine.tick(Math.max(performance.now(), deadline));
+            const now = performance.now();
+            this.#machine.tick(deadline - now < EARLY ? Math.max(now, deadline) : now);
             this.#settle();
-        }, Math.max(0, deadline - performance.now()));
+        }, wait);
     }
     #carryOut(action) {
         switch (action.do) {
@@ -265,7 +281,7 @@ export class UserRealtime {
     }
     /** Give what waits to the listeners, if there are any. */
     #deliver() {
-        while (this.#listeners.event.size > 0) {
+        while (this.#listeners.event.size > 0 && !this.#closing) {
             const handed = this.#buffer.shift();
             if (handed === undefined)
                 break;

@@ -42,6 +42,8 @@ const POLL_FIRST = 2;
 const POLL_GRACE = 10_000;
 /** After 1013: this long, and a random part of that. */
 const TRY_LATER = { least: 10_000, more: 20_000 };
+/** A longer wait is not believed: it is some proxy's. */
+const RETRY_AFTER_MOST = 300_000;
 const LONGEST_NAME = 253;
 /** Refused tokens in a row that end the client: one may have been old, two are wrong. */
 const LAST_REFUSAL = 2;
@@ -142,7 +144,7 @@ export class Machine {
     }
     /** Send a message to the application's inbox; `published` or `failed` follows. */
     publish(now, ref, event, data) {
-        const message = { type: "publish", ref, event, data: data ?? {} };
+        const message = { type: "publish", ref, event, data };
         const size = new TextEncoder().encode(JSON.stringify(message)).length;
         const fail = (code, why) => this.#actions.push({ do: "failed", ref, code, message: why });
         if (this.#phase === "closed") {
@@ -353,7 +355,7 @@ export class Machine {
         else {
             if (status !== 429 && status !== 503)
                 this.#countUnopened();
-            this.#retry(now, why, { atLeast: retryAfter ?? 0 });
+            this.#retry(now, why, { atLeast: Math.min(retryAfter ?? 0, RETRY_AFTER_MOST) });
         }
     }
     /** `POST /publish` was answered; status 0: it was not. */
@@ -380,7 +382,7 @@ export class Machine {
                 publication.sent = false;
             const bound = Math.min(this.#limits.backoffMost, this.#limits.backoff * 2 ** this.#postAttempt);
             this.#postAttempt = Math.min(this.#postAttempt + 1, 30);
-            this.#holdUntil = now + (retryAfter ?? 0) + bound * this.#random();
+            this.#holdUntil = now + Math.min(retryAfter ?? 0, RETRY_AFTER_MOST) + bound * this.#random();
         }
         this.#flush(now);
     }

@@ -1,0 +1,33 @@
+"""The benchmark of signals runs, every event reaches its socket, and its lines can be drawn."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+from bench.scale.plot import plot
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_few_relays_over_a_broker(tmp_path: Path) -> None:
+    drawn = tmp_path / "scale.svg"
+    command = ["--modes", "listen", "nats", "--relays", "3", "--seconds", "0.5", "--plot", str(drawn)]
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.scale", *command], cwd=ROOT, capture_output=True, text=True, timeout=400
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = [line.split(" | ")[:2] for line in done.stdout.splitlines() if line.startswith("| ")]
+    assert rows == [["| signal", "relays"], ["| listen", "3"], ["| nats", "3"]]
+    ElementTree.parse(drawn)  # noqa: S314 (of our own making)
+
+
+def test_every_line_is_drawn_and_named() -> None:
+    lines = {"listen": [(1.0, 2000.0), (1000.0, 26.0)], "nats": [(1.0, 2000.0), (1000.0, 0.0)], "none": []}
+    tree = ElementTree.fromstring(plot({"one": lines, "two": lines}))  # noqa: S314 (of our own making)
+    drawn = [element for element in tree.iter() if element.tag.endswith("polyline")]
+    assert len(drawn) == 2 * 3
+    texts = {element.text for element in tree.iter() if element.tag.endswith("text")}
+    assert {"listen", "nats", "none", "one", "two", "relays", "1,000"} <= texts
