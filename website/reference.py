@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import yaml
 
-from userrealtime_relay.config import Config, ConfigError
+from userrealtime_relay.config import SIGNALS, Config, ConfigError
 from website.sources import ROOT
 
 Json = dict[str, Any]
@@ -267,14 +267,15 @@ def metrics() -> str:
 
 
 class _Recorder(Mapping[str, str]):
-    """An environment in which every variable is wrong, and which notes what is asked for."""
+    """An environment in which every variable but SIGNAL is wrong, and which notes what is asked for."""
 
-    def __init__(self) -> None:
+    def __init__(self, signal: str) -> None:
+        self._signal = signal
         self.names: dict[str, None] = {}
 
     def __getitem__(self, name: str) -> str:
         self.names[name] = None
-        return _WRONG
+        return self._signal if name == "SIGNAL" else _WRONG
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)
@@ -285,13 +286,17 @@ class _Recorder(Mapping[str, str]):
 
 def variables() -> dict[str, str]:
     """The relay's variables, each with what it accepts, in the words of the relay's own complaint."""
-    recorder = _Recorder()
-    try:
-        Config.from_environment(recorder)
-    except ConfigError as error:
-        said = dict(re.findall(r"^  ([A-Z_]+): (.+)$", str(error), re.MULTILINE))
+    names: set[str] = set()
+    said: dict[str, str] = {}
+    for signal in (*SIGNALS, _WRONG):  # what else is asked for depends on it
+        recorder = _Recorder(signal)
+        try:
+            Config.from_environment(recorder)
+        except ConfigError as error:
+            said |= dict(re.findall(r"^  ([A-Z_]+): (.+)$", str(error), re.MULTILINE))
+        names |= recorder.names.keys()
     accepted = {}
-    for name in sorted(recorder.names):
+    for name in sorted(names):
         words = re.sub(r"^'.*?' is not |^must be |^either ", "", said.get(name, "text"))
         accepted[name] = re.sub(r" \(its value is not shown here\)|, or empty$|: \[Errno.*$", "", words)
     return accepted

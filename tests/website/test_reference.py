@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from userrealtime_relay.config import Config
+from userrealtime_relay.config import BROKER_SCHEMES, Config
 from website import reference
 from website.sources import ROOT
 
@@ -107,6 +107,7 @@ def test_every_metric_is_there() -> None:
 def test_every_variable_of_the_relay_is_there_and_meant_as_documented() -> None:
     source = (ROOT / "relay/userrealtime_relay/config.py").read_text()
     known = set(re.findall(r"read\.\w+\(\"([A-Z_]+)\"", source)) | {"TOKEN_KEY", "TOKEN_KEY_PREVIOUS", "TOKEN_KEY_DIR"}
+    known |= {f"{broker.upper()}_URL" for broker in BROKER_SCHEMES}
     assert set(reference.variables()) == known == set(reference.described((ROOT / "docs/relay.md").read_text()))
     page = reference.environment()
     for name in known:
@@ -117,12 +118,13 @@ def test_every_variable_of_the_relay_is_there_and_meant_as_documented() -> None:
 def test_defaults_of_variables_are_those_of_the_relay() -> None:
     config = Config.from_environment({"USER_ID": "a", "DATABASE_URL": "postgresql://a/b", "TOKEN_KEY": "k" * 32})
     for name, (default, _) in reference.described((ROOT / "docs/relay.md").read_text()).items():
+        attribute = name.lower().replace("database_idle_after", "idle_after")
         if re.fullmatch(r"[0-9.]+", default):
-            assert float(default) == getattr(config, name.lower()), name
+            assert float(default) == getattr(config, attribute), name
         elif re.fullmatch(r"`.*`|true|false", default):
-            assert default.strip("`") == str(getattr(config, name.lower())).removesuffix("()").replace(
-                "False", "false"
-            ), name
+            assert default.strip("`") == str(getattr(config, attribute)).removesuffix("()").replace("False", "false"), (
+                name
+            )
 
 
 @pytest.mark.parametrize(
