@@ -5,10 +5,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help up down test relay lint unit e2e soak bench lock venv
+.PHONY: help up down test relay lint unit e2e soak bench docs docs-serve lock venv
 
 help: ## Show this
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 up: venv ## A cluster, Postgres, the chart and a first user; then that user's events, live
 	@$(BIN)/python -m e2e.up
@@ -37,6 +37,15 @@ soak: venv ## New plans of faults for SOAK_MINUTES (60), until one fails
 
 bench: venv ## The relay beside ws, Socket.IO, Centrifugo and AnyCable, in one run (about 10 minutes)
 	@$(BIN)/python -m bench.relay
+
+docs: export NO_MKDOCS_2_WARNING := 1
+docs: venv ## The documentation as a site, in build/site
+	@$(BIN)/python -m mkdocs build --quiet
+	@echo "build/site/index.html"
+
+docs-serve: export NO_MKDOCS_2_WARNING := 1
+docs-serve: venv ## The same on a port of loopback, made anew when a page changes
+	@$(BIN)/python -m mkdocs serve --dev-addr 127.0.0.1:8000 --watch website
 
 lock: venv ## Pin the dependencies again, from pyproject.toml
 	@$(BIN)/uv pip compile -q pyproject.toml --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --upgrade --all-extras -o locks/dev.txt

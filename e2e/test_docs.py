@@ -1,0 +1,256 @@
+"""Every command of README.md and docs/, typed as a newcomer would, a page's in one shell; see website/blocks.py."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import selectors
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from website.blocks import Block, missing_output, page_blocks
+
+from .system import CHART, OPERATOR_NAMESPACE, ROOT, USERS_NAMESPACE, System, install, uninstall
+
+PAGES = page_blocks()
+RUN = {page: blocks for page, blocks in PAGES.items() if any(block.is_run for block in blocks)}
+BLOCK_TIMEOUT_S = 300.0
+OUTPUT_TIMEOUT_S = 60.0
+USER = "alice"
+
+
+class Terminal:
+    """A shell that somebody types into, in a folder. What comes is in `text`, standard error with it."""
+
+    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
+        self._shell = subprocess.Popen(
+            ["bash", "-e"],
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        self._selector = selectors.DefaultSelector()
+        assert self._shell.stdout is not None
+        self._selector.register(self._shell.stdout, selectors.EVENT_READ)
+        self.text = ""
+
+    def type(self, commands: str) -> None:
+        """Type lines; their output is still to come."""
+        assert self._shell.stdin is not None
+        # In braces, so that all is read before it begins, and no command takes what follows for its input.
+        self._shell.stdin.write(f"{{\n{commands}\n}} </dev/null\nprintf '\\0'\n".encode())
+        self._shell.stdin.flush()
+
+    def until(self, wanted: str | list[str], timeout: float) -> None:
+        """Read on until the text ends so, or has these lines.
+
+        Raises:
+            AssertionError: the shell has ended, a command having failed, or `timeout` seconds have passed.
+        """
+        deadline = time.monotonic() + timeout
+        while not self._came(wanted):
+            remaining = deadline - time.monotonic()
+            assert remaining > 0, f"after {timeout:.0f} s there is not {wanted!r}, but:\n{self.text[-5000:]}"
+            if not self._selector.select(remaining):
+                continue
+            assert self._shell.stdout is not None
+            chunk = os.read(self._shell.stdout.fileno(), 65536)
+            assert chunk, f"a command failed:\n{self.text[-5000:]}"
+            self.text += chunk.decode(errors="replace")
+
+    def _came(self, wanted: str | list[str]) -> bool:
+        if isinstance(wanted, str):
+            return self.text.endswith(wanted)
+        return missing_output(wanted, self.text) is None
+
+    def is_open(self) -> bool:
+        """Whether the shell goes on: it ends with the first command that fails."""
+        return self._shell.poll() is None
+
+    def close(self) -> None:
+        """End the shell and all it started."""
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            try:
+                os.killpg(self._shell.pid, number)
+                self._shell.wait(timeout=10)
+            except (ProcessLookupError, subprocess.TimeoutExpired):
+                pass
+        self._selector.close()
+        for pipe in (self._shell.stdin, self._shell.stdout):
+            with contextlib.suppress(BrokenPipeError):
+                assert pipe is not None
+                pipe.close()
+
+
+class Session:
+    """A newcomer with a fresh copy of the repository, and as many terminals as the page says."""
+
+    def __init__(self, system: System, folder: Path) -> None:
+        self._folder = folder / "userrealtime"
+        listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+        names = subprocess.check_output(listing, cwd=ROOT, text=True, timeout=60).split("\0")
+        for name in filter(None, names):
+            if (ROOT / name).is_file():
+                (self._folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(ROOT / name, self._folder / name)
+        # What `make venv` would install is what this test runs in.
+        (self._folder / ".venv").symlink_to(sys.prefix)
+        for name in ("pyproject.toml", "locks/dev.txt"):
+            os.utime(self._folder / name, (0, 0))
+        self._stands_for = _stands_for(system)
+        programs = (
+            Path(sys.executable).parent,
+            system.cluster.kubectl_path().parent,
+            system.cluster.helm_path().parent,
+        )
+        path = os.pathsep.join([*map(str, programs), os.environ["PATH"]])
+        self._environment = {**system.cluster.environment(), "PATH": path, "CI": "true"}
+        self._terminals = [self._terminal()]
+        self._listening: list[tuple[Block, Terminal]] = []
+
+    def _terminal(self) -> Terminal:
+        return Terminal(self._folder, self._environment)
+
+    def go_through(self, block: Block) -> None:
+        """Do what a reader does with a block.
+
+        Raises:
+            AssertionError: it does not do what the page says.
+        """
+        if block.file is not None:
+            (self._folder / block.file).write_text(self._real(block.text))
+        elif not block.is_run:
+            return
+        elif block.word == "in another terminal":
+            terminal = self._terminal()
+            self._terminals.append(terminal)
+            self._listening.append((block, terminal))
+            terminal.type(self._real(block.commands))
+            terminal.until(block.output[:1], OUTPUT_TIMEOUT_S)
+        else:
+            terminal = self._terminals[0]
+            terminal.text = ""
+            terminal.type(self._real(block.commands))
+            terminal.until("\0", BLOCK_TIMEOUT_S)
+            line = missing_output(block.output, terminal.text)
+            assert line is None, f"{block}: {line!r} did not come, but:\n{terminal.text}"
+
+    def finish(self) -> None:
+        """See that all has come in the other terminals, too."""
+        for block, terminal in self._listening:
+            terminal.until(block.output, OUTPUT_TIMEOUT_S)
+            assert terminal.is_open(), f"{block}: a command failed:\n{terminal.text[-5000:]}"
+
+    def close(self) -> None:
+        for terminal in self._terminals:
+            terminal.close()
+
+    def _real(self, text: str) -> str:
+        for example, real in self._stands_for.items():
+            text = text.replace(example, real)
+        return text
+
+
+def _stands_for(system: System) -> dict[str, str]:
+    """What a reader has in place of the names of example.com."""
+    stands_for = {
+        "postgresql://realtime:password@db.example.com:5432/app": system.database.url,
+        "https://realtime.example.com": system.values["route"]["url"].removesuffix("/{name}"),
+    }
+    for part in ("operator", "relay"):
+        image = system.values[part]["image"]
+        real = f"{image['repository']},{part}.image.tag={image['tag']}"
+        stands_for[f"registry.example.com/userrealtime-{part}"] = real
+    return stands_for
+
+
+@pytest.fixture
+def session(system: System, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Session]:
+    blocks: list[Block] = request.getfixturevalue("blocks")
+    typed = "".join(block.commands for block in blocks if block.is_run)
+    if "helm install" in typed:
+        uninstall(system.cluster)
+    else:
+        system.apply_user(USER)
+        system.wait_ready(USER)
+    before = _resources(system)
+    session = Session(system, tmp_path)
+    try:
+        yield session
+    finally:
+        session.close()
+        if re.search(r"helm (un)?install", typed):
+            install(system.cluster)
+        for name in _resources(system) - before:
+            system.delete_user(name)
+        for example in re.findall(r"kubectl apply -f (examples/\S+)", typed):
+            system.kubectl("delete", "-f", str(ROOT / example), "--ignore-not-found", "--timeout=60s", timeout=90)
+
+
+def _resources(system: System) -> set[str]:
+    if "userrealtimes." not in system.cluster.kubectl("get", "crds", "-o", "name"):
+        return set()
+    return set(system.kubectl("get", "urt", "-o", "jsonpath={.items[*].metadata.name}").split())
+
+
+@pytest.mark.parametrize("blocks", [pytest.param(blocks, id=page) for page, blocks in RUN.items()])
+def test_a_page_works_as_it_is_typed(session: Session, blocks: list[Block]) -> None:
+    for block in blocks:
+        session.go_through(block)
+    session.finish()
+
+
+MANIFESTS = [block for blocks in PAGES.values() for block in blocks if block.language == "yaml"]
+
+
+@pytest.mark.parametrize("block", MANIFESTS, ids=str)
+def test_yaml_is_taken_by_the_cluster_or_the_chart(system: System, block: Block) -> None:
+    known = yaml.safe_load((CHART / "values.yaml").read_text()).keys()
+    for document in yaml.safe_load_all(block.text):
+        if "kind" in document:
+            system.cluster.kubectl(
+                "apply", "--dry-run=server", "--validate=strict", "-f", "-", input=json.dumps(document)
+            )
+        elif document.keys() <= known:
+            values = {"database": {"url": "postgresql://a/b"}, **document}
+            system.cluster.helm(
+                "template",
+                "x",
+                str(CHART),
+                "--namespace",
+                OPERATOR_NAMESPACE,
+                "--values",
+                "-",
+                input=json.dumps(values),
+            )
+        else:
+            _is_part_of_a_pod(system, document)
+
+
+def _is_part_of_a_pod(system: System, document: dict[str, Any]) -> None:
+    """A part of a pod's spec, of which `env` and `volumeMounts` are those of its container."""
+    of_container: dict[str, Any] = {name: document.pop(name) for name in ("env", "volumeMounts") if name in document}
+    restricted: dict[str, Any] = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    container: dict[str, Any] = {"name": "x", "image": "x", "securityContext": restricted, **of_container}
+    safe: dict[str, Any] = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "x", "namespace": USERS_NAMESPACE},
+        "spec": {"securityContext": safe, "containers": [container], **document},
+    }
+    system.cluster.kubectl("create", "--dry-run=server", "--validate=strict", "-f", "-", input=json.dumps(pod))

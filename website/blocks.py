@@ -1,0 +1,162 @@
+"""The code blocks of the pages, for the tests that run them: what stands in a page is what a newcomer types.
+
+A block names its language. A shell block is run, all of a page's in their order and in one shell; in `console` the
+lines after `$ `, and after `> ` if they go on with it, are typed, and the others are what comes, `…` being anything. A
+comment before a block says otherwise:
+
+    <!-- not run: why -->               it is not run by this test
+    <!-- in another terminal -->        it runs beside those that follow, until the page's end
+    <!-- run -->                        it is Python, and run among them
+    <!-- file: values.yaml -->          it is a file of that name, which the blocks after it use
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import translate
+from pathlib import Path
+from typing import Final
+
+from website.sources import ROOT
+
+SHELL: Final = ("sh", "console")
+LANGUAGES: Final = (*SHELL, "css", "html", "http", "js", "json", "python", "sql", "text", "ts", "yaml")
+_FENCE: Final = re.compile(r"^(?P<indent> *)(?P<fence>`{3,}|~{3,})(?P<language>\S*)\s*$")
+_COMMENT: Final = re.compile(r"^ *<!-- (?P<text>.*) -->$")
+_TYPED: Final = re.compile(r"^\$ (?:.*\\\n)*.*\n(?:> .*\n)*", re.MULTILINE)
+_MARK: Final = re.compile(r"(?P<kind>not run|file): (?P<what>.+)|(?P<word>run|in another terminal)")
+
+
+class BlockError(ValueError):
+    """A page has a block that cannot be understood. The message names page and line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A fenced block of a page; `line` is that of its fence. The marks are those of the comment before it."""
+
+    page: str
+    line: int
+    language: str
+    text: str
+    not_run: str | None = None
+    file: str | None = None
+    word: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.page}:{self.line}"
+
+    @property
+    def is_run(self) -> bool:
+        """Whether it is typed into a shell."""
+        typed = self.language in SHELL or (self.language == "python" and self.word == "run")
+        return typed and self.not_run is None and self.file is None
+
+    @property
+    def commands(self) -> str:
+        """What is typed into a shell."""
+        if self.language == "python":
+            return f"python - <<'EOF'\n{self.text}EOF\n"
+        if self.language == "console":
+            return re.sub(r"^[$>] ", "", "".join(_TYPED.findall(self.text)), flags=re.MULTILINE)
+        return self.text
+
+    @property
+    def output(self) -> list[str]:
+        """What comes, line by line."""
+        if self.language != "console":
+            return []
+        return [line for line in _TYPED.sub("", self.text).splitlines() if line.strip()]
+
+
+def pages(root: Path = ROOT) -> list[str]:
+    """The pages whose blocks are run, as paths in the repository."""
+    found = [root / "README.md", root / "bench/README.md", *root.glob("docs/**/*.md")]
+    for folder in ("clients", "examples"):
+        found += root.glob(f"{folder}/**/README.md")
+    return sorted(path.relative_to(root).as_posix() for path in found if "node_modules" not in path.parts)
+
+
+def blocks(page: str, text: str) -> Iterator[Block]:
+    """The blocks of a page.
+
+    Raises:
+        BlockError: a block without a language or an end, or a comment before one that means nothing.
+    """
+    lines = text.splitlines()
+    mark: re.Match[str] | None = None
+    number = 0
+    while number < len(lines):
+        line = lines[number]
+        number += 1
+        if comment := _COMMENT.match(line):
+            mark = _MARK.fullmatch(comment["text"])
+            if mark is None:
+                raise BlockError(f"{page}:{number}: unknown comment {comment['text']!r}; see website/blocks.py")
+            continue
+        if opening := _FENCE.match(line):
+            start, inside = number, []
+            while number < len(lines) and lines[number].strip() != opening["fence"]:
+                inside.append(lines[number].removeprefix(opening["indent"]))
+                number += 1
+            if number == len(lines):
+                raise BlockError(f"{page}:{start}: this block has no end")
+            number += 1
+            yield _block(page, start, opening["language"], "".join(f"{each}\n" for each in inside), mark)
+        elif re.match(r" {4,}\S", line) and not lines[max(number - 2, 0)].strip() and not _in_list(lines, number - 1):
+            raise BlockError(f"{page}:{number}: an indented block; fence it, with its language")
+        elif mark is not None and line.strip():
+            raise BlockError(f"{page}:{number}: the comment before it belongs before a block")
+        else:
+            continue
+        mark = None
+
+
+def _block(page: str, line: int, language: str, text: str, mark: re.Match[str] | None) -> Block:
+    if language not in LANGUAGES:
+        raise BlockError(f"{page}:{line}: a block of {language or 'no language'}; known are {', '.join(LANGUAGES)}")
+    kind, what = (mark["kind"], mark["what"]) if mark else (None, None)
+    return Block(
+        page,
+        line,
+        language,
+        text,
+        not_run=what if kind == "not run" else None,
+        file=what if kind == "file" else None,
+        word=mark["word"] if mark else None,
+    )
+
+
+def _in_list(lines: list[str], number: int) -> bool:
+    """Whether an indented line goes on with an item of a list: the last line that is not indented begins one."""
+    outer = (line for line in reversed(lines[:number]) if line.strip() and not line.startswith(" "))
+    return bool(re.match(r"([-*+]|\d+\.) ", next(outer, "")))
+
+
+def page_blocks(root: Path = ROOT) -> dict[str, list[Block]]:
+    """The blocks of all pages. Errors as `blocks`."""
+    return {page: list(blocks(page, (root / page).read_text())) for page in pages(root)}
+
+
+def missing_output(expected: list[str], got: str) -> str | None:
+    """The first of the expected lines that does not come, in their order; None if all do.
+
+    Spaces count as one. An address, an age, a time or a token stands for any other; `…` and `...` for anything.
+    """
+    remaining = iter(_loose(line) for line in got.splitlines())
+    for line in expected:
+        wanted = re.compile(translate(re.sub(r"([\[?*])", r"[\1]", _loose(line)).replace("…", "*")))
+        if not any(wanted.match(each) for each in remaining):
+            return line
+    return None
+
+
+def _loose(line: str) -> str:
+    line = line.replace("...", "…")
+    line = re.sub(r"\bhttps?://[^\s\"',]+", "URL", line)
+    line = re.sub(r"\b\d{4}-\d\d-\d\dT[0-9:.]+Z", "TIME", line)
+    line = re.sub(r"\beyJ[\w.…-]*", "TOKEN", line)
+    line = re.sub(r"\b\d+(ms|s|m|h|d)(\d+(ms|s|m|h))?\b", "AGE", line)
+    return " ".join(line.split())

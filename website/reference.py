@@ -1,0 +1,343 @@
+"""The reference pages, made from the sources of what they describe. Pure but for reading these."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Final
+
+import yaml
+
+from userrealtime_relay.config import SIGNALS, Config, ConfigError
+from website.sources import ROOT
+
+Json = dict[str, Any]
+
+# Modules with a class `Metrics`, each by whose metrics they are.
+REGISTRIES: Final = {
+    "The relay": "userrealtime_relay.metrics",
+    "The bridge": "userrealtime_relay.bridge.metrics",
+    "The operator": "userrealtime_operator.metrics",
+    "The activator": "userrealtime_operator.activator.metrics",
+}
+_WRONG: Final = "\x01"
+
+
+class SourceError(ValueError):
+    """A source has something that its reference cannot tell; the message names it."""
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table. Cells are Markdown of one line."""
+
+    def line(cells: Sequence[str]) -> str:
+        return f"| {' | '.join(cells)} |"
+
+    return "\n".join([line(header), line(["---"] * len(header)), *map(line, rows)]) + "\n"
+
+
+def code(value: object) -> str:
+    """A value as code, as YAML would have it on one line; empty where there is none."""
+    if value is None:
+        return ""
+    return f"`{value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)}`"
+
+
+def prose(text: str) -> str:
+    """Text of a source as Markdown of one line."""
+    return " ".join(text.split()).replace("<", "&lt;").replace("|", "&#124;")
+
+
+# --- constraints, as JSON Schema and OpenAPI have them
+
+
+def kind(schema: Json) -> str:
+    """What a value may be, in words."""
+    if "anyOf" in schema:
+        return " or ".join(dict.fromkeys(kind(each) for each in schema["anyOf"]))
+    if "const" in schema:
+        return "empty" if schema["const"] == "" else code(schema["const"])
+    if "enum" in schema:
+        return ", ".join("empty" if each == "" else code(each) for each in schema["enum"])
+    if schema.get("x-kubernetes-int-or-string"):
+        return "integer or string"
+    name = str(schema.get("type", "any"))
+    if name == "string" and "title" in schema:
+        return str(schema["title"])
+    if name == "array":
+        return f"list of {kind(schema.get('items', {'type': 'any'}))}"
+    if name == "object" and isinstance(schema.get("additionalProperties"), dict):
+        return f"map of {kind(schema['additionalProperties'])}"
+    return name + _bounds(schema)
+
+
+def _bounds(schema: Json) -> str:
+    words = []
+    for low, high, unit in (("minimum", "maximum", ""), ("minLength", "maxLength", " characters")):
+        match schema.get(low), schema.get(high):
+            case (None, None):
+                continue
+            case (1, None) if unit:
+                words.append("not empty")
+            case (least, None):
+                words.append(f"at least {least}{unit}")
+            case (None, most):
+                words.append(f"at most {most}{unit}")
+            case (least, most):
+                words.append(f"{least} to {most}{unit}")
+    if "format" in schema:
+        words.append(schema["format"])
+    if "pattern" in schema:
+        words.append(f"matching {code(schema['pattern'])}")
+    return f", {', '.join(words)}" if words else ""
+
+
+# --- the resource
+
+
+def fields(schema: Json, path: str = "") -> Iterator[tuple[str, Json]]:
+    """All fields below a schema, each with its path, such as `spec.relay.image` or `status.conditions[].type`."""
+    for name, child in schema.get("properties", {}).items():
+        here = f"{path}.{name}".lstrip(".")
+        yield here, {**child, "x-required": True} if name in schema.get("required", ()) else child
+        items = child.get("items", {})
+        yield from fields(items if "properties" in items else child, f"{here}[]" if "properties" in items else here)
+
+
+def resource() -> str:
+    """The page of the CRD: every field of every version, and what is refused with which words."""
+    crd = yaml.safe_load((ROOT / "crds/userrealtimes.yaml").read_text())
+    names, parts = crd["spec"]["names"], []
+    for version in crd["spec"]["versions"]:
+        schema = version["schema"]["openAPIV3Schema"]
+        found = [(path, child) for path, child in fields(schema) if path not in ("spec", "status")]
+        columns = [(c["name"], code(c["jsonPath"])) for c in version.get("additionalPrinterColumns", [])]
+        parts.append(f"""\
+# {names["kind"]}
+
+`{crd["spec"]["group"]}/{version["name"]}`, {crd["spec"]["scope"].lower()}; for `kubectl`: {code(names["plural"])}, \
+{", ".join(map(code, names["shortNames"]))}. {prose(schema["description"])}
+
+## spec
+
+{_field_table(found, "spec.")}
+## status
+
+{_field_table(found, "status.")}
+## Columns of `kubectl get`
+
+{table(("column", "of"), columns)}""")
+    return "\n".join(parts)
+
+
+def _field_table(found: Iterable[tuple[str, Json]], prefix: str) -> str:
+    return table(
+        ("field", "type", "default", "meaning"),
+        (
+            (
+                code(path),
+                kind(child),
+                "required" if "x-required" in child else code(child.get("default")),
+                _meaning(child),
+            )
+            for path, child in found
+            if path.startswith(prefix)
+        ),
+    )
+
+
+def _meaning(schema: Json) -> str:
+    rules = [f"Refused otherwise: “{prose(rule['message'])}”." for rule in schema.get("x-kubernetes-validations", [])]
+    return " ".join([prose(schema.get("description", "")), *rules]).strip()
+
+
+# --- the chart's values
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """One of the chart's values: its path, its default, the comment above it, and what the schema says of it."""
+
+    path: str
+    default: object
+    comment: str
+    schema: Json
+    leaf: bool
+
+
+def chart_values(text: str, schema: Json) -> Iterator[Value]:
+    """All values of a values.yaml that its schema knows by name, in their order, those that hold others included.
+
+    Raises:
+        SourceError: there is one of which the schema says nothing.
+    """
+    yield from _values(yaml.compose(text, Loader=yaml.SafeLoader), yaml.safe_load(text), schema, text.splitlines(), "")
+
+
+def _values(node: Any, data: Json, schema: Json, lines: list[str], prefix: str) -> Iterator[Value]:
+    for key, child in node.value:
+        path, value = f"{prefix}{key.value}", data[key.value]
+        says = schema.get("properties", {}).get(key.value)
+        if says is None:
+            raise SourceError(f"values.schema.json does not know {path}")
+        leaf = not value or "properties" not in says
+        yield Value(path, value, _comment_above(lines, key.start_mark), says, leaf)
+        if not leaf:
+            yield from _values(child, value, says, lines, f"{path}.")
+
+
+def _comment_above(lines: list[str], mark: Any) -> str:
+    start = mark.line
+    while start and re.match(rf" {{{mark.column}}}#", lines[start - 1]):
+        start -= 1
+    return " ".join(line.strip().lstrip("#").strip() for line in lines[start : mark.line])
+
+
+def followed(here: Any, definitions: Json) -> Any:
+    """A JSON schema with its references replaced by what they refer to."""
+    if isinstance(here, list):
+        return [followed(each, definitions) for each in here]
+    if not isinstance(here, dict):
+        return here
+    if "$ref" in here:
+        name = here["$ref"].rpartition("/")[2]
+        return {"title": name, **followed(definitions[name], definitions)}
+    return {name: followed(each, definitions) for name, each in here.items()}
+
+
+def values() -> str:
+    """The page of the chart's values."""
+    chart = ROOT / "charts/userrealtime"
+    schema = json.loads((chart / "values.schema.json").read_text())
+    schema = followed(schema, schema["$defs"])
+    parts = ["# The chart's values\n\nFrom the chart's `values.yaml`, with the types of its `values.schema.json`.\n"]
+    rows: list[Sequence[str]] = []
+    heading = ""
+
+    def flush() -> None:
+        if rows:
+            parts.append(f"{heading}{table(('value', 'type', 'default', 'meaning'), rows)}")
+        rows.clear()
+
+    for value in chart_values((chart / "values.yaml").read_text(), schema):
+        if "." not in value.path:
+            flush()
+            heading = f"## {value.path}\n\n"
+            if not value.leaf:
+                heading += f"{prose(value.comment)}\n\n" if value.comment else ""
+                continue
+        if not value.leaf:
+            if value.comment:
+                rows.append((code(value.path), "", "", prose(value.comment)))
+            continue
+        rows.append((code(value.path), kind(value.schema), code(value.default), prose(value.comment)))
+    flush()
+    return "\n".join(parts)
+
+
+# --- metrics
+
+
+def families(module: str) -> Iterator[tuple[str, str, tuple[str, ...], str]]:
+    """Each metric of a module's registry: name as it is scraped, type, labels, meaning."""
+    for metric in vars(import_module(module).Metrics()).values():
+        labels: tuple[str, ...] | None = getattr(metric, "_labelnames", None)
+        if labels is None:  # the registry itself
+            continue
+        (family,) = metric.describe()
+        yield family.name + ("_total" if family.type == "counter" else ""), family.type, labels, family.documentation
+
+
+def metrics() -> str:
+    """The page of all metrics."""
+    parts = ["# Metrics\n\nFor Prometheus, at `/metrics`. No label holds anything of a user or a client.\n"]
+    for whose, module in REGISTRIES.items():
+        rows = (
+            (code(name), sort, ", ".join(map(code, labels)), prose(text))
+            for name, sort, labels, text in families(module)
+        )
+        parts.append(f"## {whose}\n\n{table(('metric', 'type', 'labels', 'meaning'), rows)}")
+    return "\n".join(parts)
+
+
+# --- the relay's environment
+
+
+class _Recorder(Mapping[str, str]):
+    """An environment in which every variable but SIGNAL is wrong, and which notes what is asked for."""
+
+    def __init__(self, signal: str) -> None:
+        self._signal = signal
+        self.names: dict[str, None] = {}
+
+    def __getitem__(self, name: str) -> str:
+        self.names[name] = None
+        return self._signal if name == "SIGNAL" else _WRONG
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def variables() -> dict[str, str]:
+    """The relay's variables, each with what it accepts, in the words of the relay's own complaint."""
+    names: set[str] = set()
+    said: dict[str, str] = {}
+    for signal in (*SIGNALS, _WRONG):  # what else is asked for depends on it
+        recorder = _Recorder(signal)
+        try:
+            Config.from_environment(recorder)
+        except ConfigError as error:
+            said |= dict(re.findall(r"^  ([A-Z_]+): (.+)$", str(error), re.MULTILINE))
+        names |= recorder.names.keys()
+    accepted = {}
+    for name in sorted(names):
+        words = re.sub(r"^'.*?' is not |^must be |^either ", "", said.get(name, "text"))
+        accepted[name] = re.sub(r" \(its value is not shown here\)|, or empty$|: \[Errno.*$", "", words)
+    return accepted
+
+
+def described(page: str) -> dict[str, tuple[str, str]]:
+    """Default and meaning of the relay's variables, from the table of docs/relay.md."""
+    found: dict[str, tuple[str, str]] = {}
+    for cells in re.findall(r"^\| (`[A-Z_`, ]+`) \| *(.*?) *\| (.*) \|$", page, re.MULTILINE):
+        names = re.findall(r"[A-Z_]+", cells[0])
+        defaults = cells[1].split(", ") if cells[1].count(", ") == len(names) - 1 else [cells[1]] * len(names)
+        found |= {name: (default, cells[2]) for name, default in zip(names, defaults, strict=True)}
+    return found
+
+
+def environment() -> str:
+    """The page of the relay's environment.
+
+    Raises:
+        SourceError: docs/relay.md does not say what a variable means.
+    """
+    meanings = described((ROOT / "docs/relay.md").read_text())
+    accepted = variables()
+    if unknown := accepted.keys() - meanings.keys():
+        raise SourceError(f"docs/relay.md, Environment, says nothing of {', '.join(sorted(unknown))}")
+    rows = ((code(name), prose(accepts), *map(_from_relay, meanings[name])) for name, accepts in accepted.items())
+    return (
+        "# The relay's environment\n\nThe operator sets these from the [resource](resource.md) and the "
+        f"[chart's values](values.md).\n\n{table(('variable', 'accepts', 'default', 'meaning'), rows)}"
+    )
+
+
+def _from_relay(text: str) -> str:
+    """A cell of docs/relay.md, its links as they are from here."""
+    text = re.sub(r"\]\((?=#)", "](relay.md", text)
+    return re.sub(r"\]\((?![a-z]+:)", "](../", text)
+
+
+PAGES: Final[Mapping[str, Callable[[], str]]] = {
+    "reference/resource.md": resource,
+    "reference/values.md": values,
+    "reference/environment.md": environment,
+    "reference/metrics.md": metrics,
+}
