@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from userrealtime_operator.config import Activator, parse_config
+from userrealtime_operator.desired import RELAY
 from userrealtime_operator.naming import child_name
 from userrealtime_operator.rotation import KeyPolicy
 from userrealtime_operator.signals import SignalDefaults, SignalType
@@ -153,7 +154,8 @@ def test_the_crd_is_the_projects_own(system: System) -> None:
 
 def test_the_pod_monitor_finds_the_relays_health_port(system: System, users: Callable[..., str]) -> None:
     rendered = yaml.safe_load_all(render(system, EVERYTHING))
-    monitor = next(item for item in rendered if item and item["kind"] == "PodMonitor")["spec"]
+    monitors = [item["spec"] for item in rendered if item and item["kind"] == "PodMonitor"]
+    [monitor] = [each for each in monitors if each["selector"]["matchLabels"] == RELAY]
     endpoint = monitor["podMetricsEndpoints"][0]
     labels = {**monitor["selector"]["matchLabels"], "app.kubernetes.io/instance": child_name(users("monitored"))}
     selector = ",".join(f"{key}={value}" for key, value in labels.items())

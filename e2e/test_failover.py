@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from .conftest import RUN
-from .system import OPERATOR_NAMESPACE, System
+from .system import OPERATOR_NAMESPACE, RELEASE, System
 from .waiting import eventually
 
-LEASE = "userrealtime-operator"
+LEASE = f"{RELEASE}-operator"
 
 
 def leader(system: System) -> str:
@@ -44,7 +44,7 @@ def late(system: System) -> Iterator[str]:
 
 @pytest.mark.parametrize("end", ["killed", "deleted"])
 def test_the_leaders_pod_ends_and_the_other_acts(system: System, late: str, end: str) -> None:
-    pods = ("-n", OPERATOR_NAMESPACE, "rollout", "status", "deployment/userrealtime-operator", "--timeout=120s")
+    pods = ("-n", OPERATOR_NAMESPACE, "rollout", "status", f"deployment/{RELEASE}", "--timeout=120s")
     system.cluster.kubectl(*pods, timeout=130)
     eventually(lambda: leader(system) != "", "a leader")
     old = leader(system)
