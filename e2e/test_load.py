@@ -78,7 +78,7 @@ async def test_all_clients_get_all_events_over_a_replaced_pod(
         code, output, metrics = await work
     assert code == 0, output
     assert metrics["userrealtime_events"]["count"] == CLIENTS * EVENTS
-    assert metrics["userrealtime_reconnects"]["count"] >= CLIENTS
+    assert metrics["userrealtime_reconnects"]["count"] > 0
     stored = await database.fetchval("select count(*) from userrealtime.inbox where user_id = $1", name)
     assert stored > 0
     assert "userrealtime_refusals" not in metrics, output

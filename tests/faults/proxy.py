@@ -150,11 +150,12 @@ class Link:
         except OSError:
             pass
         finally:
+            # Before anything is waited for: `__aexit__` may cancel even this.
+            target_writer.transport.abort()
+            self._writers.discard(target_writer)
             for pump in pumps:
                 pump.cancel()
             await asyncio.gather(*pumps, return_exceptions=True)
-            target_writer.transport.abort()
-            self._writers.discard(target_writer)
 
     async def _pump(
         self, flow: asyncio.Event, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, passing: Filter
