@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from . import __version__
+from . import command
 
 USAGE = """\
 usage: userrealtime-relay [--help | --version]
@@ -17,18 +17,7 @@ all.
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the relay until it is told to stop. Returns the exit status: 2 if it was started wrongly."""
-    given = sys.argv[1:] if arguments is None else arguments
-    if given in (["--help"], ["-h"]):
-        print(USAGE, end="")
-        return 0
-    if given == ["--version"]:
-        print(f"userrealtime-relay {__version__}")
-        return 0
-    if given:
-        # Not what was given: it may be a secret that does not belong on a command line.
-        print(f"userrealtime-relay takes no arguments\n\n{USAGE}", end="", file=sys.stderr)
-        return 2
-    return _run()
+    return command.start("userrealtime-relay", USAGE, arguments, _run)
 
 
 def _run() -> int:

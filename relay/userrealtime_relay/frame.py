@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
+from typing import Any
 
 _TEXT_FINAL = 0x81  # RFC 6455, 5.2: FIN, opcode 1
-_SHORT_HEADS = tuple(bytes((_TEXT_FINAL, size)) for size in range(126))
 _medium_head = struct.Struct("!BBH").pack
 _long_head = struct.Struct("!BBQ").pack
+_TIME_LENGTH = len("2026-01-02 03:04:05.678901+00")
 
 
 @lru_cache(maxsize=256)
@@ -23,20 +24,42 @@ def _quoted(event: str) -> str:
     return json.dumps(event, ensure_ascii=False)
 
 
-def encode_event(number: int, event: str, at: str, data: str) -> bytes:
-    """The frame of one event. `at` is RFC 3339; `data` is JSON text."""
-    return encode_text(f'{{"type":"event","id":{number},"event":{_quoted(event)},"at":"{at}","data":{data}}}')
+@lru_cache(maxsize=2048)
+def _head(size: int) -> bytes:
+    """What a frame of so many bytes begins with; those of a log are much of a size."""
+    if size < 126:
+        return bytes((_TEXT_FINAL, size))
+    if size < 1 << 16:
+        return _medium_head(_TEXT_FINAL, 126, size)
+    return _long_head(_TEXT_FINAL, 127, size)
+
+
+def encode_events(rows: Iterable[Any]) -> list[bytes]:
+    """The frames of events, all in one pass: a call for each would be half of what they cost.
+
+    Args:
+        rows: of `epoch, id, event, at, data`, as `userrealtime.events` gives them: `at` is in UTC, as Postgres writes
+            times, and `data` JSON text.
+    """
+    texts = [
+        f'{{"type":"event","id":{number},"event":{_quoted(event)}'
+        f',"at":"{f"{at[:10]}T{at[11:26]}Z" if len(at) == _TIME_LENGTH else rfc3339(at)}","data":{data}}}'.encode()
+        for _, number, event, at, data in rows
+    ]
+    return [_head(len(text)) + text for text in texts]
 
 
 def encode_text(text: str) -> bytes:
     """One unmasked, unfragmented text frame."""
     payload = text.encode()
-    size = len(payload)
-    if size < 126:
-        return _SHORT_HEADS[size] + payload
-    if size < 1 << 16:
-        return _medium_head(_TEXT_FINAL, 126, size) + payload
-    return _long_head(_TEXT_FINAL, 127, size) + payload
+    return _head(len(payload)) + payload
+
+
+def rfc3339(text: str) -> str:
+    """A time in UTC as Postgres writes it, which leaves out zeros at the end."""
+    date, _, time = text.removesuffix("+00").partition(" ")
+    whole, _, fraction = time.partition(".")
+    return f"{date}T{whole}.{fraction:0<6}Z"
 
 
 def payloads(frames: bytes) -> Iterator[memoryview]:

@@ -20,7 +20,7 @@ from typing import Any, Final, NamedTuple, Self
 import asyncpg
 
 from .config import Secret
-from .frame import encode_event
+from .frame import encode_events
 from .inbox import Refused, Submission
 
 CONNECT_TIMEOUT: Final = 10
@@ -64,15 +64,6 @@ _OPEN: Final = "select head, earliest, epoch, channel from userrealtime.open($1)
 _EVENTS: Final = "select epoch, id, event, at, data from userrealtime.events($1, $2, $3, $4)"
 
 
-class Event(NamedTuple):
-    """One event of the log. `at` is RFC 3339, in UTC, with microseconds; `data` is JSON, as Postgres writes it."""
-
-    number: int
-    event: str
-    at: str
-    data: str
-
-
 class Page:
     """Events of the log, without a gap between them, oldest first; maybe none.
 
@@ -93,13 +84,9 @@ class Page:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def events(self) -> list[Event]:
-        """The events, each whole."""
-        return [Event(number, event, _rfc3339(at), data) for _, number, event, at, data in self._rows]
-
     def frames(self) -> list[bytes]:
         """Each event as the bytes of its frame."""
-        return [encode_event(number, event, _rfc3339(at), data) for _, number, event, at, data in self._rows]
+        return encode_events(self._rows)
 
     def times(self) -> list[str]:
         """When each event happened: ISO 8601, in UTC, as Postgres writes it."""
@@ -219,15 +206,6 @@ class Log:
     def abandon(self) -> None:
         """Drop the connection without a word to the server. Queries under way fail. Never blocks."""
         self._connection.terminate()
-
-
-def _rfc3339(text: str) -> str:
-    """A time in UTC as Postgres writes it, which leaves out zeros at the end."""
-    if len(text) == len("2026-01-02 03:04:05.678901+00"):
-        return f"{text[:10]}T{text[11:26]}Z"
-    date, _, time = text.removesuffix("+00").partition(" ")
-    whole, _, fraction = time.partition(".")
-    return f"{date}T{whole}.{fraction:0<6}Z"
 
 
 async def connect(url: Secret, *, name: str = "userrealtime-relay", **options: Any) -> asyncpg.Connection:

@@ -18,9 +18,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from . import cors, process
+from . import cors, probes, process
 from .config import Config
-from .metrics import CONTENT_TYPE, Metrics
+from .metrics import Metrics
 from .presence import Presence
 from .request_id import RequestIds
 from .signals import Signal
@@ -76,7 +76,7 @@ class Relay:
     async def __aenter__(self) -> Self:
         config = self._config
         self._private = await listen(
-            _private(self),
+            Router(probes.routes(lambda: self.hindrance, self.metrics.expose), default=_not_found),
             config.host,
             config.health_port,
             limit=PROBE_CONNECTIONS,
@@ -154,24 +154,6 @@ def _stop(stopping: asyncio.Event, number: int) -> None:
     if stopping.is_set():
         os._exit(128 + number)
     stopping.set()
-
-
-def _private(relay: Relay) -> Router:
-    """What the cluster asks: is the process alive, may it get clients, how is it doing."""
-
-    async def health(_: Request) -> Response:
-        return JSONResponse({"status": "ok"})
-
-    async def ready(_: Request) -> Response:
-        reason = relay.hindrance
-        if reason is None:
-            return JSONResponse({"status": "ready"})
-        return JSONResponse({"status": "not ready", "reason": reason}, HTTPStatus.SERVICE_UNAVAILABLE)
-
-    async def expose(_: Request) -> Response:
-        return Response(relay.metrics.expose(), media_type=CONTENT_TYPE)
-
-    return Router([Route("/health", health), Route("/ready", ready), Route("/metrics", expose)], default=_not_found)
 
 
 def _public(config: Config, clients: Clients) -> ASGIApp:

@@ -17,6 +17,8 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from userrealtime_relay.config import Config
+from userrealtime_relay.frame import payloads
+from userrealtime_relay.log import Page
 from userrealtime_relay.server import Relay
 from userrealtime_relay.signals import Signal
 
@@ -119,6 +121,16 @@ async def publish(connection: asyncpg.Connection, count: int = 1, *, size: int =
         count,
         size,
     )
+
+
+def events(page: Page) -> list[dict[str, Any]]:
+    """What the frames of a page say."""
+    return [json.loads(bytes(text)) for text in payloads(b"".join(page.frames()))]
+
+
+def numbers(page: Page) -> list[int]:
+    """The numbers of a page's events, as its frames say them."""
+    return [event["id"] for event in events(page)]
 
 
 async def terminate(connection: asyncpg.Connection) -> int:

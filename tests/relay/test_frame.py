@@ -6,7 +6,7 @@ import pytest
 from websockets.frames import TEXT, Frame
 from websockets.streams import StreamReader
 
-from userrealtime_relay.frame import encode_event, encode_text, payloads
+from userrealtime_relay.frame import encode_events, encode_text, payloads
 
 
 def decode(data: bytes) -> str:
@@ -36,15 +36,23 @@ def test_sizes_are_of_bytes_not_of_characters() -> None:
 
 
 def test_an_event_is_spliced_from_the_text_of_its_data() -> None:
-    text = decode(encode_event(42, "order.paid", "2026-01-02T03:04:05.000678Z", '{"total":  1e400}'))
-    assert text == (
+    [frame] = encode_events([("epoch", 42, "order.paid", "2026-01-02 03:04:05.000678+00", '{"total":  1e400}')])
+    assert decode(frame) == (
         '{"type":"event","id":42,"event":"order.paid","at":"2026-01-02T03:04:05.000678Z","data":{"total":  1e400}}'
     )
 
 
 def test_a_name_may_be_anything() -> None:
     name = 'a "quoted" \\ näme 🎉'
-    assert json.loads(decode(encode_event(1, name, "2026-01-02T03:04:05.000678Z", "[]")))["event"] == name
+    [frame] = encode_events([("epoch", 1, name, "2026-01-02 03:04:05.000678+00", "[]")])
+    assert json.loads(decode(frame))["event"] == name
+
+
+def test_many_events_keep_their_order() -> None:
+    rows = [("epoch", number, "x", "2026-01-02 03:04:05.5+00", f'"{"é" * number}"') for number in range(1, 200)]
+    told = [json.loads(decode(frame)) for frame in encode_events(rows)]
+    assert [(event["id"], event["data"]) for event in told] == [(n, "é" * n) for n in range(1, 200)]
+    assert {event["at"] for event in told} == {"2026-01-02T03:04:05.500000Z"}
 
 
 def test_the_texts_of_joined_frames() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from userrealtime_relay.auth import Unauthorized
-from userrealtime_relay.frame import encode_event, payloads
+from userrealtime_relay.frame import encode_events, payloads
 from userrealtime_relay.inbox import Refused, Unavailable
 from userrealtime_relay.position import Position
 from userrealtime_relay.session import Opening, Session
@@ -82,7 +82,9 @@ def test_vector(case: dict[str, Any]) -> None:
 @pytest.mark.parametrize("case", VECTORS["events"], ids=lambda case: case["name"])
 def test_event(case: dict[str, Any]) -> None:
     row = case["row"]
-    (text,) = payloads(encode_event(row["id"], row["event"], row["at"], row["data"]))
+    at = row["at"].replace("T", " ").replace("Z", "+00")  # as Postgres writes it
+    [frame] = encode_events([("epoch", row["id"], row["event"], at, row["data"])])
+    (text,) = payloads(frame)
     assert json.loads(bytes(text)) == case["message"]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from userrealtime_relay import __version__
+from userrealtime_relay import command
 
 USAGE = """\
 usage: userrealtime-bridge [--help | --version]
@@ -17,18 +17,7 @@ KAFKA_URL) are required; docs/signals.md has them all.
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the bridge until it is told to stop. Returns the exit status: 2 if it was started wrongly."""
-    given = sys.argv[1:] if arguments is None else arguments
-    if given in (["--help"], ["-h"]):
-        print(USAGE, end="")
-        return 0
-    if given == ["--version"]:
-        print(f"userrealtime-bridge {__version__}")
-        return 0
-    if given:
-        # Not what was given: it may be a secret that does not belong on a command line.
-        print(f"userrealtime-bridge takes no arguments\n\n{USAGE}", end="", file=sys.stderr)
-        return 2
-    return _run()
+    return command.start("userrealtime-bridge", USAGE, arguments, _run)
 
 
 def _run() -> int:

@@ -6,15 +6,12 @@ import asyncio
 import contextlib
 import logging
 import signal
-from http import HTTPStatus
 from typing import Final, Self
 
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Route, Router
+from starlette.routing import Router
 
+from userrealtime_relay import probes
 from userrealtime_relay.backoff import backoff
-from userrealtime_relay.metrics import CONTENT_TYPE
 from userrealtime_relay.signals import Moved, Publish, Unreachable
 from userrealtime_relay.signals.broker import load
 from userrealtime_relay.transports.http import listen
@@ -63,7 +60,7 @@ class Bridge:
 
     async def __aenter__(self) -> Self:
         self._listener = await listen(
-            _private(self),
+            Router(probes.routes(lambda: self.hindrance, self.metrics.expose)),
             self._config.host,
             self._config.health_port,
             limit=PROBE_CONNECTIONS,
@@ -136,19 +133,3 @@ async def serve(config: Config) -> None:
         if bridge.working.done():
             bridge.working.result()  # which raises: it never returns
     _logger.info("stopped")
-
-
-def _private(bridge: Bridge) -> Router:
-    async def health(_: Request) -> Response:
-        return JSONResponse({"status": "ok"})
-
-    async def ready(_: Request) -> Response:
-        reason = bridge.hindrance
-        if reason is None:
-            return JSONResponse({"status": "ready"})
-        return JSONResponse({"status": "not ready", "reason": reason}, HTTPStatus.SERVICE_UNAVAILABLE)
-
-    async def expose(_: Request) -> Response:
-        return Response(bridge.metrics.expose(), media_type=CONTENT_TYPE)
-
-    return Router([Route("/health", health), Route("/ready", ready), Route("/metrics", expose)])

@@ -1,0 +1,24 @@
+"""The command line of a process that has no arguments, only an environment."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from . import __version__
+
+
+def start(program: str, usage: str, arguments: list[str] | None, run: Callable[[], int]) -> int:
+    """Answer `--help` and `--version`, or `run`. Returns the exit status: 2 if it was started wrongly."""
+    given = sys.argv[1:] if arguments is None else arguments
+    if given in (["--help"], ["-h"]):
+        print(usage, end="")
+        return 0
+    if given == ["--version"]:
+        print(f"{program} {__version__}")
+        return 0
+    if given:
+        # Not what was given: it may be a secret that does not belong on a command line.
+        print(f"{program} takes no arguments\n\n{usage}", end="", file=sys.stderr)
+        return 2
+    return run()

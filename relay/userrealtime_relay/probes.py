@@ -1,0 +1,30 @@
+"""What the cluster asks of a process: is it alive, may it get work, how is it doing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from http import HTTPStatus
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from .metrics import CONTENT_TYPE
+
+
+def routes(hindrance: Callable[[], str | None], metrics: Callable[[], bytes]) -> list[Route]:
+    """`/health`, `/ready` and `/metrics`. `hindrance` says why it is not ready, in words; None if it is."""
+
+    async def health(_: Request) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    async def ready(_: Request) -> Response:
+        reason = hindrance()
+        if reason is None:
+            return JSONResponse({"status": "ready"})
+        return JSONResponse({"status": "not ready", "reason": reason}, HTTPStatus.SERVICE_UNAVAILABLE)
+
+    async def expose(_: Request) -> Response:
+        return Response(metrics(), media_type=CONTENT_TYPE)
+
+    return [Route("/health", health), Route("/ready", ready), Route("/metrics", expose)]
