@@ -165,9 +165,11 @@ class Crowd:
         return [marks[self.children[name]] for name in names]
 
     async def visit(self, name: str) -> Marks:
-        """A client of a user who is awake."""
+        """A client of a user who is awake, since somebody else is connected."""
         marks: Marks = {}
-        await connect(self.urls[name], self.tokens[name], marks)
+        async with await open_connection(self.urls[name], self.tokens[name], open_timeout=LIMIT_S):
+            await asyncio.to_thread(wait_direct, self._system, name)
+            await connect(self.urls[name], self.tokens[name], marks)
         return marks
 
     def remove(self) -> None:
@@ -232,7 +234,6 @@ async def measure(system: System, database_url: str, rounds: int, count: int) ->
             progress(f"waking all {count}")
             together += await crowd.wake(crowd.names)
             for name in crowd.names:
-                await asyncio.to_thread(wait_direct, system, name)
                 awake.append(await crowd.visit(name))
     finally:
         await asyncio.to_thread(crowd.remove)

@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import asyncpg
 import jwt
@@ -18,6 +19,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from .client import open_connection, receive
 from .system import OPERATOR_NAMESPACE, RELEASE, System, upgrade
+from .test_credentials import secret_url
 
 MakeUser = Callable[..., str]
 RELAY = {
@@ -48,7 +50,9 @@ def platform(system: System) -> Iterator[System]:
     values = {
         **system.values,
         "relay": {**system.values["relay"], **RELAY},
-        "tokenKeys": {"overlap": f"{OVERLAP_S}s"},
+        # A year goes by only for those Secrets of which a test says so.
+        "tokenKeys": {"overlap": f"{OVERLAP_S}s", "rotateAfter": "8760h"},
+        "database": {**system.values["database"], "rotateAfter": "8760h"},
     }
     upgrade(system, values)
     yield system
@@ -164,51 +168,97 @@ def test_quantities_in_any_form_are_no_drift(platform: System, users: MakeUser) 
     assert applied("Deployment") == before[0]
 
 
-async def test_a_token_key_is_replaced_and_nobody_notices(
+def ask_for_a_key(system: System, user: str) -> None:
+    system.kubectl("annotate", "urt", user, "userrealtime.dev/rotate-token-key=1")
+
+
+def make_old(system: System, user: str, since: str) -> None:
+    """Have the user's Secret say that what it holds is of long ago."""
+    name = system.get("urt", user)["status"]["name"]
+    system.kubectl("annotate", "--overwrite", "secret", name, f"userrealtime.dev/{since}=2020-01-02T03:04:05Z")
+
+
+async def test_token_keys_are_replaced_when_asked_or_due_and_nobody_notices(
     platform: System, users: MakeUser, database: asyncpg.Connection
 ) -> None:
-    user = users("rotating")
-    url = platform.websocket_url(user)
-    before = lives(platform, user)
-    first = keys(platform, user)
-    assert first.keys() == {"TOKEN_KEY"}
-    steps = [first]
-    old_token = signed(first["TOKEN_KEY"], user)
-    old: ClientConnection = await open_connection(url, old_token)
-    await receive(old)
-    platform.kubectl("annotate", "urt", user, "userrealtime.dev/rotate-token-key=1")
-    restarted = False
+    asked, due = users("asked"), users("due")
+    before = {user: (lives(platform, user), keys(platform, user)) for user in (asked, due)}
+    old = {user: await connect(platform, user, signed(keys(platform, user)["TOKEN_KEY"], user)) for user in before}
+    ask_for_a_key(platform, asked)
+    make_old(platform, due, "token-key-signs-since")
     async with asyncio.timeout(REFRESH_S + OVERLAP_S + 120):
-        while len(steps) < 4:
-            await asyncio.sleep(0.5)
-            now = await asyncio.to_thread(keys, platform, user)
-            if now != steps[-1]:
-                steps.append(now)
-            # Whatever is in the Secret: a token made of it this moment is good, and so is the old one.
-            assert await is_accepted(url, signed(now["TOKEN_KEY"], user)), steps
-            assert await is_accepted(url, old_token), steps
-            if "TOKEN_KEY_NEXT" in now and not restarted:
-                # An operator that begins in the middle of it goes on from there.
-                await asyncio.to_thread(restart_operator, platform)
-                restarted = True
-    names = [set(step) for step in steps]
-    assert names == [
-        {"TOKEN_KEY"},
-        {"TOKEN_KEY", "TOKEN_KEY_NEXT"},
-        {"TOKEN_KEY", "TOKEN_KEY_PREVIOUS"},
-        {"TOKEN_KEY"},
-    ]
-    new = steps[1]["TOKEN_KEY_NEXT"]
-    assert steps[2] == {"TOKEN_KEY": new, "TOKEN_KEY_PREVIOUS": first["TOKEN_KEY"]}
-    assert steps[3] == {"TOKEN_KEY": new}
-    async with asyncio.timeout(REFRESH_S):
-        while await is_accepted(url, old_token):
-            await asyncio.sleep(1)
-    # Whoever was connected still is, and the pod is the one it was.
+        found = await asyncio.gather(
+            watch_keys(platform, asked, before[asked][1]),
+            watch_keys(platform, due, before[due][1]),
+            restart_operator_between(platform, asked),
+        )
+    for user, steps in zip((asked, due), found[:2], strict=True):
+        first = before[user][1]["TOKEN_KEY"]
+        new = steps[1]["TOKEN_KEY_NEXT"]
+        assert steps == [
+            {"TOKEN_KEY": first},
+            {"TOKEN_KEY": first, "TOKEN_KEY_NEXT": new},
+            {"TOKEN_KEY": new, "TOKEN_KEY_PREVIOUS": first},
+            {"TOKEN_KEY": new},
+        ]
+        async with asyncio.timeout(REFRESH_S):
+            while await is_accepted(platform.websocket_url(user), signed(first, user)):
+                await asyncio.sleep(1)
+        # Whoever was connected still is, and the pod is the one it was.
+        await database.execute("select userrealtime.publish($1, 'after')", user)
+        assert (await receive(old[user]))["event"] == "after"
+        await old[user].close()
+        assert await asyncio.to_thread(lives, platform, user) == before[user][0]
+
+
+async def connect(system: System, user: str, token: str) -> ClientConnection:
+    connection = await open_connection(system.websocket_url(user), token)
+    await receive(connection)
+    return connection
+
+
+async def watch_keys(system: System, user: str, first: dict[str, str]) -> list[dict[str, str]]:
+    """What the user's Secret holds, one state after the other, until a key has taken the place of another."""
+    steps = [first]
+    url, old_token = system.websocket_url(user), signed(first["TOKEN_KEY"], user)
+    while len(steps) < 4:
+        await asyncio.sleep(0.5)
+        now = await asyncio.to_thread(keys, system, user)
+        if now != steps[-1]:
+            steps.append(now)
+        # Whatever is in the Secret: a token made of it this moment is good, and so is the old one.
+        assert await is_accepted(url, signed(now["TOKEN_KEY"], user)), steps
+        assert await is_accepted(url, old_token), steps
+    return steps
+
+
+async def restart_operator_between(system: System, user: str) -> None:
+    """An operator that begins in the middle of it goes on from there."""
+    while "TOKEN_KEY_NEXT" not in await asyncio.to_thread(keys, system, user):
+        await asyncio.sleep(0.5)
+    await asyncio.to_thread(restart_operator, system)
+
+
+async def test_a_password_that_is_due_is_replaced_once(
+    platform: System, users: MakeUser, database: asyncpg.Connection
+) -> None:
+    user = users("old-password")
+    before = secret_url(platform, user)
+    old = await connect(platform, user, platform.token(user, **ISSUER))
+    make_old(platform, user, "database-password-since")
+    async with asyncio.timeout(90):
+        await old.wait_closed()  # its pod goes, and has said so
+    assert old.close_code == 1012
+    await asyncio.to_thread(platform.wait_ready, user)
+    after = secret_url(platform, user)
+    assert urlsplit(after).username != urlsplit(before).username
     await database.execute("select userrealtime.publish($1, 'after')", user)
-    assert (await receive(old))["event"] == "after"
-    await old.close()
-    assert await asyncio.to_thread(lives, platform, user) == before
+    again = await open_connection(platform.websocket_url(user), platform.token(user, **ISSUER), last_event_id=0)
+    await receive(again)
+    assert (await receive(again))["event"] == "after"
+    await again.close()
+    restart_operator(platform)
+    assert secret_url(platform, user) == after
 
 
 async def test_a_deleted_secret_ends_every_token_of_its_key(platform: System, users: MakeUser) -> None:

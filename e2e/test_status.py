@@ -123,9 +123,19 @@ async def test_a_database_that_is_away(system: System, troubled: Callable[..., s
     assert password not in await asyncio.to_thread(system.kubectl, "describe", "urt", name)
 
 
+async def test_a_database_that_goes_away_from_a_user_who_was_ready(
+    system: System, troubled: Callable[..., str], database_url: str
+) -> None:
+    name = await asyncio.to_thread(troubled, "lost-database")
+    await asyncio.to_thread(system.wait_ready, name)
+    async with closed_database(database_url, "userrealtime-relay"):
+        await asyncio.to_thread(says, system, name, "DatabaseUnavailable")
+    await asyncio.to_thread(system.wait_ready, name)
+
+
 @contextlib.asynccontextmanager
-async def closed_database(url: str) -> AsyncIterator[None]:
-    """New connections to the database are refused, and the operator's are ended."""
+async def closed_database(url: str, *others: str) -> AsyncIterator[None]:
+    """New connections to the database are refused, and the operator's are ended, as are those of other applications."""
     address = urlsplit(url)
     name = address.path.strip("/")
     # From another database of the server: one cannot close the one that one is in.
@@ -133,7 +143,8 @@ async def closed_database(url: str) -> AsyncIterator[None]:
     try:
         await connection.execute(f'alter database "{name}" allow_connections false')
         await connection.execute(
-            "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'userrealtime-operator'"
+            "select pg_terminate_backend(pid) from pg_stat_activity where application_name = any($1)",
+            ["userrealtime-operator", *others],
         )
         yield
     finally:

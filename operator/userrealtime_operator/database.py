@@ -6,7 +6,9 @@ no finalizer is needed, and what was missed while the operator was away is made 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+import math
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Self
 from uuid import UUID
@@ -20,6 +22,8 @@ COMMAND_TIMEOUT_S = 60
 POOL_SIZE = 4
 # What is older when it comes is of no use.
 PRESENCE_TIMEOUT_S = 10
+PING_TIMEOUT_S = 5
+PING_FRESH_S = 5
 _PRESENCE = """
     select user_id, instance, clients,
         extract(epoch from since)::float8 as since,
@@ -95,6 +99,18 @@ class Database:
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:  # TimeoutError is an OSError
             raise explained(error) from None
 
+    async def ping(self) -> None:
+        """Returns if the log can be read.
+
+        Raises:
+            DatabaseError: as above.
+        """
+        try:
+            async with self.pool.acquire(timeout=PING_TIMEOUT_S) as connection:
+                await connection.execute("select from userrealtime.registration limit 0", timeout=PING_TIMEOUT_S)
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+            raise explained(error) from None
+
     async def registered(self, scope: str) -> set[str]:
         """The uids of the resources of a scope that are registered.
 
@@ -161,3 +177,27 @@ class Database:
         while head is not None and last <= head:
             last += DELETE_BATCH
             await connection.execute("delete from userrealtime.event where user_id = $1 and id < $2", user_id, last)
+
+
+class Pulse:
+    """Whether the database answers, asked once for all who want to know within `PING_FRESH_S` seconds: when it goes
+    away, that is everybody."""
+
+    def __init__(self, database: Database, clock: Callable[[], float]) -> None:
+        self._database = database
+        self._clock = clock
+        self._turn = asyncio.Lock()
+        self._felt_at = -math.inf
+        self._trouble: DatabaseError | None = None
+
+    async def feel(self) -> DatabaseError | None:
+        """What is wrong with the database, if anything; known within twice `PING_TIMEOUT_S` seconds."""
+        async with self._turn:
+            if self._clock() - self._felt_at >= PING_FRESH_S:
+                try:
+                    await self._database.ping()
+                    self._trouble = None
+                except DatabaseError as error:
+                    self._trouble = error
+                self._felt_at = self._clock()
+            return self._trouble

@@ -23,7 +23,7 @@ from .api import CHILD_KINDS, Api, ApiError
 from .asleep import asleep
 from .config import Config, CredentialsType
 from .credentials import Access, choose_access, role_names
-from .database import Database, DatabaseError
+from .database import Database, DatabaseError, Pulse
 from .desired import APPLIED_DIGEST, DATABASE_URL, Object, Secrets, desired_objects, route_of
 from .drift import contains
 from .events import events, transition
@@ -124,6 +124,7 @@ class Reconciler:
         self._config = config
         self._api = api
         self._database = database
+        self._pulse = Pulse(database, clock)
         self._resource = resource
         self._child = child
         self._wake = wake
@@ -190,6 +191,8 @@ class Reconciler:
             elif state is Rollout.NONE:
                 self._end_rollout(user)
                 self._settled[resource.uid] = access.credentials.role if access else ""
+            if database.true and pod.reason == "PodNotReady":
+                database = await self._still_there(database)
         except SignalError as error:
             route, pod = None, Finding(False, "InvalidSignal", str(error))
             progress = Finding(False, "InvalidSignal")
@@ -259,9 +262,17 @@ class Reconciler:
                 await self._database.register(resource.uid, self._api.scope(resource.namespace), resource.user_id)
                 self._registered[resource.uid] = resource.namespace
         except DatabaseError as error:
-            self._metrics.database_failures.inc()
-            return Finding(False, "DatabaseUnavailable", str(error))
+            return self._away(error)
         return Finding(True, "Registered", "the user's log is in the database")
+
+    async def _still_there(self, known: Finding) -> Finding:
+        """What is known of the database, unless it has gone away since: relays without one are not ready."""
+        trouble = await self._pulse.feel()
+        return known if trouble is None else self._away(trouble)
+
+    def _away(self, error: DatabaseError) -> Finding:
+        self._metrics.database_failures.inc()
+        return Finding(False, "DatabaseUnavailable", str(error))
 
     def _see_listener(self, body: Mapping[str, Any]) -> bool:
         """Whether this resource's pod listens, which is counted."""

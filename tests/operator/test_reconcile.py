@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import copy
 from dataclasses import replace
@@ -210,6 +211,47 @@ async def test_a_database_that_is_away_is_a_condition_and_no_obstacle(world: Wor
     world.database.away = False
     assert await world.reconciler.reconcile("users", "alice") is None
     assert world.condition("Ready")[0] == "True"
+
+
+async def test_a_database_that_goes_away_later_is_told_of_a_pod_that_is_not_ready(world: World) -> None:
+    await world.reconcile()
+    world.become_available()
+    await world.reconcile()
+    assert world.condition("Ready")[0] == "True"
+    world.database.away = True
+    world.database.pings = 0
+    assert await world.reconciler.reconcile("users", "alice") is None
+    assert world.database.pings == 0  # who is served does not ask
+    world.clock += 60
+    world.become_available(pods=0)
+    delay = await world.reconciler.reconcile("users", "alice")
+    assert delay is not None
+    assert delay <= DATABASE_RETRY_S
+    assert world.condition("DatabaseReady") == ("False", "DatabaseUnavailable", "gone fishing")
+    assert world.condition("Ready") == ("False", "DatabaseUnavailable", "gone fishing")
+    assert world.database.pings == 1
+    world.database.away = False
+    world.become_available()
+    assert await world.reconciler.reconcile("users", "alice") is None
+    assert world.condition("DatabaseReady")[0] == world.condition("Ready")[0] == "True"
+
+
+async def test_the_database_is_asked_once_for_all_whose_pods_are_not_ready(world: World) -> None:
+    names = [f"user-{number}" for number in range(20)]
+    for name in names:
+        world.add(body(name))
+        await world.reconcile(name)
+    world.database.pings = 0
+    world.clock += 60
+    world.database.away = True
+    await asyncio.gather(*(world.reconciler.reconcile("users", name) for name in names))
+    assert world.database.pings == 1
+    assert {world.condition("Ready", name)[1] for name in names} == {"DatabaseUnavailable"}
+    world.clock += 60
+    world.database.away = False
+    await asyncio.gather(*(world.reconciler.reconcile("users", name) for name in names))
+    assert world.database.pings == 2
+    assert {world.condition("DatabaseReady", name)[1] for name in names} == {"Registered"}
 
 
 async def test_a_refusal_by_the_api_server_is_told_and_tried_again(world: World) -> None:

@@ -3,6 +3,7 @@ met end to end."""
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import copy
 from collections.abc import Mapping, Sequence
@@ -104,6 +105,7 @@ class StandInDatabase(Database):
         self.known: dict[str, str] = {}
         self.scopes: set[str] = set()
         self.away = False
+        self.pings = 0
         self.said: dict[str, list[Presence]] = {}
         self.time = 0.0
 
@@ -112,6 +114,12 @@ class StandInDatabase(Database):
             raise DatabaseError("gone fishing")
         self.scopes.add(scope)
         self.known[resource] = user_id
+
+    async def ping(self) -> None:
+        self.pings += 1
+        await asyncio.sleep(0)
+        if self.away:
+            raise DatabaseError("gone fishing")
 
     async def registered(self, scope: str) -> set[str]:
         return set(self.known) if scope in self.scopes else set()
@@ -191,12 +199,13 @@ class World:
                 return condition["status"], condition["reason"], condition["message"]
         raise AssertionError(f"no condition {kind}")
 
-    def become_available(self, name: str = "alice") -> None:
+    def become_available(self, name: str = "alice", pods: int = 1) -> None:
+        """Let the Deployment say that so many of its pods are ready."""
         deployment = self.api.children[ChildKey("Deployment", "users", child_name(name))]
         deployment["status"] = {
             "observedGeneration": deployment["metadata"]["generation"],
             "replicas": 1,
             "updatedReplicas": 1,
-            "availableReplicas": 1,
+            "availableReplicas": pods,
             "conditions": [{"type": "Available", "status": "True", "reason": "x", "message": ""}],
         }
