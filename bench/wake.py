@@ -199,7 +199,7 @@ def print_stages(rows: Mapping[str, Sequence[Marks]]) -> None:
             cells += [f"{reached:.2f}", f"{reached - before[name]:.2f}"]
             before[name] = reached
         print(f"| {title} | {' | '.join(cells)} |")
-    for mark, title in (("addressed", "the pod's address is known"), ("ready", "the pod is ready")):
+    for mark, title in (("addressed", "the cluster tells the pod's address"), ("ready", "the pod is ready")):
         cells = [
             f"{statistics.median(m[mark] - m['connect'] for m in found if mark in m):.2f}" for found in rows.values()
         ]

@@ -175,7 +175,10 @@ def test_the_operator_understands_the_configuration(system: System, values: dict
     text = next(item for item in rendered if item and item["kind"] == "ConfigMap" and "config.yaml" in item["data"])
     environment = {"DATABASE_URL": "postgresql://h/d", "BROKER_URL": "kafka://h"}
     config = parse_config(text["data"]["config.yaml"], environment)
-    assert config.activator == Activator(OPERATOR_NAMESPACE, "other-userrealtime-activator", 8080)
+    announce_url = f"http://other-userrealtime-activator-announcements.{OPERATOR_NAMESPACE}.svc:8081"
+    if values is EVERYTHING:  # whose activators have no users' keys to check announcements by
+        announce_url = ""
+    assert config.activator == Activator(OPERATOR_NAMESPACE, "other-userrealtime-activator", 8080, announce_url)
     if values is EVERYTHING:
         assert config.signals == SignalDefaults(SignalType.KAFKA, "kafka://h", 7)
         assert config.relay.settings["DATABASE_IDLE_AFTER"] == "5"
@@ -240,6 +243,18 @@ def test_the_activator_may_talk_to_relays_and_the_api_server(system: System) -> 
     assert relays["to"][0]["namespaceSelector"]["matchExpressions"][0]["values"] == EVERYTHING["namespaces"]
     assert api_server == {"ports": [{"port": 6443, "protocol": "TCP"}], "to": [{"ipBlock": {"cidr": "10.0.0.1/32"}}]}
     assert issuer == {"ports": [{"port": 8443, "protocol": "TCP"}]}
+
+
+def test_relays_may_announce_themselves_to_activators(system: System) -> None:
+    [announcing] = [rule for rule in policy(system, DATABASE)["egress"] if rule["ports"][0]["port"] == 8081]
+    assert announcing["to"][0]["podSelector"] == {"matchLabels": {"app.kubernetes.io/name": "userrealtime-activator"}}
+    [heard] = [
+        rule for rule in policy(system, DATABASE, "activator")["ingress"] if rule["ports"][0]["port"] == "announce"
+    ]
+    assert heard["from"][0]["podSelector"] == {"matchLabels": {"app.kubernetes.io/name": "userrealtime-relay"}}
+    rendered = [item for item in yaml.safe_load_all(render(system, DATABASE)) if item]
+    [service] = [i for i in rendered if i["kind"] == "Service" and i["metadata"]["name"].endswith("-announcements")]
+    assert (service["spec"]["clusterIP"], service["spec"]["ports"][0]["port"]) == ("None", 8081)
 
 
 @pytest.mark.parametrize("userKeys", [True, False])

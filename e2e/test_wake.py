@@ -126,6 +126,27 @@ async def test_a_hundred_clients_at_once_cost_one_wake(system: System, sleeper: 
     assert await asyncio.to_thread(activator_total, system, "wakes_requested_total") == requested + 1
 
 
+def announcements(system: System) -> dict[str, float]:
+    """How many all activators have heard, by outcome."""
+    outcomes = ("taken", "not_awaited", "refused")
+    return {each: activator_total(system, f'announcements_total{{outcome="{each}"}}') for each in outcomes}
+
+
+async def test_a_woken_pod_announces_itself_to_all_activators(system: System, sleeper: str) -> None:
+    before = await asyncio.to_thread(announcements, system)
+    url = await asyncio.to_thread(system.websocket_url, sleeper)
+    token = await asyncio.to_thread(system.token, sleeper)
+    async with await open_connection(url, token, open_timeout=WAKE_LIMIT_S) as connection:
+        assert (await receive(connection, WAKE_LIMIT_S))["type"] == "connected"
+
+    def heard() -> bool:
+        now = announcements(system)
+        assert now["refused"] == before["refused"]
+        return sum(now.values()) >= sum(before.values()) + len(activator_pods(system))
+
+    await asyncio.to_thread(eventually, heard, "all activators hear the pod")
+
+
 @contextlib.contextmanager
 def watching(system: System, name: str, path: str) -> Iterator[Callable[[], list[str]]]:
     """What a field of a resource says over time, a value each version of the resource; known when the block ends."""

@@ -105,6 +105,9 @@ class Activator:
     namespace: str
     service: str
     port: int = 8080
+    announce_url: str = ""
+    """Where users' pods say that they listen; what follows is the namespace and the name of a user's objects. Empty:
+    they do not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,6 +269,7 @@ _ACTIVATOR: Known = {
     "namespace": ("namespace", str),
     "service": ("service", str),
     "port": ("port", _count),
+    "announceUrl": ("announce_url", str),
 }
 _GATEWAY: Known = {name: (name, str) for name in ("name", "namespace", "sectionName")}
 

@@ -211,6 +211,9 @@ def _environment(resource: UserRealtime, config: Config, route: Route | None) ->
         **config.relay.settings,
     }
     settings["SIGNAL"] = config.signals.of(resource.signal)
+    announce_url = config.activator.announce_url if config.activator is not None else ""
+    if announce_url:
+        settings["ANNOUNCE_URL"] = f"{announce_url}/{resource.namespace}/{resource.child_name}"
     if resource.log_level is not None:
         settings["LOG_LEVEL"] = resource.log_level
     # The kubelet expands $(NAME) in values, and takes $$ for $.
@@ -219,7 +222,8 @@ def _environment(resource: UserRealtime, config: Config, route: Route | None) ->
         {"name": name, "valueFrom": {"secretKeyRef": {"name": resource.child_name, "key": name}}}
         for name in (DATABASE_URL, *_broker(resource, config))
     ]
-    return [*env, *secret]
+    own_ip = {"name": "POD_IP", "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "status.podIP"}}}
+    return [*env, *([own_ip] if announce_url else []), *secret]
 
 
 def _key_volume(resource: UserRealtime) -> Object:

@@ -86,6 +86,9 @@ class Config:
     drain_timeout: float
     instance: str
     """This pod among those of the user."""
+    announce_url: str | None
+    """Where the activators hear that this relay listens. Taken only with `pod_ip` and a token key of the user's own."""
+    pod_ip: str | None
     log_level: str
 
     @classmethod
@@ -126,6 +129,8 @@ class Config:
             send_timeout=read.seconds("SEND_TIMEOUT", 30, 0.1, 3600),
             drain_timeout=read.seconds("DRAIN_TIMEOUT", 20, 0, 3600),
             instance=read.text("INSTANCE", socket.gethostname())[:253],
+            announce_url=read.service_url("ANNOUNCE_URL"),
+            pod_ip=read.text("POD_IP", "") or None,
             log_level=read.choice("LOG_LEVEL", "info", LOG_LEVELS),
         )
         read.check()
@@ -262,6 +267,12 @@ class Reader:
                 "only for loopback or a Service of the cluster (its value is not shown here)"
             )
         return text
+
+    def service_url(self, name: str) -> str | None:
+        text = self.text(name, "")
+        if text and not re.fullmatch(r"http://[a-z0-9.-]+(:[0-9]{1,5})?(/[a-z0-9./-]*)?", text):
+            self.problems.append(f"{name}: must be an http:// URL of a Service of the cluster")
+        return text or None
 
     def origins(self, name: str) -> tuple[str, ...]:
         origins = tuple(origin.strip() for origin in self.text(name, "").split(",") if origin.strip())

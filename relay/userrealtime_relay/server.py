@@ -19,6 +19,7 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from . import cors, probes, process
+from .announce import announce
 from .config import Config
 from .metrics import Metrics
 from .presence import Presence
@@ -99,6 +100,7 @@ class Relay:
         self.following = asyncio.create_task(self._follow())
         self._telling = asyncio.create_task(self._presence.run())
         self._pinging = asyncio.create_task(self.websockets.run())
+        self._announcing = asyncio.create_task(self._announce())
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -106,12 +108,18 @@ class Relay:
         self._private.close()
         await self.websockets.cut()
         await self.clients.cut()
-        self._telling.cancel()
-        self._pinging.cancel()
-        await asyncio.wait([self._telling, self._pinging])
+        beside = [self._telling, self._pinging, self._announcing]
+        for task in beside:
+            task.cancel()
+        await asyncio.wait(beside)
         await self._presence.leave()
         self.following.cancel()
         await asyncio.wait([self.following])
+
+    async def _announce(self) -> None:
+        config, keys = self._config, self._config.token_keys()
+        if config.announce_url is not None and config.pod_ip is not None and keys:
+            await announce(config.announce_url, config.pod_ip, keys[0])
 
     async def _follow(self) -> None:
         config = self._config

@@ -169,6 +169,11 @@ def test_when_users_sleep_and_who_wakes_them() -> None:
 
 
 def test_what_wakes_users_has_to_be_named() -> None:
+    told = parse_config(
+        "{namespaces: [u], relay: {image: r}, activator: {enabled: true, namespace: n, service: s, announceUrl: u}}",
+        ENVIRONMENT,
+    )
+    assert told.activator == Activator("n", "s", announce_url="u")
     with pytest.raises(ConfigError, match=r"activator\.service: required with activator\.enabled"):
         parse_config("{namespaces: [u], relay: {image: r}, activator: {enabled: true, namespace: n}}", ENVIRONMENT)
     with pytest.raises(ConfigError, match=r"idle\.after: 'soon' is not a duration"):

@@ -214,6 +214,7 @@ FULL = parse_config(
       priorityClassName: high
       runtimeClassName: gvisor
     signals: {type: nats, idleAfter: 5s}
+    activator: {enabled: true, namespace: system, service: waker, announceUrl: "http://waker.system.svc:8081"}
     """,
     {"DATABASE_URL": CONFIG.database_url, "BROKER_URL": "nats://relay:hunter3@nats:4222"},
 )
@@ -241,7 +242,7 @@ def test_the_relay_understands_every_setting_and_each_is_offered_or_kept_back_on
     (tmp_path / "TOKEN_KEY").write_text(KEYS.current)
     pod = template(FULL, relay={"logLevel": "debug"}, limits={"messagesPerSecond": 7})
     environment = Recorder(relay_environment(pod))
-    environment |= {"DATABASE_URL": CONFIG.database_url, "TOKEN_KEY_DIR": str(tmp_path)}
+    environment |= {"DATABASE_URL": CONFIG.database_url, "TOKEN_KEY_DIR": str(tmp_path), "POD_IP": "10.0.0.1"}
     environment |= {"NATS_URL": FULL.signals.url}
     config = RelayConfig.from_environment(environment)
     assert (config.log_level, config.signal, config.poll_interval) == ("debug", "nats", 0.5)
@@ -251,6 +252,7 @@ def test_the_relay_understands_every_setting_and_each_is_offered_or_kept_back_on
     assert (config.jwks_url, config.token_issuer) == ("https://issuer.example.com/keys", "https://issuer.example.com")
     assert (config.token_audience, config.token_user_claim, config.token_leeway) == ("realtime", "email", 0)
     assert config.allow_query_token is True
+    assert config.announce_url == f"http://waker.system.svc:8081/{resource().namespace}/{resource().child_name}"
     # The pod's own business, and memory, which goes with its limit.
     kept = {
         "HOST",
@@ -302,6 +304,16 @@ def test_several_pods_are_spread_over_nodes_unless_the_platform_says_how() -> No
             o for o in desired_objects(resource(replicas=replicas), CONFIG, SECRETS) if o["kind"] == "Deployment"
         ]
         assert deployment["spec"]["replicas"] == replicas
+
+
+def test_a_pod_knows_its_address_where_it_is_to_announce_it() -> None:
+    def own_ip(config: Config) -> list[Object]:
+        return [entry for entry in template(config)["spec"]["containers"][0]["env"] if entry["name"] == "POD_IP"]
+
+    assert own_ip(CONFIG) == []
+    assert own_ip(FULL) == [
+        {"name": "POD_IP", "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "status.podIP"}}}
+    ]
 
 
 ASLEEP = Asleep("2026-01-02T03:04:05.000006Z", "2026-01-01T00:00:00.000000Z")

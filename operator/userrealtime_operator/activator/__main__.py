@@ -11,6 +11,7 @@ from userrealtime_operator import __version__
 
 PORT = 8080
 HEALTH_PORT = 3000
+ANNOUNCE_PORT = 8081
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -37,6 +38,13 @@ def _parser() -> argparse.ArgumentParser:
         default=HEALTH_PORT,
         metavar="PORT",
         help="of /health, /ready and /metrics (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--announce-port",
+        type=int,
+        default=ANNOUNCE_PORT,
+        metavar="PORT",
+        help="where users' pods say that they listen (default: %(default)s)",
     )
     return parser
 
@@ -75,6 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         user_keys=not options.no_user_keys,
         port=options.port,
         health_port=options.health_port,
+        announce_port=options.announce_port,
     )
     try:
         asyncio.run(serve(settings))

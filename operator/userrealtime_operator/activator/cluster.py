@@ -155,6 +155,9 @@ class ApiCluster:
         """See `wakes.Cluster`, as for all that follows."""
         return self._pods.best((target.user.namespace, target.child_name))
 
+    def announced(self, target: Target, ip: str) -> None:
+        self._pods.announce((target.user.namespace, target.child_name), ip)
+
     async def changed(self, target: Target) -> None:
         await self._pods.changed((target.user.namespace, target.child_name))
 

@@ -10,6 +10,7 @@ _BUCKETS: Final = (0.1, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 2, 3, 5, 10, 20, 30)
 OUTCOMES: Final = (
     *("carried", "stranger", "unauthorized", "refused", "preflight", "crowded", "failed", "gone", "drained"),
 )
+ANNOUNCEMENTS: Final = ("taken", "not_awaited", "refused")
 FAILURES: Final = ("no_pod", "not_asked", "crowded", "stopping")
 
 
@@ -26,6 +27,7 @@ class Metrics:
         self.outcomes = self._counter("outcomes", "Connections that ended, by what became of them.", "outcome")
         self.requested = self._counter("wakes_requested", "Wake requests written.")
         self.failures = self._counter("wake_failures", "Wakes that failed, by reason.", "reason")
+        self.announcements = self._counter("announcements", "Pods that said they listen, by outcome.", "outcome")
         self.carried = self._counter("carried_bytes", "Bytes carried, by direction: to the pod, to the client.", "to")
         self.wake = Histogram(
             "userrealtime_activator_wake_seconds",
@@ -35,6 +37,8 @@ class Metrics:
         )
         for outcome in OUTCOMES:
             self.outcomes.labels(outcome)
+        for outcome in ANNOUNCEMENTS:
+            self.announcements.labels(outcome)
         for reason in FAILURES:
             self.failures.labels(reason)
 

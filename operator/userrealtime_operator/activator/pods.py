@@ -10,6 +10,8 @@ from typing import Any, Final, NamedTuple
 from userrealtime_operator.desired import WS_PORT
 
 INSTANCE: Final = "app.kubernetes.io/instance"
+ANNOUNCED_S: Final = 10.0
+"""Seconds within which the cluster tells the address of a pod that has told it itself; it takes one or two."""
 Key = tuple[str, str]
 """A namespace, and the name of a user's objects."""
 
@@ -28,12 +30,25 @@ class Pods:
 
     def __init__(self) -> None:
         self._pods: dict[Key, dict[str, Pod]] = {}
+        self._announced: dict[Key, tuple[Pod, float]] = {}
+        """Whose address the cluster has not told yet, with when it must have, by the monotonic clock."""
         self._ready_at: dict[Key, float] = {}
         self._waiting: dict[Key, asyncio.Future[None]] = {}
 
     def best(self, key: Key) -> Pod | None:
         """A ready one of a user's, or else the newest."""
-        return max(self._pods.get(key, {}).values(), default=None)
+        best = max(self._pods.get(key, {}).values(), default=None)
+        if best is None and key in self._announced:
+            announced, until = self._announced[key]
+            return announced if time.monotonic() < until else None
+        return best
+
+    def announce(self, key: Key, ip: str) -> None:
+        """A user's pod says itself where it is. That counts until the cluster tells of one, or is overdue."""
+        now = time.monotonic()
+        self._announced = {each: known for each, known in self._announced.items() if known[1] > now}
+        self._announced[key] = Pod(False, "", (ip, WS_PORT)), now + ANNOUNCED_S
+        self._tell(key)
 
     def last_ready(self, key: Key) -> float:
         """When a user was last seen to have a ready pod, by the monotonic clock; 0 for never."""
@@ -84,10 +99,14 @@ class Pods:
             self._ready_at[key] = time.monotonic()
         if pod is not None:
             self._pods.setdefault(key, {})[name] = pod
+            self._announced.pop(key, None)
         elif len(pods) == 1:
             del self._pods[key]
         else:
             del pods[name]
+        self._tell(key)
+
+    def _tell(self, key: Key) -> None:
         waiting = self._waiting.pop(key, None)
         if waiting is not None:
             waiting.set_result(None)

@@ -1,4 +1,4 @@
-"""The process: two ports, the watches, and an orderly end.
+"""The process: three ports, the watches, and an orderly end.
 
 SIGTERM or SIGINT: `/ready` turns 503 at once, connections are ended spread over `DRAIN_S`, then the process ends with
 0. A second signal ends it on the spot.
@@ -18,6 +18,7 @@ from userrealtime_operator.api import Api
 from userrealtime_operator.endpoints import serve as serve_probes
 from userrealtime_relay.config import Config as RelayConfig
 
+from . import announcements
 from .cluster import ApiCluster
 from .directory import Directory
 from .gate import Gate, Limits
@@ -43,6 +44,7 @@ class Settings:
     host: str = "0.0.0.0"  # noqa: S104 (a pod serves its network)
     port: int = 8080
     health_port: int = 3000
+    announce_port: int = 8081
 
 
 async def serve(settings: Settings) -> None:
@@ -75,7 +77,10 @@ async def serve(settings: Settings) -> None:
 
             metrics.ready.set_function(lambda: hindrance() is None)
             probes = {"/health": lambda: None, "/ready": hindrance}
-            async with serve_probes(settings.host, settings.health_port, metrics.expose, probes):
+            async with (
+                serve_probes(settings.host, settings.health_port, metrics.expose, probes),
+                announcements.serve(settings.host, settings.announce_port, wakes, tokens, metrics),
+            ):
                 stop = asyncio.create_task(stopping.wait())
                 await asyncio.wait([full, stop], return_when=asyncio.FIRST_COMPLETED)
                 if full.done():

@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
+from userrealtime_relay import announce
 from userrealtime_relay.auth import KeysWanted, TokenVerifier, Unauthorized
 from userrealtime_relay.config import Config
 from userrealtime_relay.keys import CURRENT, NEXT, PREVIOUS, TokenKeys, flaw
@@ -34,6 +35,7 @@ Secret = Mapping[str, Any]
 
 
 class _Known(NamedTuple):
+    keys: TokenKeys
     verifier: TokenVerifier
     read_at: float
 
@@ -102,6 +104,15 @@ class Tokens:
                 raise
             await self._judge((await self._learn(target)).verifier, token)
 
+    def announced(self, target: Target, token: str) -> str:
+        """The address that a user's pod announces. By keys that are known: whoever waits for it has brought a token.
+
+        Raises:
+            BadAnnouncement: it is not the user's pod that does.
+        """
+        known = self._known.get(target)
+        return announce.read(token, known.keys() if known is not None else ())
+
     async def _judge(self, verifier: TokenVerifier, token: str) -> None:
         try:
             verifier(token)
@@ -125,7 +136,7 @@ class Tokens:
             async with self._reads:
                 keys = keys_in(await self._read(target))
         verifier = TokenVerifier(replace(self._common, user_id=target.user_id, token_keys=keys), self._jwks)
-        known = self._known[target] = _Known(verifier, time.monotonic())
+        known = self._known[target] = _Known(keys, verifier, time.monotonic())
         self._known.move_to_end(target)
         if len(self._known) > MAX_USERS:
             self._known.popitem(last=False)

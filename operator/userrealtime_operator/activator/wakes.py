@@ -42,6 +42,9 @@ class Cluster(Protocol):
     async def changed(self, target: Target) -> None:
         """Until a user's pods are not what they are now."""
 
+    def announced(self, target: Target, ip: str) -> None:
+        """A user's pod has said itself where it is: that is its `pod`, until the cluster tells of it."""
+
 
 class Wakes:
     """The wakes under way.
@@ -94,6 +97,18 @@ class Wakes:
             self._waiting[target] -= 1
             if not self._waiting[target]:
                 del self._waiting[target]
+
+    def awaited(self, namespace: str, child_name: str) -> Target | None:
+        """The user under way whose objects have this name."""
+        for target in self._tasks:
+            if (target.user.namespace, target.child_name) == (namespace, child_name):
+                return target
+        return None
+
+    def announced(self, target: Target, ip: str) -> None:
+        """A user's pod has said where it is. For nothing, unless somebody waits for it."""
+        if target in self._tasks:
+            self._cluster.announced(target, ip)
 
     async def close(self) -> None:
         """End all wakes, and begin none; those who wait get WakeFailed."""

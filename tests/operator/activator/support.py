@@ -75,6 +75,9 @@ class House:
         assert target.user_id == USER
         return self._pod
 
+    def announced(self, target: Target, ip: str) -> None:
+        raise AssertionError("nothing announces itself here")
+
     async def changed(self, target: Target) -> None:
         await self._change.wait()
 

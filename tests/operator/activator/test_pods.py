@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
-from userrealtime_operator.activator.pods import Pods
+import pytest
+
+from userrealtime_operator.activator.pods import ANNOUNCED_S, Pods
 
 ALICE = ("users", "urt-alice")
 
@@ -92,3 +95,34 @@ async def test_every_change_is_told_to_all_who_wait() -> None:
     await asyncio.sleep(0)
     assert not waiting[0].done()
     waiting[0].cancel()
+
+
+async def test_a_pod_that_announces_itself_counts_until_the_cluster_tells_of_one() -> None:
+    pods = Pods()
+    changed = asyncio.create_task(pods.changed(ALICE))
+    await asyncio.sleep(0)
+    pods.announce(ALICE, "10.0.0.9")
+    await changed
+    assert best(pods) == ("10.0.0.9", 8080)
+    pods.put(pod(ip=""))  # as the cluster has it, for a second
+    assert best(pods) == ("10.0.0.9", 8080)
+    pods.put(pod(ip="10.0.0.9"))
+    pods.remove(pod())
+    assert best(pods) is None
+
+
+def test_a_pod_that_the_cluster_knows_goes_before_one_that_announces_itself() -> None:
+    pods = Pods()
+    pods.put(pod())
+    pods.announce(ALICE, "10.0.0.9")
+    assert best(pods) == ("10.0.0.1", 8080)
+
+
+def test_an_announcement_does_not_count_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    pods = Pods()
+    pods.announce(ALICE, "10.0.0.9")
+    later = time.monotonic() + ANNOUNCED_S
+    monkeypatch.setattr("userrealtime_operator.activator.pods.time.monotonic", lambda: later)
+    assert best(pods) is None
+    pods.announce(("users", "urt-bob"), "10.0.0.8")
+    assert best(pods) is None

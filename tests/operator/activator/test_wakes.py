@@ -19,7 +19,9 @@ BOB = Target(User("users", "bob"), "bob", "")
 class Pods:
     """Users whose pods come when the test says so."""
 
-    def __init__(self, error: OSError | None = None) -> None:
+    def __init__(self, error: OSError | None = None, port: int = 0) -> None:
+        self.port = port
+        """Of a pod that announces itself."""
         self.asked: list[Target] = []
         self._pod: Pod | None = None
         self._change = asyncio.Event()
@@ -37,6 +39,9 @@ class Pods:
 
     def pod(self, target: Target) -> Pod | None:
         return self._pod
+
+    def announced(self, target: Target, ip: str) -> None:
+        self.come((ip, self.port))
 
     async def changed(self, target: Target) -> None:
         await self._change.wait()

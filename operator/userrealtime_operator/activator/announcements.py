@@ -1,0 +1,65 @@
+"""Hears from users' pods that they listen: see `userrealtime_relay.announce`.
+
+Only for a user who is being woken here is anything looked at, and only the address that the pod itself speaks from is
+taken. So whoever holds no key of the user's reaches nothing, and who replays what was said leads nobody elsewhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from http import HTTPStatus
+
+from aiohttp import web
+
+from userrealtime_relay.announce import BadAnnouncement
+
+from .metrics import Metrics
+from .tokens import Tokens
+from .wakes import Wakes
+
+_logger = logging.getLogger(__name__)
+
+
+@contextlib.asynccontextmanager
+async def serve(host: str, port: int, wakes: Wakes, tokens: Tokens, metrics: Metrics) -> AsyncIterator[int]:
+    """Hear pods while the block runs; gives the port.
+
+    Raises:
+        OSError: the port cannot be had.
+    """
+
+    async def hear(request: web.Request) -> web.Response:
+        outcome, status = _judge(request, wakes, tokens)
+        metrics.announcements.labels(outcome).inc()
+        return web.Response(status=status)
+
+    app = web.Application(client_max_size=1024)
+    app.add_routes([web.post("/{namespace}/{name}", hear)])
+    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1, keepalive_timeout=1)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, host, port)
+        await site.start()
+        yield runner.addresses[0][1]
+    finally:
+        await runner.cleanup()
+
+
+def _judge(request: web.Request, wakes: Wakes, tokens: Tokens) -> tuple[str, HTTPStatus]:
+    target = wakes.awaited(request.match_info["namespace"], request.match_info["name"])
+    if target is None:
+        return "not_awaited", HTTPStatus.NOT_FOUND
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    try:
+        if scheme != "Bearer":
+            raise BadAnnouncement
+        address = tokens.announced(target, token)
+    except BadAnnouncement:
+        return "refused", HTTPStatus.UNAUTHORIZED
+    if address != request.remote:  # as where nodes hide the addresses of pods
+        _logger.warning("a pod speaks from another address than its own", extra={"fields": {"user": str(target.user)}})
+        return "refused", HTTPStatus.FORBIDDEN
+    wakes.announced(target, address)
+    return "taken", HTTPStatus.NO_CONTENT

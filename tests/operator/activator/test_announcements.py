@@ -1,0 +1,111 @@
+"""Pods that say they listen: who is believed, and that who waits is served by it."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from aiohttp import ClientSession
+
+from tests.operator.activator.support import secret
+from tests.operator.activator.test_wakes import Pods
+from tests.relay.support import KEY, PATIENCE_S, token
+from userrealtime_operator.activator import announcements
+from userrealtime_operator.activator.directory import Target
+from userrealtime_operator.activator.metrics import Metrics
+from userrealtime_operator.activator.tokens import Tokens, common_config
+from userrealtime_operator.activator.wakes import Wakes
+from userrealtime_operator.rollouts import User
+from userrealtime_relay.announce import announce, sign
+
+ALICE = Target(User("users", "alice"), "alice", "")
+PATH = f"/users/{ALICE.child_name}"
+
+
+class Place:
+    """Where announcements are heard, and a pod's own port."""
+
+    def __init__(self, url: str, pods: Pods, wakes: Wakes, tokens: Tokens, metrics: Metrics) -> None:
+        self.url, self.pods, self.wakes, self.tokens, self.metrics = url, pods, wakes, tokens, metrics
+
+    async def say(self, announcement: str, path: str = PATH, scheme: str = "Bearer") -> int:
+        async with (
+            ClientSession() as session,
+            session.post(self.url + path, headers={"Authorization": f"{scheme} {announcement}"}) as answer,
+        ):
+            return answer.status
+
+    def counted(self, outcome: str) -> float:
+        return self.metrics.value("announcements_total", outcome=outcome)
+
+
+@asynccontextmanager
+async def place(*keys: str) -> AsyncIterator[Place]:
+    async def read(_: Target) -> dict[str, object]:
+        return secret(*keys)
+
+    server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
+    pods, metrics = Pods(port=server.sockets[0].getsockname()[1]), Metrics()
+    wakes, tokens = Wakes(pods, metrics), Tokens(common_config({}), read)
+    async with server, announcements.serve("127.0.0.1", 0, wakes, tokens, metrics) as port:
+        yield Place(f"http://127.0.0.1:{port}", pods, wakes, tokens, metrics)
+        await wakes.close()
+
+
+async def test_who_waits_is_led_to_the_pod_that_speaks() -> None:
+    async with place(KEY) as here, asyncio.timeout(PATIENCE_S):
+        await here.tokens.check(ALICE, token())  # as whoever comes first brings one
+        waiting = asyncio.create_task(here.wakes.arrive(ALICE))
+        await asyncio.sleep(0.05)
+        assert not waiting.done()
+        await announce(here.url + PATH, "127.0.0.1", KEY)
+        assert await waiting == ("127.0.0.1", here.pods.port)
+        assert here.counted("taken") == 1
+        # Nobody waits any more.
+        assert await here.say(sign(KEY, "127.0.0.1")) == 404
+        assert here.counted("not_awaited") == 1
+
+
+async def test_nobody_else_is_believed() -> None:
+    async with place(KEY) as here, asyncio.timeout(PATIENCE_S):
+        waiting = asyncio.create_task(here.wakes.arrive(ALICE))
+        await asyncio.sleep(0.05)
+        # Keys are not read for the sake of who announces.
+        assert await here.say(sign(KEY, "127.0.0.1")) == 401
+        await here.tokens.check(ALICE, token())
+        assert await here.say(sign("a stranger's key that is long enough", "127.0.0.1")) == 401
+        assert await here.say(token()) == 401
+        assert await here.say(sign(KEY, "127.0.0.1"), scheme="Basic") == 401
+        # One who replays what was said speaks from elsewhere.
+        assert await here.say(sign(KEY, "10.0.0.1")) == 403
+        assert here.counted("refused") == 5
+        assert await here.say(sign(KEY, "127.0.0.1"), path="/others/" + ALICE.child_name) == 404
+        assert await here.say(sign(KEY, "127.0.0.1"), path="/users/urt-bob") == 404
+        assert await here.say(sign(KEY, "127.0.0.1"), path="/") == 404
+        assert not waiting.done()
+        assert await here.say(sign(KEY, "127.0.0.1")) == 204
+        await waiting
+
+
+async def test_without_keys_of_users_nobody_is() -> None:
+    tokens = Tokens(common_config({"JWKS_URL": "https://issuer.example/keys"}), None)
+    pods, metrics = Pods(), Metrics()
+    wakes = Wakes(pods, metrics)
+    async with announcements.serve("127.0.0.1", 0, wakes, tokens, metrics) as port, asyncio.timeout(PATIENCE_S):
+        waiting = asyncio.create_task(wakes.arrive(ALICE))
+        await asyncio.sleep(0.05)
+        here = Place(f"http://127.0.0.1:{port}", pods, wakes, tokens, metrics)
+        assert await here.say(sign(KEY, "127.0.0.1")) == 401
+        await wakes.close()
+        await asyncio.wait([waiting])
+
+
+async def test_a_port_that_is_taken_is_an_error() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(OSError, match="address already in use"):
+            async with announcements.serve("127.0.0.1", port, Wakes(Pods(), Metrics()), None, Metrics()):  # type: ignore[arg-type]
+                pass
