@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -12,15 +13,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import pytest
 import yaml
 
 from website.blocks import Block, missing_output, page_blocks
 
+from .browser import browser
 from .system import CHART, OPERATOR_NAMESPACE, ROOT, USERS_NAMESPACE, System, install, uninstall
 
 PAGES = page_blocks()
@@ -212,6 +215,31 @@ def test_a_page_works_as_it_is_typed(session: Session, blocks: list[Block]) -> N
     for block in blocks:
         session.go_through(block)
     session.finish()
+
+
+async def test_the_page_of_the_tutorial_shows_events_in_a_browser(
+    system: System, users: Callable[..., str], database: asyncpg.Connection, tmp_path: Path
+) -> None:
+    [html] = [block.text for block in PAGES["docs/tutorial.md"] if block.file == "page.html"]
+    file = tmp_path / "page.html"
+    file.write_text(html)
+    reader = await asyncio.to_thread(users, "reader")
+    url = (await asyncio.to_thread(system.get, "urt", reader))["status"]["url"]
+    token = await asyncio.to_thread(system.token, reader)
+    move = "select userrealtime.publish($1, 'parcel.update', jsonb_build_object('place', $2::text))"
+    async with browser() as chromium, chromium.page() as page:
+        await page.goto(f"file://{file}#{url}%20{token}")
+        await page.wait_for("list.innerText.includes('connected')")
+        await database.execute(move, reader, "Berlin")
+        await page.wait_for("list.innerText.includes('Berlin')")
+        child = (await asyncio.to_thread(system.get, "urt", reader))["status"]["name"]
+        await asyncio.to_thread(
+            system.kubectl, "delete", "pods", "-l", f"app.kubernetes.io/instance={child}", "--wait=false"
+        )
+        await database.execute(move, reader, "Oslo")
+        await page.wait_for("list.innerText.includes('Oslo')")
+        assert page.problems == []
+        assert await page.evaluate("list.innerText.match(/Berlin/g).length") == 1
 
 
 MANIFESTS = [block for blocks in PAGES.values() for block in blocks if block.language == "yaml"]
