@@ -22,6 +22,8 @@ from .pending import Pending
 from .source import Source
 
 BATCH: Final = 1000
+PACE: Final = 0.002
+"""Seconds between two batches, at least: under load, many users' signals share one answer of the broker."""
 SILENCE: Final = 2.0
 """Seconds after which nothing is published, to see whether the broker still answers."""
 PROBE_CONNECTIONS: Final = 64
@@ -114,6 +116,7 @@ class Bridge:
                 self._pending.put_back(batch)
                 raise
             self.metrics.signals.inc(len(batch))
+            await asyncio.sleep(PACE)
 
 
 async def serve(config: Config) -> None:
