@@ -33,6 +33,11 @@ _PRESENCE = """
     where ($2::text is null or user_id = $2)
         and user_id in (select user_id from userrealtime.registration where scope = $1)
 """
+# The user of a resource, if no other serves that user.
+_OF_NO_OTHER = """
+    select user_id from userrealtime.registration r where resource = $1 and not exists (
+        select from userrealtime.registration o where o.user_id = r.user_id and o.resource <> r.resource)
+"""
 # Rows deleted in one transaction, so that no lock lasts long.
 DELETE_BATCH = 5_000
 
@@ -148,20 +153,16 @@ class Database:
         """
         try:
             async with self.pool.acquire(timeout=CONNECT_TIMEOUT_S) as connection:
-                user_id = await connection.fetchval(
-                    "select user_id from userrealtime.registration r where resource = $1 and not exists ("
-                    "select from userrealtime.registration o where o.user_id = r.user_id and o.resource <> r.resource)",
-                    UUID(resource),
-                )
+                user_id = await connection.fetchval(_OF_NO_OTHER, UUID(resource))
                 if user_id is not None:
                     await self._empty(connection, user_id)
                 async with connection.transaction():
-                    if user_id is not None:
+                    # Another resource may have been made for the user meanwhile, and have the log by now.
+                    if user_id is not None and await connection.fetchval(_OF_NO_OTHER, UUID(resource)):
                         # Whoever publishes now waits for this row, and then begins a new log.
                         await connection.execute("delete from userrealtime.log where user_id = $1", user_id)
                         await connection.execute("delete from userrealtime.event where user_id = $1", user_id)
                         await connection.execute("delete from userrealtime.inbox where user_id = $1", user_id)
-                        await connection.execute("delete from userrealtime.presence where user_id = $1", user_id)
                         await connection.execute("delete from userrealtime.presence where user_id = $1", user_id)
                     await connection.execute(
                         "delete from userrealtime.registration where resource = $1", UUID(resource)

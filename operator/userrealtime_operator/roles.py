@@ -25,6 +25,7 @@ CONNECTION_LIMIT = 6
 SETTINGS = {"statement_timeout": "30s", "idle_in_transaction_session_timeout": "30s"}
 RETIREMENT_S = 600
 """How long a role outlives the rollout that put another in its place: longer than any pod drains."""
+_OVER = "select name from userrealtime.role where scope = $1 and (resource = any($2::uuid[]) or drop_after < now())"
 _FAULTS = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
 
 
@@ -46,7 +47,7 @@ class Roles:
                 if not self._prepared:
                     await connection.execute("select userrealtime.prepare_roles()")
                     self._prepared = True
-                as_wanted = await connection.fetchval(  # null where there is no role of this name
+                as_wanted = await connection.fetchval(
                     "select exists (select from userrealtime.role r "
                     "where r.name = $1 and r.resource = $2 and r.user_id = $3 and r.fingerprint = $4 "
                     "and r.drop_after is null and p.rolcanlogin and p.rolconnlimit = $5 "
@@ -67,7 +68,6 @@ class Roles:
                             scope,
                             user_id,
                             connections=CONNECTION_LIMIT * pods,
-                            exists=as_wanted is not None,
                         )
         except asyncpg.InsufficientPrivilegeError as error:
             raise DatabaseError(
@@ -127,15 +127,16 @@ class Roles:
                     list(settled.values()),
                     RETIREMENT_S,
                 )
-                rows = await connection.fetch(
-                    "select name from userrealtime.role "
-                    "where scope = $1 and (resource = any($2::uuid[]) or drop_after < now())",
-                    scope,
-                    [UUID(resource) for resource in gone],
-                )
+                uids = [UUID(resource) for resource in gone]
+                rows = await connection.fetch(_OVER, scope, uids)
                 for row in rows:
                     try:
                         async with connection.transaction():
+                            # A user who is made anew takes the role over, which may be this very moment.
+                            if not await connection.fetch(
+                                _OVER + " and name = $3 for update", scope, uids, row["name"]
+                            ):
+                                continue
                             await _drop(connection, row["name"])
                     except asyncpg.PostgresError as error:
                         logger.warning("cannot drop database role %s, will try again: %s", row["name"], error)
@@ -157,10 +158,21 @@ async def _make(
     user_id: str,
     *,
     connections: int,
-    exists: bool,
 ) -> None:
+    # First, so that a sweep of the resource that had the role before either sees whose it is now, or is done with it.
+    await connection.execute(
+        "insert into userrealtime.role (name, scope, resource, user_id, fingerprint) values ($1, $2, $3, $4, $5) "
+        "on conflict (name) do update set scope = excluded.scope, resource = excluded.resource, "
+        "user_id = excluded.user_id, fingerprint = excluded.fingerprint, drop_after = null",
+        credentials.role,
+        scope,
+        UUID(resource),
+        user_id,
+        credentials.fingerprint,
+    )
     # Quoting is not needed: names are hex digits and underscores, and a verifier is base64, `$` and `:`.
     name, verifier = credentials.role, scram_verifier(credentials.password, os.urandom(16))
+    exists = await _exists(connection, name)
     attributes = f"login inherit connection limit {connections} password '{verifier}'"
     statements = [
         f"{'alter' if exists else 'create'} role {name} {attributes}",
@@ -169,16 +181,6 @@ async def _make(
         f"grant {GROUP} to {name}",
     ]
     await connection.execute("; ".join(statements))  # in one message
-    await connection.execute(
-        "insert into userrealtime.role (name, scope, resource, user_id, fingerprint) values ($1, $2, $3, $4, $5) "
-        "on conflict (name) do update set scope = excluded.scope, resource = excluded.resource, "
-        "user_id = excluded.user_id, fingerprint = excluded.fingerprint, drop_after = null",
-        name,
-        scope,
-        UUID(resource),
-        user_id,
-        credentials.fingerprint,
-    )
 
 
 async def _drop(connection: asyncpg.pool.PoolConnectionProxy, name: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import AsyncIterator
+from typing import Any
 
 import asyncpg
 import pytest
@@ -56,6 +57,24 @@ async def test_the_log_goes_with_the_last_resource(
     assert await left(connection) == {"registration": 1, "log": 1, "event": 1, "inbox": 1}
     await database.forget(OTHER)
     assert await left(connection) == {"registration": 1, "log": 1, "event": 1, "inbox": 1}
+
+
+async def test_a_log_that_a_new_resource_has_by_now_does_not_go_with_the_old_one(
+    database: Database, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await database.register(ONE, SCOPE, "alice")
+    await connection.execute("select userrealtime.publish('alice', 'of old')")
+    emptied = Database._empty
+
+    async def empty(*arguments: Any) -> None:
+        await emptied(*arguments)
+        await database.register(OTHER, SCOPE, "alice")
+        await connection.execute("select userrealtime.publish('alice', 'of now')")
+
+    monkeypatch.setattr(Database, "_empty", empty)
+    await database.forget(ONE)
+    assert [tuple(row) for row in await connection.fetch("select id, event from userrealtime.event")] == [(2, "of now")]
+    assert await database.registered(SCOPE) == {OTHER}
 
 
 async def test_a_log_that_returns_is_another_one(database: Database, connection: asyncpg.Connection) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import asyncpg
 import pytest
@@ -215,6 +216,56 @@ async def test_a_retired_role_is_dropped_when_its_time_has_come(
     )
     await roles.sweep(SCOPE, set(), {})
     assert [row[0] for row in await connection.fetch(names)] == [new.role]
+
+
+@asynccontextmanager
+async def held(migrated: OwnDatabase, role: str) -> AsyncIterator[asyncpg.Connection]:
+    """Another operator's connection, in a transaction that has the row of a role."""
+    connection = await asyncpg.connect(migrated.url)
+    try:
+        async with connection.transaction():
+            await connection.execute("select from userrealtime.role where name = $1 for update", role)
+            yield connection
+    finally:
+        await connection.close()
+
+
+async def waits_for_a_row(connection: asyncpg.Connection) -> None:
+    async with asyncio.timeout(30):
+        while not await connection.fetchval(
+            "select exists (select from pg_stat_activity where wait_event_type = 'Lock')"
+        ):
+            await asyncio.sleep(0.01)
+
+
+async def test_a_role_that_a_new_resource_takes_over_is_not_dropped_with_the_old_one(
+    database: Database, connection: asyncpg.Connection, migrated: OwnDatabase
+) -> None:
+    roles = Roles(database)
+    credentials = await made(roles)
+    async with held(migrated, credentials.role) as other:
+        sweep = asyncio.create_task(roles.sweep(SCOPE, {ONE}, {}))
+        await waits_for_a_row(connection)
+        await other.execute("update userrealtime.role set resource = $1", uuid.UUID(OTHER))
+    await sweep
+    assert await roles.resources(SCOPE) == {OTHER}
+    assert await roles.broken(SCOPE) == set()
+    await (await asyncpg.connect(credentials.url(migrated.url))).close()
+
+
+async def test_a_role_that_is_being_dropped_is_made_anew(
+    database: Database, connection: asyncpg.Connection, migrated: OwnDatabase
+) -> None:
+    roles = Roles(database)
+    credentials = await made(roles)
+    async with held(migrated, credentials.role) as other:
+        making = asyncio.create_task(made(roles, resource=OTHER, password="another"))
+        await waits_for_a_row(connection)
+        await other.execute(f"drop owned by {credentials.role}; drop role {credentials.role}")
+        await other.execute("delete from userrealtime.role")
+    await (await asyncpg.connect((await making).url(migrated.url))).close()
+    assert await roles.resources(SCOPE) == {OTHER}
+    assert await roles.broken(SCOPE) == set()
 
 
 async def test_a_role_that_cannot_be_dropped_keeps_no_other(
