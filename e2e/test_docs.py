@@ -149,7 +149,7 @@ class Session:
             terminal.text = ""
             terminal.type(self._real(block.commands))
             terminal.until("\0", BLOCK_TIMEOUT_S)
-            line = missing_output(block.output, terminal.text)
+            line = missing_output(block.output, terminal.text.removesuffix("\0"))
             assert line is None, f"{block}: {line!r} did not come, but:\n{terminal.text}"
 
     def finish(self) -> None:
