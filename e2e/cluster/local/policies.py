@@ -21,6 +21,8 @@ from .components import ENVIRONMENT, NODE, SERVICES
 
 # Program to Debian package, as in `packages`.
 PROGRAMS = {"iptables": "iptables", "ipset": "ipset"}
+# How the names of its chains begin; the kubelet has some too.
+CHAINS = ("KUBE-ROUTER-", "KUBE-POD-FW-", "KUBE-NWPLCY-")
 START_LIMIT = 60.0
 END_LIMIT = 30.0
 
@@ -64,10 +66,10 @@ def enforced(in_node: Sequence[str], program: Path, kubeconfig: str, log: Path) 
 
 
 def remains(in_node: Sequence[str]) -> list[str]:
-    """The rules and sets of addresses in the node that are there for policies."""
+    """The rules and sets of addresses in the node that are there for policies, a line each."""
     rules = run(in_node[0], *in_node[1:], "iptables-save", "--table", "filter", env=ENVIRONMENT, timeout=30)
     sets = run(in_node[0], *in_node[1:], "ipset", "list", "-name", env=ENVIRONMENT, timeout=30)
-    return [line for line in rules.splitlines() if "KUBE-" in line] + sets.splitlines()
+    return [line for line in rules.splitlines() if any(chain in line for chain in CHAINS)] + sets.splitlines()
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:

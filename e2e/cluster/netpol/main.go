@@ -57,8 +57,16 @@ func enforce(kubeconfig, node, services string) error {
 	pods := factory.Core().V1().Pods().Informer()
 	namespaces := factory.Core().V1().Namespaces().Informer()
 	policies := factory.Networking().V1().NetworkPolicies().Informer()
-	controller, err := netpol.NewNetworkPolicyController(
-		client, settings, pods, policies, namespaces, &sync.Mutex{}, handlers, sets)
+	construct := func() (*netpol.NetworkPolicyController, error) {
+		return netpol.NewNetworkPolicyController(
+			client, settings, pods, policies, namespaces, &sync.Mutex{}, handlers, sets)
+	}
+	controller, err := construct()
+	if err != nil {
+		return err
+	}
+	// One that has written nothing yet: from the buffers of the other, every rule of the kubelet's would come twice.
+	cleaner, err := construct()
 	if err != nil {
 		return err
 	}
@@ -97,7 +105,7 @@ func enforce(kubeconfig, node, services string) error {
 	}
 	close(stop)
 	running.Wait()
-	controller.Cleanup()
+	cleaner.Cleanup()
 	return err
 }
 
