@@ -212,7 +212,7 @@ def test_a_relay_may_talk_to_dns_the_database_the_broker_and_the_issuer_alone(sy
         {"ports": [{"port": "health", "protocol": "TCP"}], "from": EVERYTHING["networkPolicy"]["monitoringFrom"]},
     ]
     assert spec["egress"] == [
-        {"ports": [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}]},
+        {"ports": [{"port": port, "protocol": protocol} for port in (53, 5353) for protocol in ("UDP", "TCP")]},
         {"ports": [{"port": 6432, "protocol": "TCP"}], "to": [{"ipBlock": {"cidr": "10.1.2.3/32"}}]},
         {"ports": [{"port": 9092, "protocol": "TCP"}], "to": [{"ipBlock": {"cidr": "10.1.2.4/32"}}]},
         {"ports": [{"port": 8443, "protocol": "TCP"}]},
@@ -237,7 +237,7 @@ def test_the_activator_may_talk_to_relays_and_the_api_server(system: System) -> 
     assert spec["podSelector"]["matchLabels"]["app.kubernetes.io/name"] == "userrealtime-activator"
     assert spec["policyTypes"] == ["Ingress", "Egress"]
     dns, relays, api_server, issuer = spec["egress"]
-    assert {port["port"] for port in dns["ports"]} == {53}
+    assert {port["port"] for port in dns["ports"]} == {53, 5353}
     assert relays["ports"] == [{"port": 8080, "protocol": "TCP"}]
     assert relays["to"][0]["podSelector"] == {"matchLabels": {"app.kubernetes.io/name": "userrealtime-relay"}}
     assert relays["to"][0]["namespaceSelector"]["matchExpressions"][0]["values"] == EVERYTHING["namespaces"]

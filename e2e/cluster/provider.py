@@ -94,6 +94,15 @@ class Provider(ABC):
         there is not loaded again. Pods must not set `imagePullPolicy: Always`.
         """
 
+    @abstractmethod
+    def enforcing_policies(self) -> AbstractContextManager[None]:
+        """NetworkPolicies are enforced while the block runs, and afterwards as they were before.
+
+        Raises:
+            ClusterError: they cannot be.
+            UnknownError: nobody knows whether they are.
+        """
+
     def kubectl_path(self) -> Path:
         found = shutil.which("kubectl")
         return Path(found) if found else binaries.kubectl()

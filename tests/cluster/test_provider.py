@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from e2e.cluster import kind, postgres, provider
-from e2e.cluster.errors import ClusterError
+from e2e.cluster.errors import ClusterError, UnknownError
 from e2e.cluster.existing import ExistingCluster
 from e2e.cluster.kind import KindCluster
 from e2e.cluster.local import LocalCluster
@@ -141,3 +141,8 @@ def test_somebody_elses_namespace_is_left_alone(tmp_path: Path) -> None:
     calls = (tmp_path / "calls").read_text().splitlines()
     assert len(calls) == 2
     assert all(call.startswith("get namespace postgres") for call in calls)
+
+
+def test_a_foreign_clusters_policies_are_not_taken_for_enforced() -> None:
+    with pytest.raises(UnknownError, match="NetworkPolicies"):
+        ExistingCluster(Path("/some/config")).enforcing_policies()

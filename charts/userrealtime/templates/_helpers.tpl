@@ -145,3 +145,14 @@ match is left as it is, and refused later for its form. */}}
 {{- $authority := first . | regexFind "://[^/?#]*" | trimPrefix "://" | splitList "@" | last -}}
 {{- $authority | regexFind ":[0-9]+$" | trimPrefix ":" | default (last .) -}}
 {{- end }}
+
+{{/* The egress rule for DNS. A policy sees the port of the pod that answers, not of the Service: CoreDNS has 53, but 5353 where it may not
+listen below 1024, as on OpenShift. */}}
+{{- define "userrealtime.dnsEgress" -}}
+- ports:
+    {{- range $port := list 53 5353 }}
+    {{- range $protocol := list "UDP" "TCP" }}
+    - {port: {{ $port }}, protocol: {{ $protocol }}}
+    {{- end }}
+    {{- end }}
+{{- end }}

@@ -10,11 +10,12 @@ services, the socket of the ingress on 127.0.0.1, a control group and the state 
     node.py        the node's first process: sets up the inside, starts the components, restarts what ends
     components.py  what runs in the node, as data: command lines and configuration files
     pki.py         certificates and kubeconfigs
+    policies.py    what enforces NetworkPolicies, for the length of a test
     leftovers.py   what of all this is still on the machine
     cluster.py     the provider: up, down, images
 
 Pods reach each other, the services and this machine's end of `urt0`; nothing outside the machine. NetworkPolicies
-are accepted and not enforced: the pods' network is the plain `ptp` plugin.
+are accepted and not enforced, since the pods' network is the plain `ptp` plugin, but while `enforcing_policies` runs.
 """
 
 from .cluster import LocalCluster

@@ -23,7 +23,7 @@ from e2e.cluster.paths import REPOSITORY, STATE, cache
 from e2e.cluster.progress import exclusive, note, step
 from e2e.cluster.provider import INGRESS_PORT, Image, Provider, run, wait_http
 
-from . import packages, pki
+from . import packages, pki, policies
 from .components import (
     API_SERVER,
     CGROUP,
@@ -31,12 +31,14 @@ from .components import (
     CONTAINERD_SOCKET,
     IDENTITIES,
     INTERFACE,
+    KUBERNETES,
     LINK_HOST,
     LINK_NETWORK,
     LINK_PREFIX,
     NODE,
     NODE_IP,
     PAUSE_IMAGE,
+    PKI,
     PODS,
     SERVICES,
     NodeSpec,
@@ -151,6 +153,16 @@ class LocalCluster(Provider):
         except ValueError:
             raise ClusterError(f"{namespace}/{target} has no address yet") from None
         yield address, port
+
+    @contextmanager
+    def enforcing_policies(self) -> Iterator[None]:
+        packages.ensure(policies.PROGRAMS)
+        program = binaries.netpol()
+        kubeconfig = f"{KUBERNETES}/admin.kubeconfig"
+        _write_kubeconfig(_on_host(kubeconfig), _on_host(str(PKI)), "admin")
+        in_node = [*self._in_node(), f"--pid=/proc/{_node()}/ns/pid_for_children"]
+        with policies.enforced(in_node, program, kubeconfig, LOG / "netpol.log"):
+            yield
 
     def _write_state(self, spec: NodeSpec) -> None:
         LOG.mkdir(parents=True, exist_ok=True)

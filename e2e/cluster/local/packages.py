@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,21 +28,24 @@ POLICY = Path("/usr/sbin/policy-rc.d")
 CNI_PACKAGE = "containernetworking-plugins"
 
 
-def missing() -> list[str]:
+def missing(programs: Mapping[str, str] = PROGRAMS) -> list[str]:
     """Debian packages whose programs are not there, sorted."""
-    packages = [package for program, package in PROGRAMS.items() if not _which(program)]
+    packages = [package for program, package in programs.items() if not _which(program)]
     if not cni_binaries():
         packages.append(CNI_PACKAGE)
     return sorted(packages)
 
 
-def ensure() -> None:
+def ensure(programs: Mapping[str, str] = PROGRAMS) -> None:
     """Install what is missing, with apt-get.
+
+    Args:
+        programs: the Debian package of each program.
 
     Raises:
         ClusterError: something is missing and apt-get is not there or fails; the packages are named.
     """
-    packages = missing()
+    packages = missing(programs)
     if not packages:
         return
     names = " ".join(packages)
@@ -53,7 +56,7 @@ def ensure() -> None:
         current.run(["apt-get", "update"], env=environment, timeout=300)
         install = ["apt-get", "install", "--yes", "--no-install-recommends", *packages]
         current.run(install, env=environment, timeout=900)
-        if still := missing():
+        if still := missing(programs):
             raise ClusterError(f"still missing after the installation: {' '.join(still)}")
 
 
