@@ -26,7 +26,7 @@ from kubernetes.aio.config import load_kube_config
 from bench.relay.figures import figure, percentile
 from e2e.client import open_connection, receive
 from e2e.cluster import choose
-from e2e.sleeping import SOON, wait_asleep, wait_direct
+from e2e.sleeping import SOON, wait_asleep
 from e2e.system import USERS_NAMESPACE, System, install
 from userrealtime_operator.api import Api
 from userrealtime_operator.desired import MANAGED_BY, RELAY
@@ -35,6 +35,8 @@ from userrealtime_operator.follow import follow
 LIMIT_S: Final = 60.0
 APART_S: Final = 6.0
 """Between two users who are woken one after the other: until nothing of the first wake is at work."""
+AWAKE: Final = "wake-never"
+"""A user who never sleeps."""
 STAGES: Final = (
     ("asked", "the wake is asked for"),
     ("scaled", "the operator has scaled the Deployment"),
@@ -136,13 +138,14 @@ class Crowd:
     def __init__(self, system: System, count: int) -> None:
         self._system = system
         self.names = [f"wake-{number:02}" for number in range(count)]
+        system.apply_user(AWAKE, idle={"after": "0"})
         for name in self.names:
             system.apply_user(name, idle=SOON)
-        for name in self.names:
+        for name in (AWAKE, *self.names):
             system.wait_ready(name)
             system.wait_reachable(name)
-        self.urls = {name: system.websocket_url(name) for name in self.names}
-        self.tokens = {name: system.token(name) for name in self.names}
+        self.urls = {name: system.websocket_url(name) for name in (AWAKE, *self.names)}
+        self.tokens = {name: system.token(name) for name in (AWAKE, *self.names)}
         self.children = {name: str(system.get("urt", name)["status"]["name"]) for name in self.names}
 
     async def fall_asleep(self) -> None:
@@ -164,16 +167,14 @@ class Crowd:
             await asyncio.to_thread(read_logs, self._system, self.children[name], mine)
         return [marks[self.children[name]] for name in names]
 
-    async def visit(self, name: str) -> Marks:
-        """A client of a user who is awake, since somebody else is connected."""
+    async def visit(self) -> Marks:
+        """A client of the user who never sleeps."""
         marks: Marks = {}
-        async with await open_connection(self.urls[name], self.tokens[name], open_timeout=LIMIT_S):
-            await asyncio.to_thread(wait_direct, self._system, name)
-            await connect(self.urls[name], self.tokens[name], marks)
+        await connect(self.urls[AWAKE], self.tokens[AWAKE], marks)
         return marks
 
     def remove(self) -> None:
-        self._system.kubectl("delete", "urt", *self.names, "--wait=false")
+        self._system.kubectl("delete", "urt", AWAKE, *self.names, "--wait=false")
 
 
 def seconds(found: Sequence[Marks]) -> list[float]:
@@ -219,7 +220,7 @@ async def measure(system: System, database_url: str, rounds: int, count: int) ->
     try:
         database = await asyncpg.connect(database_url, timeout=10)
         try:
-            for name in crowd.names:
+            for name in (AWAKE, *crowd.names):
                 await database.execute("select userrealtime.publish($1, 'asleep')", name)
         finally:
             await database.close(timeout=5)
@@ -233,8 +234,7 @@ async def measure(system: System, database_url: str, rounds: int, count: int) ->
             await crowd.fall_asleep()
             progress(f"waking all {count}")
             together += await crowd.wake(crowd.names)
-            for name in crowd.names:
-                awake.append(await crowd.visit(name))
+            awake += [await crowd.visit() for _ in crowd.names]
     finally:
         await asyncio.to_thread(crowd.remove)
     print_figures({"awake": awake, "asleep": alone, f"asleep, {count} users at once": together})
