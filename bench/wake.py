@@ -196,7 +196,8 @@ def print_stages(rows: Mapping[str, Sequence[Marks]]) -> None:
     for mark, title in STAGES:
         cells = []
         for name, found in rows.items():
-            reached = statistics.median(marks[mark] - marks["connect"] for marks in found)
+            # A pod that has gone to sleep again has no log to read.
+            reached = statistics.median(marks[mark] - marks["connect"] for marks in found if mark in marks)
             cells += [f"{reached:.2f}", f"{reached - before[name]:.2f}"]
             before[name] = reached
         print(f"| {title} | {' | '.join(cells)} |")
