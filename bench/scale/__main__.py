@@ -37,9 +37,6 @@ BUSY_RATES = (500, 1000, 1500, 2000)
 BUSY_P99_MS = 50
 """What the busy rates are to be borne within."""
 WRITERS = 8
-PROCESSES = 8
-"""That share the relays between them: in a cluster each is a process of its own, for which there is no memory here. All
-in one would be one among the many of Postgres for the processors."""
 START_TIMEOUT_S = 320
 DRAIN_S = 20
 POSTGRES = {"max_connections": "2300", "shared_buffers": "256MB"}
@@ -72,20 +69,17 @@ class Point:
 
 
 class Relays:
-    """The processes of the relays."""
+    """The process of the relays."""
 
-    def __init__(self, processes: Sequence[asyncio.subprocess.Process]) -> None:
-        self._processes = processes
-        self.pids = [process.pid for process in processes]
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+        self.pid = process.pid
 
     async def take(self) -> list[float]:
         """The latencies of what arrived since the last time."""
-        for process in self._processes:
-            _there(process.stdin).write(b"\n")
-        taken: list[float] = []
+        _there(self._process.stdin).write(b"\n")
         async with asyncio.timeout(60):
-            for process in self._processes:
-                taken += json.loads(await _there(process.stdout).readline())
+            taken: list[float] = json.loads(await _there(self._process.stdout).readline())
         return taken
 
 
@@ -118,24 +112,16 @@ async def running(*command: str, **variables: str) -> AsyncIterator[asyncio.subp
 
 @asynccontextmanager
 async def relays_of(count: int, url: str, variables: dict[str, str]) -> AsyncIterator[Relays]:
-    share = -(-count // PROCESSES)
-    async with contextlib.AsyncExitStack() as stack, asyncio.timeout(START_TIMEOUT_S) as limit:
-        processes = []
-        for first in range(0, count, share):
-            users = (str(first), str(min(share, count - first)))
-            command = running("bench.scale.relays", *users, DATABASE_URL=url, **variables)
-            process = await stack.enter_async_context(command)
-            # One after the other, as a cluster would not start all of them at the same moment either.
+    async with running("bench.scale.relays", str(count), DATABASE_URL=url, **variables) as process:
+        async with asyncio.timeout(START_TIMEOUT_S):
             said = await _there(process.stdout).readline()
-            if said != b"ready\n":
-                raise RuntimeError(f"relays ended; they said {said!r}")
-            processes.append(process)
-        limit.reschedule(None)
-        yield Relays(processes)
+        if said != b"ready\n":
+            raise RuntimeError(f"the relays ended; they said {said!r}")
+        yield Relays(process)
 
 
 @asynccontextmanager
-async def signalled(mode: str, url: str) -> AsyncIterator[tuple[dict[str, str], dict[str, list[int]]]]:
+async def signalled(mode: str, url: str) -> AsyncIterator[tuple[dict[str, str], dict[str, int]]]:
     """What a mode needs beside the relays: the environment of these, and the ids of the processes."""
     if mode not in BROKERS:
         yield {"SIGNAL": mode}, {}
@@ -146,7 +132,7 @@ async def signalled(mode: str, url: str) -> AsyncIterator[tuple[dict[str, str], 
         async with running("userrealtime_relay.bridge", **bridge) as process:
             drained = asyncio.create_task(_there(process.stdout).read())
             await asyncio.sleep(2)
-            processes = {"bridge": [process.pid], "broker": [broker.pid or 0]}
+            processes = {"bridge": process.pid, "broker": broker.pid or 0}
             yield {**broker.variables, "DATABASE_IDLE_AFTER": str(IDLE_AFTER_S)}, processes
         await drained
 
@@ -228,10 +214,10 @@ async def measure(mode: str, count: int, server: LocalPostgres, seconds: float) 
         await connections[0].execute("analyze userrealtime.log")
         writers = Writers(connections, count)
         async with signalled(mode, url) as (variables, processes), relays_of(count, url, variables) as relays:
-            processes["relays"] = relays.pids
+            processes["relays"] = relays.pid
 
             def cpu() -> dict[str, float]:
-                return {"postgres": _cpu(server), **{name: sum(map(_cpu_of, pids)) for name, pids in processes.items()}}
+                return {"postgres": _cpu(server), **{name: _cpu_of(pid) for name, pid in processes.items()}}
 
             await arrived(relays, await writers.back_to_back(1))  # to warm up
             done, _ = await writers.at(CALM_RATE, seconds)

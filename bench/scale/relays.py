@@ -1,9 +1,8 @@
 """Many relays in one process: their real signal code, presence, reads of the log and rings, each with one socket.
 
-Started by `bench.scale` with the number of the first user and how many there are, and with SIGNAL and what goes with it
-in the environment. Speaks in lines: says `ready` when all follow their logs, and at each line it gets answers with what
-arrived since: the latencies in milliseconds, from the commit, on Postgres' clock, to the write to the socket, as a JSON
-list.
+Started by `bench.scale`, with SIGNAL and what goes with it in the environment. Speaks in lines: says `ready` when all
+follow their logs, and at each line it gets answers with what arrived since: the latencies in milliseconds, from the
+commit, on Postgres' clock, to the write to the socket, as a JSON list.
 """
 
 from __future__ import annotations
@@ -82,10 +81,10 @@ class Relay:
             self._cursor = batch.cursor
 
 
-async def main(first: int, count: int) -> None:
+async def main(count: int) -> None:
     latencies: list[float] = []
     ring = max(256, 40_000 // count)  # more than arrives between two polls
-    relays = [Relay(f"user-{number}", ring, latencies) for number in range(first, first + count)]
+    relays = [Relay(f"user-{number}", ring, latencies) for number in range(count)]
     tasks = []
     async with asyncio.timeout(START_TIMEOUT_S):
         for begin in range(0, count, STARTING):
@@ -111,4 +110,4 @@ async def main(first: int, count: int) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(int(sys.argv[1]), int(sys.argv[2])))
+    asyncio.run(main(int(sys.argv[1])))
