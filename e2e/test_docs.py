@@ -187,10 +187,10 @@ def session(system: System, tmp_path: Path, request: pytest.FixtureRequest) -> I
     typed = "".join(block.commands for block in blocks if block.is_run)
     if "helm install" in typed:
         uninstall(system.cluster)
-    else:
+    before = _resources(system)
+    if "helm install" not in typed:
         system.apply_user(USER)
         system.wait_ready(USER)
-    before = _resources(system)
     session = Session(system, tmp_path)
     try:
         yield session
