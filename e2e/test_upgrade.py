@@ -229,7 +229,9 @@ async def test_a_relay_that_does_not_start_stops_at_the_first_users_and_heals(
             found.append(conditions["Progressing"]["reason"])
         return sorted(found)
 
-    others = len(reasons()) - len(names)  # such as the first user of `make up`
+    everybody = [item["metadata"]["name"] for item in json.loads(system.kubectl("get", "urt", "-o", "json"))["items"]]
+    await asyncio.to_thread(eventually, lambda: all_settled(system, everybody), "no rollout from before goes on")
+    others = len(everybody) - len(names)  # such as the first user of `make up`
     stopped = sorted(["ImagePullFailed"] * AT_ONCE + ["RolloutWaiting"] * (len(names) + others - AT_ONCE))
     relay = {**system.values["relay"], "maxConcurrentRollouts": AT_ONCE}
     wrong = {**relay, "image": {"repository": "127.0.0.1:1/no-such-image", "tag": "1"}}
