@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from http import HTTPStatus
+from typing import Final
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from .metrics import CONTENT_TYPE
+
+CONNECTIONS: Final = 64
+"""At a time, on the port of these."""
+TIMEOUT: Final = 5
+"""Seconds for a request to arrive."""
 
 
 def routes(hindrance: Callable[[], str | None], metrics: Callable[[], bytes]) -> list[Route]:

@@ -11,7 +11,7 @@ import logging
 import os
 import signal
 from http import HTTPStatus
-from typing import Final, Self
+from typing import Self
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -34,9 +34,6 @@ from .transports.longpoll import Polls
 from .transports.publish import Publishing
 from .transports.sse import Streams
 from .transports.websocket import WebSockets
-
-PROBE_CONNECTIONS: Final = 64
-PROBE_TIMEOUT: Final = 5
 
 _logger = logging.getLogger(__name__)
 
@@ -80,8 +77,8 @@ class Relay:
             Router(probes.routes(lambda: self.hindrance, self.metrics.expose), default=_not_found),
             config.host,
             config.health_port,
-            limit=PROBE_CONNECTIONS,
-            request_timeout=PROBE_TIMEOUT,
+            limit=probes.CONNECTIONS,
+            request_timeout=probes.TIMEOUT,
             limited=lambda _: None,
         )
         try:

@@ -26,8 +26,6 @@ PACE: Final = 0.002
 """Seconds between two batches, at least: under load, many users' signals share one answer of the broker."""
 SILENCE: Final = 2.0
 """Seconds after which nothing is published, to see whether the broker still answers."""
-PROBE_CONNECTIONS: Final = 64
-PROBE_TIMEOUT: Final = 5
 
 _logger = logging.getLogger(__name__)
 
@@ -65,8 +63,8 @@ class Bridge:
             Router(probes.routes(lambda: self.hindrance, self.metrics.expose)),
             self._config.host,
             self._config.health_port,
-            limit=PROBE_CONNECTIONS,
-            request_timeout=PROBE_TIMEOUT,
+            limit=probes.CONNECTIONS,
+            request_timeout=probes.TIMEOUT,
             limited=lambda _: None,
         )
         self.working = asyncio.create_task(self._work())
