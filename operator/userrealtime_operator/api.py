@@ -239,6 +239,9 @@ class Api:
                         raise ApiError(said.get("code") or 500, said.get("message") or "no reason given")
                     yield event["type"], event["object"]
             finally:
+                # Not with a farewell of TLS, which would go on behind our back and may never be answered.
+                if answer.connection is not None and answer.connection.transport is not None:
+                    answer.connection.transport.abort()
                 answer.close()
         except (OSError, aiohttp.ClientError, ValueError) as error:  # ValueError: of half a line
             raise ApiError(0, f"the watch ended: {error or type(error).__name__}") from None

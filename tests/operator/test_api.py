@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
+import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +22,8 @@ from userrealtime_operator.api import Api, ApiError
 from userrealtime_operator.cache import Children
 from userrealtime_operator.desired import Object
 from userrealtime_operator.watching import Reflector
+
+from .tls import Endpoint, numb_server
 
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 SERVICES = "/api/v1/namespaces/users/services"
@@ -213,3 +218,23 @@ async def test_a_list_that_fails_is_tried_again_from_its_first_page(script: Scri
     answers = says(500), first, says(410, {"message": "continue token expired"}), first, page(5, ["b"])
     async with reflected(script, api, *answers) as (children, _):
         assert names(children) == ["a", "b"]
+
+
+def test_a_watch_that_is_given_up_leaves_no_connection_behind(tmp_path: Path) -> None:
+    """A server that does not answer the farewell of TLS would keep it open, past the client's own end."""
+
+    async def watch_a_while(endpoint: Endpoint) -> None:
+        configuration = Configuration(host=endpoint.url)
+        configuration.ssl_ca_cert = str(endpoint.certificate)
+        async with (
+            Api(configuration) as api,
+            contextlib.aclosing(api.watch("v1", "services", "users", {}, "5", 60)) as watch,
+        ):
+            assert (await anext(watch))[0] == "ADDED"
+
+    line = json.dumps(event("ADDED", "a", 6)).encode() + b"\n"
+    with numb_server(tmp_path, line) as endpoint, warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        asyncio.run(watch_a_while(endpoint))
+        gc.collect()
+    assert [warning.message for warning in said if issubclass(warning.category, ResourceWarning)] == []
