@@ -24,6 +24,9 @@ ADVISORY_LOCK = int.from_bytes(b"urtmigra")
 MINIMUM_POSTGRES = 14
 CONNECT_TIMEOUT_S = 10
 STATEMENT_TIMEOUT_S = 300
+LOCK_TIMEOUT_S = 2.0
+"""A migration that waits for a table holds up all who come after it, the application among them: not for longer."""
+LOCK_ATTEMPTS = 30
 
 BOOKKEEPING = """
 create schema if not exists userrealtime;
@@ -83,6 +86,29 @@ def pending_migrations(known: Sequence[Migration], applied: dict[int, str]) -> t
     return tuple(migration for migration in known if migration.version not in applied)
 
 
+async def _apply(connection: asyncpg.Connection, migration: Migration) -> None:
+    for attempt in range(1, LOCK_ATTEMPTS + 1):
+        try:
+            async with connection.transaction():
+                await connection.execute(f"set local lock_timeout = {int(LOCK_TIMEOUT_S * 1000)}")
+                await connection.execute(migration.sql)
+                await connection.execute(
+                    "insert into userrealtime.migration (version, name, digest) values ($1, $2, $3)",
+                    migration.version,
+                    migration.name,
+                    migration.digest,
+                )
+            return
+        except asyncpg.LockNotAvailableError:
+            if attempt < LOCK_ATTEMPTS:
+                logger.info("schema version %d waits for transactions that are open", migration.version)
+                await asyncio.sleep(LOCK_TIMEOUT_S * random.uniform(0.5, 1))  # noqa: S311  (jitter)
+    raise MigrationError(
+        f"schema version {migration.version} ({migration.name}) needs tables that open transactions hold on to: "
+        "end what pg_stat_activity shows as 'idle in transaction', and run this again"
+    )
+
+
 async def _migrate_connected(connection: asyncpg.Connection, migrations: Sequence[Migration]) -> list[str]:
     if connection.get_server_version().major < MINIMUM_POSTGRES:
         raise MigrationError(
@@ -96,14 +122,7 @@ async def _migrate_connected(connection: asyncpg.Connection, migrations: Sequenc
         done = []
         for migration in pending_migrations(migrations, applied):
             logger.info("applying schema version %d: %s", migration.version, migration.name)
-            async with connection.transaction():
-                await connection.execute(migration.sql)
-                await connection.execute(
-                    "insert into userrealtime.migration (version, name, digest) values ($1, $2, $3)",
-                    migration.version,
-                    migration.name,
-                    migration.digest,
-                )
+            await _apply(connection, migration)
             done.append(f"{migration.version:04d}_{migration.name}")
         return done
     finally:
@@ -114,6 +133,8 @@ async def migrate(url: str, *, patience_s: float = 0) -> list[str]:
     """Bring the database at `url` to this operator's schema; returns the names of what was applied.
 
     A server that is not there yet (refused, unknown host, starting up) is tried again for `patience_s` seconds.
+
+    A transaction that is open on a table that a migration needs is waited for, a minute or two at most.
 
     Raises:
         MigrationError: the database cannot be used; the message never contains the URL, which holds a password.

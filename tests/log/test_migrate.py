@@ -8,6 +8,7 @@ import asyncpg
 import pytest
 
 from tests.conftest import Database
+from userrealtime_operator import migrate as module
 from userrealtime_operator.migrate import (
     Migration,
     MigrationError,
@@ -49,6 +50,59 @@ async def test_migrating_twice_changes_nothing(postgres: Database) -> None:
 async def test_migrators_side_by_side(postgres: Database) -> None:
     outcomes = await asyncio.gather(*(migrate(postgres.url) for _ in range(5)))
     assert sorted(len(outcome) for outcome in outcomes) == [0, 0, 0, 0, len(load_migrations())]
+
+
+COMMIT = next(migration for migration in load_migrations() if migration.name == "commit")
+"""It needs the tables that every publishing transaction holds on to."""
+
+
+async def test_what_publishes_meanwhile_is_waited_for_and_held_up_for_a_moment_only(
+    postgres: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LOCK_TIMEOUT_S", 1)
+    monkeypatch.setattr(module, "load_migrations", lambda: load_migrations()[: COMMIT.version - 1])
+    await migrate(postgres.url)
+    monkeypatch.setattr(module, "load_migrations", load_migrations)
+    slow, quick = await asyncpg.connect(postgres.url), await asyncpg.connect(postgres.url)
+    try:
+        transaction = slow.transaction()
+        await transaction.start()
+        await slow.execute("select userrealtime.publish('alice', 'slow')")
+        migrating = asyncio.create_task(migrate(postgres.url))
+        while not await quick.fetchval("select exists (select from pg_locks where not granted)"):
+            assert not migrating.done()
+            await asyncio.sleep(0.01)
+        for number in range(5):
+            await quick.execute("select userrealtime.publish('alice', $1)", f"quick {number}", timeout=30)
+        await slow.execute("select userrealtime.publish('alice', 'slow again')", timeout=30)
+        assert not migrating.done()
+        await transaction.commit()
+        assert f"{COMMIT.version:04d}_commit" in await asyncio.wait_for(migrating, 60)
+        await quick.execute("select userrealtime.publish('alice', 'last')")
+        rows = await quick.fetch("select id, event from userrealtime.event order by id")
+    finally:
+        await slow.close()
+        await quick.close()
+    names = [*(f"quick {number}" for number in range(5)), "slow", "slow again", "last"]
+    assert [tuple(row) for row in rows] == [(number + 1, name) for number, name in enumerate(names)]
+
+
+async def test_a_transaction_that_does_not_end_is_told_of(postgres: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LOCK_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(module, "LOCK_ATTEMPTS", 2)
+    monkeypatch.setattr(module, "load_migrations", lambda: load_migrations()[: COMMIT.version - 1])
+    await migrate(postgres.url)
+    monkeypatch.setattr(module, "load_migrations", lambda: load_migrations()[: COMMIT.version])
+    connection = await asyncpg.connect(postgres.url)
+    try:
+        async with connection.transaction():
+            await connection.execute("select userrealtime.publish('alice', 'x')")
+            with pytest.raises(MigrationError, match="idle in transaction"):
+                await migrate(postgres.url)
+        assert await migrate(postgres.url) == [f"{COMMIT.version:04d}_commit"]
+        assert await connection.fetchval("select head from userrealtime.log where user_id = 'alice'") == 1
+    finally:
+        await connection.close()
 
 
 async def test_a_role_that_may_not_create_is_told_what_it_lacks(postgres: Database, postgres_server: object) -> None:

@@ -84,6 +84,46 @@ async def test_numbering_can_be_forced_before_the_commit(connection: asyncpg.Con
     assert [(row["id"], row["event"]) for row in await events_of(connection, "alice")] == [(1, "early"), (2, "late")]
 
 
+@pytest.mark.parametrize("seed", range(30))
+async def test_any_transaction_of_events_savepoints_and_forced_numbering(
+    connection: asyncpg.Connection, seed: int
+) -> None:
+    """What is kept, in the order of publishing, whichever event is the first of its transaction."""
+    choose = random.Random(seed)  # noqa: S311
+    expected: list[tuple[str, str]] = []
+    for _ in range(8):
+        kept: list[tuple[str, str]] = []
+        savepoints: list[int] = []
+        await connection.execute("begin")
+        for _ in range(choose.randrange(12)):
+            match choose.choice(["publish"] * 6 + ["savepoint"] * 3 + ["rollback", "rollback", "release", "number"]):
+                case "publish":
+                    user, event = choose.choice(USERS[:3]), f"{choose.random()}"
+                    await connection.execute("select userrealtime.publish($1, $2)", user, event)
+                    kept.append((user, event))
+                case "savepoint":
+                    await connection.execute(f"savepoint s{len(savepoints)}")
+                    savepoints.append(len(kept))
+                case "rollback" if savepoints:
+                    del kept[savepoints.pop() :]
+                    await connection.execute(f"rollback to s{len(savepoints)}; release s{len(savepoints)}")
+                case "release" if savepoints:
+                    savepoints.pop()
+                    await connection.execute(f"release s{len(savepoints)}")
+                case "number":
+                    await connection.execute("set constraints all immediate; set constraints all deferred")
+        ended = choose.choice(["commit", "commit", "rollback"])
+        await connection.execute(ended)
+        if ended == "commit":
+            expected += kept
+    for user in USERS[:3]:
+        mine = [event for owner, event in expected if owner == user]
+        rows = await events_of(connection, user)
+        assert [(row["id"], row["event"]) for row in rows] == [(n + 1, event) for n, event in enumerate(mine)]
+    for table in ("staged", "pending"):
+        assert await connection.fetchval(f"select count(*) from userrealtime.{table}") == 0
+
+
 async def test_eight_writers_over_the_same_users_leave_no_gap_and_no_deadlock(
     migrated: Database, connection: asyncpg.Connection
 ) -> None:
