@@ -22,6 +22,8 @@ from userrealtime_relay.signals import broker as brokers
 from userrealtime_relay.signals.choice import choose
 from userrealtime_relay.tail import Tail
 
+SINK = bytearray(1 << 20)
+"""What the clients' ends read into, to forget it."""
 STARTING = 20
 """Relays that connect at a time."""
 START_TIMEOUT_S = 300
@@ -77,7 +79,7 @@ class Relay:
             self._latencies += [
                 (now - ring.time(number)) * 1000 for number in range(self._cursor + 1, batch.cursor + 1)
             ]
-            self._far.recv(1 << 20)
+            self._far.recv_into(SINK)
             self._cursor = batch.cursor
 
 
@@ -95,9 +97,10 @@ async def main(count: int) -> None:
                     await asyncio.sleep(0.01)
     for relay in relays:
         relay.begin()
-    # A process of one relay has nothing to speak of for the collector to walk through; one of a thousand stops for it.
+    # A process of its own collects garbage when that of one relay has piled up, and has one relay to walk through.
     gc.collect()
     gc.freeze()
+    gc.set_threshold(gc.get_threshold()[0] * count, *gc.get_threshold()[1:])
     print("ready", flush=True)
     lines = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
