@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncIterator
 
@@ -64,6 +65,24 @@ async def test_events_arrive_while_the_broker_is_killed_and_comes_back(
         await publish(connection, 3)
         assert await receive_ids(alice, 9) == [4, 5, 6, 7, 8, 9]
     assert PASSWORD not in caplog.text
+
+
+async def test_a_cancellation_that_the_client_of_nats_swallows_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    flushing = asyncio.Event()
+
+    async def swallow(*_: object) -> None:
+        flushing.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(PATIENCE_S)
+
+    monkeypatch.setattr("nats.aio.client.Client.flush", swallow)
+    async with make_broker("nats", PASSWORD) as broker:
+        subscription = asyncio.create_task(load("nats").subscribe(Secret(broker.url), "alice", lambda _: None))
+        await asyncio.wait_for(flushing.wait(), PATIENCE_S)
+        subscription.cancel()
+        done, _ = await asyncio.wait([subscription], timeout=PATIENCE_S)
+        assert done
+        assert subscription.cancelled()
 
 
 async def test_a_wrong_password_is_told_without_one(broker: LocalBroker) -> None:

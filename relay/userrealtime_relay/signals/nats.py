@@ -104,3 +104,6 @@ def _failures(reasons: Sequence[Exception] = ()) -> Iterator[None]:
         # That no server is left is what the client says after any reason.
         reason = reasons[-1] if reasons and isinstance(error, NoServersError) else error
         raise Unreachable(f"{type(reason).__name__}: {reason}") from None
+    # The client takes a cancellation that comes while it flushes for the end of that, and goes on.
+    if (task := asyncio.current_task()) is not None and task.cancelling():
+        raise asyncio.CancelledError
