@@ -13,6 +13,7 @@ import asyncpg
 from .client import ResumingClient
 from .system import System
 from .test_faults import assert_all_arrived, publishing
+from .waiting import eventually
 
 MakeUser = Callable[..., str]
 CLIENTS = 4
@@ -42,6 +43,8 @@ async def test_pods_are_killed_at_random(
         async with publishing(database_url, alice) as publisher:
             for _ in range(KILLS):
                 await clients[0].wait_for_more(20, timeout=90)
+                # The kills may come faster than pods start.
+                await asyncio.to_thread(eventually, lambda: bool(pods(system, alice)), "a pod is ready")
                 ready = await asyncio.to_thread(pods, system, alice)
                 victim = random.choice(ready)  # noqa: S311 (no secret)
                 await asyncio.to_thread(system.kubectl, "delete", "pod", victim, "--now", "--wait=false")

@@ -37,7 +37,7 @@ CALM_RATE = 20
 BUSY_RATES = (500, 1000, 1500, 2000)
 BUSY_P99_MS = 50
 """What the busy rates are to be borne within."""
-WRITERS = 8
+WRITERS = 4
 WRITE_TIMEOUT_S = 300
 SCRIPT = b"""
 \\set number random(0, :users - 1)

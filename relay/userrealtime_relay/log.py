@@ -47,13 +47,19 @@ PROBE_TIMEOUT: Final = 2
 """Seconds in which a notification must come through a pooler."""
 
 _STATEMENT_TIMEOUT: Final = int(QUERY_TIMEOUT * 1000 * 0.9)
-# Not sent along with the connection: a pooler refuses what it does not know.
+# Not sent along with the connection: a pooler refuses what it does not know. Times and plans are those of
+# userrealtime.events: one plan, with no scan that small tables are best read by, as they grow.
 _SETTINGS: Final = f"""
 set statement_timeout = {_STATEMENT_TIMEOUT};
 set idle_in_transaction_session_timeout = 10000;
 set tcp_keepalives_idle = 30;
 set tcp_keepalives_interval = 10;
-set tcp_keepalives_count = 3
+set tcp_keepalives_count = 3;
+set timezone = 'UTC';
+set datestyle = 'ISO';
+set plan_cache_mode = force_generic_plan;
+set enable_seqscan = off;
+set enable_bitmapscan = off
 """
 _TRANSACTION_SETTINGS: Final = f"set local statement_timeout = {_STATEMENT_TIMEOUT}"
 
@@ -62,6 +68,11 @@ _PRESENT: Final = "select userrealtime.present($1, $2, $3)"
 _OPEN: Final = "select head, earliest, epoch, channel from userrealtime.open($1)"
 
 _EVENTS: Final = "select epoch, id, event, at, data from userrealtime.events($1, $2, $3, $4)"
+_EVENT: Final = """
+select l.epoch, e.id, e.event, e.at::text, e.data::text
+from userrealtime.log l left join userrealtime.event e on e.user_id = l.user_id and e.id = $2
+where l.user_id = $1
+"""
 
 
 class Page:
@@ -158,10 +169,22 @@ class Log:
             LogReplaced: they would be events of another log than the one that was opened. One that had no epoch yet,
                 for want of events, may have got its first.
         """
-        rows = await self._fetch(_EVENTS, self._user_id, after, max_events, max_bytes)
-        if self._epoch not in (None, rows[0]["epoch"]):
+        return self._page(await self._fetch(_EVENTS, self._user_id, after, max_events, max_bytes))
+
+    async def event(self, number: int) -> Page:
+        """The event with this number, or none: as a `page`, for two thirds of what one costs Postgres.
+
+        Raises:
+            LogReplaced: as `page`.
+        """
+        if self.pooled:  # where there are no settings
+            return await self.page(number - 1, max_events=1, max_bytes=1)
+        return self._page(await self._fetch(_EVENT, self._user_id, number))
+
+    def _page(self, rows: Sequence[asyncpg.Record]) -> Page:
+        if rows and self._epoch not in (None, rows[0]["epoch"]):
             raise LogReplaced("the log is not the one that was opened")
-        return Page([] if rows[0]["id"] is None else rows)
+        return Page([] if not rows or rows[0]["id"] is None else rows)
 
     async def _fetch(self, query: str, *arguments: object) -> list[asyncpg.Record]:
         async with self._turn:

@@ -102,6 +102,7 @@ class Tail:
         self._attempt = 0
         self._waiting: set[Callable[[], None]] = set()
         self._readers = 0
+        self._told = 0  # the head that a broker told of last, where it is news
 
     @property
     def ring(self) -> Ring:
@@ -141,6 +142,7 @@ class Tail:
             self._heard_at = loop.time()
             if self._opened.epoch == standing.epoch and self._ring.head >= standing.head:
                 return
+            self._told = standing.head
         self._wake.set()
         if self._log is None:
             self._needed.set()
@@ -307,7 +309,9 @@ class Tail:
         more = True
         while more:
             ring, after = self._ring, self._ring.head
-            page = await self._read(_Ask(log, after, PAGE_EVENTS, PAGE_BYTES))
+            page = await log.event(after + 1) if self._told == after + 1 else None
+            if not page:  # it may have been let go of, with later ones there
+                page = await self._read(_Ask(log, after, PAGE_EVENTS, PAGE_BYTES))
             if self._ring is not ring or ring.head != after:
                 continue  # `locate` found, meanwhile, that the log is another one, or has lost its beginning
             if not page:

@@ -22,9 +22,10 @@ from tests.relay.support import PATIENCE_S, get, until
 from userrealtime_relay.bridge import server
 from userrealtime_relay.bridge.__main__ import main
 from userrealtime_relay.bridge.config import Config
+from userrealtime_relay.bridge.metrics import Metrics
 from userrealtime_relay.bridge.pending import Pending
 from userrealtime_relay.bridge.server import Bridge
-from userrealtime_relay.bridge.source import parse
+from userrealtime_relay.bridge.source import Source, parse
 from userrealtime_relay.config import ConfigError, Secret
 from userrealtime_relay.signals import Moved, Standing, decode
 from userrealtime_relay.signals.broker import load
@@ -126,11 +127,39 @@ async def test_what_no_notification_came_for_is_told_after_the_next_look(
         bridging(migrated.url, broker, POLL_INTERVAL="0.1"),
     ):
         await until(lambda: len(alice) > 2)  # again and again, so that relays know that there is nothing new
-        async with connection.transaction():
-            await connection.execute("alter table userrealtime.log disable trigger announce_moved")
-            await say(connection, "alice", "bob")
+        await connection.execute("update userrealtime.log set head = 2")  # which nobody is told of
         await until(lambda: alice[-1].head == 2)
         assert bob == []
+
+
+async def test_what_is_notified_during_a_look_is_newer_than_it(
+    migrated: Database, connection: asyncpg.Connection
+) -> None:
+    """Or the event would wait for the next look."""
+    await say(connection, "alice", "bob")
+    pending = Pending()
+    source = Source(Secret(migrated.url), 600, pending, Metrics())
+    following = asyncio.create_task(source.run())
+    try:
+        await until(lambda: source.connected)
+        await connection.execute("""
+            create or replace function userrealtime.heads(out user_id text, out head bigint, out epoch text)
+                returns setof record language sql stable as $$
+            select l.user_id, l.head, l.epoch from userrealtime.log l, (select pg_sleep(1)) as slow
+            $$
+        """)
+        source.look()
+        looking = "select exists (select from pg_stat_activity where wait_event = 'PgSleep')"
+        async with asyncio.timeout(PATIENCE_S):
+            while not await connection.fetchval(looking):
+                await asyncio.sleep(0.02)
+        await say(connection, "alice")
+        await until(lambda: len(pending) == 2)
+        moved = await pending.take(10)
+        assert {user_id: standing.head for user_id, standing in moved} == {"alice": 2, "bob": 1}
+    finally:
+        following.cancel()
+        await asyncio.wait([following])
 
 
 async def test_who_was_away_longer_than_a_pod_lives_is_not_told_of(

@@ -65,6 +65,17 @@ async def test_a_page_ends_at_a_gap(log: Log, connection: asyncpg.Connection) ->
     assert numbers(await log.page(3, max_events=2, max_bytes=1000)) == [5, 6]
 
 
+async def test_one_event_is_a_page(log: Log, connection: asyncpg.Connection) -> None:
+    assert not await log.event(1)
+    await publish(connection, 3)
+    page = await log.event(2)
+    assert numbers(page) == [2]
+    assert events(page) == events(await log.page(1, max_events=1, max_bytes=1))
+    await connection.execute("delete from userrealtime.event where id = 2")
+    assert not await log.event(2)
+    assert not await log.event(4)
+
+
 @pytest.mark.parametrize("head", [3, 9])
 async def test_a_page_of_another_log_is_not_taken_for_this_ones(
     log: Log, connection: asyncpg.Connection, head: int
@@ -77,6 +88,8 @@ async def test_a_page_of_another_log_is_not_taken_for_this_ones(
     for after in (head, head + 5):
         with pytest.raises(LogReplaced):
             await log.page(after, max_events=10, max_bytes=1000)
+        with pytest.raises(LogReplaced):
+            await log.event(after + 1)
     await log.open()
     assert len(await log.page(head, max_events=10, max_bytes=1000)) == 5
 
@@ -138,11 +151,18 @@ async def test_no_transaction_stays_open(log: Log, connection: asyncpg.Connectio
 
 
 @pytest.mark.parametrize("fraction", ["000000", "100000", "000010", "123456"])
-async def test_times_are_utc_with_microseconds_always(log: Log, connection: asyncpg.Connection, fraction: str) -> None:
+async def test_times_are_utc_with_microseconds_always(
+    migrated: Database, connection: asyncpg.Connection, fraction: str
+) -> None:
     await publish(connection, 1)
     await connection.execute(f"update userrealtime.event set at = '2026-01-02 03:00:00.{fraction}+02'")
-    [event] = events(await log.page(0, max_events=1, max_bytes=1))
-    assert event["at"] == f"2026-01-02T01:00:00.{fraction}Z"
+    database = await connection.fetchval("select current_database()")
+    for setting in ("timezone = 'Asia/Kolkata'", "datestyle = 'SQL, DMY'"):
+        await connection.execute(f"alter database {database} set {setting}")
+    log = await Log.connect(Secret(migrated.url), USER)
+    for page in (await log.page(0, max_events=1, max_bytes=1), await log.event(1)):
+        assert [event["at"] for event in events(page)] == [f"2026-01-02T01:00:00.{fraction}Z"]
+    log.abandon()
 
 
 async def test_a_plan_made_while_the_tables_were_small_is_no_trap(log: Log, connection: asyncpg.Connection) -> None:
@@ -151,6 +171,7 @@ async def test_a_plan_made_while_the_tables_were_small_is_no_trap(log: Log, conn
     await connection.execute("analyze")
     for _ in range(10):  # beyond the tries after which a plan is kept
         await log.page(0, max_events=500, max_bytes=1 << 20)
+        await log.event(1)
         await log.open()
     await publish(connection, 20_000)
     read = (
@@ -160,6 +181,7 @@ async def test_a_plan_made_while_the_tables_were_small_is_no_trap(log: Log, conn
     before = await connection.fetchval(read)
     for after in range(0, 20_000, 500):
         assert len(await log.page(after, max_events=500, max_bytes=1 << 20)) == 500
+        assert len(await log.event(after + 1)) == 1
         await log.open()
     log.abandon()  # a backend's counts are there once it has ended
     relays = "select count(*) from pg_stat_activity where application_name = 'userrealtime-relay'"

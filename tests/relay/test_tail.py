@@ -7,13 +7,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import asyncpg
+import pytest
 
 from tests.conftest import Database
 from tests.relay.support import PATIENCE_S, config, publish, terminate, until
-from userrealtime_relay.log import Log
+from userrealtime_relay.log import Log, Page
 from userrealtime_relay.metrics import Metrics
 from userrealtime_relay.position import Position
-from userrealtime_relay.signals import Signal, Wake
+from userrealtime_relay.signals import Signal, Standing, Wake
 from userrealtime_relay.signals.listen import listen
 from userrealtime_relay.tail import PAGE_EVENTS, Tail
 
@@ -72,6 +73,42 @@ async def test_many_pages_are_read(migrated: Database, connection: asyncpg.Conne
         await until(lambda: tail.ring.head == 2 * PAGE_EVENTS + 1)
         await publish(connection, 9, size=200_000)
         await until(lambda: tail.ring.head == 2 * PAGE_EVENTS + 10)
+
+
+async def test_what_a_broker_tells_of_is_read(
+    migrated: Database, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next event is read alone, however often it is told of, and anything else by the page."""
+    read: list[int] = []
+    page = Log.page
+
+    async def reading(log: Log, after: int, **limits: int) -> Page:
+        read.append(after)
+        return await page(log, after, **limits)
+
+    monkeypatch.setattr(Log, "page", reading)
+    await publish(connection, 3)
+    epoch = await connection.fetchval("select epoch from userrealtime.log")
+    async with following(migrated.url, deaf, POLL_INTERVAL="600") as tail:
+        await until(lambda: tail.hindrance is None)
+        read.clear()
+        for head in (4, 5):
+            await publish(connection)
+            for _ in range(3):
+                tail.hear(Standing(head, epoch))
+            await until(lambda head=head: tail.ring.head == head)  # type: ignore[misc]
+        assert (len(tail.ring), read) == (2, [])
+        await publish(connection, 3)
+        tail.hear(Standing(8, epoch))  # of 6 and 7 nothing was heard
+        await until(lambda: tail.ring.head == 8)
+        assert read == [5]
+        # Told of, and gone: what came after it is there all the same.
+        await publish(connection, 2)
+        await connection.execute("delete from userrealtime.event where id = 9")
+        tail.hear(Standing(9, epoch))
+        await until(lambda: tail.ring.head == 10)
+        assert read == [5, 8]
+        assert len(tail.ring) == 1
 
 
 async def test_the_first_event_of_a_user_brings_the_epoch(migrated: Database, connection: asyncpg.Connection) -> None:

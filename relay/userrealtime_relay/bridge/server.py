@@ -22,7 +22,7 @@ from .pending import Pending
 from .source import Source
 
 BATCH: Final = 1000
-PACE: Final = 0.002
+PACE: Final = 0.005
 """Seconds between two batches, at least: under load, many users' signals share one answer of the broker."""
 SILENCE: Final = 2.0
 """Seconds after which nothing is published, to see whether the broker still answers."""

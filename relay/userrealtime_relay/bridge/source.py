@@ -66,6 +66,7 @@ class Source:
         self.connected = False
         """Whether it has read the logs since it connected last."""
         self._due = asyncio.Event()
+        self._newer: set[str] | None = None  # while the logs are read: who was notified of meanwhile
 
     def look(self) -> None:
         """Read where the logs stand at once, not only when it is time: what was told last may be lost."""
@@ -113,9 +114,15 @@ class Source:
             )
         while True:
             self._due.clear()
+            # What is notified while the logs are read is heard before their rows are here, and newer.
+            newer: set[str] = set()
+            self._newer = newer
             rows = await connection.fetch(_HEADS)
+            self._newer = None
             self._metrics.looks.inc()
-            self._pending.add(Moved(user_id, Standing(head, epoch)) for user_id, head, epoch in rows)
+            self._pending.add(
+                Moved(user_id, Standing(head, epoch)) for user_id, head, epoch in rows if user_id not in newer
+            )
             if not self.connected:
                 self.connected = True
                 _logger.info("connected to Postgres", extra={"fields": {"users": len(rows)}})
@@ -126,6 +133,10 @@ class Source:
     def _heard(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
         self._metrics.notifications.inc()
         try:
-            self._pending.add(parse(str(payload)))
+            moved = parse(str(payload))
         except ValueError:
             _logger.warning("a notification that cannot be understood: somebody else sends to this channel")
+            return
+        if self._newer is not None:
+            self._newer.update(user_id for user_id, _ in moved)
+        self._pending.add(moved)
