@@ -37,6 +37,8 @@ CALM_RATE = 20
 BUSY_RATES = (500, 1000, 1500, 2000)
 BUSY_P99_MS = 50
 """What the busy rates are to be borne within."""
+BUSY_TRIES = 3
+"""What a busy rate is given: what else runs on the machine, or on the machine of this one, takes seconds of it."""
 WRITERS = 4
 WRITE_TIMEOUT_S = 300
 SCRIPT = b"""
@@ -53,6 +55,22 @@ _TICK = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True)
+class Busy:
+    """The best try at one of the busy rates. Latencies are in ms, from commit to socket."""
+
+    rate: float
+    """Events/s that were asked for."""
+    committed: float
+    """Events/s that were committed."""
+    p50: float
+    p99: float
+
+    @property
+    def borne(self) -> bool:
+        return self.committed >= 0.95 * self.rate and self.p99 <= BUSY_P99_MS
+
+
+@dataclass(frozen=True)
 class Point:
     """One mode with so many relays. Latencies are in ms, from commit to socket."""
 
@@ -62,16 +80,16 @@ class Point:
     """Events/s that were committed back to back and reached their sockets."""
     calm_p50: float
     calm_p99: float
-    busy_rate: float
-    """The highest of the busy rates that was kept within `BUSY_P99_MS`, 0 if none."""
-    busy_p50: float
-    busy_p99: float
+    busy: list[Busy]
+    """Each of the busy rates up to the first that was not borne, that one included."""
     connections: int
     """To Postgres, when nothing has happened for a while."""
     quiet_cpu: float
     """Of Postgres, in percent of one core, meanwhile."""
     event_cpu: dict[str, float]
     """In ms for each event at the first busy rate, by what has it: postgres, relays, and bridge and broker if any."""
+    stolen: float
+    """Of the machine by its host, in percent of its cores, meanwhile."""
 
 
 class Relays:
@@ -214,6 +232,7 @@ async def arrived(relays: Relays, count: int) -> list[float]:
 async def measure(mode: str, count: int, server: LocalPostgres, seconds: float) -> Point:
     """One point, on a database of its own."""
     name = f"scale_{mode}_{count}"
+    entered, stolen = time.monotonic(), _stolen()
     admin = await asyncpg.connect(server.url())
     await admin.execute(f"create database {name}")
     url = server.url(name)
@@ -241,17 +260,20 @@ async def measure(mode: str, count: int, server: LocalPostgres, seconds: float) 
             rate = done / (time.monotonic() - began)
             # What follows is of users who are busy: with a broker, their relays are connected to Postgres by then.
             await arrived(relays, await writers.to_each())
-            busy_rate, busy = 0.0, [0.0]
+            busy: list[Busy] = []
             event_cpu: dict[str, float] = {}
             for wanted in BUSY_RATES:
-                had = cpu()
-                done, took = await writers.at(wanted, seconds)
-                latencies = await arrived(relays, done)
-                if not event_cpu:
-                    event_cpu = {name: (value - had[name]) / done * 1000 for name, value in cpu().items()}
-                if done / took < wanted * 0.95 or percentile(latencies, 99) > BUSY_P99_MS:
+                tries: list[Busy] = []
+                while len(tries) < BUSY_TRIES and not any(one.borne for one in tries):
+                    had = cpu()
+                    done, took = await writers.at(wanted, seconds)
+                    latencies = await arrived(relays, done)
+                    tries.append(Busy(wanted, done / took, percentile(latencies, 50), percentile(latencies, 99)))
+                    if not event_cpu:
+                        event_cpu = {name: (value - had[name]) / done * 1000 for name, value in cpu().items()}
+                busy.append(min(tries, key=lambda one: (not one.borne, one.p99)))
+                if not busy[-1].borne:
                     break
-                busy_rate, busy = wanted, latencies
             await asyncio.sleep(IDLE_AFTER_S + 2)  # for what is not used to be closed
             before, began = _cpu(server), time.monotonic()
             await asyncio.sleep(seconds)
@@ -270,13 +292,17 @@ async def measure(mode: str, count: int, server: LocalPostgres, seconds: float) 
         rate,
         percentile(calm, 50),
         percentile(calm, 99),
-        busy_rate,
-        percentile(busy, 50),
-        percentile(busy, 99),
+        busy,
         held,
         quiet_cpu * 100,
         event_cpu,
+        (_stolen() - stolen) / (time.monotonic() - entered) / (os.cpu_count() or 1) * 100,
     )
+
+
+def _stolen() -> float:
+    """Seconds of CPU that this machine wanted and its host did not give."""
+    return int(Path("/proc/stat").read_text().split(maxsplit=9)[8]) / _TICK
 
 
 def _cpu_of(pid: int) -> float:
@@ -309,7 +335,8 @@ def table(points: list[Point]) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for p in points:
-        busy = f"{p.busy_rate:,.0f}/s: {figure(p.busy_p50)}, {figure(p.busy_p99)} ms" if p.busy_rate else "—"
+        borne = [one for one in p.busy if one.borne]
+        busy = f"{borne[-1].rate:,.0f}/s: {figure(borne[-1].p50)}, {figure(borne[-1].p99)} ms" if borne else "—"
         cpu = ", ".join(f"{name} {figure(value)} ms" for name, value in p.event_cpu.items())
         lines.append(
             f"| {p.mode} | {p.relays:,} | {figure(p.rate)} | {figure(p.calm_p50)}, {figure(p.calm_p99)} ms | {busy} | "
