@@ -25,7 +25,7 @@ from userrealtime_relay.bridge.config import Config
 from userrealtime_relay.bridge.metrics import Metrics
 from userrealtime_relay.bridge.pending import Pending
 from userrealtime_relay.bridge.server import Bridge
-from userrealtime_relay.bridge.source import Source, parse
+from userrealtime_relay.bridge.source import SLICE, Source, parse
 from userrealtime_relay.config import ConfigError, Secret
 from userrealtime_relay.signals import Moved, Standing, decode
 from userrealtime_relay.signals.broker import load
@@ -157,6 +157,33 @@ async def test_what_is_notified_during_a_look_is_newer_than_it(
         await until(lambda: len(pending) == 2)
         moved = await pending.take(10)
         assert {user_id: standing.head for user_id, standing in moved} == {"alice": 2, "bob": 1}
+    finally:
+        following.cancel()
+        await asyncio.wait([following])
+
+
+async def test_a_look_that_nothing_waits_for_is_told_of_little_by_little(
+    migrated: Database, connection: asyncpg.Connection
+) -> None:
+    """The first is told of at once, and what is new at any time."""
+    users = [f"user-{number:03}" for number in range(10 * SLICE)]
+    await say(connection, *users)
+    await connection.execute("select userrealtime.present(u, 'pod', 1) from unnest($1::text[]) u", users)
+    pending, told = Pending(), dict[str, int]()
+    source = Source(Secret(migrated.url), 4, pending, Metrics())
+    following = asyncio.create_task(source.run())
+    try:
+        await until(lambda: len(pending) > 0)
+        assert len(await pending.take(1000)) == len(users)
+        await until(lambda: len(pending) > 0)
+        assert len(pending) < len(users)
+        await say(connection, *users)  # those that are still to be told of, too
+        while len(told) < len(users) or min(told.values()) < 2:
+            async with asyncio.timeout(PATIENCE_S):
+                moved = await pending.take(1000)
+            heads = {user_id: standing.head for user_id, standing in moved}
+            assert all(head >= told.get(user_id, 0) for user_id, head in heads.items())
+            told |= heads
     finally:
         following.cancel()
         await asyncio.wait([following])

@@ -24,7 +24,12 @@ NAME: Final = "userrealtime-bridge"
 POOLED_INTERVAL: Final = 1.0
 """Seconds between two looks where no notification comes through."""
 
-_HEADS: Final = "select user_id, head, epoch from userrealtime.heads()"
+SPREAD: Final = 0.5
+"""Of the time to the next look: in which a look that nothing waits for tells of the logs, a few at a time. Thousands of
+relays that heard at the same moment would all be busy then, and so would the machines, before what is new."""
+SLICE: Final = 50
+
+_HEADS: Final = "select user_id, head, epoch from userrealtime.heads() order by user_id"
 _SETTINGS: Final = """
 set statement_timeout = 18000;
 set tcp_keepalives_idle = 30;
@@ -66,7 +71,7 @@ class Source:
         self.connected = False
         """Whether it has read the logs since it connected last."""
         self._due = asyncio.Event()
-        self._newer: set[str] | None = None  # while the logs are read: who was notified of meanwhile
+        self._newer: set[str] | None = None  # during a look: who was notified of since it began
 
     def look(self) -> None:
         """Read where the logs stand at once, not only when it is time: what was told last may be lost."""
@@ -100,35 +105,54 @@ class Source:
 
     async def _follow(self, connection: asyncpg.Connection) -> None:
         """Returns never; raises one of ERRORS when the connection is lost."""
-        interval = self._poll_interval
+        interval, listens = self._poll_interval, True
         connection.add_termination_listener(lambda _: self._due.set())
         if await is_direct(connection) or await hears(self._url):
             await connection.execute(_SETTINGS)
             await connection.add_listener(CHANNEL, self._heard)
         else:
-            interval = min(interval, POOLED_INTERVAL)
+            interval, listens = min(interval, POOLED_INTERVAL), False
             _logger.warning(
                 "LISTEN does not work here: DATABASE_URL leads to a pooler of transactions. The logs are polled "
                 "instead; give the bridge a direct connection",
                 extra={"fields": {"poll_interval_s": interval}},
             )
+        at_once = True
         while True:
             self._due.clear()
-            # What is notified while the logs are read is heard before their rows are here, and newer.
-            newer: set[str] = set()
-            self._newer = newer
+            period = interval * random.uniform(0.8, 1)  # noqa: S311 (no secret)
+            self._newer = set()
             rows = await connection.fetch(_HEADS)
-            self._newer = None
             self._metrics.looks.inc()
-            self._pending.add(
-                Moved(user_id, Standing(head, epoch)) for user_id, head, epoch in rows if user_id not in newer
-            )
             if not self.connected:
                 self.connected = True
                 _logger.info("connected to Postgres", extra={"fields": {"users": len(rows)}})
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(interval * random.uniform(0.8, 1)):  # noqa: S311 (no secret)
-                    await self._due.wait()
+            spread = period * SPREAD if listens else 0
+            await self._tell(rows, 0 if at_once else spread)
+            self._newer = None
+            # After one that was told of at once, too: the next must not tell anybody later than in a period.
+            at_once = await self._is_due(period - spread) or not listens
+
+    async def _tell(self, rows: list[asyncpg.Record], spread: float) -> None:
+        """Tell of all logs over so many seconds, or until another look is due, which tells of all."""
+        pause = spread * SLICE / max(SLICE, len(rows))
+        for begin in range(0, len(rows), SLICE):
+            # Who was notified of since the logs were read: their rows are the older news.
+            newer = self._newer or ()
+            self._pending.add(
+                Moved(user_id, Standing(head, epoch))
+                for user_id, head, epoch in rows[begin : begin + SLICE]
+                if user_id not in newer
+            )
+            if pause and await self._is_due(pause):
+                break
+
+    async def _is_due(self, within: float) -> bool:
+        """Whether another look is due, within so many seconds."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within):
+                await self._due.wait()
+        return self._due.is_set()
 
     def _heard(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
         self._metrics.notifications.inc()
