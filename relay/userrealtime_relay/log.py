@@ -178,7 +178,8 @@ class Log:
             LogReplaced: as `page`.
         """
         if self.pooled:  # where there are no settings
-            return await self.page(number - 1, max_events=1, max_bytes=1)
+            page = await self.page(number - 1, max_events=1, max_bytes=1)
+            return page if page.first == number else Page([])
         return self._page(await self._fetch(_EVENT, self._user_id, number))
 
     def _page(self, rows: Sequence[asyncpg.Record]) -> Page:

@@ -65,7 +65,9 @@ async def test_a_page_ends_at_a_gap(log: Log, connection: asyncpg.Connection) ->
     assert numbers(await log.page(3, max_events=2, max_bytes=1000)) == [5, 6]
 
 
-async def test_one_event_is_a_page(log: Log, connection: asyncpg.Connection) -> None:
+@pytest.mark.parametrize("pooled", [False, True])
+async def test_one_event_is_a_page(migrated: Database, connection: asyncpg.Connection, pooled: bool) -> None:
+    log = await Log.connect(Secret(migrated.url), USER, pooled=pooled)
     assert not await log.event(1)
     await publish(connection, 3)
     page = await log.event(2)
@@ -74,6 +76,7 @@ async def test_one_event_is_a_page(log: Log, connection: asyncpg.Connection) -> 
     await connection.execute("delete from userrealtime.event where id = 2")
     assert not await log.event(2)
     assert not await log.event(4)
+    log.abandon()
 
 
 @pytest.mark.parametrize("head", [3, 9])
