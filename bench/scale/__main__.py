@@ -268,13 +268,15 @@ async def measure(mode: str, count: int, server: LocalPostgres, seconds: float) 
             event_cpu: dict[str, float] = {}
             for wanted in BUSY_RATES:
                 tries: list[Busy] = []
-                while not tries or (tries[-1].kept and not tries[-1].borne and len(tries) < BUSY_TRIES):
+                for _ in range(BUSY_TRIES):
                     had = cpu()
                     done, took = await writers.at(wanted, seconds)
                     latencies = await arrived(relays, done)
                     tries.append(Busy(wanted, done / took, percentile(latencies, 50), percentile(latencies, 99)))
                     if not event_cpu:
                         event_cpu = {name: (value - had[name]) / done * 1000 for name, value in cpu().items()}
+                    if tries[-1].borne or not tries[-1].kept:
+                        break
                 busy.append(min(tries, key=lambda one: (not one.borne, one.p99)))
                 if not busy[-1].borne:
                     break

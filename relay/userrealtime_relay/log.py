@@ -61,7 +61,11 @@ set plan_cache_mode = force_generic_plan;
 set enable_seqscan = off;
 set enable_bitmapscan = off
 """
-_TRANSACTION_SETTINGS: Final = f"set local statement_timeout = {_STATEMENT_TIMEOUT}"
+_TRANSACTION_SETTINGS: Final = f"""
+set local statement_timeout = {_STATEMENT_TIMEOUT};
+set local timezone = 'UTC';
+set local datestyle = 'ISO'
+"""
 
 _SUBMIT: Final = "select userrealtime.submit($1, $2, $3, $4::text::jsonb)"
 _PRESENT: Final = "select userrealtime.present($1, $2, $3)"
@@ -177,9 +181,6 @@ class Log:
         Raises:
             LogReplaced: as `page`.
         """
-        if self.pooled:  # where there are no settings
-            page = await self.page(number - 1, max_events=1, max_bytes=1)
-            return page if page.first == number else Page([])
         return self._page(await self._fetch(_EVENT, self._user_id, number))
 
     def _page(self, rows: Sequence[asyncpg.Record]) -> Page:

@@ -76,6 +76,19 @@ async def hearing(broker: LocalBroker, user: str = "alice") -> AsyncIterator[lis
         await asyncio.wait([task])
 
 
+@asynccontextmanager
+async def following(url: str, poll_interval: float) -> AsyncIterator[tuple[Source, Pending]]:
+    """The bridge's end in Postgres alone, and what it has to tell."""
+    pending = Pending()
+    source = Source(Secret(url), poll_interval, pending, Metrics())
+    task = asyncio.create_task(source.run())
+    try:
+        yield source, pending
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
 async def say(connection: asyncpg.Connection, *users: str) -> None:
     """Publish an event to each, in one transaction."""
     await connection.execute("select userrealtime.publish(u, 'test') from unnest($1::text[]) u", list(users))
@@ -137,10 +150,7 @@ async def test_what_is_notified_during_a_look_is_newer_than_it(
 ) -> None:
     """Or the event would wait for the next look."""
     await say(connection, "alice", "bob")
-    pending = Pending()
-    source = Source(Secret(migrated.url), 600, pending, Metrics())
-    following = asyncio.create_task(source.run())
-    try:
+    async with following(migrated.url, 600) as (source, pending):
         await until(lambda: source.connected)
         await connection.execute("""
             create or replace function userrealtime.heads(out user_id text, out head bigint, out epoch text)
@@ -157,9 +167,6 @@ async def test_what_is_notified_during_a_look_is_newer_than_it(
         await until(lambda: len(pending) == 2)
         moved = await pending.take(10)
         assert {user_id: standing.head for user_id, standing in moved} == {"alice": 2, "bob": 1}
-    finally:
-        following.cancel()
-        await asyncio.wait([following])
 
 
 async def test_a_look_that_nothing_waits_for_is_told_of_little_by_little(
@@ -169,10 +176,8 @@ async def test_a_look_that_nothing_waits_for_is_told_of_little_by_little(
     users = [f"user-{number:03}" for number in range(10 * SLICE)]
     await say(connection, *users)
     await connection.execute("select userrealtime.present(u, 'pod', 1) from unnest($1::text[]) u", users)
-    pending, told = Pending(), dict[str, int]()
-    source = Source(Secret(migrated.url), 4, pending, Metrics())
-    following = asyncio.create_task(source.run())
-    try:
+    told: dict[str, int] = {}
+    async with following(migrated.url, 4) as (_, pending):
         await until(lambda: len(pending) > 0)
         assert len(await pending.take(1000)) == len(users)
         await until(lambda: len(pending) > 0)
@@ -184,9 +189,6 @@ async def test_a_look_that_nothing_waits_for_is_told_of_little_by_little(
             heads = {user_id: standing.head for user_id, standing in moved}
             assert all(head >= told.get(user_id, 0) for user_id, head in heads.items())
             told |= heads
-    finally:
-        following.cancel()
-        await asyncio.wait([following])
 
 
 async def test_who_was_away_longer_than_a_pod_lives_is_not_told_of(

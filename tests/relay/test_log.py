@@ -153,16 +153,17 @@ async def test_no_transaction_stays_open(log: Log, connection: asyncpg.Connectio
     assert states
 
 
+@pytest.mark.parametrize("pooled", [False, True])
 @pytest.mark.parametrize("fraction", ["000000", "100000", "000010", "123456"])
 async def test_times_are_utc_with_microseconds_always(
-    migrated: Database, connection: asyncpg.Connection, fraction: str
+    migrated: Database, connection: asyncpg.Connection, fraction: str, pooled: bool
 ) -> None:
     await publish(connection, 1)
     await connection.execute(f"update userrealtime.event set at = '2026-01-02 03:00:00.{fraction}+02'")
     database = await connection.fetchval("select current_database()")
     for setting in ("timezone = 'Asia/Kolkata'", "datestyle = 'SQL, DMY'"):
         await connection.execute(f"alter database {database} set {setting}")
-    log = await Log.connect(Secret(migrated.url), USER)
+    log = await Log.connect(Secret(migrated.url), USER, pooled=pooled)
     for page in (await log.page(0, max_events=1, max_bytes=1), await log.event(1)):
         assert [event["at"] for event in events(page)] == [f"2026-01-02T01:00:00.{fraction}Z"]
     log.abandon()

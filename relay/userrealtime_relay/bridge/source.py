@@ -121,24 +121,26 @@ class Source:
         while True:
             self._due.clear()
             period = interval * random.uniform(0.8, 1)  # noqa: S311 (no secret)
-            self._newer = set()
+            newer: set[str] = set()
+            self._newer = newer
             rows = await connection.fetch(_HEADS)
             self._metrics.looks.inc()
             if not self.connected:
                 self.connected = True
                 _logger.info("connected to Postgres", extra={"fields": {"users": len(rows)}})
             spread = period * SPREAD if listens else 0
-            await self._tell(rows, 0 if at_once else spread)
+            await self._tell(rows, newer, 0 if at_once else spread)
             self._newer = None
             # After one that was told of at once, too: the next must not tell anybody later than in a period.
             at_once = await self._is_due(period - spread) or not listens
 
-    async def _tell(self, rows: list[asyncpg.Record], spread: float) -> None:
-        """Tell of all logs over so many seconds, or until another look is due, which tells of all."""
+    async def _tell(self, rows: list[asyncpg.Record], newer: set[str], spread: float) -> None:
+        """Tell of all logs over so many seconds, or until another look is due, which tells of all.
+
+        `newer` is, at any time, who was notified of since the logs were read: their rows are the older news.
+        """
         pause = spread * SLICE / max(SLICE, len(rows))
         for begin in range(0, len(rows), SLICE):
-            # Who was notified of since the logs were read: their rows are the older news.
-            newer = self._newer or ()
             self._pending.add(
                 Moved(user_id, Standing(head, epoch))
                 for user_id, head, epoch in rows[begin : begin + SLICE]
