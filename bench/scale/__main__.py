@@ -269,11 +269,11 @@ async def measure(mode: str, count: int, server: LocalPostgres, seconds: float) 
             for wanted in BUSY_RATES:
                 tries: list[Busy] = []
                 for _ in range(BUSY_TRIES):
-                    had = cpu()
+                    had = None if event_cpu else cpu()
                     done, took = await writers.at(wanted, seconds)
                     latencies = await arrived(relays, done)
                     tries.append(Busy(wanted, done / took, percentile(latencies, 50), percentile(latencies, 99)))
-                    if not event_cpu:
+                    if had is not None:
                         event_cpu = {name: (value - had[name]) / done * 1000 for name, value in cpu().items()}
                     if tries[-1].borne or not tries[-1].kept:
                         break
@@ -304,6 +304,18 @@ async def measure(mode: str, count: int, server: LocalPostgres, seconds: float) 
         event_cpu,
         (_stolen() - stolen) / (time.monotonic() - entered) / (os.cpu_count() or 1) * 100,
     )
+
+
+async def _described(server: LocalPostgres) -> str:
+    """What of the server and its machine makes a thousand connections dearer or cheaper."""
+    connection = await asyncpg.connect(server.url())
+    try:
+        [(version, huge)] = await connection.fetch(
+            "select current_setting('server_version'), current_setting('huge_pages_status')"
+        )
+    finally:
+        await connection.close()
+    return f"PostgreSQL {version}, huge pages {huge}"
 
 
 def _stolen() -> float:
@@ -373,11 +385,13 @@ async def main() -> int:
     parser.add_argument("--seconds", type=float, default=5, help="how long each load lasts (default: 5)")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the lines into this SVG file")
     arguments = parser.parse_args()
-    print(
-        f"{platform.platform()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; Python {sys.version.split()[0]}"
-    )
     points: list[Point] = []
     with LocalPostgres(settings=POSTGRES) as server:
+        print(
+            f"{platform.platform()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; Python "
+            f"{sys.version.split()[0]}; {await _described(server)}",
+            flush=True,
+        )
         for count in arguments.relays:
             for mode in arguments.modes:
                 try:
