@@ -99,7 +99,7 @@ async def _apply(connection: asyncpg.Connection, migration: Migration) -> None:
                     migration.digest,
                 )
             return
-        except asyncpg.LockNotAvailableError:
+        except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError):
             if attempt < LOCK_ATTEMPTS:
                 logger.info("schema version %d waits for transactions that are open", migration.version)
                 await asyncio.sleep(LOCK_TIMEOUT_S * random.uniform(0.5, 1))  # noqa: S311  (jitter)

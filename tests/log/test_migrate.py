@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 
 import asyncpg
 import pytest
@@ -103,6 +104,32 @@ async def test_a_transaction_that_does_not_end_is_told_of(postgres: Database, mo
         assert await connection.fetchval("select head from userrealtime.log where user_id = 'alice'") == 1
     finally:
         await connection.close()
+
+
+async def test_a_migration_that_ends_a_deadlock_is_tried_again(
+    postgres: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    locking = Migration(1, "locking", "lock table first_locked; lock table then_locked;")
+    monkeypatch.setattr(module, "load_migrations", lambda: (locking,))
+    monkeypatch.setattr(module, "LOCK_TIMEOUT_S", 60)  # so that nothing but a deadlock ends it
+    connection, watch = await asyncpg.connect(postgres.url), await asyncpg.connect(postgres.url)
+    try:
+        await connection.execute("create table first_locked (); create table then_locked ()")
+        await connection.execute("set deadlock_timeout = '1min'")  # the other one finds it
+        # The wait before the next attempt is as long as the time limit of a lock.
+        monkeypatch.setattr(random, "uniform", lambda *_: 0.01)
+        async with connection.transaction():
+            await connection.execute("lock table then_locked")
+            migrating = asyncio.create_task(migrate(postgres.url))
+            while not await watch.fetchval("select exists (select from pg_locks where not granted)"):
+                assert not migrating.done()
+                await asyncio.sleep(0.01)
+            await connection.execute("lock table first_locked", timeout=30)
+            assert not migrating.done()
+        assert await asyncio.wait_for(migrating, 30) == ["0001_locking"]
+    finally:
+        await connection.close()
+        await watch.close()
 
 
 async def test_a_role_that_may_not_create_is_told_what_it_lacks(postgres: Database, postgres_server: object) -> None:
