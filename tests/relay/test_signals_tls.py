@@ -1,0 +1,99 @@
+"""Signals over TLS from real brokers, and what a relay tells to one that it cannot be sure of: nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from e2e.cluster.local import pki
+from e2e.local.brokers import BROKERS, LocalBroker
+from tests.conftest import Database
+from tests.relay.brokers import bridging, make_broker
+from tests.relay.support import PATIENCE_S, client, publish, receive, receive_ids, running
+from userrealtime_relay.config import Secret
+from userrealtime_relay.signals import Unreachable
+from userrealtime_relay.signals.broker import load
+
+PASSWORD = "a-secret-of-the-broker"
+NEVER = "600"
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an authority that no machine trusts by itself, and a server's certificate of it for 127.0.0.1."""
+    folder = tmp_path_factory.mktemp("pki")
+    pki.make(folder, [pki.Identity("server", "/CN=broker", ("IP:127.0.0.1",))])
+    return folder
+
+
+@pytest.fixture(params=BROKERS)
+async def broker(request: pytest.FixtureRequest, authority: Path) -> AsyncIterator[LocalBroker]:
+    async with make_broker(request.param, PASSWORD, authority) as broker:
+        yield broker
+
+
+async def refusal(name: str, url: str) -> str:
+    """Why nothing is heard from, and nothing told to, the broker at a URL."""
+    with pytest.raises(Unreachable) as refused:
+        async with asyncio.timeout(PATIENCE_S):
+            await load(name).subscribe(Secret(url), "alice", lambda _: None)
+    with pytest.raises(Unreachable):
+        async with asyncio.timeout(PATIENCE_S), load(name).publishing(Secret(url)):
+            pass
+    return str(refused.value)
+
+
+async def test_events_arrive_if_the_authority_is_trusted(
+    migrated: Database,
+    connection: asyncpg.Connection,
+    broker: LocalBroker,
+    authority: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert broker.url.startswith(("tls:", "rediss:", "kafka+tls:"))
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority / "ca.crt"))
+    async with (
+        bridging(migrated.url, broker, POLL_INTERVAL=NEVER),
+        running(migrated.url, None, **broker.variables, POLL_INTERVAL=NEVER) as relay,
+        client(relay) as alice,
+    ):
+        assert (await receive(alice))["cursor"] == 0
+        await publish(connection, 3)
+        assert await receive_ids(alice, 3) == [1, 2, 3]
+
+
+async def test_a_broker_of_another_authority_or_name_is_refused(
+    broker: LocalBroker, authority: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = await refusal(broker.name, broker.url)
+    if broker.name != "kafka":  # its client says to nobody why it could not connect, but in its log
+        assert "certificate verify failed" in said
+    assert PASSWORD not in said
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority / "ca.crt"))
+    said = await refusal(broker.name, broker.url.replace("127.0.0.1", "localhost"))
+    assert broker.name == "kafka" or "localhost" in said
+
+
+@pytest.mark.parametrize("name", BROKERS)
+async def test_who_does_not_speak_tls_is_told_no_password(name: str) -> None:
+    told = bytearray()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # As NATS begins, without a word of TLS; servers of the others wait for the client.
+        writer.write(b'INFO {"server_id":"x","version":"2.11.0","max_payload":1048576,"auth_required":true}\r\n')
+        while received := await reader.read(65536):
+            told.extend(received)
+            if b"PING" in received:
+                writer.write(b"PONG\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        scheme = BROKERS[name].tls_scheme
+        said = await refusal(name, f"{scheme}://relay:{PASSWORD}@127.0.0.1:{port}")
+    assert PASSWORD.encode() not in told
+    assert name != "nats" or "the URL asks for TLS" in said
