@@ -6,6 +6,7 @@ import asyncio
 import json
 import secrets
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from string import Template
 from urllib.parse import urlsplit
 
@@ -14,8 +15,9 @@ import pytest
 
 from .client import ResumingClient
 from .cluster import images
+from .cluster.local import pki
 from .cluster.paths import MANIFESTS
-from .system import OPERATOR_NAMESPACE, System, upgrade
+from .system import OPERATOR_NAMESPACE, RELEASE, System, upgrade
 from .test_faults import assert_all_arrived, publishing
 from .waiting import eventually
 
@@ -40,10 +42,16 @@ def operators(system: System, *arguments: str, timeout: float = 60) -> str:
 
 
 @pytest.fixture
-async def over_nats(system: System, database: asyncpg.Connection) -> AsyncIterator[System]:
-    """The release, with signals from a NATS of its own, and bridges whose role in the database may do little."""
+async def over_nats(system: System, database: asyncpg.Connection, tmp_path: Path) -> AsyncIterator[System]:
+    """The release, with signals from a NATS of its own (TLS), and bridges whose role in the database may do little."""
+    host = f"nats.{OPERATOR_NAMESPACE}"
+    pki.make(tmp_path, [pki.Identity("server", "/CN=nats", (f"DNS:{host}",))])
     password, database_password = secrets.token_hex(16), secrets.token_hex(16)
-    config = f'port: 4222\nauthorization {{ user: relay, password: "{password}" }}\n'
+    config = (
+        f'port: 4222\nauthorization {{ user: relay, password: "{password}" }}\n'
+        "tls { cert_file: /config/server.crt, key_file: /config/server.key }\n"
+    )
+    files = {name: (tmp_path / name).read_text() for name in ("server.crt", "server.key")}
     [source] = [source for source in images.SOURCES if source.name == "userrealtime-nats"]
     image = images.load(system.cluster, [source])[source.name]
     await database.execute(
@@ -53,8 +61,8 @@ async def over_nats(system: System, database: asyncpg.Connection) -> AsyncIterat
     url = urlsplit(system.database.url)
     place = url.netloc.rpartition("@")[2]
     bridge_url = url._replace(netloc=f"{ROLE}:{database_password}@{place}").geturl()
-    system.cluster.apply(secret("nats", **{"nats.conf": config}))
-    system.cluster.apply(secret("broker", BROKER_URL=f"nats://relay:{password}@nats.{OPERATOR_NAMESPACE}:4222"))
+    system.cluster.apply(secret("nats", **{"nats.conf": config}, **files))
+    system.cluster.apply(secret("broker", BROKER_URL=f"tls://relay:{password}@{host}:4222"))
     system.cluster.apply(secret("bridge-database", DATABASE_URL=bridge_url))
     system.cluster.apply(Template((MANIFESTS / "nats.yaml").read_text()).substitute(image=image))
     signals = {
@@ -63,9 +71,10 @@ async def over_nats(system: System, database: asyncpg.Connection) -> AsyncIterat
         "idleAfter": "1s",
         "bridge": {"database": {"existingSecret": {"name": "bridge-database"}}},
     }
+    trust = {"certificates": (tmp_path / "ca.crt").read_text()}
     try:
         operators(system, "rollout", "status", "deployment/nats", "--timeout=60s", timeout=90)
-        await asyncio.to_thread(upgrade, system, {**system.values, "signals": signals})
+        await asyncio.to_thread(upgrade, system, {**system.values, "signals": signals, "trust": trust})
         yield system
     finally:
         await asyncio.to_thread(upgrade, system, system.values)
@@ -80,6 +89,7 @@ async def test_events_arrive_over_a_broker_that_is_killed_and_bridges_that_are(
     alice = await asyncio.to_thread(users, "alice")
     name = over_nats.get("urt", alice)["status"]["name"]
     [container] = over_nats.get("deployment", name)["spec"]["template"]["spec"]["containers"]
+    assert operators(over_nats, "get", "configmap", f"{RELEASE}-trust-migrate", "--ignore-not-found") == ""
     env = {entry["name"]: entry for entry in container["env"]}
     assert env["SIGNAL"]["value"] == "nats"
     assert env["NATS_URL"]["valueFrom"]["secretKeyRef"] == {"name": name, "key": "NATS_URL"}

@@ -12,7 +12,7 @@ import asyncpg
 import pytest
 import yaml
 
-from userrealtime_operator.config import Activator, parse_config
+from userrealtime_operator.config import Activator, Trust, parse_config
 from userrealtime_operator.desired import RELAY
 from userrealtime_operator.naming import child_name
 from userrealtime_operator.rotation import KeyPolicy
@@ -22,6 +22,7 @@ from userrealtime_relay.bridge.config import Config as Bridge
 from .cluster import ClusterError
 from .system import CHART, OPERATOR_NAMESPACE, RELEASE, USERS_NAMESPACE, System, install, uninstall
 
+PODS = ("Deployment", "Job")
 DATABASE = {"database": {"url": "postgresql://user:password@host/database"}}
 # Every value other than its default, so that every branch of the templates is rendered.
 EVERYTHING: dict[str, Any] = {
@@ -81,6 +82,7 @@ EVERYTHING: dict[str, Any] = {
             "podAnnotations": {"a": "b"},
         },
     },
+    "trust": {"existingConfigMap": {"name": "authorities", "key": "bundle.pem"}},
     "tokenKeys": {"rotateAfter": "720h", "overlap": "48h", "publishAhead": "3m"},
     "idle": {"after": "90s"},
     "activator": {
@@ -187,8 +189,48 @@ def test_the_operator_understands_the_configuration(system: System, values: dict
         assert config.relay.pod_spec.keys() >= {"nodeSelector", "tolerations", "affinity", "runtimeClassName"}
         assert config.token_keys == KeyPolicy(720 * 3600, 48 * 3600, 180)
         assert config.idle.after_s == 90
+        assert config.trust == Trust("authorities", "bundle.pem")
     else:
         assert config.token_keys == KeyPolicy()
+        assert config.trust is None
+
+
+CERTIFICATE = "-----BEGIN CERTIFICATE-----\nMAo=\n-----END CERTIFICATE-----\n"
+
+
+@pytest.mark.parametrize(
+    "given", [{"certificates": CERTIFICATE}, EVERYTHING["trust"]], ids=["certificates", "existing"]
+)
+def test_every_pod_has_the_certificates_that_are_to_be_trusted(system: System, given: dict[str, Any]) -> None:
+    signals = {"type": "nats", "url": "tls://nats"}
+    values = {**DATABASE, "namespaces": [USERS_NAMESPACE], "signals": signals, "trust": given}
+    rendered = [item for item in yaml.safe_load_all(render(system, values)) if item]
+    holding = {
+        (item["metadata"]["namespace"], item["metadata"]["name"]): item["data"]
+        for item in rendered
+        if item["kind"] == "ConfigMap" and CERTIFICATE in item["data"].values()
+    }
+    places = [OPERATOR_NAMESPACE, USERS_NAMESPACE]
+    pods = {item["metadata"]["name"]: item["spec"]["template"]["spec"] for item in rendered if item["kind"] in PODS}
+    assert len(pods) == 4
+    for name, pod in pods.items():
+        [volume] = [each["configMap"] for each in pod["volumes"] if each["name"] == "trust"]
+        [item] = volume["items"]
+        if given is EVERYTHING["trust"]:
+            assert (volume["name"], item["key"]) == ("authorities", "bundle.pem")
+        else:
+            assert holding[OPERATOR_NAMESPACE, volume["name"]][item["key"]] == CERTIFICATE
+        [container] = pod["containers"]
+        [mount] = [each for each in container["volumeMounts"] if each["name"] == "trust"]
+        env = {entry["name"]: entry.get("value") for entry in container["env"]}
+        assert env["SSL_CERT_FILE"] == env["PGSSLROOTCERT"] == f"{mount['mountPath']}/{item['path']}", name
+    text = next(item for item in rendered if item["kind"] == "ConfigMap" and "config.yaml" in item["data"])
+    trust = parse_config(text["data"]["config.yaml"], None).trust
+    assert trust is not None
+    if given is EVERYTHING["trust"]:
+        assert not holding
+    else:
+        assert all(holding[place, trust.config_map][trust.key] == CERTIFICATE for place in places)
 
 
 def policy(system: System, values: dict[str, Any], of: str = "relays") -> dict[str, Any]:
@@ -316,6 +358,11 @@ def test_the_namespaces_of_these_tests_enforce_the_restricted_standard(system: S
         ({**DATABASE, "relay": {"auth": {"jwksUrl": "issuer"}}}, "/relay/auth/jwksUrl"),
         ({**DATABASE, "tokenKeys": {"rotateAfter": "monthly"}}, "/tokenKeys/rotateAfter"),
         ({**DATABASE, "idle": {"after": "soon"}}, "/idle/after"),
+        ({**DATABASE, "trust": {"certificates": "/etc/ssl/ca.crt"}}, "/trust/certificates"),
+        (
+            {**DATABASE, "trust": {"certificates": "-----BEGIN PRIVATE KEY-----\n" + CERTIFICATE}},
+            "there is a private key",
+        ),
         ({**DATABASE, "activator": {"enabled": True, "userKeys": False}}, "activator.userKeys must be true"),
         ({**DATABASE, "networkPolicy": {"database": {"cidrs": ["db"]}}}, "/networkPolicy/database/cidrs/0"),
     ],

@@ -111,6 +111,14 @@ class Activator:
 
 
 @dataclass(frozen=True, slots=True)
+class Trust:
+    """A ConfigMap of each of the namespaces with certificates of authorities (PEM), for TLS of users' pods."""
+
+    config_map: str
+    key: str = "ca.crt"
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """The operator's whole configuration. `database_url` is hidden from `repr`, since it holds a password."""
 
@@ -125,6 +133,8 @@ class Config:
     activator: Activator | None = None
     """None: nobody sleeps."""
     signals: SignalDefaults = field(default_factory=SignalDefaults)
+    trust: Trust | None = None
+    """None: those that the image brings."""
 
 
 Parser = Callable[[Any], Any]
@@ -193,7 +203,7 @@ def _jwks_url(value: Any) -> str:
     return str(value)
 
 
-_TOP = ("namespaces", "database", "log", "relay", "signals", "tokenKeys", "route", "idle", "activator")
+_TOP = ("namespaces", "database", "log", "relay", "signals", "trust", "tokenKeys", "route", "idle", "activator")
 BROKER_URL = "BROKER_URL"
 _BROKER_URLS = {
     SignalType.NATS: ("nats://", "tls://"),
@@ -271,6 +281,7 @@ _ACTIVATOR: Known = {
     "port": ("port", _count),
     "announceUrl": ("announce_url", str),
 }
+_TRUST: Known = {"configMap": ("config_map", str), "key": ("key", str)}
 _GATEWAY: Known = {name: (name, str) for name in ("name", "namespace", "sectionName")}
 
 
@@ -389,6 +400,7 @@ def parse_config(text: str, environment: Mapping[str, str] | None) -> Config:
         faults.append("route.gateway.name: required with route.type HTTPRoute, the Gateway that the routes attach to")
     idle = IdleDefaults(**_section(document, "idle", _IDLE, faults))
     activator = _activator(document, faults)
+    trust = _section(document, "trust", _TRUST, faults)
     database_url = _secret_url(environment, "DATABASE_URL", ("postgresql://", "postgres://"), faults)
     if faults:
         raise ConfigError("\n".join(faults))
@@ -403,6 +415,7 @@ def parse_config(text: str, environment: Mapping[str, str] | None) -> Config:
         idle,
         activator,
         signals,
+        Trust(**trust) if "config_map" in trust else None,
     )
 
 

@@ -15,6 +15,8 @@ from uuid import UUID
 
 import asyncpg
 
+from userrealtime_relay.postgres import UnusableUrl, connect
+
 from .idle import Presence
 
 CONNECT_TIMEOUT_S = 10
@@ -50,7 +52,7 @@ def explained(error: BaseException) -> DatabaseError:
     """An error of asyncpg or of the network, in words for a person."""
     if isinstance(error, asyncpg.UndefinedTableError | asyncpg.InvalidSchemaNameError):
         return DatabaseError("the schema is not installed: run userrealtime-operator migrate")
-    if isinstance(error, asyncpg.PostgresError | OSError) and str(error):
+    if isinstance(error, asyncpg.PostgresError | OSError | UnusableUrl) and str(error):
         return DatabaseError(str(error))
     return DatabaseError(f"no answer from the database ({type(error).__name__})")
 
@@ -66,6 +68,7 @@ class Database:
         # Made here, connected at the first use: a database that is away must not keep the operator from starting.
         self.pool = asyncpg.create_pool(
             url,
+            connect=connect,
             min_size=0,
             max_size=POOL_SIZE,
             timeout=CONNECT_TIMEOUT_S,

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .asleep import Asleep, Endpoints
-from .config import Config, RouteType
+from .config import Config, RouteType, Trust
 from .naming import object_name
 from .quantity import canonical_resources
 from .resource import API_VERSION, KIND, UserRealtime
@@ -31,6 +31,8 @@ DATABASE_URL = "DATABASE_URL"
 WS_PORT = 8080
 HEALTH_PORT = 3000
 KEY_DIRECTORY = "/var/run/userrealtime/keys"
+TRUST_DIRECTORY = "/var/run/userrealtime/trust"
+TRUST_FILE = "ca.crt"
 RELAY = {"app.kubernetes.io/name": "userrealtime-relay"}
 # The relay spreads its closes over 20 s (its DRAIN_TIMEOUT); the rest is for the last of them.
 TERMINATION_GRACE_S = 30
@@ -216,6 +218,9 @@ def _environment(resource: UserRealtime, config: Config, route: Route | None) ->
         settings["ANNOUNCE_URL"] = f"{announce_url}/{resource.namespace}/{resource.child_name}"
     if resource.log_level is not None:
         settings["LOG_LEVEL"] = resource.log_level
+    if config.trust is not None:
+        # OpenSSL's own variable, and libpq's, which knows no other.
+        settings |= dict.fromkeys(("SSL_CERT_FILE", "PGSSLROOTCERT"), f"{TRUST_DIRECTORY}/{TRUST_FILE}")
     # The kubelet expands $(NAME) in values, and takes $$ for $.
     env: list[Object] = [{"name": name, "value": value.replace("$", "$$")} for name, value in settings.items() if value]
     secret = [
@@ -234,8 +239,18 @@ def _key_volume(resource: UserRealtime) -> Object:
     return {"name": "keys", "secret": source}
 
 
+def _trust_volume(trust: Trust) -> Object:
+    """The certificates as a file, which the kubelet keeps up to date."""
+    source = {"name": trust.config_map, "items": [{"key": trust.key, "path": TRUST_FILE}], "defaultMode": 0o444}
+    return {"name": "trust", "configMap": source}
+
+
 def _pod_spec(resource: UserRealtime, config: Config, route: Route | None) -> Object:
     resources = resource.resources if resource.resources is not None else config.relay.resources
+    volumes, directories = [_key_volume(resource)], {"keys": KEY_DIRECTORY}
+    if config.trust is not None:
+        volumes.append(_trust_volume(config.trust))
+        directories["trust"] = TRUST_DIRECTORY
     container = {
         "name": "relay",
         "image": resource.image or config.relay.image,
@@ -245,7 +260,7 @@ def _pod_spec(resource: UserRealtime, config: Config, route: Route | None) -> Ob
             {"name": "ws", "containerPort": WS_PORT, "protocol": "TCP"},
             {"name": "health", "containerPort": HEALTH_PORT, "protocol": "TCP"},
         ],
-        "volumeMounts": [{"name": "keys", "mountPath": KEY_DIRECTORY, "readOnly": True}],
+        "volumeMounts": [{"name": name, "mountPath": path, "readOnly": True} for name, path in directories.items()],
         "readinessProbe": _probe("/ready", periodSeconds=1, timeoutSeconds=2, failureThreshold=3),
         "livenessProbe": _probe("/health", initialDelaySeconds=10, periodSeconds=10, timeoutSeconds=5),
         "resources": canonical_resources(resources),
@@ -258,7 +273,7 @@ def _pod_spec(resource: UserRealtime, config: Config, route: Route | None) -> Ob
     pod_spec: Object = {
         **config.relay.pod_spec,
         "containers": [container],
-        "volumes": [_key_volume(resource)],
+        "volumes": volumes,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": TERMINATION_GRACE_S,

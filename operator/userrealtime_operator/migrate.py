@@ -17,6 +17,8 @@ from importlib.resources import files
 
 import asyncpg
 
+from userrealtime_relay.postgres import UnusableUrl, connect
+
 logger = logging.getLogger(__name__)
 
 # Any constant will do, so long as every migrator takes the same one: the ASCII codes of "urtmigra".
@@ -143,17 +145,17 @@ async def migrate(url: str, *, patience_s: float = 0) -> list[str]:
     deadline = loop.time() + patience_s
     while True:
         try:
-            connection = await asyncpg.connect(url, timeout=CONNECT_TIMEOUT_S, command_timeout=STATEMENT_TIMEOUT_S)
+            connection = await connect(url, timeout=CONNECT_TIMEOUT_S, command_timeout=STATEMENT_TIMEOUT_S)
             break
         except (OSError, TimeoutError, asyncpg.CannotConnectNowError) as error:
             if loop.time() >= deadline:
                 raise MigrationError(f"no answer from the database: {error or 'timed out'}") from None
             logger.info("waiting for the database: %s", error or "timed out")
             await asyncio.sleep(random.uniform(0.5, 1.5))  # noqa: S311  (jitter)
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as error:
-            # A parse error of the URL may quote it.
-            reason = str(error) if isinstance(error, asyncpg.PostgresError) else "DATABASE_URL is not a valid URL"
-            raise MigrationError(f"the database refused the connection: {reason}") from None
+        except UnusableUrl as error:
+            raise MigrationError(str(error)) from None
+        except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            raise MigrationError(f"the database refused the connection: {error}") from None
     try:
         return await _migrate_connected(connection, load_migrations())
     except asyncpg.InsufficientPrivilegeError as error:

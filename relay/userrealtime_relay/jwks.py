@@ -53,7 +53,6 @@ class Jwks:
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self._context = ssl.create_default_context() if url.startswith("https:") else None
         self._keys: Sequence[Key] = ()
         self._fetched: float | None = None
         self._next_request = 0.0  # of the monotonic clock
@@ -89,7 +88,7 @@ class Jwks:
 
     async def _fetch(self) -> None:
         try:
-            self._keys = parse(await fetch(self._url, self._context))
+            self._keys = parse(await fetch(self._url))
             self._fetched = time.monotonic()
             self._away = False
             _logger.info("fetched the keys of tokens", extra={"fields": {"keys": len(self._keys)}})
@@ -104,13 +103,15 @@ class Jwks:
             self._request = None
 
 
-async def fetch(url: str, context: ssl.SSLContext | None) -> bytes:
+async def fetch(url: str) -> bytes:
     """The body that a GET of `url` is answered with, within `FETCH_TIMEOUT`.
 
     Raises:
         OSError, TimeoutError, ValueError, JwksError, h11.ProtocolError: there is none.
     """
     parts = urlsplit(url)
+    # Made anew each time: the certificates that are trusted may have changed.
+    context = ssl.create_default_context() if parts.scheme == "https" else None
     port = parts.port or (443 if context is not None else 80)
     async with asyncio.timeout(FETCH_TIMEOUT):
         reader, writer = await asyncio.open_connection(parts.hostname, port, ssl=context, limit=_READ_BYTES)

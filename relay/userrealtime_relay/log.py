@@ -19,6 +19,7 @@ from typing import Any, Final, NamedTuple, Self
 
 import asyncpg
 
+from . import postgres
 from .config import Secret
 from .frame import encode_events
 from .inbox import Refused, Submission
@@ -235,18 +236,13 @@ class Log:
 
 async def connect(url: Secret, *, name: str = "userrealtime-relay", **options: Any) -> asyncpg.Connection:
     """A connection, as `Log.connect` makes it. `name` is who connects, for the server."""
-    try:
-        return await asyncpg.connect(
-            url.reveal(),
-            timeout=CONNECT_TIMEOUT,
-            command_timeout=QUERY_TIMEOUT,
-            server_settings={"application_name": name},
-            **options,
-        )
-    except ValueError:
-        raise asyncpg.InterfaceError(
-            "DATABASE_URL cannot be parsed: percent-encode what is special in its user and password"
-        ) from None
+    return await postgres.connect(
+        url.reveal(),
+        timeout=CONNECT_TIMEOUT,
+        command_timeout=QUERY_TIMEOUT,
+        server_settings={"application_name": name},
+        **options,
+    )
 
 
 async def _fetch_pooled(connection: asyncpg.Connection, query: str, *arguments: object) -> list[asyncpg.Record]:

@@ -14,6 +14,7 @@ from userrealtime_operator.config import (
     RelayDefaults,
     RouteDefaults,
     RouteType,
+    Trust,
     load_config,
     parse_config,
 )
@@ -46,9 +47,11 @@ def test_everything_given() -> None:
           className: nginx
           annotations: {x: y}
           tlsSecretName: wildcard
+        trust: {configMap: authorities, key: bundle.pem}
         """,
         ENVIRONMENT,
     )
+    assert config.trust == Trust("authorities", "bundle.pem")
     assert config.namespaces == ("a", "b")
     assert config.relay == RelayDefaults("relay:2", "Always", ("registry",), 5, {"limits": {"memory": "64Mi"}})
     assert config.route == RouteDefaults(
@@ -58,9 +61,11 @@ def test_everything_given() -> None:
 
 def test_empty_values_mean_the_default() -> None:
     config = parse_config(
-        "{namespaces: [users], relay: {image: 'relay:1', resources: {}}, route: {className: '', annotations: {}}}",
+        "{namespaces: [users], relay: {image: 'relay:1', resources: {}}, route: {className: '', annotations: {}},"
+        " trust: {configMap: '', key: ca.crt}}",
         ENVIRONMENT,
     )
+    assert config.trust is None
     assert config.relay == RelayDefaults("relay:1")
     assert config.route == RouteDefaults()
 

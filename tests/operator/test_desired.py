@@ -12,7 +12,7 @@ import pytest
 
 from tests.operator.samples import CONFIG, KEYS, SECRETS, resource
 from userrealtime_operator.asleep import Asleep, Endpoints, asleep
-from userrealtime_operator.config import Config, RouteType, parse_config
+from userrealtime_operator.config import Config, RouteType, Trust, parse_config
 from userrealtime_operator.desired import APPLIED_DIGEST, Object, Secrets, desired_objects
 from userrealtime_operator.routes import RouteError
 from userrealtime_relay.config import Config as RelayConfig
@@ -177,6 +177,17 @@ def test_the_keys_are_files_and_those_that_come_and_go_may_be_missing() -> None:
     assert {item["key"]: item["path"] for item in source["items"]} == {
         name: name for name in ("TOKEN_KEY", "TOKEN_KEY_NEXT", "TOKEN_KEY_PREVIOUS")
     }
+
+
+def test_certificates_that_are_trusted_are_a_file_that_openssl_and_libpq_are_told_of() -> None:
+    pod = template(replace(CONFIG, trust=Trust("authorities", "bundle.pem")))["spec"]
+    [volume] = [each for each in pod["volumes"] if "configMap" in each]
+    assert (volume["configMap"]["name"], volume["configMap"]["items"][0]["key"]) == ("authorities", "bundle.pem")
+    [container] = pod["containers"]
+    [mount] = [each for each in container["volumeMounts"] if each["name"] == volume["name"]]
+    file = f"{mount['mountPath']}/{volume['configMap']['items'][0]['path']}"
+    environment = {entry["name"]: entry.get("value") for entry in container["env"]}
+    assert environment["SSL_CERT_FILE"] == environment["PGSSLROOTCERT"] == file
 
 
 def test_quantities_are_as_the_api_server_stores_them() -> None:

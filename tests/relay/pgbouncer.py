@@ -30,22 +30,30 @@ def program() -> str:
 
 
 @asynccontextmanager
-async def pgbouncer(url: str, mode: str) -> AsyncIterator[str]:
-    """A pooler of "transaction"s or "session"s; the value is the URL of the same database through it."""
+async def pgbouncer(url: str, mode: str, pki: Path | None = None) -> AsyncIterator[str]:
+    """A pooler of "transaction"s or "session"s; the value is the URL of the same database through it.
+
+    With `pki`, a folder that `e2e.cluster.local.pki` made for the identity `server`, it speaks TLS alone.
+    """
     parts = urlsplit(url)
     port = free_port()
     home = Path(tempfile.mkdtemp(prefix="userrealtime-pgbouncer-"))
     try:
         settings = home / "pgbouncer.ini"
+        files = [settings]
+        tls = ""
+        if pki is not None:
+            files += [Path(shutil.copy(pki / name, home)) for name in ("server.crt", "server.key")]
+            tls = f"client_tls_sslmode = require\nclient_tls_cert_file = {files[1]}\nclient_tls_key_file = {files[2]}\n"
         settings.write_text(
             f"[databases]\n* = host={parts.hostname} port={parts.port} user={parts.username}\n"
             f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n"
-            f"auth_type = any\npool_mode = {mode}\ndefault_pool_size = 5\nlogfile = {home}/log\n"
+            f"auth_type = any\npool_mode = {mode}\ndefault_pool_size = 5\nlogfile = {home}/log\n{tls}"
         )
         as_root = os.geteuid() == 0
         if as_root:  # which it refuses to run as
-            os.chown(home, UNPRIVILEGED_ID, UNPRIVILEGED_ID)
-            os.chown(settings, UNPRIVILEGED_ID, UNPRIVILEGED_ID)
+            for path in (home, *files):
+                os.chown(path, UNPRIVILEGED_ID, UNPRIVILEGED_ID)
         process = await asyncio.create_subprocess_exec(
             program(),
             "-q",

@@ -52,6 +52,41 @@ valueFrom:
     key: {{ if .Values.signals.existingSecret.name }}{{ .Values.signals.existingSecret.key }}{{ else }}BROKER_URL{{ end }}
 {{- end }}
 
+{{/* The ConfigMap with the certificates of authorities that are trusted besides the image's own; empty if there are none. */}}
+{{- define "userrealtime.trust.configMap" -}}
+{{- $trust := .Values.trust -}}
+{{- $trust.existingConfigMap.name | default (ternary (printf "%s-trust" (include "userrealtime.name" .)) "" (ne $trust.certificates "")) -}}
+{{- end }}
+
+{{- define "userrealtime.trust.key" -}}
+{{- if .Values.trust.existingConfigMap.name }}{{ .Values.trust.existingConfigMap.key }}{{ else }}ca.crt{{ end }}
+{{- end }}
+
+{{/* What a container and its pod need for them: OpenSSL's own variable, and libpq's, which knows no other. */}}
+{{- define "userrealtime.trust.env" -}}
+{{- if include "userrealtime.trust.configMap" . -}}
+- {name: SSL_CERT_FILE, value: /var/run/userrealtime/trust/ca.crt}
+- {name: PGSSLROOTCERT, value: /var/run/userrealtime/trust/ca.crt}
+{{- end }}
+{{- end }}
+
+{{- define "userrealtime.trust.volumeMount" -}}
+{{- if include "userrealtime.trust.configMap" . -}}
+- name: trust
+  mountPath: /var/run/userrealtime/trust
+  readOnly: true
+{{- end }}
+{{- end }}
+
+{{- define "userrealtime.trust.volume" -}}
+{{- with include "userrealtime.trust.configMap" . -}}
+- name: trust
+  configMap:
+    name: {{ . }}
+    items: [{key: {{ include "userrealtime.trust.key" $ }}, path: ca.crt}]
+{{- end }}
+{{- end }}
+
 {{- define "userrealtime.bridge.selector" -}}
 app.kubernetes.io/name: userrealtime-bridge
 app.kubernetes.io/instance: {{ .Release.Name }}
