@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from . import demo
 from .cluster import ClusterError, choose
 from .cluster.existing import ExistingCluster
+from .cluster.progress import heed_sigterm
 from .system import uninstall
 
 
@@ -18,6 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="make down",
         description="Remove the cluster that `make up` made; from a cluster given by KUBECONFIG, what was installed.",
     ).parse_args(arguments)
+    heed_sigterm()
     try:
         cluster = choose()
         if isinstance(cluster, ExistingCluster) and cluster.answers():

@@ -23,6 +23,7 @@ import asyncpg
 from . import demo
 from .client import ResumingClient
 from .cluster import ClusterError, choose
+from .cluster.progress import heed_sigterm
 from .system import USERS_NAMESPACE, System, install
 
 USER = "alice"
@@ -148,6 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--once", action="store_true", help="end after the first events, as with CI=true")
     options = parser.parse_args(arguments)
+    heed_sigterm()
     once = options.once or os.environ.get("CI") == "true" or not sys.stdout.isatty()
     started = time.monotonic()
     try:

@@ -9,7 +9,7 @@ from . import images, postgres
 from .errors import ClusterError
 from .local.leftovers import leftovers
 from .paths import cache
-from .progress import note
+from .progress import heed_sigterm, note
 from .provider import Provider, choose
 
 DESCRIPTION = """\
@@ -86,6 +86,7 @@ def main() -> int:
         commands.add_parser(name, help=help_text)
     commands.add_parser("clean", help="remove the cache: built programs, base images, image archives")
     command = parser.parse_args().command
+    heed_sigterm()
     try:
         if command == "clean":
             clean()

@@ -126,6 +126,11 @@ def _end_group(process: "subprocess.Popen[bytes]") -> None:
             os.killpg(process.pid, signal.SIGKILL)
 
 
+def heed_sigterm() -> None:
+    """Let SIGTERM end this process in order: else it would leave the commands of its steps running."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+
+
 @contextmanager
 def step(title: str, *, usual: str = "", hint: str = "") -> Iterator[Step]:
     """Show `title` and the time passed until the block ends.

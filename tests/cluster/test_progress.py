@@ -1,3 +1,5 @@
+import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -42,16 +44,37 @@ def test_a_failure_tells_step_log_and_hint(capsys: pytest.CaptureFixture[str]) -
     assert "✗ making tea" in capsys.readouterr().out
 
 
-def test_a_command_that_takes_too_long_is_ended_with_all_it_started(tmp_path: Path) -> None:
-    script = f"sleep 60 & echo $! > {tmp_path}/pid; wait"
-    with pytest.raises(ClusterError, match=r"sh took longer than 1 s"), step("waiting") as current:
-        current.run(["sh", "-c", script], timeout=1)
-    child = Path("/proc", (tmp_path / "pid").read_text().strip(), "cmdline")
+def await_end(pid: str) -> None:
+    child = Path("/proc", pid.strip(), "cmdline")
     deadline = time.monotonic() + 10
     # A process that has ended and was not yet reaped has no command line.
     while child.exists() and child.read_bytes():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_a_command_that_takes_too_long_is_ended_with_all_it_started(tmp_path: Path) -> None:
+    script = f"sleep 60 & echo $! > {tmp_path}/pid; wait"
+    with pytest.raises(ClusterError, match=r"sh took longer than 1 s"), step("waiting") as current:
+        current.run(["sh", "-c", script], timeout=1)
+    await_end((tmp_path / "pid").read_text())
+
+
+def test_who_is_ended_ends_its_command(tmp_path: Path) -> None:
+    script = f"""
+from e2e.cluster.progress import heed_sigterm, step
+heed_sigterm()
+with step("waiting") as current:
+    current.run(["sh", "-c", "echo $$ > {tmp_path}/new; mv {tmp_path}/new {tmp_path}/pid; exec sleep 60"], timeout=60)
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 30
+        while not (tmp_path / "pid").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.terminate()
+        assert process.wait(timeout=30) == 128 + signal.SIGTERM
+    await_end((tmp_path / "pid").read_text())
 
 
 def test_a_program_that_is_missing_is_named() -> None:
