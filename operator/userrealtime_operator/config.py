@@ -15,6 +15,8 @@ from typing import Any
 
 import yaml
 
+from userrealtime_relay.config import broker_url_flaw
+
 from .duration import parse_duration
 from .retention import Retention
 from .rotation import KeyPolicy
@@ -205,11 +207,6 @@ def _jwks_url(value: Any) -> str:
 
 _TOP = ("namespaces", "database", "log", "relay", "signals", "trust", "tokenKeys", "route", "idle", "activator")
 BROKER_URL = "BROKER_URL"
-_BROKER_URLS = {
-    SignalType.NATS: ("nats://", "tls://"),
-    SignalType.REDIS: ("redis://", "rediss://"),
-    SignalType.KAFKA: ("kafka://", "kafka+tls://"),
-}
 # The file's names, each with the attribute or variable it sets, and its type or how it is read.
 Known = Mapping[str, tuple[str, type | Parser]]
 _RELAY: Known = {
@@ -345,14 +342,17 @@ def _signals(
     url = ""
     if signal.broker:
         settings["DATABASE_IDLE_AFTER"] = found.get("idle_after", "")
-        url = _secret_url(environment, BROKER_URL, _BROKER_URLS[signal], faults)
+        if environment is not None:
+            url = environment.get(BROKER_URL, "")
+            if (problem := broker_url_flaw(signal, url)) is not None:
+                faults.append(f"{BROKER_URL}: {problem}")
     return SignalDefaults(signal, url, found.get("listen_range", DEFAULT_LISTEN_RANGE)), settings
 
 
-def _secret_url(environment: Mapping[str, str] | None, name: str, schemes: tuple[str, ...], faults: list[str]) -> str:
-    url = "" if environment is None else environment.get(name, "")
-    if environment is not None and not url.startswith(schemes):
-        faults.append(f"{name}: must be set in the environment, to a {schemes[0]} URL")
+def _database_url(environment: Mapping[str, str] | None, faults: list[str]) -> str:
+    url = "" if environment is None else environment.get("DATABASE_URL", "")
+    if environment is not None and not url.startswith(("postgresql://", "postgres://")):
+        faults.append("DATABASE_URL: must be set in the environment, to a postgresql:// URL")
     return url
 
 
@@ -401,7 +401,7 @@ def parse_config(text: str, environment: Mapping[str, str] | None) -> Config:
     idle = IdleDefaults(**_section(document, "idle", _IDLE, faults))
     activator = _activator(document, faults)
     trust = _section(document, "trust", _TRUST, faults)
-    database_url = _secret_url(environment, "DATABASE_URL", ("postgresql://", "postgres://"), faults)
+    database_url = _database_url(environment, faults)
     if faults:
         raise ConfigError("\n".join(faults))
     return Config(

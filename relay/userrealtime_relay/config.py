@@ -208,16 +208,10 @@ class Reader:
 
     def broker_url(self, broker: str) -> Secret:
         """That of one of `BROKER_SCHEMES`, from the variable of its name."""
-        name, schemes = f"{broker.upper()}_URL", BROKER_SCHEMES[broker]
+        name = f"{broker.upper()}_URL"
         text = self.text(name, "")
-        wanted = (
-            f"a URL like {schemes[0]}://user:password@host:port, or several with commas between; "
-            f"{schemes[1]}:// is with TLS"
-        )
-        if not text:
-            self.problems.append(f"{name}: required with SIGNAL={broker}: {wanted}")
-        elif not all(_is_server(url, schemes) for url in text.split(",")):
-            self.problems.append(f"{name}: must be {wanted} (its value is not shown here)")
+        if (problem := broker_url_flaw(broker, text)) is not None:
+            self.problems.append(f"{name}: {problem}")
         return Secret(text)
 
     def token_keys(self, directory_name: str, jwks_name: str) -> TokenKeys:
@@ -289,6 +283,20 @@ class Reader:
         if not re.fullmatch(r"(/[A-Za-z0-9._~-]+)*", text):
             self.problems.append(f"{name}: {text!r} is not a path like /alice (no slash at the end), or empty")
         return text
+
+
+def broker_url_flaw(broker: str, url: str) -> str | None:
+    """What is wrong with the URL of one of `BROKER_SCHEMES`, without quoting it; None if nothing is."""
+    schemes = BROKER_SCHEMES[broker]
+    if all(_is_server(each, schemes) for each in url.split(",")):
+        return None
+    wanted = (
+        f"a URL like {schemes[0]}://user:password@host:port, or several with commas between; "
+        f"{schemes[1]}:// is with TLS"
+    )
+    if not url:
+        return f"required with {broker} as signal: {wanted}"
+    return f"must be {wanted}. What is special in user and password is percent-encoded (the value is not shown here)"
 
 
 def _is_server(url: str, schemes: tuple[str, ...]) -> bool:

@@ -80,8 +80,9 @@ def test_the_configuration() -> None:
     assert config_of("{type: redis}", BROKER_URL="rediss://r") == SignalDefaults(SignalType.REDIS, "rediss://r")
     assert config_of("{type: poll}", BROKER_URL="nonsense").url == ""
     for section, url, complaint in (
-        ("{type: nats}", "", "BROKER_URL: must be set in the environment, to a nats:// URL"),
-        ("{type: nats}", "redis://hunter2", "to a nats:// URL"),
+        ("{type: nats}", "", "BROKER_URL: required with nats as signal: a URL like nats://"),
+        ("{type: nats}", "redis://hunter2", "BROKER_URL: must be a URL like nats://"),
+        ("{type: redis}", "redis://u:hunter2/x@r:6379", "percent-encoded"),
         ("{type: pigeon}", "", r"signals\.type: must be one of auto, listen, poll, nats, redis, kafka"),
         ("{idleAfter: 2h}", "", r"signals\.idleAfter: must be from 0 to 3600 seconds"),
         ("{listenRange: -1}", "", r"signals\.listenRange: must be a whole number"),

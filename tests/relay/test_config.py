@@ -171,7 +171,7 @@ def test_a_broker_takes_its_url_from_its_variable(broker: str) -> None:
     assert config.broker_url.reveal() == variables[f"{broker.upper()}_URL"]
     assert "hunter2" not in repr(config)
     del variables[f"{broker.upper()}_URL"]
-    with pytest.raises(ConfigError, match=f"{broker.upper()}_URL: required with SIGNAL={broker}"):
+    with pytest.raises(ConfigError, match=f"{broker.upper()}_URL: required with {broker} as signal"):
         Config.from_environment(variables)
 
 
