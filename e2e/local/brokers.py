@@ -17,6 +17,7 @@ import tempfile
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import quote
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaError, TopicAlreadyExistsError
@@ -59,7 +60,8 @@ class LocalBroker(ABC):
     def url(self) -> str:
         """With the password, if it has one."""
         scheme = self.name if self._pki is None else self.tls_scheme
-        return f"{scheme}://{f'{self.user}:{self._password}@' if self._password else ''}127.0.0.1:{self.port}"
+        user = f"{self.user}:{quote(self._password, safe='')}@" if self._password else ""
+        return f"{scheme}://{user}127.0.0.1:{self.port}"
 
     @property
     def variables(self) -> dict[str, str]:
@@ -188,7 +190,7 @@ class LocalKafka(LocalBroker):
             "auto.create.topics.enable": "false",
         }
         if self._password:
-            user = f"username={self.user} password={self._password} user_{self.user}={self._password}"
+            user = f'username="{self.user}" password="{self._password}" user_{self.user}="{self._password}"'
             settings |= {
                 "sasl.enabled.mechanisms": "PLAIN",
                 "sasl.mechanism.inter.broker.protocol": "PLAIN",

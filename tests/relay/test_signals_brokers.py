@@ -85,6 +85,12 @@ async def test_a_cancellation_that_the_client_of_nats_swallows_is_not_lost(monke
         assert subscription.cancelled()
 
 
+@pytest.mark.parametrize("name", BROKERS)
+async def test_a_password_may_hold_anything(name: str) -> None:
+    async with make_broker(name, "p/a:s%s@w#o,rd?") as broker, load(name).publishing(Secret(broker.url)) as tell:
+        await tell([Moved("alice", Standing(1, "e"))])
+
+
 async def test_a_wrong_password_is_told_without_one(broker: LocalBroker) -> None:
     url = Secret(broker.url.replace(PASSWORD, "not-the-password"))
     with pytest.raises(Unreachable) as refused:

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final
+from urllib.parse import unquote, urlsplit
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -87,6 +88,7 @@ async def _connected(url: Secret) -> AsyncIterator[tuple[Client, asyncio.Event]]
         with _failures(reasons):
             await client.connect(
                 url.reveal().split(","),
+                **_credentials(url),
                 name="userrealtime",
                 allow_reconnect=False,
                 max_reconnect_attempts=1,  # of each server named in the URL; 0 would mean no limit
@@ -104,6 +106,16 @@ async def _connected(url: Secret) -> AsyncIterator[tuple[Client, asyncio.Event]]
                 await client.close()
         except (Error, OSError, TimeoutError):
             pass  # it is lost in any case
+
+
+def _credentials(url: Secret) -> dict[str, Any]:
+    """Those of the first server, for all: the library takes each from its URL, and as it is written there."""
+    first = urlsplit(url.reveal().split(",")[0])
+    if first.username is None:
+        return {}
+    if first.password is None:
+        return {"token": unquote(first.username)}
+    return {"user": unquote(first.username), "password": unquote(first.password)}
 
 
 @contextmanager
