@@ -13,7 +13,7 @@ from e2e.cluster.local import pki
 from e2e.local.brokers import BROKERS, LocalBroker
 from tests.conftest import Database
 from tests.relay.brokers import bridging, make_broker
-from tests.relay.support import PATIENCE_S, client, publish, receive, receive_ids, running
+from tests.relay.support import PATIENCE_S, client, publish, receive, receive_ids, running, until
 from userrealtime_relay.config import Secret
 from userrealtime_relay.signals import Unreachable
 from userrealtime_relay.signals.broker import load
@@ -81,8 +81,11 @@ async def test_a_broker_of_another_authority_or_name_is_refused(
 @pytest.mark.parametrize("name", BROKERS)
 async def test_who_does_not_speak_tls_is_told_no_password(name: str) -> None:
     told = bytearray()
+    connections = 0
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
         # As NATS begins, without a word of TLS; servers of the others wait for the client.
         writer.write(b'INFO {"server_id":"x","version":"2.11.0","max_payload":1048576,"auth_required":true}\r\n')
         while received := await reader.read(65536):
@@ -90,10 +93,12 @@ async def test_who_does_not_speak_tls_is_told_no_password(name: str) -> None:
             if b"PING" in received:
                 writer.write(b"PONG\r\n")
         writer.close()
+        connections -= 1
 
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
         scheme = BROKERS[name].tls_scheme
         said = await refusal(name, f"{scheme}://relay:{PASSWORD}@127.0.0.1:{port}")
+        await until(lambda: connections == 0)
     assert PASSWORD.encode() not in told
     assert name != "nats" or "the URL asks for TLS" in said
