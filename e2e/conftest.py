@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import secrets
+import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 
 import asyncpg
@@ -16,6 +17,11 @@ from .system import System, install
 # Resources of one run are told from those of another, and from the first user of `make up`.
 RUN = secrets.token_hex(3)
 _numbers = itertools.count(1)
+
+
+def pytest_configure() -> None:
+    """End in order at SIGTERM as at Ctrl-C: else what is forwarded, and browsers, would be left running."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import signal
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 
@@ -13,6 +14,11 @@ from e2e.local.postgres import LocalPostgres
 from userrealtime_operator.migrate import migrate
 
 _numbers = itertools.count(1)
+
+
+def pytest_configure() -> None:
+    """End in order at SIGTERM as at Ctrl-C: else servers of the tests would be left running."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 @dataclass(frozen=True)
