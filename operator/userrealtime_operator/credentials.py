@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
-from urllib.parse import quote, unquote, urlsplit, urlunsplit
+from urllib.parse import quote, unquote, unquote_plus, urlsplit, urlunsplit
 
 from .moments import past, rfc3339
 
@@ -25,6 +25,8 @@ SINCE = "userrealtime.dev/database-password-since"
 ITERATIONS = 1
 """They make guessing slow, and 256 random bits cannot be guessed. PostgreSQL's own 4096 would cost its server 5 ms for
 each role made, and both sides as much at each login."""
+_OWN = ("user", "password", "passfile", "sslcert", "sslkey", "sslpassword")
+"""Parameters of a URL that are of who it is for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,10 @@ class Credentials:
         """A database's URL with these in the place of its own."""
         parts = urlsplit(base)
         address = parts.netloc.rpartition("@")[2]
-        return urlunsplit(parts._replace(netloc=f"{self.role}:{quote(self.password, safe='')}@{address}"))
+        # A URL may also name them as parameters.
+        options = (each for each in parts.query.split("&") if unquote_plus(each.partition("=")[0]) not in _OWN)
+        netloc = f"{self.role}:{quote(self.password, safe='')}@{address}"
+        return urlunsplit(parts._replace(netloc=netloc, query="&".join(options)))
 
 
 def role_names(database: str, scope: str, user_id: str) -> tuple[str, str]:

@@ -31,8 +31,16 @@ def test_names_are_of_a_database_a_scope_and_a_user() -> None:
     assert all(len(name) < 63 and name.startswith("urt_") for name in names)
 
 
-def test_a_url_has_the_role_and_nothing_of_the_operator() -> None:
-    url = Credentials("urt_1_a", "p@ss/word:%").url(BASE)
+@pytest.mark.parametrize(
+    "base",
+    [
+        BASE,
+        "postgresql://db.example:5433/app?user=operator&sslmode=require&password=hunter2",
+        "postgresql://operator@db.example:5433/app?pass%77ord=hunter2&sslmode=require&sslpassword=hunter2",
+    ],
+)
+def test_a_url_has_the_role_and_nothing_of_the_operator(base: str) -> None:
+    url = Credentials("urt_1_a", "p@ss/word:%").url(base)
     assert "operator" not in url
     assert "hunter2" not in url
     parts = urlsplit(url)
