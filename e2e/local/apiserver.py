@@ -165,7 +165,9 @@ class LocalApiServer:
     def writes(self, *users: str) -> list[Write]:
         """The writes of these users that were carried out, in the order of their answers."""
         found = []
-        for line in self._audit.read_text().splitlines():
+        # The last line may be half written.
+        lines, _, _ = self._audit.read_text().rpartition("\n")
+        for line in lines.splitlines():
             event = json.loads(line)
             if event["user"]["username"] not in users or event.get("responseStatus", {}).get("code", 500) >= 300:
                 continue
