@@ -52,10 +52,14 @@ valueFrom:
     key: {{ if .Values.signals.existingSecret.name }}{{ .Values.signals.existingSecret.key }}{{ else }}BROKER_URL{{ end }}
 {{- end }}
 
+{{/* The certificates of which the chart makes a ConfigMap; empty if there are none, or somebody else makes it. */}}
+{{- define "userrealtime.trust.certificates" -}}
+{{- if not .Values.trust.existingConfigMap.name }}{{ .Values.trust.certificates }}{{ end }}
+{{- end }}
+
 {{/* The ConfigMap with the certificates of authorities that are trusted besides the image's own; empty if there are none. */}}
 {{- define "userrealtime.trust.configMap" -}}
-{{- $trust := .Values.trust -}}
-{{- $trust.existingConfigMap.name | default (ternary (printf "%s-trust" (include "userrealtime.name" .)) "" (ne $trust.certificates "")) -}}
+{{- if include "userrealtime.trust.certificates" . }}{{ include "userrealtime.name" . }}-trust{{ else }}{{ .Values.trust.existingConfigMap.name }}{{ end }}
 {{- end }}
 
 {{- define "userrealtime.trust.key" -}}
@@ -78,12 +82,17 @@ valueFrom:
 {{- end }}
 {{- end }}
 
+{{/* Of (list context suffix), with a suffix to the ConfigMap's name. */}}
 {{- define "userrealtime.trust.volume" -}}
-{{- with include "userrealtime.trust.configMap" . -}}
+{{- $suffix := last . -}}
+{{- with first . -}}
+{{- $configMap := include "userrealtime.trust.configMap" . -}}
+{{- if $configMap -}}
 - name: trust
   configMap:
-    name: {{ . }}
-    items: [{key: {{ include "userrealtime.trust.key" $ }}, path: ca.crt}]
+    name: {{ $configMap }}{{ $suffix }}
+    items: [{key: {{ include "userrealtime.trust.key" . }}, path: ca.crt}]
+{{- end }}
 {{- end }}
 {{- end }}
 
