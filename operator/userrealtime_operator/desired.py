@@ -247,10 +247,9 @@ def _trust_volume(trust: Trust) -> Object:
 
 def _pod_spec(resource: UserRealtime, config: Config, route: Route | None) -> Object:
     resources = resource.resources if resource.resources is not None else config.relay.resources
-    volumes, directories = [_key_volume(resource)], {"keys": KEY_DIRECTORY}
+    volumes = {KEY_DIRECTORY: _key_volume(resource)}
     if config.trust is not None:
-        volumes.append(_trust_volume(config.trust))
-        directories["trust"] = TRUST_DIRECTORY
+        volumes[TRUST_DIRECTORY] = _trust_volume(config.trust)
     container = {
         "name": "relay",
         "image": resource.image or config.relay.image,
@@ -260,7 +259,9 @@ def _pod_spec(resource: UserRealtime, config: Config, route: Route | None) -> Ob
             {"name": "ws", "containerPort": WS_PORT, "protocol": "TCP"},
             {"name": "health", "containerPort": HEALTH_PORT, "protocol": "TCP"},
         ],
-        "volumeMounts": [{"name": name, "mountPath": path, "readOnly": True} for name, path in directories.items()],
+        "volumeMounts": [
+            {"name": volume["name"], "mountPath": path, "readOnly": True} for path, volume in volumes.items()
+        ],
         "readinessProbe": _probe("/ready", periodSeconds=1, timeoutSeconds=2, failureThreshold=3),
         "livenessProbe": _probe("/health", initialDelaySeconds=10, periodSeconds=10, timeoutSeconds=5),
         "resources": canonical_resources(resources),
@@ -273,7 +274,7 @@ def _pod_spec(resource: UserRealtime, config: Config, route: Route | None) -> Ob
     pod_spec: Object = {
         **config.relay.pod_spec,
         "containers": [container],
-        "volumes": volumes,
+        "volumes": list(volumes.values()),
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": TERMINATION_GRACE_S,
