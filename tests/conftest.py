@@ -6,10 +6,12 @@ import itertools
 import signal
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import asyncpg
 import pytest
 
+from e2e.cluster.local import pki
 from e2e.local.postgres import LocalPostgres
 from userrealtime_operator.migrate import migrate
 
@@ -77,3 +79,11 @@ async def own_server() -> AsyncIterator[Database]:
         database = await create_database(server)
         await migrate(database.url)
         yield database
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an authority that no machine trusts by itself, and a server's certificate of it for 127.0.0.1."""
+    folder = tmp_path_factory.mktemp("pki")
+    pki.make(folder, [pki.Identity("server", "/CN=server", ("IP:127.0.0.1",))])
+    return folder

@@ -35,13 +35,6 @@ def use(request: pytest.FixtureRequest) -> Use:
     return used
 
 
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pki")
-    pki.make(folder, [pki.Identity("server", "/CN=postgres", ("IP:127.0.0.1",))])
-    return folder
-
-
 @pytest.fixture
 async def url(migrated: OwnDatabase, authority: Path) -> AsyncIterator[str]:
     """Through PgBouncer, since the PostgreSQL of these tests is built without TLS."""

@@ -220,7 +220,7 @@ async def test_a_list_that_fails_is_tried_again_from_its_first_page(script: Scri
         assert names(children) == ["a", "b"]
 
 
-def test_a_watch_that_is_given_up_leaves_no_connection_behind(tmp_path: Path) -> None:
+def test_a_watch_that_is_given_up_leaves_no_connection_behind(authority: Path) -> None:
     """A server that does not answer the farewell of TLS would keep it open, past the client's own end."""
 
     async def watch_a_while(endpoint: Endpoint) -> None:
@@ -233,7 +233,7 @@ def test_a_watch_that_is_given_up_leaves_no_connection_behind(tmp_path: Path) ->
             assert (await anext(watch))[0] == "ADDED"
 
     line = json.dumps(event("ADDED", "a", 6)).encode() + b"\n"
-    with numb_server(tmp_path, line) as endpoint, warnings.catch_warnings(record=True) as said:
+    with numb_server(authority, line) as endpoint, warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         asyncio.run(watch_a_while(endpoint))
         gc.collect()

@@ -8,11 +8,17 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from websockets.asyncio.client import ClientConnection
 
 from e2e.local.brokers import BROKERS, LocalBroker
-from tests.relay.support import until
+from tests.relay.support import client, receive, running, until
 from userrealtime_relay.bridge.config import Config
 from userrealtime_relay.bridge.server import Bridge
+from userrealtime_relay.server import Relay
+
+NEVER = "600"
+"""As a POLL_INTERVAL: longer than any test."""
+PASSWORD = "a-secret-of-the-broker"
 
 
 def make_broker(name: str, password: str = "", pki: Path | None = None) -> LocalBroker:
@@ -38,3 +44,15 @@ async def bridging(url: str, broker: LocalBroker, **changes: str) -> AsyncIterat
     async with Bridge(bridge_config(url, broker, **changes)) as bridge:
         await until(lambda: bridge.hindrance is None)
         yield bridge
+
+
+@asynccontextmanager
+async def following(url: str, broker: LocalBroker) -> AsyncIterator[tuple[Relay, ClientConnection]]:
+    """A relay with a client at the beginning of its log, and a bridge. Neither looks at the log without a signal."""
+    async with (
+        bridging(url, broker, POLL_INTERVAL=NEVER),
+        running(url, None, **broker.variables, POLL_INTERVAL=NEVER) as relay,
+        client(relay) as connection,
+    ):
+        assert (await receive(connection))["cursor"] == 0
+        yield relay, connection

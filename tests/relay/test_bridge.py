@@ -16,7 +16,7 @@ import pytest
 
 from e2e.local.brokers import LocalBroker
 from tests.conftest import Database
-from tests.relay.brokers import bridging, make_broker
+from tests.relay.brokers import NEVER, bridging, make_broker
 from tests.relay.pgbouncer import pgbouncer
 from tests.relay.support import PATIENCE_S, get, until
 from userrealtime_relay.bridge import server
@@ -30,7 +30,6 @@ from userrealtime_relay.config import ConfigError, Secret
 from userrealtime_relay.signals import Moved, Standing, decode
 from userrealtime_relay.signals.broker import load
 
-NEVER = "600"
 NONSENSE = (
     *(
         "",

@@ -12,14 +12,11 @@ import pytest
 
 from e2e.local.brokers import BROKERS, LocalBroker
 from tests.conftest import Database
-from tests.relay.brokers import bridging, make_broker
-from tests.relay.support import PATIENCE_S, client, metric, publish, receive, receive_ids, running, until
+from tests.relay.brokers import NEVER, PASSWORD, bridging, following, make_broker
+from tests.relay.support import PATIENCE_S, metric, publish, receive_ids, running, until
 from userrealtime_relay.config import Secret
 from userrealtime_relay.signals import Moved, Standing, Unreachable, decode, encode
 from userrealtime_relay.signals.broker import load
-
-PASSWORD = "a-secret-of-the-broker"
-NEVER = "600"
 
 
 @pytest.fixture(params=BROKERS)
@@ -50,12 +47,7 @@ async def test_events_arrive_while_the_broker_is_killed_and_comes_back(
     migrated: Database, connection: asyncpg.Connection, broker: LocalBroker, caplog: pytest.LogCaptureFixture
 ) -> None:
     """No poll helps: what was missed is read since the broker is there again."""
-    async with (
-        bridging(migrated.url, broker, POLL_INTERVAL=NEVER),
-        running(migrated.url, None, **broker.variables, POLL_INTERVAL=NEVER) as relay,
-        client(relay) as alice,
-    ):
-        assert (await receive(alice))["cursor"] == 0
+    async with following(migrated.url, broker) as (relay, alice):
         await publish(connection, 3)
         assert await receive_ids(alice, 3) == [1, 2, 3]
         await broker.kill()

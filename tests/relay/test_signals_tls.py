@@ -9,25 +9,13 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from e2e.cluster.local import pki
 from e2e.local.brokers import BROKERS, LocalBroker
 from tests.conftest import Database
-from tests.relay.brokers import bridging, make_broker
-from tests.relay.support import PATIENCE_S, client, publish, receive, receive_ids, running, until
+from tests.relay.brokers import PASSWORD, following, make_broker
+from tests.relay.support import PATIENCE_S, publish, receive_ids, until
 from userrealtime_relay.config import Secret
 from userrealtime_relay.signals import Unreachable
 from userrealtime_relay.signals.broker import load
-
-PASSWORD = "a-secret-of-the-broker"
-NEVER = "600"
-
-
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with an authority that no machine trusts by itself, and a server's certificate of it for 127.0.0.1."""
-    folder = tmp_path_factory.mktemp("pki")
-    pki.make(folder, [pki.Identity("server", "/CN=broker", ("IP:127.0.0.1",))])
-    return folder
 
 
 @pytest.fixture(params=BROKERS)
@@ -56,12 +44,7 @@ async def test_events_arrive_if_the_authority_is_trusted(
 ) -> None:
     assert broker.url.startswith(("tls:", "rediss:", "kafka+tls:"))
     monkeypatch.setenv("SSL_CERT_FILE", str(authority / "ca.crt"))
-    async with (
-        bridging(migrated.url, broker, POLL_INTERVAL=NEVER),
-        running(migrated.url, None, **broker.variables, POLL_INTERVAL=NEVER) as relay,
-        client(relay) as alice,
-    ):
-        assert (await receive(alice))["cursor"] == 0
+    async with following(migrated.url, broker) as (_, alice):
         await publish(connection, 3)
         assert await receive_ids(alice, 3) == [1, 2, 3]
 
