@@ -1,4 +1,5 @@
 // The log as a node server reads it: pages from Postgres, and LISTEN for the news.
+import { EventEmitter, once } from "node:events";
 import pg from "pg";
 
 const PAGE = 1000;
@@ -12,11 +13,11 @@ export async function openLog(url, userId) {
   await reader.connect();
   const channel = (await reader.query("select userrealtime.channel($1) as name", [userId])).rows[0].name;
 
-  async function page(after) {
+  async function page(after, upTo = Number.MAX_SAFE_INTEGER) {
     const answer = await reader.query(
       `select id, event, at, data from userrealtime.event
-       where user_id = $1 and id > $2 order by id limit ${PAGE}`,
-      [userId, after],
+       where user_id = $1 and id > $2 and id <= $3 order by id limit ${PAGE}`,
+      [userId, after, upTo],
     );
     return answer.rows.map((row) => ({ type: "event", ...row }));
   }
@@ -26,9 +27,12 @@ export async function openLog(url, userId) {
     return answer.rows.length ? answer.rows[0].head : 0;
   }
 
+  // The last number that was delivered to those who follow.
+  let position = await head();
+  const progress = new EventEmitter().setMaxListeners(0);
+
   // Calls `deliver` with each new page, in order.
   async function follow(deliver) {
-    let position = await head();
     let reading = false;
     let more = false;
     async function read() {
@@ -40,6 +44,7 @@ export async function openLog(url, userId) {
         for (let events = await page(position); events.length; events = await page(position)) {
           position = events.at(-1).id;
           deliver(events);
+          progress.emit("delivered");
           if (events.length < PAGE) break;
         }
       }
@@ -50,16 +55,18 @@ export async function openLog(url, userId) {
     await read();
   }
 
-  // Sends one client what came after `after`, up to the head as it is by then; gives the last number sent.
-  async function catchUp(after, send) {
-    let position = after;
-    for (;;) {
-      const events = await page(position);
+  // Sends one client what came after `after`, up to where the followers are by then, and has it join them there: in the
+  // same step, or an event might come to it twice or not at all. One that is ahead of them waits for them.
+  async function catchUp(after, send, join) {
+    while (after > position) await once(progress, "delivered");
+    while (after < position) {
+      const upTo = position;
+      const events = await page(after, upTo);
       for (const event of events) await send(event);
-      if (events.length) position = events.at(-1).id;
-      if (events.length < PAGE) return position;
+      after = events.length < PAGE ? upTo : events.at(-1).id;
     }
+    join();
   }
 
-  return { follow, catchUp, head };
+  return { follow, catchUp };
 }

@@ -9,14 +9,14 @@ const server = new Server(http, { transports: ["websocket"], perMessageDeflate: 
 
 server.on("connection", async (socket) => {
   const since = socket.handshake.query.since;
-  if (since !== undefined) {
-    await log.catchUp(Number(since), (event) => {
-      socket.emit("event", event);
-      // Let the transport write now and then: there is no callback to wait for.
-      return event.id % 1000 === 0 ? new Promise((resolve) => setImmediate(resolve)) : undefined;
-    });
-  }
-  socket.join("live");
+  const join = () => socket.join("live");
+  const send = (event) => {
+    socket.emit("event", event);
+    // Let the transport write now and then: there is no callback to wait for.
+    return event.id % 1000 === 0 ? new Promise((resolve) => setImmediate(resolve)) : undefined;
+  };
+  if (since === undefined) join();
+  else await log.catchUp(Number(since), send, join);
 });
 
 await log.follow((events) => {

@@ -27,9 +27,10 @@ server.on("connection", async (socket, request) => {
   socket.on("error", () => {});
   const since = new URL(request.url, "http://localhost").searchParams.get("since");
   socket.send(JSON.stringify({ type: "connected" }));
-  if (since !== null) await log.catchUp(Number(since), (event) => sent(socket, JSON.stringify(event)));
-  live.add(socket);
   socket.on("close", () => live.delete(socket));
+  const join = () => socket.readyState === socket.OPEN && live.add(socket);
+  if (since === null) join();
+  else await log.catchUp(Number(since), (event) => sent(socket, JSON.stringify(event)), join);
 });
 
 console.log("listening");

@@ -1,0 +1,77 @@
+"""The node servers the relay is measured against are right: clients that come while events do get each event once."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import asyncpg
+import pytest
+
+from bench.relay.client import Client
+from bench.relay.peers import PEERS, Server, Unavailable, running
+from bench.relay.workloads import Feed
+from tests.conftest import Database
+
+USER = "peers"
+BEFORE = 20
+CLIENTS = 200
+LIMIT_S = 20.0
+
+
+@contextlib.asynccontextmanager
+async def publishing(feed: Feed) -> AsyncIterator[None]:
+    """An event after another, until the end of the block."""
+    stop = asyncio.Event()
+
+    async def publish() -> None:
+        while not stop.is_set():
+            await feed.publish(feed.next_numbers(1))
+            await asyncio.sleep(0.001)
+
+    task = asyncio.create_task(publish())
+    try:
+        yield
+    finally:
+        stop.set()
+        await task
+
+
+async def resumed(server: Server, feed: Feed) -> tuple[int, Client]:
+    """A client that resumes a few events ago, and the number it resumes after."""
+    since = feed.last - BEFORE
+    return since, await Client.connect(server.dialect, server.port, check=True, since=since)
+
+
+@pytest.mark.parametrize("name", ["ws", "Socket.IO"])
+async def test_clients_that_come_while_events_do_get_each_once(
+    name: str, migrated: Database, connection: asyncpg.Connection
+) -> None:
+    peer = next(peer for peer in PEERS if peer.name == name)
+    try:
+        command = peer.prepare()
+    except Unavailable as error:
+        pytest.skip(str(error))
+    clients: list[tuple[int, Client]] = []
+    try:
+        async with running(peer, command, migrated.url, USER, None) as server:
+            feed = Feed(connection, USER, server)
+            await feed.publish(feed.next_numbers(BEFORE))
+            async with publishing(feed):
+                for _ in range(CLIENTS // 10):
+                    clients += await asyncio.gather(*(resumed(server, feed) for _ in range(10)))
+            with contextlib.suppress(TimeoutError):  # told of below
+                async with asyncio.timeout(LIMIT_S):
+                    for since, client in clients:
+                        await client.received(feed.last - since, LIMIT_S)
+            await asyncio.sleep(0.2)  # what comes twice may come late
+            wrong = [
+                (since, client.numbers)
+                for since, client in clients
+                if client.numbers != list(range(since + 1, feed.last + 1))
+            ]
+            assert not wrong, f"{len(wrong)} of {CLIENTS} clients, of events up to {feed.last}"
+    finally:
+        for _, client in clients:
+            client.abort()
