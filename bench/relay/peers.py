@@ -93,8 +93,10 @@ def _quietly(command: list[str], *, cwd: Path | None = None, limit_s: int, **env
 
 
 def _relay() -> list[str]:
-    # Compile first: a process that has just compiled all of its modules is a bigger one.
-    _quietly([sys.executable, "-OO", "-c", "import userrealtime_relay.server"], limit_s=START_LIMIT_S)
+    # Compile first: a process that has just compiled all of its modules is a bigger one. The image has them compiled,
+    # so they are kept though a variable may say to keep none.
+    importing = [sys.executable, "-OO", "-c", "import userrealtime_relay.server"]
+    _quietly(importing, limit_s=START_LIMIT_S, PYTHONDONTWRITEBYTECODE="")
     return [sys.executable, "-m", "userrealtime_relay"]
 
 
