@@ -66,12 +66,8 @@ async def test_clients_that_come_while_events_do_get_each_once(
                     for since, client in clients:
                         await client.received(feed.last - since, LIMIT_S)
             await asyncio.sleep(0.2)  # what comes twice may come late
-            wrong = [
-                (since, client.numbers)
-                for since, client in clients
-                if client.numbers != list(range(since + 1, feed.last + 1))
-            ]
-            assert not wrong, f"{len(wrong)} of {CLIENTS} clients, of events up to {feed.last}"
+            wrong = sum(client.numbers != list(range(since + 1, feed.last + 1)) for since, client in clients)
+            assert wrong == 0, f"{wrong} of {CLIENTS} clients, of events up to {feed.last}"
     finally:
         for _, client in clients:
             client.abort()

@@ -55,9 +55,11 @@ export async function openLog(url, userId) {
     await read();
   }
 
-  // Sends one client what came after `after`, up to where the followers are by then, and has it join them there: in the
-  // same step, or an event might come to it twice or not at all. One that is ahead of them waits for them.
-  async function catchUp(after, send, join) {
+  // Sends one client what came after the number `since`, if it says one, up to where the followers are by then, and has
+  // it join them there: in the same step, or an event might come to it twice or not at all. One that is ahead of them
+  // waits for them.
+  async function catchUp(since, send, join) {
+    let after = Number(since ?? position);
     while (after > position) await once(progress, "delivered");
     while (after < position) {
       const upTo = position;

@@ -8,15 +8,12 @@ const http = createServer();
 const server = new Server(http, { transports: ["websocket"], perMessageDeflate: false });
 
 server.on("connection", async (socket) => {
-  const since = socket.handshake.query.since;
-  const join = () => socket.join("live");
   const send = (event) => {
     socket.emit("event", event);
     // Let the transport write now and then: there is no callback to wait for.
     return event.id % 1000 === 0 ? new Promise((resolve) => setImmediate(resolve)) : undefined;
   };
-  if (since === undefined) join();
-  else await log.catchUp(Number(since), send, join);
+  await log.catchUp(socket.handshake.query.since, send, () => socket.join("live"));
 });
 
 await log.follow((events) => {

@@ -29,8 +29,7 @@ server.on("connection", async (socket, request) => {
   socket.send(JSON.stringify({ type: "connected" }));
   socket.on("close", () => live.delete(socket));
   const join = () => socket.readyState === socket.OPEN && live.add(socket);
-  if (since === null) join();
-  else await log.catchUp(Number(since), (event) => sent(socket, JSON.stringify(event)), join);
+  await log.catchUp(since, (event) => sent(socket, JSON.stringify(event)), join);
 });
 
 console.log("listening");
