@@ -11,13 +11,11 @@ import pytest
 from websockets.asyncio.client import ClientConnection
 
 from e2e.local.brokers import BROKERS, LocalBroker
-from tests.relay.support import client, receive, running, until
+from tests.relay.support import NEVER, client, receive, running, until
 from userrealtime_relay.bridge.config import Config
 from userrealtime_relay.bridge.server import Bridge
 from userrealtime_relay.server import Relay
 
-NEVER = "600"
-"""As a POLL_INTERVAL: longer than any test."""
 PASSWORD = "a-secret-of-the-broker"
 
 

@@ -22,6 +22,8 @@ from userrealtime_relay.log import Page
 from userrealtime_relay.server import Relay
 from userrealtime_relay.signals import Signal
 
+NEVER = "600"
+"""As a POLL_INTERVAL: longer than any test."""
 PATIENCE_S = 20
 USER = "alice"
 KEY = "a key of this user's that is long enough"

@@ -16,9 +16,9 @@ import pytest
 
 from e2e.local.brokers import LocalBroker
 from tests.conftest import Database
-from tests.relay.brokers import NEVER, bridging, make_broker
+from tests.relay.brokers import bridging, make_broker
 from tests.relay.pgbouncer import pgbouncer
-from tests.relay.support import PATIENCE_S, get, until
+from tests.relay.support import NEVER, PATIENCE_S, get, until
 from userrealtime_relay.bridge import server
 from userrealtime_relay.bridge.__main__ import main
 from userrealtime_relay.bridge.config import Config

@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import Database
 from tests.relay.http_client import poll, request
-from tests.relay.support import PATIENCE_S, client, config, metric, publish, receive, running, token, until
+from tests.relay.support import NEVER, PATIENCE_S, client, config, metric, publish, receive, running, token, until
 from userrealtime_relay.server import Relay
 
 # Nobody listens there.
@@ -21,7 +21,7 @@ async def test_a_poll_without_a_cursor_tells_the_head_at_once(
 ) -> None:
     await publish(connection, 3)
     epoch = await connection.fetchval("select epoch from userrealtime.log")
-    async with running(migrated.url, POLL_INTERVAL="600") as relay:
+    async with running(migrated.url, POLL_INTERVAL=NEVER) as relay:
         assert await poll(relay) == {"events": [], "cursor": 3, "epoch": epoch}
         assert await metric(relay, "connections") == 0
 
@@ -32,7 +32,7 @@ async def test_a_poll_with_something_to_say_is_answered_at_once(
 ) -> None:
     if place == "log":
         await publish(connection, 3)
-    async with running(migrated.url, POLL_INTERVAL="600") as relay, client(relay, last_event_id=1) as alice:
+    async with running(migrated.url, POLL_INTERVAL=NEVER) as relay, client(relay, last_event_id=1) as alice:
         if place == "ring":
             await publish(connection, 3)
             await until(lambda: relay.tail.ring.head == 3)
@@ -45,7 +45,7 @@ async def test_a_poll_with_something_to_say_is_answered_at_once(
 
 
 async def test_a_poll_waits_for_an_event(migrated: Database, connection: asyncpg.Connection) -> None:
-    async with running(migrated.url, POLL_INTERVAL="600") as relay:
+    async with running(migrated.url, POLL_INTERVAL=NEVER) as relay:
         waiting = asyncio.create_task(poll(relay, cursor=0))
         await until(lambda: relay.clients.connected == 1)
         await publish(connection)
@@ -55,14 +55,14 @@ async def test_a_poll_waits_for_an_event(migrated: Database, connection: asyncpg
 
 
 async def test_a_poll_waits_no_longer_than_asked(migrated: Database) -> None:
-    async with running(migrated.url, POLL_INTERVAL="600") as relay:
+    async with running(migrated.url, POLL_INTERVAL=NEVER) as relay:
         for timeout in ("0", "0.1"):
             assert await poll(relay, cursor=0, timeout=timeout) == {"events": [], "cursor": 0, "epoch": None}
 
 
 async def test_polls_pass_on_everything_in_order(migrated: Database, connection: asyncpg.Connection) -> None:
     await publish(connection, 300, size=2000)
-    async with running(migrated.url, RING_EVENTS="8", POLL_INTERVAL="600") as relay:
+    async with running(migrated.url, RING_EVENTS="8", POLL_INTERVAL=NEVER) as relay:
         publishing = asyncio.create_task(publish(connection, 50, size=2000))
         ids: list[int] = []
         cursor, epoch = 0, ""
@@ -83,7 +83,7 @@ async def test_a_cursor_that_cannot_be_served_is_reset(
 ) -> None:
     await publish(connection, 5)
     await connection.execute("delete from userrealtime.event where id <= 2")
-    async with running(migrated.url, POLL_INTERVAL="600") as relay:
+    async with running(migrated.url, POLL_INTERVAL=NEVER) as relay:
         answer = await poll(relay, **parameters)
         assert (answer["events"], answer["cursor"], answer["reset"]) == ([], 5, reason)
         assert await metric(relay, f'starts_total{{outcome="{reason}"}}') == 1
@@ -116,20 +116,20 @@ async def test_a_poll_under_way_is_reset(migrated: Database, connection: asyncpg
 async def test_what_is_wrong_is_told_by_the_status(
     migrated: Database, bearer: str | None, query: str, status: int
 ) -> None:
-    async with running(migrated.url, POLL_INTERVAL="600") as relay:
+    async with running(migrated.url, POLL_INTERVAL=NEVER) as relay:
         answer = await request(relay, f"/poll?{query}", bearer)
         assert (answer.status, list(answer.json)) == (status, ["error"])
         assert answer.headers["cache-control"] == "no-store"
 
 
 async def test_a_token_that_expires_meanwhile_is_told(migrated: Database) -> None:
-    async with running(migrated.url, POLL_INTERVAL="600") as relay:
+    async with running(migrated.url, POLL_INTERVAL=NEVER) as relay:
         answer = await request(relay, "/poll?cursor=0", token(life_s=-3))
         assert (answer.status, answer.json) == (401, {"error": "Token expired"})
 
 
 async def test_polls_take_places_among_all_clients(migrated: Database) -> None:
-    async with running(migrated.url, MAX_CONNECTIONS="1", POLL_INTERVAL="600") as relay:
+    async with running(migrated.url, MAX_CONNECTIONS="1", POLL_INTERVAL=NEVER) as relay:
         async with client(relay) as alice:
             await receive(alice)
             answer = await request(relay, "/poll?cursor=0")
@@ -147,7 +147,7 @@ async def test_without_postgres_a_poll_is_answered_in_time() -> None:
 
 
 async def test_a_poll_that_is_gone_is_forgotten_at_once(migrated: Database) -> None:
-    async with running(migrated.url, POLL_INTERVAL="600") as relay:
+    async with running(migrated.url, POLL_INTERVAL=NEVER) as relay:
         waiting = asyncio.create_task(poll(relay, cursor=0))
         await until(lambda: relay.clients.connected == 1)
         waiting.cancel()
@@ -155,7 +155,7 @@ async def test_a_poll_that_is_gone_is_forgotten_at_once(migrated: Database) -> N
 
 
 async def test_polls_one_after_the_other_share_a_connection(migrated: Database, connection: asyncpg.Connection) -> None:
-    async with running(migrated.url, MAX_CONNECTIONS="1", POLL_INTERVAL="600") as relay:
+    async with running(migrated.url, MAX_CONNECTIONS="1", POLL_INTERVAL=NEVER) as relay:
         await publish(connection, 3)
         reader, writer = await asyncio.open_connection("127.0.0.1", relay.ws_port)
         for cursor in range(3):
@@ -173,7 +173,7 @@ async def test_polls_one_after_the_other_share_a_connection(migrated: Database, 
 
 
 async def test_draining_answers_polls_and_refuses_others(migrated: Database, connection: asyncpg.Connection) -> None:
-    async with running(migrated.url, POLL_INTERVAL="600") as relay:
+    async with running(migrated.url, POLL_INTERVAL=NEVER) as relay:
         waiting = asyncio.create_task(request(relay, "/poll?cursor=0"))
         await until(lambda: relay.clients.connected == 1)
         async with asyncio.timeout(PATIENCE_S):

@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import Database
 from tests.relay.http_client import request
 from tests.relay.pgbouncer import pgbouncer
-from tests.relay.support import USER, client, config, metric, numbers, publish, receive, receive_ids, until
+from tests.relay.support import NEVER, USER, client, config, metric, numbers, publish, receive, receive_ids, until
 from userrealtime_relay import tail
 from userrealtime_relay.config import Secret
 from userrealtime_relay.log import Log
@@ -74,7 +74,7 @@ async def test_behind_a_pooler_clients_publish(migrated: Database, connection: a
 async def test_a_pooler_of_sessions_lets_notifications_through(
     migrated: Database, connection: asyncpg.Connection, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with pgbouncer(migrated.url, "session") as url, Relay(config(url, POLL_INTERVAL="600")) as relay:
+    async with pgbouncer(migrated.url, "session") as url, Relay(config(url, POLL_INTERVAL=NEVER)) as relay:
         await until(lambda: relay.hindrance is None)
         await publish(connection)
         await until(lambda: relay.tail.ring.head == 1)

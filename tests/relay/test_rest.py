@@ -13,12 +13,12 @@ from tests.conftest import Database
 from tests.relay.brokers import bridging, make_broker
 from tests.relay.http_client import request
 from tests.relay.pgbouncer import pgbouncer
-from tests.relay.support import PATIENCE_S, USER, client, metric, publish, receive, receive_ids, running, until
+from tests.relay.support import NEVER, PATIENCE_S, USER, client, metric, publish, receive, receive_ids, running, until
 from userrealtime_relay import presence, tail
 from userrealtime_relay.server import Relay
 from userrealtime_relay.signals import Standing
 
-SOON = {"DATABASE_IDLE_AFTER": "0.1", "POLL_INTERVAL": "600"}
+SOON = {"DATABASE_IDLE_AFTER": "0.1", "POLL_INTERVAL": NEVER}
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ async def test_what_is_not_used_is_closed_and_opened_by_a_signal(
 async def test_a_connection_in_use_is_kept(
     migrated: Database, connection: asyncpg.Connection, broker: LocalBroker
 ) -> None:
-    variables = {**broker.variables, "DATABASE_IDLE_AFTER": "5", "POLL_INTERVAL": "600"}
+    variables = {**broker.variables, "DATABASE_IDLE_AFTER": "5", "POLL_INTERVAL": NEVER}
     async with bridging(migrated.url, broker), running(migrated.url, None, **variables) as relay:
         for number in range(1, 10):
             await publish(connection)
@@ -175,7 +175,7 @@ async def test_it_works_behind_a_pooler_of_transactions(
 ) -> None:
     async with (
         pgbouncer(migrated.url, "transaction") as url,
-        bridging(migrated.url, broker, POLL_INTERVAL="600"),
+        bridging(migrated.url, broker, POLL_INTERVAL=NEVER),
         running(url, None, **broker.variables, **SOON) as relay,
         client(relay) as alice,
     ):

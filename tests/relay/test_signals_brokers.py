@@ -12,8 +12,8 @@ import pytest
 
 from e2e.local.brokers import BROKERS, LocalBroker
 from tests.conftest import Database
-from tests.relay.brokers import NEVER, PASSWORD, bridging, following, make_broker
-from tests.relay.support import PATIENCE_S, metric, publish, receive_ids, running, until
+from tests.relay.brokers import PASSWORD, bridging, following, make_broker
+from tests.relay.support import NEVER, PATIENCE_S, metric, publish, receive_ids, running, until
 from userrealtime_relay.config import Secret
 from userrealtime_relay.signals import Moved, Standing, Unreachable, decode, encode
 from userrealtime_relay.signals.broker import load

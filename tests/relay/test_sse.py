@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import Database
 from tests.relay.http_client import Answer, Stream, request, stream
-from tests.relay.support import USER, client, metric, publish, receive, running, token, until
+from tests.relay.support import NEVER, USER, client, metric, publish, receive, running, token, until
 from tests.relay.test_websocket import eventually, is_metric
 from userrealtime_relay.frame import encode_text
 from userrealtime_relay.server import Relay
@@ -31,7 +31,7 @@ async def connected(events: Stream) -> int:
 async def test_a_stream_says_what_a_websocket_says(migrated: Database, connection: asyncpg.Connection) -> None:
     await publish(connection, 3)
     epoch = await connection.fetchval("select epoch from userrealtime.log")
-    async with running(migrated.url, POLL_INTERVAL="600") as relay, stream(relay) as events, client(relay) as alice:
+    async with running(migrated.url, POLL_INTERVAL=NEVER) as relay, stream(relay) as events, client(relay) as alice:
         assert events.answer.headers["content-type"] == "text/event-stream"
         greeting = await events.event()
         assert greeting == {"type": "connected", "userId": USER, "cursor": 3, "epoch": epoch, "earliest": 1}
@@ -233,7 +233,7 @@ async def test_a_slow_stream_that_reads_on_in_time_misses_nothing(
 
 
 async def test_a_stream_that_is_gone_is_forgotten_at_once(migrated: Database) -> None:
-    async with running(migrated.url, POLL_INTERVAL="600") as relay:
+    async with running(migrated.url, POLL_INTERVAL=NEVER) as relay:
         async with stream(relay) as events:
             await connected(events)
         await until(lambda: not relay.clients)

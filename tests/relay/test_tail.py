@@ -10,7 +10,7 @@ import asyncpg
 import pytest
 
 from tests.conftest import Database
-from tests.relay.support import PATIENCE_S, config, publish, terminate, until
+from tests.relay.support import NEVER, PATIENCE_S, config, publish, terminate, until
 from userrealtime_relay.log import Log, Page
 from userrealtime_relay.metrics import Metrics
 from userrealtime_relay.position import Position
@@ -56,7 +56,7 @@ async def noisy(log: Log, channel: str, wake: Wake) -> AsyncIterator[None]:
 
 async def test_the_ring_begins_at_the_head_and_follows(migrated: Database, connection: asyncpg.Connection) -> None:
     await publish(connection, 3)
-    async with following(migrated.url, POLL_INTERVAL="600") as tail:
+    async with following(migrated.url, POLL_INTERVAL=NEVER) as tail:
         assert tail.hindrance == "not connected to Postgres"
         await until(lambda: tail.hindrance is None)
         assert (tail.ring.head, len(tail.ring)) == (3, 0)
@@ -67,7 +67,7 @@ async def test_the_ring_begins_at_the_head_and_follows(migrated: Database, conne
 
 
 async def test_many_pages_are_read(migrated: Database, connection: asyncpg.Connection) -> None:
-    async with following(migrated.url, POLL_INTERVAL="600", RING_EVENTS="10000") as tail:
+    async with following(migrated.url, POLL_INTERVAL=NEVER, RING_EVENTS="10000") as tail:
         await until(lambda: tail.hindrance is None)
         await publish(connection, 2 * PAGE_EVENTS + 1)
         await until(lambda: tail.ring.head == 2 * PAGE_EVENTS + 1)
@@ -89,7 +89,7 @@ async def test_what_a_broker_tells_of_is_read(
     monkeypatch.setattr(Log, "page", reading)
     await publish(connection, 3)
     epoch = await connection.fetchval("select epoch from userrealtime.log")
-    async with following(migrated.url, deaf, POLL_INTERVAL="600") as tail:
+    async with following(migrated.url, deaf, POLL_INTERVAL=NEVER) as tail:
         await until(lambda: tail.hindrance is None)
         read.clear()
         for head in (4, 5):
@@ -112,7 +112,7 @@ async def test_what_a_broker_tells_of_is_read(
 
 
 async def test_the_first_event_of_a_user_brings_the_epoch(migrated: Database, connection: asyncpg.Connection) -> None:
-    async with following(migrated.url, POLL_INTERVAL="600") as tail:
+    async with following(migrated.url, POLL_INTERVAL=NEVER) as tail:
         await until(lambda: tail.hindrance is None)
         ring = tail.ring
         assert tail.position == Position(0, 1, None)
@@ -150,7 +150,7 @@ async def test_needless_signals_change_nothing(migrated: Database, connection: a
 
 
 async def test_a_lost_connection_loses_nothing(migrated: Database, connection: asyncpg.Connection) -> None:
-    async with following(migrated.url, POLL_INTERVAL="600", RING_EVENTS="100000") as tail:
+    async with following(migrated.url, POLL_INTERVAL=NEVER, RING_EVENTS="100000") as tail:
         await until(lambda: tail.hindrance is None)
         ring = tail.ring
         ended = published = 0
@@ -168,7 +168,7 @@ async def test_a_lost_connection_loses_nothing(migrated: Database, connection: a
 
 async def test_a_postgres_that_is_away_is_waited_for(own_server: Database) -> None:
     await asyncio.to_thread(own_server.server.stop)
-    async with following(own_server.url, POLL_INTERVAL="600") as tail:
+    async with following(own_server.url, POLL_INTERVAL=NEVER) as tail:
         page = asyncio.create_task(tail.page(0, 1000))
         place = asyncio.create_task(tail.locate())
         await asyncio.sleep(0.5)
@@ -232,7 +232,7 @@ async def test_what_the_log_let_go_of_meanwhile_is_skipped(migrated: Database, c
 
 async def test_asking_where_the_log_stands_is_a_signal_too(migrated: Database, connection: asyncpg.Connection) -> None:
     await publish(connection, 3)
-    async with following(migrated.url, deaf, POLL_INTERVAL="600") as tail:
+    async with following(migrated.url, deaf, POLL_INTERVAL=NEVER) as tail:
         await until(lambda: tail.hindrance is None)
         await publish(connection, 2)
         await tail.locate()
@@ -247,7 +247,7 @@ async def test_asking_where_the_log_stands_is_a_signal_too(migrated: Database, c
 
 
 async def test_who_forgets_is_not_called(migrated: Database, connection: asyncpg.Connection) -> None:
-    async with following(migrated.url, POLL_INTERVAL="600") as tail:
+    async with following(migrated.url, POLL_INTERVAL=NEVER) as tail:
         await until(lambda: tail.hindrance is None)
         kept, forgotten = asyncio.Event(), asyncio.Event()
         tail.call_once(kept.set)

@@ -16,6 +16,7 @@ from websockets.typing import Subprotocol
 
 from tests.conftest import Database
 from tests.relay.support import (
+    NEVER,
     PATIENCE_S,
     USER,
     client,
@@ -49,7 +50,7 @@ async def test_a_client_is_greeted_and_gets_what_is_published(
 ) -> None:
     await publish(connection, 3)
     epoch = await connection.fetchval("select epoch from userrealtime.log")
-    async with running(migrated.url, POLL_INTERVAL="600") as relay, client(relay) as alice:
+    async with running(migrated.url, POLL_INTERVAL=NEVER) as relay, client(relay) as alice:
         assert await receive(alice) == {
             "type": "connected",
             "userId": USER,
@@ -81,7 +82,7 @@ async def test_a_client_is_greeted_and_gets_what_is_published(
 
 
 async def test_every_client_gets_every_event_in_order(migrated: Database, connection: asyncpg.Connection) -> None:
-    async with running(migrated.url, POLL_INTERVAL="600") as relay:
+    async with running(migrated.url, POLL_INTERVAL=NEVER) as relay:
         clients = [await stack_client(relay) for _ in range(10)]
         for _ in range(20):
             await publish(connection, 10)
@@ -106,7 +107,7 @@ async def is_metric(relay: Relay, name: str, value: float) -> bool:
 
 
 async def test_a_client_that_is_gone_is_forgotten_at_once(migrated: Database) -> None:
-    async with running(migrated.url, POLL_INTERVAL="600") as relay, client(relay) as alice:
+    async with running(migrated.url, POLL_INTERVAL=NEVER) as relay, client(relay) as alice:
         await receive(alice)
         alice.transport.abort()
         await until(lambda: not relay.clients)
@@ -187,7 +188,7 @@ async def test_from_the_log_to_the_ring_there_is_no_gap_and_no_double(
     migrated: Database, connection: asyncpg.Connection
 ) -> None:
     await publish(connection, 2000, size=500)
-    async with running(migrated.url, RING_EVENTS="8", POLL_INTERVAL="600") as relay:
+    async with running(migrated.url, RING_EVENTS="8", POLL_INTERVAL=NEVER) as relay:
 
         async def publish_on() -> None:
             for _ in range(100):
@@ -206,7 +207,7 @@ async def test_from_the_log_to_the_ring_there_is_no_gap_and_no_double(
 async def test_a_client_ahead_of_this_relay_is_not_reset(migrated: Database, connection: asyncpg.Connection) -> None:
     """Another relay has delivered what this one has yet to hear of."""
     await publish(connection, 3)
-    async with running(migrated.url, POLL_INTERVAL="600") as relay:
+    async with running(migrated.url, POLL_INTERVAL=NEVER) as relay:
         async with connection.transaction():
             await connection.execute("update userrealtime.log set head = 5")
             for number in (4, 5):
@@ -242,7 +243,7 @@ async def test_what_was_deleted_since_the_relay_looked_is_reset_not_skipped(
     migrated: Database, connection: asyncpg.Connection
 ) -> None:
     await publish(connection, 5)
-    async with running(migrated.url, POLL_INTERVAL="600") as relay:
+    async with running(migrated.url, POLL_INTERVAL=NEVER) as relay:
         await connection.execute("delete from userrealtime.event where id <= 2")
         async with client(relay, last_event_id=1) as alice:
             assert (await receive(alice))["cursor"] == 1
@@ -282,7 +283,7 @@ async def test_a_cursor_that_is_none_is_refused(migrated: Database, cursor: str)
 async def test_connections_to_postgres_are_lost_and_events_are_not(
     migrated: Database, connection: asyncpg.Connection
 ) -> None:
-    async with running(migrated.url, POLL_INTERVAL="600", RING_EVENTS="20") as relay, client(relay) as alice:
+    async with running(migrated.url, POLL_INTERVAL=NEVER, RING_EVENTS="20") as relay, client(relay) as alice:
         await receive(alice)
 
         async def publish_and_terminate() -> int:
@@ -309,7 +310,7 @@ async def test_connections_to_postgres_are_lost_and_events_are_not(
 
 
 async def test_a_restart_of_postgres_loses_nothing(own_server: Database) -> None:
-    async with running(own_server.url, POLL_INTERVAL="600", RING_EVENTS="4") as relay, client(relay) as alice:
+    async with running(own_server.url, POLL_INTERVAL=NEVER, RING_EVENTS="4") as relay, client(relay) as alice:
         await receive(alice)
         connection = await asyncpg.connect(own_server.url)
         await publish(connection, 10)
@@ -456,7 +457,7 @@ async def test_text_that_is_no_text_closes(migrated: Database) -> None:
 
 
 async def test_what_is_no_frame_closes(migrated: Database) -> None:
-    async with running(migrated.url, POLL_INTERVAL="600") as relay, client(relay) as alice:
+    async with running(migrated.url, POLL_INTERVAL=NEVER) as relay, client(relay) as alice:
         await receive(alice)
         alice.transport.write(b"\x81\x05hello")  # a client must mask
         assert (await closed(alice))[0] == 1002
@@ -556,7 +557,7 @@ async def test_a_client_that_takes_half_an_event_is_too_slow_though_nothing_foll
     migrated: Database, connection: asyncpg.Connection
 ) -> None:
     async with (
-        running(migrated.url, SEND_TIMEOUT="0.2", POLL_INTERVAL="600") as relay,
+        running(migrated.url, SEND_TIMEOUT="0.2", POLL_INTERVAL=NEVER) as relay,
         client(relay, sock=small_socket(relay)) as slow,
     ):
         await receive(slow)
