@@ -195,11 +195,11 @@ async def measure(server: LocalApiServer, url: str, users: int, relays: int) -> 
     relay, relay_cpu, connections, backend = await measure_relays(url, relays)
     operator, operator_cpu, activator, activator_cpu = await measure_shared(server, url, users)
     print("\n| measured, of one | memory | CPU, idle |\n|---|---|---|")
-    print(f"| relay, awake, nobody connected | {mib(relay)} | {figure(relay_cpu * 1000)} millicores |")
+    print(f"| relay, awake, no client connected | {mib(relay)} | {figure(relay_cpu * 1000)} millicores |")
     print(f"| its connection to Postgres ({connections:g}), in Postgres | {mib(backend)} | |")
     print(f"| operator, {users:,} users | {mib(operator)} | {figure(operator_cpu * 1000)} millicores |")
     print(f"| activator, {users:,} users | {mib(activator)} | {figure(activator_cpu * 1000)} millicores |")
-    print(f"\n| {users:,} users, of whom awake | relays and activators | Postgres | CPU, idle | connections |")
+    print(f"\n| {users:,} users, fraction awake | relays and activators | Postgres | CPU, idle | connections |")
     print("|---|---|---|---|---|")
     for title, share, helpers in (*((f"{share:.0%}", share, ACTIVATORS) for share in SHARES), ("all, always", 1.0, 0)):
         awake = share * users
