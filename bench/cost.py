@@ -207,7 +207,7 @@ async def measure(server: LocalApiServer, url: str, users: int, relays: int) -> 
         cpu = awake * relay_cpu + helpers * activator_cpu
         print(f"| {title} | {gib(memory)} | {gib(there * backend)} | {figure(cpu)} cores | {there:,.0f} |")
     print(
-        f"\nBeside it, whoever is awake: {OPERATORS} operators, {mib(OPERATORS * operator)} and "
+        f"\nIn addition, however many users are awake: {OPERATORS} operators, {mib(OPERATORS * operator)} and "
         f"{figure(OPERATORS * operator_cpu * 1000)} millicores."
     )
 
