@@ -15,6 +15,7 @@ import base64
 import hashlib
 import json
 import re
+import ssl
 import sys
 import time
 from typing import Any
@@ -42,12 +43,20 @@ def resource_name(user_id: str) -> str:
     return "u-" + hashlib.sha256(user_id.encode()).hexdigest()[:40]
 
 
-def configure() -> None:
-    """Find the API server: that of the pod this runs in, or else the kubeconfig's."""
+def connect() -> client.ApiClient:
+    """A client of the API server: that of the pod this runs in, or else the kubeconfig's."""
+    configuration = client.Configuration()
     try:
-        config.load_incluster_config()
+        config.load_incluster_config(configuration)
     except config.ConfigException:
-        config.load_kube_config()
+        config.load_kube_config(client_configuration=configuration)
+    api = client.ApiClient(configuration)
+    if configuration.verify_ssl:
+        # The authorities of Amazon EKS and others lack extensions that Python 3.13 and later demand by default.
+        tls = ssl.create_default_context(cafile=configuration.ssl_ca_cert)
+        tls.verify_flags &= ~ssl.VERIFY_X509_STRICT
+        api.rest_client.pool_manager.connection_pool_kw["ssl_context"] = tls
+    return api
 
 
 def create(api: client.CustomObjectsApi, namespace: str, user_id: str) -> None:
@@ -150,8 +159,7 @@ def main() -> int:
     parser.add_argument("--delete", action="store_true", help="remove the user instead, events and inbox included")
     options = parser.parse_args()
     try:
-        configure()
-        with client.ApiClient() as api_client:
+        with connect() as api_client:
             if options.delete:
                 delete(api_client, options.namespace, options.user_id)
                 return 0

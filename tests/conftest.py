@@ -84,6 +84,16 @@ async def own_server() -> AsyncIterator[Database]:
 @pytest.fixture(scope="session")
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with an authority that no machine trusts by itself, and a server's certificate of it for 127.0.0.1."""
+    return make_authority(tmp_path_factory, pki.Extensions.COMPLETE)
+
+
+@pytest.fixture(scope="session", params=list(pki.Extensions), ids=lambda extensions: extensions.value)
+def any_authority(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `authority`, of each kind that has to be accepted: a complete one, and one like that of Amazon EKS."""
+    return make_authority(tmp_path_factory, request.param)
+
+
+def make_authority(tmp_path_factory: pytest.TempPathFactory, extensions: pki.Extensions) -> Path:
     folder = tmp_path_factory.mktemp("pki")
-    pki.make(folder, [pki.Identity("server", "/CN=server", ("IP:127.0.0.1",))])
+    pki.make(folder, [pki.Identity("server", "/CN=server", ("IP:127.0.0.1",))], extensions)
     return folder

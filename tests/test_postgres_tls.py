@@ -49,10 +49,11 @@ async def refusal(use: Use, url: str) -> Exception:
 
 
 async def test_a_server_of_a_trusted_authority_is_used(
-    use: Use, url: str, authority: Path, monkeypatch: pytest.MonkeyPatch
+    use: Use, migrated: OwnDatabase, any_authority: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PGSSLROOTCERT", str(authority / "ca.crt"))
-    await use(url)
+    monkeypatch.setenv("PGSSLROOTCERT", str(any_authority / "ca.crt"))
+    async with pgbouncer(migrated.url, "session", any_authority) as url:
+        await use(f"{url}?sslmode=verify-full")
 
 
 async def test_a_server_of_another_name_or_authority_is_refused(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Self
@@ -15,6 +16,7 @@ from kubernetes.config import ConfigException, list_kube_config_contexts, load_k
 from urllib3.exceptions import HTTPError
 
 from userrealtime_operator.resource import API_VERSION, PLURAL
+from userrealtime_relay.trust import client_context
 
 from .errors import CommandError
 
@@ -22,6 +24,14 @@ Object = dict[str, Any]
 
 REQUEST_TIMEOUT_S = 15
 PAGE = 500
+
+
+def _context(configuration: Configuration) -> ssl.SSLContext:
+    context = client_context(configuration.ssl_ca_cert, configuration.ca_cert_data)
+    if not configuration.verify_ssl:  # insecure-skip-tls-verify
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
 
 
 class Cluster:
@@ -48,7 +58,10 @@ class Cluster:
             ) from None
         configuration.retries = False
         found = ((chosen or {}).get("context") or {}).get("namespace")
-        return cls(ApiClient(configuration), namespace or found or "default")
+        client = ApiClient(configuration)
+        # The client has no setting for the context: urllib3, below it, makes a strict one on Python 3.13 and later.
+        client.rest_client.pool_manager.connection_pool_kw["ssl_context"] = _context(configuration)
+        return cls(client, namespace or found or "default")
 
     def resource(self, name: str) -> Object:
         """The UserRealtime of this name."""

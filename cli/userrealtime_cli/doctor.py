@@ -14,6 +14,7 @@ import aiohttp
 
 from userrealtime_client import Client, Options
 from userrealtime_client.machine import Transport
+from userrealtime_relay.trust import client_context
 
 from .cluster import Cluster
 from .errors import CommandError
@@ -80,7 +81,7 @@ async def _findings(options: argparse.Namespace, connect: Connect) -> AsyncItera
     except CommandError as error:
         yield Finding("route", "wrong", str(error))
         return
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=REQUEST_S)) as session:
+    async with _session() as session:
         route = await _try_route(session, url)
         yield route
         if route.verdict == "wrong" or token is None:
@@ -91,6 +92,11 @@ async def _findings(options: argparse.Namespace, connect: Connect) -> AsyncItera
             return
         for transport, advice in TRANSPORTS:
             yield await _try_transport(session, url, token, transport, advice)
+
+
+def _session() -> aiohttp.ClientSession:
+    connector = aiohttp.TCPConnector(ssl=client_context())
+    return aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=REQUEST_S))
 
 
 def _make_token(options: argparse.Namespace, cluster: Cluster, resource: Any) -> tuple[str | None, Finding]:

@@ -10,7 +10,6 @@ import asyncio
 import hashlib
 import os
 import shutil
-import ssl
 import subprocess
 import sysconfig
 import tempfile
@@ -24,6 +23,7 @@ from aiokafka.errors import KafkaError, TopicAlreadyExistsError
 
 from e2e.cluster.paths import cache
 from e2e.local.postgres import free_port
+from userrealtime_relay.trust import client_context
 
 START_TIMEOUT_S = 120
 DOWNLOAD_TIMEOUT_S = 600
@@ -222,7 +222,7 @@ class LocalKafka(LocalBroker):
         if self._password:
             access |= {"sasl_plain_username": self.user, "sasl_plain_password": self._password}
         if self._pki is not None:
-            access["ssl_context"] = ssl.create_default_context(cafile=self._pki / "ca.crt")
+            access["ssl_context"] = client_context(cafile=self._pki / "ca.crt")
         topic = NewTopic("userrealtime", 8, 1, topic_configs={"cleanup.policy": "compact"})
         async with asyncio.timeout(START_TIMEOUT_S):
             while True:

@@ -30,6 +30,7 @@ from .desired import Object
 from .election import Election
 from .endpoints import serve
 from .lease import Settings
+from .login import login
 from .metrics import Metrics
 from .naming import child_name, child_of, instance_name
 from .reconcile import ChildKey, Reconciler
@@ -372,9 +373,7 @@ def run(config: Config, liveness_url: str, lease: Place | None, port: int) -> in
     operator = Operator(config, child_kinds, lease, port)
     operator.register(registry)
 
-    @kopf.on.login(registry=registry)
-    def login(**kwargs: Any) -> kopf.ConnectionInfo | None:
-        return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
+    kopf.on.login(registry=registry)(login)
 
     kopf.run(
         registry=registry,

@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import ssl
 import time
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
@@ -24,6 +23,7 @@ import h11
 import jwt
 
 from .auth import KeysWanted, Unauthorized
+from .trust import client_context
 
 LIFETIME: Final = 300.0
 COOLDOWN: Final = 5.0
@@ -111,7 +111,7 @@ async def fetch(url: str) -> bytes:
     """
     parts = urlsplit(url)
     # Made anew each time: the certificates that are trusted may have changed.
-    context = ssl.create_default_context() if parts.scheme == "https" else None
+    context = client_context() if parts.scheme == "https" else None
     port = parts.port or (443 if context is not None else 80)
     async with asyncio.timeout(FETCH_TIMEOUT):
         reader, writer = await asyncio.open_connection(parts.hostname, port, ssl=context, limit=_READ_BYTES)

@@ -25,7 +25,7 @@ class Endpoint:
 def numb_server(authority: Path, chunk: bytes) -> Iterator[Endpoint]:
     """Answers one request with the head of a chunked body and this chunk of it, and reads no more. `authority` is that
     of the fixture."""
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(authority / "server.crt", authority / "server.key")
     over = threading.Event()
 

@@ -24,6 +24,12 @@ async def broker(request: pytest.FixtureRequest, authority: Path) -> AsyncIterat
         yield broker
 
 
+@pytest.fixture(params=BROKERS)
+async def broker_of_any(request: pytest.FixtureRequest, any_authority: Path) -> AsyncIterator[LocalBroker]:
+    async with make_broker(request.param, PASSWORD, any_authority) as broker:
+        yield broker
+
+
 async def refusal(name: str, url: str) -> str:
     """Why nothing is heard from, and nothing told to, the broker at a URL."""
     with pytest.raises(Unreachable) as refused:
@@ -38,13 +44,13 @@ async def refusal(name: str, url: str) -> str:
 async def test_events_arrive_if_the_authority_is_trusted(
     migrated: Database,
     connection: asyncpg.Connection,
-    broker: LocalBroker,
-    authority: Path,
+    broker_of_any: LocalBroker,
+    any_authority: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert broker.url.startswith(("tls:", "rediss:", "kafka+tls:"))
-    monkeypatch.setenv("SSL_CERT_FILE", str(authority / "ca.crt"))
-    async with following(migrated.url, broker) as (_, alice):
+    assert broker_of_any.url.startswith(("tls:", "rediss:", "kafka+tls:"))
+    monkeypatch.setenv("SSL_CERT_FILE", str(any_authority / "ca.crt"))
+    async with following(migrated.url, broker_of_any) as (_, alice):
         await publish(connection, 3)
         assert await receive_ids(alice, 3) == [1, 2, 3]
 

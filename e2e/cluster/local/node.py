@@ -10,13 +10,14 @@ process in the node.
 import fcntl
 import os
 import socket
-import ssl
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
+
+from userrealtime_relay.trust import client_context
 
 from .components import ENVIRONMENT, PKI, NodeSpec, Process
 
@@ -103,7 +104,7 @@ def wait_ready(process: Process) -> None:
 
 def _answers(address: str) -> bool:
     if address.startswith("https://"):
-        context = ssl.create_default_context(cafile=str(PKI / "ca.crt"))
+        context = client_context(PKI / "ca.crt")
         try:
             with urllib.request.urlopen(address, timeout=2, context=context):
                 return True

@@ -1,6 +1,7 @@
-"""Certificates and kubeconfigs of the local cluster, made with openssl."""
+"""Certificates and kubeconfigs of the local cluster and of tests, made with openssl."""
 
 import base64
+import enum
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,16 +22,45 @@ class Identity:
     names: Sequence[str]
 
 
-def make(directory: Path, identities: Sequence[Identity]) -> None:
-    """An authority, a certificate for each identity, and the key that signs service account tokens.
+class Extensions(enum.Enum):
+    """The extensions of an authority and of the certificates that it signs."""
 
-    What is there already is kept.
+    COMPLETE = "complete"
+    """As RFC 5280 demands: keyUsage, and the identifiers of the keys."""
+    MINIMAL = "minimal"
+    """As few as the authority of an Amazon EKS cluster has: OpenSSL accepts them, its strict mode does not."""
+
+
+_IDENTIFIERS = {
+    # Explicit in both cases: versions of openssl differ in what they add without being asked.
+    Extensions.COMPLETE: ("subjectKeyIdentifier = hash", "authorityKeyIdentifier = keyid"),
+    Extensions.MINIMAL: ("subjectKeyIdentifier = none", "authorityKeyIdentifier = none"),
+}
+_AUTHORITY = {
+    Extensions.COMPLETE: ("basicConstraints = critical,CA:TRUE", "keyUsage = critical,keyCertSign,cRLSign"),
+    Extensions.MINIMAL: ("basicConstraints = critical,CA:TRUE",),
+}
+_SIGNED = {
+    Extensions.COMPLETE: ("basicConstraints = critical,CA:FALSE", "keyUsage = critical,digitalSignature"),
+    Extensions.MINIMAL: (),
+}
+
+
+def make(directory: Path, identities: Sequence[Identity], extensions: Extensions = Extensions.COMPLETE) -> None:
+    """Make an authority, a certificate for each identity, and the key that signs service account tokens.
+
+    Files that exist are kept.
     """
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     if not (directory / "ca.crt").exists():
+        lines = ("[req]", "distinguished_name = subject", "[subject]", "[authority]")
+        (directory / "ca.cnf").write_text(
+            "\n".join((*lines, *_AUTHORITY[extensions], *_IDENTIFIERS[extensions])) + "\n"
+        )
         _openssl(
             directory,
-            *("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"),
+            *("req", "-x509", "-config", "ca.cnf", "-extensions", "authority"),
+            *("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"),
             *("-keyout", "ca.key", "-out", "ca.crt", "-days", str(DAYS), "-subj", "/CN=userrealtime-e2e"),
         )
     if not (directory / "sa.pub").exists():
@@ -38,7 +68,7 @@ def make(directory: Path, identities: Sequence[Identity]) -> None:
         _openssl(directory, "rsa", "-in", "sa.key", "-pubout", "-out", "sa.pub")
     for identity in identities:
         if not (directory / f"{identity.name}.crt").exists():
-            _sign(directory, identity)
+            _sign(directory, identity, extensions)
 
 
 def kubeconfig(server: str, authority: Path, certificate: Path, key: Path) -> str:
@@ -61,10 +91,11 @@ def kubeconfig(server: str, authority: Path, certificate: Path, key: Path) -> st
     return json.dumps(config, indent=1)
 
 
-def _sign(directory: Path, identity: Identity) -> None:
+def _sign(directory: Path, identity: Identity, extensions: Extensions) -> None:
     name = identity.name
-    extensions = directory / f"{name}.ext"
-    extensions.write_text(f"subjectAltName={','.join(identity.names)}\nextendedKeyUsage=serverAuth,clientAuth\n")
+    names = f"subjectAltName = {','.join(identity.names)}"
+    lines = (names, "extendedKeyUsage = serverAuth,clientAuth", *_SIGNED[extensions], *_IDENTIFIERS[extensions])
+    (directory / f"{name}.ext").write_text("\n".join(lines) + "\n")
     _openssl(
         directory,
         *("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"),
@@ -73,7 +104,7 @@ def _sign(directory: Path, identity: Identity) -> None:
     _openssl(
         directory,
         *("x509", "-req", "-in", f"{name}.csr", "-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial"),
-        *("-days", str(DAYS), "-extfile", extensions.name, "-out", f"{name}.crt"),
+        *("-days", str(DAYS), "-extfile", f"{name}.ext", "-out", f"{name}.crt"),
     )
 
 

@@ -7,7 +7,6 @@ a broker that is away by itself, and goes on where it was; what it reads then is
 from __future__ import annotations
 
 import asyncio
-import ssl
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final
@@ -18,6 +17,7 @@ from aiokafka.errors import KafkaError
 from aiokafka.partitioner import DefaultPartitioner
 
 from userrealtime_relay.config import Secret
+from userrealtime_relay.trust import client_context
 
 from . import Hear, Moved, Publish, Unreachable, encode
 
@@ -83,7 +83,7 @@ def _connection(url: Secret) -> dict[str, Any]:
         "client_id": "userrealtime",
         "request_timeout_ms": REQUEST_TIMEOUT * 1000,
         "security_protocol": "SSL" if tls else "PLAINTEXT",
-        "ssl_context": ssl.create_default_context() if tls else None,
+        "ssl_context": client_context() if tls else None,
     }
     if first.username is not None:
         options |= {

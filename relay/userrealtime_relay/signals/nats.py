@@ -6,6 +6,7 @@ The subject is `userrealtime.` and a hash of the user: a subject must not hold w
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final
@@ -17,6 +18,7 @@ from nats.errors import Error, NoServersError
 
 from userrealtime_relay.config import Secret
 from userrealtime_relay.log import channel
+from userrealtime_relay.trust import client_context
 
 from . import Hear, Moved, Publish, Unreachable, encode
 
@@ -63,7 +65,12 @@ async def publishing(url: Secret) -> AsyncIterator[Publish]:
 
 
 class _Client(Client):
-    """One that tells nothing to a server without TLS where the URL asks for it. The library's tells the password."""
+    """A client that sends nothing to a server without TLS if the URL asks for TLS; the library's sends the password."""
+
+    @property
+    def ssl_context(self) -> ssl.SSLContext:
+        """The context for a server that requires TLS; one with `nats://` may. No relay without TLS pays for one."""
+        return client_context()
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
         server = self._current_server

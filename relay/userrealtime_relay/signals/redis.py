@@ -7,13 +7,13 @@ once per user, for four commands.
 from __future__ import annotations
 
 import asyncio
-import ssl
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
 from userrealtime_relay.config import Secret
+from userrealtime_relay.trust import client_context
 
 from . import Hear, Moved, Publish, Unreachable, encode
 
@@ -150,7 +150,7 @@ async def _open(url: Secret) -> tuple[asyncio.StreamReader, asyncio.StreamWriter
                 reader, writer = await asyncio.open_connection(
                     parts.hostname,
                     parts.port or DEFAULT_PORT,
-                    ssl=ssl.create_default_context() if parts.scheme == "rediss" else None,
+                    ssl=client_context() if parts.scheme == "rediss" else None,
                     limit=MAX_BYTES,
                 )
                 try:

@@ -1,0 +1,30 @@
+"""Login of kopf to the API server."""
+
+from __future__ import annotations
+
+import dataclasses
+import ssl
+from typing import Any
+
+import kopf
+
+from userrealtime_relay.trust import accept_minimal
+
+
+class Connection(kopf.ConnectionInfo):
+    """kopf's way to the API server, with the trust that `userrealtime_relay.trust` describes."""
+
+    def as_ssl_context(self) -> ssl.SSLContext:
+        """Return the context that kopf connects with."""
+        return accept_minimal(super().as_ssl_context())
+
+
+def login(**kwargs: Any) -> Connection | None:
+    """Return the connection of the pod's service account, else that of the kubeconfig; None if there is neither.
+
+    A handler of `kopf.on.login`.
+    """
+    found = kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
+    if found is None:
+        return None
+    return Connection(**{field.name: getattr(found, field.name) for field in dataclasses.fields(found)})
