@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable
 from typing import Any
 
+from .cluster import images
 from .system import OPERATOR_NAMESPACE, RELEASE, ROOT, USERS_NAMESPACE, System
 
 # Run by the image's own Python: its distributions, what /app holds, and who runs it.
@@ -20,6 +22,7 @@ except OSError:
 print(json.dumps({
     "distributions": sorted(item.name.lower().replace("_", "-") for item in importlib.metadata.distributions()),
     "app": sorted(os.listdir("/app")),
+    "python": "%d.%d" % sys.version_info[:2],
     "uid": os.getuid(),
     "writable": writable,
     "compiled": os.path.exists(importlib.util.cache_from_source(f"/app/{sys.argv[1]}/__main__.py")),
@@ -42,6 +45,9 @@ def look_inside(system: System, namespace: str, workload: str, package: str) -> 
             package,
         )
     )
+    if "BASE_IMAGE" not in os.environ:  # which may be any from 3.11 on
+        assert found["python"] == images.DEBIAN_PYTHON
+    del found["python"]
     return found
 
 

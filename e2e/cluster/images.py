@@ -6,7 +6,8 @@ images are kept as archives in the cache.
 
 The base image is `BASE_IMAGE` from the environment if set. Otherwise it is the Dockerfiles' own default under Docker,
 and under buildah (chosen where no engine is, which as a rule means no registry either) a minimal Debian made with
-debootstrap from the mirror of the machine's own apt.
+debootstrap from the mirror of the machine's own apt. It is the Debian release that has the Python of that default,
+whatever the machine's own release is: tests then run what users run.
 
 The machine's pip configuration and the certificates it trusts reach the build as secrets, which no layer keeps.
 """
@@ -15,6 +16,7 @@ import ast
 import configparser
 import hashlib
 import os
+import platform
 import re
 import shutil
 import ssl
@@ -37,6 +39,9 @@ from .provider import Image, Provider, run
 BUILD_LIMIT = 1800.0
 DEBIAN_CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
 DEBIAN_PACKAGES = ("python3-minimal", "python3-venv", "ca-certificates")
+# The release of Debian whose Python is the one of `python:3.13-slim`, the default of the Dockerfiles.
+DEBIAN_SUITE = "trixie"
+DEBIAN_PYTHON = "3.13"
 # Raise it to make a new base where nothing else of its recipe changes.
 BASE_RECIPE = "1"
 # Not needed to run anything, and most of what a base image would otherwise weigh.
@@ -193,12 +198,13 @@ Builder = Docker | Buildah
 
 
 def debian_base() -> tuple[str, Path]:
-    """A minimal Debian (or Ubuntu) with Python, of the machine's own release and mirror: reference and archive.
+    """Return the reference and the archive of a minimal Debian with Python `DEBIAN_PYTHON`, made if it is not there.
 
     Raises:
         ClusterError: it cannot be made; the text says what else to do.
     """
-    mirror, suite = apt_source(_apt_lines())
+    mirror, own_suite = apt_source(_apt_lines())
+    suite = base_suite(_os_release(), own_suite)
     recipe = "\0".join((BASE_RECIPE, mirror, suite, *DEBIAN_PACKAGES))
     reference = f"localhost/userrealtime-base:{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
     archive = cache("images", reference.rpartition("/")[2].replace(":", "-") + ".tar")
@@ -206,7 +212,10 @@ def debian_base() -> tuple[str, Path]:
         return reference, archive
     if os.geteuid() != 0:
         raise ClusterError("set BASE_IMAGE to an image with Python: making one takes root")
-    hint = "or set BASE_IMAGE to an image with Python 3.11 or later that can be pulled"
+    hint = (
+        f"Debian {suite} is made from the mirror of this machine's apt, by its debootstrap and debian-archive-keyring, "
+        f"which must know that release; or set BASE_IMAGE to an image with Python {DEBIAN_PYTHON} that can be pulled"
+    )
     with (
         step("making a base image with debootstrap", usual="1 to 2 min", hint=hint) as current,
         tempfile.TemporaryDirectory(dir=archive.parent) as workspace,
@@ -225,6 +234,22 @@ def debian_base() -> tuple[str, Path]:
     return reference, archive
 
 
+def base_suite(os_release: Mapping[str, str], own_suite: str) -> str:
+    """Return the suite of the base image on a machine with this os-release file and this suite in its apt sources.
+
+    The mirror of another distribution than Debian, such as Ubuntu, has no Debian: its own release serves there, and
+    what it has for Python.
+    """
+    return DEBIAN_SUITE if os_release.get("ID") == "debian" else own_suite
+
+
+def _os_release() -> Mapping[str, str]:
+    try:
+        return platform.freedesktop_os_release()
+    except OSError:
+        return {}
+
+
 def apt_source(lines: Iterable[str]) -> tuple[str, str]:
     """Mirror and suite of the first source in `apt-get indextargets` lines of `URI SUITE COMPONENT`.
 
@@ -237,7 +262,7 @@ def apt_source(lines: Iterable[str]) -> tuple[str, str]:
         uri, suite, component = line.split(" ")
         if component == "main" and not re.search(r"[-/]", suite):
             return uri, suite
-    raise ClusterError("apt has no source to make a base image from: set BASE_IMAGE to an image with Python 3.11")
+    raise ClusterError("apt has no source to make a base image from: set BASE_IMAGE to an image with Python 3.13")
 
 
 def _apt_lines() -> list[str]:

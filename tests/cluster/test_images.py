@@ -6,7 +6,7 @@ import pytest
 
 from e2e.cluster import images
 from e2e.cluster.errors import ClusterError
-from e2e.cluster.images import Buildah, Source, apt_source, pip_options, pip_secrets
+from e2e.cluster.images import Buildah, Source, apt_source, base_suite, pip_options, pip_secrets
 from e2e.cluster.paths import REPOSITORY
 from e2e.cluster.progress import Step
 from e2e.cluster.provider import Image
@@ -70,6 +70,20 @@ def test_the_first_release_of_apt_is_taken() -> None:
         "http://other/ bookworm main",
     ]
     assert apt_source(lines) == ("http://mirror/debian/", "bookworm")
+
+
+def test_the_base_has_the_python_of_the_dockerfiles_default() -> None:
+    """Which Debian release has it is known since that release: `DEBIAN_PYTHON` follows `DEBIAN_SUITE`."""
+    for source in images.SOURCES:
+        text = (source.directory / source.dockerfile).read_text()
+        assert f"\nARG BASE_IMAGE=python:{images.DEBIAN_PYTHON}-slim\n" in text
+
+
+def test_every_debian_makes_the_same_base_and_others_their_own() -> None:
+    assert base_suite({"ID": "debian"}, "bookworm") == images.DEBIAN_SUITE
+    assert base_suite({"ID": "debian"}, "sid") == images.DEBIAN_SUITE
+    assert base_suite({"ID": "ubuntu", "ID_LIKE": "debian"}, "noble") == "noble"
+    assert base_suite({}, "noble") == "noble"
 
 
 def test_without_apt_a_base_image_is_asked_for() -> None:
