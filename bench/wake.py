@@ -38,14 +38,14 @@ APART_S: Final = 6.0
 AWAKE: Final = "wake-never"
 """A user who never sleeps."""
 STAGES: Final = (
-    ("asked", "the wake is asked for"),
+    ("asked", "the wake is requested"),
     ("scaled", "the operator has scaled the Deployment"),
-    ("made", "there is a pod"),
-    ("scheduled", "it has a node"),
-    ("begun", "its process has begun"),
+    ("made", "the pod exists"),
+    ("scheduled", "it is assigned to a node"),
+    ("begun", "its process has started"),
     ("listening", "the relay listens"),
     ("open", "the client's WebSocket is open"),
-    ("event", "the first event is there"),
+    ("event", "the first event has arrived"),
 )
 Marks = dict[str, float]
 """When what happened, in seconds since 1970."""
@@ -191,7 +191,7 @@ def print_figures(rows: Mapping[str, Sequence[Marks]]) -> None:
 
 def print_stages(rows: Mapping[str, Sequence[Marks]]) -> None:
     """The median of when each stage was over, and of what it took."""
-    print(f"\n| until | {' | '.join(f'{title}, s | took, s' for title in rows)} |\n|---|{'---|' * 2 * len(rows)}")
+    print(f"\n| stage | {' | '.join(f'{title}, s | duration, s' for title in rows)} |\n|---|{'---|' * 2 * len(rows)}")
     before = dict.fromkeys(rows, 0.0)
     for mark, title in STAGES:
         cells = []
@@ -201,11 +201,11 @@ def print_stages(rows: Mapping[str, Sequence[Marks]]) -> None:
             cells += [f"{reached:.2f}", f"{reached - before[name]:.2f}"]
             before[name] = reached
         print(f"| {title} | {' | '.join(cells)} |")
-    for mark, title in (("addressed", "the cluster tells the pod's address"), ("ready", "the pod is ready")):
+    for mark, title in (("addressed", "the API reports the pod's address"), ("ready", "the pod is ready")):
         cells = [
             f"{statistics.median(m[mark] - m['connect'] for m in found if mark in m):.2f}" for found in rows.values()
         ]
-        print(f"| (beside it: {title}) | {' | | '.join(cells)} | |")
+        print(f"| (for comparison: {title}) | {' | | '.join(cells)} | |")
 
 
 def progress(text: str) -> None:
@@ -238,8 +238,8 @@ async def measure(system: System, database_url: str, rounds: int, count: int) ->
             awake += [await crowd.visit() for _ in crowd.names]
     finally:
         await asyncio.to_thread(crowd.remove)
-    print_figures({"awake": awake, "asleep": alone, f"asleep, {count} users at once": together})
-    print_stages({"one user": alone, f"{count} at once": together})
+    print_figures({"awake": awake, "asleep": alone, f"asleep, {count} users at the same time": together})
+    print_stages({"one user": alone, f"{count} at the same time": together})
 
 
 def main() -> None:

@@ -159,7 +159,7 @@ async def measure(server: LocalApiServer, database: LocalPostgres, count: int, r
             "the operator": operator.pid,
             **server.pids,
             "PostgreSQL": database.pid,
-            "the load": os.getpid(),
+            "the load generator": os.getpid(),
         }
         created: dict[str, float] = {}
         desired: dict[str, float] = {}
@@ -178,32 +178,33 @@ async def measure(server: LocalApiServer, database: LocalPostgres, count: int, r
         waits = sorted(desired[name] - created[name] for name in created)
         requests = await quiet(operator, limit_s)
         memory = await asyncio.to_thread(operator.metric, "process_resident_memory_bytes")
-        row("time until all are desired", f"{taken:.1f} s")
+        row("time until all are reconciled", f"{taken:.1f} s")
         row("resources/s", f"{count / taken:.0f}")
         row(
-            "from accepted to desired, p50 / p99", f"{statistics.median(waits):.2f} s / {percentile(waits, 0.99):.2f} s"
+            "from accepted to reconciled, p50 / p99",
+            f"{statistics.median(waits):.2f} s / {percentile(waits, 0.99):.2f} s",
         )
         for name, seconds in computed.items():
             share = seconds / taken / (os.cpu_count() or 1)
             row(f"CPU of {name}", f"{seconds:.1f} s, {share:.0%} of all cores")
-        row("memory of the operator, at the most", memory_text(memory, operator))
-        row("API calls a resource", f"{sum(requests.values()) / count:.2f}")
+        row("memory of the operator, at most", memory_text(memory, operator))
+        row("API calls per resource", f"{sum(requests.values()) / count:.2f}")
         for name, number in sorted(requests.items()):
             if number / count >= 0.01:
                 row(f"- {name}", f"{number / count:.2f}")
         rounds = await asyncio.to_thread(operator.metric, "userrealtime_operator_reconcile_total", kind="resource")
-        row("reconciliations a resource", f"{rounds / count:.2f}")
+        row("reconciliations per resource", f"{rounds / count:.2f}")
         looks = await asyncio.to_thread(
             operator.metric, "userrealtime_operator_rest_client_requests_total", resource="pods"
         )
-        row("looks at pods that do not come, a resource", f"{looks / count:.2f}")
-        progress("saying that all pods are ready")
+        row("checks for pods that are not created, per resource", f"{looks / count:.2f}")
+        progress("marking all pods as ready")
         begin = time.monotonic()
         async with asyncio.timeout(limit_s), Api(config) as api, asyncio.TaskGroup() as group:
             group.create_task(watch_status(config, ready, {}, count))
             for worker in range(CREATORS):
                 group.create_task(make_available(api, list(range(worker, count, CREATORS))))
-        row("all pods made ready: time until all resources are Ready", f"{time.monotonic() - begin:.1f} s")
+        row("all pods marked as ready: time until all resources are Ready", f"{time.monotonic() - begin:.1f} s")
         await asyncio.to_thread(operator.stop)
         progress("restarting the operator")
         begin = time.monotonic()
@@ -218,10 +219,10 @@ async def measure(server: LocalApiServer, database: LocalPostgres, count: int, r
         row("after a restart: CPU of the operator", f"{cpu_seconds(operator.pid):.1f} s")
         row("after a restart: writes", f"{sum(n for name, n in requests.items() if not name.startswith('GET'))}")
         row(
-            "after a restart: reads, watches aside",
+            "after a restart: reads, without watches",
             f"{sum(n for name, n in requests.items() if name.startswith('GET'))}",
         )
-        row("after a restart: memory of the operator, at the most", memory_text(memory, operator))
+        row("after a restart: memory of the operator, at most", memory_text(memory, operator))
 
 
 def memory_text(resident: float, operator: LocalOperator) -> str:
