@@ -22,11 +22,12 @@ import (
 	controllermanager "k8s.io/kubernetes/cmd/kube-controller-manager/app"
 	proxy "k8s.io/kubernetes/cmd/kube-proxy/app"
 	scheduler "k8s.io/kubernetes/cmd/kube-scheduler/app"
+	kubeadm "k8s.io/kubernetes/cmd/kubeadm/app"
 	kubelet "k8s.io/kubernetes/cmd/kubelet/app"
 )
 
-// commands maps a program's name to its constructor. etcd is not among them: its entry point parses
-// os.Args itself instead of giving a command.
+// commands maps a program's name to its constructor. etcd and kubeadm are not among them: their entry points
+// parse os.Args themselves instead of returning a command.
 var commands = map[string]func() *cobra.Command{
 	"kube-apiserver":          apiserver.NewAPIServerCommand,
 	"kube-controller-manager": controllermanager.NewControllerManagerCommand,
@@ -46,9 +47,17 @@ func main() {
 		etcdmain.Main(os.Args)
 		return
 	}
+	if name == "kubeadm" {
+		// For the node image of e2e/engine; the local cluster needs none.
+		if err := kubeadm.Run(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
 	newCommand, known := commands[name]
 	if !known {
-		names := []string{"etcd"}
+		names := []string{"etcd", "kubeadm"}
 		for n := range commands {
 			names = append(names, n)
 		}

@@ -1,0 +1,47 @@
+"""The engine from a shell: `python -m e2e.engine --help`."""
+
+import argparse
+import sys
+
+from e2e.cluster.errors import ClusterError
+from e2e.cluster.progress import heed_sigterm
+
+from . import engine
+
+DESCRIPTION = """\
+Run a command beside a real Docker engine, where none runs and no image registry can be reached:
+
+  python -m e2e.engine run -- make up
+
+The engine runs in mount, network and process namespaces of its own. It ends with the command, and nothing of it is
+left but a cache. Takes Debian, root and Go. The images of the registries are replaced by stand-ins: see
+e2e/engine/README.md.
+"""
+
+
+def main() -> int:
+    """Run the command line; the result is the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m e2e.engine", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="action", metavar="COMMAND", required=True)
+    commands.add_parser("build", help="make the packages and stand-in images that `run` needs, and start nothing")
+    run = commands.add_parser("run", help="run a command beside an engine: `run -- COMMAND [ARGUMENT ...]`")
+    run.add_argument("command", nargs="+", metavar="COMMAND")
+    options = parser.parse_args()
+    heed_sigterm()
+    try:
+        if options.action == "build":
+            engine.prepare()
+            return 0
+        return engine.run(options.command)
+    except ClusterError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted: the engine has ended", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
