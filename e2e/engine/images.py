@@ -38,7 +38,7 @@ class StandIn:
         if self.entrypoint:
             lines.append(f"ENTRYPOINT {json.dumps(list(self.entrypoint))}")
         if self.entrypoint == node.ENTRYPOINT:
-            # systemd detects a container by it. STOPSIGNAL is not possible here: `docker stop` kills the node after 10 s.
+            # systemd detects a container by it. There is no STOPSIGNAL here: `docker stop` kills after 10 s.
             lines.append("ENV container=docker")
         return lines
 

@@ -42,6 +42,7 @@ def main() -> int:
     except ClusterError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    del os.environ["PYTHONPATH"]
     return subprocess.run(spec.command, env={**os.environ, **spec.environment}).returncode
 
 
@@ -98,9 +99,7 @@ def start_engine(current: Step) -> None:
         "--storage-driver=overlay2",
     ]
     with current.log.open("ab") as log:
-        engine = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-        )
+        engine = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
     deadline = time.monotonic() + START_LIMIT
     while subprocess.run(["docker", "version"], capture_output=True, timeout=30).returncode != 0:
         if engine.poll() is not None:

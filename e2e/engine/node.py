@@ -31,7 +31,7 @@ PACKAGES = (
     *("iptables", "nftables", "conntrack", "iproute2", "ethtool", "socat"),
     *("containerd", "runc", "containernetworking-plugins"),
 )
-ENTRYPOINT = ("/usr/local/bin/entrypoint", "/sbin/init")
+ENTRYPOINT = ("/kind/bin/start", "/usr/local/bin/entrypoint", "/sbin/init")
 PODS = "10.244.0.0/16"
 
 CONTROL_PLANE = "localhost/control-plane:engine"
@@ -82,17 +82,22 @@ CONTAINERD_UNIT = """[Service]
 ExecStartPost=/kind/bin/import-images
 TimeoutStartSec=180
 """
-# The kubelet would set these for the whole machine. In the node they are files that have the wanted values already.
-KERNEL_VALUES_UNIT = """[Unit]
-Description=Kernel values of the kubelet, in this node only
-Before=kubelet.service
-[Service]
-Type=oneshot
-RemainAfterExit=yes
-ExecStart=/kind/bin/kernel-values
-[Install]
-WantedBy=multi-user.target
-"""
+# The kubelet and systemd would set these for the whole machine: in the node they are files of its own.
+START = "\n".join(
+    [
+        "#!/bin/sh",
+        "set -eu",
+        "own() {",
+        '  mkdir -p "$(dirname "/run/sys/$1")"',
+        '  cat > "/run/sys/$1"',
+        '  mount --bind "/run/sys/$1" "/proc/sys/$1"',
+        "}",
+        *(f"echo {value} | own {name}" for name, value in KERNEL_VALUES.items()),
+        *(f"cat /proc/sys/{name} | own {name}" for name in ("fs/file-max", "fs/nr_open")),
+        'exec "$@"',
+        "",
+    ]
+)
 
 
 def node_image() -> Path:
@@ -146,7 +151,7 @@ def _debian() -> Path:
         root = Path(workspace, "root")
         namespaces = ["unshare", "--mount", "--pid", "--fork", "--kill-child=KILL", "--mount-proc"]
         packages = f"--include={','.join(PACKAGES)}"
-        debootstrap = ["debootstrap", "--variant=minbase", packages, SUITE, root, MIRROR]
+        debootstrap = ["debootstrap", "--variant=minbase", packages, SUITE, str(root), MIRROR]
         current.run([*namespaces, *debootstrap], timeout=900)
         partial = archive.with_suffix(".partial")
         _pack(current, root, partial)
@@ -169,6 +174,7 @@ def _add_kind_files(current: Step, root: Path) -> None:
     for directory in (root / "usr/local/bin", root / "kind/bin"):
         for program in directory.iterdir():
             program.chmod(0o755)
+    _write(root / "kind/bin/start", START, 0o755)
     _write(root / "kind/version", f"v{KUBERNETES}")
     _write(root / "kind/manifests/default-cni.yaml", json.dumps(CNI_MANIFEST))
     _write(root / "kind/manifests/default-storage.yaml", json.dumps(STORAGE_MANIFEST))
@@ -202,14 +208,7 @@ def _configure_systemd(root: Path) -> None:
         for path in root.glob(pattern):
             path.unlink()
     _write(root / "etc/systemd/journald.conf.d/kmsg.conf", "[Journal]\nReadKMsg=no\n")
-    lines = [
-        f"mkdir -p /run/sys/{Path(name).parent} && echo {value} > /run/sys/{name} "
-        f"&& mount --bind /run/sys/{name} /proc/sys/{name}"
-        for name, value in KERNEL_VALUES.items()
-    ]
-    _write(root / "kind/bin/kernel-values", "\n".join(["#!/bin/sh", "set -eu", *lines, ""]), 0o755)
-    _write(root / "etc/systemd/system/kernel-values.service", KERNEL_VALUES_UNIT)
-    units = ("kubelet.service", "containerd.service", "undo-mount-hacks.service", "kernel-values.service")
+    units = ("kubelet.service", "containerd.service", "undo-mount-hacks.service")
     _chroot(root, "systemctl", "enable", *units)
     _chroot(root, "systemctl", "mask", "systemd-binfmt.service")
 
@@ -217,7 +216,8 @@ def _configure_systemd(root: Path) -> None:
 def _add_kubernetes(root: Path, hyperkube: Path) -> None:
     shutil.copy2(hyperkube, root / "usr/bin/hyperkube")
     for name in ("kubelet", "kubectl", "kubeadm"):
-        (root / "usr/bin" / name).symlink_to("hyperkube")
+        # Not symbolic links: each has to work when it is copied out of the image.
+        (root / "usr/bin" / name).hardlink_to(root / "usr/bin/hyperkube")
     (root / "etc/kubernetes/manifests").mkdir(parents=True)
 
 

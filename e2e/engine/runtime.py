@@ -6,6 +6,7 @@ caps`. This program removes from the container's specification what the engine l
 It runs once for each container and `docker exec`, so it imports little.
 """
 
+import itertools
 import json
 import os
 import sys
@@ -19,12 +20,12 @@ CAPABILITIES = {"CAP_SYS_RESOURCE": 24}
 def main(arguments: list[str]) -> None:
     granted = effective(Path("/proc/self/status").read_text())
     lacking = {name for name, number in CAPABILITIES.items() if not granted >> number & 1}
-    for option, value in zip(arguments, arguments[1:], strict=False):
+    for option, value in itertools.pairwise(arguments):
         if option == "--bundle":
             _rewrite(Path(value, "config.json"), lacking, inside="process")
         elif option == "--process":
             _rewrite(Path(value), lacking)
-    os.execvp("runc", ["runc", *arguments])
+    os.execvp("runc", ["runc", *arguments])  # noqa: S606
 
 
 def effective(status: str) -> int:
