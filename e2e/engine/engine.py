@@ -23,7 +23,7 @@ from .spec import Import, Spec
 
 SETUP_LIMIT = 30.0
 END_LIMIT = 30.0
-NAMESPACES = ("--mount", "--net", "--pid", "--ipc", "--uts", "--fork", "--kill-child=KILL", "--mount-proc")
+NAMESPACES = ("--mount", "--net", "--pid", "--ipc", "--uts", "--cgroup", "--fork", "--kill-child=KILL", "--mount-proc")
 
 
 def prepare() -> tuple[Path, list[images.StandIn]]:
@@ -90,7 +90,14 @@ def _namespaces(spec: Path, packages: Path) -> Iterator["subprocess.Popen[bytes]
     command = ["setpriv", "--pdeathsig=KILL", "unshare", *NAMESPACES, "--propagation=private"]
     command += [sys.executable, "-m", "e2e.engine.inside", str(spec), str(ready_there), str(go_there)]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    with subprocess.Popen(command, pass_fds=(ready_there, go_there), env=environment) as process:
+    groups = _make_cgroups()
+
+    def enter() -> None:
+        for group in groups:
+            (group / "cgroup.procs").write_text("0")
+
+    # The control groups first: the namespace of control groups begins where the process is.
+    with subprocess.Popen(command, pass_fds=(ready_there, go_there), env=environment, preexec_fn=enter) as process:
         os.close(ready_there)
         os.close(go_there)
         try:
@@ -164,6 +171,18 @@ def leftovers() -> list[Path]:
     """Directories of an engine: its state, and its control group in every hierarchy. All else ends with it."""
     paths = [STATE, *(root / CGROUP for root in cgroup_roots())]
     return [path for path in paths if path.exists()]
+
+
+def _make_cgroups() -> list[Path]:
+    """A control group in every hierarchy, for all processes of the engine."""
+    groups = [root / CGROUP for root in cgroup_roots()]
+    for group in groups:
+        group.mkdir()
+        # A new group of this hierarchy has no processors, and takes no processes until it has.
+        for name in ("cpuset.cpus", "cpuset.mems"):
+            if (group / name).exists() and not (group / name).read_text().strip():
+                (group / name).write_text((group.parent / name).read_text())
+    return groups
 
 
 def _remove_cgroup(group: Path) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from e2e.cluster import addons, binaries, images
+from e2e.cluster import binaries, images
 from e2e.cluster.paths import cache
 
 from . import node
@@ -52,7 +52,7 @@ def stand_ins() -> list[StandIn]:
     reference, archive = images.debian_base()
     return [
         StandIn(PYTHON, _layer(archive, cache("engine", f"{reference.rpartition(':')[2]}.tar"))),
-        StandIn(addons.TRAEFIK_OFFICIAL, _program(binaries.traefik()), ("/traefik",)),
+        StandIn(f"traefik:v{binaries.TRAEFIK}", _program(binaries.traefik()), ("/traefik",)),
         StandIn(NODE, node.node_image(), node.ENTRYPOINT),
     ]
 

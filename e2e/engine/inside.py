@@ -6,15 +6,18 @@ mount in the namespaces.
 """
 
 import os
+import stat
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
+from e2e.cluster import paths as local_cluster
 from e2e.cluster.errors import ClusterError
 from e2e.cluster.progress import Step, step
 
-from .paths import BIN, CGROUP, SOCKET, STATE
+from .paths import BIN, DATA, PRIVATE, SOCKET, STATE
 from .spec import Spec
 
 START_LIMIT = 60.0
@@ -56,16 +59,21 @@ def _reap(child: int) -> int:
 
 def set_up(packages: Path) -> None:
     """Mounts, programs and network settings, all of them visible only in these namespaces."""
-    _run("mount", "-t", "overlay", "-o", f"lowerdir={packages}/usr:/usr", "overlay", "/usr")
-    # The control groups stay the machine's; all else in /sys is of this network namespace.
-    groups = STATE / "cgroup"
-    groups.mkdir()
-    _run("mount", "--rbind", "/sys/fs/cgroup", str(groups))
-    _run("mount", "-t", "sysfs", "sysfs", "/sys")
-    _run("mount", "--rbind", str(groups), "/sys/fs/cgroup")
-    _run("mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", "/run")
-    resolver = Path("/run/engine/resolv.conf")
+    _mount("overlay", "/usr", f"lowerdir={packages}/usr:/usr")
+    # What is mounted here shows the control groups and interfaces of these namespaces only.
+    groups = control_groups(Path("/proc/self/mountinfo").read_text())
+    _mount("sysfs", "/sys")
+    if all(group.target != "/sys/fs/cgroup" for group in groups):
+        _mount("tmpfs", "/sys/fs/cgroup", "mode=755")
+    for group in groups:
+        Path(group.target).mkdir(exist_ok=True)
+        _mount(group.filesystem, group.target, group.options)
+    _mount("tmpfs", "/run", "mode=755")
     BIN.mkdir(parents=True)
+    DATA.mkdir()
+    _run("mount", "--bind", str(STATE), str(DATA))
+    _hide_local_cluster()
+    resolver = PRIVATE / "resolv.conf"
     resolver.write_text(f"nameserver {RESOLVER}\n")
     _run("mount", "--bind", str(resolver), "/etc/resolv.conf")
     # The machine may have another docker, which comes first in PATH.
@@ -79,6 +87,43 @@ def set_up(packages: Path) -> None:
     Path("/proc/sys/net/ipv4/ip_forward").write_text("1\n")
 
 
+@dataclass(frozen=True)
+class ControlGroups:
+    """A hierarchy of control groups: where it is mounted, and how to mount it again."""
+
+    target: str
+    filesystem: str
+    options: str
+
+
+def control_groups(mountinfo: str) -> list[ControlGroups]:
+    """The hierarchies in the text of `/proc/self/mountinfo`."""
+    found = []
+    for line in mountinfo.splitlines():
+        fields, _, rest = line.partition(" - ")
+        filesystem, _, options = rest.split(" ")[:3]
+        if filesystem == "cgroup2":
+            found.append(ControlGroups(fields.split(" ")[4], filesystem, ""))
+        elif filesystem == "cgroup":
+            names = [option for option in options.split(",") if option not in ("rw", "ro", "xattr")]
+            # A hierarchy of version 1 without a controller has a name.
+            named = any(name.startswith("name=") for name in names)
+            found.append(ControlGroups(fields.split(" ")[4], filesystem, ",".join(["none"] * named + names)))
+    return found
+
+
+def _hide_local_cluster() -> None:
+    """Make /var/lib a private copy of the machine's without the state of a local cluster, which may be running."""
+    layers = PRIVATE / "var-lib"
+    upper, work = layers / "upper", layers / "work"
+    upper.mkdir(parents=True)
+    work.mkdir()
+    # In an overlay, this device means: there is no such file.
+    os.mknod(upper / local_cluster.STATE.name, stat.S_IFCHR, os.makedev(0, 0))
+    parent = local_cluster.STATE.parent
+    _mount("overlay", str(parent), f"lowerdir={parent},upperdir={upper},workdir={work}")
+
+
 def start_engine(current: Step) -> None:
     """Start the Docker engine and wait until it answers.
 
@@ -88,10 +133,9 @@ def start_engine(current: Step) -> None:
     command = [
         "dockerd",
         f"--host=unix://{SOCKET}",
-        f"--data-root={STATE}/docker",
+        f"--data-root={DATA}/docker",
         "--exec-root=/run/docker",
         "--pidfile=/run/docker.pid",
-        f"--cgroup-parent=/{CGROUP}",
         f"--add-runtime=granted={BIN}/container-runtime",
         "--default-runtime=granted",
         # Lowering it takes a capability that the machine may not grant.
@@ -107,6 +151,10 @@ def start_engine(current: Step) -> None:
         if time.monotonic() > deadline:
             raise ClusterError(f"dockerd does not answer after {START_LIMIT:.0f} s")
         time.sleep(0.2)
+
+
+def _mount(filesystem: str, target: str, options: str = "") -> None:
+    _run("mount", "-t", filesystem, *(["-o", options] if options else []), filesystem, target)
 
 
 def _run(*command: str) -> None:

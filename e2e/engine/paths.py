@@ -7,4 +7,7 @@ CGROUP = "userrealtime-engine"
 
 # Inside the namespaces, where /run is empty at first.
 SOCKET = "/run/docker.sock"
-BIN = Path("/run/engine/bin")
+PRIVATE = Path("/run/engine")
+BIN = PRIVATE / "bin"
+# STATE by another name: /var/lib is not the machine's in there.
+DATA = PRIVATE / "state"
