@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help up down test relay lint unit e2e soak bench docs docs-serve lock venv
+.PHONY: help up down test relay lint unit e2e scenarios soak bench docs docs-serve lock venv
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ e2e: venv ## Tests on a real cluster
 	@# Here and not within pytest, where its progress would not show.
 	@$(BIN)/python -m e2e.cluster build
 	@$(BIN)/pytest e2e
+
+scenarios: venv ## A short list of those tests, for a second kind of cluster
+	@$(BIN)/python -m e2e.scenarios
 
 soak: venv ## New plans of faults for SOAK_MINUTES (60), until one fails
 	@$(BIN)/python -m tests.faults --minutes $${SOAK_MINUTES:-60}

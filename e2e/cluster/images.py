@@ -203,7 +203,7 @@ def debian_base() -> tuple[str, Path]:
     Raises:
         ClusterError: it cannot be made; the text says what else to do.
     """
-    mirror, own_suite = apt_source(_apt_lines())
+    mirror, own_suite = apt_source(apt_lines())
     suite = base_suite(_os_release(), own_suite)
     recipe = "\0".join((BASE_RECIPE, mirror, suite, *DEBIAN_PACKAGES))
     reference = f"localhost/userrealtime-base:{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
@@ -265,7 +265,7 @@ def apt_source(lines: Iterable[str]) -> tuple[str, str]:
     raise ClusterError("apt has no source to make a base image from: set BASE_IMAGE to an image with Python 3.13")
 
 
-def _apt_lines() -> list[str]:
+def apt_lines() -> list[str]:
     command = ["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE) $(COMPONENT)", "Created-By: Packages"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)

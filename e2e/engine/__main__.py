@@ -1,6 +1,7 @@
 """The engine from a shell: `python -m e2e.engine --help`."""
 
 import argparse
+import contextlib
 import sys
 
 from e2e.cluster.errors import ClusterError
@@ -27,6 +28,12 @@ def main() -> int:
     commands = parser.add_subparsers(dest="action", metavar="COMMAND", required=True)
     commands.add_parser("build", help="make the packages and stand-in images that `run` needs, and start nothing")
     run = commands.add_parser("run", help="run a command beside an engine: `run -- COMMAND [ARGUMENT ...]`")
+    run.add_argument(
+        "--compare",
+        action="store_true",
+        help="fail if mounts, interfaces, routes, nftables, control groups or kernel values of the machine are others "
+        "afterwards; for a machine where nothing else is at work",
+    )
     run.add_argument("command", nargs="+", metavar="COMMAND")
     options = parser.parse_args()
     heed_sigterm()
@@ -34,7 +41,8 @@ def main() -> int:
         if options.action == "build":
             engine.prepare()
             return 0
-        return engine.run(options.command)
+        with engine.unchanged() if options.compare else contextlib.nullcontext():
+            return engine.run(options.command)
     except ClusterError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -12,15 +12,20 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from e2e.cluster.errors import ClusterError
-from e2e.cluster.local.leftovers import cgroup_roots
+from e2e.cluster.local.components import KERNEL_VALUES
+from e2e.cluster.local.leftovers import cgroup_roots, snapshot
+from e2e.cluster.local.packages import ensure
 from e2e.cluster.paths import REPOSITORY, cache
 from e2e.cluster.progress import exclusive, step
 
 from . import images
+from .node import OTHER_KERNEL_VALUES
 from .packages import engine_packages
 from .paths import CGROUP, STATE
 from .spec import Import, Spec
 
+# Program to Debian package: what the machine itself needs, as for the local cluster.
+PROGRAMS = {"debootstrap": "debootstrap", "unshare": "util-linux", "setpriv": "util-linux", "ip": "iproute2"}
 SETUP_LIMIT = 30.0
 END_LIMIT = 30.0
 NAMESPACES = ("--mount", "--net", "--pid", "--ipc", "--uts", "--cgroup", "--fork", "--kill-child=KILL", "--mount-proc")
@@ -34,6 +39,7 @@ def prepare() -> tuple[Path, list[images.StandIn]]:
     """
     if sys.platform != "linux" or os.geteuid() != 0:
         raise ClusterError("the engine runs in namespaces of its own: that takes Linux and root")
+    ensure(PROGRAMS)
     return engine_packages(), images.stand_ins()
 
 
@@ -62,6 +68,28 @@ def run(command: Sequence[str]) -> int:
             with step("removing the engine"):
                 remove()
         return status if status >= 0 else 128 - status
+
+
+@contextmanager
+def unchanged() -> Iterator[None]:
+    """Compare the machine before and after the block.
+
+    Raises:
+        ClusterError: it differs; the differences are named.
+    """
+    before = snapshot() | kernel_values()
+    yield
+    after = snapshot() | kernel_values()
+    if before != after:
+        differences = [f"gone: {fact}" for fact in sorted(before - after)]
+        differences += [f"new: {fact}" for fact in sorted(after - before)]
+        raise ClusterError("the machine is not as it was:\n  " + "\n  ".join(differences))
+
+
+def kernel_values() -> set[str]:
+    """The settings of the kernel that a node's systemd and kubelet change where they may."""
+    names = (*KERNEL_VALUES, *OTHER_KERNEL_VALUES)
+    return {f"kernel value {name} {Path('/proc/sys', name).read_text().strip()}" for name in names}
 
 
 def environment() -> dict[str, str]:

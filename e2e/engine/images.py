@@ -10,6 +10,7 @@ from pathlib import Path
 
 from e2e.cluster import binaries, images
 from e2e.cluster.paths import cache
+from e2e.cluster.progress import exclusive
 
 from . import node
 
@@ -49,7 +50,8 @@ def stand_ins() -> list[StandIn]:
     Raises:
         ClusterError: one cannot be made; the text says why.
     """
-    reference, archive = images.debian_base()
+    with exclusive("images"):
+        reference, archive = images.debian_base()
     return [
         StandIn(PYTHON, _layer(archive, cache("engine", f"{reference.rpartition(':')[2]}.tar"))),
         StandIn(f"traefik:v{binaries.TRAEFIK}", _program(binaries.traefik()), ("/traefik",)),

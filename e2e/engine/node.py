@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from e2e.cluster import addons, binaries, oci
+from e2e.cluster import addons, binaries, images, oci
 from e2e.cluster.binaries import KIND, KUBERNETES
 from e2e.cluster.errors import ClusterError
 from e2e.cluster.local.components import KERNEL_VALUES, PAUSE_IMAGE
@@ -25,7 +25,6 @@ from e2e.cluster.progress import Step, step
 # Not the machine's own release: from version 254 on systemd does not start under version 1 of control groups, which
 # virtual machines for tests still have.
 SUITE = "bookworm"
-MIRROR = "http://deb.debian.org/debian"
 PACKAGES = (
     *("systemd", "systemd-sysv", "dbus", "kmod", "procps", "hostname", "jq", "ca-certificates"),
     *("iptables", "nftables", "conntrack", "iproute2", "ethtool", "socat"),
@@ -82,6 +81,8 @@ CONTAINERD_UNIT = """[Service]
 ExecStartPost=/kind/bin/import-images
 TimeoutStartSec=180
 """
+# Of systemd, which raises them.
+OTHER_KERNEL_VALUES = ("fs/file-max", "fs/nr_open")
 # The kubelet and systemd would set these for the whole machine: in the node they are files of its own.
 START = "\n".join(
     [
@@ -93,7 +94,7 @@ START = "\n".join(
         '  mount --bind "/run/sys/$1" "/proc/sys/$1"',
         "}",
         *(f"echo {value} | own {name}" for name, value in KERNEL_VALUES.items()),
-        *(f"cat /proc/sys/{name} | own {name}" for name in ("fs/file-max", "fs/nr_open")),
+        *(f"cat /proc/sys/{name} | own {name}" for name in OTHER_KERNEL_VALUES),
         'exec "$@"',
         "",
     ]
@@ -107,12 +108,12 @@ def node_image() -> Path:
         ClusterError: it cannot be made; the text says why.
     """
     hyperkube = binaries.hyperkube()
-    images = [
+    contained = [
         (CONTROL_PLANE, hyperkube),
         (addons.COREDNS_IMAGE, binaries.coredns()),
         (PAUSE_IMAGE, binaries.pause()),
     ]
-    made_of = [Path(__file__).read_text(), *(f"{name} {binary.parent.name}" for name, binary in images)]
+    made_of = [Path(__file__).read_text(), *(f"{name} {binary.parent.name}" for name, binary in contained)]
     digest = hashlib.sha256("\0".join(made_of).encode()).hexdigest()[:12]
     archive = cache("engine", f"node-{digest}.tar")
     if archive.exists():
@@ -131,7 +132,7 @@ def node_image() -> Path:
         _configure_systemd(root)
         _add_kubernetes(root, hyperkube)
         _configure_containerd(root)
-        _add_images(current, root, images, Path(workspace))
+        _add_images(current, root, contained, Path(workspace))
         partial = archive.with_suffix(".partial")
         _pack(current, root, partial)
         partial.replace(archive)
@@ -140,7 +141,8 @@ def node_image() -> Path:
 
 def _debian() -> Path:
     """Debian with the packages of a node, as a tar file."""
-    digest = hashlib.sha256("\0".join((SUITE, MIRROR, *PACKAGES)).encode()).hexdigest()[:12]
+    mirror, _ = images.apt_source(images.apt_lines())
+    digest = hashlib.sha256("\0".join((SUITE, mirror, *PACKAGES)).encode()).hexdigest()[:12]
     archive = cache("engine", f"debian-{digest}.tar")
     if archive.exists():
         return archive
@@ -151,7 +153,7 @@ def _debian() -> Path:
         root = Path(workspace, "root")
         namespaces = ["unshare", "--mount", "--pid", "--fork", "--kill-child=KILL", "--mount-proc"]
         packages = f"--include={','.join(PACKAGES)}"
-        debootstrap = ["debootstrap", "--variant=minbase", packages, SUITE, str(root), MIRROR]
+        debootstrap = ["debootstrap", "--variant=minbase", packages, SUITE, str(root), mirror]
         current.run([*namespaces, *debootstrap], timeout=900)
         partial = archive.with_suffix(".partial")
         _pack(current, root, partial)
@@ -258,11 +260,11 @@ def replaced(text: str, old: str, new: str) -> str:
     return text.replace(old, new)
 
 
-def _add_images(current: Step, root: Path, images: Iterable[tuple[str, Path]], workspace: Path) -> None:
+def _add_images(current: Step, root: Path, contained: Iterable[tuple[str, Path]], workspace: Path) -> None:
     """Archives of the images that kubeadm names, for containerd to load."""
     target = root / "kind/images"
     target.mkdir(parents=True)
-    for reference, binary in images:
+    for reference, binary in contained:
         archive = target / f"{binary.name}.tar"
         if reference == CONTROL_PLANE:
             layer = _control_plane_layer(current, root, binary, workspace)
@@ -305,10 +307,11 @@ def _control_plane_layer(current: Step, root: Path, hyperkube: Path, workspace: 
     shutil.copy2(hyperkube, programs / "hyperkube")
     for name in (*PROGRAMS, "etcd"):
         (programs / name).symlink_to("hyperkube")
-    for path in netfilter_files(_chroot(root, "ldd", "/usr/sbin/xtables-nft-multi", "/usr/sbin/nft")):
+    xtables = next((root / "usr/lib").glob("*/xtables"))
+    extensions = [f"/{extension.relative_to(root)}" for extension in xtables.glob("*.so")]
+    for path in netfilter_files(_chroot(root, "ldd", "/usr/sbin/xtables-nft-multi", "/usr/sbin/nft", *extensions)):
         (image / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(root / path, image / path)
-    xtables = next((root / "usr/lib").glob("*/xtables"))
     shutil.copytree(xtables, image / xtables.relative_to(root), dirs_exist_ok=True)
     for name in NETFILTER:
         if name != "nft":
@@ -327,8 +330,8 @@ def _control_plane_layer(current: Step, root: Path, hyperkube: Path, workspace: 
 def netfilter_files(libraries: str) -> list[str]:
     """nft, iptables and their libraries, from the output of ldd: paths without a slash at the beginning."""
     # Debian's /lib is a link to /usr/lib.
-    found = {f"usr{path}" for path in re.findall(r"(?:=> |\t)(/lib\S+)", libraries)}
-    found |= {path[1:] for path in re.findall(r"=> (/usr/lib\S+)", libraries)}
+    found = {f"usr{path}" for path in re.findall(r"(?:=> |\t)(/lib\S+) \(", libraries)}
+    found |= {path[1:] for path in re.findall(r"=> (/usr/lib\S+) \(", libraries)}
     return sorted(found | {"usr/sbin/xtables-nft-multi", "usr/sbin/nft"})
 
 
