@@ -1,6 +1,6 @@
-"""A real Docker engine for one command, in namespaces of its own: `python -m e2e.engine --help`.
+"""A real Docker engine for one command, in separate namespaces: `python -m e2e.engine --help`.
 
 It serves machines on which no engine runs and no image registry can be reached, such as CI's. The engine is Debian's
 `docker.io`; the images that the registries would provide are replaced by stand-ins (`images`). README.md in this
-directory says what they are made of, and what a passing run therefore does not show.
+directory describes them, and what a passing run therefore does not show.
 """

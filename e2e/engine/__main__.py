@@ -14,8 +14,8 @@ Run a command beside a real Docker engine, where none runs and no image registry
 
   python -m e2e.engine run -- make up
 
-The engine runs in mount, network and process namespaces of its own. It ends with the command, and nothing of it is
-left but a cache. Takes Debian, root and Go. The images of the registries are replaced by stand-ins: see
+The engine runs in separate mount, network and process namespaces. It ends with the command, and leaves only a
+cache. Takes Debian, root and Go. The images of the registries are replaced by stand-ins: see
 e2e/engine/README.md.
 """
 
@@ -31,8 +31,8 @@ def main() -> int:
     run.add_argument(
         "--compare",
         action="store_true",
-        help="fail if mounts, interfaces, routes, nftables, control groups or kernel values of the machine are others "
-        "afterwards; for a machine where nothing else is at work",
+        help="fail if mounts, interfaces, routes, nftables, control groups or kernel values of the machine have "
+        "changed afterwards; for a machine that does nothing else",
     )
     run.add_argument("command", nargs="+", metavar="COMMAND")
     options = parser.parse_args()

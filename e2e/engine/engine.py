@@ -1,4 +1,4 @@
-"""The life of the engine: its namespaces, its network, its end, and the check that nothing is left."""
+"""Starting and ending the engine: namespaces, network, removal, and the check that nothing is left."""
 
 import contextlib
 import os
@@ -38,13 +38,13 @@ def prepare() -> tuple[Path, list[images.StandIn]]:
         ClusterError: something cannot be made, or this is not root on Linux.
     """
     if sys.platform != "linux" or os.geteuid() != 0:
-        raise ClusterError("the engine runs in namespaces of its own: that takes Linux and root")
+        raise ClusterError("the engine needs Linux and root: it runs in separate namespaces")
     ensure(PROGRAMS)
     return engine_packages(), images.stand_ins()
 
 
 def run(command: Sequence[str]) -> int:
-    """Run a command beside a Docker engine of its own; its exit status. Afterwards nothing of the engine is left.
+    """Run a command beside a Docker engine; its exit status. The engine is removed afterwards.
 
     Raises:
         ClusterError: the engine cannot be started, or something is left of it.
@@ -83,7 +83,7 @@ def unchanged() -> Iterator[None]:
     if before != after:
         differences = [f"gone: {fact}" for fact in sorted(before - after)]
         differences += [f"new: {fact}" for fact in sorted(after - before)]
-        raise ClusterError("the machine is not as it was:\n  " + "\n  ".join(differences))
+        raise ClusterError("the machine has changed:\n  " + "\n  ".join(differences))
 
 
 def kernel_values() -> set[str]:
@@ -95,7 +95,7 @@ def kernel_values() -> set[str]:
 def environment() -> dict[str, str]:
     """What the command finds in its environment, beside DOCKER_HOST and PATH.
 
-    The images are built from other bases than those of the local cluster, so their archives have a cache of their own.
+    The images have other bases than those of the local cluster, so their archives are in a separate cache.
     """
     private = cache("engine", "cache")
     programs = private / "userrealtime" / "bin"
@@ -190,13 +190,13 @@ def remove() -> None:
             else:
                 _remove_cgroup(path)
         if time.monotonic() > deadline:
-            raise ClusterError("of the engine stayed behind:\n  " + "\n  ".join(str(path) for path in leftovers()))
+            raise ClusterError("the engine left:\n  " + "\n  ".join(str(path) for path in leftovers()))
         if leftovers():
             time.sleep(0.2)
 
 
 def leftovers() -> list[Path]:
-    """Directories of an engine: its state, and its control group in every hierarchy. All else ends with it."""
+    """Directories of an engine: its state, and its control group in every hierarchy. The kernel removes the rest."""
     paths = [STATE, *(root / CGROUP for root in cgroup_roots())]
     return [path for path in paths if path.exists()]
 

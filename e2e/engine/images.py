@@ -53,13 +53,13 @@ def stand_ins() -> list[StandIn]:
     with exclusive("images"):
         reference, archive = images.debian_base()
     return [
-        StandIn(PYTHON, _layer(archive, cache("engine", f"{reference.rpartition(':')[2]}.tar"))),
+        StandIn(PYTHON, layer_of(archive, cache("engine", f"{reference.rpartition(':')[2]}.tar"))),
         StandIn(f"traefik:v{binaries.TRAEFIK}", _program(binaries.traefik()), ("/traefik",)),
         StandIn(NODE, node.node_image(), node.ENTRYPOINT),
     ]
 
 
-def _layer(archive: Path, target: Path) -> Path:
+def layer_of(archive: Path, target: Path) -> Path:
     """The one layer of an archive that `oci.write` made."""
     if target.exists():
         return target

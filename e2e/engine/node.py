@@ -83,7 +83,7 @@ TimeoutStartSec=180
 """
 # Of systemd, which raises them.
 OTHER_KERNEL_VALUES = ("fs/file-max", "fs/nr_open")
-# The kubelet and systemd would set these for the whole machine: in the node they are files of its own.
+# The kubelet and systemd would set these for the whole machine: in the node they are separate files.
 START = "\n".join(
     [
         "#!/bin/sh",

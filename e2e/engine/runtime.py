@@ -18,14 +18,19 @@ CAPABILITIES = {"CAP_SYS_RESOURCE": 24}
 
 
 def main(arguments: list[str]) -> None:
-    granted = effective(Path("/proc/self/status").read_text())
-    lacking = {name for name, number in CAPABILITIES.items() if not granted >> number & 1}
+    removed = lacking(Path("/proc/self/status").read_text())
     for option, value in itertools.pairwise(arguments):
         if option == "--bundle":
-            _rewrite(Path(value, "config.json"), lacking, inside="process")
+            _rewrite(Path(value, "config.json"), removed, inside="process")
         elif option == "--process":
-            _rewrite(Path(value), lacking)
+            _rewrite(Path(value), removed)
     os.execvp("runc", ["runc", *arguments])  # noqa: S606
+
+
+def lacking(status: str) -> set[str]:
+    """Those of CAPABILITIES that are missing in the text of `/proc/PID/status`."""
+    granted = effective(status)
+    return {name for name, number in CAPABILITIES.items() if not granted >> number & 1}
 
 
 def effective(status: str) -> int:
@@ -34,19 +39,20 @@ def effective(status: str) -> int:
     return int(line.removeprefix("CapEff:"), 16)
 
 
-def without(process: dict[str, Any], lacking: set[str]) -> dict[str, Any]:
-    """A container's process specification without the capabilities `lacking`."""
-    sets = process.get("capabilities") or {}
-    kept = {name: [each for each in values if each not in lacking] for name, values in sets.items()}
+def without(process: dict[str, Any], removed: set[str]) -> dict[str, Any]:
+    """A container's process specification without the capabilities `removed`."""
+    if not (sets := process.get("capabilities")):
+        return process
+    kept = {name: [each for each in values if each not in removed] for name, values in sets.items()}
     return {**process, "capabilities": kept}
 
 
-def _rewrite(path: Path, lacking: set[str], inside: str = "") -> None:
+def _rewrite(path: Path, removed: set[str], inside: str = "") -> None:
     specification = json.loads(path.read_text())
     if inside:
-        specification[inside] = without(specification[inside], lacking)
+        specification[inside] = without(specification[inside], removed)
     else:
-        specification = without(specification, lacking)
+        specification = without(specification, removed)
     path.write_text(json.dumps(specification))
 
 
