@@ -53,7 +53,8 @@ def install(system: System) -> str:
         _apply_secret(system.cluster, "database", DATABASE_URL=as_role(system.database.url, secret))
         key = _known(system.cluster, "session", "SESSION_KEY") or secrets.token_hex(32)
         _apply_secret(system.cluster, "session", SESSION_KEY=key)
-        system.cluster.apply("\n---\n".join(json.dumps(item) for item in objects))
+        # One document: kubectl before 1.33 reads no stream of JSON documents.
+        system.cluster.apply(json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}))
         system.cluster.wait_rolled_out(NAMESPACE, "deployment/demo")
         return url(system)
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from . import demo
-from .cluster import ClusterError, choose
+from .cluster import ClusterError, removable
 from .cluster.existing import ExistingCluster
 from .cluster.progress import heed_sigterm
 from .system import uninstall
@@ -21,11 +21,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ).parse_args(arguments)
     heed_sigterm()
     try:
-        cluster = choose()
-        if isinstance(cluster, ExistingCluster) and cluster.answers():
-            demo.uninstall(cluster)
-            uninstall(cluster)
-        cluster.down()
+        for cluster in removable():
+            if isinstance(cluster, ExistingCluster) and cluster.answers():
+                demo.uninstall(cluster)
+                uninstall(cluster)
+            cluster.down()
     except ClusterError as error:
         print(f"make down: {error}", file=sys.stderr)
         return 1

@@ -19,7 +19,7 @@ import jwt
 from .client import http_get
 from .cluster import ClusterError, Provider, images, postgres
 from .cluster.postgres import PostgresAccess
-from .cluster.progress import step
+from .cluster.progress import note, step
 
 ROOT = Path(__file__).parents[1]
 CHART = ROOT / "charts" / "userrealtime"
@@ -232,10 +232,40 @@ def uninstall(cluster: Provider) -> None:
 
 
 def upgrade(system: System, values: dict[str, Any], chart: Path = CHART) -> None:
-    """Install the chart, or upgrade it, with these values (JSON is YAML); waits for the operator."""
+    """Install the chart, or upgrade it, with these values (JSON is YAML); waits for the operator.
+
+    A release that an interrupted helm left pending is brought back first.
+    """
+    try:
+        _upgrade(system, values, chart)
+    except ClusterError as error:
+        # Helm's words for a release that is pending, with or without a helm that works on it.
+        if "another operation" not in str(error) or not recover(system.cluster):
+            raise
+        _upgrade(system, values, chart)
+
+
+def _upgrade(system: System, values: dict[str, Any], chart: Path) -> None:
     system.cluster.helm(
         *("upgrade", "--install", RELEASE, str(chart), "--namespace", OPERATOR_NAMESPACE),
         *("--values", "-", "--wait", "--timeout", "180s"),
         input=json.dumps(values),
         timeout=240,
     )
+
+
+def recover(cluster: Provider) -> bool:
+    """End what an interrupted helm left pending; whether there was something.
+
+    An installation is removed, and an upgrade is rolled back to the revision before it.
+    """
+    release = ("--namespace", OPERATOR_NAMESPACE)
+    status = json.loads(cluster.helm("status", RELEASE, *release, "-o", "json"))["info"]["status"]
+    if status in ("pending-install", "uninstalling"):
+        cluster.helm("uninstall", RELEASE, *release, "--no-hooks", "--wait", "--timeout", "120s", timeout=150)
+    elif status in ("pending-upgrade", "pending-rollback"):
+        cluster.helm("rollback", RELEASE, *release, "--no-hooks", "--timeout", "120s", timeout=150)
+    else:
+        return False
+    note(f"the release {RELEASE} was {status} after an interruption: brought back")
+    return True

@@ -56,6 +56,7 @@ async def over_nats(system: System, database: asyncpg.Connection, tmp_path: Path
     [source] = [source for source in images.SOURCES if source.name == "userrealtime-nats"]
     image = images.load(system.cluster, [source])[source.name]
     await database.execute(
+        f"do $$ begin if to_regrole('{ROLE}') is not null then drop owned by {ROLE}; end if; end $$; "
         f"drop role if exists {ROLE}; create role {ROLE} login password '{database_password}'; "
         f"select userrealtime.grant_bridge('{ROLE}')"
     )

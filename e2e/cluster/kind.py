@@ -1,35 +1,58 @@
 """A kind cluster, where a Docker engine answers.
 
-Exercised only on such machines; kept to the few commands that kind documents.
+Docker is asked what is there, so that a cluster can be reported and removed without kind. Environment variables:
+
+- `INGRESS_PORT`: the port of 127.0.0.1 for the ingress of a new cluster, 8081 by default;
+- `KIND_NODE_IMAGE`: the node's image, for machines that cannot pull kind's own: a copy of it in another registry.
 """
 
 import json
+import os
+import re
 import shutil
 import subprocess
-from contextlib import AbstractContextManager, nullcontext
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
-from . import addons, binaries
-from .errors import ClusterError
+from . import addons, binaries, engine, images, tools
+from .errors import ClusterError, UnknownError
 from .paths import cache
-from .progress import note, step
-from .provider import INGRESS_PORT, Image, Provider, run, wait_http
+from .progress import Step, exclusive, note, step
+from .provider import DEFAULT_INGRESS_PORT, Image, Provider, chosen_port, port_problem, run, wait_http
 
+ON_LINUX = sys.platform == "linux"
 CLUSTER = "userrealtime"
-INSTALL_KIND = (
-    f"kind is not installed: `go install sigs.k8s.io/kind@v{binaries.KIND}`, "
-    "or see https://kind.sigs.k8s.io/docs/user/quick-start/"
+NODE = f"{CLUSTER}-control-plane"
+# That of kind 0.30.0, whichever kind is on PATH.
+NODE_IMAGE = "kindest/node:v1.34.0@sha256:7416a61b42b1662ca6ca89f02028ac133a309a2a30ba309614e8ec94d976dc5a"
+# A file in the node that says: kind has finished it.
+COMPLETE = "/etc/userrealtime-complete"
+# The namespaces whose pods `up` and what follows it need.
+OWN_NAMESPACES = ("kube-system", "traefik", "postgres", "userrealtime")
+START_LIMIT = 120.0
+RESTART_LIMIT = 180.0
+NOT_ENFORCED = (
+    "kind's network plugin reports that this kernel refuses its nftables rules (as a rule a kernel without "
+    "CONFIG_NFT_QUEUE): NetworkPolicies are not enforced on this machine"
 )
 
 
-def docker_answers() -> bool:
-    """Whether a Docker engine answers within 10 seconds."""
-    if shutil.which("docker") is None:
-        return False
-    try:
-        return subprocess.run(["docker", "version"], capture_output=True, timeout=10).returncode == 0
-    except subprocess.TimeoutExpired:
-        return False
+def node() -> dict[str, Any] | None:
+    """The node's container, as `docker inspect` shows it; None if there is none."""
+    command = ["docker", "container", "inspect", NODE]
+    done = subprocess.run(command, env=engine.environment(), capture_output=True, text=True, timeout=60)
+    if done.returncode == 0:
+        found: dict[str, Any] = json.loads(done.stdout)[0]
+        return found
+    if "no such container" in done.stderr.lower():
+        return None
+    raise ClusterError(f"`docker container inspect {NODE}` failed: {done.stderr.strip()}")
 
 
 class KindCluster(Provider):
@@ -41,62 +64,223 @@ class KindCluster(Provider):
 
     @property
     def ingress_url(self) -> str:
-        return f"http://127.0.0.1:{INGRESS_PORT}"
+        return f"http://127.0.0.1:{self._port(node() if engine.docker_answers() else None)}"
+
+    def kubectl_path(self) -> Path:
+        # Programs of Linux do not run elsewhere, and not on another processor.
+        return tools.kubectl_of_node(NODE, node_image()) if ON_LINUX else tools.kubectl()
+
+    def prepare(self) -> None:
+        with exclusive("kind"):
+            self._prepare()
+            self._images()
+        if ON_LINUX and shutil.which("go"):
+            # For the tests that start an API server of their own.
+            binaries.hyperkube()
+        else:
+            note("e2e/test_activator.py and e2e/test_leader.py need Linux and Go: they build an API server")
 
     def up(self) -> None:
-        if CLUSTER not in self._clusters():
-            mapping = {
-                "containerPort": addons.INGRESS_NODE_PORT,
-                "hostPort": INGRESS_PORT,
-                "listenAddress": "127.0.0.1",
-            }
-            config = {
-                "kind": "Cluster",
-                "apiVersion": "kind.x-k8s.io/v1alpha4",
-                "nodes": [{"role": "control-plane", "extraPortMappings": [mapping]}],
-            }
-            path = cache("kind", "config.json")
-            path.write_text(json.dumps(config))
-            with step("creating a kind cluster", usual="1 to 3 min") as current:
-                options = (f"--name={CLUSTER}", f"--config={path}", f"--kubeconfig={self.kubeconfig}", "--wait=120s")
-                current.run([_kind(), "create", "cluster", *options], timeout=600)
-        else:
-            run(_kind(), "export", "kubeconfig", f"--name={CLUSTER}", f"--kubeconfig={self.kubeconfig}", timeout=60)
-        addons.apply_ingress(self, addons.TRAEFIK_OFFICIAL)
-        wait_http(self.ingress_url, timeout=60)
-        note(f"kind cluster ready; KUBECONFIG={self.kubeconfig}, ingress at {self.ingress_url}")
+        with exclusive("kind"):
+            self._up()
 
     def down(self) -> None:
-        if CLUSTER not in self._clusters():
-            note("no kind cluster of this project")
-            return
-        with step("deleting the kind cluster") as current:
-            current.run([_kind(), "delete", "cluster", f"--name={CLUSTER}"], timeout=300)
-        self.kubeconfig.unlink(missing_ok=True)
+        with exclusive("kind"):
+            if node() is None:
+                note("no kind cluster of this project")
+                return
+            with step("deleting the kind cluster") as current:
+                self._delete(current)
 
     def status(self) -> str:
-        if CLUSTER not in self._clusters():
+        there = node()
+        if there is None:
             return "kind: not running"
+        if (state := there["State"]["Status"]) != "running":
+            return f"kind: the node's container is {state}; `make up` starts it"
         return f"kind: API server {'answers' if self.answers() else 'does not answer'}, ingress at {self.ingress_url}"
 
     def load_image(self, image: Image) -> str:
-        node = f"{CLUSTER}-control-plane"
-        there = run("docker", "exec", node, "ctr", "-n", "k8s.io", "images", "list", "--quiet", timeout=60)
-        if image.local_reference not in there.split():
-            with step(f"loading {image.name}") as current:
-                current.run([_kind(), "load", "image-archive", image.archive, f"--name={CLUSTER}"], timeout=600)
-        return image.local_reference
+        return self.load_images([image])[image.name]
 
-    def enforcing_policies(self) -> AbstractContextManager[None]:
-        """kind's own network plugin enforces them, always."""
-        return nullcontext()
+    def load_images(self, images: Sequence[Image]) -> dict[str, str]:
+        there = run("docker", "exec", NODE, "ctr", "-n", "k8s.io", "images", "list", "--quiet", timeout=60).split()
+        if missing := [image for image in images if image.local_reference not in there]:
+            names = ", ".join(image.name.removeprefix("userrealtime-") for image in missing)
+            with (
+                step(f"loading images: {names}", usual="10 s each") as current,
+                _archives(current, missing) as archives,
+            ):
+                for archive in archives:
+                    command: list[str | Path] = [tools.kind(), "load", "image-archive", archive, f"--name={CLUSTER}"]
+                    current.run(command, env=engine.environment(), timeout=600)
+        return {image.name: image.local_reference for image in images}
 
-    def _clusters(self) -> list[str]:
-        return run(_kind(), "get", "clusters", timeout=60).split()
+    @contextmanager
+    def enforcing_policies(self) -> Iterator[None]:
+        """kind's own network plugin enforces them, where the kernel accepts its rules."""
+        log = self.kubectl("-n", "kube-system", "logs", "--selector=app=kindnet", "--tail=-1")
+        if refused_rules(log):
+            raise UnknownError(NOT_ENFORCED)
+        yield
+
+    def _prepare(self) -> None:
+        """Obtain all tools before anything is created."""
+        problems = engine.problems()
+        there = node()
+        port = self._port(there)
+        if there is None and (problem := port_problem(port)):
+            problems.append(problem)
+        if chosen_port() not in (None, port):
+            problems.append(
+                f"the cluster that is there has its ingress at port {port}: `make down` first, or unset INGRESS_PORT"
+            )
+        getters: list[Callable[[], object]] = [tools.kind, tools.helm, binaries.gateway_api]
+        # The node has one that runs here.
+        if not ON_LINUX:
+            getters.append(tools.kubectl)
+        tools.obtain(*getters, problems=problems)
+
+    def _images(self) -> list[Image]:
+        return images.build([images.TRAEFIK])
+
+    def _up(self) -> None:
+        self._prepare()
+        # Before there is a cluster, so that a registry out of reach is reported at once.
+        traefik = self._images()
+        there = node()
+        if there is not None and there["State"]["Status"] != "running":
+            with step("starting the kind node again") as current:
+                paused = there["State"]["Status"] == "paused"
+                current.run(
+                    ["docker", "unpause" if paused else "start", NODE], env=engine.environment(), timeout=START_LIMIT
+                )
+        if there is not None and not self._complete():
+            with step("deleting a kind cluster that was not finished") as current:
+                self._delete(current)
+            there = None
+        if there is None:
+            self._create()
+        else:
+            self._export_kubeconfig()
+        self._wait_ready()
+        [reference] = self.load_images(traefik).values()
+        addons.apply_ingress(self, reference)
+        wait_http(self.ingress_url, timeout=60)
+        note(f"kind cluster ready; KUBECONFIG={self.kubeconfig}, ingress at {self.ingress_url}")
+
+    def _create(self) -> None:
+        path = cache("kind", "config.json")
+        path.write_text(json.dumps(config(self._port(None))))
+        with step("creating a kind cluster", usual="1 to 3 min, the download of its image beside") as current:
+            options = (f"--name={CLUSTER}", f"--config={path}", f"--kubeconfig={self.kubeconfig}", "--wait=120s")
+            current.run([tools.kind(), "create", "cluster", *options], env=engine.environment(), timeout=1800)
+            current.run(["docker", "exec", NODE, "touch", COMPLETE], env=engine.environment(), timeout=60)
+
+    def _delete(self, current: Step) -> None:
+        # As kind does it, which so need not be there; a kubeconfig in the home directory is not touched.
+        current.run(["docker", "rm", "--force", "--volumes", NODE], env=engine.environment(), timeout=300)
+        self.kubeconfig.unlink(missing_ok=True)
+
+    def _complete(self) -> bool:
+        command = ["docker", "exec", NODE, "test", "-e", COMPLETE]
+        return subprocess.run(command, env=engine.environment(), capture_output=True, timeout=60).returncode == 0
+
+    def _export_kubeconfig(self) -> None:
+        options = (f"--name={CLUSTER}", f"--kubeconfig={self.kubeconfig}")
+        run(tools.kind(), "export", "kubeconfig", *options, env=engine.environment(), timeout=60)
+
+    def _wait_ready(self) -> None:
+        """Until the API server answers, and the pods that the cluster had before are those of the node's last start."""
+        if self.answers() and not self._stale():
+            return
+        with step(
+            "waiting for Kubernetes", usual="under a minute", hint=f"`docker logs {NODE}` shows the node's start"
+        ):
+            _until(self.answers, lambda: "the API server does not answer", START_LIMIT)
+            _until(lambda: not self._stale(), lambda: f"not started again: {', '.join(self._stale())}", RESTART_LIMIT)
+
+    def _stale(self) -> list[str]:
+        """Pods whose containers ran before the node's last start: their status is of then."""
+        there = node()
+        if there is None:
+            raise ClusterError("the kind node is not there any more")
+        started = instant(there["State"]["StartedAt"])
+        try:
+            pods = json.loads(self.kubectl("get", "pods", "--all-namespaces", "-o", "json", timeout=20))["items"]
+        except ClusterError:
+            return ["all pods: the API server does not answer"]
+        return stale_pods(pods, started)
+
+    def _port(self, there: dict[str, Any] | None) -> int:
+        """The ingress's port: as the node has it, or as it is to be."""
+        if there is not None:
+            bindings = there["HostConfig"].get("PortBindings") or {}
+            if published := bindings.get(f"{addons.INGRESS_NODE_PORT}/tcp"):
+                return int(published[0]["HostPort"])
+        return chosen_port() or DEFAULT_INGRESS_PORT
 
 
-def _kind() -> Path:
-    found = shutil.which("kind")
-    if found is None:
-        raise ClusterError(INSTALL_KIND)
-    return Path(found)
+def node_image() -> str:
+    """The image that a new node is made of."""
+    return os.environ.get("KIND_NODE_IMAGE") or NODE_IMAGE
+
+
+def config(port: int) -> dict[str, Any]:
+    """kind's configuration of the cluster, with the ingress at `port`."""
+    mapping = {"containerPort": addons.INGRESS_NODE_PORT, "hostPort": port, "listenAddress": "127.0.0.1"}
+    return {
+        "kind": "Cluster",
+        "apiVersion": "kind.x-k8s.io/v1alpha4",
+        "nodes": [{"role": "control-plane", "image": node_image(), "extraPortMappings": [mapping]}],
+    }
+
+
+def instant(text: str) -> datetime:
+    """An RFC 3339 time of Docker or Kubernetes, to the second."""
+    return datetime.fromisoformat(re.sub(r"(\.\d+)?Z$", "+00:00", text))
+
+
+def stale_pods(pods: Sequence[dict[str, Any]], started: datetime) -> list[str]:
+    """Of the pods that are needed, those with a container that runs since before `started`; `namespace/name`."""
+    found = []
+    for pod in pods:
+        metadata, status = pod["metadata"], pod.get("status", {})
+        if metadata["namespace"] not in OWN_NAMESPACES or "deletionTimestamp" in metadata:
+            continue
+        states = [container["state"] for container in status.get("containerStatuses", [])]
+        if any(instant(state["running"]["startedAt"]) < started for state in states if "running" in state):
+            found.append(f"{metadata['namespace']}/{metadata['name']}")
+    return found
+
+
+def refused_rules(log: str) -> bool:
+    """Whether the log of kind's network plugin says that the kernel refused the rules that policies need."""
+    lines = log.splitlines()
+    return any(
+        re.search(r"error syncing nftables rules|\"syncing nftables rules\".*\b(err|error)=", line, re.IGNORECASE)
+        for line in lines
+    )
+
+
+@contextmanager
+def _archives(current: Step, images: Sequence[Image]) -> Iterator[list[Path]]:
+    """Archives to load: one of all images, where the engine still has them; it holds what they share once."""
+    references = [image.local_reference for image in images]
+    command = ["docker", "image", "inspect", "--format", "{{.Id}}", *references]
+    known = subprocess.run(command, env=engine.environment(), capture_output=True, timeout=60).returncode == 0
+    if len(images) == 1 or not known:
+        yield [image.archive for image in images]
+        return
+    with tempfile.TemporaryDirectory(dir=images[0].archive.parent) as directory:
+        archive = Path(directory, "images.tar")
+        current.run(["docker", "save", "--output", archive, *references], env=engine.environment(), timeout=600)
+        yield [archive]
+
+
+def _until(condition: Callable[[], bool], problem: Callable[[], str], timeout: float) -> None:
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > deadline:
+            raise ClusterError(f"after {timeout:.0f} s: {problem()}")
+        time.sleep(0.5)

@@ -25,7 +25,8 @@ from .paths import cache
 
 HEARTBEAT = 30.0
 TAIL_LINES = 15
-TAIL_WIDTH = 300
+# Docker puts the reason at the end of a long line.
+TAIL_WIDTH = 1000
 
 
 def clock(seconds: float) -> str:

@@ -1,8 +1,8 @@
 """What every cluster offers, whoever runs it.
 
-`choose` picks, in this order: the cluster of a given `KUBECONFIG`; kind, where a Docker engine answers; a one-node
-Kubernetes built from Go modules, on Linux as root. What a provider does beyond that (install an ingress controller,
-make an image available) is the same call for all three.
+`choose` picks, in this order: the cluster of a given `KUBECONFIG`; a cluster of ours that this machine has already;
+kind, where a Docker engine answers; a one-node Kubernetes built from Go modules, on Linux as root. What a provider does
+beyond that (install an ingress controller, make an image available) is the same call for all three.
 """
 
 import os
@@ -13,20 +13,20 @@ import sys
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import binaries
+from . import tools
 from .errors import ClusterError
 
-NOTHING_POSSIBLE = """no cluster can be had here. Any one of these will do:
+NOTHING_POSSIBLE = """this machine has nothing to run a cluster with. Any one of these is enough:
+  - start a Docker engine (https://docs.docker.com/engine/install/): a kind cluster is created in it;
   - set KUBECONFIG to the kubeconfig file of a cluster that may be used for tests;
-  - start a Docker engine (https://docs.docker.com/engine/install/): a kind cluster is made in it;
   - on Linux, run as root: a one-node Kubernetes is built with Go 1.24 or later (https://go.dev/dl/)."""
 
-INGRESS_PORT = 8081
+DEFAULT_INGRESS_PORT = 8081
 PORT_FORWARD_LIMIT = 15.0
 
 
@@ -94,22 +94,24 @@ class Provider(ABC):
         there is not loaded again. Pods must not set `imagePullPolicy: Always`.
         """
 
+    def load_images(self, images: Sequence[Image]) -> dict[str, str]:
+        """Make images available as `load_image` does; the references that pods name, by image name."""
+        return {image.name: self.load_image(image) for image in images}
+
     @abstractmethod
     def enforcing_policies(self) -> AbstractContextManager[None]:
         """NetworkPolicies are enforced while the block runs, and afterwards as they were before.
 
         Raises:
             ClusterError: they cannot be.
-            UnknownError: nobody knows whether they are.
+            UnknownError: they are not, or it cannot be found out, for a reason that lies outside of this project.
         """
 
     def kubectl_path(self) -> Path:
-        found = shutil.which("kubectl")
-        return Path(found) if found else binaries.kubectl()
+        return tools.kubectl()
 
     def helm_path(self) -> Path:
-        found = shutil.which("helm")
-        return Path(found) if found else binaries.helm()
+        return tools.helm()
 
     def kubectl(self, *args: str, input: str | None = None, timeout: float = 60) -> str:
         """Run kubectl against this cluster; its output.
@@ -201,19 +203,86 @@ def choose() -> Provider:
     Raises:
         ClusterError: none is possible; the text says what to install.
     """
+    from . import engine
     from .existing import ExistingCluster
-    from .kind import KindCluster, docker_answers
+    from .kind import KindCluster
     from .local import LocalCluster
 
     if given := os.environ.get("KUBECONFIG"):
         # `python -m e2e.cluster env` sets it to one of ours, which stays ours.
         ours: list[Provider] = [KindCluster(), LocalCluster()]
         return next((own for own in ours if own.kubeconfig == Path(given)), ExistingCluster(Path(given)))
-    if docker_answers():
+    if there := present():
+        return there[0]
+    if engine.docker_answers():
         return KindCluster()
-    if sys.platform == "linux" and os.geteuid() == 0:
+    if _local_possible():
         return LocalCluster()
-    raise ClusterError(NOTHING_POSSIBLE)
+    docker = engine.unusable() if shutil.which("docker") else ""
+    raise ClusterError(f"{NOTHING_POSSIBLE}\n  {docker}".rstrip())
+
+
+def present() -> list[Provider]:
+    """The clusters of ours that this machine has, running or not; the one that `choose` prefers first."""
+    from . import engine
+    from .kind import KindCluster, node
+    from .local import LocalCluster
+    from .local.leftovers import leftovers
+
+    found: list[Provider] = []
+    if engine.docker_answers() and node() is not None:
+        found.append(KindCluster())
+    if _local_possible() and leftovers():
+        found.append(LocalCluster())
+    return found
+
+
+def removable() -> list[Provider]:
+    """The clusters that `down` is about: the one of a given `KUBECONFIG`, else all of ours that this machine has.
+
+    Raises:
+        ClusterError: there is none, and none is possible.
+    """
+    return [choose()] if os.environ.get("KUBECONFIG") else present() or [choose()]
+
+
+def _local_possible() -> bool:
+    return sys.platform == "linux" and os.geteuid() == 0
+
+
+def chosen_port() -> int | None:
+    """The port for the ingress that `INGRESS_PORT` names; None if it is not set.
+
+    Raises:
+        ClusterError: it is no port that a user may open.
+    """
+    text = os.environ.get("INGRESS_PORT", "")
+    if not text:
+        return None
+    if not text.isdecimal() or not 1024 <= int(text) <= 65535:
+        raise ClusterError(f"INGRESS_PORT={text} is not a port from 1024 to 65535")
+    return int(text)
+
+
+def port_problem(port: int) -> str:
+    """Why no server can listen on `port` of 127.0.0.1, with advice; empty if one can."""
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        taken = probe.connect_ex(("127.0.0.1", port)) == 0
+    if not taken:
+        with socket.socket() as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                listener.bind(("127.0.0.1", port))
+            except OSError:
+                taken = True
+    if not taken:
+        return ""
+    shown = f"ss -ltnp sport = :{port}" if sys.platform == "linux" else f"lsof -nP -iTCP:{port} -sTCP:LISTEN"
+    return (
+        f"port {port} of 127.0.0.1, which the ingress needs, is taken: stop the program that listens there "
+        f"(`{shown}` shows it), or choose another port, for example: INGRESS_PORT={port + 1000} make up"
+    )
 
 
 def run(

@@ -4,8 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from e2e.cluster import engine
+
 
 @pytest.fixture(autouse=True)
 def cache_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    engine.unusable.cache_clear()
     return tmp_path / "cache" / "userrealtime"

@@ -53,8 +53,8 @@ def test_built_once(cache_directory: Path) -> None:
         calls.append(out)
         out.write_text("program")
 
-    first = binaries._cached("tool", "1", "building tool", build)
-    second = binaries._cached("tool", "1", "building tool", build)
+    first = binaries.cached("tool", "1", "building tool", build)
+    second = binaries.cached("tool", "1", "building tool", build)
     assert first == second
     assert len(calls) == 1
     assert first.is_relative_to(cache_directory)
@@ -70,5 +70,5 @@ def test_a_build_that_fails_leaves_nothing_that_looks_built() -> None:
         out.write_text("program")
 
     with pytest.raises(ClusterError):
-        binaries._cached("tool", "1", "building tool", fail)
-    assert binaries._cached("tool", "1", "building tool", build).read_text() == "program"
+        binaries.cached("tool", "1", "building tool", fail)
+    assert binaries.cached("tool", "1", "building tool", build).read_text() == "program"

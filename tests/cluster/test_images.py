@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from e2e.cluster import images
+from e2e.cluster import engine, images
 from e2e.cluster.errors import ClusterError
 from e2e.cluster.images import Buildah, Source, apt_source, base_suite, pip_options, pip_secrets
 from e2e.cluster.paths import REPOSITORY
@@ -33,7 +33,7 @@ def builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Builds:
     (tmp_path / "package" / "module.py").write_text("1")
     (tmp_path / "Dockerfile").write_text("FROM x")
     monkeypatch.setattr(images, "REPOSITORY", tmp_path)
-    monkeypatch.setattr(images, "docker_answers", lambda: False)
+    monkeypatch.setattr(engine, "docker_answers", lambda: False)
     monkeypatch.setattr(Buildah, "build", build)
     monkeypatch.setenv("BASE_IMAGE", "base:1")
     return built

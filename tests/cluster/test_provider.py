@@ -4,33 +4,35 @@ from pathlib import Path
 
 import pytest
 
-from e2e.cluster import kind, postgres, provider
+from e2e.cluster import engine, kind, postgres, provider
 from e2e.cluster.errors import ClusterError, UnknownError
 from e2e.cluster.existing import ExistingCluster
 from e2e.cluster.kind import KindCluster
-from e2e.cluster.local import LocalCluster
+from e2e.cluster.local import LocalCluster, leftovers
 from e2e.cluster.provider import Image, choose, port_forward, run, wait_http
 
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """A machine with neither KUBECONFIG nor Docker, where we are not root."""
+    """A machine with neither KUBECONFIG nor Docker nor a cluster, where we are not root."""
     monkeypatch.delenv("KUBECONFIG", raising=False)
-    monkeypatch.setattr(kind, "docker_answers", lambda: False)
+    monkeypatch.setattr(engine, "docker_answers", lambda: False)
+    monkeypatch.setattr(kind, "node", lambda: None)
+    monkeypatch.setattr(leftovers, "leftovers", list)
     monkeypatch.setattr("os.geteuid", lambda: 1000)
     return monkeypatch
 
 
 def test_a_given_kubeconfig_comes_first(machine: pytest.MonkeyPatch) -> None:
     machine.setenv("KUBECONFIG", "/some/config")
-    machine.setattr(kind, "docker_answers", lambda: True)
+    machine.setattr(engine, "docker_answers", lambda: True)
     chosen = choose()
     assert isinstance(chosen, ExistingCluster)
     assert chosen.environment()["KUBECONFIG"] == "/some/config"
 
 
 def test_then_docker(machine: pytest.MonkeyPatch) -> None:
-    machine.setattr(kind, "docker_answers", lambda: True)
+    machine.setattr(engine, "docker_answers", lambda: True)
     machine.setattr("os.geteuid", lambda: 0)
     assert isinstance(choose(), KindCluster)
 

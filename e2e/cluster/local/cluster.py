@@ -17,11 +17,11 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from e2e.cluster import addons, binaries, oci
+from e2e.cluster import addons, binaries, oci, tools
 from e2e.cluster.errors import ClusterError
 from e2e.cluster.paths import REPOSITORY, STATE, cache
 from e2e.cluster.progress import exclusive, note, step
-from e2e.cluster.provider import INGRESS_PORT, Image, Provider, run, wait_http
+from e2e.cluster.provider import DEFAULT_INGRESS_PORT, Image, Provider, chosen_port, port_problem, run, wait_http
 
 from . import packages, pki, policies
 from .components import (
@@ -65,7 +65,7 @@ class LocalCluster(Provider):
 
     @property
     def ingress_url(self) -> str:
-        return f"http://127.0.0.1:{INGRESS_PORT}"
+        return f"http://127.0.0.1:{_port()}"
 
     def kubectl_path(self) -> Path:
         return binaries.kubectl()
@@ -94,7 +94,12 @@ class LocalCluster(Provider):
             self._down()
 
     def _prepare(self) -> list[tuple[str, Path]]:
-        """All that is built; gives the static images by reference."""
+        """All that is built; gives the static images by reference.
+
+        Raises:
+            ClusterError: something is missing or in the way; one text names all of it.
+        """
+        _check()
         packages.ensure()
         binaries.hyperkube()
         binaries.forward()
@@ -193,7 +198,7 @@ class LocalCluster(Provider):
             _refuse_overlapping_routes()
             for root in cgroup_roots():
                 (root / CGROUP).mkdir()
-            _spawn_node(listener, version)
+            _spawn_node(listener, version, _port())
 
     def _wait_ready(self) -> None:
         if self.answers() and self._node_ready():
@@ -267,7 +272,7 @@ def _static_image(reference: str, binary: Path) -> tuple[str, Path]:
     return reference, archive
 
 
-def _spawn_node(listener: socket.socket, version: str) -> None:
+def _spawn_node(listener: socket.socket, version: str, port: int) -> None:
     """Start the node's first process and give it its interface.
 
     `unshare` makes the namespaces and stays as the parent: when it is killed, so is its child, and with process 1
@@ -290,7 +295,8 @@ def _spawn_node(listener: socket.socket, version: str) -> None:
     assert process.stdin is not None
     assert process.stdout is not None
     try:
-        RECORD.write_text(json.dumps({"pid": process.pid, "started": _started(process.pid), "version": version}))
+        record = {"pid": process.pid, "started": _started(process.pid), "version": version, "port": port}
+        RECORD.write_text(json.dumps(record))
         answered, _, _ = select.select([process.stdout], [], [], NODE_LIMIT)
         if not answered or process.stdout.readline() != b"ready\n":
             raise ClusterError(f"its first process does not start; see {LOG / 'node.log'}")
@@ -321,15 +327,13 @@ def _ingress_socket() -> Iterator[socket.socket]:
     Raises:
         ClusterError: somebody else listens there.
     """
+    port = _port()
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            listener.bind(("127.0.0.1", INGRESS_PORT))
+            listener.bind(("127.0.0.1", port))
         except OSError as error:
-            raise ClusterError(
-                f"cannot listen on 127.0.0.1:{INGRESS_PORT} ({error.strerror}): another program does; "
-                f"`ss -ltnp sport = :{INGRESS_PORT}` names it. Stop it and try again"
-            ) from None
+            raise ClusterError(port_problem(port) or f"cannot listen on 127.0.0.1:{port}: {error.strerror}") from None
         listener.listen(4096)
         yield listener
 
@@ -367,6 +371,33 @@ def _end_node() -> None:
     # Groups of containers that are no more would hold the next kubelet up for seconds each.
     for group in cgroups():
         _remove_cgroup(group)
+
+
+def _check() -> None:
+    """Report, before anything is installed or built, all that `up` needs and cannot get itself."""
+    problems = packages.problems()
+    try:
+        binaries.require_go()
+    except ClusterError as error:
+        if not binaries.built():
+            problems.append(str(error))
+    running, chosen = _node() is not None, chosen_port()
+    if running and chosen not in (None, _port()):
+        problems.append(
+            f"the cluster runs with its ingress at port {_port()}: `make down` first, or unset INGRESS_PORT"
+        )
+    # What is left of a node may hold the port; it is ended before the next one starts.
+    if not leftovers() and (problem := port_problem(_port())):
+        problems.append(problem)
+    tools.obtain(problems=problems)
+
+
+def _port() -> int:
+    """The ingress's port: of the node that runs, else as it is to be."""
+    if _node() is not None:
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            return int(json.loads(RECORD.read_text())["port"])
+    return chosen_port() or DEFAULT_INGRESS_PORT
 
 
 def _node() -> int | None:

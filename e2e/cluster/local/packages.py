@@ -36,6 +36,14 @@ def missing(programs: Mapping[str, str] = PROGRAMS) -> list[str]:
     return sorted(packages)
 
 
+def problems() -> list[str]:
+    """What `ensure` could not install, in a sentence with advice; empty if it can install all that is missing."""
+    packages = missing()
+    if not packages or _which("apt-get"):
+        return []
+    return [f"the local cluster needs {' '.join(packages)}: install these packages (the names are Debian's)"]
+
+
 def ensure(programs: Mapping[str, str] = PROGRAMS) -> None:
     """Install what is missing, with apt-get.
 
@@ -50,7 +58,7 @@ def ensure(programs: Mapping[str, str] = PROGRAMS) -> None:
         return
     names = " ".join(packages)
     if not _which("apt-get"):
-        raise ClusterError(f"the local cluster needs {names}: install them (the names are Debian's)")
+        raise ClusterError(f"the local cluster needs {names}: install these packages (the names are Debian's)")
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     with step(f"installing {names} with apt-get", usual="under a minute") as current, _no_services():
         current.run(["apt-get", "update"], env=environment, timeout=300)
