@@ -8,13 +8,14 @@ import hashlib
 import http.client
 import os
 import re
-import ssl
 import tarfile
 import urllib.error
 import urllib.request
 import zipfile
 from pathlib import Path
 from urllib.parse import unquote, urlsplit, urlunsplit
+
+from userrealtime_relay.trust import client_context
 
 from .errors import ClusterError
 
@@ -105,9 +106,7 @@ def _open(url: str) -> http.client.HTTPResponse:
     if parts.username:
         credentials = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
         request.add_unredirected_header("Authorization", "Basic " + base64.b64encode(credentials.encode()).decode())
-    context = ssl.create_default_context(cafile=os.environ.get("REQUESTS_CA_BUNDLE") or None)
-    # Authorities of company proxies often lack extensions that this flag asks for; the chain stays verified.
-    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    context = client_context(os.environ.get("REQUESTS_CA_BUNDLE") or None)
     try:
         answer: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=ANSWER_LIMIT, context=context)
     except (OSError, http.client.HTTPException) as error:
