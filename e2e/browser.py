@@ -25,6 +25,7 @@ from websockets.asyncio.client import ClientConnection, connect
 
 from .cluster import ClusterError
 from .cluster.progress import step
+from .patience import PATIENCE_S
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 START_TIMEOUT_S = 60.0
@@ -212,7 +213,7 @@ class Page:
             raise BrowserError(details.get("exception", {}).get("description") or details["text"])
         return found["result"].get("value")
 
-    async def wait_for(self, expression: str, timeout: float = 60) -> Any:
+    async def wait_for(self, expression: str, timeout: float = PATIENCE_S) -> Any:
         """Until an expression is true in JavaScript's sense; its value.
 
         Raises:

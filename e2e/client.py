@@ -14,6 +14,8 @@ from urllib.parse import urlsplit
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
+from .patience import PATIENCE_S
+
 OPEN_TIMEOUT_S = 10
 LOOPBACK = "127.0.0.1"
 RETRY_S = 0.2
@@ -24,7 +26,7 @@ def is_this_machine(url: str) -> bool:
     return f".{urlsplit(url).hostname}".endswith(".localhost")
 
 
-def http_get(url: str, headers: Mapping[str, str], timeout: float = 20) -> Any:
+def http_get(url: str, headers: Mapping[str, str], timeout: float = PATIENCE_S) -> Any:
     """`urllib.request.urlopen` of a URL, which may be of this machine; to be used as a context manager."""
     address = urlsplit(url)
     if is_this_machine(url):
@@ -53,7 +55,7 @@ async def open_connection(
     )
 
 
-async def receive(connection: ClientConnection, timeout: float = 20) -> dict[str, Any]:
+async def receive(connection: ClientConnection, timeout: float = PATIENCE_S) -> dict[str, Any]:
     """The next message."""
     message: dict[str, Any] = json.loads(await asyncio.wait_for(connection.recv(), timeout))
     return message
@@ -84,7 +86,7 @@ class ResumingClient:
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self._run())
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE_S):
             async with self._changed:
                 await self._changed.wait_for(lambda: self.connections > 0 or self._task.done())
         if self._task.done():
@@ -102,20 +104,20 @@ class ResumingClient:
     def ids(self) -> list[int]:
         return [event["id"] for event in self.events]
 
-    async def wait_for(self, condition: Callable[[], bool], timeout: float = 60) -> None:
+    async def wait_for(self, condition: Callable[[], bool], timeout: float = PATIENCE_S) -> None:
         """Until `condition` holds; it is looked at whenever a message has arrived."""
         async with asyncio.timeout(timeout), self._changed:
             await self._changed.wait_for(condition)
 
-    async def wait_for_events(self, count: int, timeout: float = 60) -> None:
+    async def wait_for_events(self, count: int, timeout: float = PATIENCE_S) -> None:
         """Until this many events have arrived since the client began."""
         await self.wait_for(lambda: len(self.events) >= count, timeout)
 
-    async def wait_for_more(self, count: int, timeout: float = 60) -> None:
+    async def wait_for_more(self, count: int, timeout: float = PATIENCE_S) -> None:
         """Until this many events more have arrived."""
         await self.wait_for_events(len(self.events) + count, timeout)
 
-    async def wait_for_connections(self, count: int, timeout: float = 60) -> None:
+    async def wait_for_connections(self, count: int, timeout: float = PATIENCE_S) -> None:
         """Until the client has been connected this many times."""
         await self.wait_for(lambda: self.connections >= count, timeout)
 

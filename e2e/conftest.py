@@ -12,6 +12,7 @@ import asyncpg
 import pytest
 
 from .cluster import choose
+from .patience import PATIENCE_S
 from .system import System, install
 
 # Resources of one run are told from those of another, and from the first user of `make up`.
@@ -45,9 +46,9 @@ def database_url(system: System) -> Iterator[str]:
 
 @pytest.fixture
 async def database(database_url: str) -> AsyncIterator[asyncpg.Connection]:
-    connection = await asyncpg.connect(database_url, timeout=10)
+    connection = await asyncpg.connect(database_url, timeout=PATIENCE_S)
     yield connection
-    await connection.close(timeout=5)
+    await connection.close(timeout=PATIENCE_S)
 
 
 @pytest.fixture

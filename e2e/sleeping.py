@@ -7,6 +7,7 @@ import re
 import urllib.request
 from typing import Any
 
+from .patience import PATIENCE_S
 from .system import OPERATOR_NAMESPACE, System
 from .waiting import eventually
 
@@ -57,7 +58,7 @@ def activator_total(system: System, sample: str) -> float:
     for pod in activator_pods(system):
         with (
             system.cluster.forward(OPERATOR_NAMESPACE, f"pod/{pod}", 3000) as (host, port),
-            urllib.request.urlopen(f"http://{host}:{port}/metrics", timeout=10) as answer,
+            urllib.request.urlopen(f"http://{host}:{port}/metrics", timeout=PATIENCE_S) as answer,
         ):
             text = answer.read().decode()
         found = re.search(rf"^userrealtime_activator_{re.escape(sample)} (\S+)$", text, re.MULTILINE)

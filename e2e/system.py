@@ -20,6 +20,7 @@ from .client import http_get
 from .cluster import ClusterError, Provider, images, postgres
 from .cluster.postgres import PostgresAccess
 from .cluster.progress import note, step
+from .patience import COMMAND_TIMEOUT_S, PATIENCE_S, WITHIN
 
 ROOT = Path(__file__).parents[1]
 CHART = ROOT / "charts" / "userrealtime"
@@ -64,9 +65,9 @@ class System:
 
     def delete_user(self, name: str) -> None:
         """Delete a UserRealtime and wait until it is gone."""
-        self.kubectl("delete", "urt", name, "--ignore-not-found", "--timeout=60s", timeout=90)
+        self.kubectl("delete", "urt", name, "--ignore-not-found", WITHIN)
 
-    def kubectl(self, *arguments: str, input: str | None = None, timeout: float = 60) -> str:
+    def kubectl(self, *arguments: str, input: str | None = None, timeout: float = COMMAND_TIMEOUT_S) -> str:
         """kubectl in the namespace of the users."""
         return self.cluster.kubectl("-n", USERS_NAMESPACE, *arguments, input=input, timeout=timeout)
 
@@ -75,7 +76,7 @@ class System:
         found: dict[str, Any] = json.loads(self.kubectl("get", kind, name, "-o", "json"))
         return found
 
-    def wait_ready(self, name: str, timeout: float = 90) -> dict[str, Any]:
+    def wait_ready(self, name: str, timeout: float = PATIENCE_S) -> dict[str, Any]:
         """The resource, once it is Ready for its present spec.
 
         Raises:
@@ -97,7 +98,7 @@ class System:
                 raise ClusterError(f"{name} is not ready after {timeout:.0f} s: {json.dumps(status, indent=2)}\n{pods}")
             time.sleep(0.2)
 
-    def wait_reachable(self, name: str, timeout: float = 30) -> None:
+    def wait_reachable(self, name: str, timeout: float = PATIENCE_S) -> None:
         """Until the user's route leads to the pod: whatever is in between learns of it a moment after it is Ready.
 
         Raises:
@@ -107,7 +108,7 @@ class System:
         deadline = time.monotonic() + timeout
         while url:
             try:
-                http_get(f"{url}/poll", {}).close()
+                http_get(f"{url}/poll", {}, timeout=10).close()
                 return
             except urllib.error.HTTPError as error:
                 with error:
@@ -163,13 +164,13 @@ class System:
         ready = "jsonpath={.status.containerStatuses[0].restartCount} {.status.containerStatuses[0].ready}"
         restarts = int(self.cluster.kubectl(*postgres, "get", "pod", "postgres-0", "-o", ready).split()[0])
         self.cluster.kubectl(*postgres, "exec", "postgres-0", "--", "sh", "-c", "kill -QUIT 1")
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + PATIENCE_S
         while True:
             count, up = self.cluster.kubectl(*postgres, "get", "pod", "postgres-0", "-o", ready).split()
             if int(count) > restarts and up == "true":
                 return
             if time.monotonic() > deadline:
-                raise ClusterError("PostgreSQL did not come back within 120 s")
+                raise ClusterError(f"PostgreSQL did not come back within {PATIENCE_S:.0f} s")
             time.sleep(0.2)
 
 
@@ -224,11 +225,11 @@ def uninstall(cluster: Provider) -> None:
         # The users first, while the operator is there to clean up after them.
         namespaces = cluster.kubectl("get", "namespaces", "-o", "name")
         if f"namespace/{USERS_NAMESPACE}\n" in namespaces:
-            cluster.kubectl("delete", "urt", "-n", USERS_NAMESPACE, "--all", "--timeout=120s", timeout=150)
-        release = ("--namespace", OPERATOR_NAMESPACE, "--ignore-not-found", "--wait", "--timeout", "120s")
-        cluster.helm("uninstall", RELEASE, *release, timeout=150)
+            cluster.kubectl("delete", "urt", "-n", USERS_NAMESPACE, "--all", WITHIN)
+        release = ("--namespace", OPERATOR_NAMESPACE, "--ignore-not-found", "--wait", WITHIN)
+        cluster.helm("uninstall", RELEASE, *release)
         names = (OPERATOR_NAMESPACE, USERS_NAMESPACE)
-        cluster.kubectl("delete", "namespace", *names, "--ignore-not-found", timeout=180)
+        cluster.kubectl("delete", "namespace", *names, "--ignore-not-found")
 
 
 def upgrade(system: System, values: dict[str, Any], chart: Path = CHART) -> None:
@@ -248,9 +249,8 @@ def upgrade(system: System, values: dict[str, Any], chart: Path = CHART) -> None
 def _upgrade(system: System, values: dict[str, Any], chart: Path) -> None:
     system.cluster.helm(
         *("upgrade", "--install", RELEASE, str(chart), "--namespace", OPERATOR_NAMESPACE),
-        *("--values", "-", "--wait", "--timeout", "180s"),
+        *("--values", "-", "--wait", WITHIN),
         input=json.dumps(values),
-        timeout=240,
     )
 
 
@@ -262,9 +262,9 @@ def recover(cluster: Provider) -> bool:
     release = ("--namespace", OPERATOR_NAMESPACE)
     status = json.loads(cluster.helm("status", RELEASE, *release, "-o", "json"))["info"]["status"]
     if status in ("pending-install", "uninstalling"):
-        cluster.helm("uninstall", RELEASE, *release, "--no-hooks", "--wait", "--timeout", "120s", timeout=150)
+        cluster.helm("uninstall", RELEASE, *release, "--no-hooks", "--wait", WITHIN)
     elif status in ("pending-upgrade", "pending-rollback"):
-        cluster.helm("rollback", RELEASE, *release, "--no-hooks", "--timeout", "120s", timeout=150)
+        cluster.helm("rollback", RELEASE, *release, "--no-hooks", WITHIN)
     else:
         return False
     note(f"the release {RELEASE} was {status} after an interruption: brought back")

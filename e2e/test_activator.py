@@ -22,10 +22,10 @@ from userrealtime_operator.naming import child_name
 from userrealtime_operator.rollouts import User
 
 from .local.apiserver import LocalApiServer
+from .patience import PATIENCE_S, WITHIN
 from .system import CHART
 
 NAMESPACE = "users"
-PATIENCE_S = 30
 ALICE = Target(User(NAMESPACE, "alice"), "alice", "")
 NAME = child_name("alice")
 
@@ -36,7 +36,7 @@ def server() -> Iterator[LocalApiServer]:
         started.kubectl("create", "namespace", NAMESPACE)
         crd = str(CHART / "files" / "userrealtimes.yaml")
         started.kubectl("apply", "--server-side", "-f", crd)
-        started.kubectl("wait", "--for=condition=Established", "--timeout=30s", "-f", crd)
+        started.kubectl("wait", "--for=condition=Established", WITHIN, "-f", crd)
         yield started
 
 

@@ -17,6 +17,7 @@ from .client import ResumingClient
 from .cluster import images
 from .cluster.local import pki
 from .cluster.paths import MANIFESTS
+from .patience import COMMAND_TIMEOUT_S, PATIENCE_S, WITHIN
 from .system import OPERATOR_NAMESPACE, RELEASE, System, upgrade
 from .test_faults import assert_all_arrived, publishing
 from .waiting import eventually
@@ -36,7 +37,7 @@ def secret(name: str, **values: str) -> str:
     )
 
 
-def operators(system: System, *arguments: str, timeout: float = 60) -> str:
+def operators(system: System, *arguments: str, timeout: float = COMMAND_TIMEOUT_S) -> str:
     """kubectl in the operator's namespace."""
     return system.cluster.kubectl("-n", OPERATOR_NAMESPACE, *arguments, timeout=timeout)
 
@@ -75,7 +76,7 @@ async def over_nats(system: System, database: asyncpg.Connection, tmp_path: Path
     }
     trust = {"certificates": (tmp_path / "ca.crt").read_text()}
     try:
-        operators(system, "rollout", "status", "deployment/nats", "--timeout=60s", timeout=90)
+        operators(system, "rollout", "status", "deployment/nats", WITHIN)
         await asyncio.to_thread(upgrade, system, {**system.values, "signals": signals, "trust": trust})
         yield system
     finally:
@@ -99,10 +100,8 @@ async def test_events_arrive_over_a_broker_that_is_killed_and_bridges_that_are(
         async with publishing(database_url, alice) as publisher:
             await client.wait_for_more(50)
             for selector in ("app=nats", "app.kubernetes.io/name=userrealtime-bridge"):
-                await asyncio.to_thread(
-                    operators, over_nats, "delete", "pod", "-l", selector, "--now", "--wait=false", timeout=60
-                )
-                await client.wait_for_more(50, timeout=90)
+                await asyncio.to_thread(operators, over_nats, "delete", "pod", "-l", selector, "--now", "--wait=false")
+                await client.wait_for_more(50, timeout=PATIENCE_S)
         await assert_all_arrived(client, publisher, database_url, alice)
 
     async def connections() -> dict[str, int]:
@@ -114,7 +113,7 @@ async def test_events_arrive_over_a_broker_that_is_killed_and_bridges_that_are(
         return {row["application_name"]: row["count"] for row in rows}
 
     # The bridges listen, as who may do no more than that; of the relay nothing is held.
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE_S):
         while (now := await connections()).get("userrealtime-relay") or now.get("userrealtime-bridge") != 2:
             await asyncio.sleep(0.2)
 

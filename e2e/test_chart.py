@@ -21,6 +21,7 @@ from userrealtime_relay.bridge.config import Config as Bridge
 
 from . import demo
 from .cluster import ClusterError
+from .patience import PATIENCE_S
 from .system import CHART, OPERATOR_NAMESPACE, RELEASE, USERS_NAMESPACE, System, install, uninstall
 
 PODS = ("Deployment", "Job")
@@ -166,7 +167,7 @@ def test_the_pod_monitor_finds_the_relays_health_port(system: System, users: Cal
     port = next(p for p in pod["spec"]["containers"][0]["ports"] if p["name"] == endpoint["port"])["containerPort"]
     with (
         system.cluster.forward(USERS_NAMESPACE, f"pod/{pod['metadata']['name']}", port) as (host, reached),
-        urllib.request.urlopen(f"http://{host}:{reached}{endpoint['path']}", timeout=10) as answer,
+        urllib.request.urlopen(f"http://{host}:{reached}{endpoint['path']}", timeout=PATIENCE_S) as answer,
     ):
         assert b"userrealtime_relay_ready 1" in answer.read()
     assert USERS_NAMESPACE in monitor["namespaceSelector"]["matchNames"]
@@ -442,6 +443,6 @@ async def test_uninstalling_leaves_nothing_and_installing_again_works(
         await asyncio.to_thread(install, system.cluster)
     await asyncio.to_thread(users, "arriving")
     # A log that the operator could not remove before it was removed itself is swept once it is back.
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         while await database.fetchval("select count(*) from userrealtime.log where user_id = $1", leaving):
             await asyncio.sleep(0.2)

@@ -14,6 +14,7 @@ import asyncpg
 import pytest
 
 from .client import open_connection, receive
+from .patience import COMMAND_TIMEOUT_S, PATIENCE_S
 from .system import USERS_NAMESPACE, System
 from .waiting import eventually
 
@@ -29,7 +30,7 @@ def run(system: System, *command: str | Path, **environment: str) -> subprocess.
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=COMMAND_TIMEOUT_S,
     )
 
 
@@ -75,7 +76,7 @@ async def test_events_are_followed_and_messages_published(
     )
     command = (SCRIPTS / "userrealtime", "--namespace", USERS_NAMESPACE)
     for transport in ("websocket", "sse", "poll"):
-        options = ("--after", "0", "--count", "3", "--transport", transport, "--timeout", "30s")
+        options = ("--after", "0", "--count", "3", "--transport", transport, "--timeout", f"{PATIENCE_S:.0f}s")
         done = await asyncio.to_thread(run, system, *command, "tail", name, *options)
         assert (done.returncode, done.stderr) == (0, f"connected by {transport}\n")
         assert [json.loads(line)["data"]["n"] for line in done.stdout.splitlines()] == [1, 2, 3]

@@ -13,6 +13,7 @@ import asyncpg
 from tests.operator.attacks import REFUSED
 
 from .client import ResumingClient
+from .patience import PATIENCE_S
 from .system import System
 from .test_faults import assert_all_arrived, publishing
 from .waiting import eventually
@@ -32,7 +33,7 @@ async def connect_as(system: System, user: str, database_url: str) -> asyncpg.Co
     """A connection with what is in a user's Secret, to the database as it is reached from this machine."""
     theirs, ours = urlsplit(secret_url(system, user)), urlsplit(database_url)
     netloc = f"{theirs.username}:{theirs.password}@{ours.hostname}:{ours.port}"
-    return await asyncpg.connect(theirs._replace(netloc=netloc).geturl(), timeout=10)
+    return await asyncpg.connect(theirs._replace(netloc=netloc).geturl(), timeout=PATIENCE_S)
 
 
 async def test_a_stolen_secret_opens_one_users_log_alone(
@@ -69,7 +70,7 @@ async def test_a_stolen_secret_opens_one_users_log_alone(
                 await thief.execute("rollback")
         assert allowed == []
     finally:
-        await thief.close(timeout=5)
+        await thief.close(timeout=PATIENCE_S)
         await database.execute(f"drop table {TABLE}; drop sequence {SEQUENCE}")
 
 
@@ -83,7 +84,7 @@ async def test_a_database_password_is_replaced_under_a_connected_client(
             await client.wait_for_more(50)
             request = "userrealtime.dev/rotate-database-password=now"
             await asyncio.to_thread(system.kubectl, "annotate", "urt", alice, request)
-            await client.wait_for_connections(2, timeout=90)
+            await client.wait_for_connections(2, timeout=PATIENCE_S)
             await asyncio.to_thread(system.wait_ready, alice)
             await client.wait_for_more(50)
         await assert_all_arrived(client, publisher, database_url, alice)
@@ -91,7 +92,7 @@ async def test_a_database_password_is_replaced_under_a_connected_client(
     assert client.connections == 2
     connection = await connect_as(system, alice, database_url)
     assert await connection.fetchval("select count(*) from userrealtime.log") == 1
-    await connection.close(timeout=5)
+    await connection.close(timeout=PATIENCE_S)
 
 
 async def test_a_damaged_password_is_replaced_by_one_that_works(

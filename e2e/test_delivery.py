@@ -12,6 +12,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 
 from .client import ResumingClient, http_get, open_connection, receive
+from .patience import PATIENCE_S
 from .system import System
 
 MakeUser = Callable[..., str]
@@ -81,7 +82,7 @@ async def test_a_client_that_was_away_gets_what_it_missed(
 ) -> None:
     alice = users("alice")
     await database.execute("select userrealtime.publish($1, 'x') from generate_series(1, 3000)", alice)
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE_S):
         connection = await open_connection(system.websocket_url(alice), system.token(alice), last_event_id=0)
         assert (await receive(connection))["type"] == "connected"
         ids = [(await receive(connection))["id"] for _ in range(3000)]

@@ -17,6 +17,7 @@ from . import demo
 from .browser import DESK, PHONE, Browser, Page, Viewport, browser
 from .client import LOOPBACK
 from .cluster import ClusterError
+from .patience import PATIENCE_S
 from .system import ROOT, USERS_NAMESPACE, System
 
 IMAGES = ROOT / "docs" / "images"
@@ -84,7 +85,7 @@ async def logged_in(
     async with chromium.page(viewport, dark=dark) as page:
         await page.goto(url)
         await page.click(f"[data-login={user}]")
-        await page.wait_for(f"{CONNECTED} && {POD_READY}", timeout=90)
+        await page.wait_for(f"{CONNECTED} && {POD_READY}", timeout=PATIENCE_S)
         yield page
 
 
@@ -128,11 +129,11 @@ async def test_the_pod_is_killed_and_nothing_is_missed(chromium: Browser, url: s
         await publish(page, "before", "server")
         before = await page.text("#pods code")
         await page.click("#kill")
-        await page.wait_for(MADE_UP_FOR, timeout=90)
+        await page.wait_for(MADE_UP_FOR, timeout=PATIENCE_S)
         told = await page.text("#timeline .resumed")
         assert "made up for, 0 missed" in told
         assert "Disconnected" in await page.text("#timeline")
-        await page.wait_for(f"{POD_READY} && document.querySelectorAll('#pods li').length === 1", timeout=60)
+        await page.wait_for(f"{POD_READY} && document.querySelectorAll('#pods li').length === 1", timeout=PATIENCE_S)
         assert await page.text("#pods code") != before
         await publish(page, "afterwards", "server")
         shown = sorted(await page.evaluate(SHOWN_IDS))
@@ -150,14 +151,14 @@ async def test_the_pod_is_put_to_sleep_and_woken(chromium: Browser, url: str, sy
             return
         await publish(page, "before", "server")
         await page.click("#sleep")
-        await page.wait_for("document.querySelector('#pod-state').dataset.state === 'asleep'", timeout=90)
-        await page.wait_for("document.querySelector('#pods').innerText === 'No pod.'", timeout=60)
+        await page.wait_for("document.querySelector('#pod-state').dataset.state === 'asleep'", timeout=PATIENCE_S)
+        await page.wait_for("document.querySelector('#pods').innerText === 'No pod.'", timeout=PATIENCE_S)
         await bob.evaluate("document.querySelector('#to').value = 'alice'")
         await bob.write("#text", "while you slept")
         await bob.click("#publish button[value=server]")
         await bob.wait_for("document.querySelector('#notice').innerText === 'Published to alice.'")
         await page.click("#wake")
-        await page.wait_for(f"{CONNECTED} && {POD_READY}", timeout=60)
+        await page.wait_for(f"{CONNECTED} && {POD_READY}", timeout=PATIENCE_S)
         await page.wait_for("document.querySelector('#events').innerText.includes('bob: while you slept')")
         assert await page.text("#missed") == "0"
         assert await page.text("#twice") == ""
@@ -181,7 +182,7 @@ async def test_it_can_be_used_by_keyboard(chromium: Browser, url: str) -> None:
         await page.goto(url)
         await page.wait_for("document.activeElement.dataset.login === 'alice'")
         await page.press("Enter")
-        await page.wait_for(CONNECTED, timeout=90)
+        await page.wait_for(CONNECTED, timeout=PATIENCE_S)
         await page.evaluate("document.querySelector('#logout').focus()")
         order: list[str] = []
         while "timeline" not in order and len(order) < 20:
@@ -217,8 +218,8 @@ async def test_it_fits(
 async def _pose(page: Page) -> None:
     """Something to be seen: a pod that was killed, and what was made up for."""
     await page.click("#kill")
-    await page.wait_for(MADE_UP_FOR, timeout=90)
-    await page.wait_for(f"{POD_READY} && document.querySelectorAll('#pods li').length === 1", timeout=60)
+    await page.wait_for(MADE_UP_FOR, timeout=PATIENCE_S)
+    await page.wait_for(f"{POD_READY} && document.querySelectorAll('#pods li').length === 1", timeout=PATIENCE_S)
     await page.wait_for("document.querySelector('[data-person=bob] .online').dataset.online === 'true'")
     await page.evaluate("scrollTo(0, 0)")
 
@@ -234,7 +235,7 @@ def post(url: str, **headers: str) -> int:
     address = url.replace("//localhost", f"//{LOOPBACK}")
     request = urllib.request.Request(address, data=b"{}", headers={"Host": host, **headers}, method="POST")
     try:
-        with urllib.request.urlopen(request, timeout=20) as answer:
+        with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:
             status: int = answer.status
             return status
     except urllib.error.HTTPError as error:
@@ -279,7 +280,7 @@ async def test_its_role_in_the_database_may_do_little(url: str, system: System) 
     password = demo.password(system.cluster)
     assert password
     with system.database.from_host() as address:
-        connection = await asyncpg.connect(demo.as_role(address, password), timeout=10)
+        connection = await asyncpg.connect(demo.as_role(address, password), timeout=PATIENCE_S)
         try:
             for forbidden in (
                 "select * from userrealtime.event",
@@ -291,7 +292,7 @@ async def test_its_role_in_the_database_may_do_little(url: str, system: System) 
                 with pytest.raises(asyncpg.InsufficientPrivilegeError):
                     await connection.execute(forbidden)
         finally:
-            await connection.close(timeout=5)
+            await connection.close(timeout=PATIENCE_S)
 
 
 def test_its_pod_is_confined(url: str, system: System) -> None:

@@ -24,12 +24,13 @@ import yaml
 from website.blocks import Block, missing_output, page_blocks
 
 from .browser import browser
+from .patience import PATIENCE_S, WITHIN
 from .system import CHART, OPERATOR_NAMESPACE, ROOT, USERS_NAMESPACE, System, install, uninstall
 
 PAGES = page_blocks()
 RUN = {page: blocks for page, blocks in PAGES.items() if any(block.is_run for block in blocks)}
-BLOCK_TIMEOUT_S = 300.0
-OUTPUT_TIMEOUT_S = 60.0
+BLOCK_TIMEOUT_S = 2 * PATIENCE_S
+OUTPUT_TIMEOUT_S = PATIENCE_S
 USER = "alice"
 
 
@@ -89,7 +90,7 @@ class Terminal:
         for number in (signal.SIGTERM, signal.SIGKILL):
             try:
                 os.killpg(self._shell.pid, number)
-                self._shell.wait(timeout=10)
+                self._shell.wait(timeout=PATIENCE_S)
             except (ProcessLookupError, subprocess.TimeoutExpired):
                 pass
         self._selector.close()
@@ -105,7 +106,7 @@ class Session:
     def __init__(self, system: System, folder: Path) -> None:
         self._folder = folder / "userrealtime"
         listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-        names = subprocess.check_output(listing, cwd=ROOT, text=True, timeout=60).split("\0")
+        names = subprocess.check_output(listing, cwd=ROOT, text=True, timeout=PATIENCE_S).split("\0")
         for name in filter(None, names):
             if (ROOT / name).is_file():
                 (self._folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -201,7 +202,7 @@ def session(system: System, tmp_path: Path, request: pytest.FixtureRequest) -> I
         for name in _resources(system) - before:
             system.delete_user(name)
         for example in re.findall(r"kubectl apply -f (examples/\S+)", typed):
-            system.kubectl("delete", "-f", str(ROOT / example), "--ignore-not-found", "--timeout=60s", timeout=90)
+            system.kubectl("delete", "-f", str(ROOT / example), "--ignore-not-found", WITHIN)
 
 
 def _resources(system: System) -> set[str]:

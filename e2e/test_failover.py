@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from .conftest import RUN
+from .patience import WITHIN
 from .system import OPERATOR_NAMESPACE, RELEASE, System
 from .waiting import eventually
 
@@ -44,8 +45,8 @@ def late(system: System) -> Iterator[str]:
 
 @pytest.mark.parametrize("end", ["killed", "deleted"])
 def test_the_leaders_pod_ends_and_the_other_acts(system: System, late: str, end: str) -> None:
-    pods = ("-n", OPERATOR_NAMESPACE, "rollout", "status", f"deployment/{RELEASE}", "--timeout=120s")
-    system.cluster.kubectl(*pods, timeout=130)
+    pods = ("-n", OPERATOR_NAMESPACE, "rollout", "status", f"deployment/{RELEASE}", WITHIN)
+    system.cluster.kubectl(*pods)
     eventually(lambda: leader(system) != "", "a leader")
     old = leader(system)
     if end == "killed":

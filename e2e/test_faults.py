@@ -10,6 +10,7 @@ import asyncpg
 
 from .client import ResumingClient
 from .cluster import ClusterError
+from .patience import PATIENCE_S, WITHIN
 from .system import OPERATOR_NAMESPACE, RELEASE, System
 
 MakeUser = Callable[..., str]
@@ -59,7 +60,7 @@ async def publishing(url: str, user: str) -> AsyncIterator[Publisher]:
 
 async def assert_all_arrived(client: ResumingClient, publisher: Publisher, database_url: str, user: str) -> None:
     """The log is the truth; what was committed is in it, and the client has all of it, once, in order."""
-    database = await asyncpg.connect(database_url, timeout=10)
+    database = await asyncpg.connect(database_url, timeout=PATIENCE_S)
     try:
         rows = await database.fetch(
             "select id, (data->>'number')::int as number from userrealtime.event where user_id = $1 order by id", user
@@ -81,7 +82,7 @@ async def test_the_relays_pod_is_killed_twice(system: System, users: MakeUser, d
             for life in (1, 2):
                 await client.wait_for_more(50)
                 await asyncio.to_thread(system.kubectl, "delete", "pod", "-l", selector, "--now", "--wait=false")
-                await client.wait_for_connections(life + 1, timeout=90)
+                await client.wait_for_connections(life + 1, timeout=PATIENCE_S)
             await client.wait_for_more(50)
         await assert_all_arrived(client, publisher, database_url, alice)
 
@@ -95,7 +96,7 @@ async def test_a_changed_spec_rolls_out_under_a_connected_client(
             await client.wait_for_more(50)
             await asyncio.to_thread(system.apply_user, alice, limits={"connections": 7})
             await asyncio.to_thread(system.wait_ready, alice)
-            await client.wait_for_connections(2, timeout=90)
+            await client.wait_for_connections(2, timeout=PATIENCE_S)
             await client.wait_for_more(50)
         await assert_all_arrived(client, publisher, database_url, alice)
 
@@ -106,7 +107,7 @@ async def test_postgres_is_restarted(system: System, users: MakeUser, database_u
         async with publishing(database_url, alice) as publisher:
             await client.wait_for_more(50)
             await asyncio.to_thread(system.restart_postgres)
-            await client.wait_for_more(50, timeout=120)
+            await client.wait_for_more(50, timeout=PATIENCE_S)
         await assert_all_arrived(client, publisher, database_url, alice)
 
 
@@ -119,13 +120,11 @@ async def test_the_operator_is_away_while_children_vanish(system: System, users:
         async with publishing(database_url, bob) as publisher:
             operator = ("-n", OPERATOR_NAMESPACE, "scale", f"deployment/{RELEASE}")
             await asyncio.to_thread(system.cluster.kubectl, *operator, "--replicas=0")
-            pods = ("-n", OPERATOR_NAMESPACE, "wait", "--for=delete", "pod", "--timeout=60s")
-            await asyncio.to_thread(
-                system.cluster.kubectl, *pods, "-l", "app.kubernetes.io/name=userrealtime-operator", timeout=90
-            )
+            pods = ("-n", OPERATOR_NAMESPACE, "wait", "--for=delete", "pod", WITHIN)
+            await asyncio.to_thread(system.cluster.kubectl, *pods, "-l", "app.kubernetes.io/name=userrealtime-operator")
             try:
                 for kind in ("deployment", "ingress"):
-                    await asyncio.to_thread(system.kubectl, "delete", kind, name, "--timeout=60s", timeout=90)
+                    await asyncio.to_thread(system.kubectl, "delete", kind, name, WITHIN)
                 patch = '{"spec": {"selector": {"app": "nobody"}}}'
                 await asyncio.to_thread(system.kubectl, "patch", "service", name, "--type=merge", "-p", patch)
             finally:
@@ -149,7 +148,7 @@ async def test_the_operator_is_away_while_children_vanish(system: System, users:
         assert client.connections == 1
     assert system.get("secret", name)["data"] == secret
     async with ResumingClient(system.websocket_url(alice), system.token(alice)) as client:
-        database = await asyncpg.connect(database_url, timeout=10)
+        database = await asyncpg.connect(database_url, timeout=PATIENCE_S)
         await database.execute("select userrealtime.publish($1, 'again')", alice)
         await database.close()
         await client.wait_for_events(1)

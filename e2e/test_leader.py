@@ -22,6 +22,7 @@ from userrealtime_operator.naming import child_name
 from .local.apiserver import LocalApiServer, Write
 from .local.operator import ROOT, LocalOperator
 from .local.postgres import LocalPostgres
+from .patience import PATIENCE_S, WITHIN
 
 NAMESPACE = "users"
 LEASE = f"{NAMESPACE}/operator"
@@ -48,7 +49,7 @@ def prepared(*options: str) -> Iterator[LocalApiServer]:
     with LocalApiServer(*options, audit=True) as api:
         api.kubectl("create", "namespace", NAMESPACE)
         api.kubectl("apply", "--server-side", "-f", str(CRD))
-        api.kubectl("wait", "--for=condition=Established", "--timeout=30s", "-f", str(CRD))
+        api.kubectl("wait", "--for=condition=Established", WITHIN, "-f", str(CRD))
         for role, rule in {"work": MAY_WORK, "lead": MAY_LEAD}.items():
             rules = [{**rule, "resources": ["*"], "verbs": ["*"]}]
             item = {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": {"name": role}}
@@ -89,7 +90,7 @@ def has_deployment(server: LocalApiServer, name: str) -> bool:
     return f"/urt-{name}-" in server.kubectl("-n", NAMESPACE, "get", "deployments", "-o", "name")
 
 
-async def eventually(condition: Callable[[], bool], what: str, timeout: float = 60) -> float:
+async def eventually(condition: Callable[[], bool], what: str, timeout: float = PATIENCE_S) -> float:
     """Until `condition` holds; the seconds it took."""
     begin = time.monotonic()
     while not await asyncio.to_thread(condition):
@@ -217,7 +218,7 @@ async def test_a_dead_and_a_silent_api_server_are_survived(server: LocalApiServe
         assert 40 < len(before) < 900
         await eventually(lambda: not operator.leads(), "it stands by while the API server is dead", 20)
         await asyncio.to_thread(server.start)
-        await eventually(lambda: stored(server) == expected(names), "all are served", 240)
+        await eventually(lambda: stored(server) == expected(names), "all are served", 2 * PATIENCE_S)
         await settled(operator)
         # What died unanswered is not in the record, so its repetition would count once.
         children = children_of(written(server))
@@ -242,7 +243,7 @@ async def test_an_overloaded_api_server_is_left_alone_and_nothing_is_lost(databa
         await asyncio.to_thread(operator.wait_ready)
         names = [f"user-{number}" for number in range(100)]
         await asyncio.to_thread(apply_users, server, *names)
-        await eventually(lambda: len(written(server)) >= 500, "all are served", 240)
+        await eventually(lambda: len(written(server)) >= 500, "all are served", 2 * PATIENCE_S)
         await settled(operator)
         refused = operator.metric("userrealtime_operator_rest_client_requests_total", code="429")
         print(f"\n{refused:.0f} writes were refused with 429")
@@ -285,7 +286,7 @@ def expected(users: Sequence[str]) -> set[tuple[str, str]]:
 async def settled(operator: LocalOperator) -> dict[str, int]:
     """The operator's requests, once there is nothing left to do."""
     requests: dict[str, int] = {}
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 2 * PATIENCE_S
     while True:
         await asyncio.sleep(3)
         now = await asyncio.to_thread(operator.requests)
@@ -312,7 +313,7 @@ async def test_api_calls_a_resource(server: LocalApiServer, database_url: str) -
         total, before = await settled(operator), total
         figures["update"] = {name: number - before.get(name, 0) for name, number in total.items()}
         selector = ("-n", NAMESPACE, "annotate", "urt", "--all", "touched=yes")
-        await asyncio.to_thread(server.kubectl, *selector, timeout=120)
+        await asyncio.to_thread(server.kubectl, *selector)
         total, before = await settled(operator), total
         figures["no change"] = {name: number - before.get(name, 0) for name, number in total.items()}
         await asyncio.to_thread(operator.stop)
@@ -367,7 +368,7 @@ async def test_drift_in_every_child_is_repaired_by_the_watch(server: LocalApiSer
         figures = []
         for kind, change in DRIFTS:
             server.kubectl(*patch, "deployment", child, "--subresource=status", "-p", status)
-            server.kubectl("-n", NAMESPACE, "wait", "--for=condition=Progressing=False", "urt/alice", "--timeout=30s")
+            server.kubectl("-n", NAMESPACE, "wait", "--for=condition=Progressing=False", "urt/alice", WITHIN)
             await settled(operator)
             looks = operator.metric("userrealtime_operator_rest_client_requests_total", resource="pods")
             before, known = await asyncio.to_thread(contents, kind), len(repairs(kind))

@@ -14,6 +14,7 @@ import asyncpg
 import pytest
 
 from .cluster import binaries
+from .patience import PATIENCE_S
 from .system import ROOT, System
 
 CLIENTS, EVENTS = 20, 100
@@ -64,7 +65,7 @@ async def test_all_clients_get_all_events_over_a_replaced_pod(
         run(k6, tmp_path / "summary.json", status["url"], await asyncio.to_thread(system.token, name), **settings)
     )
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             online = "select coalesce(sum(clients), 0) from userrealtime.online where user_id = $1"
             while await database.fetchval(online, name) < CLIENTS:
                 await asyncio.sleep(0.1)

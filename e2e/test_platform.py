@@ -18,6 +18,7 @@ from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from .client import open_connection, receive
+from .patience import PATIENCE_S, WITHIN
 from .system import OPERATOR_NAMESPACE, RELEASE, System, upgrade
 from .test_credentials import secret_url
 
@@ -119,7 +120,7 @@ async def test_pods_run_as_the_platform_and_the_resource_say(platform: System, u
     await receive(connection)
     for number in range(3):
         await connection.send(json.dumps({"type": "publish", "ref": str(number), "event": "x"}))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         await connection.wait_closed()
     assert (connection.close_code, connection.close_reason) == (1013, "Too many messages")
 
@@ -246,7 +247,7 @@ async def test_a_password_that_is_due_is_replaced_once(
     before = secret_url(platform, user)
     old = await connect(platform, user, platform.token(user, **ISSUER))
     make_old(platform, user, "database-password-since")
-    async with asyncio.timeout(90):
+    async with asyncio.timeout(PATIENCE_S):
         await old.wait_closed()  # its pod goes, and has said so
     assert old.close_code == 1012
     await asyncio.to_thread(platform.wait_ready, user)
@@ -268,14 +269,14 @@ async def test_a_deleted_secret_ends_every_token_of_its_key(platform: System, us
     old_token = platform.token(user, **ISSUER)
     assert await is_accepted(url, old_token)
     name = platform.get("urt", user)["status"]["name"]
-    await asyncio.to_thread(platform.kubectl, "delete", "secret", name, "--timeout=60s", timeout=90)
-    async with asyncio.timeout(60):
+    await asyncio.to_thread(platform.kubectl, "delete", "secret", name, WITHIN)
+    async with asyncio.timeout(PATIENCE_S):
         while [uid for uid, _ in await asyncio.to_thread(lives, platform, user)] in ([], [pod]):
             await asyncio.sleep(0.5)
     await asyncio.to_thread(platform.wait_ready, user)
 
     async def answers(token: str, accepted: bool) -> None:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE_S):
             while True:
                 # The ingress may still send to the old pod, which is being replaced.
                 with contextlib.suppress(InvalidStatus):

@@ -19,6 +19,7 @@ from .client import ResumingClient, open_connection, receive
 from .cluster import addons, postgres
 from .cluster.errors import UnknownError
 from .conftest import RUN
+from .patience import WITHIN
 from .sleeping import SELECTOR as ACTIVATORS
 from .sleeping import SOON, wait_asleep, wait_direct
 from .system import OPERATOR_NAMESPACE, USERS_NAMESPACE, System, upgrade
@@ -129,12 +130,12 @@ def outsiders(system: System) -> Iterator[tuple[Pod, Pod]]:
         for namespace in (STRANGERS, MONITORING):
             system.cluster.apply(OUTSIDERS.format(namespace=namespace, **settings))
         for namespace in (STRANGERS, MONITORING):
-            ready = ("--for=condition=Ready", f"pod/{OUTSIDER}", "--timeout=60s")
-            system.cluster.kubectl("-n", namespace, "wait", *ready, timeout=75)
+            ready = ("--for=condition=Ready", f"pod/{OUTSIDER}", WITHIN)
+            system.cluster.kubectl("-n", namespace, "wait", *ready)
         yield one_pod(system, STRANGERS), one_pod(system, MONITORING)
     finally:
         names = (STRANGERS, MONITORING)
-        system.cluster.kubectl("delete", "namespace", *names, "--ignore-not-found", "--timeout=90s", timeout=100)
+        system.cluster.kubectl("delete", "namespace", *names, "--ignore-not-found", WITHIN)
 
 
 @pytest.fixture(scope="module")

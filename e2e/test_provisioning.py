@@ -21,6 +21,7 @@ from examples import provision, provision_http
 
 from .client import ResumingClient
 from .conftest import RUN
+from .patience import COMMAND_TIMEOUT_S, WITHIN
 from .system import ROOT, USERS_NAMESPACE, System
 from .waiting import eventually
 
@@ -44,7 +45,9 @@ class Signup:
         else:
             files = ("--ca-file", str(self.folder / "ca.crt"), "--token-file", str(self.folder / "token"))
             command += ["--server", self.server, *files]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=150, check=False)
+        return subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, check=False
+        )
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +75,7 @@ def signup(system: System, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         path.touch(mode=0o600)
         path.write_text(content)
     yield Signup(folder, cluster["server"])
-    system.kubectl("delete", "-f", str(RBAC), "--ignore-not-found", "--timeout=60s", timeout=90)
+    system.kubectl("delete", "-f", str(RBAC), "--ignore-not-found", WITHIN)
 
 
 @pytest.fixture
@@ -180,7 +183,7 @@ def test_in_a_pod_with_its_service_account(system: System, signup: Signup, remov
         assert system.get("pod", name)["status"]["phase"] == "Succeeded", printed
         assert json.loads(printed)["url"] == system.get("urt", user_id)["status"]["url"]
     finally:
-        system.kubectl("delete", "pod,configmap", name, "--ignore-not-found", "--timeout=60s", timeout=90)
+        system.kubectl("delete", "pod,configmap", name, "--ignore-not-found", WITHIN)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import asyncpg
 
 from .client import ResumingClient
+from .patience import PATIENCE_S
 from .system import System
 from .test_faults import assert_all_arrived, publishing
 from .waiting import eventually
@@ -42,18 +43,18 @@ async def test_pods_are_killed_at_random(
         clients = [await stack.enter_async_context(ResumingClient(url, token)) for _ in range(CLIENTS)]
         async with publishing(database_url, alice) as publisher:
             for _ in range(KILLS):
-                await clients[0].wait_for_more(20, timeout=90)
+                await clients[0].wait_for_more(20, timeout=PATIENCE_S)
                 # The kills may come faster than pods start.
                 await asyncio.to_thread(eventually, lambda: bool(pods(system, alice)), "a pod is ready")
                 ready = await asyncio.to_thread(pods, system, alice)
                 victim = random.choice(ready)  # noqa: S311 (no secret)
                 await asyncio.to_thread(system.kubectl, "delete", "pod", victim, "--now", "--wait=false")
             for client in clients:
-                await client.wait_for_more(20, timeout=90)
+                await client.wait_for_more(20, timeout=PATIENCE_S)
         for client in clients:
             await assert_all_arrived(client, publisher, database_url, alice)
         # Each pod says what it has, and together they are right.
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE_S):
             while (
                 await database.fetchval("select clients from userrealtime.online where user_id = $1", alice) != CLIENTS
             ):

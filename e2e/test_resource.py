@@ -15,8 +15,9 @@ import yaml
 
 from .client import ResumingClient
 from .cluster import ClusterError
+from .patience import PATIENCE_S, WITHIN
 from .system import ROOT, System
-from .waiting import TIMEOUT_S, eventually
+from .waiting import eventually
 
 MakeUser = Callable[..., str]
 CHILDREN = "deployments,services,secrets,ingresses,replicasets,pods"
@@ -99,7 +100,7 @@ def test_a_deleted_child_comes_back(system: System, users: MakeUser, kind: str) 
     user = users()
     name = system.get("urt", user)["status"]["name"]
     before = system.get(kind, name)["metadata"]["uid"]
-    system.kubectl("delete", kind, name, "--timeout=60s", timeout=90)
+    system.kubectl("delete", kind, name, WITHIN)
     eventually(lambda: system.get(kind, name)["metadata"]["uid"] != before, f"another {kind}")
     system.wait_ready(user)
 
@@ -202,7 +203,7 @@ async def test_deletion_leaves_nothing_in_kubernetes_and_postgres(
     await asyncio.to_thread(system.delete_user, gone)
     left = ("get", CHILDREN, "-l", f"app.kubernetes.io/instance={name}", "-o", "name")
     await asyncio.to_thread(eventually, lambda: not system.kubectl(*left).strip(), "no child left")
-    async with asyncio.timeout(TIMEOUT_S):
+    async with asyncio.timeout(PATIENCE_S):
         while any((await traces(gone)).values()):
             await asyncio.sleep(0.2)
     assert await traces(stays) == there

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 import asyncpg
 
 from .client import ResumingClient
+from .patience import WITHIN
 from .sleeping import SOON as SLEEPY
 from .sleeping import slices
 from .system import OPERATOR_NAMESPACE, System
@@ -58,7 +59,7 @@ def ask(system: System, name: str) -> None:
 def restart_operator(system: System) -> None:
     operator = ("-n", OPERATOR_NAMESPACE)
     system.cluster.kubectl(*operator, "rollout", "restart", "deployment/userrealtime")
-    system.cluster.kubectl(*operator, "rollout", "status", "deployment/userrealtime", "--timeout=120s", timeout=130)
+    system.cluster.kubectl(*operator, "rollout", "status", "deployment/userrealtime", WITHIN)
 
 
 def test_an_idle_user_sleeps_and_wakes_on_request(system: System, users: MakeUser) -> None:

@@ -13,6 +13,7 @@ import asyncpg
 import pytest
 
 from .client import ResumingClient
+from .patience import PATIENCE_S
 from .system import OPERATOR_NAMESPACE, System
 from .waiting import eventually
 
@@ -100,7 +101,7 @@ def test_a_quota_that_leaves_no_room(system: System, troubled: Callable[..., str
         says(system, name, "QuotaExceeded", "pods=")
     finally:
         system.kubectl("delete", "resourcequota", "full")
-    system.wait_ready(name, timeout=150)
+    system.wait_ready(name)
 
 
 def test_a_user_who_is_served_already(system: System, users: MakeUser, troubled: Callable[..., str]) -> None:
@@ -139,7 +140,7 @@ async def closed_database(url: str, *others: str) -> AsyncIterator[None]:
     address = urlsplit(url)
     name = address.path.strip("/")
     # From another database of the server: one cannot close the one that one is in.
-    connection = await asyncpg.connect(address._replace(path="/template1").geturl(), timeout=10)
+    connection = await asyncpg.connect(address._replace(path="/template1").geturl(), timeout=PATIENCE_S)
     try:
         await connection.execute(f'alter database "{name}" allow_connections false')
         await connection.execute(
@@ -149,4 +150,4 @@ async def closed_database(url: str, *others: str) -> AsyncIterator[None]:
         yield
     finally:
         await connection.execute(f'alter database "{name}" allow_connections true')
-        await connection.close(timeout=5)
+        await connection.close(timeout=PATIENCE_S)

@@ -9,9 +9,10 @@ import asyncpg
 import pytest
 
 from .client import ResumingClient
+from .patience import PATIENCE_S, WITHIN
 from .system import DATABASE_SECRET, OPERATOR_NAMESPACE, RELEASE, System, install, upgrade
 from .test_resource import CHILDREN
-from .waiting import TIMEOUT_S, eventually
+from .waiting import eventually
 
 MakeUser = Callable[..., str]
 
@@ -24,9 +25,7 @@ def reinstalled(system: System) -> Iterator[None]:
 
 
 def helm_uninstall(system: System) -> None:
-    system.cluster.helm(
-        *("uninstall", RELEASE, "--namespace", OPERATOR_NAMESPACE, "--wait", "--timeout", "120s"), timeout=150
-    )
+    system.cluster.helm(*("uninstall", RELEASE, "--namespace", OPERATOR_NAMESPACE, "--wait", WITHIN), timeout=150)
     left = system.cluster.kubectl("-n", OPERATOR_NAMESPACE, "get", "deployments,configmaps,secrets", "-o", "name")
     assert f"secret/{DATABASE_SECRET}\n" in left
     assert f"deployment.apps/{RELEASE}\n" not in left
@@ -50,7 +49,7 @@ async def test_the_resources_go_and_the_logs_stay_until_the_operator_is_back(
     assert await database.fetchval(events, user) == 1
     # There is no resource at all now, which the sweep has to bear.
     await asyncio.to_thread(install, system.cluster)
-    async with asyncio.timeout(TIMEOUT_S):
+    async with asyncio.timeout(PATIENCE_S):
         while await database.fetchval(events, user):
             await asyncio.sleep(0.2)
 

@@ -7,6 +7,7 @@ import re
 import subprocess
 
 from .client import http_get
+from .patience import PATIENCE_S
 from .system import ROOT, System
 
 
@@ -18,7 +19,7 @@ def test_make_up_ends_after_the_first_events_in_ci(system: System) -> None:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=3 * PATIENCE_S,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(re.findall(r"^ +\d\d:\d\d:\d\d +\d+ +order\.insert ", done.stdout, re.MULTILINE)) == 3

@@ -21,6 +21,7 @@ from userrealtime_operator.status import deployment_progress
 from . import previous
 from .client import ResumingClient
 from .cluster import images
+from .patience import PATIENCE_S, WITHIN
 from .system import OPERATOR_NAMESPACE, RELEASE, USERS_NAMESPACE, System, install, prepare, uninstall, upgrade
 from .waiting import eventually
 
@@ -42,7 +43,7 @@ def watched_deployments(system: System) -> Iterator[list[dict[str, Any]]]:
                 assert process.poll() is None, "the watch ended early"
             finally:
                 process.terminate()
-                process.wait(timeout=10)
+                process.wait(timeout=PATIENCE_S)
         output.seek(0)
         text = output.read()
     decoder, position = json.JSONDecoder(), 0
@@ -82,7 +83,7 @@ class Crowd:
 
     async def publish(self) -> None:
         """To all of them in turn, until `stopping` is set."""
-        connection = await asyncpg.connect(self._database_url, timeout=10)
+        connection = await asyncpg.connect(self._database_url, timeout=PATIENCE_S)
         try:
             while not self.stopping:
                 for user in self.clients:
@@ -90,7 +91,7 @@ class Crowd:
                     self.published[user] += 1
                     await asyncio.sleep(PUBLISH_INTERVAL_S)
         finally:
-            await connection.close(timeout=5)
+            await connection.close(timeout=PATIENCE_S)
 
     async def have_it_all(self) -> None:
         """Every client has every event once, in order, and was never told to start anew."""
@@ -116,7 +117,7 @@ async def crowd(system: System, names: list[str], database_url: str) -> AsyncIte
             yield found
         finally:
             found.stopping = True
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(PATIENCE_S):
                 await publishing
         await found.have_it_all()
 
@@ -169,7 +170,7 @@ async def test_users_stay_connected_through_an_upgrade_from_the_earlier_version(
 ) -> None:
     chart, values = previous_chart
     await asyncio.to_thread(uninstall, system.cluster)
-    database = await asyncpg.connect(database_url, timeout=10)
+    database = await asyncpg.connect(database_url, timeout=PATIENCE_S)
     await database.execute("drop schema userrealtime cascade")
     await asyncio.to_thread(prepare, system)
     await asyncio.to_thread(upgrade, system, values, chart)
@@ -201,8 +202,8 @@ async def test_users_stay_connected_through_an_upgrade_from_the_earlier_version(
         most, rolled = rolling(history)
         # And back, on the newer schema; the earlier operator did not count rollouts.
         connections = {name: client.connections for name, client in users.clients.items()}
-        earlier = ("rollback", RELEASE, "1", "--namespace", OPERATOR_NAMESPACE, "--wait", "--timeout", "180s")
-        await asyncio.to_thread(system.cluster.helm, *earlier, timeout=240)
+        earlier = ("rollback", RELEASE, "1", "--namespace", OPERATOR_NAMESPACE, "--wait", WITHIN)
+        await asyncio.to_thread(system.cluster.helm, *earlier)
         for name, client in users.clients.items():
             await client.wait_for_connections(connections[name] + 1)
             await client.wait_for_more(3)
@@ -213,7 +214,7 @@ async def test_users_stay_connected_through_an_upgrade_from_the_earlier_version(
         secret = system.get("secret", keys[name]["metadata"]["name"])
         assert secret["data"]["TOKEN_KEY"] == keys[name]["data"]["TOKEN_KEY"]
     assert await database.fetchval("select max(version) from userrealtime.migration") == load_migrations()[-1].version
-    await database.close(timeout=5)
+    await database.close(timeout=PATIENCE_S)
 
 
 async def test_a_relay_that_does_not_start_stops_at_the_first_users_and_heals(

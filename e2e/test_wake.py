@@ -15,6 +15,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 
 from .client import ResumingClient, http_get, open_connection, receive
+from .patience import PATIENCE_S, WITHIN
 from .sleeping import SELECTOR, SOON, activator_pods, activator_total, asleep, slices, wait_asleep, wait_direct
 from .system import OPERATOR_NAMESPACE, System
 from .waiting import eventually
@@ -85,7 +86,7 @@ async def test_what_came_while_asleep_arrives_on_the_connection_that_wakes(
     url = (await asyncio.to_thread(system.get, "urt", sleeper))["status"]["url"]
     token = await asyncio.to_thread(system.token, sleeper)
     ids: list[int] = []
-    async with asyncio.timeout(90), contextlib.aclosing(TRANSPORTS[transport](url, token)) as messages:
+    async with asyncio.timeout(PATIENCE_S), contextlib.aclosing(TRANSPORTS[transport](url, token)) as messages:
         async for message in messages:
             if message["type"] != "event":
                 assert message["type"] == "connected"
@@ -164,7 +165,7 @@ def watching(system: System, name: str, path: str) -> Iterator[Callable[[], list
         yield lambda: values
     finally:
         process.terminate()
-        values += process.communicate(timeout=10)[0].split("\n")
+        values += process.communicate(timeout=PATIENCE_S)[0].split("\n")
 
 
 async def test_a_bad_token_wakes_nobody(system: System, sleeper: str) -> None:
@@ -220,14 +221,13 @@ async def test_a_kill_in_the_middle_loses_nothing(
                 await kill()
                 await publish(database, sleeper, 20)
                 await asyncio.sleep(1)
-            await client.wait_for_events(80, timeout=150)
+            await client.wait_for_events(80, timeout=PATIENCE_S)
     assert client.ids == list(range(1, 81))
     assert client.resets == []
     for workload in ("userrealtime", "userrealtime-activator"):
         await asyncio.to_thread(
             system.cluster.kubectl,
-            *("-n", OPERATOR_NAMESPACE, "rollout", "status", f"deployment/{workload}", "--timeout=120s"),
-            timeout=130,
+            *("-n", OPERATOR_NAMESPACE, "rollout", "status", f"deployment/{workload}", WITHIN),
         )
 
 
@@ -289,8 +289,7 @@ async def test_the_slice_has_the_activators_that_are_there(system: System, sleep
     rolled_out = asyncio.create_task(
         asyncio.to_thread(
             system.cluster.kubectl,
-            *("-n", OPERATOR_NAMESPACE, "rollout", "status", "deployment/userrealtime-activator", "--timeout=120s"),
-            timeout=130,
+            *("-n", OPERATOR_NAMESPACE, "rollout", "status", "deployment/userrealtime-activator", WITHIN),
         )
     )
     while not rolled_out.done():

@@ -8,13 +8,12 @@ from collections.abc import Callable
 import pytest
 
 from .cluster import ClusterError
-
-TIMEOUT_S = 60.0
+from .patience import PATIENCE_S
 
 
 def eventually(condition: Callable[[], bool], what: str) -> None:
-    """Until `condition` holds, at most TIMEOUT_S; cluster errors count as no."""
-    deadline = time.monotonic() + TIMEOUT_S
+    """Until `condition` holds, at most PATIENCE_S; cluster errors count as no."""
+    deadline = time.monotonic() + PATIENCE_S
     while True:
         try:
             if condition():
@@ -23,5 +22,5 @@ def eventually(condition: Callable[[], bool], what: str) -> None:
         except ClusterError as error:
             problem = str(error)
         if time.monotonic() > deadline:
-            pytest.fail(f"after {TIMEOUT_S:.0f} s, not: {what} {problem}")
+            pytest.fail(f"after {PATIENCE_S:.0f} s, not: {what} {problem}")
         time.sleep(0.2)

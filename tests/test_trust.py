@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, load_pem_priv
 from kubernetes.client import CustomObjectsApi
 
 from e2e.cluster.local import pki
+from e2e.patience import PATIENCE_S
 from examples import provision, provision_http
 from examples.demo.cluster import Cluster as DemoCluster
 from userrealtime_cli import doctor
@@ -38,7 +39,6 @@ IDENTITIES = (
     pki.Identity("another", "/CN=another", ("DNS:another.test",)),
     pki.Identity("me", "/CN=me", ("DNS:me",)),
 )
-TIMEOUT_S = 30
 
 
 @dataclass
@@ -192,7 +192,7 @@ def serving(authority: Path, identity: str, trusted: Path, home: Path) -> Iterat
             yield Endpoint(f"https://localhost:{server.server_port}", home, trusted, requests)
         finally:
             server.shutdown()
-            thread.join(TIMEOUT_S)
+            thread.join(PATIENCE_S)
 
 
 async def reaches(client: Client, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> bool:
@@ -202,7 +202,7 @@ async def reaches(client: Client, endpoint: Endpoint, monkeypatch: pytest.Monkey
     for module in ("kubernetes.config", "kubernetes.aio.config"):
         monkeypatch.setattr(f"{module}.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", kubeconfig)
     monkeypatch.setenv("SSL_CERT_FILE", str(endpoint.authority / "ca.crt"))
-    async with asyncio.timeout(TIMEOUT_S):
+    async with asyncio.timeout(PATIENCE_S):
         with contextlib.suppress(Exception):
             await client(endpoint)
     return endpoint.requests != []

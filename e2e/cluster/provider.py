@@ -18,6 +18,8 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from e2e.patience import COMMAND_TIMEOUT_S
+
 from . import tools
 from .errors import ClusterError
 
@@ -113,7 +115,7 @@ class Provider(ABC):
     def helm_path(self) -> Path:
         return tools.helm()
 
-    def kubectl(self, *args: str, input: str | None = None, timeout: float = 60) -> str:
+    def kubectl(self, *args: str, input: str | None = None, timeout: float = COMMAND_TIMEOUT_S) -> str:
         """Run kubectl against this cluster; its output.
 
         Raises:
@@ -125,7 +127,7 @@ class Provider(ABC):
         """Run helm against this cluster; its output. Errors as `kubectl`."""
         return run(self.helm_path(), *args, env=self.environment(), input=input, timeout=timeout)
 
-    def apply(self, manifest: str, timeout: float = 60) -> None:
+    def apply(self, manifest: str, timeout: float = COMMAND_TIMEOUT_S) -> None:
         """Server-side apply of a YAML text."""
         arguments = ("apply", "--server-side", "--force-conflicts", "--field-manager=userrealtime-e2e", "-f", "-")
         self.kubectl(*arguments, input=manifest, timeout=timeout)

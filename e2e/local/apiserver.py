@@ -22,10 +22,10 @@ from e2e.cluster import ClusterError, binaries
 from e2e.cluster.local import pki
 from e2e.cluster.local.pki import Identity
 from e2e.cluster.provider import run
+from e2e.patience import COMMAND_TIMEOUT_S, PATIENCE_S
 
 from .postgres import free_port
 
-START_TIMEOUT_S = 90.0
 IDENTITIES = (
     Identity("apiserver", "/CN=kube-apiserver", ("DNS:localhost", "IP:127.0.0.1")),
     Identity("admin", "/O=system:masters/CN=admin", ("DNS:admin",)),
@@ -129,10 +129,10 @@ class LocalApiServer:
             "--disable-admission-plugins=ServiceAccount",
             f"--cert-dir={self._home}",
         )
-        deadline = time.monotonic() + START_TIMEOUT_S
+        deadline = time.monotonic() + PATIENCE_S
         while True:
             with contextlib.suppress(ClusterError):
-                if self.kubectl("get", "--raw", "/readyz", timeout=5).strip() == "ok":
+                if self.kubectl("get", "--raw", "/readyz", timeout=20).strip() == "ok":
                     return
             if self._server.poll() is not None or time.monotonic() > deadline:
                 raise ClusterError(f"the API server does not start:\n{self.log()}")
@@ -149,7 +149,7 @@ class LocalApiServer:
         """End the API server as a crash would; what is stored stays."""
         assert self._server is not None
         self._server.kill()
-        self._server.wait(timeout=10)
+        self._server.wait(timeout=PATIENCE_S)
 
     def pause(self) -> None:
         """Let the API server take connections and answer nothing, until `resume`."""
@@ -160,7 +160,7 @@ class LocalApiServer:
         assert self._server is not None
         self._server.send_signal(signal.SIGCONT)
 
-    def kubectl(self, *arguments: str, input: str | None = None, timeout: float = 60) -> str:
+    def kubectl(self, *arguments: str, input: str | None = None, timeout: float = COMMAND_TIMEOUT_S) -> str:
         """Run kubectl against this server; its output."""
         return run(binaries.kubectl(), f"--kubeconfig={self.kubeconfig}", *arguments, input=input, timeout=timeout)
 
@@ -197,7 +197,7 @@ class LocalApiServer:
         for process in (self._server, self._etcd):
             if process is not None:
                 process.kill()
-                process.wait(timeout=10)
+                process.wait(timeout=PATIENCE_S)
         shutil.rmtree(self._home, ignore_errors=True)
 
     def _popen(self, program: str, *arguments: str) -> subprocess.Popen[bytes]:

@@ -19,10 +19,10 @@ from typing import Self
 import yaml
 
 from e2e.cluster import ClusterError
+from e2e.patience import PATIENCE_S
 
 from .postgres import free_port
 
-START_TIMEOUT_S = 60.0
 ROOT = Path(__file__).parents[2]
 _SAMPLE = re.compile(r"^(\w+)(?:\{(.*)\})? (\S+)$", re.MULTILINE)
 _LEFT_OUT = ("leases", "discovery", "pods")
@@ -72,7 +72,7 @@ class LocalOperator:
                 self._command, env=self._environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
             )
 
-    def wait_ready(self, timeout: float = START_TIMEOUT_S) -> None:
+    def wait_ready(self, timeout: float = PATIENCE_S) -> None:
         """Until it is ready to lead.
 
         Raises:
@@ -98,17 +98,17 @@ class LocalOperator:
         """End it in order, as the kubelet does."""
         assert self.process is not None
         self.process.terminate()
-        self.process.wait(timeout=30)
+        self.process.wait(timeout=PATIENCE_S)
 
     def kill(self) -> None:
         """End it as a crash would."""
         if self.process is not None and self.process.poll() is None:
             self.process.kill()
-            self.process.wait(timeout=10)
+            self.process.wait(timeout=PATIENCE_S)
 
     def metrics(self) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
         """All samples by name and labels."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=PATIENCE_S) as answer:
             text = answer.read().decode()
         return {
             (name, frozenset(_LABEL.findall(labels or ""))): float(value)

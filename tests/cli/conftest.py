@@ -12,6 +12,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from e2e.patience import PATIENCE_S
 from userrealtime_cli.__main__ import main
 
 from .api_server import GOOD, Answers, Run, kubeconfig, refusal
@@ -47,7 +48,7 @@ def server(answers: Answers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "kubeconfig"))
         yield server
         server.shutdown()
-        thread.join(timeout=10)
+        thread.join(timeout=PATIENCE_S)
 
 
 @pytest.fixture

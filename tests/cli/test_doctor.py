@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from e2e.local.postgres import LocalPostgres, free_port
+from e2e.patience import PATIENCE_S
 from tests.clients.stage import ROOT, Stage
 from tests.relay.support import KEY
 from userrealtime_cli.findings import ADVICE, of_answer, of_resource, of_token
@@ -130,7 +131,7 @@ def stranger() -> Iterator[str]:
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}/alice"
         server.shutdown()
-        thread.join(timeout=10)
+        thread.join(timeout=PATIENCE_S)
 
 
 async def test_a_route_to_somebody_else_is_told(run: Run, stage: Stage, answers: Answers, stranger: str) -> None:

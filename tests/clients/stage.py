@@ -19,6 +19,7 @@ import asyncpg
 from aiohttp import web
 
 from e2e.local.postgres import LocalPostgres
+from e2e.patience import PATIENCE_S
 from tests.faults.proxy import Filter, Link
 from tests.faults.world import RelayProcess
 from tests.relay.support import USER, token
@@ -153,7 +154,9 @@ class Stage:
 
     @asynccontextmanager
     async def _connected(self, database: str | None = None) -> AsyncIterator[asyncpg.Connection]:
-        connection = await asyncpg.connect(self.server.url(database or self.database), timeout=10, command_timeout=60)
+        connection = await asyncpg.connect(
+            self.server.url(database or self.database), timeout=PATIENCE_S, command_timeout=60
+        )
         try:
             yield connection
         finally:

@@ -10,6 +10,7 @@ from typing import Any, Final
 import pytest
 
 from e2e.local.postgres import LocalPostgres
+from e2e.patience import PATIENCE_S
 from tests.relay.support import token
 from userrealtime_client import Client, ClientError, Event, Options, Position, PublishError, Reset, State
 from userrealtime_client import client as module
@@ -17,7 +18,6 @@ from userrealtime_client.machine import Transport
 
 from .stage import Stage
 
-PATIENCE_S: Final = 60
 TRANSPORTS: Final[tuple[Transport, ...]] = ("websocket", "sse", "poll")
 QUICK: Final[dict[str, Any]] = {
     "open_timeout": 3000,

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from e2e.cluster.local import leftovers
+from e2e.patience import PATIENCE_S
 
 
 def test_a_node_is_found_without_its_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -14,7 +15,7 @@ def test_a_node_is_found_without_its_record(tmp_path: Path, monkeypatch: pytest.
     with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
         try:
             # The kernel lets us go on a moment before it shows the new command line.
-            deadline = time.monotonic() + 10
+            deadline = time.monotonic() + PATIENCE_S
             while process.pid not in dict(leftovers.processes()) and time.monotonic() < deadline:
                 time.sleep(0.01)
             assert process.pid in dict(leftovers.processes())

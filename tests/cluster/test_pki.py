@@ -5,12 +5,13 @@ from pathlib import Path
 
 from e2e.cluster.local import pki
 from e2e.cluster.local.pki import Identity
+from e2e.patience import PATIENCE_S
 
 SERVER = Identity("server", "/O=group/CN=server", ("DNS:server.test", "IP:127.0.0.1"))
 
 
 def openssl(*args: str) -> str:
-    return subprocess.run(["openssl", *args], check=True, capture_output=True, text=True, timeout=30).stdout
+    return subprocess.run(["openssl", *args], check=True, capture_output=True, text=True, timeout=PATIENCE_S).stdout
 
 
 def test_certificates_are_signed_and_carry_their_names(tmp_path: Path) -> None:

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 
 from e2e import previous
+from e2e.patience import PATIENCE_S
 
 pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 WHO = ("-c", "user.name=somebody", "-c", "user.email=somebody@example.com")
 
 
 def git(folder: Path, *arguments: str) -> None:
-    subprocess.run(["git", "-C", str(folder), *arguments], check=True, capture_output=True, timeout=60)
+    subprocess.run(["git", "-C", str(folder), *arguments], check=True, capture_output=True, timeout=PATIENCE_S)
 
 
 def commit(folder: Path, content: str) -> None:

@@ -9,6 +9,7 @@ import pytest
 from e2e.cluster import progress
 from e2e.cluster.errors import ClusterError
 from e2e.cluster.progress import clock, exclusive, step
+from e2e.patience import PATIENCE_S
 
 
 def test_clock() -> None:
@@ -46,7 +47,7 @@ def test_a_failure_tells_step_log_and_hint(capsys: pytest.CaptureFixture[str]) -
 
 def await_end(pid: str) -> None:
     child = Path("/proc", pid.strip(), "cmdline")
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE_S
     # A process that has ended and was not yet reaped has no command line.
     while child.exists() and child.read_bytes():
         assert time.monotonic() < deadline
@@ -68,7 +69,7 @@ with step("waiting") as current:
     current.run(["sh", "-c", "echo $$ > {tmp_path}/new; mv {tmp_path}/new {tmp_path}/pid; exec sleep 60"], timeout=60)
 """
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.DEVNULL) as process:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE_S
         while not (tmp_path / "pid").exists():
             assert time.monotonic() < deadline
             time.sleep(0.05)

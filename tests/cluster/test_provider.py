@@ -10,6 +10,7 @@ from e2e.cluster.existing import ExistingCluster
 from e2e.cluster.kind import KindCluster
 from e2e.cluster.local import LocalCluster, leftovers
 from e2e.cluster.provider import Image, choose, port_forward, run, wait_http
+from e2e.patience import PATIENCE_S
 
 
 @pytest.fixture
@@ -89,7 +90,7 @@ def test_wait_http_is_content_with_any_answer() -> None:
         thread = threading.Thread(target=answer)
         thread.start()
         wait_http(f"http://127.0.0.1:{server.getsockname()[1]}", timeout=10)
-        thread.join(timeout=10)
+        thread.join(timeout=PATIENCE_S)
 
 
 def test_wait_http_gives_up() -> None:

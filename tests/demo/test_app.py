@@ -14,6 +14,7 @@ import uvicorn
 from kubernetes.aio import client
 
 from e2e.local.postgres import free_port
+from e2e.patience import PATIENCE_S
 from examples.demo.app import ACTIONS_PER_SECOND, MAX_WATCHERS, Demo
 from examples.demo.cluster import Cluster
 from examples.demo.config import Config
@@ -63,7 +64,7 @@ async def site(database: Database, demo_url: str) -> AsyncIterator[Site]:
         options = {"ws": "none", "lifespan": "off", "log_level": "warning", "timeout_graceful_shutdown": 1}
         server = uvicorn.Server(uvicorn.Config(demo.app(), host="127.0.0.1", port=port, **options))  # type: ignore[arg-type]
         serving = asyncio.create_task(server.serve())
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             while not server.started:
                 await asyncio.sleep(0.01)
         yield Site(demo, session, f"http://127.0.0.1:{port}/demo")
@@ -171,7 +172,7 @@ async def test_traffic_is_published_until_it_is_stopped(site: Site, connection: 
     running = asyncio.create_task(site.demo.traffic.run())
     try:
         assert (await site.post("traffic", user="bob"))[0] == 204
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             while await connection.fetchval("select count(*) from userrealtime.event") < 3:
                 await asyncio.sleep(0.01)
         site.demo.traffic.stop("bob")
@@ -189,7 +190,7 @@ async def test_the_state_is_told_and_told_again(site: Site, connection: asyncpg.
     headers = site._cookie("alice")
     try:
         async with (
-            asyncio.timeout(20),
+            asyncio.timeout(PATIENCE_S),
             aiohttp.ClientSession() as session,
             session.get(f"{site.url}/watch", headers=headers) as answer,
         ):
@@ -219,7 +220,7 @@ async def test_only_so_many_look_on(site: Site) -> None:
         assert (status, json.loads(text)) == (503, {"error": "too many pages are open"})
         for answer in answers:
             answer.close()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while True:
             async with aiohttp.ClientSession() as session, session.get(f"{site.url}/watch", headers=headers) as answer:
                 if answer.status == 200:

@@ -8,6 +8,7 @@ import asyncpg
 import pytest
 
 from e2e.demo import ROLE
+from e2e.patience import PATIENCE_S
 from examples.demo.database import LONGEST_TEXT, Database, DatabaseError, reply, take_messages
 
 EVENTS = "select user_id, id, event, data from userrealtime.event order by user_id, id"
@@ -62,7 +63,7 @@ async def test_the_inbox_is_served_as_messages_come(database: Database, connecti
     try:
         for number in range(3):
             await connection.execute(SUBMIT, "alice", str(number), json.dumps({"text": str(number)}))
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(PATIENCE_S):
                 while len(await events(connection)) <= number:
                     await asyncio.sleep(0.01)
     finally:
@@ -77,11 +78,11 @@ async def test_the_inbox_is_served_again_after_its_connection_was_ended(
     theirs = "from pg_stat_activity where usename = $1 and datname = current_database() and state = 'idle'"
     serving = asyncio.create_task(database.serve_inbox())
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             while not await connection.fetch(f"select pg_terminate_backend(pid) {theirs}", ROLE):
                 await asyncio.sleep(0.01)
         await connection.execute(SUBMIT, "alice", "1", json.dumps({"text": "afterwards"}))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             while not await events(connection):
                 await asyncio.sleep(0.01)
     finally:

@@ -8,6 +8,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
+from e2e.patience import PATIENCE_S
 from tests.conftest import Database
 from tests.relay.support import USER, client, publish, receive, receive_ids, running
 from userrealtime_operator.migrate import migrate
@@ -17,7 +18,7 @@ NEW_EPOCHS = "update userrealtime.log set epoch = gen_random_uuid()"
 
 def run(database: Database, program: str, *arguments: str) -> None:
     done = subprocess.run(
-        [database.server.program(program), *arguments], capture_output=True, text=True, timeout=60, check=False
+        [database.server.program(program), *arguments], capture_output=True, text=True, timeout=PATIENCE_S, check=False
     )
     assert done.returncode == 0, done.stderr
 

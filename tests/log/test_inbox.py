@@ -9,6 +9,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
+from e2e.patience import PATIENCE_S
 from tests.conftest import Database
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "inbox.md"
@@ -51,7 +52,7 @@ async def test_each_new_message_notifies_its_id(migrated: Database, connection: 
     first = await submit(other, "1", data='"' + "x" * 10_000 + '"')
     assert await submit(other, "1") == first
     second = await submit(other, "2")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         assert [await heard.get(), await heard.get()] == [str(first), str(second)]
     await other.close()
 
@@ -107,7 +108,7 @@ async def test_workers_share_the_queue_and_one_that_dies_gives_back_what_it_took
     shares = await asyncio.gather(*(work() for _ in range(3)))
     assert sorted(number for share in shares for number in share) == list(range(11, 51))
     dying.terminate()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while sorted(await work()) != list(range(1, 11)):
             await asyncio.sleep(0.05)
 

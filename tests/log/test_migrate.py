@@ -8,6 +8,7 @@ import random
 import asyncpg
 import pytest
 
+from e2e.patience import PATIENCE_S
 from tests.conftest import Database
 from userrealtime_operator import migrate as module
 from userrealtime_operator.migrate import (
@@ -74,8 +75,8 @@ async def test_what_publishes_meanwhile_is_waited_for_and_held_up_for_a_moment_o
             assert not migrating.done()
             await asyncio.sleep(0.01)
         for number in range(5):
-            await quick.execute("select userrealtime.publish('alice', $1)", f"quick {number}", timeout=30)
-        await slow.execute("select userrealtime.publish('alice', 'slow again')", timeout=30)
+            await quick.execute("select userrealtime.publish('alice', $1)", f"quick {number}", timeout=PATIENCE_S)
+        await slow.execute("select userrealtime.publish('alice', 'slow again')", timeout=PATIENCE_S)
         assert not migrating.done()
         await transaction.commit()
         assert f"{COMMIT.version:04d}_commit" in await asyncio.wait_for(migrating, 60)
@@ -124,7 +125,7 @@ async def test_a_migration_that_ends_a_deadlock_is_tried_again(
             while not await watch.fetchval("select exists (select from pg_locks where not granted)"):
                 assert not migrating.done()
                 await asyncio.sleep(0.01)
-            await connection.execute("lock table first_locked", timeout=30)
+            await connection.execute("lock table first_locked", timeout=PATIENCE_S)
             assert not migrating.done()
         assert await asyncio.wait_for(migrating, 30) == ["0001_locking"]
     finally:

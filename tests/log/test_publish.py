@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 import asyncpg
 import pytest
 
+from e2e.patience import PATIENCE_S
 from tests.conftest import Database
 
 WRITERS = 8
@@ -33,7 +34,7 @@ class Notifications:
         self.heads.put_nowait(int(str(payload)))
 
     async def next(self) -> int:
-        return await asyncio.wait_for(self.heads.get(), timeout=10)
+        return await asyncio.wait_for(self.heads.get(), timeout=PATIENCE_S)
 
 
 @pytest.fixture
@@ -204,9 +205,9 @@ async def test_a_reader_never_sees_a_number_before_those_below_it(migrated: Data
             await mine.close()
 
     reader = asyncio.create_task(read())
-    await asyncio.wait_for(asyncio.gather(*(write(writer) for writer in range(6))), timeout=60)
+    await asyncio.wait_for(asyncio.gather(*(write(writer) for writer in range(6))), timeout=PATIENCE_S)
     done.set()
-    assert await asyncio.wait_for(reader, timeout=20) == list(range(1, 6 * 80 + 1))
+    assert await asyncio.wait_for(reader, timeout=PATIENCE_S) == list(range(1, 6 * 80 + 1))
 
 
 @pytest.mark.parametrize("users", [1, 1_000, 20_000])

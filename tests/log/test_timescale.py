@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 import asyncpg
 import pytest
 
+from e2e.patience import PATIENCE_S
 from userrealtime_operator.migrate import migrate
 
 VARIABLE = "TIMESCALE_DATABASE_URL"
@@ -22,12 +23,12 @@ async def readings() -> AsyncIterator[asyncpg.Connection]:
     if not server:
         pytest.skip(f"{VARIABLE} names no server with TimescaleDB, as a superuser of it")
     name = f"test_{secrets.token_hex(4)}"
-    owner = await asyncpg.connect(server, timeout=10)
+    owner = await asyncpg.connect(server, timeout=PATIENCE_S)
     await owner.execute(f"create database {name}")
     try:
         url = server.rpartition("/")[0] + f"/{name}"
         await migrate(url)
-        connection = await asyncpg.connect(url, timeout=10)
+        connection = await asyncpg.connect(url, timeout=PATIENCE_S)
         await connection.execute("create extension timescaledb")
         await connection.execute(
             """

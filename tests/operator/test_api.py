@@ -18,6 +18,7 @@ import pytest
 from aiohttp import web
 from kubernetes.aio.client.configuration import Configuration
 
+from e2e.patience import PATIENCE_S
 from userrealtime_operator.api import Api, ApiError
 from userrealtime_operator.cache import Children
 from userrealtime_operator.desired import Object
@@ -164,7 +165,7 @@ async def reflected(script: Script, api: Api, *answers: Answer) -> AsyncIterator
     script.answers = [*answers, streams(then=stays)]
     task = asyncio.create_task(reflector.run())
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             while len(script.requests) <= len(answers):
                 await asyncio.sleep(0.01)
         assert reflector.filled.is_set()

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 import asyncpg
 import pytest
 
+from e2e.patience import PATIENCE_S
 from tests.conftest import Database as OwnDatabase
 from tests.operator.attacks import REFUSED
 from userrealtime_operator.credentials import Credentials, role_names
@@ -199,7 +200,7 @@ async def test_roles_go_with_their_resources_and_no_others(
     left = {row[0] for row in await connection.fetch("select rolname from pg_roles")}
     assert gone.role not in left
     assert {kept.role, elsewhere.role} <= left
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         await ended.wait()
 
 
@@ -231,7 +232,7 @@ async def held(migrated: OwnDatabase, role: str) -> AsyncIterator[asyncpg.Connec
 
 
 async def waits_for_a_row(connection: asyncpg.Connection) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         while not await connection.fetchval(
             "select exists (select from pg_stat_activity where wait_event_type = 'Lock')"
         ):

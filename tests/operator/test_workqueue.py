@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from e2e.patience import PATIENCE_S
 from userrealtime_operator import workqueue
 from userrealtime_operator.workqueue import TryLater, WorkQueue
 
@@ -25,7 +26,7 @@ async def running(queue: WorkQueue[str], workers: int = 2) -> AsyncIterator[None
 
 async def eventually(condition: object) -> None:
     assert callable(condition)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while not condition():
             await asyncio.sleep(0.01)
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-PATIENCE_S = 30
+from e2e.patience import PATIENCE_S
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import jwt
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
+from e2e import patience
 from userrealtime_relay.config import Config
 from userrealtime_relay.frame import payloads
 from userrealtime_relay.log import Page
@@ -24,7 +25,7 @@ from userrealtime_relay.signals import Signal
 
 NEVER = "600"
 """As a POLL_INTERVAL: longer than any test."""
-PATIENCE_S = 20
+PATIENCE_S = patience.PATIENCE_S
 USER = "alice"
 KEY = "a key of this user's that is long enough"
 

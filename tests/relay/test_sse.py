@@ -9,6 +9,7 @@ import socket
 import asyncpg
 import pytest
 
+from e2e.patience import PATIENCE_S
 from tests.conftest import Database
 from tests.relay.http_client import Answer, Stream, request, stream
 from tests.relay.support import NEVER, USER, client, metric, publish, receive, running, token, until
@@ -258,7 +259,7 @@ async def test_draining_sends_what_is_in_the_ring_then_ends_the_stream(
             assert await late.event() == restarting
             assert 1000 <= late.retry_ms <= 3000
             assert await late.event() is None
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             await draining
 
 

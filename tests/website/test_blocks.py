@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from e2e.local.postgres import LocalPostgres
+from e2e.patience import PATIENCE_S
 from tests.conftest import Database as OwnDatabase
 from tests.conftest import create_database
 from userrealtime_operator.credentials import Credentials
@@ -113,7 +114,7 @@ async def application(server: LocalPostgres) -> AsyncIterator[OwnDatabase]:
 
 
 def run(command: Sequence[str | Path], typed: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, input=typed, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, input=typed, capture_output=True, text=True, timeout=PATIENCE_S)
 
 
 @pytest.mark.parametrize("page", sorted({block.page for block in of("sql")}))

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from e2e.patience import PATIENCE_S
+
 CONFIG = "namespaces: [users]\nrelay: {image: relay}\n"
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "userrealtime_operator.activator", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
 
 
 def test_help_says_what_it_is() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from e2e.patience import PATIENCE_S
 from userrealtime_operator.activator.pods import ANNOUNCED_S, Pods
 
 ALICE = ("users", "urt-alice")
@@ -87,7 +88,7 @@ async def test_every_change_is_told_to_all_who_wait() -> None:
         await asyncio.sleep(0)
         waiting[0].cancel()
         pods.put(change)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             await asyncio.gather(*waiting[1:])
     waiting = [asyncio.create_task(pods.changed(ALICE))]
     await asyncio.sleep(0)

@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from e2e.patience import PATIENCE_S
 from userrealtime_operator.activator.directory import Target
 from userrealtime_operator.activator.metrics import Metrics
 from userrealtime_operator.activator.pods import Pod
@@ -53,7 +54,7 @@ async def test_all_who_wait_share_a_wake_and_who_leaves_ends_it_for_nobody() -> 
     pods = Pods()
     metrics = Metrics()
     wakes = Wakes(pods, metrics)
-    async with server, asyncio.timeout(10):
+    async with server, asyncio.timeout(PATIENCE_S):
         waiting = [asyncio.create_task(wakes.arrive(ALICE)) for _ in range(100)]
         await asyncio.sleep(0)
         waiting[0].cancel()
@@ -86,7 +87,7 @@ async def test_one_whose_ready_pod_goes_is_asked_for_then() -> None:
     assert pods.asked == []
     server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
     address = server.sockets[0].getsockname()
-    async with server, asyncio.timeout(10):
+    async with server, asyncio.timeout(PATIENCE_S):
         pods.come(address)
         assert await task == address
     assert pods.asked == [ALICE]

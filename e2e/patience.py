@@ -1,0 +1,16 @@
+"""The limits on waiting for what has to happen, in tests and in the commands that they call."""
+
+from __future__ import annotations
+
+from typing import Final
+
+PATIENCE_S: Final = 180.0
+"""A limit turns a test that hangs into one that fails, and asserts nothing about speed: on an idle machine everything
+happens within a few seconds, and on two cores with a load of eleven it takes many times as long. A limit that is part
+of a promise, such as the time in which a lease expires, stands in its test."""
+
+COMMAND_TIMEOUT_S: Final = PATIENCE_S + 30
+"""Of a command that may itself wait for `PATIENCE_S`, and then has something to report."""
+
+WITHIN: Final = f"--timeout={PATIENCE_S:.0f}s"
+"""The same limit as an option of `kubectl wait`, `delete` and `rollout status`, and of helm."""
