@@ -109,6 +109,9 @@ def _open(url: str) -> http.client.HTTPResponse:
     context = client_context(os.environ.get("REQUESTS_CA_BUNDLE") or None)
     try:
         answer: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=ANSWER_LIMIT, context=context)
+    except urllib.error.HTTPError as error:
+        with error:
+            raise ClusterError(f"{bare} cannot be downloaded: HTTP status {error.code}") from None
     except (OSError, http.client.HTTPException) as error:
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
         raise ClusterError(f"{bare} cannot be downloaded: {reason}") from None

@@ -9,7 +9,7 @@ from e2e.cluster.errors import ClusterError, UnknownError
 from e2e.cluster.existing import ExistingCluster
 from e2e.cluster.kind import KindCluster
 from e2e.cluster.local import LocalCluster, leftovers
-from e2e.cluster.provider import Image, choose, port_forward, run, wait_http
+from e2e.cluster.provider import Image, choose, chosen_port, port_forward, port_problem, removable, run, wait_http
 from e2e.patience import PATIENCE_S
 
 
@@ -27,6 +27,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 def test_a_given_kubeconfig_comes_first(machine: pytest.MonkeyPatch) -> None:
     machine.setenv("KUBECONFIG", "/some/config")
     machine.setattr(engine, "docker_answers", lambda: True)
+    machine.setattr(kind, "node", dict)
     chosen = choose()
     assert isinstance(chosen, ExistingCluster)
     assert chosen.environment()["KUBECONFIG"] == "/some/config"
@@ -66,6 +67,61 @@ def test_an_existing_cluster_says_what_it_needs(machine: pytest.MonkeyPatch, tmp
         cluster.up()
     with pytest.raises(ClusterError, match="IMAGE_REGISTRY"):
         cluster.load_image(Image("thing", "0123", tmp_path / "archive"))
+
+
+def test_a_cluster_that_is_there_comes_before_a_new_one(machine: pytest.MonkeyPatch) -> None:
+    machine.setattr("os.geteuid", lambda: 0)
+    machine.setattr("sys.platform", "linux")
+    machine.setattr(leftovers, "leftovers", lambda: ["process 1"])
+    # Docker was started after the local cluster.
+    machine.setattr(engine, "docker_answers", lambda: True)
+    assert isinstance(choose(), LocalCluster)
+    assert [cluster.name for cluster in removable()] == ["local"]
+    machine.setattr(kind, "node", dict)
+    assert isinstance(choose(), KindCluster)
+    assert [cluster.name for cluster in removable()] == ["kind", "local"]
+
+
+def test_where_none_is_there_the_possible_one_is_asked(machine: pytest.MonkeyPatch) -> None:
+    machine.setattr(engine, "docker_answers", lambda: True)
+    assert [cluster.name for cluster in removable()] == ["kind"]
+    machine.setenv("KUBECONFIG", "/some/config")
+    assert [cluster.name for cluster in removable()] == ["existing"]
+
+
+def test_why_docker_cannot_be_used_is_part_of_the_message(machine: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    docker = tmp_path / "docker"
+    docker.write_text("#!/bin/sh\necho permission denied while trying to connect >&2; exit 1\n")
+    docker.chmod(0o755)
+    machine.setenv("PATH", str(tmp_path))
+    with pytest.raises(ClusterError, match="usermod -aG docker"):
+        choose()
+
+
+@pytest.mark.parametrize(("text", "port"), [("", None), ("9081", 9081)])
+def test_the_port_can_be_chosen(machine: pytest.MonkeyPatch, text: str, port: int | None) -> None:
+    machine.setenv("INGRESS_PORT", text)
+    assert chosen_port() == port
+
+
+@pytest.mark.parametrize("text", ["80", "65536", "-9081", "many"])
+def test_a_port_that_no_user_may_open_is_refused(machine: pytest.MonkeyPatch, text: str) -> None:
+    machine.setenv("INGRESS_PORT", text)
+    with pytest.raises(ClusterError, match="INGRESS_PORT"):
+        chosen_port()
+
+
+def test_a_taken_port_is_reported_with_advice() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert f"INGRESS_PORT={port + 1000} make up" in port_problem(port)
+    assert port_problem(port) == ""
+
+
+def test_a_bound_port_is_taken_without_a_listener() -> None:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        assert port_problem(bound.getsockname()[1])
 
 
 def test_run_gives_output_and_says_why_it_failed() -> None:
