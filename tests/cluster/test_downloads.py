@@ -16,6 +16,7 @@ import pytest
 
 from e2e.cluster import binaries, downloads
 from e2e.cluster.errors import ClusterError
+from e2e.patience import PATIENCE_S
 
 
 class Site:
@@ -53,7 +54,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     thread.start()
     yield found
     server.shutdown()
-    thread.join(timeout=10)
+    thread.join(timeout=PATIENCE_S)
     server.server_close()
 
 
