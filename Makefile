@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help up down test relay lint unit e2e scenarios soak bench docs docs-serve lock venv
+.PHONY: help up down test relay lint unit test-unit e2e scenarios soak bench docs docs-serve lock venv
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,8 +21,11 @@ test: venv lint unit e2e ## All tests, the end-to-end ones on a real cluster inc
 relay: venv ## A relay on its own, with a PostgreSQL of its own, without Kubernetes
 	@$(BIN)/python -m e2e.local.relay
 
-lint: venv ## Style and types
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+lint: venv ## Style, types, and the language of the documentation
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/python -m website.language
+
+test-unit: venv ## Tests that need neither Postgres nor a cluster (under a minute)
+	@$(BIN)/pytest -m unit
 
 unit: venv ## Tests that need no cluster (a real PostgreSQL is started for them)
 	@$(BIN)/pytest

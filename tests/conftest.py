@@ -15,12 +15,29 @@ from e2e.cluster.local import pki
 from e2e.local.postgres import LocalPostgres
 from userrealtime_operator.migrate import migrate
 
+from . import unit
+
 _numbers = itertools.count(1)
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """End in order at SIGTERM as at Ctrl-C: else servers of the tests would be left running."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    config.addinivalue_line("markers", f"{unit.MARKER}: needs neither Postgres nor a cluster; see tests/unit.py")
+
+
+# First, because `-m` selects by the markers that this adds.
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    unit.mark(items)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    if item.get_closest_marker(unit.MARKER) is None:
+        return (yield)
+    with unit.no_servers():
+        return (yield)
 
 
 @dataclass(frozen=True)

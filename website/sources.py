@@ -22,6 +22,7 @@ FILES: Final = "files/"
 PAGES: Final = {
     "README.md": "index.md",
     "CHANGELOG.md": "changelog.md",
+    "CONTRIBUTING.md": "contributing.md",
     "bench/README.md": "bench.md",
 }
 # Sources of which the site has a reference, made by the module of that name.

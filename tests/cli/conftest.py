@@ -42,7 +42,7 @@ def server(answers: Answers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         kubeconfig(tmp_path / "kubeconfig", server.server_port)
         monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "kubeconfig"))
