@@ -49,9 +49,12 @@ def database(cluster: Provider) -> None:
 
 
 def environment(cluster: Provider) -> None:
+    # The shell reads standard output: the progress of what has to be obtained first goes elsewhere.
+    with contextlib.redirect_stdout(sys.stderr):
+        programs = f"{cluster.kubectl_path().parent}:{cluster.helm_path().parent}"
     print(f"export KUBECONFIG={cluster.kubeconfig}")
     print(f"export INGRESS_URL={cluster.ingress_url}")
-    print(f'export PATH="{cluster.kubectl_path().parent}:{cluster.helm_path().parent}:$PATH"')
+    print(f'export PATH="{programs}:$PATH"')
 
 
 def clean() -> None:

@@ -37,6 +37,7 @@ COMPLETE = "/etc/userrealtime-complete"
 OWN_NAMESPACES = ("kube-system", "traefik", "postgres", "userrealtime")
 START_LIMIT = 120.0
 RESTART_LIMIT = 180.0
+NO_ENFORCER = "the log of kind's network plugin shows nothing that enforces NetworkPolicies in this cluster"
 NOT_ENFORCED = (
     "kind's network plugin reports that this kernel refuses its nftables rules (as a rule a kernel without "
     "CONFIG_NFT_QUEUE): NetworkPolicies are not enforced on this machine"
@@ -120,6 +121,8 @@ class KindCluster(Provider):
     def enforcing_policies(self) -> Iterator[None]:
         """kind's own network plugin enforces them, where the kernel accepts its rules."""
         log = self.kubectl("-n", "kube-system", "logs", "--selector=app=kindnet", "--tail=-1")
+        if "syncing nftables rules" not in log.lower():
+            raise UnknownError(NO_ENFORCER)
         if refused_rules(log):
             raise UnknownError(NOT_ENFORCED)
         yield

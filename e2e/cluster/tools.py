@@ -20,7 +20,7 @@ from pathlib import Path
 from . import binaries, downloads, engine
 from .errors import ClusterError
 from .paths import HERE
-from .progress import Step, note
+from .progress import Step
 
 Version = tuple[int, int]
 # platform.machine() to the word in names of releases.
@@ -58,9 +58,11 @@ def _on_path(tool: Tool, path: str) -> Path | None:
     version = _version_of(tool, found)
     if tool.lowest <= version <= tool.highest:
         return Path(found)
-    note(
-        f"{found} has version {_dotted(version)}, not {_dotted(tool.lowest)} to {_dotted(tool.highest)}: another "
-        f"{tool.name} is used"
+    print(
+        f"✓ {found} has version {_dotted(version)}, not {_dotted(tool.lowest)} to {_dotted(tool.highest)}: another "
+        f"{tool.name} is used",
+        file=sys.stderr,
+        flush=True,
     )
     return None
 

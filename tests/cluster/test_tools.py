@@ -50,7 +50,7 @@ def test_another_version_is_not(programs: Path, capsys: pytest.CaptureFixture[st
     install(programs, "kubectl", f"echo Client Version: {version}")
     assert tools.KUBECTL.on_path() is None
     assert tools.KUBECTL.on_path() is None
-    assert capsys.readouterr().out.count("another kubectl is used") == 1
+    assert capsys.readouterr().err.count("another kubectl is used") == 1
 
 
 def test_it_is_downloaded_once(programs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
