@@ -66,6 +66,8 @@ $(VENV)/.done: locks/dev.txt pyproject.toml
 	@echo "▸ preparing $(VENV) (about half a minute the first time)"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "userrealtime needs Python 3.11 or later; name one with: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.platform == "win32")' \
+	  || { echo "userrealtime needs a Unix system; on Windows, run make in WSL 2" >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install --quiet --require-hashes --requirement locks/dev.txt
 	@$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
