@@ -7,53 +7,53 @@ BIN := $(VENV)/bin
 
 .PHONY: help up down test relay lint unit test-unit e2e scenarios soak bench docs docs-serve lock venv
 
-help: ## Show this
+help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-up: venv ## A cluster, Postgres, the chart and a first user; then that user's events, live
+up: venv ## Start a cluster, Postgres, the chart and a first user; then show that user's events
 	@$(BIN)/python -m e2e.up
 
-down: venv ## End and remove all that `make up` and `make test` started
+down: venv ## Stop and remove everything that `make up` and `make test` started
 	@$(BIN)/python -m e2e.down
 
-test: venv lint unit e2e ## All tests, the end-to-end ones on a real cluster included
+test: venv lint unit e2e ## Run all tests, including the end-to-end tests on a real cluster
 
-relay: venv ## A relay on its own, with a PostgreSQL of its own, without Kubernetes
+relay: venv ## Start a relay with a PostgreSQL server, without Kubernetes
 	@$(BIN)/python -m e2e.local.relay
 
-lint: venv ## Style, types, and the language of the documentation
+lint: venv ## Check style, types, and the language of the documentation
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/python -m website.language
 
-test-unit: venv ## Tests that need neither Postgres nor a cluster (under a minute)
+test-unit: venv ## Run the tests that need neither Postgres nor a cluster (under a minute)
 	@$(BIN)/pytest -m unit
 
-unit: venv ## Tests that need no cluster (a real PostgreSQL is started for them)
+unit: venv ## Run the tests that need no cluster (they start a real PostgreSQL)
 	@$(BIN)/pytest
 
-e2e: venv ## Tests on a real cluster
+e2e: venv ## Run the tests on a real cluster
 	@# Here and not within pytest, where its progress would not show.
 	@$(BIN)/python -m e2e.cluster build
 	@$(BIN)/pytest e2e
 
-scenarios: venv ## A short list of those tests, for a second kind of cluster
+scenarios: venv ## Run a short list of those tests, for a second kind of cluster
 	@$(BIN)/python -m e2e.scenarios
 
-soak: venv ## New plans of faults for SOAK_MINUTES (60), until one fails
+soak: venv ## Run random fault plans for SOAK_MINUTES (60), until one fails
 	@$(BIN)/python -m tests.faults --minutes $${SOAK_MINUTES:-60}
 
-bench: venv ## The relay beside ws, Socket.IO, Centrifugo and AnyCable, in one run (about 10 minutes)
+bench: venv ## Measure the relay, ws, Socket.IO, Centrifugo and AnyCable (about 10 minutes)
 	@$(BIN)/python -m bench.relay
 
 docs: export NO_MKDOCS_2_WARNING := 1
-docs: venv ## The documentation as a site, in build/site
+docs: venv ## Build the documentation as a site, in build/site
 	@$(BIN)/python -m mkdocs build --quiet
 	@echo "build/site/index.html"
 
 docs-serve: export NO_MKDOCS_2_WARNING := 1
-docs-serve: venv ## The same on a port of loopback, made anew when a page changes
+docs-serve: venv ## Serve it on a loopback port, and rebuild it when a page changes
 	@$(BIN)/python -m mkdocs serve --dev-addr 127.0.0.1:8000 --watch website
 
-lock: venv ## Pin the dependencies again, from pyproject.toml
+lock: venv ## Pin the dependencies of pyproject.toml again
 	@$(BIN)/uv pip compile -q pyproject.toml --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --upgrade --all-extras -o locks/dev.txt
 	@for image in operator relay demo; do \
 	  extras=$$image; [ $$image = operator ] || extras="relay nats kafka"; \

@@ -150,7 +150,7 @@ def _field_table(found: Iterable[tuple[str, Json]], prefix: str) -> str:
 
 
 def _meaning(schema: Json) -> str:
-    rules = [f"Refused otherwise: “{prose(rule['message'])}”." for rule in schema.get("x-kubernetes-validations", [])]
+    rules = [f"Rejected otherwise: “{prose(rule['message'])}”." for rule in schema.get("x-kubernetes-validations", [])]
     return " ".join([prose(schema.get("description", "")), *rules]).strip()
 
 
@@ -253,7 +253,7 @@ def families(module: str) -> Iterator[tuple[str, str, tuple[str, ...], str]]:
 
 def metrics() -> str:
     """The page of all metrics."""
-    parts = ["# Metrics\n\nFor Prometheus, at `/metrics`. No label holds anything of a user or a client.\n"]
+    parts = ["# Metrics\n\nServed at `/metrics`, for Prometheus. No label contains data of a user or a client.\n"]
     for whose, module in REGISTRIES.items():
         rows = (
             (code(name), sort, ", ".join(map(code, labels)), prose(text))
