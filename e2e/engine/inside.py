@@ -83,6 +83,8 @@ def set_up(packages: Path) -> None:
     runtime.chmod(0o755)
     os.environ["PATH"] = f"{BIN}:{os.environ['PATH']}:/usr/sbin:/sbin"
     os.environ["DOCKER_HOST"] = f"unix://{SOCKET}"
+    # Not the user's own: docker writes to it.
+    os.environ["DOCKER_CONFIG"] = str(PRIVATE / "docker")
     _run("ip", "link", "set", "lo", "up")
     Path("/proc/sys/net/ipv4/ip_forward").write_text("1\n")
 
