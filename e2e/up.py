@@ -169,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"\nmake up: no event arrived within {FIRST_EVENTS_TIMEOUT_S:.0f} s", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nThe cluster goes on running. `make up` shows all of this again, `make down` removes it.")
+        print("\nInterrupted. The cluster stays: `make up` continues, `make down` removes it.")
         return 0
     print(f"\nAll up after {time.monotonic() - started:.0f} s: {page} in a browser. `make down` removes it.")
     return 0

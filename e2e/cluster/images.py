@@ -111,7 +111,8 @@ def _build(sources: Iterable[Source]) -> list[Image]:
         digest = hashlib.sha256(f"{base_version}\0{source_hash(*inputs)}".encode()).hexdigest()[:12]
         image = Image(source.name, digest, cache("images", builder.name, f"{source.name}-{digest}.tar"))
         if not image.archive.exists():
-            with step(f"building {source.name}", usual="half a minute") as current, pip_secrets() as secrets:
+            building = step(f"building {source.name}", usual="half a minute", hint=builder.hint)
+            with building as current, pip_secrets() as secrets:
                 partial = image.archive.with_suffix(".partial")
                 partial.unlink(missing_ok=True)
                 builder.build(current, source, image, base, secrets, partial)
@@ -144,6 +145,7 @@ class Docker:
     """Builds with the Docker engine."""
 
     name = "docker"
+    hint = "an image that cannot be pulled needs a `docker login`, a mirror, or another base named by BASE_IMAGE"
 
     def base(self) -> tuple[str, str]:
         """The base image (empty for the Dockerfile's default), and what it counts as in the hash."""
@@ -184,6 +186,7 @@ class Buildah:
     """Builds with buildah, in namespaces of its own: whatever happens, no mount of a build stays behind."""
 
     name = "buildah"
+    hint = ""
 
     def base(self) -> tuple[str, str]:
         """The base image, made if need be, and what it counts as in the hash."""

@@ -108,13 +108,9 @@ class KindCluster(Provider):
         there = run("docker", "exec", NODE, "ctr", "-n", "k8s.io", "images", "list", "--quiet", timeout=60).split()
         if missing := [image for image in images if image.local_reference not in there]:
             names = ", ".join(image.name.removeprefix("userrealtime-") for image in missing)
-            with (
-                step(f"loading images: {names}", usual="10 s each") as current,
-                _archives(current, missing) as archives,
-            ):
-                for archive in archives:
-                    command: list[str | Path] = [tools.kind(), "load", "image-archive", archive, f"--name={CLUSTER}"]
-                    current.run(command, env=engine.environment(), timeout=600)
+            with step(f"loading images: {names}", usual="10 s each") as current:
+                if not _load_together(current, missing):
+                    _load_each(current, missing)
         return {image.name: image.local_reference for image in images}
 
     @contextmanager
@@ -266,19 +262,32 @@ def refused_rules(log: str) -> bool:
     )
 
 
-@contextmanager
-def _archives(current: Step, images: Sequence[Image]) -> Iterator[list[Path]]:
-    """Archives to load: one of all images, where the engine still has them; it holds what they share once."""
+def _load_together(current: Step, images: Sequence[Image]) -> bool:
+    """Load images from one archive, which holds what they share once; whether that succeeded.
+
+    It does not where the engine no longer has all of them.
+    """
+    if len(images) == 1:
+        return False
     references = [image.local_reference for image in images]
-    command = ["docker", "image", "inspect", "--format", "{{.Id}}", *references]
-    known = subprocess.run(command, env=engine.environment(), capture_output=True, timeout=60).returncode == 0
-    if len(images) == 1 or not known:
-        yield [image.archive for image in images]
-        return
     with tempfile.TemporaryDirectory(dir=images[0].archive.parent) as directory:
         archive = Path(directory, "images.tar")
-        current.run(["docker", "save", "--output", archive, *references], env=engine.environment(), timeout=600)
-        yield [archive]
+        try:
+            current.run(["docker", "save", "--output", archive, *references], env=engine.environment(), timeout=600)
+            _load(current, archive)
+        except ClusterError:
+            return False
+    return True
+
+
+def _load_each(current: Step, images: Sequence[Image]) -> None:
+    for image in images:
+        _load(current, image.archive)
+
+
+def _load(current: Step, archive: Path) -> None:
+    command: list[str | Path] = [tools.kind(), "load", "image-archive", archive, f"--name={CLUSTER}"]
+    current.run(command, env=engine.environment(), timeout=600)
 
 
 def _until(condition: Callable[[], bool], problem: Callable[[], str], timeout: float) -> None:

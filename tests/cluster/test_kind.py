@@ -70,6 +70,9 @@ def kind(*a):
         port = json.loads(pathlib.Path(config).read_text())["nodes"][0]["extraPortMappings"][0]["hostPort"]
         node.write_text(json.dumps(new_node(port)))
 
+    elif a[0] == "load":
+        sys.exit((home / "together-fails").exists() and a[2].endswith("/images.tar"))
+
 def kubectl(*a):
     if a[0] == "version":
         print("Client Version: v1.34.1")
@@ -245,6 +248,16 @@ def test_images_are_loaded_once_and_together(machine: Machine, tmp_path: Path) -
     (machine.directory / "loaded").write_text("\n".join(references.values()))
     assert cluster.load_images(batch) == references
     assert len(machine.called("kind load image-archive")) == 1
+
+
+def test_images_that_cannot_be_loaded_together_are_loaded_one_by_one(machine: Machine, tmp_path: Path) -> None:
+    (machine.directory / "together-fails").touch()
+    batch = [Image("userrealtime-a", "1", tmp_path / "a.tar"), Image("userrealtime-b", "2", tmp_path / "b.tar")]
+    KindCluster().load_images(batch)
+    together, a, b = machine.called("kind load image-archive")
+    assert "/images.tar " in together
+    assert "/a.tar " in a
+    assert "/b.tar " in b
 
 
 @pytest.mark.parametrize(
