@@ -5,10 +5,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help up down test relay lint unit test-unit e2e scenarios soak bench docs docs-serve lock venv
+.PHONY: help up down test relay lint unit test-unit unit-3.13 unit-both e2e scenarios soak bench docs docs-serve lock venv
 
 help: ## Show this help
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9.-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 up: venv ## Start a cluster, Postgres, the chart and a first user; then show that user's events
 	@$(BIN)/python -m e2e.up
@@ -16,7 +16,7 @@ up: venv ## Start a cluster, Postgres, the chart and a first user; then show tha
 down: venv ## Stop and remove everything that `make up` and `make test` started
 	@$(BIN)/python -m e2e.down
 
-test: venv lint unit e2e ## Run all tests, including the end-to-end tests on a real cluster
+test: venv lint unit-both e2e ## Run all tests, including the end-to-end tests on a real cluster
 
 relay: venv ## Start a relay with a PostgreSQL server, without Kubernetes
 	@$(BIN)/python -m e2e.local.relay
@@ -29,6 +29,12 @@ test-unit: venv ## Run the tests that need neither Postgres nor a cluster (under
 
 unit: venv ## Run the tests that need no cluster (they start a real PostgreSQL)
 	@$(BIN)/pytest
+
+unit-both: venv ## Run `unit` on this Python and, at the same time, on the Python of the images (3.13)
+	@$(BIN)/python -m tests.versions
+
+unit-3.13: venv ## Run `unit` on the Python of the images only
+	@python=$$($(BIN)/python -m tests.versions --find) && $(MAKE) unit VENV=.venv-3.13 PYTHON="$$python"
 
 e2e: venv ## Run the tests on a real cluster
 	@# Here and not within pytest, where its progress would not show.
