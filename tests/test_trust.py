@@ -27,7 +27,7 @@ from e2e.cluster.local import pki
 from e2e.patience import PATIENCE_S
 from examples import provision, provision_http
 from examples.demo.cluster import Cluster as DemoCluster
-from userrealtime_cli import doctor
+from userrealtime_cli import http
 from userrealtime_cli.cluster import Cluster as CliCluster
 from userrealtime_operator.api import Api
 from userrealtime_operator.login import login
@@ -81,9 +81,9 @@ async def as_cli(endpoint: Endpoint) -> None:
     await asyncio.to_thread(cluster.secret, "alice")
 
 
-async def as_doctor(endpoint: Endpoint) -> None:
-    async with doctor._session() as session:
-        await doctor._try_route(session, endpoint.url)
+async def as_cli_client(endpoint: Endpoint) -> None:
+    async with http.session() as session, session.get(endpoint.url):
+        pass
 
 
 async def as_demo(endpoint: Endpoint) -> None:
@@ -107,7 +107,7 @@ Client = Callable[[Endpoint], Awaitable[None]]
 
 
 @pytest.fixture(
-    params=[as_kopf, as_operator, as_relay, as_cli, as_doctor, as_demo, as_example, as_http_example],
+    params=[as_kopf, as_operator, as_relay, as_cli, as_cli_client, as_demo, as_example, as_http_example],
     ids=lambda client: client.__name__,
 )
 def client(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Client:

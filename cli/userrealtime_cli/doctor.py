@@ -14,8 +14,8 @@ import aiohttp
 
 from userrealtime_client import Client, Options
 from userrealtime_client.machine import Transport
-from userrealtime_relay.trust import client_context
 
+from . import http
 from .cluster import Cluster
 from .errors import CommandError
 from .findings import Finding, of_answer, of_resource, of_token
@@ -81,7 +81,7 @@ async def _findings(options: argparse.Namespace, connect: Connect) -> AsyncItera
     except CommandError as error:
         yield Finding("route", "wrong", str(error))
         return
-    async with _session() as session:
+    async with http.session(REQUEST_S) as session:
         route = await _try_route(session, url)
         yield route
         if route.verdict == "wrong" or token is None:
@@ -92,11 +92,6 @@ async def _findings(options: argparse.Namespace, connect: Connect) -> AsyncItera
             return
         for transport, advice in TRANSPORTS:
             yield await _try_transport(session, url, token, transport, advice)
-
-
-def _session() -> aiohttp.ClientSession:
-    connector = aiohttp.TCPConnector(ssl=client_context())
-    return aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=REQUEST_S))
 
 
 def _make_token(options: argparse.Namespace, cluster: Cluster, resource: Any) -> tuple[str | None, Finding]:

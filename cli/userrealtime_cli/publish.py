@@ -43,12 +43,12 @@ def run(options: argparse.Namespace, connect: Connect) -> int:
 
 
 async def _publish(options: argparse.Namespace, user: User) -> int:
-    client = client_of(user, None, receive=False)
     try:
-        async with asyncio.timeout(options.timeout), client:
-            print(await client.publish(options.event, options.data, ref=options.ref))
-    except PublishError as error:
-        raise CommandError(explained(client.error) if client.error else f"not stored: {error}") from None
+        async with asyncio.timeout(options.timeout), client_of(user, None, receive=False) as client:
+            try:
+                print(await client.publish(options.event, options.data, ref=options.ref))
+            except PublishError as error:
+                raise CommandError(explained(client.error) if client.error else f"not stored: {error}") from None
     except TimeoutError:
         print(f"not acknowledged within {options.timeout:g} s", file=sys.stderr)
         return 3

@@ -7,10 +7,13 @@ import asyncio
 import dataclasses
 import json
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 from userrealtime_client import Client, ClientError, Event, Options, Position, Reset, State
 
+from . import http
 from .errors import CommandError
 from .users import Connect, User, add_who, duration, user_of
 
@@ -62,17 +65,31 @@ async def _tail(options: argparse.Namespace, user: User) -> int:
     return 0
 
 
-def client_of(user: User, transport: str | None, *, position: Position | None = None, receive: bool = True) -> Client:
-    """A client that tells people how its connection stands.
+@asynccontextmanager
+async def client_of(
+    user: User, transport: str | None, *, position: Position | None = None, receive: bool = True
+) -> AsyncIterator[Client]:
+    """A connected client that reports the state of its connection on standard error.
 
     Raises:
         CommandError: the URL is none.
     """
     limits = Options() if transport is None else Options(transports=(transport,))  # type: ignore[arg-type]
-    try:
-        return Client(user.url, token=user.token, position=position, receive=receive, on_state=tell, options=limits)
-    except ValueError as error:
-        raise CommandError(str(error)) from None
+    async with http.session() as session:
+        try:
+            client = Client(
+                user.url,
+                token=user.token,
+                position=position,
+                receive=receive,
+                on_state=tell,
+                session=session,
+                options=limits,
+            )
+        except ValueError as error:
+            raise CommandError(str(error)) from None
+        async with client:
+            yield client
 
 
 def tell(state: State) -> None:
