@@ -22,6 +22,7 @@ from e2e.patience import COMMAND_TIMEOUT_S
 
 from . import tools
 from .errors import ClusterError
+from .paths import cache
 
 NOTHING_POSSIBLE = """this machine has nothing to run a cluster with. Any one of these is enough:
   - start a Docker engine (https://docs.docker.com/engine/install/): a kind cluster is created in it;
@@ -149,8 +150,8 @@ class Provider(ABC):
             raise ClusterError(f"{error}\n{pods}{latest}") from error
 
     def environment(self) -> dict[str, str]:
-        """The environment under which kubectl and helm mean this cluster."""
-        return {**os.environ, "KUBECONFIG": str(self.kubeconfig)}
+        """The environment under which kubectl and helm mean this cluster, and write nothing to ~/.kube."""
+        return {**os.environ, "KUBECONFIG": str(self.kubeconfig), "KUBECACHEDIR": str(cache("kubectl"))}
 
     def answers(self) -> bool:
         """Whether the API server says it is ready."""

@@ -24,13 +24,14 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
-def test_a_given_kubeconfig_comes_first(machine: pytest.MonkeyPatch) -> None:
+def test_a_given_kubeconfig_comes_first(machine: pytest.MonkeyPatch, cache_directory: Path) -> None:
     machine.setenv("KUBECONFIG", "/some/config")
     machine.setattr(engine, "docker_answers", lambda: True)
     machine.setattr(kind, "node", dict)
     chosen = choose()
     assert isinstance(chosen, ExistingCluster)
     assert chosen.environment()["KUBECONFIG"] == "/some/config"
+    assert chosen.environment()["KUBECACHEDIR"] == str(cache_directory / "kubectl")
 
 
 def test_then_docker(machine: pytest.MonkeyPatch) -> None:
