@@ -6,6 +6,8 @@ own launcher listens on no TCP port, adds a system user and widens the permissio
 
 from __future__ import annotations
 
+import atexit
+import functools
 import importlib.util
 import os
 import shutil
@@ -33,6 +35,25 @@ def _packaged_programs() -> Path:
             "or point DATABASE_URL at a server of your own"
         )
     return Path(spec.origin).parent / "pginstall18"
+
+
+@functools.cache
+def _readable_by_all(programs: Path) -> Path:
+    """Return a copy of the programs that every user can read, wherever the package is installed.
+
+    All servers of this process use it: it has 75 MB. It is removed when the process ends.
+    """
+    home = Path(tempfile.mkdtemp(prefix="userrealtime-postgres-programs-"))
+    atexit.register(shutil.rmtree, home, ignore_errors=True)
+    home.chmod(0o755)
+    package = programs.parent
+    # Programs find their libraries by a path relative to their own, so both are copied into the same places.
+    libraries = package.with_name(f"{package.name}.libs")
+    copy = home / package.name / programs.name
+    shutil.copytree(programs, copy)
+    if libraries.exists():
+        shutil.copytree(libraries, home / libraries.name)
+    return copy
 
 
 def free_port() -> int:
@@ -68,15 +89,7 @@ class LocalPostgres:
         self._programs = _packaged_programs()
         self._user: int | None = None
         if os.geteuid() == 0:
-            # Another user must be able to read the programs, wherever the package is installed. They find
-            # their libraries by a path relative to their own, so both are copied in their places.
-            package = self._programs.parent
-            libraries = package.with_name(f"{package.name}.libs")
-            copy = self._home / package.name
-            shutil.copytree(self._programs, copy / self._programs.name)
-            if libraries.exists():
-                shutil.copytree(libraries, self._home / libraries.name)
-            self._programs = copy / self._programs.name
+            self._programs = _readable_by_all(self._programs)
             self._user = UNPRIVILEGED_ID
             self._home.chmod(0o755)
         self._data.mkdir(mode=0o700)
