@@ -123,7 +123,7 @@ def helm() -> Path:
 
     def download(out: Path) -> None:
         local = out.with_name(archive)
-        downloads.release(f"https://get.helm.sh/{archive}", f"https://get.helm.sh/{archive}.sha256", local)
+        downloads.release(f"https://get.helm.sh/{archive}", f"https://get.helm.sh/{archive}.sha256sum", local)
         downloads.extract(local, f"{_platform()}/helm", out)
 
     return HELM.on_path() or _obtained(HELM, download, f"helm.sh/helm/v4/cmd/helm@v{HELM.pinned}")
@@ -153,6 +153,7 @@ def kubectl_of_node(container: str, image: str) -> Path:
         f"of-node-{hashlib.sha256(image.encode()).hexdigest()[:12]}",
         "copying kubectl out of the node",
         lambda step, out: step.run([*command, str(out)], env=engine.environment(), timeout=120),
+        hint="`make up` creates or starts the node",
     )
 
 

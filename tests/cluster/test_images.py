@@ -6,9 +6,9 @@ import pytest
 
 from e2e.cluster import engine, images
 from e2e.cluster.errors import ClusterError
-from e2e.cluster.images import Buildah, Source, apt_source, base_suite, pip_options, pip_secrets
+from e2e.cluster.images import Buildah, Docker, Source, apt_source, base_suite, pip_options, pip_secrets
 from e2e.cluster.paths import REPOSITORY
-from e2e.cluster.progress import Step
+from e2e.cluster.progress import Step, step
 from e2e.cluster.provider import Image
 
 SOURCE = Source("thing", "Dockerfile", ("package",))
@@ -149,3 +149,65 @@ def test_the_hash_covers_all_that_a_dockerfile_copies(source: Source) -> None:
     for path in copied:
         assert any(Path(path).is_relative_to(known) for known in source.inputs), path
         assert [*REPOSITORY.glob(path)]
+
+
+DOCKER = """
+echo "$@" >> {home}/calls
+case "$1" in
+  --version) echo Docker version {version}, build 1;;
+  buildx) exit 1;;
+  images) printf 'localhost/thing:old\\nlocalhost/thing:new\\nlocalhost/thing:<none>\\nlocalhost/things:1\\n';;
+  rmi) exit 1;;
+esac
+"""
+
+
+def build_with_docker(home: Path, monkeypatch: pytest.MonkeyPatch, version: str) -> list[str]:
+    """Build an image with a program that only writes down what it is asked; its calls."""
+    (home / "docker").write_text(f"#!/bin/sh\n{DOCKER.format(home=home, version=version)}")
+    (home / "docker").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{home}:/usr/bin:/bin")
+    source = Source("thing", "Dockerfile", (), home)
+    with step("building") as current:
+        Docker().build(current, source, Image("thing", "new", home / "new.tar"), "", [], home / "new.tar")
+    return (home / "calls").read_text().splitlines()
+
+
+def test_docker_forgets_the_older_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = build_with_docker(tmp_path, monkeypatch, "20.10.24")
+    removed = [call for call in calls if call.startswith("rmi")]
+    assert removed == ["rmi localhost/thing:old"], "and one that is in use is no failure"
+
+
+def test_without_buildx_docker_builds_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ClusterError, match="docker-buildx"):
+        build_with_docker(tmp_path, monkeypatch, "28.2.2")
+    assert not [call for call in (tmp_path / "calls").read_text().splitlines() if call.startswith("build ")]
+
+
+def test_each_builder_keeps_the_archives_of_the_other(builds: Builds, monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(_: Docker, step: Step, source: Source, image: Image, *arguments: object) -> None:
+        image.archive.with_suffix(".partial").write_text("docker")
+
+    (by_buildah,) = images.build([SOURCE])
+    monkeypatch.setattr(engine, "docker_answers", lambda: True)
+    monkeypatch.setattr(Docker, "build", build)
+    (by_docker,) = images.build([SOURCE])
+    assert by_docker.archive.exists()
+    assert by_buildah.archive.exists()
+
+
+@pytest.mark.parametrize(("script", "found"), [("exit 1", False), ("echo buildx", True)])
+def test_a_builder_is_required(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, found: bool) -> None:
+    (tmp_path / "docker").write_text(f"#!/bin/sh\n{script}\n")
+    (tmp_path / "docker").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(engine, "docker_answers", lambda: True)
+    if found:
+        images.require_builder()
+    else:
+        with pytest.raises(ClusterError, match="docker-buildx"):
+            images.require_builder()
+    monkeypatch.setattr(engine, "docker_answers", lambda: False)
+    with pytest.raises(ClusterError, match="install buildah"):
+        images.require_builder()
