@@ -28,6 +28,7 @@ SERVER_FILES: Final = (
     "clients/test_chromium.py",
     "clients/test_javascript.py",
     "cluster/test_images.py",
+    "cluster/test_kind.py",
     "log/test_timescale.py",
     "operator/activator/test_main.py",
     "relay/test_fuzz_port.py",

@@ -99,7 +99,7 @@ class Machine:
         for name in ("docker", "kind", "kubectl", "helm"):
             self.install(name)
 
-    def install(self, name: str, text: str = f"#!{sys.executable}\n{PROGRAM}") -> None:
+    def install(self, name: str, text: str = f"#!{sys.executable} -IS\n{PROGRAM}") -> None:
         (self.directory / name).write_text(text)
         (self.directory / name).chmod(0o755)
 
