@@ -25,7 +25,13 @@ from .paths import CGROUP, STATE
 from .spec import Import, Spec
 
 # Program to Debian package: what the machine itself needs, as for the local cluster.
-PROGRAMS = {"debootstrap": "debootstrap", "unshare": "util-linux", "setpriv": "util-linux", "ip": "iproute2"}
+PROGRAMS = {
+    "debootstrap": "debootstrap",
+    "ip": "iproute2",
+    "nft": "nftables",
+    "setpriv": "util-linux",
+    "unshare": "util-linux",
+}
 SETUP_LIMIT = 30.0
 END_LIMIT = 30.0
 NAMESPACES = ("--mount", "--net", "--pid", "--ipc", "--uts", "--cgroup", "--fork", "--kill-child=KILL", "--mount-proc")
@@ -77,6 +83,7 @@ def unchanged() -> Iterator[None]:
     Raises:
         ClusterError: it differs; the differences are named.
     """
+    ensure(PROGRAMS)
     before = snapshot() | kernel_values()
     yield
     after = snapshot() | kernel_values()
