@@ -3,13 +3,13 @@
 import hashlib
 import os
 import shutil
-import subprocess
 import tempfile
 from pathlib import Path
 
 from e2e.cluster.errors import ClusterError
 from e2e.cluster.paths import cache
 from e2e.cluster.progress import Step, step
+from e2e.cluster.provider import run
 
 PACKAGES = ("docker.io", "iptables", "slirp4netns", "nftables", "iproute2", "procps")
 # Links that Debian's installation scripts would make.
@@ -25,12 +25,12 @@ def engine_packages() -> Path:
     """
     if shutil.which("apt-get") is None:
         raise ClusterError("the engine is made of Debian packages, and apt-get is not here: use a Debian machine")
-    listing = _missing()
-    if listing is None:
+    try:
+        listing = _missing()
+    except ClusterError:
         with step("updating apt's lists") as current:
             current.run(["apt-get", "update"], timeout=300)
-        if (listing := _missing()) is None:
-            raise ClusterError(f"apt has no source for {' '.join(PACKAGES)}")
+        listing = _missing()
     target = cache("engine", f"packages-{hashlib.sha256(listing.encode()).hexdigest()[:12]}")
     if not target.exists():
         with (
@@ -42,11 +42,9 @@ def engine_packages() -> Path:
     return target
 
 
-def _missing() -> str | None:
-    """What apt-get would download for PACKAGES; None where it knows no such package."""
-    command = [*DOWNLOAD, "--print-uris", *PACKAGES]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    return done.stdout if done.returncode == 0 else None
+def _missing() -> str:
+    """What apt-get would download for PACKAGES. Errors as `engine_packages`."""
+    return run(DOWNLOAD[0], *DOWNLOAD[1:], "--print-uris", *PACKAGES, timeout=60)
 
 
 def _unpack(current: Step, workspace: Path) -> None:
