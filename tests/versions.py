@@ -1,7 +1,7 @@
 """The unit tests on two versions of Python at the same time: this one, and the one of the images.
 
-`python -m tests.versions` shows the tests on this Python, while those on the other are written into a file of `build`,
-whose summary is shown at the end. The standard library differs between versions, TLS most of all, and users run the
+`python -m tests.versions` shows the tests on this Python. The output of the other tests goes to a file in `build`, and
+its summary is shown at the end. The standard library differs between versions, TLS most of all, and users run the
 images; a second process costs less time than a second run, since most tests wait.
 
 `python -m tests.versions --find` prints the path of the other Python.
@@ -35,7 +35,7 @@ MISSING: Final = (
 
 
 def candidates(version: str) -> Iterator[Path]:
-    """Yield the programs that may be a Python of this version: on PATH, and those of pyenv, the newest first."""
+    """Yield the programs that may be a Python of this version: on PATH, then in pyenv, the newest release first."""
     if found := shutil.which(f"python{version}"):
         yield Path(found)
     root = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
@@ -46,7 +46,7 @@ def candidates(version: str) -> Iterator[Path]:
 def find(version: str) -> Path | None:
     """Return a Python of this version that works and can make environments; None if there is none.
 
-    A program on PATH may be a shim of pyenv that only says where that version is.
+    A program on PATH may be a shim of pyenv, which prints where that version is and fails.
     """
     probe = "import ensurepip, sys, venv; print('%d.%d' % sys.version_info[:2])"
     for path in candidates(version):
@@ -62,7 +62,7 @@ def run(other: Path) -> int:
     note(f"the same tests run on {other} beside these; their output: {LOG.relative_to(REPOSITORY)}")
     with LOG.open("wb") as log:
         command = ["make", "unit", f"VENV={VENV}", f"PYTHON={other}"]
-        # In a session of its own: it is ended as a whole, and Ctrl-C does not reach it by itself.
+        # In another session, so that the whole group of processes can be stopped; Ctrl-C does not reach it.
         beside = subprocess.Popen(
             command, cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
         )

@@ -24,6 +24,7 @@ import jwt
 
 from e2e.cluster.binaries import source_hash
 from e2e.cluster.paths import cache
+from e2e.cluster.progress import exclusive
 from e2e.local.postgres import free_port
 
 from .client import Dialect
@@ -106,10 +107,11 @@ def _node(script: str) -> Callable[[], list[str]]:
             raise Unavailable("node and npm are not installed")
         # Not in the source tree: the packages are this machine's, not the project's.
         home = cache("bench", f"node-{source_hash(NODE)}", "package.json").parent
-        if not (home / "node_modules" / ".package-lock.json").exists():  # which npm writes last
-            print("▸ npm ci (some seconds) …", flush=True)
-            shutil.copytree(NODE, home, dirs_exist_ok=True, ignore=shutil.ignore_patterns("node_modules"))
-            _quietly(["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"], cwd=home, limit_s=300)
+        with exclusive("bench-node"):
+            if not (home / "node_modules" / ".package-lock.json").exists():  # which npm writes last
+                print("▸ npm ci (some seconds) …", flush=True)
+                shutil.copytree(NODE, home, dirs_exist_ok=True, ignore=shutil.ignore_patterns("node_modules"))
+                _quietly(["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"], cwd=home, limit_s=300)
         return ["node", str(home / script)]
 
     return prepare

@@ -22,6 +22,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaError, TopicAlreadyExistsError
 
 from e2e.cluster.paths import cache
+from e2e.cluster.progress import exclusive
 from e2e.local.postgres import free_port
 from userrealtime_relay.trust import client_context
 
@@ -255,13 +256,12 @@ def _which(program: str) -> str | None:
 def _jars() -> Path:
     """Where Kafka's packages are, fetched if need be."""
     folder = cache("kafka", hashlib.sha256(KAFKA.read_bytes()).hexdigest()[:16])
-    if not folder.exists():
-        with tempfile.TemporaryDirectory(dir=folder.parent) as made:
-            jars = Path(made) / "jars"
-            fetch = ["dependency:copy-dependencies", "-f", str(KAFKA), f"-DoutputDirectory={jars}"]
-            _run([str(_which("mvn")), "-q", "-B", *fetch], DOWNLOAD_TIMEOUT_S)
-            # Another run may have been quicker.
-            if not folder.exists():
+    with exclusive("kafka"):  # `make test` runs the unit tests twice at the same time
+        if not folder.exists():
+            with tempfile.TemporaryDirectory(dir=folder.parent) as made:
+                jars = Path(made) / "jars"
+                fetch = ["dependency:copy-dependencies", "-f", str(KAFKA), f"-DoutputDirectory={jars}"]
+                _run([str(_which("mvn")), "-q", "-B", *fetch], DOWNLOAD_TIMEOUT_S)
                 jars.rename(folder)
     return folder
 
