@@ -48,22 +48,22 @@ ROOTLESS_LIMITED = (
 
 
 def environment() -> dict[str, str]:
-    """The environment for `docker` and kind: images of the engine's own platform, built by its own BuildKit."""
+    """Return the environment for `docker` and kind: images of the engine's platform, built by its BuildKit."""
     kept = {name: value for name, value in os.environ.items() if name not in IGNORED}
     # Without attestations an archive holds a plain manifest, which every version of containerd imports.
     return {**kept, "DOCKER_BUILDKIT": "1", "BUILDX_NO_DEFAULT_ATTESTATIONS": "1"}
 
 
 def docker_answers() -> bool:
-    """Whether there is a Docker engine that answers."""
+    """Return whether a usable Docker engine answers."""
     return bool(shutil.which("docker")) and not unusable()
 
 
 @cached
 def unusable() -> str:
-    """Why the installed `docker` cannot be used, in a sentence with advice; empty if it can.
+    """Return why the installed `docker` cannot be used, with advice; empty if it can.
 
-    The answer is kept for the life of this process.
+    The result is cached for the life of the process.
     """
     try:
         if "podman" in _docker("--version").stdout.lower():
@@ -72,12 +72,12 @@ def unusable() -> str:
     except subprocess.TimeoutExpired:
         return f"docker does not answer within {ANSWER_LIMIT:.0f} s: restart the Docker engine"
     except OSError as error:
-        return f"docker does not start ({error.strerror}): install it anew ({INSTALL_DOCKER})"
+        return f"docker does not start ({error.strerror}): install it again ({INSTALL_DOCKER})"
     return flaw_of_version(done.stdout, done.stderr)
 
 
 def flaw_of_version(output: str, errors: str) -> str:
-    """What the answer of `docker version --format '{{json .}}'` says against the engine; empty if nothing."""
+    """Return the problem in an answer of `docker version --format '{{json .}}'`; empty if there is none."""
     server = _object(output).get("Server") or {}
     # Docker's own command line in front of Podman's socket.
     if any("podman" in part.get("Name", "").lower() for part in server.get("Components") or []):
@@ -95,7 +95,7 @@ def flaw_of_version(output: str, errors: str) -> str:
 
 
 def problems() -> list[str]:
-    """What stands against a cluster in this engine, which answers; a sentence with advice each, empty if nothing."""
+    """Return the problems of a kind cluster in this engine, each with advice; the engine answers."""
     found = [buildx_problem(), *_placement_problems()]
     try:
         found.append(flaw_of_info(_docker("info", "--format", "{{json .}}").stdout))
@@ -105,7 +105,7 @@ def problems() -> list[str]:
 
 
 def buildx_problem() -> str:
-    """Why images cannot be built with BuildKit; empty if they can."""
+    """Return why images cannot be built with BuildKit; empty if they can."""
     try:
         if client_version(_docker("--version").stdout) <= LAST_WITH_BUILDKIT:
             return ""
@@ -115,13 +115,13 @@ def buildx_problem() -> str:
 
 
 def client_version(text: str) -> tuple[int, int]:
-    """`Docker version 28.2.2, build e6534b4` as (28, 2); a version that cannot be read counts as a recent one."""
+    """Parse `Docker version 28.2.2, build e6534b4` as (28, 2); an unreadable version counts as recent."""
     found = re.search(r"(\d+)\.(\d+)", text)
     return (int(found[1]), int(found[2])) if found else (1000, 0)
 
 
 def flaw_of_info(output: str) -> str:
-    """What the answer of `docker info --format '{{json .}}'` says against a kind node; empty if nothing."""
+    """Return the problem of a kind node in an answer of `docker info --format '{{json .}}'`; empty if there is none."""
     info = _object(output)
     if not any("name=rootless" in option for option in info.get("SecurityOptions") or []):
         return ""
@@ -132,7 +132,7 @@ def flaw_of_info(output: str) -> str:
 
 
 def is_remote(endpoint: str) -> bool:
-    """Whether an engine's address (`unix:///var/run/docker.sock`, `ssh://build@example.com`) is another machine's."""
+    """Return whether an engine's address, such as `ssh://build@example.com`, is on another machine."""
     parts = urlsplit(endpoint)
     return parts.scheme in ("tcp", "ssh", "http", "https") and parts.hostname not in ("localhost", "127.0.0.1", "::1")
 

@@ -1,9 +1,9 @@
 """A kind cluster, where a Docker engine answers.
 
-Docker is asked what is there, so that a cluster can be reported and removed without kind. Environment variables:
+The state is read from Docker: status and removal of a cluster do not need kind. Environment variables:
 
 - `INGRESS_PORT`: the port of 127.0.0.1 for the ingress of a new cluster, 8081 by default;
-- `KIND_NODE_IMAGE`: the node's image, for machines that cannot pull kind's own: a copy of it in another registry.
+- `KIND_NODE_IMAGE`: the node's image, for example a copy of kind's own in another registry.
 """
 
 import json
@@ -29,23 +29,23 @@ from .provider import DEFAULT_INGRESS_PORT, Image, Provider, chosen_port, port_p
 ON_LINUX = sys.platform == "linux"
 CLUSTER = "userrealtime"
 NODE = f"{CLUSTER}-control-plane"
-# That of kind 0.30.0, whichever kind is on PATH.
+# The image of kind 0.30.0, also for other versions of kind.
 NODE_IMAGE = "kindest/node:v1.34.0@sha256:7416a61b42b1662ca6ca89f02028ac133a309a2a30ba309614e8ec94d976dc5a"
-# A file in the node that says: kind has finished it.
+# A file in the node, written when kind has finished.
 COMPLETE = "/etc/userrealtime-complete"
-# The namespaces whose pods `up` and what follows it need.
+# The namespaces of the pods that an installation needs.
 OWN_NAMESPACES = ("kube-system", "traefik", "postgres", "userrealtime")
 START_LIMIT = 120.0
 RESTART_LIMIT = 180.0
 NO_ENFORCER = "the log of kind's network plugin shows nothing that enforces NetworkPolicies in this cluster"
 NOT_ENFORCED = (
-    "kind's network plugin reports that this kernel refuses its nftables rules (as a rule a kernel without "
+    "kind's network plugin reports that this kernel rejects its nftables rules (probably it has no "
     "CONFIG_NFT_QUEUE): NetworkPolicies are not enforced on this machine"
 )
 
 
 def node() -> dict[str, Any] | None:
-    """The node's container, as `docker inspect` shows it; None if there is none."""
+    """Return the output of `docker inspect` for the node's container; None if it does not exist."""
     command = ["docker", "container", "inspect", NODE]
     done = subprocess.run(command, env=engine.environment(), capture_output=True, text=True, timeout=60)
     if done.returncode == 0:
@@ -68,7 +68,7 @@ class KindCluster(Provider):
         return f"http://127.0.0.1:{self._port(node() if engine.docker_answers() else None)}"
 
     def kubectl_path(self) -> Path:
-        # Programs of Linux do not run elsewhere, and not on another processor.
+        # The node's kubectl is a Linux program for this machine's processor.
         return tools.kubectl_of_node(NODE, node_image()) if ON_LINUX else tools.kubectl()
 
     def prepare(self) -> None:
@@ -115,7 +115,7 @@ class KindCluster(Provider):
 
     @contextmanager
     def enforcing_policies(self) -> Iterator[None]:
-        """kind's own network plugin enforces them, where the kernel accepts its rules."""
+        """Check in its log that kind's network plugin enforces policies: some kernels reject its rules."""
         log = self.kubectl("-n", "kube-system", "logs", "--selector=app=kindnet", "--tail=-1")
         if "syncing nftables rules" not in log.lower():
             raise UnknownError(NO_ENFORCER)
@@ -124,7 +124,7 @@ class KindCluster(Provider):
         yield
 
     def _prepare(self) -> None:
-        """Obtain all tools before anything is created."""
+        """Check everything and obtain all tools, before anything is created."""
         problems = engine.problems()
         there = node()
         port = self._port(there)
@@ -145,7 +145,7 @@ class KindCluster(Provider):
 
     def _up(self) -> None:
         self._prepare()
-        # Before there is a cluster, so that a registry out of reach is reported at once.
+        # Before the cluster: an unreachable registry is reported first.
         traefik = self._images()
         there = node()
         if there is not None and there["State"]["Status"] != "running":
@@ -177,7 +177,7 @@ class KindCluster(Provider):
             current.run(["docker", "exec", NODE, "touch", COMPLETE], env=engine.environment(), timeout=60)
 
     def _delete(self, current: Step) -> None:
-        # As kind does it, which so need not be there; a kubeconfig in the home directory is not touched.
+        # The same command as kind's; kind would also change a kubeconfig in the home directory.
         current.run(["docker", "rm", "--force", "--volumes", NODE], env=engine.environment(), timeout=300)
         self.kubeconfig.unlink(missing_ok=True)
 
@@ -190,7 +190,7 @@ class KindCluster(Provider):
         run(tools.kind(), "export", "kubeconfig", *options, env=engine.environment(), timeout=60)
 
     def _wait_ready(self) -> None:
-        """Until the API server answers, and the pods that the cluster had before are those of the node's last start."""
+        """Wait for the API server, and, after a restart of the node, for the restart of its pods."""
         if self.answers() and not self._stale():
             return
         with step(
@@ -200,7 +200,7 @@ class KindCluster(Provider):
             _until(lambda: not self._stale(), lambda: f"not started again: {', '.join(self._stale())}", RESTART_LIMIT)
 
     def _stale(self) -> list[str]:
-        """Pods whose containers ran before the node's last start: their status is of then."""
+        """Return the needed pods whose status is older than the node's last start; `namespace/name`."""
         there = node()
         if there is None:
             raise ClusterError("the kind node is not there any more")
@@ -212,7 +212,7 @@ class KindCluster(Provider):
         return stale_pods(pods, started)
 
     def _port(self, there: dict[str, Any] | None) -> int:
-        """The ingress's port: as the node has it, or as it is to be."""
+        """Return the port of the ingress: the node's, or the one for a new node."""
         if there is not None:
             bindings = there["HostConfig"].get("PortBindings") or {}
             if published := bindings.get(f"{addons.INGRESS_NODE_PORT}/tcp"):
@@ -221,12 +221,12 @@ class KindCluster(Provider):
 
 
 def node_image() -> str:
-    """The image that a new node is made of."""
+    """Return the image for a new node."""
     return os.environ.get("KIND_NODE_IMAGE") or NODE_IMAGE
 
 
 def config(port: int) -> dict[str, Any]:
-    """kind's configuration of the cluster, with the ingress at `port`."""
+    """Return kind's configuration of the cluster, with the ingress at `port`."""
     mapping = {"containerPort": addons.INGRESS_NODE_PORT, "hostPort": port, "listenAddress": "127.0.0.1"}
     return {
         "kind": "Cluster",
@@ -236,12 +236,12 @@ def config(port: int) -> dict[str, Any]:
 
 
 def instant(text: str) -> datetime:
-    """An RFC 3339 time of Docker or Kubernetes, to the second."""
+    """Parse an RFC 3339 time of Docker or Kubernetes, to the second."""
     return datetime.fromisoformat(re.sub(r"(\.\d+)?Z$", "+00:00", text))
 
 
 def stale_pods(pods: Sequence[dict[str, Any]], started: datetime) -> list[str]:
-    """Of the pods that are needed, those with a container that runs since before `started`; `namespace/name`."""
+    """Return the needed pods with a container that started before `started`; `namespace/name`."""
     found = []
     for pod in pods:
         metadata, status = pod["metadata"], pod.get("status", {})
@@ -254,7 +254,7 @@ def stale_pods(pods: Sequence[dict[str, Any]], started: datetime) -> list[str]:
 
 
 def refused_rules(log: str) -> bool:
-    """Whether the log of kind's network plugin says that the kernel refused the rules that policies need."""
+    """Return whether the log of kind's network plugin reports that the kernel rejected its rules."""
     lines = log.splitlines()
     return any(
         re.search(r"error syncing nftables rules|\"syncing nftables rules\".*\b(err|error)=", line, re.IGNORECASE)
@@ -263,9 +263,9 @@ def refused_rules(log: str) -> bool:
 
 
 def _load_together(current: Step, images: Sequence[Image]) -> bool:
-    """Load images from one archive, which holds what they share once; whether that succeeded.
+    """Load images from one archive, which contains shared layers once; return whether that succeeded.
 
-    It does not where the engine no longer has all of them.
+    It fails if the engine no longer has all of the images.
     """
     if len(images) == 1:
         return False

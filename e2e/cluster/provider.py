@@ -1,7 +1,7 @@
 """What every cluster offers, whoever runs it.
 
-`choose` picks, in this order: the cluster of a given `KUBECONFIG`; a cluster of ours that this machine has already;
-kind, where a Docker engine answers; a one-node Kubernetes built from Go modules, on Linux as root. What a provider does
+`choose` takes, in this order: the cluster of a given `KUBECONFIG`; an existing cluster of this project on this machine;
+kind, if a Docker engine answers; a one-node Kubernetes built from Go modules, on Linux as root. What a provider does
 beyond that (install an ingress controller, make an image available) is the same call for all three.
 """
 
@@ -107,7 +107,7 @@ class Provider(ABC):
 
         Raises:
             ClusterError: they cannot be.
-            UnknownError: they are not, or it cannot be found out, for a reason that lies outside of this project.
+            UnknownError: the cluster does not enforce them, or gives no evidence of it.
         """
 
     def kubectl_path(self) -> Path:
@@ -201,10 +201,10 @@ def _forwarded_port(process: "subprocess.Popen[str]") -> int:
 
 
 def choose() -> Provider:
-    """The cluster to use here; see the module's docstring.
+    """Return the cluster to use; the module's docstring has the order.
 
     Raises:
-        ClusterError: none is possible; the text says what to install.
+        ClusterError: no cluster is possible; the message has advice.
     """
     from . import engine
     from .existing import ExistingCluster
@@ -226,7 +226,7 @@ def choose() -> Provider:
 
 
 def present() -> list[Provider]:
-    """The clusters of ours that this machine has, running or not; the one that `choose` prefers first."""
+    """Return the project's clusters on this machine, running or stopped; the first is preferred."""
     from . import engine
     from .kind import KindCluster, node
     from .local import LocalCluster
@@ -241,7 +241,7 @@ def present() -> list[Provider]:
 
 
 def removable() -> list[Provider]:
-    """The clusters that `down` is about: the one of a given `KUBECONFIG`, else all of ours that this machine has.
+    """Return the clusters for `down`: the one of `KUBECONFIG`, or else all of `present`.
 
     Raises:
         ClusterError: there is none, and none is possible.
@@ -254,10 +254,10 @@ def _local_possible() -> bool:
 
 
 def chosen_port() -> int | None:
-    """The port for the ingress that `INGRESS_PORT` names; None if it is not set.
+    """Return the ingress port from `INGRESS_PORT`; None if it is not set.
 
     Raises:
-        ClusterError: it is no port that a user may open.
+        ClusterError: it is not a port that an ordinary user may open.
     """
     text = os.environ.get("INGRESS_PORT", "")
     if not text:
@@ -268,7 +268,7 @@ def chosen_port() -> int | None:
 
 
 def port_problem(port: int) -> str:
-    """Why no server can listen on `port` of 127.0.0.1, with advice; empty if one can."""
+    """Return why no server can listen on `port` of 127.0.0.1, with advice; empty if one can."""
     with socket.socket() as probe:
         probe.settimeout(1)
         taken = probe.connect_ex(("127.0.0.1", port)) == 0

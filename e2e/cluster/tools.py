@@ -1,4 +1,4 @@
-"""kind, kubectl and helm for a kind cluster: from PATH where their version fits, else obtained in a pinned version.
+"""kind, kubectl and helm for a kind cluster: from PATH if their version fits, otherwise a pinned version.
 
 A pinned version is downloaded from the project's site and verified by the checksum published beside it. Where that
 cannot be reached and Go is installed, it is built from its Go module. kubectl of a Linux machine is copied out of the
@@ -33,9 +33,9 @@ class Tool:
 
     Attributes:
         lowest, highest: the minor versions of a program on PATH that are used, both included.
-        version_command: its arguments; the first `v1.2.3` of the output counts.
-        pinned: the version that is obtained where PATH has none that fits.
-        install: how a person installs it.
+        version_command: the arguments that print the version; the first `v1.2.3` of the output counts.
+        pinned: the version that is obtained if PATH has no fitting one.
+        install: the advice for a person.
     """
 
     name: str
@@ -158,16 +158,16 @@ def kubectl_of_node(container: str, image: str) -> Path:
 
 
 def obtain(*getters: Callable[[], object], problems: list[str] | None = None) -> None:
-    """Call all getters, whichever of them fails.
+    """Call all getters, also after one has failed.
 
     Args:
-        problems: what is known to be missing already.
+        problems: the problems that are known already.
 
     Raises:
-        ClusterError: something is missing; one text with all of it, an item each.
+        ClusterError: there are problems; the message lists all of them.
     """
     found = list(problems or [])
-    # With Go all can be obtained, in minutes: not worth the wait where something else is in the way.
+    # With Go all can be obtained, in minutes: not worth the wait if there are other problems.
     for getter in () if found and shutil.which("go") else getters:
         try:
             getter()
