@@ -28,7 +28,7 @@ from .cluster.progress import step
 from .patience import PATIENCE_S
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S = PATIENCE_S
 COMMAND_TIMEOUT_S = 120.0
 END_TIMEOUT_S = 10.0
 POLL_S = 0.05

@@ -25,7 +25,7 @@ def reinstalled(system: System) -> Iterator[None]:
 
 
 def helm_uninstall(system: System) -> None:
-    system.cluster.helm(*("uninstall", RELEASE, "--namespace", OPERATOR_NAMESPACE, "--wait", WITHIN), timeout=150)
+    system.cluster.helm(*("uninstall", RELEASE, "--namespace", OPERATOR_NAMESPACE, "--wait", WITHIN))
     left = system.cluster.kubectl("-n", OPERATOR_NAMESPACE, "get", "deployments,configmaps,secrets", "-o", "name")
     assert f"secret/{DATABASE_SECRET}\n" in left
     assert f"deployment.apps/{RELEASE}\n" not in left

@@ -14,7 +14,7 @@ from .client import Client
 from .figures import percentile
 from .peers import Server, publish_rows
 
-LIMIT_S = 20.0
+LIMIT_S = 120.0
 CONNECT_AT_ONCE = 100
 
 

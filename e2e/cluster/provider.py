@@ -30,7 +30,7 @@ NOTHING_POSSIBLE = """this machine has nothing to run a cluster with. Any one of
   - on Linux, run as root: a one-node Kubernetes is built with Go 1.24 or later (https://go.dev/dl/)."""
 
 DEFAULT_INGRESS_PORT = 8081
-PORT_FORWARD_LIMIT = 15.0
+PORT_FORWARD_LIMIT = 60.0
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from e2e.patience import PATIENCE_S
+
 # PostgreSQL refuses to run as root; `nobody` has this id on every Linux that matters.
 UNPRIVILEGED_ID = 65534
-START_TIMEOUT_S = 60
+START_TIMEOUT_S = PATIENCE_S
 
 
 class PostgresError(RuntimeError):
@@ -130,11 +132,11 @@ class LocalPostgres:
 
     def start(self) -> None:
         """Start the server and wait, at most `START_TIMEOUT_S`, until it takes connections."""
-        self._run("pg_ctl", "start", "-w", "-t", str(START_TIMEOUT_S), "-l", str(self._log))
+        self._run("pg_ctl", "start", "-w", "-t", f"{START_TIMEOUT_S:.0f}", "-l", str(self._log))
 
     def stop(self, mode: str = "fast") -> None:
         """Stop the server. `mode` is pg_ctl's: smart, fast, or immediate (as a crash would)."""
-        self._run("pg_ctl", "stop", "-w", "-t", str(START_TIMEOUT_S), "-m", mode)
+        self._run("pg_ctl", "stop", "-w", "-t", f"{START_TIMEOUT_S:.0f}", "-m", mode)
 
     def restart(self, mode: str = "fast") -> None:
         """Stop and start, on the same port and data."""

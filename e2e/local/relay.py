@@ -24,10 +24,11 @@ import jwt
 from websockets.asyncio.client import ClientConnection, connect
 
 from e2e.local.postgres import LocalPostgres
+from e2e.patience import PATIENCE_S
 from userrealtime_operator.migrate import migrate
 
 USER = "alice"
-START_TIMEOUT_S = 30
+START_TIMEOUT_S = PATIENCE_S
 STOP_TIMEOUT_S = 35
 PUBLISH_INTERVAL_S = 2
 EVENTS_ONCE = 3

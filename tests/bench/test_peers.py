@@ -12,12 +12,13 @@ import pytest
 from bench.relay.client import Client
 from bench.relay.peers import PEERS, Server, Unavailable, running
 from bench.relay.workloads import Feed
+from e2e.patience import PATIENCE_S
 from tests.conftest import Database
 
 USER = "peers"
 BEFORE = 20
 CLIENTS = 200
-LIMIT_S = 20.0
+LIMIT_S = PATIENCE_S
 
 
 @contextlib.asynccontextmanager

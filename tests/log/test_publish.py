@@ -158,7 +158,7 @@ async def test_eight_writers_over_the_same_users_leave_no_gap_and_no_deadlock(
         finally:
             await mine.close()
 
-    await asyncio.wait_for(asyncio.gather(*(write(writer) for writer in range(WRITERS))), timeout=120)
+    await asyncio.wait_for(asyncio.gather(*(write(writer) for writer in range(WRITERS))), timeout=PATIENCE_S)
 
     for user in USERS:
         rows = await events_of(connection, user)

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from e2e.patience import PATIENCE_S
 from website import sources
 from website.sources import ROOT, place_of
 
@@ -28,7 +29,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
         env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE_S,
     )
     assert done.returncode == 0, done.stderr
     assert not re.search(r"^(WARNING|ERROR)", done.stderr, re.MULTILINE), done.stderr
