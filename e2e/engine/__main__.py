@@ -15,7 +15,7 @@ Run a command beside a real Docker engine, where none runs and no image registry
   python -m e2e.engine run -- make up
 
 The engine runs in separate mount, network and process namespaces. It ends with the command, and leaves only a
-cache. Takes Debian, root and Go. The images of the registries are replaced by stand-ins: see
+cache. Takes Debian 12, root and Go. The images of the registries are replaced by stand-ins: see
 e2e/engine/README.md.
 """
 
