@@ -7,6 +7,7 @@ import itertools
 import secrets
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager
 
 import asyncpg
 import pytest
@@ -29,10 +30,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--screenshots", action="store_true", help="write the pictures of docs/demo.md anew")
 
 
+def uncaptured(config: pytest.Config) -> AbstractContextManager[None]:
+    """Return a context in which output reaches the terminal."""
+    capture = config.pluginmanager.getplugin("capturemanager")
+    return capture.global_and_fixture_disabled() if capture else contextlib.nullcontext()
+
+
 @pytest.fixture(scope="session")
 def system(pytestconfig: pytest.Config) -> System:
-    capture = pytestconfig.pluginmanager.getplugin("capturemanager")
-    with capture.global_and_fixture_disabled() if capture else contextlib.nullcontext():
+    with uncaptured(pytestconfig):
         print(flush=True)  # the progress of the steps begins on a line of its own
         return install(choose())
 

@@ -18,7 +18,7 @@ import pytest
 from .client import ResumingClient, open_connection, receive
 from .cluster import addons, postgres
 from .cluster.errors import UnknownError
-from .conftest import RUN
+from .conftest import RUN, uncaptured
 from .patience import WITHIN
 from .sleeping import SELECTOR as ACTIVATORS
 from .sleeping import SOON, wait_asleep, wait_direct
@@ -139,11 +139,14 @@ def outsiders(system: System) -> Iterator[tuple[Pod, Pod]]:
 
 
 @pytest.fixture(scope="module")
-def enforced(system: System) -> Iterator[None]:
+def enforced(system: System, pytestconfig: pytest.Config) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(system.cluster.enforcing_policies())
         except UnknownError as unknown:
+            # Once and visibly: pytest shows the reason of a skip only on request, and then for every test.
+            with uncaptured(pytestconfig):
+                print(f"\nthe NetworkPolicies are not tested: {unknown}", flush=True)
             pytest.skip(str(unknown))
         yield
 
