@@ -144,7 +144,7 @@ def enforced(system: System, pytestconfig: pytest.Config) -> Iterator[None]:
         try:
             stack.enter_context(system.cluster.enforcing_policies())
         except UnknownError as unknown:
-            # Once and visibly: pytest shows the reason of a skip only on request, and then for every test.
+            # Once, and at once: pytest's summary has the reason for every test, at the end.
             with uncaptured(pytestconfig):
                 print(f"\nthe NetworkPolicies are not tested: {unknown}", flush=True)
             pytest.skip(str(unknown))
