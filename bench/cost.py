@@ -64,7 +64,7 @@ def cpu_s(pid: int) -> float:
 @contextlib.contextmanager
 def started(module: str, arguments: Sequence[str], environment: Mapping[str, str], url: str) -> Iterator[int]:
     """A Python process, once `url` is answered; its pid."""
-    paths = os.pathsep.join(str(ROOT / name) for name in ("operator", "relay"))
+    paths = os.pathsep.join(str(ROOT / name) for name in ("operator", "relay", "core"))
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(  # noqa: S603  (ours)
             [sys.executable, "-m", module, *arguments],

@@ -68,9 +68,13 @@ SOURCES = (
     Source(
         "userrealtime-operator",
         "Dockerfile.operator",
-        ("locks/operator.txt", "operator/userrealtime_operator", "relay/userrealtime_relay"),
+        ("locks/operator.txt", "core/userrealtime_core", "operator/userrealtime_operator", "relay/userrealtime_relay"),
     ),
-    Source("userrealtime-relay", "Dockerfile.relay", ("locks/relay.txt", "relay/userrealtime_relay")),
+    Source(
+        "userrealtime-relay",
+        "Dockerfile.relay",
+        ("locks/relay.txt", "core/userrealtime_core", "relay/userrealtime_relay"),
+    ),
     Source(
         "userrealtime-postgres",
         "e2e/images/Dockerfile.postgres",

@@ -15,7 +15,7 @@ from uuid import UUID
 
 import asyncpg
 
-from userrealtime_relay.postgres import UnusableUrl, connect
+from userrealtime_core.postgres import UnusableUrl, connect
 
 from .idle import Presence
 

@@ -20,6 +20,9 @@ from typing import Any, NamedTuple
 
 import kopf
 
+from userrealtime_core.announcer import Announcer
+from userrealtime_core.secret import Secret
+
 from .activators import Activators
 from .api import PAGE, Api, ApiError
 from .asleep import wake_pending
@@ -202,7 +205,12 @@ class Operator:
             for kind, namespace, name in self._children:
                 if not self._resources.owners(namespace, child_of(kind, name)):
                     self._queue.add(Task(Kind.ORPHAN, namespace, child_of(kind, name)))
-            await self._queue.run(WORKERS)
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._queue.run(WORKERS))
+                # With a broker, the bridge announces.
+                if not self._config.signals.type.broker:
+                    url = Secret(self._config.database_url)
+                    tasks.create_task(Announcer(url, "userrealtime-announcer", self._metrics.announcer).run())
         finally:
             self._metrics.leader.set(0)
 

@@ -7,6 +7,8 @@ from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
+from userrealtime_core import announcer
+
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 _BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -41,6 +43,7 @@ class Metrics:
             "wake_duration_seconds", "From a wake request to a pod among the endpoints."
         )
         self.database_failures = self._counter("database_failures", "Uses of the database that failed.")
+        self.announcer = announcer.Metrics(self._registry, "userrealtime_operator")
 
     def request(self, verb: str, resource: str, code: int, seconds: float) -> None:
         """Note one request to the API server."""

@@ -1,7 +1,11 @@
-"""The versioned schema of the log: what is in `schema/`, applied once each, in order.
+"""Installs and upgrades the schema of the log: the files in `schema/`.
 
-A database remembers what was applied, with a digest, in `userrealtime.migration`. Each file is one transaction.
-Several migrators at once are safe: an advisory lock lets one through, and the others find nothing to do.
+Tables change by numbered files, each of which is applied once. Functions, triggers and policies are in `repeatable/`: a
+file is applied again whenever its text differs from what the database has. The tables `userrealtime.migration` and
+`userrealtime.repeatable` record, with digests, what a database has.
+
+All that a database lacks is applied in one transaction. Several migrators at once are safe: an advisory lock admits
+one, and the others find nothing to do.
 """
 
 from __future__ import annotations
@@ -11,24 +15,31 @@ import hashlib
 import logging
 import random
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.resources import files
 
 import asyncpg
 
-from userrealtime_relay.postgres import UnusableUrl, connect
+from userrealtime_core.postgres import UnusableUrl, connect
 
 logger = logging.getLogger(__name__)
 
-# Any constant will do, so long as every migrator takes the same one: the ASCII codes of "urtmigra".
+# Any constant would do, as long as every migrator takes the same one: the ASCII codes of "urtmigra".
 ADVISORY_LOCK = int.from_bytes(b"urtmigra")
 MINIMUM_POSTGRES = 14
 CONNECT_TIMEOUT_S = 10
 STATEMENT_TIMEOUT_S = 300
 LOCK_TIMEOUT_S = 2.0
-"""A migration that waits for a table holds up all who come after it, the application among them: not for longer."""
+"""A migration that waits for a lock delays every later transaction on that table, so it gives up after this time."""
 LOCK_ATTEMPTS = 30
+
+REPEATABLE = ("messages", "signals", "publish", "capture", "read", "inbox", "presence", "retention", "roles")
+"""The files of `repeatable/`, in the order in which they are applied: a file uses functions of the files before it."""
+
+UNRELEASED_VERSION = 8
+UNRELEASED_FIRST = "log"
+"""The name of version 1 before the first release, when the schema was a series of eight files."""
 
 BOOKKEEPING = """
 create schema if not exists userrealtime;
@@ -38,16 +49,21 @@ create table if not exists userrealtime.migration (
     digest text not null,
     applied_at timestamptz not null default now()
 );
+create table if not exists userrealtime.repeatable (
+    name text primary key,
+    digest text not null,
+    applied_at timestamptz not null default now()
+);
 """
 
 
 class MigrationError(RuntimeError):
-    """The schema cannot be brought to this version; the message says why and what to do."""
+    """The schema cannot be brought to this version. The message gives the reason and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class Migration:
-    """One file of `schema/`. `digest` is the SHA-256 of its text, in hex."""
+    """One numbered file of `schema/`. `digest` is the SHA-256 of its text, in hex."""
 
     version: int
     name: str
@@ -55,88 +71,199 @@ class Migration:
 
     @property
     def digest(self) -> str:
-        return hashlib.sha256(self.sql.encode()).hexdigest()
+        return _digest(self.sql)
+
+    @property
+    def label(self) -> str:
+        return f"{self.version:04d}_{self.name}"
 
 
-def load_migrations() -> tuple[Migration, ...]:
-    """The migrations of this version of the operator, in the order of their numbers."""
-    found = []
-    for file in files(__package__).joinpath("schema").iterdir():
-        if match := re.fullmatch(r"(\d{4})_(\w+)\.sql", file.name):
-            found.append(Migration(int(match[1]), match[2], file.read_text()))
-    return tuple(sorted(found, key=lambda migration: migration.version))
+@dataclass(frozen=True, slots=True)
+class Repeatable:
+    """One file of `schema/repeatable/`."""
+
+    name: str
+    sql: str
+
+    @property
+    def digest(self) -> str:
+        return _digest(self.sql)
+
+    @property
+    def label(self) -> str:
+        return f"repeatable/{self.name}"
 
 
-def pending_migrations(known: Sequence[Migration], applied: dict[int, str]) -> tuple[Migration, ...]:
-    """Those of `known` that a database still needs, given the digests of what it has by version.
+@dataclass(frozen=True, slots=True)
+class Schema:
+    """All files of this version of the operator.
+
+    Attributes:
+        migrations: in the order of their versions.
+        repeatables: in the order in which they are applied.
+        from_unreleased: what upgrades a database of `UNRELEASED_VERSION` to the first of `migrations`.
+    """
+
+    migrations: tuple[Migration, ...]
+    repeatables: tuple[Repeatable, ...] = ()
+    from_unreleased: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What a database has.
+
+    Attributes:
+        migrations: version to name and digest.
+        repeatables: name to digest.
+    """
+
+    migrations: Mapping[int, tuple[str, str]] = field(default_factory=dict)
+    repeatables: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def is_unreleased(self) -> bool:
+        return self.migrations.get(1, ("", ""))[0] == UNRELEASED_FIRST
+
+
+def load_schema() -> Schema:
+    """The files of this version of the operator."""
+    folder = files(__package__).joinpath("schema")
+    migrations = [
+        Migration(int(match[1]), match[2], file.read_text())
+        for file in folder.iterdir()
+        if (match := re.fullmatch(r"(\d{4})_(\w+)\.sql", file.name))
+    ]
+    return Schema(
+        tuple(sorted(migrations, key=lambda migration: migration.version)),
+        tuple(Repeatable(name, folder.joinpath("repeatable", f"{name}.sql").read_text()) for name in REPEATABLE),
+        folder.joinpath("upgrades", f"{UNRELEASED_VERSION:04d}.sql").read_text(),
+    )
+
+
+def pending_migrations(known: Sequence[Migration], applied: Applied) -> tuple[Migration, ...]:
+    """The numbered files that a database still lacks, out of `known`.
 
     Raises:
-        MigrationError: the database is newer than this operator, or holds a file that has changed since.
+        MigrationError: the database is newer than this operator, or has a file that has changed since.
     """
-    newer = sorted(set(applied) - {migration.version for migration in known})
+    versions = applied.migrations
+    newer = sorted(set(versions) - {migration.version for migration in known})
     if newer:
         raise MigrationError(
             f"the database has schema version {newer[-1]}, newer than this operator's "
             f"{known[-1].version if known else 0}: run an operator of at least that version"
         )
     for migration in known:
-        if applied.get(migration.version, migration.digest) != migration.digest:
+        if versions.get(migration.version, ("", migration.digest))[1] != migration.digest:
             raise MigrationError(
                 f"schema version {migration.version} ({migration.name}) was applied with other contents: "
                 "this operator is not a released one, or the database was prepared by an unreleased one"
             )
-    return tuple(migration for migration in known if migration.version not in applied)
+    return tuple(migration for migration in known if migration.version not in versions)
 
 
-async def _apply(connection: asyncpg.Connection, migration: Migration) -> None:
-    for attempt in range(1, LOCK_ATTEMPTS + 1):
-        try:
-            async with connection.transaction():
-                await connection.execute(f"set local lock_timeout = {int(LOCK_TIMEOUT_S * 1000)}")
-                await connection.execute(migration.sql)
-                await connection.execute(
-                    "insert into userrealtime.migration (version, name, digest) values ($1, $2, $3)",
-                    migration.version,
-                    migration.name,
-                    migration.digest,
-                )
-            return
-        except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError):
-            if attempt < LOCK_ATTEMPTS:
-                logger.info("schema version %d waits for transactions that are open", migration.version)
-                await asyncio.sleep(LOCK_TIMEOUT_S * random.uniform(0.5, 1))  # noqa: S311  (jitter)
-    raise MigrationError(
-        f"schema version {migration.version} ({migration.name}) needs tables that open transactions hold on to: "
-        "end what pg_stat_activity shows as 'idle in transaction', and run this again"
+def pending_repeatables(known: Sequence[Repeatable], applied: Applied) -> tuple[Repeatable, ...]:
+    """The files of `known` that the database lacks or has with another text."""
+    return tuple(each for each in known if applied.repeatables.get(each.name) != each.digest)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+async def _applied(connection: asyncpg.Connection) -> Applied:
+    migrations = await connection.fetch("select version, name, digest from userrealtime.migration")
+    repeatables = await connection.fetch("select name, digest from userrealtime.repeatable")
+    return Applied(
+        {row["version"]: (row["name"], row["digest"]) for row in migrations},
+        {row["name"]: row["digest"] for row in repeatables},
     )
 
 
-async def _migrate_connected(connection: asyncpg.Connection, migrations: Sequence[Migration]) -> list[str]:
+async def _record(connection: asyncpg.Connection, migration: Migration) -> None:
+    await connection.execute(
+        "insert into userrealtime.migration (version, name, digest) values ($1, $2, $3)",
+        migration.version,
+        migration.name,
+        migration.digest,
+    )
+
+
+async def _upgrade_unreleased(connection: asyncpg.Connection, schema: Schema, applied: Applied) -> Applied:
+    """Bring a database of before the first release to version 1."""
+    newest = max(applied.migrations)
+    if newest != UNRELEASED_VERSION:
+        raise MigrationError(
+            f"the database has version {newest} of the schema of before release 0.1.0; only version "
+            f"{UNRELEASED_VERSION} can be upgraded: upgrade it to that version first"
+        )
+    first = schema.migrations[0]
+    await connection.execute(schema.from_unreleased)
+    await connection.execute("delete from userrealtime.migration")
+    await _record(connection, first)
+    return Applied({first.version: (first.name, first.digest)}, applied.repeatables)
+
+
+async def _apply(connection: asyncpg.Connection, schema: Schema) -> list[str]:
+    """Apply what is missing, in one transaction. Returns the labels of the applied files."""
+    async with connection.transaction():
+        await connection.execute(f"set local lock_timeout = {int(LOCK_TIMEOUT_S * 1000)}")
+        await connection.execute(BOOKKEEPING)
+        applied, done = await _applied(connection), []
+        if applied.is_unreleased:
+            applied = await _upgrade_unreleased(connection, schema, applied)
+            done.append(f"upgrades/{UNRELEASED_VERSION:04d}")
+        for migration in pending_migrations(schema.migrations, applied):
+            await connection.execute(migration.sql)
+            await _record(connection, migration)
+            done.append(migration.label)
+        for repeatable in pending_repeatables(schema.repeatables, applied):
+            await connection.execute(repeatable.sql)
+            await connection.execute(
+                "insert into userrealtime.repeatable (name, digest) values ($1, $2) "
+                "on conflict (name) do update set digest = excluded.digest, applied_at = now()",
+                repeatable.name,
+                repeatable.digest,
+            )
+            done.append(repeatable.label)
+        return done
+
+
+async def _apply_with_retries(connection: asyncpg.Connection, schema: Schema) -> list[str]:
+    for attempt in range(1, LOCK_ATTEMPTS + 1):
+        try:
+            return await _apply(connection, schema)
+        except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError):
+            if attempt < LOCK_ATTEMPTS:
+                logger.info("the schema upgrade waits for open transactions")
+                await asyncio.sleep(LOCK_TIMEOUT_S * random.uniform(0.5, 1))  # noqa: S311  (jitter)
+    raise MigrationError(
+        "the schema upgrade needs tables that open transactions have locked: "
+        "end the sessions that pg_stat_activity shows as 'idle in transaction', and run this again"
+    )
+
+
+async def _migrate_connected(connection: asyncpg.Connection, schema: Schema) -> list[str]:
     if connection.get_server_version().major < MINIMUM_POSTGRES:
         raise MigrationError(
             f"PostgreSQL {connection.get_server_version().major} is too old: {MINIMUM_POSTGRES} or later is needed"
         )
     await connection.execute("select pg_advisory_lock($1)", ADVISORY_LOCK)
     try:
-        await connection.execute(BOOKKEEPING)
-        rows = await connection.fetch("select version, digest from userrealtime.migration")
-        applied = {row["version"]: row["digest"] for row in rows}
-        done = []
-        for migration in pending_migrations(migrations, applied):
-            logger.info("applying schema version %d: %s", migration.version, migration.name)
-            await _apply(connection, migration)
-            done.append(f"{migration.version:04d}_{migration.name}")
+        done = await _apply_with_retries(connection, schema)
+        for label in done:
+            logger.info("applied %s", label)
         return done
     finally:
         await connection.execute("select pg_advisory_unlock($1)", ADVISORY_LOCK)
 
 
 async def migrate(url: str, *, patience_s: float = 0) -> list[str]:
-    """Bring the database at `url` to this operator's schema; returns the names of what was applied.
+    """Bring the database at `url` to this operator's schema. Returns the labels of the applied files.
 
-    A server that is not there yet (refused, unknown host, starting up) is tried again for `patience_s` seconds.
-
-    A transaction that is open on a table that a migration needs is waited for, a minute or two at most.
+    A server that does not answer yet (refused, unknown host, starting up) is retried for `patience_s` seconds. An open
+    transaction that holds a lock on a table is waited for, a minute or two at most.
 
     Raises:
         MigrationError: the database cannot be used; the message never contains the URL, which holds a password.
@@ -157,7 +284,7 @@ async def migrate(url: str, *, patience_s: float = 0) -> list[str]:
         except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             raise MigrationError(f"the database refused the connection: {error}") from None
     try:
-        return await _migrate_connected(connection, load_migrations())
+        return await _migrate_connected(connection, load_schema())
     except asyncpg.InsufficientPrivilegeError as error:
         raise MigrationError(
             f"the database role may not install the schema: {error}. Grant it CREATE on the database"

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
+from userrealtime_core.secret import Secret
+
 from .keys import CURRENT, PREVIOUS, TokenKeys, flaw
 
 MAXIMUM_ID_LENGTH: Final = 253  # as userrealtime.publish checks it
@@ -31,21 +33,6 @@ _INSIDE: Final = re.compile(r"localhost|127\.\d+\.\d+\.\d+|::1|[a-z][a-z0-9-]*|.
 
 class ConfigError(Exception):
     """The environment is wrong. The message names every wrong variable and says what it accepts."""
-
-
-class Secret:
-    """A string that shows itself only when asked by name."""
-
-    __slots__ = ("_value",)
-
-    def __init__(self, value: str) -> None:
-        self._value = value
-
-    def reveal(self) -> str:
-        return self._value
-
-    def __repr__(self) -> str:
-        return "Secret(...)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import secrets
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple, Self
 
 import asyncpg
 
-from . import postgres
-from .config import Secret
+from userrealtime_core import postgres
+from userrealtime_core.secret import Secret
+
 from .frame import encode_events
 from .inbox import Refused, Submission
 
@@ -34,18 +34,8 @@ class LogReplaced(Exception):
     """The log is of another epoch than the one that was opened: its numbers mean other events."""
 
 
-ERRORS: Final = (
-    OSError,
-    TimeoutError,
-    asyncpg.PostgresError,
-    asyncpg.InterfaceError,
-    asyncpg.InternalClientError,
-    LogReplaced,
-)
-"""What any use of a `Log` may raise: the connection is then to be given up."""
-
-PROBE_TIMEOUT: Final = 2
-"""Seconds in which a notification must come through a pooler."""
+ERRORS: Final = (*postgres.CONNECTION_ERRORS, LogReplaced)
+"""What any use of a `Log` may raise: the connection is then given up."""
 
 _STATEMENT_TIMEOUT: Final = int(QUERY_TIMEOUT * 1000 * 0.9)
 # Not sent along with the connection: a pooler refuses what it does not know. Times and plans are those of
@@ -69,7 +59,8 @@ set local datestyle = 'ISO'
 """
 
 _SUBMIT: Final = "select userrealtime.submit($1, $2, $3, $4::text::jsonb)"
-_PRESENT: Final = "select userrealtime.present($1, $2, $3)"
+_ATTEND: Final = "select userrealtime.attend($1, $2, $3)"
+_PRESENT: Final = "select userrealtime.present($1, $2, $3, $4)"
 _OPEN: Final = "select head, earliest, epoch, channel from userrealtime.open($1)"
 
 _EVENTS: Final = "select epoch, id, event, at, data from userrealtime.events($1, $2, $3, $4)"
@@ -192,7 +183,7 @@ class Log:
     async def _fetch(self, query: str, *arguments: object) -> list[asyncpg.Record]:
         async with self._turn:
             if self.pooled:
-                return await _fetch_pooled(self._connection, query, *arguments)
+                return await postgres.fetch_alone(self._connection, _TRANSACTION_SETTINGS, query, *arguments)
             return await self._connection.fetch(query, *arguments)
 
     async def submit(self, submission: Submission) -> int:
@@ -208,9 +199,13 @@ class Log:
             raise Refused(f"this cannot be stored: {type(error).__name__}") from None
         return int(row[0])
 
-    async def present(self, instance: str, clients: int | None) -> None:
-        """Say how many clients this pod has; None when it goes."""
-        await self._fetch(_PRESENT, self._user_id, instance, clients)
+    async def attend(self, instance: str, *, listens: bool) -> None:
+        """Report that this relay runs, and whether it listens. Only running relays receive signals."""
+        await self._fetch(_ATTEND, self._user_id, instance, listens)
+
+    async def present(self, instance: str, clients: int | None, *, listens: bool) -> None:
+        """Report how many clients this relay has; None when it ends."""
+        await self._fetch(_PRESENT, self._user_id, instance, clients, listens)
 
     async def listen(self, channel: str, wake: Callable[[], None]) -> None:
         """Call `wake` at each notification, and once when the connection is lost."""
@@ -235,59 +230,17 @@ class Log:
 
 
 async def connect(url: Secret, *, name: str = "userrealtime-relay", **options: Any) -> asyncpg.Connection:
-    """A connection, as `Log.connect` makes it. `name` is who connects, for the server."""
-    return await postgres.connect(
-        url.reveal(),
-        timeout=CONNECT_TIMEOUT,
-        command_timeout=QUERY_TIMEOUT,
-        server_settings={"application_name": name},
-        **options,
+    """A connection, as `Log.connect` makes it. `name` is its application name."""
+    return await postgres.open_session(
+        url, name=name, connect_timeout=CONNECT_TIMEOUT, query_timeout=QUERY_TIMEOUT, **options
     )
 
 
-async def _fetch_pooled(connection: asyncpg.Connection, query: str, *arguments: object) -> list[asyncpg.Record]:
-    """A query that begins and ends on one backend, and leaves nothing behind there."""
-    async with connection.transaction():
-        await connection.execute(_TRANSACTION_SETTINGS)
-        statement = await connection.prepare(query, name="")
-        return await statement.fetch(*arguments)
-
-
 async def is_direct(connection: asyncpg.Connection) -> bool:
-    """Whether the backend is the one that the connection began with."""
-    [row] = await _fetch_pooled(connection, "select pg_backend_pid()")
-    return bool(row[0] == connection.get_server_pid())
+    """Whether there is no pooler of transactions in between."""
+    return await postgres.is_direct(connection, _TRANSACTION_SETTINGS)
 
 
 async def hears(url: Secret) -> bool:
-    """Whether notifications come through what is in between, as they do if it pools whole connections.
-
-    One connection waits for a notification that another sends: one's own would come with the answer, while the backend
-    is still there.
-    """
-    channel = f"userrealtime_probe_{secrets.token_hex(8)}"
-    heard = asyncio.Event()
-
-    def notified(*_: object) -> None:
-        heard.set()
-
-    listener = await connect(url, statement_cache_size=0)
-    try:
-        async with listener.transaction():
-            await listener.add_listener(channel, notified)
-        sender = await connect(url, statement_cache_size=0)
-        try:
-            await sender.execute(f"notify {channel}")
-        finally:
-            sender.terminate()
-        try:
-            async with asyncio.timeout(PROBE_TIMEOUT):
-                await heard.wait()
-        except TimeoutError:
-            pass
-        # Lest a pooled backend goes on listening, for nobody.
-        async with listener.transaction():
-            await listener.remove_listener(channel, notified)
-    finally:
-        listener.terminate()
-    return heard.is_set()
+    """Whether notifications pass what is in between."""
+    return await postgres.receives_notifications(lambda: connect(url, statement_cache_size=0))

@@ -26,14 +26,16 @@ from typing import Final, NamedTuple
 
 import asyncpg
 
-from .backoff import backoff
+from userrealtime_core.backoff import backoff
+from userrealtime_core.standing import Standing
+
 from .config import Config
 from .inbox import Submission, Unavailable
 from .log import CONNECT_TIMEOUT, ERRORS, Log, Opened, Page
 from .metrics import Metrics
 from .position import Position
 from .ring import Ring
-from .signals import Signal, Standing
+from .signals import Signal
 
 PAGE_EVENTS: Final = 1000
 PAGE_BYTES: Final = 256 << 10
@@ -46,6 +48,10 @@ MAX_SUBMITTING: Final = 4
 """Messages of clients on their way to Postgres at a time: reading the log waits behind no more than these."""
 SPREAD_S: Final = 2.0
 """In which relays that rest look at the log, when the broker is there again."""
+STRETCH: Final = 5
+"""Poll intervals within which the log is read in any case. Signals put the next poll off, but no further than this."""
+ATTEND_AFTER: Final = 90.0
+"""Seconds after which a relay reports again, before it reads, that it runs: a report counts for 180 seconds."""
 LENT_S: Final = 0.1
 """Between two looks at whether a connection that was to be closed is still being used."""
 
@@ -97,7 +103,7 @@ class Tail:
         self._caught_up = False
         self._resting = False
         self._lent = 0
-        self._used_at = self._heard_at = self._polled_at = -math.inf  # on the loop's clock
+        self._used_at = self._heard_at = self._polled_at = self._attended_at = -math.inf  # on the loop's clock
         self._patience = 0.0
         self._attempt = 0
         self._waiting: set[Callable[[], None]] = set()
@@ -139,8 +145,11 @@ class Tail:
             loop.call_later(random.uniform(0, SPREAD_S), self._look, loop.time())  # noqa: S311 (no secret)
             return
         if standing is not None:
+            # A signal may be old or forged: it never stands for more than a look at what is here already.
+            if self._opened.epoch == standing.epoch and self._ring.head > standing.head:
+                return
             self._heard_at = loop.time()
-            if self._opened.epoch == standing.epoch and self._ring.head >= standing.head:
+            if self._opened.epoch == standing.epoch and self._ring.head == standing.head:
                 return
             self._told = standing.head
         self._wake.set()
@@ -201,7 +210,8 @@ class Tail:
         """
         async with self._lend_soon(using=False) as log:
             try:
-                await log.present(instance, clients)
+                await log.present(instance, clients, listens=self._listens(log))
+                self._attended_at = asyncio.get_running_loop().time()
             except ERRORS as error:
                 if not isinstance(error, asyncpg.PostgresError):
                     self._give_up(log)
@@ -254,8 +264,8 @@ class Tail:
                     return
 
     def _next_poll(self) -> float:
-        """When the log is to be looked at without a signal: that a broker was heard from is as good as a look."""
-        return max(self._heard_at, self._polled_at) + self._patience
+        """When the log is read without a signal. A signal that reports nothing new puts it off, up to a limit."""
+        return min(max(self._heard_at, self._polled_at) + self._patience, self._polled_at + STRETCH * self._patience)
 
     def _polled(self) -> None:
         self._polled_at = asyncio.get_running_loop().time()
@@ -266,6 +276,7 @@ class Tail:
         """Keep the ring at the log's end, over this connection. Returns when the tail may rest."""
         loop = asyncio.get_running_loop()
         floor = self._ring.head
+        await self._attend(log)
         opened = await log.open()
         async with self._signal(log, opened.channel, self._wake.set):
             self._adopt(opened, floor)
@@ -296,6 +307,16 @@ class Tail:
                 if loop.time() >= self._rest_at() and not self._wake.is_set():
                     self._attempt = 0
                     return
+
+    async def _attend(self, log: Log) -> None:
+        """Report that this relay runs, before the log is read: signals are sent to running relays only."""
+        now = asyncio.get_running_loop().time()
+        if now >= self._attended_at + ATTEND_AFTER:
+            await log.attend(self._config.instance, listens=self._listens(log))
+            self._attended_at = now
+
+    def _listens(self, log: Log) -> bool:
+        return self._config.signal == "listen" or (self._config.signal == "auto" and not log.pooled)
 
     def _rest_at(self) -> float:
         """When the connection may be closed, if nothing happens until then."""

@@ -9,12 +9,16 @@ import sys
 from types import ModuleType
 from typing import Final
 
-from userrealtime_relay import backoff, log
+from userrealtime_core import backoff
+from userrealtime_core.announcer import announcer
+from userrealtime_relay import log
 from userrealtime_relay.__main__ import main
 
 SHORT: Final[tuple[tuple[ModuleType, str, float], ...]] = (
     (log, "CONNECT_TIMEOUT", 2),
     (log, "QUERY_TIMEOUT", 1.5),
+    (announcer, "CONNECT_TIMEOUT", 2),
+    (announcer, "QUERY_TIMEOUT", 1.5),
     (backoff, "LAST", 1),
 )
 

@@ -1,9 +1,10 @@
-"""Migrations: once each, in order, safe side by side, and clear about what they cannot do."""
+"""Migrations: each is applied once and in order, several migrators are safe, and errors give advice."""
 
 from __future__ import annotations
 
 import asyncio
 import random
+from importlib.resources import files
 
 import asyncpg
 import pytest
@@ -12,65 +13,117 @@ from e2e.patience import PATIENCE_S
 from tests.conftest import Database
 from userrealtime_operator import migrate as module
 from userrealtime_operator.migrate import (
+    REPEATABLE,
+    Applied,
     Migration,
     MigrationError,
-    load_migrations,
+    Repeatable,
+    Schema,
+    load_schema,
     migrate,
     pending_migrations,
+    pending_repeatables,
 )
 
 FIRST, SECOND = Migration(1, "first", "select 1"), Migration(2, "second", "select 2")
+ALL = [
+    *(migration.label for migration in load_schema().migrations),
+    *(repeatable.label for repeatable in load_schema().repeatables),
+]
 
 
-def test_the_files_are_numbered_without_a_gap() -> None:
-    versions = [migration.version for migration in load_migrations()]
+def applied(*migrations: Migration) -> Applied:
+    return Applied({each.version: (each.name, each.digest) for each in migrations})
+
+
+def test_versions_have_no_gap() -> None:
+    versions = [migration.version for migration in load_schema().migrations]
     assert versions == list(range(1, len(versions) + 1))
     assert versions
 
 
-def test_only_what_is_missing_is_pending() -> None:
-    assert pending_migrations([FIRST, SECOND], {}) == (FIRST, SECOND)
-    assert pending_migrations([FIRST, SECOND], {1: FIRST.digest}) == (SECOND,)
-    assert pending_migrations([FIRST, SECOND], {1: FIRST.digest, 2: SECOND.digest}) == ()
+def test_every_repeatable_file_is_applied() -> None:
+    folder = files("userrealtime_operator").joinpath("schema", "repeatable")
+    assert sorted(file.name for file in folder.iterdir()) == sorted(f"{name}.sql" for name in REPEATABLE)
 
 
-def test_a_newer_database_is_left_alone() -> None:
+def test_pending_migrations_are_those_that_the_database_lacks() -> None:
+    assert pending_migrations([FIRST, SECOND], applied()) == (FIRST, SECOND)
+    assert pending_migrations([FIRST, SECOND], applied(FIRST)) == (SECOND,)
+    assert pending_migrations([FIRST, SECOND], applied(FIRST, SECOND)) == ()
+
+
+def test_a_newer_database_is_rejected() -> None:
+    newer = applied(FIRST, SECOND, Migration(3, "third", "select 3"))
     with pytest.raises(MigrationError, match="schema version 3, newer than this operator's 2"):
-        pending_migrations([FIRST, SECOND], {1: FIRST.digest, 2: SECOND.digest, 3: "x"})
+        pending_migrations([FIRST, SECOND], newer)
 
 
-def test_a_changed_file_is_noticed() -> None:
+def test_a_changed_file_is_rejected() -> None:
     with pytest.raises(MigrationError, match="was applied with other contents"):
-        pending_migrations([FIRST], {1: SECOND.digest})
+        pending_migrations([FIRST], applied(Migration(1, "first", "select 0")))
+
+
+def test_a_repeatable_file_is_pending_when_its_text_has_changed() -> None:
+    before, after = Repeatable("read", "select 1"), Repeatable("read", "select 2")
+    assert pending_repeatables([after], Applied({}, {"read": before.digest})) == (after,)
+    assert pending_repeatables([after], Applied({}, {"read": after.digest})) == ()
+    assert pending_repeatables([after], Applied()) == (after,)
 
 
 async def test_migrating_twice_changes_nothing(postgres: Database) -> None:
-    assert await migrate(postgres.url) == [f"{m.version:04d}_{m.name}" for m in load_migrations()]
+    assert await migrate(postgres.url) == ALL
     assert await migrate(postgres.url) == []
 
 
-async def test_migrators_side_by_side(postgres: Database) -> None:
+async def test_several_migrators_apply_everything_once(postgres: Database) -> None:
     outcomes = await asyncio.gather(*(migrate(postgres.url) for _ in range(5)))
-    assert sorted(len(outcome) for outcome in outcomes) == [0, 0, 0, 0, len(load_migrations())]
+    assert sorted(len(outcome) for outcome in outcomes) == [0, 0, 0, 0, len(ALL)]
 
 
-COMMIT = next(migration for migration in load_migrations() if migration.name == "commit")
-"""It needs the tables that every publishing transaction holds on to."""
+async def test_repeatable_files_may_be_applied_again_while_events_are_published(migrated: Database) -> None:
+    """Functions, triggers and policies are replaced in place, with the rights that were granted on them."""
+    connection = await asyncpg.connect(migrated.url)
+    role = f"publisher_{migrated.name}"
+    await connection.execute(
+        f"create role {role} login; grant usage on schema userrealtime to {role};"
+        f"grant execute on function userrealtime.publish to {role}; select userrealtime.prepare_roles()"
+    )
+    publisher = await asyncpg.connect(migrated.url.replace("postgres@", f"{role}@"))
+    try:
+        async with publisher.transaction():
+            await publisher.execute("select userrealtime.publish('alice', 'before')")
+            await connection.execute("update userrealtime.repeatable set digest = 'another'")
+            assert await migrate(migrated.url) == [f"repeatable/{name}" for name in REPEATABLE]
+            await publisher.execute("select userrealtime.publish('alice', 'after')")
+        events = await connection.fetch("select id, event from userrealtime.event order by id")
+        assert [tuple(row) for row in events] == [(1, "before"), (2, "after")]
+    finally:
+        await publisher.close()
+        await connection.execute(f"drop owned by {role}; drop role {role}")
+        await connection.close()
 
 
-async def test_what_publishes_meanwhile_is_waited_for_and_held_up_for_a_moment_only(
-    postgres: Database, monkeypatch: pytest.MonkeyPatch
+LOCKING = Migration(2, "locking", "lock table userrealtime.pending in access exclusive mode")
+"""It needs a table that every publishing transaction has locked."""
+
+
+def with_locking() -> Schema:
+    schema = load_schema()
+    return Schema((*schema.migrations, LOCKING), schema.repeatables)
+
+
+async def test_an_upgrade_waits_for_publishers_and_delays_them_only_briefly(
+    migrated: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "LOCK_TIMEOUT_S", 1)
-    monkeypatch.setattr(module, "load_migrations", lambda: load_migrations()[: COMMIT.version - 1])
-    await migrate(postgres.url)
-    monkeypatch.setattr(module, "load_migrations", load_migrations)
-    slow, quick = await asyncpg.connect(postgres.url), await asyncpg.connect(postgres.url)
+    monkeypatch.setattr(module, "load_schema", with_locking)
+    slow, quick = await asyncpg.connect(migrated.url), await asyncpg.connect(migrated.url)
     try:
         transaction = slow.transaction()
         await transaction.start()
         await slow.execute("select userrealtime.publish('alice', 'slow')")
-        migrating = asyncio.create_task(migrate(postgres.url))
+        migrating = asyncio.create_task(migrate(migrated.url))
         while not await quick.fetchval("select exists (select from pg_locks where not granted)"):
             assert not migrating.done()
             await asyncio.sleep(0.01)
@@ -79,7 +132,7 @@ async def test_what_publishes_meanwhile_is_waited_for_and_held_up_for_a_moment_o
         await slow.execute("select userrealtime.publish('alice', 'slow again')", timeout=PATIENCE_S)
         assert not migrating.done()
         await transaction.commit()
-        assert f"{COMMIT.version:04d}_commit" in await asyncio.wait_for(migrating, 60)
+        assert await asyncio.wait_for(migrating, 60) == [LOCKING.label]
         await quick.execute("select userrealtime.publish('alice', 'last')")
         rows = await quick.fetch("select id, event from userrealtime.event order by id")
     finally:
@@ -89,29 +142,27 @@ async def test_what_publishes_meanwhile_is_waited_for_and_held_up_for_a_moment_o
     assert [tuple(row) for row in rows] == [(number + 1, name) for number, name in enumerate(names)]
 
 
-async def test_a_transaction_that_does_not_end_is_told_of(postgres: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_open_transaction_that_does_not_end_is_reported(
+    migrated: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "LOCK_TIMEOUT_S", 0.1)
     monkeypatch.setattr(module, "LOCK_ATTEMPTS", 2)
-    monkeypatch.setattr(module, "load_migrations", lambda: load_migrations()[: COMMIT.version - 1])
-    await migrate(postgres.url)
-    monkeypatch.setattr(module, "load_migrations", lambda: load_migrations()[: COMMIT.version])
-    connection = await asyncpg.connect(postgres.url)
+    monkeypatch.setattr(module, "load_schema", with_locking)
+    connection = await asyncpg.connect(migrated.url)
     try:
         async with connection.transaction():
             await connection.execute("select userrealtime.publish('alice', 'x')")
             with pytest.raises(MigrationError, match="idle in transaction"):
-                await migrate(postgres.url)
-        assert await migrate(postgres.url) == [f"{COMMIT.version:04d}_commit"]
+                await migrate(migrated.url)
+        assert await migrate(migrated.url) == [LOCKING.label]
         assert await connection.fetchval("select head from userrealtime.log where user_id = 'alice'") == 1
     finally:
         await connection.close()
 
 
-async def test_a_migration_that_ends_a_deadlock_is_tried_again(
-    postgres: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_upgrade_that_a_deadlock_ended_is_retried(postgres: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     locking = Migration(1, "locking", "lock table first_locked; lock table then_locked;")
-    monkeypatch.setattr(module, "load_migrations", lambda: (locking,))
+    monkeypatch.setattr(module, "load_schema", lambda: Schema((locking,)))
     monkeypatch.setattr(module, "LOCK_TIMEOUT_S", 60)  # so that nothing but a deadlock ends it
     connection, watch = await asyncpg.connect(postgres.url), await asyncpg.connect(postgres.url)
     try:
@@ -127,7 +178,7 @@ async def test_a_migration_that_ends_a_deadlock_is_tried_again(
                 await asyncio.sleep(0.01)
             await connection.execute("lock table first_locked", timeout=PATIENCE_S)
             assert not migrating.done()
-        assert await asyncio.wait_for(migrating, 30) == ["0001_locking"]
+        assert await asyncio.wait_for(migrating, 30) == [locking.label]
     finally:
         await connection.close()
         await watch.close()

@@ -13,11 +13,11 @@ import pytest
 from e2e.patience import PATIENCE_S
 from tests.conftest import Database as OwnDatabase
 from tests.operator.attacks import REFUSED
+from userrealtime_core.secret import Secret
 from userrealtime_operator.credentials import Credentials, role_names
 from userrealtime_operator.database import Database, DatabaseError
 from userrealtime_operator.migrate import migrate
 from userrealtime_operator.roles import Roles
-from userrealtime_relay.config import Secret
 from userrealtime_relay.inbox import Submission
 from userrealtime_relay.log import Log
 

@@ -13,21 +13,23 @@ from contextlib import asynccontextmanager
 
 import asyncpg
 import pytest
+from userrealtime_relay.bridge.source import SLICE, Source, parse
 
 from e2e.local.brokers import LocalBroker
 from tests.conftest import Database
 from tests.relay.brokers import bridging, make_broker
 from tests.relay.pgbouncer import pgbouncer
 from tests.relay.support import NEVER, PATIENCE_S, get, until
+from userrealtime_core.secret import Secret
+from userrealtime_core.standing import Moved, Standing
 from userrealtime_relay.bridge import server
 from userrealtime_relay.bridge.__main__ import main
 from userrealtime_relay.bridge.config import Config
 from userrealtime_relay.bridge.metrics import Metrics
 from userrealtime_relay.bridge.pending import Pending
 from userrealtime_relay.bridge.server import Bridge
-from userrealtime_relay.bridge.source import SLICE, Source, parse
-from userrealtime_relay.config import ConfigError, Secret
-from userrealtime_relay.signals import Moved, Standing, decode
+from userrealtime_relay.config import ConfigError
+from userrealtime_relay.signals import decode
 from userrealtime_relay.signals.broker import load
 
 NONSENSE = (

@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 
 from tests.relay.support import KEY, environment
-from userrealtime_relay.config import Config, ConfigError, Secret
+from userrealtime_core.secret import Secret
+from userrealtime_relay.config import Config, ConfigError
 
 URL = "postgresql://relay:hunter2@db/app"
 

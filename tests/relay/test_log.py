@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import Database
 from tests.relay.support import PATIENCE_S, USER, events, numbers, publish
-from userrealtime_relay.config import Secret
+from userrealtime_core.secret import Secret
 from userrealtime_relay.log import ERRORS, Log, LogReplaced, Opened
 
 

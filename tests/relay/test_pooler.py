@@ -12,8 +12,8 @@ from tests.conftest import Database
 from tests.relay.http_client import request
 from tests.relay.pgbouncer import pgbouncer
 from tests.relay.support import NEVER, USER, client, config, metric, numbers, publish, receive, receive_ids, until
+from userrealtime_core.secret import Secret
 from userrealtime_relay import tail
-from userrealtime_relay.config import Secret
 from userrealtime_relay.log import Log
 from userrealtime_relay.server import Relay
 from userrealtime_relay.signals import choice

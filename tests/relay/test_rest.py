@@ -14,9 +14,9 @@ from tests.relay.brokers import bridging, make_broker
 from tests.relay.http_client import request
 from tests.relay.pgbouncer import pgbouncer
 from tests.relay.support import NEVER, PATIENCE_S, USER, client, metric, publish, receive, receive_ids, running, until
+from userrealtime_core.standing import Standing
 from userrealtime_relay import presence, tail
 from userrealtime_relay.server import Relay
-from userrealtime_relay.signals import Standing
 
 SOON = {"DATABASE_IDLE_AFTER": "0.1", "POLL_INTERVAL": NEVER}
 

@@ -14,8 +14,9 @@ from e2e.local.brokers import BROKERS, LocalBroker
 from tests.conftest import Database
 from tests.relay.brokers import PASSWORD, bridging, following, make_broker
 from tests.relay.support import NEVER, PATIENCE_S, metric, publish, receive_ids, running, until
-from userrealtime_relay.config import Secret
-from userrealtime_relay.signals import Moved, Standing, Unreachable, decode, encode
+from userrealtime_core.secret import Secret
+from userrealtime_core.standing import Moved, Standing
+from userrealtime_relay.signals import Unreachable, decode, encode
 from userrealtime_relay.signals.broker import load
 
 

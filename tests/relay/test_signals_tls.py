@@ -13,7 +13,7 @@ from e2e.local.brokers import BROKERS, LocalBroker
 from tests.conftest import Database
 from tests.relay.brokers import PASSWORD, following, make_broker
 from tests.relay.support import PATIENCE_S, publish, receive_ids, until
-from userrealtime_relay.config import Secret
+from userrealtime_core.secret import Secret
 from userrealtime_relay.signals import Unreachable
 from userrealtime_relay.signals.broker import load
 

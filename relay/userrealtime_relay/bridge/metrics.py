@@ -1,8 +1,10 @@
-"""What Prometheus may know about the bridge."""
+"""The metrics of the bridge."""
 
 from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+
+from userrealtime_core import announcer
 
 
 class Metrics:
@@ -11,13 +13,13 @@ class Metrics:
     def __init__(self) -> None:
         self._registry = CollectorRegistry(auto_describe=False)
         self.ready = self._gauge("ready", "1 if the bridge is connected to Postgres and to the broker, else 0.")
-        self.pending = self._gauge(
-            "pending_users", "Users whose logs have moved, of which the broker was not told yet."
+        self.pending = self._gauge("pending_users", "Users whose signal has not been published to the broker yet.")
+        self.dropped = self._gauge(
+            "dropped_users", "Signals dropped because the pending set was full; the next poll publishes them."
         )
-        self.dropped = self._gauge("dropped_users", "Users that found no room among these; told after the next look.")
-        self.notifications = self._counter("notifications", "Notifications that Postgres has sent.")
-        self.looks = self._counter("looks", "Times that the logs of all users with a relay were looked at.")
-        self.signals = self._counter("signals", "Signals that the broker has taken.")
+        self.announcer = announcer.Metrics(self._registry, "userrealtime_bridge")
+        self.polls = self._counter("polls", "Polls of the heads of all users that have a running relay.")
+        self.signals = self._counter("signals", "Signals that the broker has accepted.")
         self.postgres_failures = self._counter("postgres_failures", "Connections to Postgres that failed or were lost.")
         self.broker_failures = self._counter("broker_failures", "Connections to the broker that failed or were lost.")
 

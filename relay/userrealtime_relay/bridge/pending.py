@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from itertools import islice
 from typing import Final
 
-from userrealtime_relay.signals import Moved, Standing
+from userrealtime_core.standing import Moved, Standing
 
 MAX_USERS: Final = 100_000
 """About 20 MiB. What finds no room is told after the next look at the logs."""
@@ -26,16 +26,17 @@ class Pending:
         return len(self._standings)
 
     def add(self, moved: Iterable[Moved]) -> None:
-        """The logs stand here now: what waited of the same users is old."""
+        """Add users whose logs have grown. Within one epoch the greater head stays."""
         for user_id, standing in moved:
-            if user_id not in self._standings and len(self._standings) >= self._max_users:
+            waiting = self._standings.get(user_id)
+            if waiting is None and len(self._standings) >= self._max_users:
                 self.dropped += 1
-            else:
+            elif waiting is None or waiting.epoch != standing.epoch or waiting.head < standing.head:
                 self._standings[user_id] = standing
                 self._some.set()
 
     def put_back(self, moved: Iterable[Moved]) -> None:
-        """These could not be told; of who moved again meanwhile, the newer standing stays."""
+        """Add users that could not be published, or were read before what waits. What waits stays."""
         self.add([each for each in moved if each.user_id not in self._standings])
 
     async def take(self, most: int) -> list[Moved]:

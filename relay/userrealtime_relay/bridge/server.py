@@ -10,16 +10,18 @@ from typing import Final, Self
 
 from starlette.routing import Router
 
+from userrealtime_core.announcer import Announcer
+from userrealtime_core.backoff import backoff
+from userrealtime_core.standing import Moved
 from userrealtime_relay import probes
-from userrealtime_relay.backoff import backoff
-from userrealtime_relay.signals import Moved, Publish, Unreachable
+from userrealtime_relay.signals import Publish, Unreachable
 from userrealtime_relay.signals.broker import load
 from userrealtime_relay.transports.http import listen
 
 from .config import Config
 from .metrics import Metrics
 from .pending import Pending
-from .source import Source
+from .poller import NAME, Poller
 
 BATCH: Final = 1000
 PACE: Final = 0.005
@@ -41,7 +43,8 @@ class Bridge:
         self._broker = load(config.broker)
         self.metrics = Metrics()
         self._pending = Pending()
-        self._source = Source(config.database_url, config.poll_interval, self._pending, self.metrics)
+        self._poller = Poller(config.database_url, config.poll_interval, self._pending, self.metrics)
+        self._announcer = Announcer(config.database_url, NAME, self.metrics.announcer, self._pending.add)
         self._publishing = False
         self.metrics.pending.set_function(lambda: len(self._pending))
         self.metrics.dropped.set_function(lambda: self._pending.dropped)
@@ -50,7 +53,7 @@ class Bridge:
     @property
     def hindrance(self) -> str | None:
         """Why signals do not come through, in words; None if they do."""
-        if not self._source.connected:
+        if not (self._poller.connected and self._announcer.connected):
             return "not connected to Postgres"
         return None if self._publishing else "not connected to the broker"
 
@@ -77,7 +80,8 @@ class Bridge:
 
     async def _work(self) -> None:
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._source.run())
+            tasks.create_task(self._announcer.run())
+            tasks.create_task(self._poller.run())
             tasks.create_task(self._tell())
 
     async def _tell(self) -> None:
@@ -88,7 +92,7 @@ class Bridge:
                 async with self._broker.publishing(self._config.broker_url) as publish:
                     attempt = 0
                     self._publishing = True
-                    self._source.look()
+                    self._poller.poll_now()
                     _logger.info("connected to the broker")
                     await self._publish(publish)
             except Unreachable as error:

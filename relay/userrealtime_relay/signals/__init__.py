@@ -11,29 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
-from userrealtime_relay.config import Secret
+from userrealtime_core.secret import Secret
+from userrealtime_core.standing import Moved, Standing
 from userrealtime_relay.log import Log
 
 Wake = Callable[[], None]
 Signal = Callable[[Log, str, Wake], AbstractAsyncContextManager[None]]
 """`signal(log, channel, wake)`: from entering, which returns once nothing can be missed any more, until leaving,
 `wake` is called when there may be more for the user of `channel`, and when the source of signals was lost."""
-
-
-class Standing(NamedTuple):
-    """Where a log stands: the number of its newest event, and which log it is."""
-
-    head: int
-    epoch: str
-
-
-class Moved(NamedTuple):
-    """A user's log has moved, and stands here."""
-
-    user_id: str
-    standing: Standing
 
 
 class Unreachable(Exception):

@@ -12,11 +12,13 @@ import logging
 from collections.abc import Callable
 from typing import Final, cast
 
-from userrealtime_relay.backoff import backoff
-from userrealtime_relay.config import ConfigError, Secret
+from userrealtime_core.backoff import backoff
+from userrealtime_core.secret import Secret
+from userrealtime_core.standing import Standing
+from userrealtime_relay.config import ConfigError
 from userrealtime_relay.metrics import Metrics
 
-from . import Broker, Standing, Unreachable, decode
+from . import Broker, Unreachable, decode
 
 BROKERS: Final = ("nats", "redis", "kafka")
 

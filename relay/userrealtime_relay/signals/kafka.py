@@ -16,10 +16,11 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import KafkaError
 from aiokafka.partitioner import DefaultPartitioner
 
-from userrealtime_relay.config import Secret
+from userrealtime_core.secret import Secret
+from userrealtime_core.standing import Moved
 from userrealtime_relay.trust import client_context
 
-from . import Hear, Moved, Publish, Unreachable, encode
+from . import Hear, Publish, Unreachable, encode
 
 TOPIC: Final = "userrealtime"
 DEFAULT_PORT: Final = 9092

@@ -16,11 +16,12 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error, NoServersError
 
-from userrealtime_relay.config import Secret
+from userrealtime_core.secret import Secret
+from userrealtime_core.standing import Moved
 from userrealtime_relay.log import channel
 from userrealtime_relay.trust import client_context
 
-from . import Hear, Moved, Publish, Unreachable, encode
+from . import Hear, Publish, Unreachable, encode
 
 CONNECT_TIMEOUT: Final = 5
 FLUSH_TIMEOUT: Final = 5

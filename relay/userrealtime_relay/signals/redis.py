@@ -12,10 +12,11 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
-from userrealtime_relay.config import Secret
+from userrealtime_core.secret import Secret
+from userrealtime_core.standing import Moved
 from userrealtime_relay.trust import client_context
 
-from . import Hear, Moved, Publish, Unreachable, encode
+from . import Hear, Publish, Unreachable, encode
 
 DEFAULT_PORT: Final = 6379
 CONNECT_TIMEOUT: Final = 5

@@ -1,8 +1,6 @@
--- Retention: the oldest events of a log are removed, in small batches, never one from the middle.
+-- Retention: the oldest events of a log are deleted in small batches, never one from the middle.
 
-create index inbox_done on userrealtime.inbox (done) where done is not null;
-
-create function userrealtime.prune(
+create or replace function userrealtime.prune(
     user_id text, max_age interval default null, max_events bigint default null, batch int default 5000
 ) returns bigint
     language sql security definer
@@ -12,7 +10,8 @@ create function userrealtime.prune(
         select e.id, e.at from userrealtime.event e where e.user_id = prune.user_id order by e.id limit batch
     ), bound as (
         select least(max(o.id), greatest(
-            -- Up to the first that is young enough: one written by a clock that went back stays for those before it.
+            -- Up to the first event that is young enough. An event written by a clock that was set back stays as long as
+            -- those before it.
             case when max_age is not null
                  then coalesce(min(o.id) filter (where o.at >= now() - max_age) - 1, max(o.id)) end,
             case when max_events is not null
@@ -25,10 +24,10 @@ create function userrealtime.prune(
     select count(*) from gone
 $$;
 comment on function userrealtime.prune is
-    'Remove the oldest events of a user that are older than max_age or beyond the newest max_events, at most batch of '
-    'them; how many went. Call it until that is less than batch.';
+    'Deletes the oldest events of a user that are older than max_age or beyond the newest max_events, at most `batch` of '
+    'them. Returns how many it deleted. Call it until that is less than `batch`.';
 
-create function userrealtime.prune_inbox(max_age interval, batch int default 5000) returns bigint
+create or replace function userrealtime.prune_inbox(max_age interval, batch int default 5000) returns bigint
     language sql security definer
     set search_path = pg_catalog, pg_temp
     as $$
@@ -40,6 +39,6 @@ create function userrealtime.prune_inbox(max_age interval, batch int default 500
     select count(*) from gone
 $$;
 comment on function userrealtime.prune_inbox is
-    'Remove messages that were done longer than max_age ago, at most batch of them; how many went.';
+    'Deletes messages that were done more than max_age ago, at most `batch` of them. Returns how many it deleted.';
 
 revoke execute on function userrealtime.prune, userrealtime.prune_inbox from public;

@@ -1,0 +1,1 @@
+"""Code that the operator and the relay share. It depends on neither."""

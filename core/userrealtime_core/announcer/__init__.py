@@ -1,0 +1,15 @@
+"""The announcer: it tells relays, after the commit, which user's log has grown.
+
+Publishers do not notify while events arrive, since NOTIFY makes the commits of a server wait for one another. They
+insert into a queue instead, which the announcer polls (`schema/repeatable/signals.sql` has the other half and the
+reasons). It runs in the bridge where there is a broker, and in the operator otherwise.
+
+    traffic    when to poll, and how often; pure
+    queue      the functions of the schema, as methods
+    announcer  the loop, as a state machine of four phases
+"""
+
+from .announcer import Announcer
+from .metrics import Metrics
+
+__all__ = ["Announcer", "Metrics"]

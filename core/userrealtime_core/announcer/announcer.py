@@ -1,0 +1,273 @@
+"""The loop of the announcer: four phases, each of which returns the next one.
+
+    waiting      listens on the doorbell; publishers ring
+    polling      holds the lease; publishers insert into the queue and do not notify
+    settling     has ended the lease; polls until the transactions that did not ring have ended
+    standing by  another announcer holds the lease
+
+A second announcer costs nothing while it waits or stands by, and takes over within a second when the first one dies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
+
+import asyncpg
+
+from userrealtime_core.backoff import backoff
+from userrealtime_core.postgres import CONNECTION_ERRORS, is_direct, open_session, receives_notifications
+from userrealtime_core.secret import Secret
+from userrealtime_core.standing import Moved
+
+from .metrics import Metrics
+from .queue import DOORBELL, SETTINGS, Queue
+from .traffic import Traffic
+
+CONNECT_TIMEOUT: Final = 10
+QUERY_TIMEOUT: Final = 20
+RENEW_INTERVAL: Final = 0.25
+"""Seconds; a lease lasts four times as long."""
+FORGET_INTERVAL: Final = 1.0
+LISTENERS_INTERVAL: Final = 10.0
+ARM_INTERVAL: Final = 15.0
+"""Seconds. The doorbell stays armed for at least 120."""
+POOLED_PAUSE: Final = 0.1
+"""Seconds between two polls of an idle queue where publishers cannot ring."""
+STANDBY_INTERVAL: Final = 0.5
+FIRST_SETTLING_PAUSE: Final = 0.005
+LONGEST_SETTLING_PAUSE: Final = 0.25
+MAX_CHANNELS: Final = 100_000
+"""Channels that have rung and are not looked up yet. Anyone can ring, so what exceeds this is dropped."""
+
+Report = Callable[[Sequence[Moved]], None]
+Phase = Callable[[], Awaitable["Phase"]]
+
+_logger = logging.getLogger(__name__)
+
+
+class Announcer:
+    """Announces the users of one database. `run` it in one task.
+
+    Args:
+        url: of the database. With a direct connection, or a pooler of sessions, publishers ring while little happens.
+            Behind a pooler of transactions the announcer polls all the time.
+        name: the application name of its connection.
+        report: called with the users whose logs have grown; None if relays only LISTEN.
+    """
+
+    def __init__(self, url: Secret, name: str, metrics: Metrics, report: Report | None = None) -> None:
+        self._url = url
+        self._name = name
+        self._metrics = metrics
+        self._report = report
+        self._identity = random.randrange(1024)  # noqa: S311 (no secret)
+        self._traffic = Traffic()
+        self._rung: set[str] = set()
+        self._ring = asyncio.Event()
+        self.connected = False
+        """Whether it has read the queue since it connected last."""
+
+    async def run(self) -> None:
+        """Announce until cancelled."""
+        attempt = 0
+        while True:
+            try:
+                connection = await self._open()
+                try:
+                    await self._serve(connection)
+                finally:
+                    connection.terminate()
+            except CONNECTION_ERRORS as error:
+                self._metrics.failures.inc()
+                attempt = 0 if self.connected else attempt + 1
+                self.connected = False
+                delay = backoff(attempt)
+                _logger.warning(
+                    "no connection to Postgres for announcements, retrying",
+                    extra={
+                        "fields": {
+                            "error": f"{type(error).__name__}: {str(error) or 'timed out'}",
+                            "retry_in_s": round(delay, 2),
+                        }
+                    },
+                )
+                await asyncio.sleep(delay)
+            finally:
+                self._metrics.leased.set(0)
+
+    async def _open(self) -> asyncpg.Connection:
+        return await open_session(
+            self._url, name=self._name, connect_timeout=CONNECT_TIMEOUT, query_timeout=QUERY_TIMEOUT
+        )
+
+    async def _serve(self, connection: asyncpg.Connection) -> None:
+        """Announce over this connection, until it fails with one of CONNECTION_ERRORS."""
+        connection.add_termination_listener(lambda _: self._ring.set())
+        self._connection = connection
+        settings = SETTINGS.format(local="local")
+        self._hears = await is_direct(connection, settings) or await receives_notifications(self._open)
+        self._queue = Queue(connection, self._identity, pooled=not self._hears)
+        await self._queue.prepare()
+        if self._hears:
+            await connection.add_listener(DOORBELL, self._rang)
+        else:
+            _logger.warning(
+                "DATABASE_URL leads to a transaction pooler, where LISTEN does not work: the queue is polled all the "
+                "time. Use a direct connection to save this load"
+            )
+        self._position: str | None = None
+        self._forgotten: str | None = None
+        self._rung.clear()
+        self._listeners = await self._queue.listeners()
+        self._listeners_at = self._forget_at = self._now() + FORGET_INTERVAL
+        self._unsettled: list[str] = []
+        self._arm_at = 0.0
+        phase: Phase = self._settle
+        while True:
+            phase = await phase()
+
+    async def _wait(self) -> Phase:
+        """Wait for publishers to ring."""
+        if not self._hears:
+            return await self._lease()
+        while True:
+            try:
+                async with asyncio.timeout_at(self._arm_at):
+                    await self._ring.wait()
+            except TimeoutError:
+                pass
+            if self._connection.is_closed():
+                raise ConnectionResetError("the connection was lost")
+            await self._look_up()
+            if self._traffic.is_busy(self._now()):
+                return await self._lease()
+            if await self._arm():
+                return self._settle
+
+    async def _lease(self) -> Phase:
+        if not await self._queue.renew_lease():
+            return self._stand_by
+        self._renew_at = self._now() + RENEW_INTERVAL
+        self._traffic.begin(self._now())
+        self._metrics.leased.set(1)
+        _logger.debug("polling the queue")
+        return self._poll
+
+    async def _poll(self) -> Phase:
+        """Poll the queue as long as there is traffic."""
+        while True:
+            users = await self._announce()
+            now = self._now()
+            self._traffic.polled(now, users)
+            if self._hears and self._traffic.is_quiet(now):
+                self._unsettled += await self._queue.end_lease()
+                self._metrics.leased.set(0)
+                return self._settle
+            if now >= self._renew_at:
+                if not await self._queue.renew_lease():
+                    self._metrics.leased.set(0)
+                    return self._stand_by
+                self._renew_at = now + RENEW_INTERVAL
+            await self._maintain()
+            idle = not self._hears and self._traffic.is_quiet(now)
+            await asyncio.sleep(POOLED_PAUSE if idle else self._traffic.pause(users, self._listeners))
+
+    async def _settle(self) -> Phase:
+        """Poll until every transaction that may not ring has ended."""
+        pause = FIRST_SETTLING_PAUSE
+        await self._arm()
+        while True:
+            # In this order: a transaction that has ended by now is visible to the poll that follows.
+            if self._unsettled:
+                self._unsettled = await self._queue.unsettled(self._unsettled)
+            await self._announce()
+            self.connected = True
+            if self._traffic.is_busy(self._now()):
+                return await self._lease()
+            if not self._unsettled:
+                await self._forget()
+                return self._wait
+            await self._maintain()
+            await asyncio.sleep(pause)
+            pause = min(pause * 1.5, LONGEST_SETTLING_PAUSE)
+
+    async def _stand_by(self) -> Phase:
+        """Wait until no other announcer holds the lease; then announce what it may have left."""
+        while True:
+            await asyncio.sleep(STANDBY_INTERVAL)
+            await self._look_up()
+            if not await self._queue.is_leased():
+                self._position = None
+                self._unsettled = await self._queue.unsettled()
+                return self._settle
+
+    async def _announce(self) -> int:
+        """Announce what was committed to the queue since the last time. Returns the number of users."""
+        self._metrics.polls.inc()
+        try:
+            announced = await self._queue.announce(self._position, notifying=True)
+        except asyncpg.ProgramLimitExceededError as error:
+            self._metrics.full.inc()
+            _logger.warning(
+                "could not notify relays: the notification queue of the server is full; "
+                "they find new events at their next poll. Does a session that listens stay in a transaction?",
+                extra={"fields": {"error": str(error)}},
+            )
+            announced = await self._queue.announce(self._position, notifying=False)
+        self._position = announced.position
+        self._publish(announced.moved)
+        await self._look_up()
+        return len(announced.moved)
+
+    async def _look_up(self) -> None:
+        """Announce the users whose publishers rang. Relays that listen were notified by the publisher itself."""
+        self._ring.clear()
+        if self._rung:
+            channels = list(self._rung)
+            self._rung.clear()
+            if self._report is not None:
+                self._publish(await self._queue.standings(channels))
+
+    def _publish(self, moved: Sequence[Moved]) -> None:
+        if moved:
+            self._metrics.announced.inc(len(moved))
+            if self._report is not None:
+                self._report(moved)
+
+    async def _maintain(self) -> None:
+        """What is due from time to time while the queue is polled."""
+        now = self._now()
+        if now >= self._forget_at:
+            await self._forget()
+        if now >= self._listeners_at:
+            self._listeners = await self._queue.listeners()
+            self._listeners_at = now + LISTENERS_INTERVAL
+        await self._arm()
+
+    async def _forget(self) -> None:
+        self._forget_at = self._now() + FORGET_INTERVAL
+        if self._position is not None and self._position != self._forgotten:
+            await self._queue.forget(self._forgotten, self._position)
+            self._forgotten = self._position
+
+    async def _arm(self) -> bool:
+        """Keep the doorbell armed. True if some transactions will not ring."""
+        if self._hears and self._now() >= self._arm_at:
+            self._unsettled += await self._queue.arm_doorbell()
+            self._arm_at = self._now() + ARM_INTERVAL
+        return bool(self._unsettled)
+
+    def _rang(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
+        self._metrics.rings.inc()
+        self._traffic.rang(self._now())
+        if len(self._rung) < MAX_CHANNELS:
+            self._rung.update(str(payload).split())
+        self._ring.set()
+
+    @staticmethod
+    def _now() -> float:
+        return asyncio.get_running_loop().time()

@@ -1,0 +1,22 @@
+"""The metrics of an announcer, in the registry of the process that it runs in."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge
+
+
+class Metrics:
+    """`prefix` is the process's own, such as `userrealtime_bridge`."""
+
+    def __init__(self, registry: CollectorRegistry, prefix: str) -> None:
+        def counter(name: str, description: str) -> Counter:
+            return Counter(f"{prefix}_{name}", description, registry=registry)
+
+        self.leased = Gauge(
+            f"{prefix}_announcer_leased", "1 while this announcer polls the queue, else 0.", registry=registry
+        )
+        self.rings = counter("rings", "Notifications received from publishers that found no announcer polling.")
+        self.polls = counter("queue_polls", "Polls of the queue.")
+        self.announced = counter("announced_users", "Users that polls or rings have announced.")
+        self.full = counter("notification_queue_full", "Polls whose NOTIFY failed because the server's queue was full.")
+        self.failures = counter("announcer_failures", "Connections of the announcer that failed or were lost.")

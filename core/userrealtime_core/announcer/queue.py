@@ -1,0 +1,100 @@
+"""The queue of signals in Postgres: the functions of `schema/repeatable/signals.sql`, over one connection."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+import asyncpg
+
+from userrealtime_core.postgres import fetch_alone
+from userrealtime_core.standing import Moved, Standing
+
+DOORBELL: Final = "userrealtime_doorbell"
+LEASE_MS: Final = 1000
+
+SETTINGS: Final = "set {local} statement_timeout = 18000; set {local} synchronous_commit = off"
+"""Nothing that an announcer writes has to survive a crash."""
+KEEPALIVES: Final = """
+set tcp_keepalives_idle = 30;
+set tcp_keepalives_interval = 10;
+set tcp_keepalives_count = 3
+"""
+
+
+class Announced(NamedTuple):
+    """Users whose logs have grown, and the position after which the next poll reads."""
+
+    moved: list[Moved]
+    position: str
+
+
+class Queue:
+    """The queue, for one announcer, which is identified by a number from 0 to 1023."""
+
+    def __init__(self, connection: asyncpg.Connection, announcer: int, *, pooled: bool) -> None:
+        self._connection = connection
+        self._announcer = announcer
+        self._pooled = pooled
+
+    async def prepare(self) -> None:
+        """Set the connection up."""
+        if not self._pooled:
+            await self._connection.execute(SETTINGS.format(local="") + ";" + KEEPALIVES)
+
+    async def arm_doorbell(self) -> list[str]:
+        """Have publishers ring, for three minutes. Returns the transactions that may not."""
+        return list(await self._value("select userrealtime.arm_doorbell()"))
+
+    async def renew_lease(self) -> bool:
+        """Take or extend the lease for `LEASE_MS`. False if another announcer holds it."""
+        return bool(await self._value("select userrealtime.renew_lease($1, $2)", self._announcer, LEASE_MS))
+
+    async def end_lease(self) -> list[str]:
+        """End the lease. Returns the transactions that may still commit a row of the queue."""
+        return list(await self._value("select userrealtime.end_lease($1)", self._announcer))
+
+    async def is_leased(self) -> bool:
+        """Whether any announcer holds the lease."""
+        return bool(await self._value("select userrealtime.leased()"))
+
+    async def unsettled(self, among: Sequence[str] | None = None) -> list[str]:
+        """The open transactions that may still commit a row of the queue; those of `among`, if it is given."""
+        return list(await self._value("select userrealtime.unsettled($1::text[])", among))
+
+    async def announce(self, since: str | None, *, notifying: bool) -> Announced:
+        """Read what was committed since a position, and notify the relays that listen if `notifying`.
+
+        Raises:
+            asyncpg.ProgramLimitExceededError: the notification queue is full. Nothing was read.
+        """
+        rows = await self._fetch(
+            "select user_id, head, epoch, upto from userrealtime.announce($1, $2)", since, notifying
+        )
+        return Announced([_moved(row) for row in rows if row["user_id"] is not None], rows[0]["upto"])
+
+    async def forget(self, since: str | None, before: str) -> None:
+        """Delete the rows that were announced between two positions."""
+        await self._fetch("select userrealtime.forget_signals($1, $2)", since, before)
+
+    async def standings(self, channels: Sequence[str]) -> list[Moved]:
+        """The users behind these channels that have a running relay, and where their logs stand."""
+        query = "select user_id, head, epoch from userrealtime.standings($1::text[])"
+        return [_moved(row) for row in await self._fetch(query, channels)]
+
+    async def listeners(self) -> int:
+        """How many relays listen."""
+        return int(await self._value("select userrealtime.listeners()"))
+
+    async def _value(self, query: str, *arguments: object) -> Any:
+        [row] = await self._fetch(query, *arguments)
+        return row[0]
+
+    async def _fetch(self, query: str, *arguments: object) -> list[asyncpg.Record]:
+        if self._pooled:
+            return await fetch_alone(self._connection, SETTINGS.format(local="local"), query, *arguments)
+        return await self._connection.fetch(query, *arguments)
+
+
+def _moved(row: asyncpg.Record) -> Moved:
+    return Moved(row["user_id"], Standing(row["head"], row["epoch"] or ""))

@@ -1,0 +1,133 @@
+-- The tables of the log.
+--
+-- From release 0.1.0 on, a released file is never changed: tables change by a further numbered file. Functions, triggers
+-- and policies are in repeatable/, and are applied again whenever their text changes.
+
+create table userrealtime.log (
+    user_id text collate "C" primary key,
+    head bigint not null default 0,
+    epoch text not null default gen_random_uuid()::text
+);
+comment on table userrealtime.log is
+    'One row per user: head is the number of the newest event, epoch identifies this incarnation of the log.';
+
+create table userrealtime.event (
+    user_id text collate "C" not null,
+    id bigint not null,
+    event text not null,
+    at timestamptz not null,
+    data jsonb not null,
+    primary key (user_id, id)
+);
+comment on table userrealtime.event is
+    'The events. Rows are only appended and pruned. Per user, id has no gaps and follows the order of the commits.';
+
+-- Rows of transactions that have not committed. A crash leaves no such transaction, so the tables need no WAL.
+create unlogged table userrealtime.pending (
+    transaction xid8 primary key default pg_current_xact_id(),
+    user_id text collate "C" not null,
+    event text not null,
+    data jsonb not null
+);
+comment on table userrealtime.pending is
+    'The first event of each open publishing transaction. The row carries the deferred trigger, so that numbering runs '
+    'once per transaction.';
+
+create unlogged table userrealtime.staged (
+    transaction xid8 not null default pg_current_xact_id(),
+    position bigint generated always as identity,
+    user_id text collate "C" not null,
+    event text not null,
+    data jsonb not null,
+    primary key (transaction, position)
+);
+comment on table userrealtime.staged is 'Further events of open publishing transactions. Empty for every other session.';
+
+-- The announcer reads this queue by transaction id and deletes what it has read (repeatable/signals.sql). Signals are
+-- hints, so nothing is lost when a crash empties the table.
+create unlogged table userrealtime.signal_queue (
+    transaction xid8 not null default pg_current_xact_id(),
+    user_id text collate "C",
+    head bigint not null,
+    epoch text
+) with (
+    autovacuum_vacuum_scale_factor = 0,
+    autovacuum_vacuum_threshold = 10000,
+    autovacuum_vacuum_insert_threshold = -1,
+    autovacuum_vacuum_cost_delay = 0
+);
+create index signal_queue_transaction on userrealtime.signal_queue (transaction);
+comment on table userrealtime.signal_queue is
+    'Users whose log has grown and who have not been announced yet. A row without a user stands for a message in the '
+    'inbox.';
+
+-- Sequences and not tables: a reader sees the current value whatever its snapshot, and a writer waits for nobody.
+create sequence userrealtime.announcer_lease;
+comment on sequence userrealtime.announcer_lease is
+    'Until when an announcer polls signal_queue, in milliseconds since 1970, times 1024, plus a number that identifies '
+    'the announcer. Within this lease publishers insert into the queue and do not notify.';
+
+create sequence userrealtime.doorbell;
+comment on sequence userrealtime.doorbell is
+    'Until when somebody listens, in milliseconds since 1970. After that publishers neither insert nor notify.';
+
+create table userrealtime.registration (
+    resource uuid primary key,
+    scope text not null,
+    user_id text collate "C" not null
+);
+create index registration_user_id_idx on userrealtime.registration (user_id);
+create index registration_scope_idx on userrealtime.registration (scope);
+comment on table userrealtime.registration is
+    'The UserRealtime resources that are served from this database, by uid, written by the operator. scope names the '
+    'cluster and namespace. A user''s log is removed with the last registration.';
+
+create table userrealtime.role (
+    name text collate "C" primary key,
+    scope text not null,
+    resource uuid not null,
+    user_id text collate "C" not null,
+    fingerprint text not null,
+    drop_after timestamptz
+);
+create index role_resource_idx on userrealtime.role (resource);
+create index role_scope_idx on userrealtime.role (scope);
+comment on table userrealtime.role is
+    'The database roles of relays, created by the operator. fingerprint is the SHA-256 of the password, which is 256 '
+    'random bits. drop_after is set once another role has replaced this one.';
+
+create table userrealtime.inbox (
+    id bigint generated always as identity primary key,
+    user_id text collate "C" not null,
+    ref text collate "C" not null,
+    event text not null,
+    data jsonb not null,
+    at timestamptz not null default now(),
+    done timestamptz,
+    constraint inbox_ref unique (user_id, ref)
+);
+create index inbox_waiting on userrealtime.inbox (id) where done is null;
+create index inbox_done on userrealtime.inbox (done) where done is not null;
+comment on table userrealtime.inbox is
+    'Messages from users. The application sets done when it has processed a message. The ref of a message is '
+    'remembered until its row is deleted.';
+
+create table userrealtime.presence (
+    user_id text collate "C" not null,
+    instance text collate "C" not null,
+    clients int not null check (clients >= 0),
+    since timestamptz not null default now(),
+    seen_at timestamptz not null default now(),
+    listens boolean not null default true,
+    primary key (user_id, instance)
+);
+comment on table userrealtime.presence is
+    'One row per running relay: its clients, since when it has any or none, when it last reported, and whether it '
+    'receives its signals by LISTEN.';
+
+create view userrealtime.online as
+    select user_id, sum(clients)::int as clients, min(since) as since, max(seen_at) as seen_at
+    from userrealtime.presence
+    where clients > 0 and seen_at > now() - interval '3 minutes'
+    group by user_id;
+comment on view userrealtime.online is 'The users that have clients connected now.';

@@ -1,0 +1,25 @@
+-- From schema version 8, which was used before the first release, to version 1 of the released schema: the tables become
+-- those of 0001_tables.sql. The files in repeatable/ follow in the same transaction.
+
+drop trigger announce_epoch on userrealtime.log;
+drop function userrealtime.announce(), userrealtime.announcement, userrealtime.page;
+-- It has one more parameter now, and two functions of the same name would be ambiguous.
+drop function userrealtime.present;
+
+alter table userrealtime.presence add column listens boolean not null default true;
+
+create unlogged table userrealtime.signal_queue (
+    transaction xid8 not null default pg_current_xact_id(),
+    user_id text collate "C",
+    head bigint not null,
+    epoch text
+) with (
+    autovacuum_vacuum_scale_factor = 0,
+    autovacuum_vacuum_threshold = 10000,
+    autovacuum_vacuum_insert_threshold = -1,
+    autovacuum_vacuum_cost_delay = 0
+);
+create index signal_queue_transaction on userrealtime.signal_queue (transaction);
+
+create sequence userrealtime.announcer_lease;
+create sequence userrealtime.doorbell;
