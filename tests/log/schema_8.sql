@@ -1,5 +1,7 @@
 -- Schema version 8, the last one before the first release, as pg_dump writes it. test_upgrade.py upgrades it.
 
+SET LOCAL check_function_bodies = false;
+
 CREATE SCHEMA userrealtime;
 
 CREATE FUNCTION userrealtime.announce() RETURNS trigger

@@ -24,23 +24,23 @@ async def events_of(connection: asyncpg.Connection, user_id: str) -> list[asyncp
 
 
 class Notifications:
-    """What arrives on one user's channel."""
+    """What arrives on one user's channel, while no announcer runs."""
 
-    def __init__(self, connection: asyncpg.Connection) -> None:
-        self.connection = connection
-        self.heads: asyncio.Queue[int] = asyncio.Queue()
+    def __init__(self) -> None:
+        self.payloads: asyncio.Queue[str] = asyncio.Queue()
 
     def __call__(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
-        self.heads.put_nowait(int(str(payload)))
+        self.payloads.put_nowait(str(payload))
 
-    async def next(self) -> int:
-        return await asyncio.wait_for(self.heads.get(), timeout=PATIENCE_S)
+    async def next(self) -> str:
+        return await asyncio.wait_for(self.payloads.get(), timeout=PATIENCE_S)
 
 
 @pytest.fixture
 async def alice(migrated: Database) -> AsyncIterator[Notifications]:
     listener = await asyncpg.connect(migrated.url)
-    notifications = Notifications(listener)
+    notifications = Notifications()
+    await listener.execute("select userrealtime.attend('alice', 'relay', true)")
     channel = await listener.fetchval("select channel from userrealtime.open('alice')")
     await listener.add_listener(channel, notifications)
     yield notifications
@@ -233,12 +233,12 @@ async def test_twenty_thousand_events_in_one_transaction(connection: asyncpg.Con
     assert in_order
 
 
-async def test_a_payload_of_100_kb_passes_and_the_signal_is_the_number_alone(
+async def test_a_payload_of_100_kb_passes_and_the_signal_is_empty(
     connection: asyncpg.Connection, alice: Notifications
 ) -> None:
     payload = json.dumps({"text": "x" * 100_000})
     await connection.execute("select userrealtime.publish('alice', 'large', $1)", payload)
-    assert await alice.next() == 1
+    assert await alice.next() == ""
     assert json.loads((await events_of(connection, "alice"))[0]["data"]) == json.loads(payload)
 
 
@@ -250,8 +250,8 @@ async def test_one_signal_a_transaction_and_none_for_others(
         for _ in range(3):
             await connection.execute("select userrealtime.publish('alice', 'x')")
     await connection.execute("select userrealtime.publish('alice', 'y')")
-    assert [await alice.next(), await alice.next()] == [3, 4]
-    assert alice.heads.empty()
+    await connection.execute("select pg_notify(userrealtime.channel('alice'), 'last')")
+    assert [await alice.next() for _ in range(3)] == ["", "", "last"]
 
 
 @pytest.mark.parametrize(

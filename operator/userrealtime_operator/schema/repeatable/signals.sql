@@ -51,21 +51,19 @@ comment on function userrealtime.arm_doorbell is
     'Has publishers notify for three minutes from now. Returns the transactions that may still commit without doing so: '
     'the caller polls until they have ended.';
 
-create or replace function userrealtime.may_ring() returns boolean
+create or replace function userrealtime.may_notify() returns boolean
     language sql volatile
-    -- A NOTIFY that finds the queue of the server full fails the commit. A signal that is left out only makes the event
-    -- wait for the poll of the relay.
-    return (select userrealtime.is_armed(last_value) from userrealtime.doorbell)
-       and pg_notification_queue_usage() < 0.5;
-comment on function userrealtime.may_ring is
-    'Whether a publisher outside the lease should notify: somebody listens, and the notification queue has room.';
+    return pg_notification_queue_usage() < 0.5;
+comment on function userrealtime.may_notify is
+    'Whether the notification queue of the server has room. A NOTIFY that finds it full fails the commit, while a signal '
+    'that is left out only makes the event wait for the poll of the relay.';
 
 create or replace function userrealtime.ring(users text[]) returns void
     language plpgsql
     set search_path = pg_catalog, pg_temp
     as $$
 begin
-    if userrealtime.may_ring() then
+    if (select userrealtime.is_armed(last_value) from userrealtime.doorbell) and userrealtime.may_notify() then
         perform pg_notify(userrealtime.channel(u), '') from unnest(users) u;
         -- 200 channels of 36 bytes: a payload has at most 8,000 bytes.
         perform pg_notify('userrealtime_doorbell', string_agg(userrealtime.channel(u), ' '))
@@ -99,7 +97,7 @@ create or replace function userrealtime.signal_inbox(id bigint) returns void
 begin
     insert into userrealtime.signal_queue (head)
     select signal_inbox.id from userrealtime.announcer_lease where userrealtime.is_leased(last_value);
-    if not found and userrealtime.may_ring() then
+    if not found and userrealtime.may_notify() then
         perform pg_notify('userrealtime_inbox', signal_inbox.id::text),
                 pg_notify('userrealtime_doorbell', '');
     end if;
@@ -308,7 +306,7 @@ $$;
 comment on function userrealtime.grant_bridge is 'Grants a role the rights that the bridge needs, and no others.';
 
 revoke execute on function
-    userrealtime.channel, userrealtime.is_leased, userrealtime.is_armed, userrealtime.arm_doorbell, userrealtime.may_ring, userrealtime.ring, userrealtime.signal,
+    userrealtime.channel, userrealtime.is_leased, userrealtime.is_armed, userrealtime.arm_doorbell, userrealtime.may_notify, userrealtime.ring, userrealtime.signal,
     userrealtime.signal_inbox, userrealtime.renew_lease, userrealtime.end_lease, userrealtime.unsettled,
     userrealtime.leased, userrealtime.announce, userrealtime.forget_signals, userrealtime.standings,
     userrealtime.listeners, userrealtime.heads, userrealtime.signal_epoch, userrealtime.grant_bridge
