@@ -15,7 +15,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from userrealtime_operator.migrate import load_migrations
+from userrealtime_operator.migrate import load_schema
 from userrealtime_operator.status import deployment_progress
 
 from . import previous
@@ -213,7 +213,8 @@ async def test_users_stay_connected_through_an_upgrade_from_the_earlier_version(
     for name in names:
         secret = system.get("secret", keys[name]["metadata"]["name"])
         assert secret["data"]["TOKEN_KEY"] == keys[name]["data"]["TOKEN_KEY"]
-    assert await database.fetchval("select max(version) from userrealtime.migration") == load_migrations()[-1].version
+    newest = load_schema().migrations[-1].version
+    assert await database.fetchval("select max(version) from userrealtime.migration") == newest
     await database.close(timeout=PATIENCE_S)
 
 

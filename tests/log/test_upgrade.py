@@ -84,7 +84,8 @@ async def contents(connection: asyncpg.Connection, table: str) -> list[dict[str,
 
 def schema_of(database: Database) -> list[str]:
     """The statements of pg_dump. Comments on tables are not upgraded, so that they are left out."""
-    command = [database.server.program("pg_dump"), "--schema-only", "--no-comments", "--schema=userrealtime"]
-    dump = subprocess.run([*command, database.url], capture_output=True, text=True, check=True, timeout=60).stdout
+    program = str(database.server.program("pg_dump"))
+    command = [program, "--schema-only", "--no-comments", "--schema=userrealtime", database.url]
+    dump = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
     # A random key, which changes with every dump.
     return sorted(line for line in dump.splitlines() if not line.startswith(("--", "\\")))

@@ -1,4 +1,4 @@
-"""The bridge: what it hears from a real Postgres, and what it tells a real broker."""
+"""The bridge, between a real Postgres and a real broker."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from contextlib import asynccontextmanager
 
 import asyncpg
 import pytest
-from userrealtime_relay.bridge.source import SLICE, Source, parse
 
 from e2e.local.brokers import LocalBroker
 from tests.conftest import Database
 from tests.relay.brokers import bridging, make_broker
 from tests.relay.pgbouncer import pgbouncer
 from tests.relay.support import NEVER, PATIENCE_S, get, until
+from userrealtime_core.announcer.queue import DOORBELL
 from userrealtime_core.secret import Secret
 from userrealtime_core.standing import Moved, Standing
 from userrealtime_relay.bridge import server
@@ -27,26 +27,14 @@ from userrealtime_relay.bridge.__main__ import main
 from userrealtime_relay.bridge.config import Config
 from userrealtime_relay.bridge.metrics import Metrics
 from userrealtime_relay.bridge.pending import Pending
+from userrealtime_relay.bridge.poller import SLICE, Poller
 from userrealtime_relay.bridge.server import Bridge
 from userrealtime_relay.config import ConfigError
+from userrealtime_relay.log import channel
 from userrealtime_relay.signals import decode
 from userrealtime_relay.signals.broker import load
 
-NONSENSE = (
-    *(
-        "",
-        "null",
-        "[]",
-        "{",
-        "[" * 7000,
-        '{"alice": 1}',
-        '{"alice": [1]}',
-        '{"alice": ["x", "e"]}',
-        '{"alice": [1, 2]}',
-    ),
-    *('{"alice": [1e999, "e"]}', '{"alice": [-1, "e"]}', '{"alice": [9223372036854775808, "e"]}'),
-    *('{"\\ud800": [1, "e"]}', '{"alice": [1, "\\udfff"]}'),
-)
+NONSENSE = ("", " ", "null", "[" * 7000, '{"alice": [0, "e"]}', "urt_", "urt_" + "0" * 32, "x" * 7999)
 
 
 @pytest.fixture
@@ -78,16 +66,21 @@ async def hearing(broker: LocalBroker, user: str = "alice") -> AsyncIterator[lis
 
 
 @asynccontextmanager
-async def following(url: str, poll_interval: float) -> AsyncIterator[tuple[Source, Pending]]:
-    """The bridge's end in Postgres alone, and what it has to tell."""
+async def polling(url: str, poll_interval: float) -> AsyncIterator[tuple[Poller, Pending]]:
+    """The bridge's poll of all heads alone, and the signals that it adds."""
     pending = Pending()
-    source = Source(Secret(url), poll_interval, pending, Metrics())
-    task = asyncio.create_task(source.run())
+    poller = Poller(Secret(url), poll_interval, pending, Metrics())
+    task = asyncio.create_task(poller.run())
     try:
-        yield source, pending
+        yield poller, pending
     finally:
         task.cancel()
         await asyncio.wait([task])
+
+
+async def attend(connection: asyncpg.Connection, *users: str) -> None:
+    """Register a running relay, which receives its signals from a broker, for each user."""
+    await connection.execute("select userrealtime.attend(u, 'pod', false) from unnest($1::text[]) u", list(users))
 
 
 async def say(connection: asyncpg.Connection, *users: str) -> None:
@@ -95,101 +88,97 @@ async def say(connection: asyncpg.Connection, *users: str) -> None:
     await connection.execute("select userrealtime.publish(u, 'test') from unnest($1::text[]) u", list(users))
 
 
+async def busy(connection: asyncpg.Connection, bridge: Bridge) -> None:
+    """Ring until the announcer polls."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not await value(bridge, "announcer_leased"):
+            await connection.execute("select pg_notify('userrealtime_doorbell', n::text) from generate_series(1, 8) n")
+
+
 async def value(bridge: Bridge, name: str) -> float:
     _, body = await get(bridge.health_port, "/metrics")
     return float(next(line for line in body.splitlines() if line.startswith(f"userrealtime_bridge_{name} ")).split()[1])
 
 
-async def test_a_commit_is_told_of_each_user_with_the_newest_head(
+async def test_a_commit_signals_each_user_with_the_newest_head(
     migrated: Database, connection: asyncpg.Connection, broker: LocalBroker
 ) -> None:
+    await attend(connection, "alice", "bob")
     async with hearing(broker) as alice, hearing(broker, "bob") as bob, bridging(migrated.url, broker):
         await say(connection, "alice", "bob", "alice")
-        await until(lambda: bool(alice and bob))
-        assert [standing.head for standing in alice] == [2]
-        assert [standing.head for standing in bob] == [1]
         epoch = await connection.fetchval("select epoch from userrealtime.log where user_id = 'alice'")
-        assert alice[0].epoch == epoch
+        await until(lambda: Standing(2, epoch) in alice and bool(bob))
+        assert max(standing.head for standing in alice) == 2
+        assert max(standing.head for standing in bob) == 1
 
 
-async def test_many_users_in_one_transaction_are_all_told(
-    migrated: Database, connection: asyncpg.Connection, broker: LocalBroker
+@pytest.mark.parametrize("leased", [False, True])
+async def test_a_transaction_with_many_users_signals_all_of_them(
+    migrated: Database, connection: asyncpg.Connection, broker: LocalBroker, leased: bool
 ) -> None:
     users = [f"user-{number}-{'x' * 100}" for number in range(3000)]
+    await attend(connection, *users)
     async with (
         hearing(broker, users[0]) as first,
         hearing(broker, users[-1]) as last,
         bridging(migrated.url, broker, POLL_INTERVAL=NEVER) as bridge,
     ):
+        if leased:
+            await busy(connection, bridge)
+        before = await value(bridge, "signals_total"), await value(bridge, "rings_total")
         await say(connection, *users)
         await until(lambda: bool(first and last))
         async with asyncio.timeout(PATIENCE_S):
-            while await value(bridge, "signals_total") < len(users):
+            while await value(bridge, "signals_total") < before[0] + len(users):
                 await asyncio.sleep(0.02)
-        assert await value(bridge, "notifications_total") < len(users) / 20  # many in each
+        rings = await value(bridge, "rings_total") - before[1]
+        assert rings == 0 if leased else 0 < rings < len(users) / 20  # many channels in each
 
 
-async def test_what_no_notification_came_for_is_told_after_the_next_look(
+async def test_the_next_poll_signals_what_no_notification_came_for(
     migrated: Database, connection: asyncpg.Connection, broker: LocalBroker
 ) -> None:
-    """Of users who have a relay; of others nobody wants to know."""
+    """For users with a running relay only."""
     await say(connection, "alice", "bob")
-    await connection.execute("select userrealtime.present('alice', 'pod', 1)")
+    await attend(connection, "alice")
     async with (
         hearing(broker) as alice,
         hearing(broker, "bob") as bob,
         bridging(migrated.url, broker, POLL_INTERVAL="0.1"),
     ):
         await until(lambda: len(alice) > 2)  # again and again, so that relays know that there is nothing new
-        await connection.execute("update userrealtime.log set head = 2")  # which nobody is told of
+        await connection.execute("update userrealtime.log set head = 2")  # without a signal
         await until(lambda: alice[-1].head == 2)
         assert bob == []
 
 
-async def test_what_is_notified_during_a_look_is_newer_than_it(
-    migrated: Database, connection: asyncpg.Connection
-) -> None:
-    """Or the event would wait for the next look."""
+async def test_a_poll_does_not_overwrite_a_newer_signal(migrated: Database, connection: asyncpg.Connection) -> None:
+    """Otherwise the event would wait for the next poll."""
     await say(connection, "alice", "bob")
-    async with following(migrated.url, 600) as (source, pending):
-        await until(lambda: source.connected)
-        await connection.execute("""
-            create or replace function userrealtime.heads(out user_id text, out head bigint, out epoch text)
-                returns setof record language sql stable as $$
-            select l.user_id, l.head, l.epoch from userrealtime.log l, (select pg_sleep(1)) as slow
-            $$
-        """)
-        source.look()
-        looking = "select exists (select from pg_stat_activity where wait_event = 'PgSleep')"
-        async with asyncio.timeout(PATIENCE_S):
-            while not await connection.fetchval(looking):
-                await asyncio.sleep(0.02)
-        await say(connection, "alice")
+    await attend(connection, "alice", "bob")
+    async with polling(migrated.url, 600) as (poller, pending):
+        await until(lambda: poller.connected)
+        epoch = await connection.fetchval("select epoch from userrealtime.log where user_id = 'alice'")
+        await pending.take(10)
+        pending.add([Moved("alice", Standing(2, epoch))])
+        poller.poll_now()
         await until(lambda: len(pending) == 2)
         moved = await pending.take(10)
         assert {user_id: standing.head for user_id, standing in moved} == {"alice": 2, "bob": 1}
 
 
-async def test_a_look_that_nothing_waits_for_is_told_of_little_by_little(
-    migrated: Database, connection: asyncpg.Connection
-) -> None:
-    """The first is told of at once, and what is new at any time."""
+async def test_the_heads_of_a_regular_poll_are_spread(migrated: Database, connection: asyncpg.Connection) -> None:
+    """Those of the first poll are not, nor is what is new at any time."""
     users = [f"user-{number:03}" for number in range(10 * SLICE)]
     await say(connection, *users)
-    await connection.execute("select userrealtime.present(u, 'pod', 1) from unnest($1::text[]) u", users)
-    told: dict[str, int] = {}
-    async with following(migrated.url, 4) as (_, pending):
+    await attend(connection, *users)
+    async with polling(migrated.url, 4) as (_, pending):
         await until(lambda: len(pending) > 0)
         assert len(await pending.take(1000)) == len(users)
         await until(lambda: len(pending) > 0)
         assert len(pending) < len(users)
-        await say(connection, *users)  # those that are still to be told of, too
-        while len(told) < len(users) or min(told.values()) < 2:
-            async with asyncio.timeout(PATIENCE_S):
-                moved = await pending.take(1000)
-            heads = {user_id: standing.head for user_id, standing in moved}
-            assert all(head >= told.get(user_id, 0) for user_id, head in heads.items())
-            told |= heads
+        pending.add([Moved(user, Standing(9, "new")) for user in users])
+        assert len(await pending.take(1000)) == len(users)
 
 
 async def test_who_was_away_longer_than_a_pod_lives_is_not_told_of(
@@ -221,6 +210,7 @@ async def test_a_lost_connection_to_postgres_loses_nothing(
 async def test_what_the_broker_could_not_take_is_told_when_it_can(
     migrated: Database, connection: asyncpg.Connection, broker: LocalBroker
 ) -> None:
+    await attend(connection, "alice", "bob")
     async with bridging(migrated.url, broker, POLL_INTERVAL=NEVER) as bridge:
         await broker.kill()
         for _ in range(3):
@@ -235,15 +225,16 @@ async def test_what_the_broker_could_not_take_is_told_when_it_can(
         assert await value(bridge, "pending_users") == 0
 
 
-async def test_anyone_may_notify_and_it_means_nothing(
+async def test_a_forged_notification_has_no_effect(
     migrated: Database, connection: asyncpg.Connection, broker: LocalBroker
 ) -> None:
+    await attend(connection, "alice")
     async with hearing(broker) as alice, bridging(migrated.url, broker, POLL_INTERVAL=NEVER) as bridge:
         for payload in NONSENSE:
-            await connection.execute("select pg_notify('userrealtime', $1)", payload)
+            await connection.execute("select pg_notify('userrealtime_doorbell', $1)", payload)
         await say(connection, "alice")
         await until(lambda: bool(alice))
-        assert [standing.head for standing in alice] == [1]
+        assert {standing.head for standing in alice} == {1}
         assert not bridge.working.done()
 
 
@@ -268,7 +259,7 @@ async def test_its_role_may_do_what_it_must_and_nothing_else(
     await connection.execute(f"create role {role} login; select userrealtime.grant_bridge('{role}')")
     url = migrated.url.replace("postgres@", f"{role}@")
     try:
-        await connection.execute("select userrealtime.present('alice', 'pod', 1)")
+        await attend(connection, "alice")
         async with hearing(broker) as alice, bridging(url, broker):
             await say(connection, "alice")
             await until(lambda: bool(alice))
@@ -278,7 +269,10 @@ async def test_its_role_may_do_what_it_must_and_nothing_else(
             "select * from userrealtime.log",
             "select * from userrealtime.presence",
             "select * from userrealtime.open('alice')",
-            "select * from userrealtime.page('alice', 0, 1, 1)",
+            "select * from userrealtime.events('alice', 0, 1, 1)",
+            "select * from userrealtime.signal_queue",
+            "insert into userrealtime.signal_queue (user_id, head) values ('alice', 1)",
+            "select setval('userrealtime.announcer_lease', 1)",
             "select userrealtime.publish('alice', 'x')",
             "select userrealtime.submit('alice', 'r', 'x')",
             "select userrealtime.present('alice', 'pod', 1)",
@@ -293,15 +287,17 @@ async def test_its_role_may_do_what_it_must_and_nothing_else(
 
 
 async def test_the_longest_names_fit_into_a_notification(migrated: Database, connection: asyncpg.Connection) -> None:
-    """Or a commit would fail."""
-    heard: list[Moved] = []
+    """Otherwise a commit would fail."""
+    rung: list[str] = []
     listener = await asyncpg.connect(migrated.url)
-    await listener.add_listener("userrealtime", lambda *said: heard.extend(parse(str(said[3]))))
-    longest = [character * 250 + f"{n:03}" for character in ("\U0001f600", '"', "\\", "x") for n in range(20)]
+    await listener.execute("select userrealtime.arm_doorbell()")
+    await listener.add_listener(DOORBELL, lambda *notified: rung.extend(str(notified[3]).split()))
+    longest = [character * 250 + f"{n:03}" for character in ("\U0001f600", '"', "\\", "x") for n in range(100)]
     await say(connection, *longest)
+    await until(lambda: len(rung) == len(longest))
+    assert set(rung) == {channel(user) for user in longest}
     await connection.execute("update userrealtime.log set epoch = repeat('\U0001f600\"', 5000)")
-    await until(lambda: len(heard) == 2 * len(longest))
-    assert {moved.user_id for moved in heard} == set(longest)
+    await until(lambda: len(rung) == 2 * len(longest))
     await listener.close()
 
 
@@ -375,6 +371,15 @@ def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         load("nats")
 
 
+async def test_an_older_signal_does_not_replace_a_newer_one() -> None:
+    pending = Pending()
+    pending.add([Moved("a", Standing(5, "e"))])
+    pending.add([Moved("a", Standing(0, "e"))])
+    assert await pending.take(1) == [Moved("a", Standing(5, "e"))]
+    pending.add([Moved("a", Standing(5, "e")), Moved("a", Standing(1, "of another log"))])
+    assert await pending.take(1) == [Moved("a", Standing(1, "of another log"))]
+
+
 async def test_pending_keeps_the_newest_of_each() -> None:
     pending = Pending(max_users=3)
     pending.add([Moved(user, Standing(1, "e")) for user in "abcd"])
@@ -398,6 +403,7 @@ async def test_a_batch_has_a_limit(
     migrated: Database, connection: asyncpg.Connection, broker: LocalBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server, "BATCH", 2)
+    await attend(connection, *(f"user-{n}" for n in range(7)))
     async with hearing(broker, "user-6") as last, bridging(migrated.url, broker, POLL_INTERVAL=NEVER):
         await say(connection, *(f"user-{n}" for n in range(7)))
         await until(lambda: bool(last))

@@ -105,6 +105,7 @@ async def test_the_first_epoch_is_not_another(log: Log, connection: asyncpg.Conn
 
 async def test_listening_wakes_at_each_commit_and_at_the_end(log: Log, connection: asyncpg.Connection) -> None:
     wakes: asyncio.Queue[None] = asyncio.Queue()
+    await log.attend("pod", listens=True)
     await log.listen((await log.open()).channel, lambda: wakes.put_nowait(None))
     async with asyncio.timeout(PATIENCE_S):
         await publish(connection)

@@ -77,7 +77,7 @@ async def test_what_is_known_needs_no_look(
     """Heard from the broker often enough, the log is not looked at, however short the poll interval."""
     monkeypatch.setattr(presence, "HEARTBEAT", 600)
     await publish(connection, 2)
-    variables = {**broker.variables, "DATABASE_IDLE_AFTER": "0", "POLL_INTERVAL": "1"}
+    variables = {**broker.variables, "DATABASE_IDLE_AFTER": "0", "POLL_INTERVAL": "2"}
     async with running(migrated.url, None, **variables) as relay:
         await resting(relay, connection)
         async with bridging(migrated.url, broker, POLL_INTERVAL="0.1"):
@@ -144,6 +144,25 @@ async def test_a_database_that_goes_while_the_relay_rests(own_server: Database, 
         assert relay.hindrance == "not connected to Postgres"
         await asyncio.to_thread(own_server.server.start)
         await until(lambda: relay.hindrance is None)
+
+
+async def test_forged_signals_put_the_poll_off_no_further_than_a_limit(
+    migrated: Database, connection: asyncpg.Connection, broker: LocalBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A broker that repeats an old standing, or the present one, does not withhold an event."""
+    monkeypatch.setattr(presence, "HEARTBEAT", 600)
+    await publish(connection, 2)
+    variables = {**broker.variables, "DATABASE_IDLE_AFTER": "0", "POLL_INTERVAL": "0.2"}
+    async with running(migrated.url, None, **variables) as relay:
+        await resting(relay, connection)
+        epoch = relay.tail.position.epoch
+        assert epoch is not None
+        await publish(connection)
+        async with asyncio.timeout(PATIENCE_S):
+            while relay.tail.ring.head < 3:
+                relay.tail.hear(Standing(0, epoch))
+                relay.tail.hear(Standing(2, epoch))
+                await asyncio.sleep(0.01)
 
 
 async def test_only_news_wakes(migrated: Database, connection: asyncpg.Connection, broker: LocalBroker) -> None:

@@ -33,8 +33,8 @@ RENEW_INTERVAL: Final = 0.25
 """Seconds; a lease lasts four times as long."""
 FORGET_INTERVAL: Final = 1.0
 LISTENERS_INTERVAL: Final = 10.0
-ARM_INTERVAL: Final = 15.0
-"""Seconds. The doorbell stays armed for at least 120."""
+CHECK_INTERVAL: Final = 5.0
+"""Seconds between two checks while nobody rings. The doorbell stays armed for at least 120."""
 POOLED_PAUSE: Final = 0.1
 """Seconds between two polls of an idle queue where publishers cannot ring."""
 STANDBY_INTERVAL: Final = 0.5
@@ -124,25 +124,27 @@ class Announcer:
         self._rung.clear()
         self._listeners = await self._queue.listeners()
         self._listeners_at = self._forget_at = self._now() + FORGET_INTERVAL
-        self._unsettled: list[str] = []
-        self._arm_at = 0.0
+        # Of the connection before this one.
+        self._unsettled = await self._queue.end_lease()
+        self._check_at = 0.0
         phase: Phase = self._settle
         while True:
             phase = await phase()
 
     async def _wait(self) -> Phase:
-        """Wait for publishers to ring."""
+        """Wait for publishers to ring. The queue is read as well, for what an announcer that died has left there."""
         if not self._hears:
             return await self._lease()
         while True:
             try:
-                async with asyncio.timeout_at(self._arm_at):
+                async with asyncio.timeout_at(self._check_at):
                     await self._ring.wait()
             except TimeoutError:
-                pass
+                if await self._queue.is_leased():  # by an announcer that received more rings than this one
+                    return self._stand_by
             if self._connection.is_closed():
                 raise ConnectionResetError("the connection was lost")
-            await self._look_up()
+            await self._announce()
             if self._traffic.is_busy(self._now()):
                 return await self._lease()
             if await self._arm():
@@ -190,7 +192,7 @@ class Announcer:
                 return await self._lease()
             if not self._unsettled:
                 await self._forget()
-                return self._wait
+                return self._stand_by if await self._queue.is_leased() else self._wait
             await self._maintain()
             await asyncio.sleep(pause)
             pause = min(pause * 1.5, LONGEST_SETTLING_PAUSE)
@@ -256,9 +258,9 @@ class Announcer:
 
     async def _arm(self) -> bool:
         """Keep the doorbell armed. True if some transactions will not ring."""
-        if self._hears and self._now() >= self._arm_at:
+        if self._hears and self._now() >= self._check_at:
             self._unsettled += await self._queue.arm_doorbell()
-            self._arm_at = self._now() + ARM_INTERVAL
+            self._check_at = self._now() + CHECK_INTERVAL
         return bool(self._unsettled)
 
     def _rang(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:

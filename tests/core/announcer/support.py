@@ -1,0 +1,126 @@
+"""An announcer inside the test's own loop, and stand-ins for relays that record what wakes them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Self
+
+import asyncpg
+from prometheus_client import CollectorRegistry
+
+from userrealtime_core.announcer import Announcer, Metrics
+from userrealtime_core.secret import Secret
+from userrealtime_core.standing import Moved
+
+PATIENCE_S = 30
+NAME = "test-announcer"
+PREFIX = "test"
+
+
+class Announcing:
+    """A running announcer: its metrics, and the heads that it has reported."""
+
+    def __init__(self, announcer: Announcer, registry: CollectorRegistry, heads: dict[str, int]) -> None:
+        self.announcer = announcer
+        self.heads = heads
+        self._registry = registry
+
+    def metric(self, name: str) -> float:
+        value = self._registry.get_sample_value(f"{PREFIX}_{name}")
+        assert value is not None, name
+        return value
+
+    @property
+    def leased(self) -> bool:
+        return self.metric("announcer_leased") == 1
+
+
+@asynccontextmanager
+async def announcing(url: str) -> AsyncIterator[Announcing]:
+    """An announcer that has read the queue."""
+    registry, heads = CollectorRegistry(), dict[str, int]()
+
+    def report(moved: Sequence[Moved]) -> None:
+        for user_id, standing in moved:
+            heads[user_id] = max(standing.head, heads.get(user_id, 0))
+
+    announcer = Announcer(Secret(url), NAME, Metrics(registry, PREFIX), report)
+    task = asyncio.create_task(announcer.run())
+    try:
+        await until(lambda: announcer.connected or task.done())
+        if task.done():
+            task.result()
+        yield Announcing(announcer, registry, heads)
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+class Listener:
+    """A relay that listens for one user: it counts its wake-ups, and reads the head at each."""
+
+    def __init__(self, connection: asyncpg.Connection, user: str) -> None:
+        self._connection = connection
+        self._user = user
+        self.wakes = 0
+        self.head = 0
+        self._woken = asyncio.Event()
+
+    @classmethod
+    @asynccontextmanager
+    async def listening(cls, url: str, user: str) -> AsyncIterator[Self]:
+        """In the order of a real one: report, listen, read."""
+        connection = await asyncpg.connect(url)
+        listener = cls(connection, user)
+        await connection.execute("select userrealtime.attend($1, 'pod', true)", user)
+        channel = await connection.fetchval("select userrealtime.channel($1)", user)
+        await connection.add_listener(channel, listener._notified)
+        task = asyncio.create_task(listener._read())
+        try:
+            yield listener
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            await connection.close()
+
+    def _notified(self, *_: object) -> None:
+        self.wakes += 1
+        self._woken.set()
+
+    async def _read(self) -> None:
+        while True:
+            self._woken.clear()
+            query = "select coalesce((select head from userrealtime.log where user_id = $1), 0)"
+            self.head = await self._connection.fetchval(query, self._user)
+            await self._woken.wait()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def until_async(condition: Callable[[], Awaitable[object]]) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while not await condition():
+            await asyncio.sleep(0.02)
+
+
+async def publish(connection: asyncpg.Connection, user: str = "alice") -> None:
+    await connection.execute("select userrealtime.publish($1, 'test')", user)
+
+
+async def make_busy(connection: asyncpg.Connection, running: Announcing) -> None:
+    """Ring until the announcer polls."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not running.leased:
+            await connection.execute("select pg_notify('userrealtime_doorbell', n::text) from generate_series(1, 8) n")
+            await asyncio.sleep(0.005)
+
+
+async def make_quiet(running: Announcing) -> None:
+    """Wait until the announcer has given the lease up."""
+    await until(lambda: not running.leased)
