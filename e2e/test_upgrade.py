@@ -215,6 +215,8 @@ async def test_users_stay_connected_through_an_upgrade_from_the_earlier_version(
         assert secret["data"]["TOKEN_KEY"] == keys[name]["data"]["TOKEN_KEY"]
     newest = load_schema().migrations[-1].version
     assert await database.fetchval("select max(version) from userrealtime.migration") == newest
+    newest = load_schema().migrations[-1].version
+    assert await database.fetchval("select max(version) from userrealtime.migration") == newest
     await database.close(timeout=PATIENCE_S)
 
 

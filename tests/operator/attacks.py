@@ -11,7 +11,7 @@ REFUSED = (
     *(f"select * from userrealtime.{table}" for table in ("registration", "role", "migration", "repeatable")),
     *(f"select * from userrealtime.{table}" for table in ("signal_queue", "announcer_lease", "doorbell")),
     "insert into userrealtime.signal_queue (user_id, head) values ('bob', 0)",
-    "lock userrealtime.signal_queue in row exclusive mode",
+    "begin; lock userrealtime.signal_queue in row exclusive mode",
     "select setval('userrealtime.announcer_lease', 1)",
     "select setval('userrealtime.doorbell', 1)",
     "select userrealtime.renew_lease(0, 1000)",

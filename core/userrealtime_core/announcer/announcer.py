@@ -57,13 +57,22 @@ class Announcer:
             Behind a pooler of transactions the announcer polls all the time.
         name: the application name of its connection.
         report: called with the users whose logs have grown; None if relays only LISTEN.
+        missed: called when it has connected: what was rung before may be lost.
     """
 
-    def __init__(self, url: Secret, name: str, metrics: Metrics, report: Report | None = None) -> None:
+    def __init__(
+        self,
+        url: Secret,
+        name: str,
+        metrics: Metrics,
+        report: Report | None = None,
+        missed: Callable[[], None] = lambda: None,
+    ) -> None:
         self._url = url
         self._name = name
         self._metrics = metrics
         self._report = report
+        self._missed = missed
         self._identity = random.randrange(1024)  # noqa: S311 (no secret)
         self._traffic = Traffic()
         self._rung: set[str] = set()
@@ -127,6 +136,7 @@ class Announcer:
         # Of the connection before this one.
         self._unsettled = await self._queue.end_lease()
         self._check_at = 0.0
+        self._missed()
         phase: Phase = self._settle
         while True:
             phase = await phase()

@@ -44,7 +44,9 @@ class Bridge:
         self.metrics = Metrics()
         self._pending = Pending()
         self._poller = Poller(config.database_url, config.poll_interval, self._pending, self.metrics)
-        self._announcer = Announcer(config.database_url, NAME, self.metrics.announcer, self._pending.add)
+        self._announcer = Announcer(
+            config.database_url, NAME, self.metrics.announcer, self._pending.add, self._poller.poll_now
+        )
         self._publishing = False
         self.metrics.pending.set_function(lambda: len(self._pending))
         self.metrics.dropped.set_function(lambda: self._pending.dropped)
