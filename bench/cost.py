@@ -27,11 +27,12 @@ import yaml
 from kubernetes.aio.client.configuration import Configuration
 from kubernetes.aio.config import load_kube_config
 
+from bench.durable import durable_postgres
 from bench.operator.__main__ import CRD, LEASE, NAMESPACE, create, progress, quiet
 from bench.relay.figures import figure
 from e2e.local.apiserver import LocalApiServer
 from e2e.local.operator import ROOT, LocalOperator
-from e2e.local.postgres import LocalPostgres, free_port
+from e2e.local.postgres import free_port
 from userrealtime_operator.api import Api
 from userrealtime_operator.migrate import migrate
 
@@ -217,7 +218,7 @@ def main() -> None:
     parser.add_argument("--users", type=int, default=1000, metavar="N", help="how many (default: %(default)s)")
     parser.add_argument("--relays", type=int, default=5, metavar="N", help="to measure (default: %(default)s)")
     options = parser.parse_args()
-    with LocalPostgres() as database, LocalApiServer() as server:
+    with durable_postgres() as database, LocalApiServer() as server:
         server.kubectl("create", "namespace", NAMESPACE)
         server.kubectl("apply", "--server-side", "-f", str(CRD))
         server.kubectl("wait", "--for=condition=Established", "--timeout=30s", "-f", str(CRD))

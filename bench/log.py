@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable
 
 import asyncpg
 
-from e2e.local.postgres import LocalPostgres
+from bench.durable import DEFAULT_FLUSH_MS, described, durable_postgres
 from userrealtime_operator.migrate import migrate
 
 EVENTS = 20_000
@@ -116,10 +116,14 @@ async def measure(url: str, runs: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.log", description=__doc__)
     parser.add_argument("--runs", type=int, default=5, help="runs of every case; the median is printed (default: 5)")
+    parser.add_argument("--flush", type=float, default=DEFAULT_FLUSH_MS, metavar="MS", help="WAL flush (default: 2 ms)")
     options = parser.parse_args()
-    with LocalPostgres() as server:
+    with durable_postgres(options.flush) as server:
         figures = asyncio.run(measure(server.url(), options.runs))
-    print(f"PostgreSQL 18, fsync off, {os.cpu_count()} cores, one connection, median of {options.runs} runs\n")
+    print(
+        f"PostgreSQL 18, {described(options.flush)}, {os.cpu_count()} cores, one connection, "
+        f"median of {options.runs} runs\n"
+    )
     print("| what | time | events/s |\n|---|---|---|")
     for name, seconds in figures.items():
         count = CASES[name][0]

@@ -22,6 +22,7 @@ from typing import Any
 from kubernetes.aio.client.configuration import Configuration
 from kubernetes.aio.config import load_kube_config
 
+from bench.durable import durable_postgres
 from e2e.local.apiserver import LocalApiServer
 from e2e.local.operator import ROOT, LocalOperator
 from e2e.local.postgres import LocalPostgres
@@ -249,7 +250,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.resources < 1:
         parser.error("--resources must be at least 1")
-    with LocalPostgres() as database, LocalApiServer() as server:
+    with durable_postgres() as database, LocalApiServer() as server:
         asyncio.run(migrate(database.url()))
         server.kubectl("create", "namespace", NAMESPACE)
         server.kubectl("apply", "--server-side", "-f", str(CRD))

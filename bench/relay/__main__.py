@@ -13,17 +13,22 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Coroutine, Sequence
+from contextlib import AsyncExitStack
 from typing import Any
 
 import asyncpg
 
-from e2e.local.postgres import LocalPostgres
+from bench.durable import described, durable_postgres
+from bench.scale.__main__ import announcing
 from userrealtime_operator.migrate import migrate
 
 from . import workloads
 from .figures import Row, figure, table
 from .peers import ABSENT, PEERS, Peer, Unavailable, running
 from .workloads import FULL, QUICK, Feed, Size
+
+FLUSH_MS = 1.0
+"""All events are one user's, whose commits follow one another: a longer flush would not let 500 a second through."""
 
 BASE = "ws"
 Figures = dict[Row, dict[str, list[float]]]
@@ -111,8 +116,11 @@ async def run(peers: Sequence[Peer], size: Size, rounds: int) -> tuple[Figures, 
             commands[peer.name] = peer.prepare()
         except Unavailable as error:
             absent[peer.name] = str(error)
-    with LocalPostgres() as postgres:
+    async with AsyncExitStack() as stack:
+        postgres = stack.enter_context(durable_postgres(FLUSH_MS))
         await migrate(postgres.url())
+        # As in production, where the operator runs it; it has the same two cores as Postgres.
+        await stack.enter_async_context(announcing(postgres.url()))
         if (os.cpu_count() or 1) > 1:
             os.sched_setaffinity(0, {1})  # the servers have the other one; Postgres both
         for turn in range(rounds):
@@ -142,7 +150,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, reason in absent.items():
         print(f"{name}: no figure: {reason}")
     print(
-        f"{os.cpu_count()} CPUs, Python {platform.python_version()}, {time.monotonic() - began:.0f} s; medians of "
+        f"{os.cpu_count()} CPUs, Python {platform.python_version()}, {time.monotonic() - began:.0f} s; "
+        f"PostgreSQL 18, {described(FLUSH_MS)}; medians of "
         f"{1 if options.quick else options.rounds}; in brackets: how many times as good as {BASE}"
     )
     ours = PEERS[0].name

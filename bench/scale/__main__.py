@@ -16,13 +16,14 @@ import re
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import asyncpg
 
+from bench.durable import DEFAULT_FLUSH_MS, described, durable_postgres
 from bench.relay.figures import figure, percentile
 from e2e.local.brokers import BROKERS
 from e2e.local.postgres import LocalPostgres, free_port
@@ -32,14 +33,15 @@ from .plot import plot
 
 MODES = ("listen", "poll", "nats", "redis")
 COUNTS = (1, 100, 300, 1000, 2000)
-CALM_RATE = 20
-"""Events a second that every mode is to bear."""
-BUSY_RATES = (500, 1000, 1500, 2000)
+CALM_RATES = (20, 100, 500)
+"""Events a second at which the latency of every mode is printed."""
+BUSY_RATES = (1000, 1500, 2000)
 BUSY_P99_MS = 50
 """What the busy rates are to be borne within."""
 BUSY_TRIES = 3
 """What a busy rate is given: what else runs on the machine, or on the machine of this one, takes seconds of it."""
-WRITERS = 4
+WRITERS = 16
+"""Enough for the busy rates: each waits for the WAL flush at every commit."""
 WRITE_TIMEOUT_S = 300
 SCRIPT = b"""
 \\set number random(0, :users - 1)
@@ -82,8 +84,8 @@ class Point:
     relays: int
     rate: float
     """Events/s that were committed back to back and reached their sockets."""
-    calm_p50: float
-    calm_p99: float
+    calm: dict[int, tuple[float, float]]
+    """Median and 99th percentile at each of the calm rates."""
     busy: list[Busy]
     """Each of the busy rates up to the first that was not borne, that one included."""
     connections: int
@@ -148,11 +150,17 @@ async def relays_of(count: int, url: str, variables: dict[str, str]) -> AsyncIte
         yield Relays(process)
 
 
+def announcing(url: str) -> AbstractAsyncContextManager[asyncio.subprocess.Process]:
+    """The announcer, as the operator runs it, in a process of its own."""
+    return running("bench.scale.announcer", DATABASE_URL=url)
+
+
 @asynccontextmanager
 async def signalled(mode: str, url: str) -> AsyncIterator[tuple[dict[str, str], dict[str, int]]]:
     """What a mode needs beside the relays: the environment of these, and the ids of the processes."""
     if mode not in BROKERS:
-        yield {"SIGNAL": mode}, {}
+        async with announcing(url) as process:
+            yield {"SIGNAL": mode}, {"announcer": process.pid}
         return
     async with BROKERS[mode]() as broker:
         port = str(free_port())
@@ -256,8 +264,11 @@ async def measure(mode: str, count: int, server: LocalPostgres, seconds: float) 
                 return {"postgres": _cpu(server), **{name: _cpu_of(pid) for name, pid in processes.items()}}
 
             await arrived(relays, await writers.back_to_back(1))  # to warm up
-            done, _ = await writers.at(CALM_RATE, seconds)
-            calm = await arrived(relays, done)
+            calm = {}
+            for wanted in CALM_RATES:
+                done, _ = await writers.at(wanted, seconds)
+                latencies = await arrived(relays, done)
+                calm[wanted] = percentile(latencies, 50), percentile(latencies, 99)
             began = time.monotonic()
             done = await writers.back_to_back(seconds)
             await arrived(relays, done)
@@ -296,8 +307,7 @@ async def measure(mode: str, count: int, server: LocalPostgres, seconds: float) 
         mode,
         count,
         rate,
-        percentile(calm, 50),
-        percentile(calm, 99),
+        calm,
         busy,
         held,
         quiet_cpu * 100,
@@ -347,17 +357,19 @@ def _cpu(server: LocalPostgres) -> float:
 
 def table(points: list[Point]) -> str:
     """Markdown."""
+    calm_titles = " | ".join(f"p50, p99 at {rate}/s" for rate in CALM_RATES)
     lines = [
-        f"| signal | relays | events/s | p50, p99 at 20/s | highest rate with p99 of {BUSY_P99_MS} ms: p50, p99 | "
+        f"| signal | relays | events/s | {calm_titles} | highest rate with p99 of {BUSY_P99_MS} ms: p50, p99 | "
         "connections, quiet | Postgres CPU, quiet | CPU for each event |",
-        "|---|---|---|---|---|---|---|---|",
+        "|---|---|---|" + "---|" * (len(CALM_RATES) + 4),
     ]
     for p in points:
         borne = [one for one in p.busy if one.borne]
         busy = f"{borne[-1].rate:,.0f}/s: {figure(borne[-1].p50)}, {figure(borne[-1].p99)} ms" if borne else "—"
+        calm = " | ".join(f"{figure(p50)}, {figure(p99)} ms" for p50, p99 in p.calm.values())
         cpu = ", ".join(f"{name} {figure(value)} ms" for name, value in p.event_cpu.items())
         lines.append(
-            f"| {p.mode} | {p.relays:,} | {figure(p.rate)} | {figure(p.calm_p50)}, {figure(p.calm_p99)} ms | {busy} | "
+            f"| {p.mode} | {p.relays:,} | {figure(p.rate)} | {calm} | {busy} | "
             f"{p.connections:,} | {figure(p.quiet_cpu)} % | {cpu} |"
         )
     return "\n".join(lines)
@@ -373,7 +385,7 @@ def drawing(points: list[Point], modes: Sequence[str]) -> str:
         {
             "ms of Postgres' CPU for each event": lines(lambda point: point.event_cpu["postgres"]),
             "events/s, committed and delivered": lines(lambda point: point.rate),
-            "ms from commit to socket, p99 at 20/s": lines(lambda point: point.calm_p99),
+            f"ms from commit to socket, p99 at {CALM_RATES[0]}/s": lines(lambda point: point.calm[CALM_RATES[0]][1]),
         }
     )
 
@@ -383,13 +395,14 @@ async def main() -> int:
     parser.add_argument("--modes", nargs="+", choices=[*MODES, "kafka"], default=MODES)
     parser.add_argument("--relays", nargs="+", type=int, default=COUNTS, metavar="COUNT")
     parser.add_argument("--seconds", type=float, default=5, help="how long each load lasts (default: 5)")
+    parser.add_argument("--flush", type=float, default=DEFAULT_FLUSH_MS, metavar="MS", help="WAL flush (default: 2 ms)")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the lines into this SVG file")
     arguments = parser.parse_args()
     points: list[Point] = []
-    with LocalPostgres(settings=POSTGRES) as server:
+    with durable_postgres(arguments.flush, POSTGRES) as server:
         print(
             f"{platform.platform()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; Python "
-            f"{sys.version.split()[0]}; {await _described(server)}",
+            f"{sys.version.split()[0]}; {await _described(server)}, {described(arguments.flush)}",
             flush=True,
         )
         for count in arguments.relays:

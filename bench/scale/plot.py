@@ -12,8 +12,9 @@ LEAST = 0.01
 Lines = Mapping[str, Sequence[tuple[float, float]]]
 
 
-def plot(panels: Mapping[str, Lines]) -> str:
-    """Panels side by side, by title, each with the same lines over the number of relays; all axes are logarithmic."""
+def plot(panels: Mapping[str, Lines], across: str = "relays") -> str:
+    """Panels side by side, by title, each with the same lines over the number of what `across` names. All axes are
+    logarithmic."""
     names = list(next(iter(panels.values())))
     width = len(panels) * WIDTH
     parts = [
@@ -22,15 +23,15 @@ def plot(panels: Mapping[str, Lines]) -> str:
         f'<rect width="{width}" height="{HEIGHT + 30}" fill="#ffffff"/>',
     ]
     for index, (title, lines) in enumerate(panels.items()):
-        parts += _panel(index * WIDTH, title, lines)
+        parts += _panel(index * WIDTH, title, lines, across)
     for index, name in enumerate(names):
-        x = MARGIN + index * 90
+        x = MARGIN + index * max(90, width // (len(names) + 1))
         parts.append(f'<rect x="{x}" y="{HEIGHT + 8}" width="12" height="12" fill="{COLOURS[index % len(COLOURS)]}"/>')
         parts.append(f'<text x="{x + 18}" y="{HEIGHT + 18}">{name}</text>')
     return "\n".join([*parts, "</svg>", ""])
 
 
-def _panel(left: float, title: str, lines: Lines) -> list[str]:
+def _panel(left: float, title: str, lines: Lines, axis: str) -> list[str]:
     points = [(x, max(y, LEAST)) for line in lines.values() for x, y in line]
     parts = [f'<text x="{left + MARGIN}" y="22" font-weight="bold">{title}</text>']
     if not points:
@@ -44,7 +45,7 @@ def _panel(left: float, title: str, lines: Lines) -> list[str]:
     for value, place in _ticks([y for _, y in points], up):
         parts.append(f'<line x1="{begin}" y1="{place:.1f}" x2="{end}" y2="{place:.1f}" stroke="#dddddd"/>')
         parts.append(f'<text x="{begin - 6}" y="{place + 4:.1f}" text-anchor="end">{value:,g}</text>')
-    parts.append(f'<text x="{left + WIDTH / 2}" y="{HEIGHT - 6}" text-anchor="middle">relays</text>')
+    parts.append(f'<text x="{left + WIDTH / 2}" y="{HEIGHT - 6}" text-anchor="middle">{axis}</text>')
     for index, line in enumerate(lines.values()):
         path = " ".join(f"{across(x):.1f},{up(max(y, LEAST)):.1f}" for x, y in line)
         colour = COLOURS[index % len(COLOURS)]

@@ -69,10 +69,14 @@ def free_port() -> int:
 class LocalPostgres:
     """One server in a folder of its own. A context manager: leaving it stops the server and removes the folder.
 
-    Trust authentication, loopback only, `fsync` off: for data that nobody needs tomorrow.
+    Trust authentication, loopback only, and `fsync` off unless `settings` turns it on.
+
+    Args:
+        settings: of postgresql.conf, in addition to those of this class or in their place.
+        environment: variables of the server's processes, in addition to those of this one.
     """
 
-    def __init__(self, *, settings: dict[str, str] | None = None) -> None:
+    def __init__(self, *, settings: dict[str, str] | None = None, environment: dict[str, str] | None = None) -> None:
         self.port = free_port()
         self._home = Path(tempfile.mkdtemp(prefix="userrealtime-postgres-"))
         self._data = self._home / "data"
@@ -88,6 +92,7 @@ class LocalPostgres:
             "timezone": "UTC",
             **(settings or {}),
         }
+        self._environment = {**os.environ, **(environment or {})}
         self._programs = _packaged_programs()
         self._user: int | None = None
         if os.geteuid() == 0:
@@ -158,6 +163,7 @@ class LocalPostgres:
                 group=self._user,
                 extra_groups=[] if self._user is not None else None,
                 cwd="/",
+                env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

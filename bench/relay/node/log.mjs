@@ -11,6 +11,8 @@ export async function openLog(url, userId) {
   const reader = new pg.Client({ connectionString: url });
   await listener.connect();
   await reader.connect();
+  // As a relay does, so that publishers notify, and the announcer knows of this server.
+  await reader.query("select userrealtime.attend($1, 'node', true)", [userId]);
   const channel = (await reader.query("select userrealtime.channel($1) as name", [userId])).rows[0].name;
 
   async function page(after, upTo = Number.MAX_SAFE_INTEGER) {

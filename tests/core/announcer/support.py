@@ -10,11 +10,12 @@ from typing import Self
 import asyncpg
 from prometheus_client import CollectorRegistry
 
+from e2e import patience
 from userrealtime_core.announcer import Announcer, Metrics
 from userrealtime_core.secret import Secret
 from userrealtime_core.standing import Moved
 
-PATIENCE_S = 30
+PATIENCE_S = patience.PATIENCE_S
 NAME = "test-announcer"
 PREFIX = "test"
 
