@@ -61,7 +61,7 @@ def durable_postgres(
         folder.chmod(0o755)  # the server is another user
         source, library = folder / "flush.c", folder / "flush.so"
         source.write_text(SOURCE)
-        command = [compiler, "-shared", "-fPIC", "-O2", "-o", library, source]
+        command = [compiler, "-shared", "-fPIC", "-O2", "-o", str(library), str(source)]
         subprocess.run(command, check=True, timeout=60)  # noqa: S603 (its own source)
         library.chmod(0o755)
         environment = {"LD_PRELOAD": str(library), "BENCH_FLUSH_US": str(round(flush_ms * 1000))}

@@ -29,6 +29,7 @@ SERVER_FILES: Final = (
     "clients/test_javascript.py",
     "cluster/test_images.py",
     "cluster/test_kind.py",
+    "core/announcer/test_announcer.py",
     "log/test_timescale.py",
     "operator/activator/test_main.py",
     "relay/test_fuzz_port.py",
