@@ -24,7 +24,7 @@ from userrealtime_core.secret import Secret
 from userrealtime_core.standing import Moved
 
 from .metrics import Metrics
-from .queue import DOORBELL, SETTINGS, Queue
+from .queue import DOORBELL, LEASE_MS, SETTINGS, Queue
 from .traffic import Traffic
 
 CONNECT_TIMEOUT: Final = 10
@@ -57,7 +57,8 @@ class Announcer:
             Behind a pooler of transactions the announcer polls all the time.
         name: the application name of its connection.
         report: called with the users whose logs have grown; None if relays only LISTEN.
-        missed: called when it has connected: what was rung before may be lost.
+        missed: called when rings may have been lost: when it has connected, and behind a transaction pooler after
+            every time without a lease.
     """
 
     def __init__(
@@ -133,6 +134,7 @@ class Announcer:
         self._rung.clear()
         self._listeners = await self._queue.listeners()
         self._listeners_at = self._forget_at = self._now() + FORGET_INTERVAL
+        self._unheard: list[str] | None = None
         # Of the connection before this one.
         self._unsettled = await self._queue.end_lease()
         self._check_at = 0.0
@@ -163,11 +165,36 @@ class Announcer:
     async def _lease(self) -> Phase:
         if not await self._queue.renew_lease():
             return self._stand_by
-        self._renew_at = self._now() + RENEW_INTERVAL
-        self._traffic.begin(self._now())
+        self._renewed_at = self._now()
+        self._traffic.begin(self._renewed_at)
         self._metrics.leased.set(1)
+        await self._note_unheard()
         _logger.debug("polling the queue")
         return self._poll
+
+    async def _renew(self, now: float) -> bool:
+        """Extend the lease. False if another announcer has it."""
+        if not await self._queue.renew_lease():
+            self._metrics.leased.set(0)
+            return False
+        lapsed = now - self._renewed_at >= LEASE_MS / 1000
+        self._renewed_at = now
+        if lapsed:
+            await self._note_unheard()
+        return True
+
+    async def _note_unheard(self) -> None:
+        """Behind a transaction pooler, note the transactions that may still ring: nobody hears them."""
+        if not self._hears:
+            self._unheard = await self._queue.unsettled()
+
+    async def _settle_unheard(self) -> None:
+        """Report missed rings once the last of these transactions has ended."""
+        if self._unheard is not None:
+            self._unheard = await self._queue.unsettled(self._unheard) if self._unheard else []
+            if not self._unheard:
+                self._unheard = None
+                self._missed()
 
     async def _poll(self) -> Phase:
         """Poll the queue as long as there is traffic."""
@@ -179,11 +206,10 @@ class Announcer:
                 self._unsettled += await self._queue.end_lease()
                 self._metrics.leased.set(0)
                 return self._settle
-            if now >= self._renew_at:
-                if not await self._queue.renew_lease():
-                    self._metrics.leased.set(0)
-                    return self._stand_by
-                self._renew_at = now + RENEW_INTERVAL
+            if now >= self._renewed_at + RENEW_INTERVAL and not await self._renew(now):
+                return self._stand_by
+            await self._settle_unheard()
+            self.connected = True
             await self._maintain()
             idle = not self._hears and self._traffic.is_quiet(now)
             await asyncio.sleep(POOLED_PAUSE if idle else self._traffic.pause(users, self._listeners))
@@ -197,7 +223,7 @@ class Announcer:
             if self._unsettled:
                 self._unsettled = await self._queue.unsettled(self._unsettled)
             await self._announce()
-            self.connected = True
+            self.connected = self.connected or self._hears
             if self._traffic.is_busy(self._now()):
                 return await self._lease()
             if not self._unsettled:
@@ -209,6 +235,7 @@ class Announcer:
 
     async def _stand_by(self) -> Phase:
         """Wait until no other announcer holds the lease; then announce what it may have left."""
+        self.connected = True
         while True:
             await asyncio.sleep(STANDBY_INTERVAL)
             await self._look_up()
