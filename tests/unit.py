@@ -37,6 +37,7 @@ SERVER_FILES: Final = (
     "relay/test_main.py",
     "relay/test_process.py",
     "relay/test_signals_brokers.py",
+    "security",
     "test_trust.py",
 )
 """Directories and files, relative to tests/, whose tests start processes or take seconds each."""

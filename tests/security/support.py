@@ -1,0 +1,64 @@
+"""An installation as docs/go-live.md prescribes it: an operator that is not a superuser, and passwords."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import asyncpg
+
+from e2e.local.postgres import LocalPostgres
+from userrealtime_operator.credentials import Credentials, role_names
+from userrealtime_operator.database import Database
+from userrealtime_operator.migrate import migrate
+from userrealtime_operator.roles import Roles
+
+SCOPE = "cluster/users"
+OPERATOR = Credentials("realtime", "of the operator")
+APPLICATION = "app"
+
+_SETUP = f"""
+create role {OPERATOR.role} login createrole password '{OPERATOR.password}';
+do $$ begin execute format(
+    'copy (values (''host all postgres all trust''), (''host all all all scram-sha-256'')) to %L',
+    current_setting('hba_file')); end $$;
+select pg_reload_conf()
+"""
+
+
+@dataclass(frozen=True)
+class Installation:
+    """A migrated database, and ways into it.
+
+    Attributes:
+        server: of the database.
+        operator_url: with the operator's credentials.
+        admin_url: with those of a superuser, for what a test observes.
+    """
+
+    server: LocalPostgres
+    operator_url: str
+    admin_url: str
+
+    async def relay_url(self, user: str) -> str:
+        """The URL in a user's Secret: what a stolen credential of the user's pod opens."""
+        credentials = Credentials(role_names("/app", SCOPE, user)[0], uuid.uuid4().hex)
+        async with Database(self.operator_url) as database:
+            await Roles(database).ensure(credentials, str(uuid.uuid4()), SCOPE, user)
+        return credentials.url(self.operator_url)
+
+
+@asynccontextmanager
+async def installation(settings: Mapping[str, str] | None = None) -> AsyncIterator[Installation]:
+    """A server of its own, since an attacker may use up what all databases of a server share."""
+    with LocalPostgres(settings=dict(settings or {})) as server:
+        admin = await asyncpg.connect(server.url())
+        await admin.execute(_SETUP)
+        await admin.execute(f"create database {APPLICATION}")
+        await admin.execute(f"grant create on database {APPLICATION} to {OPERATOR.role}")
+        await admin.close()
+        operator_url = OPERATOR.url(server.url(APPLICATION))
+        await migrate(operator_url)
+        yield Installation(server, operator_url, server.url(APPLICATION))

@@ -1,0 +1,79 @@
+"""An attacker who controls the broker: what it sends is a hint, and withholds no event."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import asyncpg
+import pytest
+
+from tests.relay.support import USER, client, receive, running
+
+from .support import installation
+
+
+@asynccontextmanager
+async def lying_redis(messages: list[str]) -> AsyncIterator[int]:
+    """A Redis that accepts subscriptions and then sends these messages again and again. Its port."""
+    tasks: set[asyncio.Task[None]] = set()
+    channel = f"user:{USER}:events".encode()
+
+    async def lie(writer: asyncio.StreamWriter) -> None:
+        while True:
+            for message in [text.encode() for text in messages]:
+                writer.write(
+                    b"*3\r\n$7\r\nmessage\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n"
+                    % (len(channel), channel, len(message), message)
+                )
+            await asyncio.sleep(0.1)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while line := await reader.readline():
+            if b"SUBSCRIBE" in line:
+                writer.write(b"*3\r\n$9\r\nsubscribe\r\n$%d\r\n%b\r\n:1\r\n" % (len(channel), channel))
+                tasks.add(asyncio.create_task(lie(writer)))
+            elif b"PING" in line:
+                writer.write(b"*2\r\n$4\r\npong\r\n$0\r\n\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield int(server.sockets[0].getsockname()[1])
+    finally:
+        server.close()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@pytest.mark.parametrize(
+    "message", ["0 {epoch}", "1 {epoch}", "{present} {epoch}", "99999 {epoch}", "0 another", "nonsense"]
+)
+async def test_a_lying_broker_withholds_no_event(message: str) -> None:
+    """It repeats an old standing, the present one, one of the future, or none."""
+    async with installation() as site:
+        admin = await asyncpg.connect(site.admin_url)
+        await admin.execute("select userrealtime.publish($1, 'test') from generate_series(1, 2)", USER)
+        epoch = await admin.fetchval("select epoch from userrealtime.log where user_id = $1", USER)
+        messages = [message.format(epoch=epoch, present=2)]
+        async with (
+            lying_redis(messages) as port,
+            running(
+                await site.relay_url(USER),
+                None,
+                SIGNAL="redis",
+                REDIS_URL=f"redis://127.0.0.1:{port}",
+                POLL_INTERVAL="0.5",
+                DATABASE_IDLE_AFTER="0.1",
+            ) as relay,
+            client(relay) as connection,
+        ):
+            assert (await receive(connection))["cursor"] == 2
+            for number in (3, 4):
+                await admin.execute("select userrealtime.publish($1, 'test')", USER)
+                assert (await receive(connection))["id"] == number
+                if "{present}" in message:
+                    messages[:] = [message.format(epoch=epoch, present=number)]
+        await admin.close()
