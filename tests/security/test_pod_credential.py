@@ -83,7 +83,7 @@ async def test_a_full_notification_queue_fails_no_transaction_and_withholds_no_e
             await admin.execute("select userrealtime.publish($1, 'test')", USER)
             assert (await receive(connection))["id"] == 1
             await connection.send(json.dumps({"type": "publish", "ref": "one", "event": "typed", "data": {}}))
-            assert (await receive(connection))["type"] == "published"
+            assert (await receive(connection))["type"] == "ack"
         for each in (listener, filler, admin):
             await each.close()
 
