@@ -1,7 +1,6 @@
 """The engine from a shell: `python -m e2e.engine --help`."""
 
 import argparse
-import contextlib
 import sys
 
 from e2e.cluster.errors import ClusterError
@@ -41,8 +40,7 @@ def main() -> int:
         if options.action == "build":
             engine.prepare()
             return 0
-        with engine.unchanged() if options.compare else contextlib.nullcontext():
-            return engine.run(options.command)
+        return engine.run(options.command, compare=options.compare)
     except ClusterError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -49,8 +49,11 @@ def prepare() -> tuple[Path, list[images.StandIn]]:
     return engine_packages(), images.stand_ins()
 
 
-def run(command: Sequence[str]) -> int:
+def run(command: Sequence[str], *, compare: bool = False) -> int:
     """Run a command beside a Docker engine; its exit status. The engine is removed afterwards.
+
+    Args:
+        compare: check that the machine has not changed: `unchanged`.
 
     Raises:
         ClusterError: the engine cannot be started, or something is left of it.
@@ -58,22 +61,27 @@ def run(command: Sequence[str]) -> int:
     with exclusive("engine"):
         packages, stand_ins = prepare()
         remove()
-        STATE.mkdir(parents=True, mode=0o700)
-        spec = Spec(
-            packages=str(packages),
-            images=[Import(image.reference, str(image.root), image.changes) for image in stand_ins],
-            command=command,
-            environment=environment(),
-        )
-        path = STATE / "spec.json"
-        path.write_text(spec.to_json())
-        try:
-            with _namespaces(path, packages) as process:
-                status = process.wait()
-        finally:
-            with step("removing the engine"):
-                remove()
-        return status if status >= 0 else 128 - status
+        with unchanged() if compare else contextlib.nullcontext():
+            return _run(command, packages, stand_ins)
+
+
+def _run(command: Sequence[str], packages: Path, stand_ins: Sequence[images.StandIn]) -> int:
+    STATE.mkdir(parents=True, mode=0o700)
+    spec = Spec(
+        packages=str(packages),
+        images=[Import(image.reference, str(image.root), image.changes) for image in stand_ins],
+        command=command,
+        environment=environment(),
+    )
+    path = STATE / "spec.json"
+    path.write_text(spec.to_json())
+    try:
+        with _namespaces(path, packages) as process:
+            status = process.wait()
+    finally:
+        with step("removing the engine"):
+            remove()
+    return status if status >= 0 else 128 - status
 
 
 @contextmanager
@@ -83,7 +91,6 @@ def unchanged() -> Iterator[None]:
     Raises:
         ClusterError: it differs; the differences are named.
     """
-    ensure(PROGRAMS)
     before = snapshot() | kernel_values()
     yield
     after = snapshot() | kernel_values()

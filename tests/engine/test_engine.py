@@ -34,7 +34,6 @@ def test_what_cannot_be_removed_is_reported(machine: Path) -> None:
 
 def test_a_changed_machine_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     facts = {"interface eth0", "mount /"}
-    monkeypatch.setattr(engine, "ensure", lambda programs: None)
     monkeypatch.setattr(engine, "snapshot", lambda: set(facts))
     monkeypatch.setattr(engine, "kernel_values", lambda: {"kernel value kernel/panic 0"})
     with engine.unchanged():
