@@ -304,13 +304,77 @@ class CutBroker(Step):
 
 @dataclass(frozen=True)
 class FalseAlarm(Step):
-    """Somebody notifies the channel by hand."""
+    """Somebody notifies the user's channel, and the doorbell, by hand."""
 
     payload: str
 
     async def run(self, world: World) -> None:
+        notify = "select pg_notify(userrealtime.channel($1), $2), pg_notify('userrealtime_doorbell', $2)"
         async with world.connected() as connection:
-            await connection.execute("select pg_notify(userrealtime.channel($1), $2)", USER, self.payload)
+            await connection.execute(notify, USER, self.payload)
+
+
+@dataclass(frozen=True)
+class Burst(Step):
+    """Transactions of one event each, so many and so quickly that the announcer polls."""
+
+    writer: int
+    count: int
+
+    async def run(self, world: World) -> None:
+        for _ in range(self.count):
+            await world.writers[self.writer].publish(world.take_numbers(1), 10)
+
+
+@dataclass(frozen=True)
+class ForceNumbering(Step):
+    """The writer's transaction, if it has one open, numbers its events before its commit."""
+
+    writer: int
+
+    async def run(self, world: World) -> None:
+        await world.writers[self.writer].force_numbering()
+
+
+@dataclass(frozen=True)
+class ReplicaRole(Step):
+    """The writer's session sets session_replication_role."""
+
+    writer: int
+    replica: bool
+
+    async def run(self, world: World) -> None:
+        await world.writers[self.writer].replicate(replica=self.replica)
+
+
+@dataclass(frozen=True)
+class KillAnnouncer(Step):
+    """Nothing, with a broker; so does the next one."""
+
+    async def run(self, world: World) -> None:
+        for announcer in world.announcers:
+            await announcer.stop(grace_s=0)
+
+
+@dataclass(frozen=True)
+class StartAnnouncer(Step):
+    async def run(self, world: World) -> None:
+        for announcer in world.announcers:
+            await announcer.start()
+
+
+@dataclass(frozen=True)
+class FillNotifications(Step):
+    """The notification queue of the server is full. For a server whose queue is small."""
+
+    async def run(self, world: World) -> None:
+        await world.fill_notifications()
+
+
+@dataclass(frozen=True)
+class DrainNotifications(Step):
+    async def run(self, world: World) -> None:
+        await world.drain_notifications()
 
 
 @dataclass(frozen=True)
@@ -391,6 +455,11 @@ _CHOICES: Final[tuple[tuple[int, Callable[[random.Random], Step]], ...]] = (
     (5, lambda c: Notify(c.randrange(RELAYS), c.choice(("pass", "drop", "double", "late")))),
     (2, lambda c: FalseAlarm(c.choice(("", "0", "999999", "no number")))),
     (3, lambda c: TerminateBackends()),
+    (4, lambda c: Burst(c.randrange(WRITERS), c.choice((10, 40)))),
+    (3, lambda c: ForceNumbering(c.randrange(WRITERS))),
+    (2, lambda c: ReplicaRole(c.randrange(WRITERS), c.choice((True, False)))),
+    (3, lambda c: KillAnnouncer()),
+    (4, lambda c: StartAnnouncer()),
     (2, lambda c: RestartPostgres()),
     (3, lambda c: Retain(c.choice((0, 3, 30, 100)))),
     (2, lambda c: SetBack(c.choice((0, 1, 10, 200)))),

@@ -17,13 +17,18 @@ from .run import PLAN_LENGTH, run_plan
 from .steps import (
     BackUp,
     Begin,
+    Burst,
     Commit,
     CutPostgres,
+    DrainNotifications,
     DropClient,
     FalseAlarm,
+    FillNotifications,
+    ForceNumbering,
     HoldClient,
     HoldPostgres,
     Kill,
+    KillAnnouncer,
     MoveClient,
     NewClient,
     Notify,
@@ -31,6 +36,7 @@ from .steps import (
     Publish,
     ReleaseClient,
     ReleasePostgres,
+    ReplicaRole,
     Restart,
     RestartPostgres,
     Restore,
@@ -40,6 +46,7 @@ from .steps import (
     SetBack,
     Sleep,
     Start,
+    StartAnnouncer,
     Step,
     StrandClient,
     StrandPostgres,
@@ -71,6 +78,35 @@ async def kept_unmended(server: LocalPostgres, plan: Sequence[Step]) -> None:
             await step.run(world)
         await world.settle(mending=False)
         world.judge()
+
+
+async def test_the_announcer_is_killed_while_it_polls(postgres_server: LocalPostgres) -> None:
+    plan = [Burst(0, 40), KillAnnouncer(), FOUR, Burst(1, 20), Pause(1.2), FOUR, StartAnnouncer(), Burst(0, 40), FOUR]
+    await kept_unmended(postgres_server, plan)
+
+
+async def test_a_transaction_numbers_early_and_stays_open_until_the_announcer_waits(
+    postgres_server: LocalPostgres,
+) -> None:
+    plan = [Burst(0, 40), Begin(1), Publish(1, 4), ForceNumbering(1), Pause(2.5), Commit(1)]
+    await kept(postgres_server, plan, delivered=40 + 4 + 1)
+
+
+async def test_postgres_crashes_while_the_announcer_polls(postgres_server: LocalPostgres) -> None:
+    plan = [Burst(0, 40), RestartPostgres(), Burst(0, 40), FOUR, RestartPostgres(), FOUR]
+    await kept_unmended(postgres_server, plan)
+
+
+async def test_a_session_in_replica_role_publishes(postgres_server: LocalPostgres) -> None:
+    plan = [ReplicaRole(0, True), FOUR, Begin(0), FOUR, FOUR, Commit(0), Burst(0, 40), ReplicaRole(0, False), FOUR]
+    await kept(postgres_server, plan, delivered=4 * 4 + 40 + 1)
+
+
+async def test_the_notification_queue_is_full() -> None:
+    with LocalPostgres(settings={"max_notify_queue_pages": "64"}) as server:
+        plan = [FillNotifications(), FOUR, Burst(0, 40), Begin(1), FOUR, Commit(1), FOUR]
+        await kept(server, plan, delivered=4 + 40 + 4 + 4 + 1)
+        await kept(server, [FOUR, FillNotifications(), FOUR, DrainNotifications(), Burst(0, 40)], delivered=4 * 2 + 41)
 
 
 async def test_transactions_are_delivered_as_they_commit_and_never_otherwise(postgres_server: LocalPostgres) -> None:

@@ -2,7 +2,8 @@
 
     writer --> Postgres <-- link <-- relay <-- link <-- client
 
-With a broker, relays have their signals from there, over one more link each, and two bridges bring them there.
+Without a broker, an announcer notifies the relays. With a broker, they receive their signals from there, over one more
+link each, and two bridges publish them.
 
 Steps are taken one after the other; relays and clients go on by themselves all the while. Writers, and the test when
 it reads the log, have connections of their own that only a restart of Postgres breaks.
@@ -159,6 +160,14 @@ class BridgeProcess(Process):
         super().__init__("tests.faults.bridge", port, {**variables, "POLL_INTERVAL": "0.4"})
 
 
+class AnnouncerProcess(Process):
+    """The announcer of a platform without a broker."""
+
+    def __init__(self, url: str) -> None:
+        port = free_port()
+        super().__init__("tests.faults.announcer", port, {"DATABASE_URL": url, "PORT": str(port)})
+
+
 class Writer:
     """An application's connection, with at most one transaction open on it.
 
@@ -200,6 +209,15 @@ class Writer:
             if await self._execute(f"rollback to savepoint {name}; release savepoint {name}"):
                 self.undone += self._open.pop()
 
+    async def force_numbering(self) -> None:
+        """Number the events of the open transaction before its commit."""
+        if self._open is not None:
+            await self._execute("set constraints all immediate; set constraints all deferred")
+
+    async def replicate(self, *, replica: bool) -> None:
+        """Have ordinary triggers fire, or not, from the next transaction on."""
+        await self._execute(f"set session_replication_role = {'replica' if replica else 'origin'}")
+
     async def end(self, *, commit: bool) -> None:
         if self._open is not None:
             numbers = list(itertools.chain.from_iterable(self._open))
@@ -233,6 +251,8 @@ class World:
         self.broker = broker
         """Started already, and ended by who has started it."""
         self.bridges: list[BridgeProcess] = []
+        self.announcers: list[AnnouncerProcess] = []
+        """One without a broker; none with one."""
         self.history = History()
         self.clients: list[Client] = []
         self.client_links: list[Link] = []
@@ -241,6 +261,7 @@ class World:
         self.writers = [Writer(server.url(self.database)) for _ in range(WRITERS)]
         self._published = itertools.count(1)
         self._backup: Path | None = None
+        self._stuck: asyncpg.Connection | None = None
         self._stack = AsyncExitStack()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -257,9 +278,11 @@ class World:
                     broker_link = await self._stack.enter_async_context(Link(self.broker.port))
                 relay = RelayProcess(self.database, link, mode, broker=self.broker, broker_link=broker_link)
                 self.relays.append(relay)
+            url = self.server.url(self.database)
             if self.broker is not None:
-                url = self.server.url(self.database)
                 self.bridges += [BridgeProcess(url, self.broker) for _ in range(BRIDGES)]
+            else:
+                self.announcers.append(AnnouncerProcess(url))
             for process in self.processes:
                 self._stack.callback(process.output.close)
             await asyncio.gather(*(process.start() for process in self.processes))
@@ -272,7 +295,7 @@ class World:
 
     @property
     def processes(self) -> list[Process]:
-        return [*self.relays, *self.bridges]
+        return [*self.relays, *self.bridges, *self.announcers]
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -282,6 +305,7 @@ class World:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for writer in self.writers:
             writer.close()
+        await self.drain_notifications()
         stopped = await asyncio.gather(*(each.stop(grace_s=0) for each in self.processes), return_exceptions=True)
         await self._stack.aclose()
         async with self.connected("postgres") as connection:
@@ -321,6 +345,25 @@ class World:
             async with asyncio.timeout(GREETING_S):
                 while client.place.cursor is None:
                     await asyncio.sleep(0.01)
+
+    async def fill_notifications(self) -> None:
+        """Fill the notification queue of the server, and keep it full by a session that listens in a transaction."""
+        url = self.server.url(self.database)
+        self._stuck = await asyncpg.connect(url, timeout=10, command_timeout=60)
+        await self._stuck.execute("listen anything")
+        await self._stuck.execute("begin; select 1")
+        async with self.connected() as connection:
+            with contextlib.suppress(asyncpg.ProgramLimitExceededError):
+                while True:
+                    await connection.execute(
+                        "select pg_notify('x', repeat('y', 7900) || n) from generate_series(1, 9) n"
+                    )
+
+    async def drain_notifications(self) -> None:
+        """End that session."""
+        if self._stuck is not None:
+            self._stuck.terminate()
+            self._stuck = None
 
     async def restart_postgres(self, mode: str) -> None:
         await asyncio.to_thread(self.server.restart, mode)
