@@ -245,7 +245,7 @@ class Announcer:
                 return self._settle
 
     async def _announce(self) -> int:
-        """Announce what was committed to the queue since the last time. Returns the number of users."""
+        """Announce what was committed to the queue since the last time. Returns the number of users in it."""
         self._metrics.polls.inc()
         try:
             announced = await self._queue.announce(self._position, notifying=True)
@@ -260,7 +260,7 @@ class Announcer:
         self._position = announced.position
         self._publish(announced.moved)
         await self._look_up()
-        return len(announced.moved)
+        return announced.queued
 
     async def _look_up(self) -> None:
         """Announce the users whose publishers rang. Relays that listen were notified by the publisher itself."""

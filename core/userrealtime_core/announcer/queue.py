@@ -23,10 +23,17 @@ set tcp_keepalives_count = 3
 
 
 class Announced(NamedTuple):
-    """Users whose logs have grown, and the position after which the next poll reads."""
+    """What one poll has found.
+
+    Attributes:
+        moved: the users that have a running relay.
+        position: after which the next poll reads.
+        queued: the number of users, with and without a relay.
+    """
 
     moved: list[Moved]
     position: str
+    queued: int
 
 
 class Queue:
@@ -69,9 +76,11 @@ class Queue:
             asyncpg.ProgramLimitExceededError: the notification queue is full. Nothing was read.
         """
         rows = await self._fetch(
-            "select user_id, head, epoch, upto from userrealtime.announce($1, $2)", since, notifying
+            "select user_id, head, epoch, upto, queued from userrealtime.announce($1, $2)", since, notifying
         )
-        return Announced([_moved(row) for row in rows if row["user_id"] is not None], rows[0]["upto"])
+        return Announced(
+            [_moved(row) for row in rows if row["user_id"] is not None], rows[0]["upto"], rows[0]["queued"]
+        )
 
     async def forget(self, since: str | None, before: str) -> None:
         """Delete the rows that were announced between two positions."""

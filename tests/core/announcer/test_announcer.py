@@ -13,6 +13,7 @@ import pytest
 from e2e.local.postgres import LocalPostgres
 from tests.conftest import Database, create_database
 from tests.relay.pgbouncer import pgbouncer
+from userrealtime_core.announcer.traffic import QUIET_WINDOW
 from userrealtime_operator.migrate import migrate
 
 from .support import NAME, PATIENCE_S, Listener, announcing, make_busy, make_quiet, publish, until, until_async
@@ -79,6 +80,20 @@ async def test_only_users_with_a_running_relay_are_announced(
         await publish(connection, "alice")
         await until(lambda: "alice" in running.heads)
         assert running.heads == {"alice": 1}
+
+
+async def test_traffic_of_users_without_a_relay_keeps_the_lease(
+    migrated: Database, connection: asyncpg.Connection
+) -> None:
+    """Otherwise their publishers would notify, and wait for one another, again and again."""
+    async with announcing(migrated.url) as running:
+        await make_busy(connection, running)
+        end = asyncio.get_running_loop().time() + 3 * QUIET_WINDOW
+        while asyncio.get_running_loop().time() < end:
+            await connection.execute("select userrealtime.publish('user-' || n, 'test') from generate_series(1, 50) n")
+            await asyncio.sleep(0.05)
+            assert running.leased
+        assert running.heads == {}
 
 
 @pytest.mark.parametrize("isolation", ["read_committed", "repeatable_read", "serializable"])

@@ -169,7 +169,8 @@ create or replace function userrealtime.announce(
     out head bigint,
     out epoch text,
     out listens boolean,
-    out upto text
+    out upto text,
+    out queued int
 ) returns setof record
     language plpgsql volatile security definer
     set search_path = pg_catalog, pg_temp
@@ -185,7 +186,8 @@ declare
     overlapping constant xid8[] := array(select pg_snapshot_xip(coalesce(since, '3:3:')::pg_snapshot));
     messages boolean := false;
 begin
-    for announce.user_id, announce.head, announce.epoch, announce.listens, announce.upto, messages in
+    for announce.user_id, announce.head, announce.epoch, announce.listens, announce.upto,
+        announce.queued, messages in
         with committed as materialized (
             select q.user_id, q.head, q.epoch from userrealtime.signal_queue q where q.transaction >= later
             union all
@@ -200,7 +202,7 @@ begin
             ) p
             where p.listens is not null or n.user_id is null
         )
-        select k.user_id, k.head, k.epoch, k.listens, now_at.upto, coalesce(k.messages, false)
+        select k.user_id, k.head, k.epoch, k.listens, now_at.upto, (select count(*) from newest), coalesce(k.messages, false)
         from (select pg_current_snapshot()::text as upto) now_at left join known k on true
     loop
         if messages then
@@ -217,8 +219,9 @@ end
 $$;
 comment on function userrealtime.announce is
     'Reads what has been committed to signal_queue since a position, and notifies the relays that listen. Returns the '
-    'users that have a running relay, with the newest head of each, and in every row the position for the next call. If '
-    'there is no such user, user_id is null in one row. `since` is null for all that the queue holds.';
+    'users that have a running relay, with the newest head of each, and in every row the position for the next call and '
+    'the number of users that were found, with and without a relay. If none has one, user_id is null in one row. `since` '
+    'is null for all that the queue holds.';
 
 create or replace function userrealtime.forget_signals(since text, before text) returns void
     language sql volatile security definer
