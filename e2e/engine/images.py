@@ -53,7 +53,7 @@ def stand_ins() -> list[StandIn]:
     with exclusive("images"):
         reference, archive = images.debian_base()
     return [
-        StandIn(PYTHON, layer_of(archive, cache("engine", f"{reference.rpartition(':')[2]}.tar"))),
+        StandIn(PYTHON, layer_of(archive, cache("engine", f"python-{reference.rpartition(':')[2]}.tar"))),
         StandIn(f"traefik:v{binaries.TRAEFIK}", _program(binaries.traefik()), ("/traefik",)),
         StandIn(NODE, node.node_image(), node.ENTRYPOINT),
     ]
@@ -63,6 +63,8 @@ def layer_of(archive: Path, target: Path) -> Path:
     """The one layer of an archive that `oci.write` made."""
     if target.exists():
         return target
+    for older in target.parent.glob("python-*"):
+        older.unlink()
     with tarfile.open(archive) as tar:
         # The layer is by far the largest member.
         member = max(tar.getmembers(), key=lambda each: each.size)

@@ -119,7 +119,7 @@ def node_image() -> Path:
     if archive.exists():
         return archive
     base = _debian()
-    for older in archive.parent.glob("node-*.tar"):
+    for older in archive.parent.glob("node-*"):
         older.unlink()
     with (
         step("making a node image for kind", usual="1 min") as current,
@@ -146,6 +146,8 @@ def _debian() -> Path:
     archive = cache("engine", f"debian-{digest}.tar")
     if archive.exists():
         return archive
+    for older in archive.parent.glob("debian-*"):
+        older.unlink()
     with (
         step(f"making a Debian {SUITE} with debootstrap", usual="1 to 2 min") as current,
         tempfile.TemporaryDirectory(dir=archive.parent) as workspace,
