@@ -1,0 +1,49 @@
+"""docs/architecture.md names files and modules; all of them exist, and no module of the operator is missing."""
+
+import re
+
+import pytest
+
+from website.sources import ROOT
+
+TEXT = (ROOT / "docs" / "architecture.md").read_text()
+OPERATOR = ROOT / "operator" / "userrealtime_operator"
+TOP = {path.name for path in ROOT.iterdir() if path.is_dir()}
+PATHS = sorted({path for path in re.findall(r"`([\w./-]+/[\w./-]*)`", TEXT) if path.partition("/")[0] in TOP})
+ABSENT = {"operator/__init__.py"}
+"""Files that the page states not to exist."""
+
+
+def section(title: str) -> str:
+    found = re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", TEXT, re.MULTILINE | re.DOTALL)
+    assert found, f"docs/architecture.md has no section {title}"
+    return found[1]
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_files_exist(path: str) -> None:
+    assert (ROOT / path).exists() is (path not in ABSENT), f"correct {path} in docs/architecture.md"
+
+
+@pytest.mark.parametrize(
+    ("title", "first", "last"),
+    [
+        ("An event", "operator/userrealtime_operator/schema/repeatable/publish.sql", "clients/js/src/machine.ts"),
+        ("A resource", "operator/userrealtime_operator/handlers.py", "operator/userrealtime_operator/status.py"),
+        (
+            "A wake",
+            "operator/userrealtime_operator/activator/server.py",
+            "operator/userrealtime_operator/activator/frames.py",
+        ),
+    ],
+)
+def test_the_walks_are_lists_of_files(title: str, first: str, last: str) -> None:
+    walk = [path for path in re.findall(r"`([\w./-]+)`", section(title)) if path.partition("/")[0] in TOP]
+    assert set(walk) <= set(PATHS)
+    assert walk.index(first) < walk.index(last)
+
+
+def test_the_table_of_the_operator_has_all_its_modules() -> None:
+    rows = re.findall(r"^\| (`[^|]+`) \|", section("The operator"), re.MULTILINE)
+    named = [module for row in rows for module in re.findall(r"`(\w+)`", row)]
+    assert sorted(named) == sorted(path.stem for path in OPERATOR.glob("*.py") if not path.stem.startswith("__"))
