@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import yaml
 
+from userrealtime_core import announcer
 from userrealtime_relay.config import SIGNALS, Config, ConfigError
 from website.sources import ROOT
 
@@ -243,7 +244,14 @@ def values() -> str:
 
 def families(module: str) -> Iterator[tuple[str, str, tuple[str, ...], str]]:
     """Each metric of a module's registry: name as it is scraped, type, labels, meaning."""
-    for metric in vars(import_module(module).Metrics()).values():
+    return _families(import_module(module).Metrics())
+
+
+def _families(metrics: object) -> Iterator[tuple[str, str, tuple[str, ...], str]]:
+    for metric in vars(metrics).values():
+        if isinstance(metric, announcer.Metrics):
+            yield from _families(metric)
+            continue
         labels: tuple[str, ...] | None = getattr(metric, "_labelnames", None)
         if labels is None:  # the registry itself
             continue

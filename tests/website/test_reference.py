@@ -102,6 +102,8 @@ def test_every_metric_is_there() -> None:
         for name in re.findall(r"self\._(?:gauge|counter|histogram)\(\s*\"(\w+)\"", (ROOT / path).read_text()):
             assert re.search(rf"^\| `userrealtime_\w+_{name}(_total)?` \|", page, re.MULTILINE), name
     assert cells(page, "userrealtime_relay_closes_total")[:2] == ["counter", "`code`"]
+    for process in ("bridge", "operator"):  # both contain an announcer
+        assert cells(page, f"userrealtime_{process}_queue_polls_total")[0] == "counter"
 
 
 def test_every_variable_of_the_relay_is_there_and_meant_as_documented() -> None:
