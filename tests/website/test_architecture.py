@@ -47,3 +47,11 @@ def test_the_table_of_the_operator_has_all_its_modules() -> None:
     rows = re.findall(r"^\| (`[^|]+`) \|", section("The operator"), re.MULTILINE)
     named = [module for row in rows for module in re.findall(r"`(\w+)`", row)]
     assert sorted(named) == sorted(path.stem for path in OPERATOR.glob("*.py") if not path.stem.startswith("__"))
+
+
+def test_the_row_of_the_core_has_all_its_modules() -> None:
+    core = ROOT / "core" / "userrealtime_core"
+    row = re.search(r"^\| `core/userrealtime_core/` \|(.*)\|$", section("The parts"), re.MULTILINE)
+    assert row
+    there = {path.stem for path in core.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
+    assert set(re.findall(r"`(\w+)`", row[1])) == there - {"__init__"}
