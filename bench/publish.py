@@ -127,7 +127,7 @@ async def beside(case: Case, server: LocalPostgres, url: str) -> AsyncIterator[N
 async def measure(
     server: LocalPostgres, cases: Sequence[Case], flush_ms: float, writers: Sequence[int], seconds: float
 ) -> list[Rate]:
-    """All cases on one server, each on a database of its own."""
+    """All cases on one server, each in a separate database."""
     rates = []
     admin = await asyncpg.connect(server.url())
     try:

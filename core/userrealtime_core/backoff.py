@@ -1,4 +1,4 @@
-"""How long to wait before something that failed is tried again."""
+"""The delay before a failed operation is retried: exponential, with jitter."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ LAST: Final = 15.0
 
 
 def backoff(attempt: int) -> float:
-    """Seconds before the next attempt, after `attempt` of them before this one have failed, too.
+    """Seconds before the next attempt, after `attempt` earlier failures.
 
-    Random, so that a fleet does not come back all at once.
+    The jitter spreads the reconnections of a fleet.
     """
     longest = min(LAST, FIRST * 2 ** min(attempt, 16))
     return random.uniform(longest / 4, longest)  # noqa: S311 (no secret)

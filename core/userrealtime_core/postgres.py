@@ -32,7 +32,7 @@ _SSLMODE: Final = "sslmode in DATABASE_URL must be disable, allow, prefer, requi
 
 
 class UnusableUrl(asyncpg.InterfaceError):
-    """The URL cannot be used as it is; the message says what to do."""
+    """The URL cannot be used. The message gives the reason and what to do."""
 
 
 async def connect(*arguments: Any, **options: Any) -> asyncpg.Connection:
@@ -75,7 +75,7 @@ async def open_session(
 async def fetch_alone(
     connection: asyncpg.Connection, settings: str, query: str, *arguments: object
 ) -> list[asyncpg.Record]:
-    """The rows of a query that is a transaction of its own, with these `set local` statements and an unnamed statement.
+    """The rows of a query in a separate transaction, with these `set local` statements and an unnamed statement.
 
     It leaves nothing behind on the backend, which a transaction pooler gives to another client next.
     """
@@ -86,7 +86,7 @@ async def fetch_alone(
 
 
 async def is_direct(connection: asyncpg.Connection, settings: str) -> bool:
-    """Whether there is no pooler of transactions in between: the backend is the one that the connection began with."""
+    """Whether no transaction pooler is in between: the backend has not changed since the connection was made."""
     [row] = await fetch_alone(connection, settings, "select pg_backend_pid()")
     return bool(row[0] == connection.get_server_pid())
 

@@ -4,7 +4,7 @@ Tables change by numbered files, each of which is applied once. Functions, trigg
 file is applied again whenever its text differs from what the database has. The tables `userrealtime.migration` and
 `userrealtime.repeatable` record, with digests, what a database has.
 
-All that a database lacks is applied in one transaction. Several migrators at once are safe: an advisory lock admits
+All that a database lacks is applied in one transaction. Concurrent migrators are safe: an advisory lock admits
 one, and the others find nothing to do.
 """
 

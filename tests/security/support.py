@@ -35,7 +35,7 @@ class Installation:
     Attributes:
         server: of the database.
         operator_url: with the operator's credentials.
-        admin_url: with those of a superuser, for what a test observes.
+        admin_url: with the credentials of a superuser, for the observations of a test.
     """
 
     server: LocalPostgres
@@ -52,7 +52,7 @@ class Installation:
 
 @asynccontextmanager
 async def installation(settings: Mapping[str, str] | None = None) -> AsyncIterator[Installation]:
-    """A server of its own, since an attacker may use up what all databases of a server share."""
+    """On a separate server, since an attacker may exhaust what all databases of a server share."""
     with LocalPostgres(settings=dict(settings or {})) as server:
         admin = await asyncpg.connect(server.url())
         await admin.execute(_SETUP)

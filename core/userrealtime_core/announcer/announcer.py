@@ -34,7 +34,7 @@ RENEW_INTERVAL: Final = 0.25
 FORGET_INTERVAL: Final = 1.0
 LISTENERS_INTERVAL: Final = 10.0
 CHECK_INTERVAL: Final = 5.0
-"""Seconds between two checks while nobody rings. The doorbell stays armed for at least 120."""
+"""Seconds between two checks while no publisher rings. The doorbell stays armed for at least 120."""
 POOLED_PAUSE: Final = 0.1
 """Seconds between two polls of an idle queue where publishers cannot ring."""
 STANDBY_INTERVAL: Final = 0.5
@@ -184,7 +184,7 @@ class Announcer:
         return True
 
     async def _note_unheard(self) -> None:
-        """Behind a transaction pooler, note the transactions that may still ring: nobody hears them."""
+        """Behind a transaction pooler, note the transactions that may still ring: rings are not received there."""
         if not self._hears:
             self._unheard = await self._queue.unsettled()
 

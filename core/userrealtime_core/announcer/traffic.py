@@ -15,7 +15,7 @@ SHORTEST_PAUSE: Final = 0.001
 LONGEST_EMPTY_PAUSE: Final = 0.002
 LONGEST_PAUSE: Final = 0.05
 PAUSE_PER_USER: Final = 0.0001
-"""Seconds between two polls. The more users a poll finds, the longer the next one waits, so that it finds more."""
+"""Seconds between two polls. The pause after a poll grows with the number of users it found."""
 PAUSE_PER_LISTENER: Final = 0.00004
 """Postgres wakes every listening connection at each notification, which takes it about this long."""
 

@@ -30,8 +30,8 @@ create unlogged table userrealtime.pending (
     data jsonb not null
 );
 comment on table userrealtime.pending is
-    'The first event of each open publishing transaction. The row carries the deferred trigger, so that numbering runs '
-    'once per transaction.';
+    'The first event of each open publishing transaction. The row carries the deferred trigger: numbering runs once per '
+    'transaction.';
 
 create unlogged table userrealtime.staged (
     transaction xid8 not null default pg_current_xact_id(),
@@ -61,7 +61,7 @@ comment on table userrealtime.signal_queue is
     'Users whose log has grown and who have not been announced yet. A row without a user stands for a message in the '
     'inbox.';
 
--- Sequences and not tables: a reader sees the current value whatever its snapshot, and a writer waits for nobody.
+-- Sequences and not tables: a reader sees the current value whatever its snapshot, and no writer waits for another.
 create sequence userrealtime.announcer_lease;
 comment on sequence userrealtime.announcer_lease is
     'Until when an announcer polls signal_queue, in milliseconds since 1970, times 1024, plus a number that identifies '

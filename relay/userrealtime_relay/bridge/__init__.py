@@ -1,9 +1,10 @@
-"""From Postgres to a broker: one LISTEN for all users, in place of one in each relay.
+"""The bridge publishes signals from Postgres to a broker, for all users of a database.
 
-Every commit wakes every listener of a database, so a thousand relays must not listen. The bridge does, on the one
-channel that `userrealtime.announce` notifies, and tells the broker which user's log has moved, and to where. Beneath
-that it reads, every poll interval, where the logs of all users with a relay stand, and tells that: what a notification
-was lost for, and to each relay that there is nothing new, so that it need not ask Postgres itself.
+    announcer (core)   polls the queue of signals, or listens on the doorbell
+    poller             reads the heads of all users that have a running relay, every poll interval
+    pending            merges both: of each user the newest signal
+    server             publishes what is pending to the broker
 
-It keeps nothing: two of them at once double the signals, which costs nothing, and either may fail.
+The poll covers signals that were lost on the way. It also shows each relay that it is up to date, which saves the relay
+a query. A bridge has no state: a second one publishes the same signals, which costs little, and either may fail.
 """

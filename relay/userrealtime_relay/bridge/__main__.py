@@ -9,19 +9,19 @@ from userrealtime_relay import command
 USAGE = """\
 usage: userrealtime-bridge [--help | --version]
 
-Tells a broker which user's event log has moved, for all users of a database.
+Publishes to a broker which users' event logs have grown, for all users of a database.
 Configured by its environment: DATABASE_URL, SIGNAL (nats, redis or kafka) and the broker's URL (NATS_URL, REDIS_URL or
 KAFKA_URL) are required; docs/signals.md has them all.
 """
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the bridge until it is told to stop. Returns the exit status: 2 if it was started wrongly."""
+    """Run the bridge until SIGTERM or SIGINT. Return the exit status: 2 for invalid arguments or configuration."""
     return command.start("userrealtime-bridge", USAGE, arguments, _run)
 
 
 def _run() -> int:
-    # Late, so that --help is quick and works without the dependencies.
+    # Imported late: --help is quick and works without the dependencies.
     import asyncio
     import os
 

@@ -8,7 +8,7 @@ from userrealtime_core import announcer
 
 
 class Metrics:
-    """All of the bridge's metrics, in a registry of their own. Names start with `userrealtime_bridge_`."""
+    """All metrics of the bridge, in a separate registry. Names start with `userrealtime_bridge_`."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry(auto_describe=False)

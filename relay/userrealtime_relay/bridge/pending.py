@@ -1,4 +1,4 @@
-"""What is to be told: of each user the newest standing only, and of no more users than there is room for."""
+"""Signals that wait for the broker: of each user the newest one, and a limited number of users."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Final
 from userrealtime_core.standing import Moved, Standing
 
 MAX_USERS: Final = 100_000
-"""About 20 MiB. What finds no room is told after the next look at the logs."""
+"""About 20 MiB. The next poll publishes the signals that exceed it."""
 
 
 class Pending:
-    """A queue of users whose logs have moved, each at most once. `dropped` is how many found no room."""
+    """A queue of users whose logs have grown, each at most once. `dropped` counts what exceeded the limit."""
 
     def __init__(self, max_users: int = MAX_USERS) -> None:
         self.dropped = 0
@@ -40,7 +40,7 @@ class Pending:
         self.add([each for each in moved if each.user_id not in self._standings])
 
     async def take(self, most: int) -> list[Moved]:
-        """Those that wait longest, at least one of them: waits for it."""
+        """Remove and return up to `most` of the users that have waited longest. Wait until there is one."""
         await self._some.wait()
         taken = [Moved(*item) for item in islice(self._standings.items(), most)]
         for user_id, _ in taken:

@@ -1,6 +1,6 @@
 """Reads, every poll interval, the heads of the logs of all users that have a running relay.
 
-A relay that hears of its head this way knows that it has missed nothing, without a query of its own.
+A relay that receives its present head this way is up to date without a query to Postgres.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Poller:
         self._due = asyncio.Event()
 
     def poll_now(self) -> None:
-        """Read the heads at once: what was published last may be lost."""
+        """Poll now: the signals that were published last may be lost."""
         self._due.set()
 
     async def run(self) -> None:
@@ -54,7 +54,7 @@ class Poller:
         attempt = 0
         while True:
             try:
-                # No prepared statements, so that it works behind a transaction pooler as well.
+                # A transaction pooler does not support prepared statements.
                 connection = await connect(self._url, name=NAME, statement_cache_size=0)
                 try:
                     await self._follow(connection)

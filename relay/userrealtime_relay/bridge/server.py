@@ -1,4 +1,4 @@
-"""The process: Postgres at one end, a broker at the other, and a port for who asks how it is."""
+"""The process of the bridge: the announcer and the poller, the broker, and the port for probes and metrics."""
 
 from __future__ import annotations
 
@@ -25,17 +25,19 @@ from .poller import NAME, Poller
 
 BATCH: Final = 1000
 PACE: Final = 0.005
-"""Seconds between two batches, at least: under load, many users' signals share one answer of the broker."""
+"""Seconds between two batches, at least: under load, the signals of many users share one acknowledgement."""
 SILENCE: Final = 2.0
-"""Seconds after which nothing is published, to see whether the broker still answers."""
+"""Seconds without a signal after which an empty batch is published, to check that the broker answers."""
 
 _logger = logging.getLogger(__name__)
 
 
 class Bridge:
-    """The bridge's parts, put together. A context manager: inside, it works; leaving it ends it at once.
+    """The parts of the bridge. A context manager: it runs inside the block.
 
-    Making it raises ConfigError if the library of the broker is missing; entering, OSError if the port cannot be had.
+    Raises:
+        ConfigError: from the constructor, if the library of the broker is missing.
+        OSError: on entering, if the port is in use.
     """
 
     def __init__(self, config: Config) -> None:
@@ -54,7 +56,7 @@ class Bridge:
 
     @property
     def hindrance(self) -> str | None:
-        """Why signals do not come through, in words; None if they do."""
+        """The reason why no signals are published; None if they are."""
         if not (self._poller.connected and self._announcer.connected):
             return "not connected to Postgres"
         return None if self._publishing else "not connected to the broker"
@@ -84,10 +86,10 @@ class Bridge:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._announcer.run())
             tasks.create_task(self._poller.run())
-            tasks.create_task(self._tell())
+            tasks.create_task(self._publish_pending())
 
-    async def _tell(self) -> None:
-        """Tell the broker what is pending, until cancelled."""
+    async def _publish_pending(self) -> None:
+        """Publish what is pending to the broker, until cancelled."""
         attempt = 0
         while True:
             try:
@@ -128,7 +130,7 @@ async def serve(config: Config) -> None:
 
     Raises:
         ConfigError: the library of the broker is missing.
-        OSError: the port cannot be had.
+        OSError: the port is in use.
     """
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -165,7 +165,7 @@ async def test_a_second_announcer_takes_over_from_one_that_died(
         async with announcing(migrated.url) as first:
             await until_async(lambda: one_leased(connection, first.leased, second.leased))
             assert first.leased + second.leased == 1
-            if second.leased:  # the one that is to survive: let the other one win
+            if second.leased:  # the second one has to survive
                 await make_quiet(second)
             # Cut off, it never ends its lease.
             await publish(connection)
@@ -191,7 +191,7 @@ async def test_what_a_dead_announcer_left_in_the_queue_is_announced(
 ) -> None:
     """The publisher did not ring, and no other event follows."""
     async with announcing(migrated.url) as running, Listener.listening(migrated.url, "alice") as alice:
-        assert await connection.fetchval("select userrealtime.renew_lease(1023, 1500)")  # of one that is dead
+        assert await connection.fetchval("select userrealtime.renew_lease(1023, 1500)")  # an announcer that has died
         for _ in range(8):
             await connection.execute("select pg_notify('userrealtime_doorbell', '')")
         await publish(connection)
@@ -199,7 +199,7 @@ async def test_what_a_dead_announcer_left_in_the_queue_is_announced(
         await until(lambda: alice.head == 1 and running.heads == {"alice": 1})
 
 
-async def test_a_lease_that_nobody_renews_ends(migrated: Database, connection: asyncpg.Connection) -> None:
+async def test_a_lease_ends_unless_it_is_renewed(migrated: Database, connection: asyncpg.Connection) -> None:
     async with Listener.listening(migrated.url, "alice") as alice:
         assert await connection.fetchval("select userrealtime.renew_lease(1, 200)")
         assert not await connection.fetchval("select userrealtime.renew_lease(2, 200)")
@@ -233,7 +233,7 @@ async def test_postgres_crashes_while_the_queue_is_polled(own_server: Database) 
 async def test_events_are_published_by_a_session_in_replica_role(
     migrated: Database, connection: asyncpg.Connection
 ) -> None:
-    """As bulk loads and some replication tools set it, so that ordinary triggers do not fire."""
+    """Bulk loads and some replication tools set it, to keep ordinary triggers from firing."""
     async with Listener.listening(migrated.url, "alice") as alice:
         await connection.execute("set session_replication_role = replica")
         await publish(connection)

@@ -1,6 +1,6 @@
 -- The inbox: messages from users to the application, which reads the table as a queue.
 --
--- A client names each message by a ref of its own and repeats it until it is acknowledged. A message is stored once: the
+-- A client gives each message a ref and repeats the message until it is acknowledged. A message is stored once: the
 -- row remembers the ref. An application therefore marks a message as done, and deletes it later, when no client repeats
 -- it any more.
 

@@ -1,6 +1,6 @@
 -- Validation of user ids, names and payloads.
 
--- The first two have no settings of their own, so that the planner inlines them into the calling expression.
+-- The first two have no SET clause: the planner then inlines them into the calling expression.
 create or replace function userrealtime.is_name(name text) returns boolean
     language sql immutable parallel safe
     return coalesce(length(name) between 1 and 253 and name collate "C" !~ '[[:cntrl:]]', false);

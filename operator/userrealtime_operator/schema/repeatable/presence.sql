@@ -51,7 +51,7 @@ begin
     if listens then
         perform userrealtime.arm_doorbell();
     end if;
-    -- Pods that ended long ago, and all but the newest few, so that a role cannot fill the table with instances.
+    -- Pods that ended long ago, and all but the newest few: a role must not fill the table with instances.
     delete from userrealtime.presence p
     where p.user_id = present.user_id and (
         p.seen_at < now() - interval '1 hour'

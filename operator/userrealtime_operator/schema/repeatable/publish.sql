@@ -2,8 +2,8 @@
 -- commits.
 --
 -- Numbers are given while the user's row in log is locked until the commit has ended. So a reader that sees number n sees
--- every number below it, and a rollback leaves no gap. Users are locked in sorted order, so that transactions that share
--- users cannot deadlock.
+-- every number below it, and a rollback leaves no gap. Users are locked in sorted order: transactions that share users
+-- cannot deadlock.
 
 create or replace function userrealtime.publish(user_id text, event text, data jsonb default '{}') returns void
     language plpgsql security definer

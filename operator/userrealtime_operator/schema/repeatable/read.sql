@@ -1,4 +1,4 @@
--- Reading a log, for relays. All of these run with the rights of the caller, so that row-level security applies.
+-- Reading a log, for relays. All of these run with the rights of the caller: row-level security applies.
 
 create or replace function userrealtime.served_user() returns text
     language sql stable security definer

@@ -1,6 +1,6 @@
 -- Database roles of relays, each of which may read one user's log and nothing else.
 --
--- All of them are members of one group that holds the rights, so that no access list grows with the number of users. The
+-- All of them are members of one group that holds the rights. No access list grows with the number of users. The
 -- table role records which user a role serves.
 
 create or replace function userrealtime.prepare_roles() returns void

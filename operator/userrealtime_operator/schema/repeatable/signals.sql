@@ -2,12 +2,12 @@
 --
 -- NOTIFY takes one lock for the whole server at commit and holds it through the WAL flush, so transactions that notify
 -- commit one after another. While events arrive, publishers therefore do not notify. They insert a row into signal_queue,
--- and the *announcer* polls the queue and notifies in transactions of its own, which write no WAL and are not flushed.
+-- and the *announcer* polls the queue and notifies in separate transactions, which write no WAL and are not flushed.
 --
 -- The announcer holds the *lease* while it polls. Outside the lease, when no announcer runs or too little happens to
 -- poll for, a publisher *rings*: it notifies the channel of each user, and the channel userrealtime_doorbell, on which the
--- announcers listen. It rings only while the *doorbell* is armed: by an announcer, or by a relay that listens. If nobody
--- listens, a publisher does nothing but write its events.
+-- announcers listen. It rings only while the *doorbell* is armed: by an announcer, or by a relay that listens. Without
+-- a listener, a publisher only writes its events.
 --
 -- No signal is lost when the lease ends or the doorbell is armed:
 --   * A publisher takes its lock on signal_queue before it reads the lease and the doorbell.
@@ -228,7 +228,7 @@ create or replace function userrealtime.forget_signals(since text, before text) 
     set search_path = pg_catalog, pg_temp
     set enable_seqscan = off
     begin atomic
-        -- Both bounds, so that the dead rows of earlier calls are not read again.
+        -- The lower bound leaves out the dead rows of earlier calls.
         delete from userrealtime.signal_queue
         where transaction >= pg_snapshot_xmin(coalesce(since, '3:3:')::pg_snapshot)
           and transaction < pg_snapshot_xmin(before::pg_snapshot);
