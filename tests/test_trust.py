@@ -29,10 +29,11 @@ from examples import provision, provision_http
 from examples.demo.cluster import Cluster as DemoCluster
 from userrealtime_cli import http
 from userrealtime_cli.cluster import Cluster as CliCluster
+from userrealtime_client import Client as UserRealtimeClient
+from userrealtime_core.trust import client_context
 from userrealtime_operator.api import Api
 from userrealtime_operator.login import login
 from userrealtime_relay import jwks
-from userrealtime_relay.trust import client_context
 
 IDENTITIES = (
     pki.Identity("server", "/CN=server", ("DNS:localhost", "IP:127.0.0.1")),
@@ -86,6 +87,12 @@ async def as_cli_client(endpoint: Endpoint) -> None:
         pass
 
 
+async def as_python_client(endpoint: Endpoint) -> None:
+    async with UserRealtimeClient(endpoint.url, token="a token") as events:
+        while not endpoint.requests and events.state != "waiting":
+            await asyncio.sleep(0.01)
+
+
 async def as_demo(endpoint: Endpoint) -> None:
     async with DemoCluster.connect("users") as cluster:
         await cluster.token("alice")
@@ -107,7 +114,17 @@ Client = Callable[[Endpoint], Awaitable[None]]
 
 
 @pytest.fixture(
-    params=[as_kopf, as_operator, as_relay, as_cli, as_cli_client, as_demo, as_example, as_http_example],
+    params=[
+        as_kopf,
+        as_operator,
+        as_relay,
+        as_cli,
+        as_cli_client,
+        as_python_client,
+        as_demo,
+        as_example,
+        as_http_example,
+    ],
     ids=lambda client: client.__name__,
 )
 def client(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Client:

@@ -15,8 +15,8 @@ from kubernetes.client.exceptions import ApiException
 from kubernetes.config import ConfigException, list_kube_config_contexts, load_kube_config
 from urllib3.exceptions import HTTPError
 
+from userrealtime_core.trust import client_context
 from userrealtime_operator.resource import API_VERSION, PLURAL
-from userrealtime_relay.trust import client_context
 
 from .errors import CommandError
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import aiohttp
 
-from userrealtime_relay.trust import client_context
+from userrealtime_core.trust import client_context
 
 
 def session(timeout: float | None = None) -> aiohttp.ClientSession:
-    """Return a session that trusts servers as `userrealtime_relay.trust` describes.
+    """Return a session that trusts servers as `userrealtime_core.trust` describes.
 
     `timeout` is the limit of a request in seconds, None for no limit.
     """

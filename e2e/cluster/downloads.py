@@ -15,7 +15,7 @@ import zipfile
 from pathlib import Path
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from userrealtime_relay.trust import client_context
+from userrealtime_core.trust import client_context
 
 from .errors import ClusterError
 

@@ -24,7 +24,7 @@ from aiokafka.errors import KafkaError, TopicAlreadyExistsError
 from e2e.cluster.paths import cache
 from e2e.cluster.progress import exclusive
 from e2e.local.postgres import free_port
-from userrealtime_relay.trust import client_context
+from userrealtime_core.trust import client_context
 
 START_TIMEOUT_S = 120
 DOWNLOAD_TIMEOUT_S = 600

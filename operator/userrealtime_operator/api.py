@@ -101,7 +101,7 @@ class Api:
         self._observe = observe
         # Without a proxy there is nothing in the environment to look up, which would take a thread for each request.
         configuration.client_session_kwargs = {"trust_env": bool(getproxies())}
-        # As userrealtime_relay.trust has it for the contexts that are not made by this client.
+        # As userrealtime_core.trust has it for the contexts that are not made by this client.
         configuration.disable_strict_ssl_verification = True
         self._client = ApiClient(configuration)
         authority = configuration.ssl_ca_cert

@@ -8,11 +8,11 @@ from typing import Any
 
 import kopf
 
-from userrealtime_relay.trust import accept_minimal
+from userrealtime_core.trust import accept_minimal
 
 
 class Connection(kopf.ConnectionInfo):
-    """kopf's way to the API server, with the trust that `userrealtime_relay.trust` describes."""
+    """kopf's way to the API server, with the trust that `userrealtime_core.trust` describes."""
 
     def as_ssl_context(self) -> ssl.SSLContext:
         """Return the context that kopf connects with."""

@@ -22,8 +22,9 @@ from urllib.parse import urlsplit
 import h11
 import jwt
 
+from userrealtime_core.trust import client_context
+
 from .auth import KeysWanted, Unauthorized
-from .trust import client_context
 
 LIFETIME: Final = 300.0
 COOLDOWN: Final = 5.0

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import random
+import ssl
 import time
 import uuid
 from collections import deque
@@ -78,6 +79,16 @@ class PublishError(ClientError):
 
     `code` is "invalid", "too-big", "queue-full", "refused", "invalid-publish", or "closed", with which it is not known.
     """
+
+
+def _tls() -> ssl.SSLContext:
+    """A context that verifies servers as OpenSSL does by default.
+
+    Python 3.13's own default also rejects authorities without `keyUsage`, such as those of many companies.
+    """
+    context = ssl.create_default_context()  # noqa: TID251 (this package depends on no other of the project)
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    return context
 
 
 class Client:
@@ -185,7 +196,7 @@ class Client:
 
     async def __aenter__(self) -> Self:
         self._running = asyncio.get_running_loop()
-        self._session = self._given_session or aiohttp.ClientSession()
+        self._session = self._given_session or aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=_tls()))
         self._watch(self._offset())
         self._machine.start(self._now())
         self._settle()

@@ -17,7 +17,7 @@ import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
-from userrealtime_relay.trust import client_context
+from userrealtime_core.trust import client_context
 
 from .components import ENVIRONMENT, PKI, NodeSpec, Process
 

@@ -18,7 +18,7 @@ from aiokafka.partitioner import DefaultPartitioner
 
 from userrealtime_core.secret import Secret
 from userrealtime_core.standing import Moved
-from userrealtime_relay.trust import client_context
+from userrealtime_core.trust import client_context
 
 from . import Hear, Publish, Unreachable, encode
 

@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 from userrealtime_core.secret import Secret
 from userrealtime_core.standing import Moved
-from userrealtime_relay.trust import client_context
+from userrealtime_core.trust import client_context
 
 from . import Hear, Publish, Unreachable, encode
 
