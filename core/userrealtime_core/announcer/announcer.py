@@ -32,7 +32,7 @@ QUERY_TIMEOUT: Final = 20
 RENEW_INTERVAL: Final = 0.25
 """Seconds; a lease lasts four times as long."""
 FORGET_INTERVAL: Final = 1.0
-LISTENERS_INTERVAL: Final = 10.0
+OBSERVE_INTERVAL: Final = 10.0
 CHECK_INTERVAL: Final = 5.0
 """Seconds between two checks while no publisher rings. The doorbell stays armed for at least 120."""
 POOLED_PAUSE: Final = 0.1
@@ -132,8 +132,8 @@ class Announcer:
         self._position: str | None = None
         self._forgotten: str | None = None
         self._rung.clear()
-        self._listeners = await self._queue.listeners()
-        self._listeners_at = self._forget_at = self._now() + FORGET_INTERVAL
+        await self._observe()
+        self._forget_at = self._now() + FORGET_INTERVAL
         self._unheard: list[str] | None = None
         # Of the connection before this one.
         self._unsettled = await self._queue.end_lease()
@@ -154,6 +154,7 @@ class Announcer:
             except TimeoutError:
                 if await self._queue.is_leased():  # by an announcer that received more rings than this one
                     return self._stand_by
+                await self._observe()
             if self._connection.is_closed():
                 raise ConnectionResetError("the connection was lost")
             await self._announce()
@@ -282,10 +283,14 @@ class Announcer:
         now = self._now()
         if now >= self._forget_at:
             await self._forget()
-        if now >= self._listeners_at:
-            self._listeners = await self._queue.listeners()
-            self._listeners_at = now + LISTENERS_INTERVAL
+        if now >= self._observe_at:
+            await self._observe()
         await self._arm()
+
+    async def _observe(self) -> None:
+        self._observe_at = self._now() + OBSERVE_INTERVAL
+        self._listeners = await self._queue.listeners()
+        self._metrics.queue_usage.set(await self._queue.notification_queue_usage())
 
     async def _forget(self) -> None:
         self._forget_at = self._now() + FORGET_INTERVAL

@@ -18,5 +18,10 @@ class Metrics:
         self.rings = counter("rings", "Notifications received from publishers that found no announcer polling.")
         self.polls = counter("queue_polls", "Polls of the queue.")
         self.announced = counter("announced_users", "Users that polls or rings have announced.")
+        self.queue_usage = Gauge(
+            f"{prefix}_notification_queue_usage",
+            "Fraction of the server's notification queue that is in use. Publishers do not notify above 0.5.",
+            registry=registry,
+        )
         self.full = counter("notification_queue_full", "Polls whose NOTIFY failed because the server's queue was full.")
         self.failures = counter("announcer_failures", "Connections of the announcer that failed or were lost.")

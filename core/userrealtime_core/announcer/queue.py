@@ -95,6 +95,10 @@ class Queue:
         """How many relays listen."""
         return int(await self._value("select userrealtime.listeners()"))
 
+    async def notification_queue_usage(self) -> float:
+        """The fraction of the server's notification queue that is in use."""
+        return float(await self._value("select pg_notification_queue_usage()"))
+
     async def _value(self, query: str, *arguments: object) -> Any:
         [row] = await self._fetch(query, *arguments)
         return row[0]

@@ -260,6 +260,7 @@ async def test_no_commit_fails_while_the_notification_queue_is_full(leased: bool
             await stuck.execute("begin; select 1")
             with pytest.raises(asyncpg.ProgramLimitExceededError):
                 await fill_notification_queue(connection)
+            await until(lambda: running.metric("notification_queue_usage") > 0.9)
             if leased:
                 assert await connection.fetchval("select userrealtime.renew_lease(1023, 1000)")
             for _ in range(3):
