@@ -7,7 +7,7 @@ import asyncio
 import dataclasses
 import json
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -49,7 +49,7 @@ def run(options: argparse.Namespace, connect: Connect) -> int:
 async def _tail(options: argparse.Namespace, user: User) -> int:
     try:
         async with asyncio.timeout(options.timeout):
-            async with client_of(user, options.transport, position=options.after) as client:
+            async with client_of(user, options.transport, position=options.after, parse=JsonText) as client:
                 left = options.count
                 async for message in client:
                     print(line_of(message), flush=True)
@@ -67,7 +67,12 @@ async def _tail(options: argparse.Namespace, user: User) -> int:
 
 @asynccontextmanager
 async def client_of(
-    user: User, transport: str | None, *, position: Position | None = None, receive: bool = True
+    user: User,
+    transport: str | None,
+    *,
+    position: Position | None = None,
+    receive: bool = True,
+    parse: Callable[[str], Any] | None = None,
 ) -> AsyncIterator[Client]:
     """A connected client that reports the state of its connection on standard error.
 
@@ -85,6 +90,7 @@ async def client_of(
                 on_state=tell,
                 session=session,
                 options=limits,
+                parse=parse,
             )
         except ValueError as error:
             raise CommandError(str(error)) from None
@@ -110,10 +116,17 @@ def explained(error: ClientError) -> str:
     return f"{advice.get(error.code, 'it cannot be done')} ({error})"
 
 
+class JsonText(str):
+    """JSON that is printed as it was received: no number is rounded, and no depth is too much."""
+
+
 def line_of(message: Event | Reset) -> str:
     """A message as a line."""
-    kind = "event" if isinstance(message, Event) else "reset"
-    return json.dumps({"type": kind, **dataclasses.asdict(message)}, ensure_ascii=False)
+    if isinstance(message, Reset):
+        return json.dumps({"type": "reset", **dataclasses.asdict(message)}, ensure_ascii=False)
+    head = {"type": "event", "id": message.id, "event": message.event, "at": message.at}
+    data = message.data if isinstance(message.data, JsonText) else json.dumps(message.data, ensure_ascii=False)
+    return f'{json.dumps(head, ensure_ascii=False)[:-1]}, "data": {data}}}'
 
 
 def position(text: str) -> Position:

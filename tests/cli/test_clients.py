@@ -38,6 +38,16 @@ async def test_events_are_shown_a_line_each(run: Run, stage: Stage, transport: t
     assert err == f"connected by {transport[-1] if transport else 'websocket'}\n"
 
 
+@pytest.mark.parametrize("transport", ["websocket", "sse", "poll"])
+async def test_data_is_shown_as_postgres_writes_it(run: Run, stage: Stage, transport: str) -> None:
+    values = ("('{\"n\":1' || repeat('0', 5000) || '}')", "(repeat('[', 5000) || repeat(']', 5000))", "('1.10')")
+    written = await stage.publish_values(values)
+    arguments = ("tail", "alice", "--after", "0", "--count", "3", "--transport", transport)
+    status, out, _ = await asyncio.to_thread(run, *arguments)
+    assert status == 0
+    assert [line.partition('"data": ')[2].removesuffix("}") for line in out.splitlines()] == written
+
+
 async def test_a_reset_is_a_line_too(run: Run, stage: Stage) -> None:
     await stage.publish(2)
     status, out, _ = await asyncio.to_thread(run, "tail", "alice", "--after", "9", "--timeout", "2s")

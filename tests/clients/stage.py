@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from types import TracebackType
@@ -93,6 +93,12 @@ class Stage:
             self._published,
         )
         return self._published
+
+    async def publish_values(self, expressions: Sequence[str]) -> list[str]:
+        """Publish what these SQL expressions of JSON text give, an event each. Returns the texts that jsonb makes of it."""
+        for expression in expressions:
+            await self._writer.execute(f"select userrealtime.publish($1, 'test.value', ({expression})::jsonb)", USER)
+        return [await self._writer.fetchval(f"select ({expression})::jsonb::text") for expression in expressions]
 
     async def refuse(self, refusing: bool) -> None:
         """Cut all connections, and take no more, until told otherwise."""

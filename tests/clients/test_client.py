@@ -319,3 +319,63 @@ async def test_a_client_that_is_not_entered_says_so(stage: Stage) -> None:
         await anext(client)
     with pytest.raises(RuntimeError, match="async with"):
         await client.publish("note.added")
+
+
+HARD_VALUES: Final = (
+    "('1' || repeat('0', 131071))",
+    "('-0.' || repeat('0', 16000) || '1')",
+    "(repeat('[', 5000) || repeat(']', 5000))",
+    "(repeat('{\"a\":', 3000) || '1' || repeat('}', 3000))",
+    '(\'{"__proto__": 1, "a": 1, "a": 12345678901234567890, "": null}\')',
+    "(to_json(repeat('\"\\', 240000))::text)",
+    "(to_json(E'\\u2028 \\U0001F600 \\u0001'::text)::text)",
+    "('9007199254740993.000000000000000000001')",
+)
+"""Expressions of JSON text that jsonb accepts and that parsers may not."""
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_any_value_of_jsonb_arrives_and_so_do_the_events_after_it(stage: Stage, transport: Transport) -> None:
+    written = await stage.publish_values(HARD_VALUES)
+    async with connect(stage, transport, position=Position(0, None)) as client:
+        first = await take(client, len(HARD_VALUES))
+        await stage.publish()
+        [last] = await take(client, 1)
+    events = [message for message in first if isinstance(message, Event)]
+    assert [event.id for event in events] == list(range(1, len(HARD_VALUES) + 1))
+    assert str(events[0].data) == "1" + "0" * 131_071
+    levels, value = 0, events[2].data
+    while isinstance(value, list):
+        levels, value = levels + 1, value[0] if value else None
+    assert levels == 5_000
+    assert events[4].data == {"__proto__": 1, "a": 12345678901234567890, "": None}
+    assert events[5].data == '"\\' * 240_000
+    assert isinstance(last, Event)
+    async with connect(stage, transport, position=Position(0, None), parse=str) as client:
+        assert [
+            message.data for message in await take(client, len(HARD_VALUES)) if isinstance(message, Event)
+        ] == written
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_data_that_the_application_cannot_parse_is_reported(stage: Stage, transport: Transport) -> None:
+    def parse(text: str) -> object:
+        if text == '{"n": 2}':
+            raise OverflowError("two is too much")
+        return text
+
+    await stage.publish(3)
+    async with connect(stage, transport, position=Position(0, None), parse=parse) as client:
+        one, two, three = await take(client, 3)
+    assert isinstance(two, Event)
+    assert (two.id, two.event, two.data, two.text, str(two.error)) == (
+        2,
+        "test.event",
+        None,
+        '{"n": 2}',
+        "two is too much",
+    )
+    assert [(event.data, event.error, event.text) for event in (one, three) if isinstance(event, Event)] == [
+        ('{"n": 1}', None, None),
+        ('{"n": 3}', None, None),
+    ]

@@ -18,6 +18,7 @@ from typing import Any, Final, Self
 import aiohttp
 
 from . import transports
+from .decode import Parse, Unparsed
 from .machine import (
     Action,
     Drop,
@@ -54,6 +55,10 @@ class Event:
     at: str
     """When it was numbered, just before its commit; RFC 3339, UTC."""
     data: Any
+    """A number that neither int nor float can be converted to is a Decimal."""
+    error: Exception | None = None
+    """What the client's `parse` raised; `data` is None then, and `text` is the JSON."""
+    text: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +108,8 @@ class Client:
         on_state: called when the state changes.
         session: to be used for all requests, for a proxy or certificates of one's own; it is not closed.
         options: times and limits.
+        parse: converts the JSON text of an event's data to `Event.data`; by default `json.loads`, with larger numbers
+            and deeper nesting.
     """
 
     def __init__(
@@ -115,12 +122,14 @@ class Client:
         on_state: Callable[[State], None] | None = None,
         session: aiohttp.ClientSession | None = None,
         options: Options | None = None,
+        parse: Parse | None = None,
     ) -> None:
         self._base = transports.base_of(url)
         self._token = token
         self._receive = receive
         self._on_state = on_state
         self._given_session = session
+        self._parse = parse
         self._machine = Machine(options or Options(), random=random.random, position=position)
         self._position = position
         self._state: State | None = None
@@ -321,11 +330,11 @@ class Client:
         self._ear = ear = _Ear(self)
         if action.transport == "websocket":
             self._outgoing = asyncio.Queue()  # no more than may be pending
-            work = transports.websocket(self._session, self._base, action, self._outgoing, ear)
+            work = transports.websocket(self._session, self._base, action, self._outgoing, ear, self._parse)
         elif action.transport == "sse":
-            work = transports.stream(self._session, self._base, action, ear)
+            work = transports.stream(self._session, self._base, action, ear, self._parse)
         else:
-            work = transports.poll(self._session, self._base, action, ear)
+            work = transports.poll(self._session, self._base, action, ear, self._parse)
         self._connection.add(self._spawn(work))
 
     async def _post(self, message: Message, token: str) -> None:
@@ -353,7 +362,9 @@ class Client:
             self._position = Position(message["cursor"], action.epoch)
             return Reset(message["reason"], message["cursor"], action.epoch)
         self._position = Position(message["id"], action.epoch)
-        return Event(message["id"], message["event"], message.get("at", ""), message.get("data"))
+        data = message.get("data")
+        text, error = data if isinstance(data, Unparsed) else (None, None)
+        return Event(message["id"], message["event"], message.get("at", ""), None if error else data, error, text)
 
     def _change(self, state: State) -> None:
         self._state = state
@@ -415,5 +426,5 @@ def _life(token: str) -> float | None:
         payload = token.split(".")[1]
         claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
         return float(claims["exp"] - time.time()) * 1000
-    except (IndexError, KeyError, TypeError, ValueError):
+    except (IndexError, KeyError, TypeError, ValueError, ArithmeticError, RecursionError):
         return None

@@ -1,0 +1,186 @@
+"""Decodes what the relay sends: JSON of any size of number and any depth, and event data by a function of the application.
+
+The data of an event is any value that the type jsonb of Postgres holds: numbers of up to 131,072 digits, and lists that
+contain lists some thousand levels deep. `json.loads` rejects both.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable
+from decimal import Decimal
+from typing import Any, Final, NamedTuple
+
+Parse = Callable[[str], Any]
+"""Converts the JSON text of an event's data to the value that the application gets."""
+
+_TOKEN: Final = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[][{},:]|[^][{},:"\s]++', re.DOTALL)
+_SPACE: Final = " \t\n\r"
+
+
+class Unparsed(NamedTuple):
+    """Takes the place of the data that the function of the application could not convert."""
+
+    text: str
+    error: Exception
+
+
+def decode(text: str) -> Any:
+    """The value of a JSON text. A number that is too big for float or for a conversion to int is a Decimal.
+
+    Raises:
+        ValueError: the text is not JSON.
+    """
+    try:
+        return json.loads(text, parse_float=_real)
+    except (ValueError, RecursionError):
+        return _decode_deep(text)
+
+
+def decode_message(text: str, parse: Parse | None) -> Any:
+    """A message of the relay, with the data of an event converted by `parse`.
+
+    Raises:
+        ValueError: the text is not JSON.
+    """
+    message = decode(text)
+    if parse is not None and isinstance(message, dict) and message.get("type") == "event":
+        _convert_data(message, text, parse)
+    return message
+
+
+def decode_answer(text: str, parse: Parse | None) -> Any:
+    """The answer to a poll, with the data of its events converted by `parse`.
+
+    Raises:
+        ValueError: the text is not JSON.
+    """
+    answer = decode(text)
+    if parse is not None and isinstance(answer, dict) and isinstance(events := answer.get("events"), list):
+        for event, source in zip(events, _items(_members(text)["events"]), strict=True):
+            if isinstance(event, dict):
+                _convert_data(event, source, parse)
+    return answer
+
+
+def _convert_data(event: dict[str, Any], text: str, parse: Parse) -> None:
+    data = _members(text).get("data")
+    if data is None:
+        return
+    try:
+        event["data"] = parse(data)
+    except Exception as error:  # noqa: BLE001 (of the application's function; the events after this one still arrive)
+        event["data"] = Unparsed(data, error)
+
+
+def _members(text: str) -> dict[str, str]:
+    """The members of an object, as JSON text."""
+    parts = _parts(text)
+    return {json.loads(name): value for name, value in zip(parts[::2], parts[1::2], strict=True)}
+
+
+def _items(text: str) -> list[str]:
+    """The items of a list, as JSON text."""
+    return _parts(text)
+
+
+def _parts(text: str) -> list[str]:
+    """What a valid object or list consists of: names and values, or items."""
+    parts, depth, start = [], 0, 0
+    for token in _TOKEN.finditer(text):
+        match token[0]:
+            case "{" | "[":
+                depth += 1
+                if depth == 1:
+                    start = token.end()
+                continue
+            case "}" | "]":
+                depth -= 1
+                is_end = depth == 0
+            case "," | ":":
+                is_end = depth == 1
+            case _:
+                continue
+        if is_end:
+            if part := text[start : token.start()].strip(_SPACE):
+                parts.append(part)
+            start = token.end()
+    return parts
+
+
+def _integer(text: str) -> int | Decimal:
+    try:
+        return int(text)
+    except ValueError:  # more digits than sys.get_int_max_str_digits()
+        return Decimal(text)
+
+
+def _real(text: str) -> float | Decimal:
+    value = float(text)
+    return value if math.isfinite(value) else Decimal(text)
+
+
+_SCALARS: Final = json.JSONDecoder(parse_float=_real, parse_int=_integer)
+
+
+def _decode_deep(text: str) -> Any:
+    """The same as `decode`, without recursion and slower."""
+    decoder = _Decoder()
+    end = 0
+    for token in _TOKEN.finditer(text):
+        if text[end : token.start()].strip(_SPACE):
+            raise ValueError("not JSON: text between two tokens")
+        decoder.feed(token[0])
+        end = token.end()
+    if text[end:].strip(_SPACE):
+        raise ValueError("not JSON: text after the last token")
+    return decoder.result()
+
+
+class _Decoder:
+    """A stack of the lists and objects that are open, and which tokens may follow."""
+
+    def __init__(self) -> None:
+        self._open: list[list[Any] | dict[str, Any]] = []
+        self._names: list[str] = []
+        self._root: list[Any] = []
+        self._wants = "value"
+
+    def feed(self, token: str) -> None:
+        wants = self._wants
+        if token in ("{", "[") and wants in ("value", "value or end"):
+            container: list[Any] | dict[str, Any] = {} if token == "{" else []
+            self._add(container)
+            self._open.append(container)
+            self._wants = "name or end" if token == "{" else "value or end"
+        elif token in ("}", "]") and self._open and wants in ("name or end", "value or end", "comma or end"):
+            if isinstance(self._open.pop(), dict) is not (token == "}"):
+                raise ValueError("not JSON: another kind of bracket is open")
+            self._wants = "comma or end"
+        elif token == "," and self._open and wants == "comma or end":
+            self._wants = "name" if isinstance(self._open[-1], dict) else "value"
+        elif token == ":" and wants == "colon":
+            self._wants = "value"
+        elif token[0] == '"' and wants in ("name", "name or end"):
+            self._names.append(json.loads(token))
+            self._wants = "colon"
+        elif token[0] not in "{}[],:" and wants in ("value", "value or end"):
+            self._add(_SCALARS.decode(token))
+            self._wants = "comma or end"
+        else:
+            raise ValueError(f"not JSON: {token[:20]} in place of a {wants}")
+
+    def result(self) -> Any:
+        if self._open or not self._root:
+            raise ValueError("not JSON: the text ends too early")
+        return self._root[0]
+
+    def _add(self, value: Any) -> None:
+        if not self._open:
+            self._root.append(value)
+        elif isinstance(parent := self._open[-1], dict):
+            parent[self._names.pop()] = value
+        else:
+            parent.append(value)
