@@ -95,8 +95,9 @@ class Stage:
         return self._published
 
     async def publish_values(self, expressions: Sequence[str]) -> list[str]:
-        """Publish what these SQL expressions of JSON text give, an event each. Returns the texts that jsonb makes of it."""
+        """Publish the values of SQL expressions of JSON text, an event each. Returns the texts that jsonb gives."""
         for expression in expressions:
+            self._published += 1
             await self._writer.execute(f"select userrealtime.publish($1, 'test.value', ({expression})::jsonb)", USER)
         return [await self._writer.fetchval(f"select ({expression})::jsonb::text") for expression in expressions]
 

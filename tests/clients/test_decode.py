@@ -41,7 +41,7 @@ def test_nesting_is_not_limited() -> None:
 
 
 def test_without_recursion_the_result_is_that_of_json_loads() -> None:
-    dice = random.Random(1)
+    dice = random.Random(1)  # noqa: S311
 
     def value(levels: int) -> Any:
         kind = dice.randrange(8 if levels else 5)
@@ -66,9 +66,9 @@ def test_without_recursion_the_result_is_that_of_json_loads() -> None:
      '"a', '["\\x"]', "nul", "[1],", ":", '{"a":1:2}', "[01]", "\u00a0[1]"],
 )  # fmt: skip
 def test_text_that_is_no_json_is_an_error(text: str) -> None:
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=r"\w"):
         decode(text)
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=r"\w"):
         _decode_deep(text)
 
 
@@ -81,7 +81,8 @@ def test_the_application_converts_the_text_of_the_data() -> None:
 
 
 def test_the_application_converts_the_events_of_a_poll() -> None:
-    text = '{"cursor":9,"epoch":"e","events":[%s,%s,{"type":"event","id":9}]}' % (EVENT % "[1,[2]]", EVENT % '"a,b"')
+    events = [EVENT % "[1,[2]]", EVENT % '"a,b"', '{"type":"event","id":9}']
+    text = f'{{"cursor":9,"epoch":"e","events":[{",".join(events)}]}}'
     assert [event.get("data") for event in decode_answer(text, str)["events"]] == ["[1,[2]]", '"a,b"', None]
     assert decode_answer('{"cursor":9,"epoch":"e","events":[]}', str)["events"] == []
 

@@ -14,6 +14,7 @@ import {
   type Transport,
   type UserEvent,
 } from "./machine.js";
+import { Unparsed, type Parse } from "./decode.js";
 import * as transports from "./transports.js";
 
 /** Messages that wait to be taken, before the client lets go of its connection until half of them are. */
@@ -42,6 +43,11 @@ export interface Options {
   WebSocket?: transports.WebSocketClass;
   fetch?: typeof globalThis.fetch;
   limits?: Partial<Limits>;
+  /**
+   * Converts the JSON text of an event's data; by default `JSON.parse`, which rounds integers above 2^53. If it throws,
+   * the event has `error` and `text` in place of `data`.
+   */
+  parse?: Parse;
 }
 
 export interface State {
@@ -317,9 +323,10 @@ export class UserRealtime implements AsyncIterable<UserEvent | Reset> {
           this.#machine.refused(now, status, reason, retryAfter);
         }),
     };
+    const { parse = null } = this.#options;
     if (opening.transport === "websocket" && this.#WebSocket !== undefined) {
       try {
-        this.#connection = transports.websocket(this.#WebSocket, this.#base, opening, told);
+        this.#connection = transports.websocket(this.#WebSocket, this.#base, opening, told, parse);
       } catch (error) {
         // A token that can be no subprotocol, or a page that may not connect: not now, not in the midst of `open`.
         const reason = error instanceof Error ? error.message : String(error);
@@ -327,7 +334,7 @@ export class UserRealtime implements AsyncIterable<UserEvent | Reset> {
       }
     } else {
       const open = opening.transport === "sse" ? transports.stream : transports.poll;
-      this.#connection = open(this.#fetch, this.#base, opening, told);
+      this.#connection = open(this.#fetch, this.#base, opening, told, parse);
     }
   }
 
@@ -339,6 +346,10 @@ export class UserRealtime implements AsyncIterable<UserEvent | Reset> {
   }
 
   #hand(handed: Handed): void {
+    if (handed.message.type === "event" && handed.message.data instanceof Unparsed) {
+      const { text, error } = handed.message.data;
+      handed = { ...handed, message: { ...handed.message, data: null, error, text } };
+    }
     if (this.#options.receive === false && this.#listeners.event.size === 0) {
       this.#take(handed);
       return;

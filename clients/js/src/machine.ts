@@ -26,6 +26,9 @@ export interface UserEvent<Data = unknown> {
   /** When it was numbered, just before its commit; RFC 3339, UTC. */
   at: string;
   data: Data;
+  /** Why `data` could not be read: it is null then, and `text` is its JSON. */
+  error?: Error;
+  text?: string;
 }
 
 /** The log cannot give all that follows: fetch the state anew, then go on with what comes. */

@@ -3,6 +3,7 @@
  * what ends one is told as the last thing. Ended by the function they return, they tell nothing more.
  */
 
+import { decodeAnswer, decodeMessage, type Parse } from "./decode.js";
 import { Code, type Message, type Open } from "./machine.js";
 import { EventStream } from "./stream.js";
 
@@ -54,11 +55,17 @@ export function baseOf(url: string): string {
 }
 
 /** A WebSocket. The token goes as a subprotocol, since browsers let no header be set. */
-export function websocket(Class: WebSocketClass, base: string, opening: Open, ear: Ear): Connection {
+export function websocket(
+  Class: WebSocketClass,
+  base: string,
+  opening: Open,
+  ear: Ear,
+  parse: Parse | null,
+): Connection {
   const query = queryOf({ last_event_id: opening.cursor, epoch: opening.epoch });
   const socket = new Class(`${base.replace(/^http/, "ws")}/ws${query}`, [SUBPROTOCOL, `bearer.${opening.token}`]);
   socket.onmessage = ({ data }) => {
-    ear.message(parsed(data as string));
+    ear.message(decodeMessage(data as string, parse));
   };
   socket.onclose = ({ code, reason }) => ear.closed(code, reason);
   socket.onerror = () => {}; // `close` follows, and says no less
@@ -72,7 +79,13 @@ export function websocket(Class: WebSocketClass, base: string, opening: Open, ea
 }
 
 /** A stream of Server-Sent Events, over `fetch`, since an EventSource sends no header. */
-export function stream(fetch: typeof globalThis.fetch, base: string, opening: Open, ear: Ear): Connection {
+export function stream(
+  fetch: typeof globalThis.fetch,
+  base: string,
+  opening: Open,
+  ear: Ear,
+  parse: Parse | null,
+): Connection {
   const query = queryOf({ last_event_id: opening.cursor, epoch: opening.epoch });
   return request(ear, async (signal) => {
     const headers = { ...authorization(opening.token), Accept: "text/event-stream" };
@@ -87,21 +100,26 @@ export function stream(fetch: typeof globalThis.fetch, base: string, opening: Op
       const { done, value } = await reader.read();
       if (done) break;
       ear.heard();
-      for (const data of parser.feed(value)) ear.message(parsed(data));
+      for (const data of parser.feed(value)) ear.message(decodeMessage(data, parse));
     }
     ear.closed(Code.ABNORMAL, "the stream ended");
   });
 }
 
 /** One poll. */
-export function poll(fetch: typeof globalThis.fetch, base: string, opening: Open, ear: Ear): Connection {
+export function poll(
+  fetch: typeof globalThis.fetch,
+  base: string,
+  opening: Open,
+  ear: Ear,
+  parse: Parse | null,
+): Connection {
   const query = queryOf({ cursor: opening.cursor, epoch: opening.epoch, timeout: opening.wait });
   return request(ear, async (signal) => {
     const headers = authorization(opening.token);
     const response = await fetch(`${base}/poll${query}`, { headers, signal, cache: "no-store", redirect: "error" });
     if (response.status !== 200) return refuse(response, ear);
-    const answer: unknown = await response.json();
-    ear.answered(answer);
+    ear.answered(decodeAnswer(await response.text(), parse));
   });
 }
 
@@ -132,15 +150,6 @@ export function post(
       answered(status, body, retryAfter);
     });
   return { send: unsendable, drop: () => controller.abort() };
-}
-
-/** A JSON value; null, which is no message, for what is none. */
-function parsed(text: string): unknown {
-  try {
-    return JSON.parse(text);
-  } catch {
-    return null;
-  }
 }
 
 function request(ear: Ear, ask: (signal: AbortSignal) => Promise<void>): Connection {

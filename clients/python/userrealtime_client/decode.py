@@ -1,7 +1,7 @@
 """Decodes what the relay sends: JSON of any size of number and any depth, and event data by a function of the application.
 
-The data of an event is any value that the type jsonb of Postgres holds: numbers of up to 131,072 digits, and lists that
-contain lists some thousand levels deep. `json.loads` rejects both.
+The data of an event is any value that the type jsonb of Postgres holds: numbers of up to 131,072 digits, and lists
+within lists, thousands of levels deep. `json.loads` rejects both.
 """
 
 from __future__ import annotations
@@ -148,29 +148,29 @@ class _Decoder:
         self._root: list[Any] = []
         self._wants = "value"
 
-    def feed(self, token: str) -> None:
+    def feed(self, sign: str) -> None:
         wants = self._wants
-        if token in ("{", "[") and wants in ("value", "value or end"):
-            container: list[Any] | dict[str, Any] = {} if token == "{" else []
+        if sign in ("{", "[") and wants in ("value", "value or end"):
+            container: list[Any] | dict[str, Any] = {} if sign == "{" else []
             self._add(container)
             self._open.append(container)
-            self._wants = "name or end" if token == "{" else "value or end"
-        elif token in ("}", "]") and self._open and wants in ("name or end", "value or end", "comma or end"):
-            if isinstance(self._open.pop(), dict) is not (token == "}"):
+            self._wants = "name or end" if sign == "{" else "value or end"
+        elif sign in ("}", "]") and self._open and wants in ("name or end", "value or end", "comma or end"):
+            if isinstance(self._open.pop(), dict) is not (sign == "}"):
                 raise ValueError("not JSON: another kind of bracket is open")
             self._wants = "comma or end"
-        elif token == "," and self._open and wants == "comma or end":
+        elif sign == "," and self._open and wants == "comma or end":
             self._wants = "name" if isinstance(self._open[-1], dict) else "value"
-        elif token == ":" and wants == "colon":
+        elif sign == ":" and wants == "colon":
             self._wants = "value"
-        elif token[0] == '"' and wants in ("name", "name or end"):
-            self._names.append(json.loads(token))
+        elif sign[0] == '"' and wants in ("name", "name or end"):
+            self._names.append(json.loads(sign))
             self._wants = "colon"
-        elif token[0] not in "{}[],:" and wants in ("value", "value or end"):
-            self._add(_SCALARS.decode(token))
+        elif sign[0] not in "{}[],:" and wants in ("value", "value or end"):
+            self._add(_SCALARS.decode(sign))
             self._wants = "comma or end"
         else:
-            raise ValueError(f"not JSON: {token[:20]} in place of a {wants}")
+            raise ValueError(f"not JSON: {sign[:20]} in place of a {wants}")
 
     def result(self) -> Any:
         if self._open or not self._root:

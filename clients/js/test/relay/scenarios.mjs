@@ -285,6 +285,26 @@ scenarios["the same ref is stored once"] = async ({ stage, connect }) => {
   equal((await stage("inbox")).filter((message) => message.ref === ref).map(({ data }) => data), ["what came first"]);
 };
 
+for (const transport of TRANSPORTS) {
+  scenarios[`any value of jsonb arrives or is reported, by ${transport}`] = async ({ stage, connect }) => {
+    const [plain, exact] = [connect({ transports: [transport] }), connect({ transports: [transport], parse: String })];
+    const [taken, texts] = [[], []];
+    plain.on("event", (event) => taken.push(event));
+    exact.on("event", ({ data }) => texts.push(data));
+    await connected(plain);
+    await connected(exact);
+    const values = ["('1' || repeat('0', 131071))", "(repeat('[', 5000) || repeat(']', 5000))", "('3458764526536546761')"];
+    const written = await stage("publish_values", [values]);
+    await until(() => taken.length === 3 && texts.length === 3, "three events");
+    const [big, deep, id] = taken;
+    equal([big.data, big.error.name, big.text === written[0]], [null, "RangeError", true]);
+    let levels = 0;
+    for (let value = deep.data; value !== undefined; [value] = value) levels += 1;
+    equal([levels, deep.error, id.data], [5000, undefined, 3458764526536547000]);
+    equal(texts, written, "texts");
+  };
+}
+
 scenarios["what cannot be published is told"] = async ({ connect }) => {
   const client = connect({ limits: { maxMessageBytes: 1e7 } });
   equal((await rejection(client.publish(""))).code, "invalid");
