@@ -1,4 +1,4 @@
-"""Decodes what the relay sends: JSON of any size of number and any depth, and event data by a function of the application.
+"""Decodes what the relay sends: JSON of any size of number and any depth, and data by a function of the application.
 
 The data of an event is any value that the type jsonb of Postgres holds: numbers of up to 131,072 digits, and lists
 within lists, thousands of levels deep. `json.loads` rejects both.
