@@ -4,8 +4,8 @@ Tables change by numbered files, each of which is applied once. Functions, trigg
 file is applied again whenever its text differs from what the database has. The tables `userrealtime.migration` and
 `userrealtime.repeatable` record, with digests, what a database has.
 
-All that a database lacks is applied in one transaction. Concurrent migrators are safe: an advisory lock admits
-one, and the others find nothing to do.
+All that a database lacks is applied in one transaction. Concurrent migrators are safe: a lock on the table
+`userrealtime.migration` admits one, and the others find nothing to do. The roles of pods may not lock that table.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from userrealtime_core.postgres import UnusableUrl, connect
 
 logger = logging.getLogger(__name__)
 
-# Any constant would do, as long as every migrator takes the same one: the ASCII codes of "urtmigra".
-ADVISORY_LOCK = int.from_bytes(b"urtmigra")
 MINIMUM_POSTGRES = 14
 CONNECT_TIMEOUT_S = 10
 STATEMENT_TIMEOUT_S = 300
 LOCK_TIMEOUT_S = 2.0
 """A migration that waits for a lock delays every later transaction on that table, so it gives up after this time."""
 LOCK_ATTEMPTS = 30
+MIGRATOR_TIMEOUT_S = 240
+"""How long one migrator waits for another."""
 
 REPEATABLE = ("messages", "signals", "publish", "capture", "read", "inbox", "presence", "retention", "roles")
 """The files of `repeatable/`, in the order in which they are applied: a file uses functions of the files before it."""
@@ -205,11 +205,30 @@ async def _upgrade_unreleased(connection: asyncpg.Connection, schema: Schema, ap
     return Applied({first.version: (first.name, first.digest)}, applied.repeatables)
 
 
+async def _keep_books(connection: asyncpg.Connection) -> None:
+    try:
+        await connection.execute(BOOKKEEPING)
+    except (asyncpg.UniqueViolationError, asyncpg.DuplicateSchemaError, asyncpg.DuplicateTableError):
+        # Another migrator has created them at the same moment.
+        await connection.execute(BOOKKEEPING)
+
+
+async def _wait_for_other_migrators(connection: asyncpg.Connection) -> None:
+    await connection.execute(f"set local lock_timeout = {int(MIGRATOR_TIMEOUT_S * 1000)}")
+    try:
+        await connection.execute("lock table userrealtime.migration in share row exclusive mode")
+    except asyncpg.LockNotAvailableError:
+        raise MigrationError(
+            f"another process has locked userrealtime.migration for {MIGRATOR_TIMEOUT_S} s: end it, or wait for it, "
+            "and run this again"
+        ) from None
+
+
 async def _apply(connection: asyncpg.Connection, schema: Schema) -> list[str]:
     """Apply what is missing, in one transaction. Returns the labels of the applied files."""
     async with connection.transaction():
+        await _wait_for_other_migrators(connection)
         await connection.execute(f"set local lock_timeout = {int(LOCK_TIMEOUT_S * 1000)}")
-        await connection.execute(BOOKKEEPING)
         applied, done = await _applied(connection), []
         if applied.is_unreleased:
             applied = await _upgrade_unreleased(connection, schema, applied)
@@ -249,14 +268,11 @@ async def _migrate_connected(connection: asyncpg.Connection, schema: Schema) -> 
         raise MigrationError(
             f"PostgreSQL {connection.get_server_version().major} is too old: {MINIMUM_POSTGRES} or later is needed"
         )
-    await connection.execute("select pg_advisory_lock($1)", ADVISORY_LOCK)
-    try:
-        done = await _apply_with_retries(connection, schema)
-        for label in done:
-            logger.info("applied %s", label)
-        return done
-    finally:
-        await connection.execute("select pg_advisory_unlock($1)", ADVISORY_LOCK)
+    await _keep_books(connection)
+    done = await _apply_with_retries(connection, schema)
+    for label in done:
+        logger.info("applied %s", label)
+    return done
 
 
 async def migrate(url: str, *, patience_s: float = 0) -> list[str]:

@@ -1,14 +1,23 @@
-"""One database role a user: made when its password is first to be used, swept when the resource is gone.
+"""The database roles of users' pods: created with their first password, revoked when they are replaced or the resource
+is deleted.
 
-The rights are in the schema (`0003_roles.sql`). A role that exists already, from a database that was set back for
-instance, is taken over: its name is a hash of database, scope and user, so it can be nobody else's.
+The rights are in the schema (`repeatable/roles.sql`). A role that exists already, for example after a restore of the
+database, is reused: its name is a hash of database, scope and user.
+
+Revoking and dropping are separate steps, since the holder of a password can prevent a role from being dropped (by an
+object in another database) but not from being revoked:
+
+1. The mapping to the user moves to `revoked_role`, in a transaction that touches nothing a pod can lock. From then on
+   the role reads and writes nothing of the user.
+2. Sessions are terminated, the role loses its login and the membership in the group.
+3. The role is dropped. If that fails, the next sweep retries.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from uuid import UUID
 
 import asyncpg
@@ -25,8 +34,15 @@ CONNECTION_LIMIT = 6
 SETTINGS = {"statement_timeout": "30s", "idle_in_transaction_session_timeout": "30s"}
 RETIREMENT_S = 600
 """How long a role outlives the rollout that put another in its place: longer than any pod drains."""
-_OVER = "select name from userrealtime.role where scope = $1 and (resource = any($2::uuid[]) or drop_after < now())"
+LOCK_TIMEOUT_S = 5
+"""A pod can lock its own role, by an open transaction that changes it."""
+DISABLE_LOCK_TIMEOUT_MS = 100
+DISABLE_ATTEMPTS = 20
+TERMINATION_TIMEOUT_S = 2
+_OVER = "scope = $1 and (resource = any($2::uuid[]) or drop_after < now())"
+_SESSIONS = "select exists (select from pg_stat_activity where usename = $1)"
 _FAULTS = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
+_Connection = asyncpg.pool.PoolConnectionProxy
 
 
 class Roles:
@@ -36,39 +52,61 @@ class Roles:
         self._database = database
         self._prepared = False
 
-    async def ensure(self, credentials: Credentials, resource: str, scope: str, user_id: str, pods: int = 1) -> None:
-        """Have a role that serves `user_id` with this password, in so many pods. Writes nothing where there is one.
+    async def ensure(
+        self,
+        credentials: Credentials,
+        resource: str,
+        scope: str,
+        user_id: str,
+        pods: int = 1,
+        series: str = "",
+    ) -> None:
+        """Create or correct the role that serves `user_id` with this password, for this number of pods.
+
+        A role that exists with another password or for another resource is revoked first, which ends its sessions.
+        The user's other role is revoked if it is of another `series`.
 
         Raises:
             DatabaseError: the database is away, or this operator may not make roles.
         """
+        limit = CONNECTION_LIMIT * pods
         try:
             async with self._database.pool.acquire(timeout=CONNECT_TIMEOUT_S) as connection:
                 if not self._prepared:
-                    await connection.execute("select userrealtime.prepare_roles()")
+                    async with connection.transaction():
+                        await _limit_locks(connection)
+                        await connection.execute("select userrealtime.prepare_roles()")
                     self._prepared = True
-                as_wanted = await connection.fetchval(
-                    "select exists (select from userrealtime.role r "
-                    "where r.name = $1 and r.resource = $2 and r.user_id = $3 and r.fingerprint = $4 "
-                    "and r.drop_after is null and p.rolcanlogin and p.rolconnlimit = $5 "
-                    "and pg_has_role(p.oid, $6, 'member')) from pg_roles p where p.rolname = $1",
+                known = await connection.fetchrow(
+                    "select r.resource = $2 and r.user_id = $3 and r.fingerprint = $4 as same, "
+                    "r.series is not distinct from $5 and r.drop_after is null and p.rolcanlogin "
+                    "and p.rolconnlimit = $6 and pg_has_role(p.oid, $7, 'member') and exists ("
+                    "  select from pg_auth_members m where m.roleid = p.oid and m.member = current_user::regrole "
+                    "  and coalesce((to_jsonb(m) ->> 'inherit_option')::boolean, true)) as complete "
+                    "from pg_roles p left join userrealtime.role r on r.name = p.rolname where p.rolname = $1",
                     credentials.role,
                     UUID(resource),
                     user_id,
                     credentials.fingerprint,
-                    CONNECTION_LIMIT * pods,
+                    series,
+                    limit,
                     GROUP,
                 )
-                if not as_wanted:
+                if known is not None and not known["same"]:
+                    await _revoke(connection, credentials.role, scope)
+                    if await connection.fetchval(_SESSIONS, credentials.role):
+                        raise DatabaseError(f"sessions of database role {credentials.role} do not end; will retry")
+                if known is None or not (known["same"] and known["complete"]):
                     async with connection.transaction():
-                        await _make(
-                            connection,
-                            credentials,
-                            resource,
-                            scope,
-                            user_id,
-                            connections=CONNECTION_LIMIT * pods,
-                        )
+                        await _limit_locks(connection)
+                        await _make(connection, credentials, resource, scope, user_id, series, connections=limit)
+                earlier = await connection.fetchval(
+                    "select exists (select from userrealtime.role where name = $1 and series is distinct from $2)",
+                    other := other_name(credentials.role),
+                    series,
+                )
+                if earlier:
+                    await _revoke(connection, other, scope)
         except asyncpg.InsufficientPrivilegeError as error:
             raise DatabaseError(
                 f"the operator's database role may not make roles ({error}): grant it CREATEROLE, "
@@ -77,6 +115,22 @@ class Roles:
         except _FAULTS as error:
             self._prepared = False  # what was prepared may be what is missing
             raise explained(error) from None
+
+    async def newest(self, names: Sequence[str]) -> str | None:
+        """The role among `names` that was the last to be created.
+
+        Raises:
+            DatabaseError: the database is away.
+        """
+        try:
+            name: str | None = await self._database.pool.fetchval(
+                "select name from userrealtime.role where name = any($1) "
+                "order by drop_after is not null, name desc limit 1",
+                list(names),
+            )
+        except _FAULTS as error:
+            raise explained(error) from None
+        return name
 
     async def resources(self, scope: str) -> set[str]:
         """The uids of the resources of a scope that have roles.
@@ -107,10 +161,11 @@ class Roles:
         return {str(row["resource"]) for row in rows}
 
     async def sweep(self, scope: str, gone: Set[str], settled: Mapping[str, str]) -> None:
-        """Drop the roles of a scope that belong to resources that are `gone`, or whose time is over: resources that
-        have `settled` for one role need their others no more once the last pod that knew them has drained.
+        """Revoke and drop the roles of a scope that belong to resources that are `gone`, or whose time is over:
+        resources that have `settled` for one role need their others no more once the last pod that knew them has
+        drained.
 
-        One that cannot be dropped is logged, and tried again by the next sweep.
+        A role that cannot be dropped is logged, and the next sweep retries.
 
         Raises:
             DatabaseError: the database is away.
@@ -128,48 +183,60 @@ class Roles:
                     RETIREMENT_S,
                 )
                 uids = [UUID(resource) for resource in gone]
-                rows = await connection.fetch(_OVER, scope, uids)
+                # A user who is created again takes the role over, which may be this very moment.
+                rows = await connection.fetch(
+                    f"with revoked as (delete from userrealtime.role where {_OVER} returning name, scope) "  # noqa: S608
+                    "insert into userrealtime.revoked_role (name, scope) select name, scope from revoked "
+                    "on conflict do nothing returning name",
+                    scope,
+                    uids,
+                )
                 for row in rows:
-                    try:
-                        async with connection.transaction():
-                            # A user who is made anew takes the role over, which may be this very moment.
-                            if not await connection.fetch(
-                                _OVER + " and name = $3 for update", scope, uids, row["name"]
-                            ):
-                                continue
-                            await _drop(connection, row["name"])
-                    except asyncpg.PostgresError as error:
-                        logger.warning("cannot drop database role %s, will try again: %s", row["name"], error)
-                    else:
-                        logger.info("dropped database role %s", row["name"])
+                    logger.info("revoked database role %s", row["name"])
+                rows = await connection.fetch("select name from userrealtime.revoked_role where scope = $1", scope)
+                for row in rows:
+                    await _finish(connection, row["name"])
         except _FAULTS as error:
             raise explained(error) from None
 
 
-async def _exists(connection: asyncpg.pool.PoolConnectionProxy, name: str) -> bool:
+def other_name(name: str) -> str:
+    """The other one of a user's two roles."""
+    return name[:-1] + ("b" if name.endswith("a") else "a")
+
+
+async def _limit_locks(connection: _Connection) -> None:
+    await connection.execute(f"set local lock_timeout = '{LOCK_TIMEOUT_S}s'")
+
+
+async def _exists(connection: _Connection, name: str) -> bool:
     return bool(await connection.fetchval("select exists (select from pg_roles where rolname = $1)", name))
 
 
 async def _make(
-    connection: asyncpg.pool.PoolConnectionProxy,
+    connection: _Connection,
     credentials: Credentials,
     resource: str,
     scope: str,
     user_id: str,
+    series: str,
     *,
     connections: int,
 ) -> None:
     # First, so that a sweep of the resource that had the role before either sees whose it is now, or is done with it.
     await connection.execute(
-        "insert into userrealtime.role (name, scope, resource, user_id, fingerprint) values ($1, $2, $3, $4, $5) "
+        "insert into userrealtime.role (name, scope, resource, user_id, fingerprint, series) "
+        "values ($1, $2, $3, $4, $5, $6) "
         "on conflict (name) do update set scope = excluded.scope, resource = excluded.resource, "
-        "user_id = excluded.user_id, fingerprint = excluded.fingerprint, drop_after = null",
+        "user_id = excluded.user_id, fingerprint = excluded.fingerprint, drop_after = null, series = excluded.series",
         credentials.role,
         scope,
         UUID(resource),
         user_id,
         credentials.fingerprint,
+        series,
     )
+    await connection.execute("delete from userrealtime.revoked_role where name = $1", credentials.role)
     # Quoting is not needed: names are hex digits and underscores, and a verifier is base64, `$` and `:`.
     name, verifier = credentials.role, scram_verifier(credentials.password, os.urandom(16))
     exists = await _exists(connection, name)
@@ -179,16 +246,85 @@ async def _make(
         *([f"alter role {name} reset all"] if exists else []),
         *(f"alter role {name} set {setting} = '{value}'" for setting, value in SETTINGS.items()),
         f"grant {GROUP} to {name}",
+        # Since PostgreSQL 16, the creator of a role may not act as it, which terminating its sessions takes. Granted
+        # now, because it needs a lock, and an attacker can use up the locks of the server.
+        f"grant {name} to current_user",
     ]
     await connection.execute("; ".join(statements))  # in one message
 
 
-async def _drop(connection: asyncpg.pool.PoolConnectionProxy, name: str) -> None:
-    if await _exists(connection, name):
-        # Who made a role may not yet act as it (since PostgreSQL 16), which ending its sessions takes.
+async def _revoke(connection: _Connection, name: str, scope: str) -> None:
+    """Revoke a role, whatever it serves."""
+    await connection.execute(
+        "with revoked as (delete from userrealtime.role where name = $1) "
+        "insert into userrealtime.revoked_role (name, scope) values ($1, $2) on conflict do nothing",
+        name,
+        scope,
+    )
+    logger.info("revoked database role %s", name)
+    await _finish(connection, name)
+
+
+async def _finish(connection: _Connection, name: str) -> None:
+    """End what a revoked role still can do, then drop it. Errors are logged: the mapping is gone already."""
+    try:
+        async with connection.transaction():
+            if await _is_revoked(connection, name):
+                await _disable(connection, name)
+        async with connection.transaction():
+            if await _is_revoked(connection, name):
+                await _drop(connection, name)
+    except asyncpg.PostgresError as error:
+        logger.warning("cannot drop database role %s, which is revoked; the next sweep retries: %s", name, error)
+
+
+async def _is_revoked(connection: _Connection, name: str) -> bool:
+    """Whether a role is to be dropped. Until the end of the transaction, nobody can reuse it."""
+    await _limit_locks(connection)
+    rows = await connection.fetch("select from userrealtime.revoked_role where name = $1 for update", name)
+    return bool(rows)
+
+
+async def _disable(connection: _Connection, name: str) -> None:
+    if not await _exists(connection, name):
+        return
+    if not await connection.fetchval("select pg_has_role($1, 'usage')", name):
         await connection.execute(f"grant {name} to current_user")
-        await connection.execute(f"alter role {name} nologin")
-        await connection.execute("select pg_terminate_backend(pid) from pg_stat_activity where usename = $1", name)
+    for attempt in range(1, DISABLE_ATTEMPTS + 1):
+        try:
+            async with connection.transaction():
+                # In one message: an open transaction of the role itself may have locked it, and it may log in again.
+                await connection.execute(
+                    f"set local lock_timeout = '{DISABLE_LOCK_TIMEOUT_MS}ms'; "  # noqa: S608
+                    f"select pg_terminate_backend(pid) from pg_stat_activity where usename = '{name}'; "
+                    f"alter role {name} nologin connection limit 0"
+                )
+            break
+        except (asyncpg.LockNotAvailableError, asyncpg.InternalServerError):  # the latter: "concurrently updated"
+            if attempt == DISABLE_ATTEMPTS:
+                raise
+    await _limit_locks(connection)
+    try:
+        async with connection.transaction():
+            await connection.execute(f"revoke {GROUP} from {name}")
+    except asyncpg.PostgresError as error:  # granted by somebody else: without the mapping, it gives nothing
+        logger.warning("cannot revoke %s from database role %s: %s", GROUP, name, error)
+
+
+async def _terminate(connection: _Connection, name: str) -> None:
+    """End the sessions of a role, and wait until they have ended."""
+    await connection.execute(
+        "select pg_terminate_backend(pid, $2) from pg_stat_activity where usename = $1",
+        name,
+        TERMINATION_TIMEOUT_S * 1000,
+    )
+
+
+async def _drop(connection: _Connection, name: str) -> None:
+    if await _exists(connection, name):
+        # Also those that were logging in when the role lost its login.
+        await _terminate(connection, name)
         await connection.execute(f"drop owned by {name}")
         await connection.execute(f"drop role {name}")
-    await connection.execute("delete from userrealtime.role where name = $1", name)
+    await connection.execute("delete from userrealtime.revoked_role where name = $1", name)
+    logger.info("dropped database role %s", name)

@@ -8,7 +8,14 @@ from __future__ import annotations
 
 REFUSED = (
     *(f"select * from userrealtime.{table}" for table in ("inbox", "presence", "online", "staged", "pending")),
-    *(f"select * from userrealtime.{table}" for table in ("registration", "role", "migration", "repeatable")),
+    *(
+        f"select * from userrealtime.{table}"
+        for table in ("registration", "role", "revoked_role", "migration", "repeatable")
+    ),
+    *(
+        f"begin; lock userrealtime.{table} in access share mode"
+        for table in ("role", "revoked_role", "migration", "registration", "inbox", "presence")
+    ),
     *(f"select * from userrealtime.{table}" for table in ("signal_queue", "announcer_lease", "doorbell")),
     "insert into userrealtime.signal_queue (user_id, head) values ('bob', 0)",
     "begin; lock userrealtime.signal_queue in row exclusive mode",
@@ -30,6 +37,8 @@ REFUSED = (
     "select userrealtime.prune('alice', max_events => 0)",
     "select userrealtime.prune_inbox('0')",
     "select userrealtime.prepare_roles()",
+    "select userrealtime.grant_relay_functions()",
+    "select userrealtime.trim_presence('bob')",
     "insert into userrealtime.event values ('alice', 2, 'x', now(), '{}')",
     "insert into userrealtime.inbox (user_id, ref, event, data) values ('alice', 'r', 'x', '{}')",
     "update userrealtime.event set event = 'y'",

@@ -268,18 +268,45 @@ async def test_a_role_that_is_being_dropped_is_made_anew(
     assert await roles.broken(SCOPE) == set()
 
 
-async def test_a_role_that_cannot_be_dropped_keeps_no_other(
-    database: Database, connection: asyncpg.Connection, postgres_server: object, caplog: pytest.LogCaptureFixture
+async def test_a_role_that_cannot_be_dropped_is_revoked_and_keeps_no_other(
+    database: Database, connection: asyncpg.Connection, migrated: OwnDatabase, caplog: pytest.LogCaptureFixture
 ) -> None:
     roles = Roles(database)
     stuck, gone = await made(roles), await made(roles, "bob", OTHER)
     await connection.execute("drop database if exists of_a_relay")
     await connection.execute(f"create database of_a_relay owner {stuck.role}")
+    revoked = "select name from userrealtime.revoked_role"
     try:
         await roles.sweep(SCOPE, {ONE, OTHER}, {})
-        assert [row[0] for row in await connection.fetch("select name from userrealtime.role")] == [stuck.role]
+        assert await connection.fetch("select from userrealtime.role") == []
+        assert [row[0] for row in await connection.fetch(revoked)] == [stuck.role]
         assert stuck.role in caplog.text
         assert gone.role not in {row[0] for row in await connection.fetch("select rolname from pg_roles")}
+        with pytest.raises(asyncpg.InvalidAuthorizationSpecificationError):
+            await asyncpg.connect(stuck.url(migrated.url))
+    finally:
+        await connection.execute("drop database of_a_relay")
+    await roles.sweep(SCOPE, set(), {})
+    assert await connection.fetch(revoked) == []
+    assert stuck.role not in {row[0] for row in await connection.fetch("select rolname from pg_roles")}
+
+
+async def test_a_revoked_role_serves_again_with_another_password(
+    database: Database, connection: asyncpg.Connection, migrated: OwnDatabase
+) -> None:
+    roles = Roles(database)
+    credentials = await made(roles)
+    await connection.execute("drop database if exists of_a_relay")
+    await connection.execute(f"create database of_a_relay owner {credentials.role}")
+    try:
+        await roles.sweep(SCOPE, {ONE}, {})
+        await made(roles, resource=OTHER, password="another")
+        session = await asyncpg.connect(credentials.url(migrated.url))
+        assert await session.fetchval("select userrealtime.served_user()") == "alice"
+        await session.close()
+        await roles.sweep(SCOPE, set(), {})
+        assert await roles.resources(SCOPE) == {OTHER}
+        assert await roles.broken(SCOPE) == set()
     finally:
         await connection.execute("drop database of_a_relay")
 

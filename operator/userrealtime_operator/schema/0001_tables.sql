@@ -88,13 +88,24 @@ create table userrealtime.role (
     resource uuid not null,
     user_id text collate "C" not null,
     fingerprint text not null,
-    drop_after timestamptz
+    drop_after timestamptz,
+    series text
 );
 create index role_resource_idx on userrealtime.role (resource);
 create index role_scope_idx on userrealtime.role (scope);
 comment on table userrealtime.role is
     'The database roles of relays, created by the operator. fingerprint is the SHA-256 of the password, which is 256 '
-    'random bits. drop_after is set once another role has replaced this one.';
+    'random bits. drop_after is set once another role has replaced this one. series is that of the Secret with the '
+    'password: another one revokes this role.';
+
+create table userrealtime.revoked_role (
+    name text collate "C" primary key,
+    scope text not null,
+    revoked_at timestamptz not null default now()
+);
+create index revoked_role_scope_idx on userrealtime.revoked_role (scope);
+comment on table userrealtime.revoked_role is
+    'Database roles of relays that serve no user any more, until they are dropped.';
 
 create table userrealtime.inbox (
     id bigint generated always as identity primary key,
@@ -115,7 +126,7 @@ comment on table userrealtime.inbox is
 create table userrealtime.presence (
     user_id text collate "C" not null,
     instance text collate "C" not null,
-    clients int not null check (clients >= 0),
+    clients int not null check (clients between 0 and 100000),
     since timestamptz not null default now(),
     seen_at timestamptz not null default now(),
     listens boolean not null default true,
@@ -126,7 +137,7 @@ comment on table userrealtime.presence is
     'receives its signals by LISTEN.';
 
 create view userrealtime.online as
-    select user_id, sum(clients)::int as clients, min(since) as since, max(seen_at) as seen_at
+    select user_id, least(sum(clients), 2147483647)::int as clients, min(since) as since, max(seen_at) as seen_at
     from userrealtime.presence
     where clients > 0 and seen_at > now() - interval '3 minutes'
     group by user_id;

@@ -3,6 +3,22 @@
 -- One row per pod, since two pods serve a user while one replaces the other. A relay reports every minute. The row of a
 -- pod that was killed stays behind; it no longer counts after three minutes without a report.
 
+create or replace function userrealtime.trim_presence(user_id text) returns void
+    language sql volatile
+    set search_path = pg_catalog, pg_temp
+    begin atomic
+        delete from userrealtime.presence p
+        where p.user_id = trim_presence.user_id and (
+            p.seen_at < now() - interval '1 hour'
+            or p.instance in (
+                select o.instance from userrealtime.presence o
+                where o.user_id = trim_presence.user_id order by o.seen_at desc, o.instance offset 16
+            )
+        );
+    end;
+comment on function userrealtime.trim_presence is
+    'Deletes the rows of pods that ended long ago, and all but the newest few, so that a role cannot fill the table.';
+
 create or replace function userrealtime.attend(user_id text, instance text, listens boolean) returns void
     language plpgsql security definer
     set search_path = pg_catalog, pg_temp
@@ -15,6 +31,7 @@ begin
     insert into userrealtime.presence as p (user_id, instance, clients, listens)
     values (attend.user_id, attend.instance, 0, attend.listens)
     on conflict on constraint presence_pkey do update set seen_at = excluded.seen_at, listens = excluded.listens;
+    perform userrealtime.trim_presence(attend.user_id);
     if listens then
         unsettled := userrealtime.arm_doorbell();
     end if;
@@ -44,25 +61,18 @@ begin
         return;
     end if;
     insert into userrealtime.presence as p (user_id, instance, clients, listens)
-    values (present.user_id, present.instance, present.clients, present.listens)
+    values (present.user_id, present.instance, least(present.clients, 100000), present.listens)
     on conflict on constraint presence_pkey do update
     set clients = excluded.clients, seen_at = excluded.seen_at, listens = excluded.listens,
         since = case when (p.clients > 0) = (excluded.clients > 0) then p.since else excluded.since end;
     if listens then
         perform userrealtime.arm_doorbell();
     end if;
-    -- Pods that ended long ago, and all but the newest few: a role must not fill the table with instances.
-    delete from userrealtime.presence p
-    where p.user_id = present.user_id and (
-        p.seen_at < now() - interval '1 hour'
-        or p.instance in (
-            select o.instance from userrealtime.presence o
-            where o.user_id = present.user_id order by o.seen_at desc, o.instance offset 16
-        )
-    );
+    perform userrealtime.trim_presence(present.user_id);
 end
 $$;
 comment on function userrealtime.present is
-    'Reports how many clients a relay has and whether it receives its signals by LISTEN. Null clients: the relay ends.';
+    'Reports how many clients a relay has, 100000 at most, and whether it receives its signals by LISTEN. Null clients: '
+    'the relay ends.';
 
-revoke execute on function userrealtime.attend, userrealtime.present from public;
+revoke execute on function userrealtime.trim_presence, userrealtime.attend, userrealtime.present from public;

@@ -7,8 +7,10 @@ create or replace function userrealtime.served_user() returns text
     select coalesce(
         (select r.user_id from userrealtime.role r where r.name = session_user),
         -- A relay role that is no longer registered serves no user: the empty string is not a valid user id.
+        (select '' from userrealtime.revoked_role r where r.name = session_user),
+        -- From PostgreSQL 16 on, the role that created the group is a member of it, with the admin option.
         (select '' from pg_auth_members m join pg_roles g on g.oid = m.roleid join pg_roles u on u.oid = m.member
-         where g.rolname = 'userrealtime_relay' and u.rolname = session_user limit 1)
+         where g.rolname = 'userrealtime_relay' and u.rolname = session_user having not bool_or(m.admin_option))
     )
 $$;
 comment on function userrealtime.served_user is

@@ -23,3 +23,22 @@ create index signal_queue_transaction on userrealtime.signal_queue (transaction)
 
 create sequence userrealtime.announcer_lease;
 create sequence userrealtime.doorbell;
+
+alter table userrealtime.role add column series text;
+create table userrealtime.revoked_role (
+    name text collate "C" primary key,
+    scope text not null,
+    revoked_at timestamptz not null default now()
+);
+create index revoked_role_scope_idx on userrealtime.revoked_role (scope);
+
+update userrealtime.presence set clients = 100000 where clients > 100000;
+alter table userrealtime.presence
+    drop constraint presence_clients_check,
+    add constraint presence_clients_check check (clients between 0 and 100000);
+-- Replaced and not dropped, so that the rights on it stay.
+create or replace view userrealtime.online as
+    select user_id, least(sum(clients), 2147483647)::int as clients, min(since) as since, max(seen_at) as seen_at
+    from userrealtime.presence
+    where clients > 0 and seen_at > now() - interval '3 minutes'
+    group by user_id;

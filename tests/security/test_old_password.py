@@ -1,0 +1,185 @@
+"""An attacker with a database password that was replaced, or that belongs to a deleted user: it opens nothing more."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+import asyncpg
+import pytest
+
+from e2e.patience import PATIENCE_S
+from userrealtime_operator.credentials import Credentials, role_names
+from userrealtime_operator.database import Database
+from userrealtime_operator.roles import Roles
+
+from .support import SCOPE, Installation, installation
+
+USER = "alice"
+ONE, OTHER = (str(uuid.UUID(int=number)) for number in (1, 2))
+_REFUSED = (
+    asyncpg.InvalidAuthorizationSpecificationError,
+    asyncpg.InvalidPasswordError,
+    asyncpg.TooManyConnectionsError,
+)
+
+
+class Site:
+    """An installation, its operator, and a superuser who observes."""
+
+    def __init__(self, installation: Installation, database: Database, admin: asyncpg.Connection) -> None:
+        self.installation, self.admin = installation, admin
+        self.database, self.roles = database, Roles(database)
+
+    async def given(self, turn: int = 0, resource: str = ONE, series: str = "first") -> Credentials:
+        """A new password of the user, which the user's pod and an attacker have."""
+        credentials = Credentials(role_names("/app", SCOPE, USER)[turn], uuid.uuid4().hex)
+        await self.roles.ensure(credentials, resource, SCOPE, USER, series=series)
+        return credentials
+
+    async def connect(self, credentials: Credentials, database: str = "app") -> asyncpg.Connection:
+        url = self.installation.server.url(database)
+        return await asyncpg.connect(credentials.url(url), timeout=PATIENCE_S)
+
+    async def keep_from_being_dropped(self, credentials: Credentials) -> None:
+        """What PostgreSQL lets everyone do: own an object in another database."""
+        connection = await self.connect(credentials, "postgres")
+        await connection.execute("select lo_create(0)")
+        await connection.close()
+
+    async def rotate(self, old: Credentials, turn: int) -> Credentials:
+        """To another password, until the old one has had its time."""
+        new = await self.given(turn)
+        await self.roles.sweep(SCOPE, set(), {ONE: new.role})
+        await self.admin.execute(
+            "update userrealtime.role set drop_after = now() - interval '1 s' where name = $1", old.role
+        )
+        await self.roles.sweep(SCOPE, set(), {})
+        return new
+
+    async def expect_useless(self, credentials: Credentials) -> None:
+        with pytest.raises(_REFUSED):
+            await self.connect(credentials)
+        assert (
+            await self.admin.fetchval("select count(*) from pg_stat_activity where usename = $1", credentials.role) == 0
+        )
+        assert not await self.admin.fetchval(
+            "select exists (select from userrealtime.role where name = $1) "
+            "or exists (select from pg_roles where rolname = $1 "
+            "  and (rolcanlogin or pg_has_role(oid, 'userrealtime_relay', 'member')))",
+            credentials.role,
+        )
+
+    async def expect_useful(self, credentials: Credentials) -> None:
+        connection = await self.connect(credentials)
+        assert await connection.fetchval("select userrealtime.served_user()") == USER
+        await connection.close()
+
+
+@pytest.fixture
+async def site() -> AsyncIterator[Site]:
+    async with installation() as installed, Database(installed.operator_url) as database:
+        admin = await asyncpg.connect(installed.admin_url)
+        await admin.execute("select userrealtime.publish($1, 'test')", USER)
+        yield Site(installed, database, admin)
+        await admin.close()
+
+
+@pytest.mark.parametrize("stuck", [False, True], ids=["droppable", "undroppable"])
+async def test_a_replaced_password_opens_nothing(site: Site, stuck: bool) -> None:
+    old = await site.given()
+    if stuck:
+        await site.keep_from_being_dropped(old)
+    session = await site.connect(old)
+    new = await site.rotate(old, 1)
+    await site.expect_useless(old)
+    assert session.is_closed()
+    await site.expect_useful(new)
+    if stuck:
+        assert [row[0] for row in await site.admin.fetch("select name from userrealtime.revoked_role")] == [old.role]
+
+
+async def test_the_password_of_a_deleted_user_opens_nothing_in_a_second_life(site: Site) -> None:
+    first = await site.given()
+    second = await site.rotate(first, 1)
+    for each in (first, second):
+        with suppress(*_REFUSED):
+            await site.keep_from_being_dropped(each)
+    session = await site.connect(second)
+    await site.roles.sweep(SCOPE, {ONE}, {})
+    assert session.is_closed()
+    third = await site.given(resource=OTHER, series="second")
+    await site.admin.execute("select userrealtime.publish($1, 'of the second life')", USER)
+    await site.expect_useful(third)
+    await site.expect_useless(second)
+    with pytest.raises(_REFUSED):
+        await site.connect(first)
+
+
+async def test_a_password_that_the_attacker_has_set_is_replaced(site: Site) -> None:
+    old = await site.given()
+    await site.keep_from_being_dropped(old)
+    session = await site.connect(old)
+    await session.execute(f"alter role {old.role} password 'of the attacker'")
+    new = await site.given()  # the same role
+    assert session.is_closed()
+    await site.expect_useful(new)
+    for password in (old.password, "of the attacker"):
+        with pytest.raises(_REFUSED):
+            await site.connect(Credentials(old.role, password))
+
+
+async def test_another_series_revokes_the_roles_of_the_one_before_at_once(site: Site) -> None:
+    old = await site.given()
+    await site.keep_from_being_dropped(old)
+    session = await site.connect(old)
+    new = await site.given(1, series="second")
+    assert session.is_closed()
+    await site.expect_useless(old)
+    await site.expect_useful(new)
+
+
+@asynccontextmanager
+async def resisting(site: Site, credentials: Credentials) -> AsyncIterator[None]:
+    """Connections that log in again and again, and lock their own role."""
+
+    async def resist() -> None:
+        while True:
+            with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+                connection = await site.connect(credentials)
+                try:
+                    await connection.execute("set idle_in_transaction_session_timeout = 0; set lock_timeout = 0; begin")
+                    await connection.execute(f"alter role {credentials.role} set work_mem = '64kB'")
+                    await connection.execute("select pg_sleep(3600)")
+                finally:
+                    connection.terminate()
+            await asyncio.sleep(0.01)
+
+    tasks = [asyncio.create_task(resist()) for _ in range(3)]
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            while not await site.admin.fetchval(
+                "select exists (select from pg_stat_activity where usename = $1 and query like '%pg_sleep%')",
+                credentials.role,
+            ):
+                await asyncio.sleep(0.01)
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_an_attacker_who_locks_the_role_does_not_keep_it(site: Site) -> None:
+    old = await site.given()
+    await site.keep_from_being_dropped(old)
+    async with resisting(site, old):
+        new = await site.rotate(old, 1)
+        # Nothing of the user, even if the role can log in for some more sweeps.
+        assert await site.admin.fetch("select from userrealtime.role where name = $1", old.role) == []
+        for _ in range(5):
+            await site.roles.sweep(SCOPE, set(), {})
+    await site.expect_useless(old)
+    await site.expect_useful(new)
