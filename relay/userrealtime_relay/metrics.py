@@ -18,6 +18,7 @@ class Metrics:
         self._registry = CollectorRegistry(auto_describe=False)
         self.ready = self._gauge("ready", "1 if the relay takes connections, else 0.")
         self.connections = self._gauge("connections", "Clients that are authenticated and connected.")
+        self.unauthenticated = self._gauge("unauthenticated", "Connections that have not authenticated.")
         self.ring_events = self._gauge("ring_events", "Events in the ring.")
         self.ring_bytes = self._gauge("ring_bytes", "Bytes of frames in the ring.")
         self.lag_events = self._gauge("lag_events", "How far the client that is furthest behind is behind the ring.")
@@ -38,7 +39,8 @@ class Metrics:
         )
         self.limited = self._counter(
             "limited",
-            "What was refused or closed for a limit: connections, messages, message_bytes, request_time, slow.",
+            "What was refused or closed for a limit: chunks, connections, messages, message_bytes, request_time, slow, "
+            "unauthenticated.",
             "limit",
         )
         self.submissions = self._counter(

@@ -11,12 +11,14 @@ import logging
 import os
 import signal
 from http import HTTPStatus
-from typing import Self
+from typing import Final, Self
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
+
+from userrealtime_core.unauthenticated import Unauthenticated
 
 from . import cors, probes, process
 from .announce import announce
@@ -29,11 +31,15 @@ from .signals import broker as brokers
 from .signals.choice import choose
 from .tail import Tail
 from .transports.client import Clients
-from .transports.http import listen
+from .transports.http import MAX_CHUNKS, listen
 from .transports.longpoll import Polls
 from .transports.publish import Publishing
+from .transports.request import connection_of
 from .transports.sse import Streams
 from .transports.websocket import WebSockets
+
+SMALLEST_CHUNK: Final = 512
+"""Bytes that the chunks of a body must have on average, where `MAX_CHUNKS` would not do for the longest body."""
 
 _logger = logging.getLogger(__name__)
 
@@ -77,9 +83,8 @@ class Relay:
             Router(probes.routes(lambda: self.hindrance, self.metrics.expose), default=_not_found),
             config.host,
             config.health_port,
-            limit=probes.CONNECTIONS,
+            unauthenticated=Unauthenticated(probes.CONNECTIONS),
             request_timeout=probes.TIMEOUT,
-            limited=lambda _: None,
         )
         try:
             self._public = await listen(
@@ -87,9 +92,10 @@ class Relay:
                 config.host,
                 config.ws_port,
                 websocket=self.websockets,
-                limit=config.max_connections,
+                unauthenticated=self.clients.unauthenticated,
                 request_timeout=config.auth_timeout,
                 limited=lambda limit: self.metrics.limited.labels(limit).inc(),
+                max_chunks=max(MAX_CHUNKS, config.max_message_bytes // SMALLEST_CHUNK),
             )
         except BaseException:
             self._private.close()
@@ -208,6 +214,8 @@ class _Only:
         if scope["method"] != self._method:
             error = {"error": f"only {self._method} is answered here"}
             app = JSONResponse(error, HTTPStatus.METHOD_NOT_ALLOWED, headers={"Allow": self._method})
+        elif self._method == "GET" and connection_of(scope).has_body:
+            app = JSONResponse({"error": "a GET request has no body here"}, HTTPStatus.BAD_REQUEST)
         await app(scope, receive, send)
 
 

@@ -263,14 +263,11 @@ async def test_draining_sends_what_is_in_the_ring_then_ends_the_stream(
             await draining
 
 
-async def test_a_body_that_is_none_ends_the_stream_without_noise(
-    migrated: Database, caplog: pytest.LogCaptureFixture
-) -> None:
-    async with running(migrated.url) as relay, stream(relay, headers={"Transfer-Encoding": "chunked"}) as events:
-        await connected(events)
-        events.write(b"not the size of a chunk\r\n")
-        await until(lambda: not relay.clients)
-    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+async def test_a_request_with_a_body_is_refused(migrated: Database) -> None:
+    async with running(migrated.url) as relay:
+        answer = await request(relay, "/sse", headers={"Transfer-Encoding": "chunked"})
+        assert (answer.status, answer.json) == (400, {"error": "a GET request has no body here"})
+        assert answer.headers["connection"] == "close"
 
 
 async def test_a_relay_that_is_left_ends_its_streams(migrated: Database) -> None:

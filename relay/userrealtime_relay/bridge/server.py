@@ -13,6 +13,7 @@ from starlette.routing import Router
 from userrealtime_core.announcer import Announcer
 from userrealtime_core.backoff import backoff
 from userrealtime_core.standing import Moved
+from userrealtime_core.unauthenticated import Unauthenticated
 from userrealtime_relay import probes
 from userrealtime_relay.signals import Publish, Unreachable
 from userrealtime_relay.signals.broker import load
@@ -70,9 +71,8 @@ class Bridge:
             Router(probes.routes(lambda: self.hindrance, self.metrics.expose)),
             self._config.host,
             self._config.health_port,
-            limit=probes.CONNECTIONS,
+            unauthenticated=Unauthenticated(probes.CONNECTIONS),
             request_timeout=probes.TIMEOUT,
-            limited=lambda _: None,
         )
         self.working = asyncio.create_task(self._work())
         return self

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any, Final, Protocol, TypeVar, cast
 
+from userrealtime_core.unauthenticated import Unauthenticated
 from userrealtime_relay.auth import TokenVerifier
 from userrealtime_relay.config import Config
 from userrealtime_relay.inbox import Refused, Submission, Unavailable
@@ -36,6 +37,7 @@ DRAIN_SPACING: Final = 0.1
 """Seconds between two closes while draining, at the most: a thousand clients take the time allowed, one takes none."""
 RESTARTING_REASON: Final = "Restarting: reconnect"
 TOO_MANY_REASON: Final = "Too many connections"
+EVICTED_REASON: Final = "Too many unauthenticated connections"
 
 TOO_SLOW_REASON: Final = "Too slow"
 _LIMITS: Final = {
@@ -63,6 +65,9 @@ class Carrier(Protocol):
     def unsent(self) -> int:
         """Bytes waiting in the process for the socket."""
 
+    def authenticated(self) -> None:
+        """Note that the client has authenticated: its connection leaves the budget of the unauthenticated ones."""
+
     def abort(self) -> None:
         """Cut the connection."""
 
@@ -82,11 +87,18 @@ class Clients:
         self.metrics = metrics
         self.verify = TokenVerifier(config)
         self.draining = False
+        self.unauthenticated = Unauthenticated(
+            # All clients of a relay may come at once, as after its restart.
+            config.max_connections,
+            lambda: metrics.limited.labels("unauthenticated").inc(),
+        )
+        """The connections of the public port that have not authenticated."""
         self.changed: Callable[[], None] = lambda: None
         """Called when a client has got a place, or left."""
         self._tasks: dict[Client, asyncio.Task[Any]] = {}
         self._admitted: set[Client] = set()
         metrics.connections.set_function(lambda: len(self._admitted))
+        metrics.unauthenticated.set_function(lambda: len(self.unauthenticated))
         metrics.lag_events.set_function(lambda: max((client.lag for client in self._admitted), default=0))
         metrics.unsent_bytes.set_function(lambda: sum(client.carrier.unsent for client in self._admitted))
 
@@ -95,11 +107,6 @@ class Clients:
 
     def __len__(self) -> int:
         return len(self._tasks)
-
-    @property
-    def crowded(self) -> bool:
-        """Whether as many as may be are about to authenticate."""
-        return len(self._tasks) - len(self._admitted) >= self.config.max_connections
 
     @property
     def connected(self) -> int:
@@ -339,6 +346,7 @@ class Client:
 
     def _find_position(self, question: Question) -> bool:
         if not self._admitted:
+            self.carrier.authenticated()
             if not self._clients.admit(self):
                 self.session.shut(Code.TRY_LATER, TOO_MANY_REASON)
                 return True

@@ -1,22 +1,29 @@
 """HTTP, carried by uvicorn's protocol on asyncio's server.
 
 uvicorn's own `Server` is left out: it would take the process's signals, and wake ten times a second in every pod, for
-a Date header. What uvicorn leaves open is closed here: how many connections may be about to ask something, and how
-long they may take.
+a Date header. What uvicorn does not limit is limited here: how many connections may be unauthenticated, how long a
+request may take to arrive, and the work that its body causes.
+
+The body of a request is not parsed before the application asks for it, which it does after it has checked the token.
+The response to a request whose body was not read whole is the last one of its connection.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import socket
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, cast
 
 import h11
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
+
+from userrealtime_core.unauthenticated import Unauthenticated
 
 from .client import UNSENT_LIMIT, WRITE_LIMIT
 
@@ -25,6 +32,58 @@ MAX_REQUEST_HEAD: Final = 16 << 10
 BACKLOG: Final = 512
 KEEP_ALIVE: Final = 5
 """Seconds that a connection may be idle after a response; a new one costs a client little."""
+MAX_CHUNKS: Final = 1024
+"""Pieces in which a body may arrive. h11 needs about 33 µs for each chunk, be it a single byte."""
+LINGER_S: Final = 2
+"""Seconds for which the rest of an unread body is dropped, after the response to it."""
+LINGER_BYTES: Final = 1 << 20
+"""Bytes of such a rest that are dropped; then the connection is cut."""
+
+
+class _Requests(h11.Connection):
+    """h11's side of a server, which leaves a body unparsed until it is wanted, and limits the number of its pieces."""
+
+    def __init__(self, max_chunks: int) -> None:
+        super().__init__(h11.SERVER, MAX_REQUEST_HEAD)
+        self.body_missing = False
+        """Whether the current request has a body whose end was not read."""
+        self.body_wanted = False
+        self.chunks_exceeded = False
+        self._max_chunks = max_chunks
+        self._chunks = 0
+
+    def next_event(self) -> Any:
+        if self.body_missing and not self.body_wanted:
+            return h11.NEED_DATA
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            self.body_missing = _has_body(event)
+            self.body_wanted = False
+            self._chunks = 0
+        elif isinstance(event, h11.Data):
+            self._chunks += 1
+            if self._chunks > self._max_chunks:
+                self.chunks_exceeded = True
+                raise h11.RemoteProtocolError("the body comes in too many pieces")
+        elif isinstance(event, h11.EndOfMessage):
+            self.body_missing = False
+        return event
+
+    def send(self, event: Any) -> bytes | None:  # type: ignore[override]
+        if isinstance(event, h11.Response) and self.body_missing:
+            event = h11.Response(
+                status_code=event.status_code,
+                headers=[*event.headers, (b"connection", b"close")],
+                reason=event.reason,
+            )
+        return cast("bytes | None", super().send(event))
+
+
+def _has_body(request: h11.Request) -> bool:
+    for name, value in request.headers:
+        if name == b"transfer-encoding" or (name == b"content-length" and value.strip(b"0")):
+            return True
+    return False
 
 
 class Connection(H11Protocol):
@@ -38,20 +97,48 @@ class Connection(H11Protocol):
         config: uvicorn.Config,
         state: ServerState,
         *,
-        limit: int,
+        unauthenticated: Unauthenticated,
         request_timeout: float,
         limited: Callable[[str], None],
+        max_chunks: int,
     ) -> None:
         super().__init__(config, state, {"connection": self})
-        self._limit = limit
+        self.conn = self._requests = _Requests(max_chunks)
+        self._unauthenticated = unauthenticated
+        self._discarded: int | None = None  # bytes, once the rest of a body is dropped
         self._limited = limited
         self._request_timeout = request_timeout
         self._timer: asyncio.TimerHandle | None = None
         self._changed: Callable[[], None] | None = None
         self.lost = asyncio.Event()
 
+    @property
+    def has_body(self) -> bool:
+        """Whether the current request has a body that was not read to its end."""
+        return self._requests.body_missing
+
+    def read_body(self) -> None:
+        """Let the body of the current request be parsed, for the application to `receive`."""
+        self._requests.body_wanted = True
+        self.handle_events()
+
+    async def discard_body(self) -> None:
+        """Drop what still arrives of an unread body, without parsing it, so that its sender can read the response.
+
+        If the connection were closed with unread data, the kernel would reset it, and the response could be lost.
+        """
+        self._discarded = 0
+        self.flow.resume_reading()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_S):
+                await self.lost.wait()
+
+    def authenticated(self) -> None:
+        """Until the response is complete, this connection is not one of the unauthenticated ones."""
+        self._unauthenticated.leave(self.transport)
+
     def hold(self, changed: Callable[[], None], *, dead_after: float) -> None:
-        """Until the response is complete, this is no longer one of those that ask, whose number is limited.
+        """Until the response is complete, notify its application of the state of the socket.
 
         Args:
             changed: called when the socket takes more, and when the connection is lost.
@@ -101,12 +188,15 @@ class Connection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if len(self.connections) > self._limit:
-            self._limited("connections")
-            transport.abort()
+        self._unauthenticated.enter(transport, transport.abort)
         self._expect_request()
 
     def data_received(self, data: bytes) -> None:
+        if self._discarded is not None:
+            self._discarded += len(data)
+            if self._discarded > LINGER_BYTES:
+                self.transport.abort()
+            return
         # In pieces: h11 measures a head only while it is not complete, and one read may bring far more.
         for begin in range(0, len(data), MAX_REQUEST_HEAD):
             if self.transport.is_closing():
@@ -116,6 +206,8 @@ class Connection(H11Protocol):
                 cast(asyncio.Protocol, protocol).data_received(data[begin:])
                 return
             super().data_received(data[begin : begin + MAX_REQUEST_HEAD])
+        if self._requests.body_missing and not self._requests.body_wanted:
+            self.flow.pause_reading()  # `receive` and `discard_body` resume
 
     def handle_websocket_upgrade(self, event: h11.Request) -> None:
         super().handle_websocket_upgrade(event)
@@ -130,6 +222,8 @@ class Connection(H11Protocol):
             self._timer.cancel()
 
     def send_400_response(self, msg: str) -> None:
+        if self._requests.chunks_exceeded:
+            self._limited("chunks")
         if self.cycle is None or self.cycle.response_complete:
             super().send_400_response(msg)
         else:
@@ -139,11 +233,14 @@ class Connection(H11Protocol):
         self._changed = None
         if not self.lost.is_set():
             self.connections.add(self)
+            if self.transport not in self._unauthenticated:
+                self._unauthenticated.enter(self.transport, self.transport.abort)
         super().on_response_complete()
         self._expect_request()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.lost.set()
+        self._unauthenticated.leave(self.transport)
         super().connection_lost(exc)
         self._notify()
         if self._timer is not None:
@@ -191,23 +288,25 @@ async def listen(
     port: int,
     *,
     websocket: Any = "none",
-    limit: int,
+    unauthenticated: Unauthenticated,
     request_timeout: float,
-    limited: Callable[[str], None],
+    limited: Callable[[str], None] = lambda _: None,
+    max_chunks: int = MAX_CHUNKS,
 ) -> Listener:
     """Serve an application on one port.
 
     Args:
         websocket: a factory of asyncio protocols, as uvicorn's `ws`, that takes over requests to upgrade.
-        limit: connections that may wait for their request or response at a time; more are dropped.
+        unauthenticated: the budget of the port's connections, from their beginning until `Connection.authenticated`.
         request_timeout: seconds for a request's head to arrive.
-        limited: told of each connection that is dropped for one of the two, "connections" or "request_time".
+        limited: called with the name of the limit, "request_time" or "chunks", for each connection that exceeds it.
+        max_chunks: pieces in which the body of a request may arrive.
 
     Raises:
         OSError: the port cannot be had.
     """
     config = uvicorn.Config(
-        cast(Any, app),
+        cast(Any, functools.partial(_answer, app)),
         http=Connection,
         ws=websocket,
         lifespan="off",
@@ -218,7 +317,7 @@ async def listen(
         server_header=False,
         date_header=False,
         h11_max_incomplete_event_size=MAX_REQUEST_HEAD,
-        limit_concurrency=None,  # it would count streams, which have limits of their own; `limit` counts who asks
+        limit_concurrency=None,  # it would count streams, which have limits of their own
         timeout_keep_alive=KEEP_ALIVE,
         backlog=BACKLOG,
     )
@@ -226,7 +325,29 @@ async def listen(
     state = ServerState()
 
     def protocol() -> Connection:
-        return Connection(config, state, limit=limit, request_timeout=request_timeout, limited=limited)
+        return Connection(
+            config,
+            state,
+            unauthenticated=unauthenticated,
+            request_timeout=request_timeout,
+            limited=limited,
+            max_chunks=max_chunks,
+        )
 
     server = await asyncio.get_running_loop().create_server(protocol, host, port, backlog=BACKLOG)
     return Listener(server, state.connections)
+
+
+async def _answer(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    """Call the application. The rest of a body that it does not read is dropped before the connection is closed."""
+    connection: Connection = scope["state"]["connection"]
+
+    async def send_and_drop(message: Message) -> None:
+        last = message["type"] == "http.response.body" and not message.get("more_body", False)
+        if last and connection.has_body:
+            await send({**message, "more_body": True})
+            await connection.discard_body()
+            message = {"type": "http.response.body"}
+        await send(message)
+
+    await app(scope, receive, send_and_drop if connection.has_body else send)

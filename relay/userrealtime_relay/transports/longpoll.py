@@ -115,6 +115,9 @@ class _Carrier:
     def unsent(self) -> int:
         return 0
 
+    def authenticated(self) -> None:
+        self._connection.authenticated()
+
     def abort(self) -> None:
         self._connection.transport.abort()
 

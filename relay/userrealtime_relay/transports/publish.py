@@ -13,26 +13,27 @@ from starlette.types import Receive, Scope, Send
 from userrealtime_relay.allowance import Allowance
 from userrealtime_relay.inbox import Invalid, Refused, Submission, Unavailable
 
-from .client import RESTARTING_REASON, Clients
-from .request import opening_of, refusal, refuse, retry_after
+from .client import RESTARTING_REASON, TOO_MANY_REASON, Clients
+from .request import connection_of, opening_of, refusal, refuse, retry_after
 
 TOO_MANY: Final = "too many messages: wait a second, then repeat it with the same ref"
 
 
 class Publishing:
-    """The ASGI application at `/publish`."""
+    """The ASGI application at `/publish`. A body is read only after the token was accepted."""
 
     def __init__(self, clients: Clients) -> None:
         self._clients = clients
         # One for all requests: each is a connection of its own, if the client likes, but the user is one.
         self._allowance = Allowance(clients.config.max_messages_per_second, asyncio.get_running_loop().time())
+        self._requests = 0  # that are authenticated and not answered
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         response = await self._answer(scope, receive)
         await response(scope, receive, send)
 
     async def _answer(self, scope: Scope, receive: Receive) -> Response:
-        clients = self._clients
+        clients, connection = self._clients, connection_of(scope)
         session = await clients.authenticate(opening_of(scope, clients.config))
         if session.closing is not None:
             return refusal(session.closing)
@@ -41,6 +42,19 @@ class Publishing:
         if not self._allowance.take(asyncio.get_running_loop().time()):
             clients.metrics.limited.labels("messages").inc()
             return refuse(HTTPStatus.TOO_MANY_REQUESTS, TOO_MANY, retry_s=1)
+        if self._requests >= clients.config.max_connections:
+            clients.metrics.limited.labels("connections").inc()
+            return refuse(HTTPStatus.SERVICE_UNAVAILABLE, TOO_MANY_REASON, retry_s=retry_after(None))
+        connection.authenticated()
+        self._requests += 1
+        try:
+            connection.read_body()
+            return await self._store(receive)
+        finally:
+            self._requests -= 1
+
+    async def _store(self, receive: Receive) -> Response:
+        clients = self._clients
         try:
             async with asyncio.timeout(clients.config.auth_timeout):
                 body = await _body(receive, clients.config.max_message_bytes)

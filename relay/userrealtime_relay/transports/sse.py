@@ -125,6 +125,9 @@ class _Carrier:
     def unsent(self) -> int:
         return self._connection.unsent
 
+    def authenticated(self) -> None:
+        self._connection.authenticated()
+
     def abort(self) -> None:
         self._connection.transport.abort()
 

@@ -26,6 +26,7 @@ from websockets.protocol import OPEN, Event
 from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
+from userrealtime_core.unauthenticated import Unauthenticated
 from userrealtime_relay import request_id
 from userrealtime_relay.cors import is_allowed
 from userrealtime_relay.frame import encode_text
@@ -33,8 +34,8 @@ from userrealtime_relay.session import SUBPROTOCOL, Code, Opening, Session
 
 from .client import (
     CLOSE_TIMEOUT,
+    EVICTED_REASON,
     RESTARTING_REASON,
-    TOO_MANY_REASON,
     UNSENT_LIMIT,
     WRITE_LIMIT,
     Client,
@@ -44,6 +45,11 @@ from .client import (
 
 MAX_QUEUED_FRAMES: Final = 8
 """Frames of a client that may wait to be looked at; then its socket is not read from."""
+EARLY_FRAMES: Final = 32
+EARLY_BYTES: Final = 32 << 10
+"""How much of what a client sends is parsed before it has authenticated; the rest waits until it has."""
+EARLY_PIECE: Final = 1 << 10
+"""Bytes that are parsed at a time before the client has authenticated: a frame may have 6."""
 PING: Final = bytes((0x80 | Opcode.PING, 0))
 SILENT: Final = (CloseCode.INTERNAL_ERROR, "No answer to a ping")
 PINGS_AT_ONCE: Final = 50
@@ -60,7 +66,8 @@ _protocol_logger = logging.getLogger("websockets.server")
 
 
 class _Connection(ServerConnection):
-    """websockets' connection, plus: word of what happens to it, and a bound on what answering pings may pile up.
+    """websockets' connection, plus: notice of what happens to it, and bounds on the pongs that may pile up and on what
+    is parsed before the client has authenticated.
 
     Less what weighs: a task for its pings, a logger, and a queue for those that wait to write, of whom there is one.
     """
@@ -68,8 +75,13 @@ class _Connection(ServerConnection):
     changed: Callable[[], None] | None = None
     _pongs = 0
     _pinged = False  # and not answered
+    _authenticated = False
+    _requested = False  # the opening request was read
+    _early_frames = 0
+    _early_bytes = 0
+    _later = b""  # what is parsed once the client has authenticated
 
-    def __init__(self, protocol: ServerProtocol, server: Server) -> None:
+    def __init__(self, protocol: ServerProtocol, server: Server, unauthenticated: Unauthenticated) -> None:
         super().__init__(
             protocol,
             server,
@@ -80,6 +92,26 @@ class _Connection(ServerConnection):
         )
         self.logger = self.protocol.logger = _protocol_logger
         cast(Any, self).drain_waiters = []
+        self._unauthenticated = unauthenticated
+
+    def evict(self) -> None:
+        """Close for another unauthenticated connection, without waiting for the client."""
+        if self.state is OPEN and not self.transport.get_write_buffer_size():
+            self.protocol.send_close(Code.TRY_LATER, EVICTED_REASON)
+            self.transport.write(b"".join(self.protocol.data_to_send()))
+            self.transport.close()
+        else:
+            self.transport.abort()
+
+    def authenticated(self) -> None:
+        """Parse all that the client sends from now on."""
+        self._unauthenticated.leave(self.transport)
+        self._authenticated = True
+        if self._later:
+            later, self._later = self._later, b""
+            self._parse(later)
+            if not self.recv_messages.paused:  # else websockets resumes
+                self.transport.resume_reading()
 
     def ping(self) -> bool:  # type: ignore[override]
         """Send a ping, unless the last one is still without an answer: then it is False."""
@@ -93,15 +125,35 @@ class _Connection(ServerConnection):
     def process_event(self, event: Event) -> None:
         if isinstance(event, Frame) and event.opcode is Opcode.PONG:
             self._pinged = False
+        self._early_frames += 1
         super().process_event(event)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
+        self._unauthenticated.enter(transport, self.evict)
         if hasattr(socket, "TCP_NOTSENT_LOWAT"):  # Linux
             connection: socket.socket = transport.get_extra_info("socket")
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_LIMIT)
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._unauthenticated.leave(self.transport)
+        super().connection_lost(exc)
+
     def data_received(self, data: bytes) -> None:
+        if self._authenticated or not self._requested:
+            self._requested = True  # it comes whole, from uvicorn
+            self._parse(data)
+            return
+        for begin in range(0, len(data), EARLY_PIECE):
+            if self._later or self._early_frames >= EARLY_FRAMES or self._early_bytes >= EARLY_BYTES:
+                self._later += data[begin:]
+                self.transport.pause_reading()
+                return
+            piece = data[begin : begin + EARLY_PIECE]
+            self._early_bytes += len(piece)
+            self._parse(piece)
+
+    def _parse(self, data: bytes) -> None:
         before = self.transport.get_write_buffer_size()
         super().data_received(data)
         if self.paused:
@@ -139,7 +191,7 @@ class WebSockets:
         protocol = ServerProtocol(
             select_subprotocol=_select_subprotocol, max_size=self.config.max_message_bytes, extensions=None
         )
-        return _Connection(protocol, cast(Server, self))
+        return _Connection(protocol, cast(Server, self), self._clients.unauthenticated)
 
     def is_serving(self) -> bool:
         """Always: while draining, a client is let in to be told so, in words that a browser hands on."""
@@ -187,8 +239,6 @@ class WebSockets:
         cast(Response, connection.response).headers.clear()
         if clients.draining:
             session.shut(Code.RESTARTING, RESTARTING_REASON)
-        elif clients.crowded:
-            session.shut(Code.TRY_LATER, TOO_MANY_REASON)
         await self._carry(connection, session)
         code = _close_label(connection)
         clients.count_close(code, session.closing)
@@ -232,7 +282,8 @@ class WebSockets:
         allowed = self.config.allowed_origins  # what is no browser sends no Origin
         if not all(is_allowed(origin, allowed) for origin in request.headers.get_all("Origin")):
             return _refuse(HTTPStatus.FORBIDDEN, "pages of this Origin may not connect; it must be in ALLOWED_ORIGINS")
-        if len(self.handler_tasks) > 3 * self.config.max_connections:
+        # Of those without a token there are fewer: these are clients whose close takes its time.
+        if len(self.handler_tasks) > 4 * self.config.max_connections:
             self._clients.metrics.limited.labels("connections").inc()
             return _refuse(HTTPStatus.SERVICE_UNAVAILABLE, "too many connections; try again later")
         return None
@@ -267,6 +318,9 @@ class _Carrier:
         if not self._connection.ping():
             self.silent = True
             self._wake.set()
+
+    def authenticated(self) -> None:
+        self._connection.authenticated()
 
     @property
     def paused(self) -> bool:

@@ -1,0 +1,221 @@
+"""A client without a token: the work that it causes, and the connections that it holds open."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import h11
+import pytest
+from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidMessage
+from websockets.frames import Frame, Opcode
+
+from tests.conftest import Database
+from tests.relay.http_client import request
+from tests.relay.support import PATIENCE_S, client, closed, get, metric, receive, running, token, until
+from userrealtime_relay import probes
+from userrealtime_relay.server import Relay
+from userrealtime_relay.transports import http, websocket
+
+EVICTED = (1013, "Too many unauthenticated connections")
+TINY_CHUNKS = b"1\r\nx\r\n" * 60_000
+PUBLISH = b"POST /publish HTTP/1.1\r\nHost: relay\r\n"
+CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.fixture
+def chunks(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The pieces of bodies that h11 has parsed, in this process."""
+    parsed = []
+    next_event = h11.Connection.next_event
+
+    def spy(connection: h11.Connection) -> Any:
+        event = next_event(connection)
+        if isinstance(event, h11.Data):
+            parsed.append(event)
+        return event
+
+    monkeypatch.setattr(h11.Connection, "next_event", spy)
+    return parsed
+
+
+@asynccontextmanager
+async def connections(port: int, count: int, start: bytes = b"") -> AsyncIterator[list[asyncio.StreamReader]]:
+    """Connections that send this and then nothing."""
+    opened = [await asyncio.open_connection("127.0.0.1", port) for _ in range(count)]
+    try:
+        for _, writer in opened:
+            writer.write(start)
+        yield [reader for reader, _ in opened]
+    finally:
+        for _, writer in opened:
+            writer.transport.abort()
+
+
+async def answer(port: int, *sent: bytes) -> bytes:
+    """What comes back until the connection is closed, in order or not."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    received = b""
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            for data in sent:
+                writer.write(data)
+                await writer.drain()
+            while data := await reader.read(1 << 16):
+                received += data
+                if b"\r\n\r\n" in received:  # as a client that reads the response, and then closes
+                    writer.close()
+    except ConnectionError:
+        pass
+    finally:
+        writer.transport.abort()
+    return received
+
+
+async def ended(reader: asyncio.StreamReader) -> bool:
+    try:
+        return await reader.read() == b""
+    except ConnectionError:
+        return True
+
+
+async def served(relay: Relay) -> None:
+    """Assert that a client with a token is served, over every transport."""
+    async with client(relay) as alice:
+        assert (await receive(alice))["type"] == "connected"
+    assert (await request(relay, "/poll")).status == 200
+    body = json.dumps({"ref": "r", "event": "e", "data": 1}).encode()
+    assert (await request(relay, "/publish", method="POST", body=body)).status == 200
+
+
+# --- connections at the relay
+
+
+@pytest.mark.parametrize("start", [b"", b"GET /poll HTTP/1.1\r\nX: "], ids=["idle", "half a head"])
+async def test_connections_without_a_request_make_room(migrated: Database, start: bytes) -> None:
+    async with running(migrated.url, MAX_CONNECTIONS="5") as relay, connections(relay.ws_port, 12, start) as held:
+        async with asyncio.timeout(PATIENCE_S):
+            assert all([await ended(reader) for reader in held[:7]])
+        await served(relay)
+        assert await metric(relay, "unauthenticated") <= 5
+        assert await metric(relay, 'limited_total{limit="unauthenticated"}') >= 7
+
+
+async def test_websockets_without_a_token_make_room(migrated: Database) -> None:
+    async with running(migrated.url, MAX_CONNECTIONS="5") as relay:
+        strangers = [await connect(f"ws://127.0.0.1:{relay.ws_port}/ws") for _ in range(12)]
+        assert [await closed(each) for each in strangers[:7]] == [EVICTED] * 7
+        await served(relay)
+        for each in strangers:
+            each.transport.abort()
+
+
+async def test_a_client_with_a_token_is_served_while_strangers_come_back_again_and_again(migrated: Database) -> None:
+    opened = 0
+
+    async def come_back(relay: Relay) -> None:
+        nonlocal opened
+        while True:
+            opened += 1
+            with contextlib.suppress(OSError, InvalidMessage):  # closed before the handshake
+                async with connect(f"ws://127.0.0.1:{relay.ws_port}/ws") as stranger:
+                    await stranger.wait_closed()
+
+    async with running(migrated.url, MAX_CONNECTIONS="50") as relay, asyncio.TaskGroup() as tasks:
+        strangers = [tasks.create_task(come_back(relay)) for _ in range(60)]
+        await until(lambda: opened > 60)
+        for _ in range(10):
+            before = opened
+            await served(relay)
+            await until(lambda before=before: opened > before)  # type: ignore[misc]
+        for each in strangers:
+            each.cancel()
+
+
+async def test_a_request_with_a_token_is_not_displaced_while_its_body_arrives(migrated: Database) -> None:
+    body = json.dumps({"ref": "slow", "event": "e", "data": 1}).encode()
+    async with running(migrated.url, MAX_CONNECTIONS="3") as relay:
+        reader, writer = await asyncio.open_connection("127.0.0.1", relay.ws_port)
+        writer.write(PUBLISH + f"Authorization: Bearer {token()}\r\nContent-Length: {len(body)}\r\n\r\n".encode())
+        await until(lambda: bool(relay.clients.unauthenticated))
+        await until(lambda: not relay.clients.unauthenticated)
+        async with connections(relay.ws_port, 10):
+            await until(lambda: len(relay.clients.unauthenticated) == 3)
+            writer.write(body)
+            async with asyncio.timeout(PATIENCE_S):
+                assert (await reader.readuntil(b"\r\n")).startswith(b"HTTP/1.1 200 ")
+        writer.transport.abort()
+
+
+async def test_probes_are_answered_while_idle_connections_are_open(migrated: Database) -> None:
+    async with running(migrated.url) as relay, connections(relay.health_port, 2 * probes.CONNECTIONS):
+        assert (await get(relay.health_port, "/ready"))[0] == 200
+        assert await metric(relay, "ready") == 1
+
+
+# --- work at the relay
+
+
+@pytest.mark.parametrize("path", [b"POST /publish", b"GET /poll", b"GET /sse", b"POST /nowhere"])
+async def test_the_body_of_a_request_without_a_token_is_not_parsed(
+    migrated: Database, chunks: list[Any], path: bytes
+) -> None:
+    async with running(migrated.url) as relay:
+        said = await answer(relay.ws_port, path + b" HTTP/1.1\r\nHost: relay\r\n" + CHUNKED, TINY_CHUNKS)
+        assert said.split(b" ")[1] in (b"400", b"401", b"404")
+        assert b"connection: close" in said.lower()
+        await served(relay)
+    assert len(chunks) == 1  # the body of `served`
+
+
+async def test_the_response_arrives_although_the_body_is_long(migrated: Database, chunks: list[Any]) -> None:
+    async with running(migrated.url) as relay:
+        for framing in (CHUNKED + b"100000\r\n", b"Content-Length: 1048576\r\n\r\n"):
+            said = await answer(relay.ws_port, PUBLISH + framing, bytes(500_000))
+            assert b" 401 " in said
+            assert said.endswith(b'{"error":"Unauthorized"}')
+    assert chunks == []
+
+
+async def test_with_a_token_tiny_chunks_are_limited(migrated: Database, chunks: list[Any]) -> None:
+    authorization = f"Authorization: Bearer {token()}\r\n".encode()
+    async with running(migrated.url) as relay:
+        assert await answer(relay.ws_port, PUBLISH + authorization + CHUNKED, TINY_CHUNKS) == b""
+        assert await metric(relay, 'limited_total{limit="chunks"}') == 1
+        assert len(chunks) == http.MAX_CHUNKS + 1
+        await served(relay)
+
+
+async def test_frames_before_the_token_are_parsed_up_to_a_limit(
+    migrated: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed = 0
+    process_event = websocket._Connection.process_event
+
+    def spy(connection: websocket._Connection, event: Any) -> None:
+        nonlocal parsed
+        parsed += 1
+        process_event(connection, event)
+
+    monkeypatch.setattr(websocket._Connection, "process_event", spy)
+    ping = Frame(Opcode.PING, b"").serialize(mask=True)
+    async with running(migrated.url, AUTH_TIMEOUT="2") as relay, client(relay, None) as stranger:
+        stranger.transport.write(ping * 50_000)
+        assert await closed(stranger) == (1008, "Unauthorized")
+        assert websocket.EARLY_FRAMES <= parsed < websocket.EARLY_FRAMES + websocket.EARLY_PIECE
+
+
+async def test_what_follows_the_token_at_once_is_received(migrated: Database) -> None:
+    messages = [json.dumps({"type": "auth", "token": token()})]
+    messages += [json.dumps({"type": "publish", "ref": str(n), "event": "e", "data": "x" * 2000}) for n in range(50)]
+    async with running(migrated.url) as relay, client(relay, None) as alice:
+        alice.transport.write(
+            b"".join(Frame(Opcode.TEXT, message.encode()).serialize(mask=True) for message in messages)
+        )
+        assert (await receive(alice))["type"] == "connected"
+        assert [(await receive(alice))["ref"] for _ in range(50)] == [str(n) for n in range(50)]
