@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from userrealtime_relay.config import broker_url_flaw
+from userrealtime_relay.cors import origin_flaw
 
 from .duration import parse_duration
 from .retention import Retention
@@ -192,9 +193,10 @@ def _strings(value: Any) -> dict[str, str]:
 
 
 def _origins(value: Any) -> str:
-    form = r"\*|https?://[a-z0-9._:\[\]-]+"
-    if not isinstance(value, list) or not all(isinstance(each, str) and re.fullmatch(form, each) for each in value):
+    if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
         raise ValueError("must be a list of origins such as https://app.example.com (lower case, no path), or of *")
+    if (flaw := next(filter(None, map(origin_flaw, value)), None)) is not None:
+        raise ValueError(flaw)
     return ",".join(value)
 
 

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from userrealtime_core.secret import Secret
 
+from .cors import origin_flaw
 from .keys import CURRENT, PREVIOUS, TokenKeys, flaw
 
 MAXIMUM_ID_LENGTH: Final = 253  # as userrealtime.publish checks it
@@ -257,12 +258,7 @@ class Reader:
 
     def origins(self, name: str) -> tuple[str, ...]:
         origins = tuple(origin.strip() for origin in self.text(name, "").split(",") if origin.strip())
-        for origin in origins:
-            if origin != "*" and not re.fullmatch(r"https?://[a-z0-9._:\[\]-]+", origin):
-                self.problems.append(
-                    f"{name}: {origin!r} is not an origin as browsers send it, like https://app.example.com "
-                    "(lower case, no path), nor *"
-                )
+        self.problems += [f"{name}: {problem}" for problem in map(origin_flaw, origins) if problem is not None]
         return origins
 
     def base_path(self, name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 METHODS: Final = ("GET", "POST")
@@ -10,6 +11,25 @@ REQUEST_HEADERS: Final = ("Authorization", "Cache-Control", "Content-Type", "Las
 RESPONSE_HEADERS: Final = ("Retry-After", REQUEST_ID)
 PREFLIGHT_AGE: Final = 600
 """Seconds that a browser may remember what it may send."""
+ORIGIN: Final = (
+    r"\*|null|file://"
+    r"|[a-z][a-z0-9+.-]*://[a-z0-9._~%:\[\]-]+"
+    # Extensions of Safari have upper-case names.
+    r"|[a-z][a-z0-9.]*-[a-z0-9.-]*://[A-Za-z0-9._~%-]+"
+)
+"""A regular expression of what ALLOWED_ORIGINS may contain; the chart's values.schema.json has the same."""
+
+
+def origin_flaw(origin: str) -> str | None:
+    """What is wrong with an entry of ALLOWED_ORIGINS; None if nothing is."""
+    if re.fullmatch(ORIGIN, origin):
+        return None
+    if "*" in origin:
+        return f"{origin!r} has a wildcard: list each origin, or allow all of them by *"
+    return (
+        f"{origin!r} is not an origin as browsers send it, like https://app.example.com or capacitor://localhost "
+        "(lower case, no path), nor null, nor *"
+    )
 
 
 def is_allowed(origin: str, allowed: tuple[str, ...]) -> bool:

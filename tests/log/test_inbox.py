@@ -37,6 +37,25 @@ async def test_a_ref_is_stored_once_even_at_the_same_time(migrated: Database, co
         await other.close()
 
 
+async def test_a_sequence_that_is_behind_the_rows_catches_up(
+    migrated: Database, connection: asyncpg.Connection
+) -> None:
+    """Logical replication copies the rows, and leaves the sequence where it was."""
+    await connection.execute(
+        "insert into userrealtime.inbox (user_id, ref, event, data) "
+        "select 'alice', 'old' || n, 'note', '{}' from generate_series(1, 1000) n"
+    )
+    await connection.execute("alter table userrealtime.inbox alter column id restart with 1")
+    others = [await asyncpg.connect(migrated.url) for _ in range(4)]
+    numbers = await asyncio.gather(*(submit(other, f"new{n}") for n, other in enumerate(others)))
+    assert len(set(numbers)) == 4
+    assert min(numbers) > 1000
+    assert await submit(connection, "old7") == 7
+    assert await connection.fetchval("select count(*) from userrealtime.inbox") == 1004
+    for other in others:
+        await other.close()
+
+
 async def test_a_rollback_leaves_nothing(connection: asyncpg.Connection) -> None:
     transaction = connection.transaction()
     await transaction.start()

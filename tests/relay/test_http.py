@@ -8,7 +8,9 @@ import json
 import pytest
 
 from tests.conftest import Database
-from tests.relay.support import PATIENCE_S, config, get, running
+from tests.relay.http_client import request, stream
+from tests.relay.support import PATIENCE_S, client, config, get, receive, running, token
+from userrealtime_relay.auth import MAX_TOKEN_BYTES
 from userrealtime_relay.server import Relay
 
 # Nobody listens there.
@@ -54,6 +56,49 @@ async def test_the_private_port_has_no_websocket() -> None:
     async with Relay(config(NO_DATABASE)) as relay:
         assert await get(relay.health_port, "/ws") == (404, '{"error":"not found"}')
         assert (await get(relay.health_port, "/health", "POST"))[0] == 405
+
+
+def longest_token() -> str:
+    """A good token of the documented size, or a byte or two less: base64 has no text of every length."""
+    length = 3 * (MAX_TOKEN_BYTES - len(token(pad=""))) // 4
+    return max(
+        (text for size in range(length - 4, length + 4) if len(text := token(pad="x" * size)) <= MAX_TOKEN_BYTES),
+        key=len,
+    )
+
+
+@pytest.mark.parametrize("cookie", [0, 7_000])
+async def test_a_token_of_the_documented_size_is_accepted_by_every_transport(migrated: Database, cookie: int) -> None:
+    bearer = longest_token()
+    assert MAX_TOKEN_BYTES - 3 < len(bearer) <= MAX_TOKEN_BYTES
+    headers = {"Cookie": f"a={'x' * cookie}"}
+    async with running(migrated.url, ALLOW_QUERY_TOKEN="true") as relay:
+        async with client(relay, bearer, headers=headers) as alice:
+            assert (await receive(alice))["type"] == "connected"
+        async with client(relay, None, headers=headers, token=bearer) as alice:
+            assert (await receive(alice))["type"] == "connected"
+        protocols = ["userrealtime.v1", f"bearer.{bearer}"]
+        async with client(relay, None, headers=headers, subprotocols=protocols) as alice:
+            assert (await receive(alice))["type"] == "connected"
+        async with client(relay, None, headers=headers) as alice:
+            await alice.send(json.dumps({"type": "auth", "token": bearer}))
+            assert (await receive(alice))["type"] == "connected"
+        async with stream(relay, bearer, headers=headers):
+            pass
+        assert (await request(relay, "/poll?timeout=0", bearer, headers=headers)).status == 200
+        body = b'{"ref":"r","event":"e"}'
+        answer = await request(relay, "/publish", bearer, method="POST", headers=headers, body=body)
+        assert answer.status == 200
+
+
+async def test_large_cookies_are_accepted_by_every_transport(migrated: Database) -> None:
+    headers = {"Cookie": f"a={'x' * 12_000}"}
+    async with running(migrated.url) as relay:
+        async with client(relay, headers=headers) as alice:
+            assert (await receive(alice))["type"] == "connected"
+        async with stream(relay, headers=headers):
+            pass
+        assert (await request(relay, "/poll?timeout=0", headers=headers)).status == 200
 
 
 @pytest.mark.parametrize(

@@ -3,16 +3,83 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from websockets.exceptions import InvalidStatus
 
 from tests.conftest import Database
 from tests.relay.http_client import request, stream
-from tests.relay.support import client, receive, running
+from tests.relay.support import client, config, receive, running
+from userrealtime_relay.config import ConfigError
+from userrealtime_relay.cors import ORIGIN, origin_flaw
 
+ROOT = Path(__file__).parents[2]
 APP = "https://app.example.com"
 EVIL = "https://evil.example.com"
+
+
+BROWSER_ORIGINS = (
+    "https://app.example.com:8443",
+    "http://[2001:db8::1]:8080",
+    "https://xn--bcher-kva.example",
+    "http://under_score.example",
+    "capacitor://localhost",
+    "ionic://localhost",
+    "tauri://localhost",
+    "app://obsidian.md",
+    "chrome-extension://gighmmpiobklfepjocnamgkkbiglidom",
+    "moz-extension://2a9a1f5c-0d0b-4d6e-8b9c-4a1f3b1c2d3e",
+    "safari-web-extension://E8BEA491-9B80-45DB-8B20-3E586473BD47",
+    "vscode-webview://1u5k2q3v",
+    "file://",
+    "null",
+)
+"""As browsers, their extensions and apps with a web view send them."""
+
+
+@pytest.mark.parametrize("origin", BROWSER_ORIGINS)
+def test_the_chart_and_the_relay_accept_every_origin_of_a_browser(origin: str) -> None:
+    schema = json.loads((ROOT / "charts" / "userrealtime" / "values.schema.json").read_text())
+    pattern = schema["properties"]["relay"]["properties"]["allowedOrigins"]["items"]["pattern"]
+    assert pattern == f"^({ORIGIN})$"
+    assert origin_flaw(origin) is None
+    assert config("postgresql://u@h/d", ALLOWED_ORIGINS=f"{origin},*").allowed_origins == (origin, "*")
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "https://App.example.com",
+        "https://a/",
+        "https://a/path",
+        "https://u@a",
+        "app.example.com",
+        "https://",
+        "a b://c",
+    ],
+)
+def test_what_no_browser_sends_is_rejected(origin: str) -> None:
+    with pytest.raises(ConfigError, match="is not an origin"):
+        config("postgresql://u@h/d", ALLOWED_ORIGINS=origin)
+
+
+@pytest.mark.parametrize("origin", ["https://*.example.com", "http://localhost:*", "*://a"])
+def test_a_wildcard_is_rejected_with_advice(origin: str) -> None:
+    with pytest.raises(ConfigError, match="has a wildcard: list each origin"):
+        config("postgresql://u@h/d", ALLOWED_ORIGINS=origin)
+
+
+@pytest.mark.parametrize("origin", ["capacitor://localhost", "null", "file://"])
+async def test_origins_that_are_no_sites_connect(migrated: Database, origin: str) -> None:
+    async with running(migrated.url, ALLOWED_ORIGINS=origin) as relay:
+        async with client(relay, headers={"Origin": origin}) as alice:
+            assert (await receive(alice))["type"] == "connected"
+        answer = await request(relay, "/poll?timeout=0", headers={"Origin": origin})
+        assert answer.headers["access-control-allow-origin"] == origin
+        with pytest.raises(InvalidStatus):
+            async with client(relay, headers={"Origin": EVIL}):
+                pass
 
 
 async def test_by_default_there_is_no_cors_and_a_websocket_may_come_from_anywhere(migrated: Database) -> None:

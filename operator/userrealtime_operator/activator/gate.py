@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Final, Protocol, TypeVar
 
+from websockets import http11
 from websockets.frames import Close, Frame, Opcode
 from websockets.http11 import Request as Handshake
 from websockets.server import ServerProtocol
@@ -36,8 +37,11 @@ from .directory import Directory, Target
 from .frames import Frames
 from .metrics import Metrics
 from .origins import Headers, Origins
-from .request import BadRequest, Reader, Request
+from .request import MAX_HEAD_BYTES, BadRequest, Reader, Request
 from .wakes import WakeFailed, Wakes
+
+# `Reader` has limited the head of the request. websockets parses it again, and would reject a line of 8 KiB.
+http11.MAX_LINE_LENGTH = 2 * MAX_HEAD_BYTES
 
 CHUNK_BYTES: Final = 64 << 10
 MAX_HELD_BYTES: Final = 128 << 10

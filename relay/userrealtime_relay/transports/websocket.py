@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from typing import Any, Final, cast
 
+from websockets import http11
 from websockets.asyncio.server import Server, ServerConnection
 from websockets.datastructures import Headers
 from websockets.exceptions import ConnectionClosed
@@ -42,6 +43,7 @@ from .client import (
     Clients,
     Wake,
 )
+from .http import MAX_REQUEST_HEAD
 
 MAX_QUEUED_FRAMES: Final = 8
 """Frames of a client that may wait to be looked at; then its socket is not read from."""
@@ -60,6 +62,10 @@ CLIENT_CODES: Final = (
     CloseCode.NO_STATUS_RCVD,
     CloseCode.ABNORMAL_CLOSURE,
 )
+
+# `Connection` has limited and parsed the head of the request. websockets parses it again, and would reject a line of
+# 8 KiB: a token of the documented size, or the cookies of a large site.
+http11.MAX_LINE_LENGTH = 2 * MAX_REQUEST_HEAD
 
 _logger = logging.getLogger(__name__)
 _protocol_logger = logging.getLogger("websockets.server")

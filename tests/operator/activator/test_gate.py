@@ -34,6 +34,16 @@ async def test_a_websocket_gets_what_came_while_asleep(migrated: Database, conne
         assert house.wakes == 1
 
 
+async def test_large_cookies_are_accepted(migrated: Database) -> None:
+    headers = {"Cookie": f"a={'x' * 12_000}"}
+    async with gate(migrated.url) as (opened, _, _):
+        async with client(opened.port, None, headers=headers) as alice:
+            await alice.send(json.dumps({"type": "auth", "token": token()}))
+            assert (await receive(alice))["type"] == "connected"
+        async with client(opened.port, headers=headers) as alice:
+            assert (await receive(alice))["type"] == "connected"
+
+
 @pytest.mark.parametrize("early", [False, True])
 async def test_a_first_message_with_the_token(migrated: Database, connection: asyncpg.Connection, early: bool) -> None:
     await publish(connection, 2)

@@ -11,17 +11,27 @@ create or replace function userrealtime.submit(user_id text, ref text, event tex
     as $$
 declare
     submitted bigint;
+    repeated boolean := false;
 begin
     perform userrealtime.check_served(user_id);
     perform userrealtime.check_message('userrealtime.submit', user_id, event, data);
     perform userrealtime.check_name('userrealtime.submit', 'ref', ref);
-    -- The loop repeats only if the row is deleted between the two statements.
+    -- The loop repeats if the row is deleted between the two statements, or if the sequence gives an id that is in use:
+    -- logical replication copies rows and leaves the sequence behind. Then the sequence is moved past the rows.
     loop
         select i.id into submitted from userrealtime.inbox i where i.user_id = submit.user_id and i.ref = submit.ref;
         exit when found;
+        if repeated then
+            perform setval(
+                pg_get_serial_sequence('userrealtime.inbox', 'id'),
+                greatest((select max(i.id) from userrealtime.inbox i),
+                         nextval(pg_get_serial_sequence('userrealtime.inbox', 'id')))
+            );
+        end if;
+        repeated := true;
         insert into userrealtime.inbox (user_id, ref, event, data)
         values (submit.user_id, submit.ref, submit.event, submit.data)
-        on conflict on constraint inbox_ref do nothing
+        on conflict do nothing
         returning inbox.id into submitted;
         if found then
             perform userrealtime.signal_inbox(submitted);
