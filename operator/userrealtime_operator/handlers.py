@@ -42,6 +42,7 @@ from .retention import prune
 from .roles import Roles
 from .rollouts import User
 from .status import condition_of
+from .watchdog import Watchdog
 from .watching import Reflector
 from .workqueue import WorkQueue
 
@@ -207,6 +208,7 @@ class Operator:
                     self._queue.add(Task(Kind.ORPHAN, namespace, child_of(kind, name)))
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._queue.run(WORKERS))
+                tasks.create_task(Watchdog(Secret(self._config.database_url), self._metrics).run())
                 # With a broker, the bridge announces.
                 if not self._config.signals.type.broker:
                     url = Secret(self._config.database_url)

@@ -43,6 +43,12 @@ class Metrics:
             "wake_duration_seconds", "From a wake request to a pod among the endpoints."
         )
         self.database_failures = self._counter("database_failures", "Uses of the database that failed.")
+        self.pod_sessions_ended = self._counter(
+            "pod_sessions_ended", "Sessions of pods' database roles that the watchdog terminated.", "reason"
+        )
+        for reason in ("revoked", "advisory_lock", "locks", "transaction"):
+            self.pod_sessions_ended.labels(reason)  # so that the first one is an increase
+        self.undroppable = self._gauge("undroppable_roles", "Revoked database roles that cannot be dropped.")
         self.announcer = announcer.Metrics(self._registry, "userrealtime_operator")
 
     def request(self, verb: str, resource: str, code: int, seconds: float) -> None:

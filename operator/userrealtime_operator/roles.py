@@ -31,7 +31,12 @@ GROUP = "userrealtime_relay"
 # A pod holds one connection, and two more for a moment when it finds a pooler; two pods serve while one is replaced.
 CONNECTION_LIMIT = 6
 """For each of a user's pods."""
-SETTINGS = {"statement_timeout": "30s", "idle_in_transaction_session_timeout": "30s"}
+TRANSACTION_LIMIT_S = 30
+"""For pods. The settings are defaults that a role may change; the watchdog enforces the limit."""
+SETTINGS = {
+    "statement_timeout": f"{TRANSACTION_LIMIT_S}s",
+    "idle_in_transaction_session_timeout": f"{TRANSACTION_LIMIT_S}s",
+}
 RETIREMENT_S = 600
 """How long a role outlives the rollout that put another in its place: longer than any pod drains."""
 LOCK_TIMEOUT_S = 5

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
 import asyncpg
 import pytest
 
+from e2e.patience import PATIENCE_S
+from userrealtime_core.secret import Secret
 from userrealtime_operator.credentials import Credentials, role_names
 from userrealtime_operator.database import Database
+from userrealtime_operator.metrics import Metrics
 from userrealtime_operator.migrate import migrate
 from userrealtime_operator.roles import Roles
+from userrealtime_operator.watchdog import Watchdog
 
 from .support import SCOPE, Installation, installation
 
@@ -24,6 +29,15 @@ LOCKS = (
     "begin; lock userrealtime.event, userrealtime.log in access share mode",
 )
 """What the operator and the migrations locked in earlier versions, and what a pod may lock."""
+
+
+@pytest.fixture(scope="module")
+def installed() -> Iterator[Installation]:
+    """One for the tests that leave nothing behind."""
+    with asyncio.Runner() as runner:
+        context = installation()
+        yield runner.run(context.__aenter__())
+        runner.run(context.__aexit__(None, None, None))
 
 
 @asynccontextmanager
@@ -89,3 +103,100 @@ async def test_shared_credentials_work_after_separate_ones() -> None:
         assert await database.pool.fetchval("select userrealtime.served_user()") is None
         assert await database.pool.fetchval("select userrealtime.submit('alice', 'ref', 'typed')") == 1
         await database.pool.execute("select userrealtime.present('alice', 'pod', 1)")
+
+
+@asynccontextmanager
+async def watching(site: Installation, **options: float) -> AsyncIterator[tuple[Watchdog, asyncpg.Connection, Metrics]]:
+    metrics = Metrics()
+    watchdog = Watchdog(Secret(site.operator_url), metrics, **options)
+    connection = await watchdog.open()
+    try:
+        yield watchdog, connection, metrics
+    finally:
+        connection.terminate()
+
+
+async def expect_ended(session: asyncpg.Connection) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while not session.is_closed():
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("statement", "reason"),
+    [
+        ("select pg_advisory_lock(1)", "advisory_lock"),
+        ("select pg_advisory_lock_shared(1, 2)", "advisory_lock"),
+        ("begin; select pg_advisory_xact_lock(1)", "advisory_lock"),
+        ("begin; select 1", "transaction"),
+        ("listen anything; begin; select 1", "transaction"),
+        ("begin; lock userrealtime.event in access share mode", "transaction"),
+        (
+            "begin; do $$ begin for n in 1..300 loop execute format('create temp table t%s ()', n); end loop; end $$",
+            "locks",
+        ),
+    ],
+)
+@pytest.mark.parametrize("database", ["app", "postgres"])
+async def test_a_session_that_holds_what_is_shared_is_ended(
+    installed: Installation, statement: str, reason: str, database: str
+) -> None:
+    if "userrealtime" in statement and database != "app":
+        statement = "begin; lock pg_class in access share mode"
+    url = (await installed.relay_url(MALLORY)).replace("/app", f"/{database}")
+    offender, honest = await asyncpg.connect(url), await asyncpg.connect(await installed.relay_url("bob"))
+    application = await asyncpg.connect(installed.admin_url)
+    await application.execute("begin; select pg_advisory_xact_lock(2)")
+    limit = 0.0 if reason == "transaction" else 600.0
+    async with watching(installed, transaction_limit_s=limit) as (watchdog, connection, metrics):
+        assert await watchdog.check(connection) == []
+        await offender.execute("set statement_timeout = 0; set idle_in_transaction_session_timeout = 0")
+        await offender.execute(statement)
+        assert [each.reason for each in await watchdog.check(connection)] == [reason]
+        await expect_ended(offender)
+        assert f'userrealtime_operator_pod_sessions_ended_total{{reason="{reason}"}} 1.0' in metrics.expose().decode()
+        assert await watchdog.check(connection) == []
+    assert await honest.fetchval("select userrealtime.served_user()") == "bob"
+    for each in (honest, application):
+        await each.close()
+
+
+async def test_a_full_lock_table_is_emptied() -> None:
+    async with installation() as site:
+        admin = await asyncpg.connect(site.admin_url)
+        async with watching(site) as (watchdog, connection, _):
+            for _ in range(2):
+                thief = await asyncpg.connect(await site.relay_url(MALLORY))
+                with pytest.raises(asyncpg.OutOfMemoryError):
+                    await thief.execute("select count(pg_advisory_lock(i)) from generate_series(1, 10000000) i")
+                with pytest.raises(asyncpg.OutOfMemoryError):
+                    await admin.execute("select userrealtime.publish('bob', 'test')")
+                assert [each.reason for each in await watchdog.check(connection)] == ["advisory_lock"]
+                await expect_ended(thief)
+                await admin.execute("select userrealtime.publish('bob', 'test')")
+        await admin.close()
+
+
+async def test_a_session_of_a_revoked_role_is_ended() -> None:
+    """It logged in while the role was revoked."""
+    async with installation() as site, watching(site) as (watchdog, connection, metrics):
+        admin = await asyncpg.connect(site.admin_url)
+        session = await asyncpg.connect(await site.relay_url(MALLORY))
+        await admin.execute(
+            "with revoked as (delete from userrealtime.role returning name, scope) "
+            "insert into userrealtime.revoked_role select name, scope, now() - interval '1 day' from revoked"
+        )
+        assert await session.fetchval("select userrealtime.served_user()") == ""
+        assert [each.reason for each in await watchdog.check(connection)] == ["revoked"]
+        await expect_ended(session)
+        assert "userrealtime_operator_undroppable_roles 1.0" in metrics.expose().decode()
+        await admin.close()
+
+
+async def test_the_watchdog_runs_by_itself() -> None:
+    async with installation() as site:
+        thief = await asyncpg.connect(await site.relay_url(MALLORY))
+        await thief.execute("select pg_advisory_lock(1)")
+        task = asyncio.create_task(Watchdog(Secret(site.operator_url), Metrics()).run())
+        await expect_ended(thief)
+        task.cancel()
