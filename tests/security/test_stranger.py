@@ -14,10 +14,15 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidMessage
 from websockets.frames import Frame, Opcode
+from websockets.server import ServerProtocol
 
 from tests.conftest import Database
+from tests.operator.activator.support import SERVICE, gate
 from tests.relay.http_client import request
 from tests.relay.support import PATIENCE_S, client, closed, get, metric, receive, running, token, until
+from userrealtime_operator.activator import gate as activator
+from userrealtime_operator.activator.gate import Gate
+from userrealtime_operator.activator.request import MAX_BODY_PIECES
 from userrealtime_relay import probes
 from userrealtime_relay.server import Relay
 from userrealtime_relay.transports import http, websocket
@@ -219,3 +224,93 @@ async def test_what_follows_the_token_at_once_is_received(migrated: Database) ->
         )
         assert (await receive(alice))["type"] == "connected"
         assert [(await receive(alice))["ref"] for _ in range(50)] == [str(n) for n in range(50)]
+
+
+# --- connections at the activator
+
+
+async def woken(opened: Gate) -> None:
+    """Assert that a client with a token wakes its user, and is served, over every transport."""
+    async with client(opened.port) as alice:
+        assert (await receive(alice))["type"] == "connected"
+    assert (await request(opened.port, "/poll", headers=SERVICE)).status == 200
+    body = json.dumps({"ref": "r", "event": "e", "data": 1}).encode()
+    assert (await request(opened.port, "/publish", method="POST", headers=SERVICE, body=body)).status == 200
+
+
+@pytest.mark.parametrize("start", [b"", b"GET /poll HTTP/1.1\r\nX: "], ids=["idle", "half a head"])
+async def test_at_the_activator_connections_without_a_request_make_room(migrated: Database, start: bytes) -> None:
+    async with (
+        gate(migrated.url, unauthenticated=5) as (opened, house, metrics),
+        connections(opened.port, 12, start) as held,
+    ):
+        async with asyncio.timeout(PATIENCE_S):
+            assert all([await ended(reader) for reader in held[:7]])
+        assert house.wakes == 0
+        await woken(opened)
+        assert metrics.value("unauthenticated") <= 5
+        assert metrics.value("outcomes_total", outcome="evicted") >= 7
+
+
+async def test_at_the_activator_websockets_without_a_token_make_room(migrated: Database) -> None:
+    async with gate(migrated.url, unauthenticated=5, user_connections=3) as (opened, house, metrics):
+        strangers = [await connect(f"ws://127.0.0.1:{opened.port}/ws") for _ in range(12)]
+        assert [await closed(each) for each in strangers[:7]] == [EVICTED] * 7
+        assert house.wakes == 0
+        await woken(opened)
+        assert metrics.value("outcomes_total", outcome="crowded") == 0
+        for each in strangers:
+            each.transport.abort()
+
+
+async def test_at_the_activator_a_carried_client_is_not_displaced(migrated: Database) -> None:
+    async with gate(migrated.url, unauthenticated=3) as (opened, _, metrics), client(opened.port) as alice:
+        assert (await receive(alice))["type"] == "connected"
+        async with connections(opened.port, 10):
+            await until(lambda: metrics.value("outcomes_total", outcome="evicted") == 7)
+            await alice.send(json.dumps({"type": "ping"}))
+            assert (await receive(alice))["type"] == "pong"
+
+
+# --- work at the activator
+
+
+@pytest.mark.parametrize("host", ["nobody.example", SERVICE["Host"]])
+async def test_at_the_activator_the_body_of_a_request_without_a_token_is_not_parsed(
+    migrated: Database, chunks: list[Any], host: str
+) -> None:
+    async with gate(migrated.url) as (opened, house, _):
+        head = f"POST /publish HTTP/1.1\r\nHost: {host}\r\n".encode()
+        said = await answer(opened.port, head + CHUNKED, TINY_CHUNKS)
+        assert said.split(b" ")[1] in (b"401", b"404")
+        assert chunks == []
+        assert house.wakes == 0
+        await woken(opened)
+
+
+async def test_at_the_activator_tiny_chunks_are_limited_with_a_token(migrated: Database, chunks: list[Any]) -> None:
+    head = f"POST /publish HTTP/1.1\r\nHost: {SERVICE['Host']}\r\nAuthorization: Bearer {token()}\r\n".encode()
+    async with gate(migrated.url) as (opened, house, _):
+        assert b" 413 " in await answer(opened.port, head + CHUNKED, TINY_CHUNKS)
+        assert len(chunks) == MAX_BODY_PIECES + 1
+        assert house.wakes == 0
+
+
+async def test_at_the_activator_frames_before_the_token_are_parsed_up_to_a_limit(
+    migrated: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed = 0
+    events_received = ServerProtocol.events_received
+
+    def spy(protocol: ServerProtocol) -> list[Any]:
+        nonlocal parsed
+        events = events_received(protocol)
+        parsed += len(events)
+        return events
+
+    monkeypatch.setattr(ServerProtocol, "events_received", spy)
+    ping = Frame(Opcode.PING, b"").serialize(mask=True)
+    async with gate(migrated.url) as (opened, _, _), client(opened.port, None) as stranger:
+        stranger.transport.write(ping * 20_000)
+        assert await closed(stranger) == (1008, "Unauthorized")
+        assert activator.EARLY_FRAMES < parsed < activator.EARLY_FRAMES + activator.FRAMES_BYTES

@@ -1,10 +1,12 @@
 """The activator's public port: one connection, one request, carried to the pod it wakes.
 
-    read the request -> whose is it? -> is the token good? -> wake -> pass the request on -> carry bytes both ways
+    read the head -> find the user -> check the token -> read the body -> wake -> pass the request on -> carry bytes
 
 Nobody is woken before the token is found good, by the relay's own code. A WebSocket whose token comes in its first
 message is answered here; what it sends is kept as the bytes that came, and the pod gets them as if they came to it.
 Each stage has a time limit, each connection one bounded buffer each way, and there are only so many connections.
+Those that have not authenticated are counted apart, and the oldest of them is closed when there are too many: so they
+take the place of no client with a valid token.
 
 While draining, whoever waits is told to come again, and so is a carried WebSocket, between two frames of the pod's; any
 other answer under way is cut, and its client goes on from the last event that it has whole.
@@ -19,7 +21,7 @@ import logging
 import random
 import time
 from collections import Counter
-from collections.abc import Awaitable
+from collections.abc import AsyncIterator, Awaitable
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Final, Protocol, TypeVar
@@ -30,6 +32,7 @@ from websockets.http11 import Request as Handshake
 from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
+from userrealtime_core.unauthenticated import Unauthenticated
 from userrealtime_relay.auth import KeysWanted, Unauthorized
 from userrealtime_relay.session import SUBPROTOCOL, Code
 
@@ -46,6 +49,12 @@ http11.MAX_LINE_LENGTH = 2 * MAX_HEAD_BYTES
 CHUNK_BYTES: Final = 64 << 10
 MAX_HELD_BYTES: Final = 128 << 10
 """Of what a WebSocket sends before the pod is there; over it, the connection is closed."""
+EARLY_FRAMES: Final = 32
+EARLY_BYTES: Final = 32 << 10
+"""How much of a WebSocket is parsed in search of the message with the token."""
+FRAMES_BYTES: Final = 1 << 10
+BODY_BYTES: Final = 4 << 10
+"""Of frames and of a body, what is parsed at a time: a frame or a chunk may have 6 bytes."""
 HANDSHAKE_TIMEOUT_S: Final = 10
 CLOSE_TIMEOUT_S: Final = 2
 ATTEMPTS: Final = 3
@@ -53,6 +62,8 @@ ATTEMPTS: Final = 3
 RETRY_AFTER_S: Final = (5, 15)
 """Between which a client is told to wait: random, so that clients do not come back all at once."""
 _UNAUTHORIZED: Final = "Unauthorized"
+_CROWDED: Final = "Too many connections"
+_EVICTED: Final = "Too many unauthenticated connections"
 _ASLEEP: Final = "The user's pod does not come; try again later"
 _RESTARTING: Final = "Restarting"
 T = TypeVar("T")
@@ -65,9 +76,13 @@ class Limits:
     """How much the activator takes on. Times are in seconds."""
 
     connections: int = 10_000
+    """Of clients with a valid token."""
     user_connections: int = 1_000
+    """The same, of one user."""
+    unauthenticated: int = 1_000
+    """Connections whose token is not checked yet; the oldest is closed for a new one."""
     request_s: float = 10
-    """For a request to arrive, and then for a first message with a token."""
+    """For the head of a request to arrive, then for a first message with a token, and then for a body."""
     idle_s: float = 300
     """For which a carried connection may be silent both ways; a relay pings more often."""
     query_token: bool = False
@@ -126,9 +141,12 @@ class Gate:
         self._origins = origins
         self._metrics = metrics
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._unauthenticated = Unauthenticated(limits.unauthenticated)
+        self._authenticated = 0
         self._held: Counter[Target] = Counter()
         self._server: asyncio.Server
         metrics.connections.set_function(lambda: len(self._tasks))
+        metrics.unauthenticated.set_function(lambda: len(self._unauthenticated))
 
     @property
     def connections(self) -> int:
@@ -181,6 +199,19 @@ class Gate:
         self._metrics.outcomes.labels(outcome).inc()
 
     async def _answer(self, connection: _Connection) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(None) as stay:
+                self._unauthenticated.enter(connection, lambda: stay.reschedule(loop.time()))
+                try:
+                    await self._respond(connection)
+                finally:
+                    self._unauthenticated.leave(connection)
+        except TimeoutError:
+            if connection.evict(_Refused(HTTPStatus.SERVICE_UNAVAILABLE, _EVICTED, Code.TRY_LATER)):
+                self._count("evicted")
+
+    async def _respond(self, connection: _Connection) -> None:
         try:
             outcome = await self._carry(connection)
         except _Refused as refused:
@@ -192,8 +223,6 @@ class Gate:
             self._count(outcome)
 
     async def _carry(self, connection: _Connection) -> str:
-        if len(self._tasks) > self._limits.connections:
-            raise _Refused(HTTPStatus.SERVICE_UNAVAILABLE, "Too many connections", Code.TRY_LATER, "crowded")
         async with asyncio.timeout(self._limits.request_s):
             request = await connection.read()
         connection.headers = self._origins.headers(request)
@@ -212,11 +241,17 @@ class Gate:
             raise _Refused(HTTPStatus.NOT_FOUND, "there is no WebSocket here")
         if request.is_websocket and not self._origins.admit(request):
             raise _Refused(HTTPStatus.FORBIDDEN, "pages of this Origin may not connect; it must be in ALLOWED_ORIGINS")
-        if self._held[target] >= self._limits.user_connections:
-            raise _Refused(HTTPStatus.SERVICE_UNAVAILABLE, "Too many connections", Code.TRY_LATER, "crowded")
+        await self._admit(connection, request, target)
+        self._unauthenticated.leave(connection)
+        limits = self._limits
+        if self._authenticated >= limits.connections or self._held[target] >= limits.user_connections:
+            raise _Refused(HTTPStatus.SERVICE_UNAVAILABLE, _CROWDED, Code.TRY_LATER, "crowded")
+        self._authenticated += 1
         self._held[target] += 1
         try:
-            await self._admit(connection, request, target)
+            if request.has_body:
+                async with asyncio.timeout(limits.request_s):
+                    await connection.read_body()
             return await self._pass_on(connection, request, target)
         finally:
             self._held[target] -= 1
@@ -329,6 +364,7 @@ class _Connection:
         self._writer = writer
         self._to_pod = metrics.carried.labels("pod")
         self._to_client = metrics.carried.labels("client")
+        self._request_reader = Reader()
         self._request: Request | None = None
         self._begun = False
         """Whether the answer is under way."""
@@ -341,8 +377,13 @@ class _Connection:
         """What the pod sends, once it speaks WebSocket."""
 
     async def read(self) -> Request:
-        """Raises BadRequest as _Refused, and EOFError if the connection ends without a byte."""
-        reader = Reader()
+        """The request, without its body.
+
+        Raises:
+            _Refused: it is none.
+            EOFError: the connection ended without a byte.
+        """
+        reader = self._request_reader
         began = False
         while True:
             data = await self._reader.read(CHUNK_BYTES)
@@ -350,13 +391,29 @@ class _Connection:
                 raise EOFError
             began = True
             try:
-                request = reader.feed(data)
+                request = reader.read_head(data)
             except BadRequest as error:
                 raise _Refused(error.status, str(error)) from None
             if request is not None:
                 self.kept = reader.rest if request.is_websocket else b""
                 self._request = request
                 return request
+
+    async def read_body(self) -> None:
+        """Read the body of the request, in turns with other connections.
+
+        Raises:
+            _Refused: it is none, or too large.
+        """
+        assert self._request is not None  # noqa: S101  (read)
+        try:
+            body = self._request_reader.read_body()
+            while body is None:
+                body = self._request_reader.read_body(await self._reader.read(BODY_BYTES))
+                await asyncio.sleep(0)
+        except BadRequest as error:
+            raise _Refused(error.status, str(error)) from None
+        self._request.body = body
 
     async def send(self, data: bytes) -> None:
         self._writer.write(data)
@@ -390,10 +447,12 @@ class _Connection:
     async def first_token(self) -> str | None:
         """The token of the first message, if it is an `auth` message that has one."""
         assert self.websocket is not None  # noqa: S101  (accepted)
-        self.websocket.receive_data(self.kept)
         text = b""
-        while True:
+        frames = 0
+        async for piece in self._pieces():
+            self.websocket.receive_data(piece)
             for event in self.websocket.events_received():
+                frames += 1
                 if not isinstance(event, Frame) or event.opcode is Opcode.CLOSE:
                     raise EOFError
                 if event.opcode in (Opcode.TEXT, Opcode.CONT):
@@ -402,7 +461,19 @@ class _Connection:
                         return _token(text)
                 elif event.opcode is Opcode.BINARY:
                     return None
-            self.websocket.receive_data(await self._keep())
+            if frames > EARLY_FRAMES:
+                return None
+        return None
+
+    async def _pieces(self) -> AsyncIterator[bytes]:
+        """What the client sends after its request, up to `EARLY_BYTES`; all of it is kept."""
+        begin = 0
+        while begin < EARLY_BYTES:
+            if begin == len(self.kept):
+                await self._keep()
+            piece = self.kept[begin : begin + FRAMES_BYTES]
+            begin += len(piece)
+            yield piece
 
     async def _keep(self) -> bytes:
         data = await self._reader.read(CHUNK_BYTES)
@@ -496,6 +567,18 @@ class _Connection:
             elif not self.frames.missing and not self.frames.closed:
                 close = Frame(Opcode.CLOSE, Close(Code.RESTARTING, _RESTARTING).serialize())
                 await self._say_last(close.serialize(mask=False))
+
+    def evict(self, refused: _Refused) -> bool:
+        """Close for another unauthenticated connection, without waiting for the client. False if it was answered."""
+        if self._begun or self._request is None or self._writer.transport.get_write_buffer_size():
+            self._writer.transport.abort()
+            return not self._begun
+        if self.websocket is not None:
+            self.websocket.send_close(refused.code or Code.TRY_LATER, str(refused))
+            self._writer.write(b"".join(self.websocket.data_to_send()))
+        else:
+            self._writer.write(_response(refused, self.headers))
+        return True
 
     async def refuse(self, refused: _Refused) -> None:
         """Answer, and give the peer a moment to read it."""

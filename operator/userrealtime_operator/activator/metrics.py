@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 
 _BUCKETS: Final = (0.1, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 2, 3, 5, 10, 20, 30)
 OUTCOMES: Final = (
-    *("carried", "stranger", "unauthorized", "refused", "preflight", "crowded", "failed", "gone", "drained"),
+    *("carried", "stranger", "unauthorized", "refused", "preflight", "crowded", "evicted", "failed", "gone", "drained"),
 )
 ANNOUNCEMENTS: Final = ("taken", "not_awaited", "refused")
 FAILURES: Final = ("no_pod", "not_asked", "crowded", "stopping")
@@ -23,6 +23,7 @@ class Metrics:
         self.ready = self._gauge("ready", "1 if this replica takes connections, else 0.")
         self.users = self._gauge("users", "Users whom it knows.")
         self.connections = self._gauge("connections", "Connections that there are.")
+        self.unauthenticated = self._gauge("unauthenticated", "Connections that have not authenticated.")
         self.waiting = self._gauge("waking_users", "Users whose pods are waited for.")
         self.outcomes = self._counter("outcomes", "Connections that ended, by what became of them.", "outcome")
         self.requested = self._counter("wakes_requested", "Wake requests written.")

@@ -151,12 +151,19 @@ async def test_a_pod_that_does_not_come_is_an_error_in_time(migrated: Database) 
 
 
 async def test_only_so_many_connections_of_one_user(migrated: Database) -> None:
-    async with (
-        gate(migrated.url, comes=False, user_connections=1) as (opened, house, _),
-        client(opened.port, None) as one,
-    ):
+    async with gate(migrated.url, comes=False, user_connections=1) as (opened, house, metrics):
+        waiting = asyncio.create_task(request(opened.port, "/poll", headers=SERVICE))
+        await until(lambda: house.wakes == 1)
         assert (await request(opened.port, "/sse", headers=SERVICE)).status == 503
-        await one.close()
+        assert metrics.value("outcomes_total", outcome="crowded") == 1
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+
+
+async def test_only_so_many_connections_in_all(migrated: Database) -> None:
+    async with gate(migrated.url, connections=0) as (opened, house, metrics):
+        assert (await request(opened.port, "/poll", headers=SERVICE)).status == 503
+        assert metrics.value("outcomes_total", outcome="crowded") == 1
         assert house.wakes == 0
 
 

@@ -7,15 +7,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from userrealtime_operator.activator.request import MAX_BODY_BYTES, MAX_HEAD_BYTES, BadRequest, Reader, Request
+from userrealtime_operator.activator.request import (
+    MAX_BODY_BYTES,
+    MAX_BODY_PIECES,
+    MAX_HEAD_BYTES,
+    BadRequest,
+    Reader,
+    Request,
+)
 
 POST = b"POST /publish HTTP/1.1\r\nHost: urt-a\r\n"
 WEBSOCKET = b"GET /ws HTTP/1.1\r\nHost: urt-a\r\nConnection: keep-alive, Upgrade\r\nUpgrade: WebSocket\r\n"
 
 
 def read(data: bytes) -> Request:
-    request = Reader().feed(data)
+    reader = Reader()
+    request = reader.read_head(data)
     assert request is not None
+    body = reader.read_body()
+    assert body is not None
+    request.body = body
     return request
 
 
@@ -44,12 +55,19 @@ def test_a_body_in_chunks_gets_a_length() -> None:
 def test_one_request_comes_out_whatever_follows_it(body: bytes, rest: bytes, step: int) -> None:
     data = POST + b"Content-Length: %d\r\n\r\n" % len(body) + body
     reader = Reader()
-    request = None
+    request = whole = None
     for start in range(0, len(data), step):
-        assert request is None
+        assert whole is None
         piece = data[start : start + step]
-        request = reader.feed(piece + rest if start + step >= len(data) else piece)
+        piece += rest if start + step >= len(data) else b""
+        if request is None:
+            request = reader.read_head(piece)
+            whole = reader.read_body() if request is not None else None
+        else:
+            whole = reader.read_body(piece)
     assert request is not None
+    assert whole is not None
+    request.body = whole
     assert parsed(request.written())[1:] == (body, b"")
 
 
@@ -75,14 +93,38 @@ def test_what_two_could_read_in_two_ways_is_refused(data: bytes) -> None:
 
 def test_a_body_has_a_largest_size() -> None:
     reader = Reader()
+    assert reader.read_head(POST + b"Content-Length: %d\r\n\r\n" % (MAX_BODY_BYTES + 1)) is not None
     with pytest.raises(BadRequest) as caught:
-        reader.feed(POST + b"Content-Length: %d\r\n\r\n" % (MAX_BODY_BYTES + 1) + bytes(MAX_BODY_BYTES + 1))
+        reader.read_body(bytes(MAX_BODY_BYTES + 1))
     assert caught.value.status == 413
+
+
+def test_a_body_has_a_largest_number_of_pieces() -> None:
+    reader = Reader()
+    assert reader.read_head(POST + b"Transfer-Encoding: chunked\r\n\r\n") is not None
+    assert reader.read_body(b"1\r\nx\r\n" * MAX_BODY_PIECES) is None
+    with pytest.raises(BadRequest) as caught:
+        reader.read_body(b"1\r\nx\r\n")
+    assert caught.value.status == 413
+
+
+def test_the_head_is_read_without_its_body() -> None:
+    reader = Reader()
+    request = reader.read_head(POST + b"Transfer-Encoding: chunked\r\n\r\nno chunk\r\n")
+    assert request is not None
+    assert request.has_body
+    with pytest.raises(BadRequest):
+        reader.read_body()
+
+
+@pytest.mark.parametrize("framing", [b"", b"Content-Length: 0\r\n"])
+def test_a_request_without_a_body_has_none(framing: bytes) -> None:
+    assert not read(POST + framing + b"\r\n").has_body
 
 
 def test_a_websocket_stays_one() -> None:
     reader = Reader()
-    request = reader.feed(WEBSOCKET + b"Sec-WebSocket-Extensions: permessage-deflate\r\n\r\nframes")
+    request = reader.read_head(WEBSOCKET + b"Sec-WebSocket-Extensions: permessage-deflate\r\n\r\nframes")
     assert request is not None
     assert request.is_websocket
     assert reader.rest == b"frames"
