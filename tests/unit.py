@@ -31,6 +31,7 @@ SERVER_FILES: Final = (
     "cluster/test_kind.py",
     "core/announcer/test_announcer.py",
     "faults/test_faults.py",
+    "log/test_backup.py",
     "log/test_timescale.py",
     "operator/activator/test_main.py",
     "relay/test_fuzz_port.py",

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import asyncpg
 
+from .database_url import database_url_flaw, supported_url
 from .secret import Secret
 
 CONNECTION_ERRORS: Final = (
@@ -35,15 +36,17 @@ class UnusableUrl(asyncpg.InterfaceError):
     """The URL cannot be used. The message gives the reason and what to do."""
 
 
-async def connect(*arguments: Any, **options: Any) -> asyncpg.Connection:
-    """As `asyncpg.connect`.
+async def connect(dsn: str | None = None, *arguments: Any, **options: Any) -> asyncpg.Connection:
+    """As `asyncpg.connect`, with the parameters of libpq in the URL.
 
     Raises:
         UnusableUrl: the URL is at fault.
         OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError: the server is away, or refuses.
     """
+    if dsn is not None and (flaw := database_url_flaw(dsn)) is not None:
+        raise UnusableUrl(flaw)
     try:
-        return await asyncpg.connect(*arguments, **options)
+        return await asyncpg.connect(dsn and supported_url(dsn), *arguments, **options)
     except OSError:
         raise  # a certificate that is not to be trusted is a ValueError as well
     except ValueError as error:  # which may quote the URL

@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from userrealtime_core.database_url import database_url_flaw
 from userrealtime_relay.config import broker_url_flaw
 from userrealtime_relay.cors import origin_flaw
 
@@ -355,6 +356,8 @@ def _database_url(environment: Mapping[str, str] | None, faults: list[str]) -> s
     url = "" if environment is None else environment.get("DATABASE_URL", "")
     if environment is not None and not url.startswith(("postgresql://", "postgres://")):
         faults.append("DATABASE_URL: must be set in the environment, to a postgresql:// URL")
+    elif (flaw := database_url_flaw(url)) is not None:
+        faults.append(f"DATABASE_URL: {flaw}")
     return url
 
 

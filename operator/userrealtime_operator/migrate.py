@@ -263,11 +263,29 @@ async def _apply_with_retries(connection: asyncpg.Connection, schema: Schema) ->
     )
 
 
+async def _check_database(connection: asyncpg.Connection) -> None:
+    encoding = await connection.fetchval("select current_setting('server_encoding')")
+    if encoding == "SQL_ASCII":
+        raise MigrationError(
+            "the encoding of the database is SQL_ASCII, which stores bytes without a check: one event that is not "
+            "UTF-8 would stop all clients of its user. Move to a database that is created with: "
+            "create database NAME encoding 'UTF8' template template0"
+        )
+    if encoding != "UTF8":
+        logger.warning("the encoding of the database is %s: it rejects events with characters it lacks", encoding)
+    if await connection.fetchval("select current_setting('transaction_read_only')::boolean"):
+        raise MigrationError(
+            "the database is read-only: name the primary server in DATABASE_URL, or several servers with "
+            "target_session_attrs=read-write; on the primary, check default_transaction_read_only"
+        )
+
+
 async def _migrate_connected(connection: asyncpg.Connection, schema: Schema) -> list[str]:
     if connection.get_server_version().major < MINIMUM_POSTGRES:
         raise MigrationError(
             f"PostgreSQL {connection.get_server_version().major} is too old: {MINIMUM_POSTGRES} or later is needed"
         )
+    await _check_database(connection)
     await _keep_books(connection)
     done = await _apply_with_retries(connection, schema)
     for label in done:

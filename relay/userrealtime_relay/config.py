@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
+from userrealtime_core.database_url import database_url_flaw
 from userrealtime_core.secret import Secret
 
 from .cors import origin_flaw
@@ -192,6 +193,8 @@ class Reader:
                 valid = False
             if not valid:
                 self.problems.append(f"{name}: must be {wanted} (its value is not shown here)")
+            elif (problem := database_url_flaw(text)) is not None:
+                self.problems.append(f"{name}: {problem}")
         return Secret(text)
 
     def broker_url(self, broker: str) -> Secret:

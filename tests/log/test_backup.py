@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 from pathlib import Path
 
 import asyncpg
 import pytest
 
+from e2e.local.postgres import LocalPostgres
 from e2e.patience import PATIENCE_S
 from tests.conftest import Database
 from tests.relay.support import USER, client, publish, receive, receive_ids, running
@@ -107,3 +109,64 @@ async def test_a_client_goes_on_where_a_move_has_lost_nothing(
         assert (await receive(back))["type"] == "connected"
         assert await receive_ids(back, 21) == list(range(16, 22))
     await there.close()
+
+
+async def test_a_backup_role_can_dump_everything(
+    migrated: Database, connection: asyncpg.Connection, tmp_path: Path
+) -> None:
+    await publish(connection, 3)
+    role = f"backup_{migrated.name}"
+    await connection.execute(f"create role {role} login in role pg_read_all_data")
+    url = migrated.url.replace("postgres@", f"{role}@")
+    try:
+        # Otherwise `bypassrls` and `--enable-row-security` would not be needed.
+        with pytest.raises(AssertionError, match="affected by row-level security"):
+            run(migrated, "pg_dump", f"--file={tmp_path / 'refused'}", url)
+        run(migrated, "pg_dump", "--enable-row-security", f"--file={tmp_path / 'with_policies'}", url)
+        await connection.execute(f"alter role {role} bypassrls")
+        run(migrated, "pg_dump", f"--file={tmp_path / 'without'}", url)
+    finally:
+        await connection.execute(f"drop owned by {role}; drop role {role}")
+    for name in ("with_policies", "without"):
+        rows = (tmp_path / name).read_text().partition("COPY userrealtime.event ")[2].partition("\\.")[0]
+        assert rows.count(f"\n{USER}\t") == 3
+
+
+async def test_a_move_by_logical_replication_keeps_epochs_numbers_and_the_inbox() -> None:
+    with LocalPostgres(settings={"wal_level": "logical"}) as server:
+        old, new = Database(server, "old"), Database(server, "new")
+        owner = await asyncpg.connect(server.url())
+        for database in (old, new):
+            await owner.execute(f"create database {database.name}")
+            await migrate(database.url)
+        there, here = await asyncpg.connect(old.url), await asyncpg.connect(new.url)
+        await publish(there, 3)
+        for number in range(5):
+            await there.execute("select userrealtime.submit($1, $2, 'typed', '{}')", USER, f"old{number}")
+        await there.execute(
+            "create publication moved for table userrealtime.event, userrealtime.log, userrealtime.inbox, "
+            "userrealtime.registration, userrealtime.role, userrealtime.presence"
+        )
+        await there.execute("select pg_create_logical_replication_slot('moved', 'pgoutput')")
+        await here.execute(
+            f"create subscription moved connection '{old.url}' publication moved "
+            "with (create_slot = false, slot_name = 'moved')"
+        )
+        await publish(there, 2)
+        async with asyncio.timeout(PATIENCE_S):
+            while await here.fetchval("select coalesce(max(head), 0) from userrealtime.log") < 5:
+                await asyncio.sleep(0.05)
+            while await here.fetchval("select count(*) from userrealtime.inbox") < 5:
+                await asyncio.sleep(0.05)
+        await here.execute("drop subscription moved")
+        # The sequence of the inbox was not copied.
+        assert await here.fetchval("select not is_called from userrealtime.inbox_id_seq")
+        await publish(here, 1)
+        rows = await here.fetch("select id from userrealtime.event where user_id = $1 order by id", USER)
+        assert [row["id"] for row in rows] == [1, 2, 3, 4, 5, 6]
+        epochs = [await each.fetchval("select epoch from userrealtime.log") for each in (there, here)]
+        assert epochs[0] == epochs[1]
+        assert await here.fetchval("select userrealtime.submit($1, 'new', 'typed', '{}')", USER) > 5
+        assert await here.fetchval("select userrealtime.submit($1, 'old3', 'typed', '{}')", USER) == 4
+        for each in (owner, there, here):
+            await each.close()

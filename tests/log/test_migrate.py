@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
+from collections.abc import AsyncIterator
 from importlib.resources import files
 
 import asyncpg
@@ -11,6 +13,8 @@ import pytest
 
 from e2e.patience import PATIENCE_S
 from tests.conftest import Database
+from tests.relay.http_client import request
+from tests.relay.support import USER, client, receive, running
 from userrealtime_operator import migrate as module
 from userrealtime_operator.migrate import (
     REPEATABLE,
@@ -196,9 +200,58 @@ async def test_a_role_that_may_not_create_is_told_what_it_lacks(postgres: Databa
         await owner.close()
 
 
+@pytest.fixture
+async def other_database(postgres: Database) -> AsyncIterator[tuple[asyncpg.Connection, Database]]:
+    """A connection to `postgres`, and the name of a further database for it to create."""
+    other = Database(postgres.server, f"{postgres.name}_other")
+    owner = await asyncpg.connect(postgres.url)
+    yield owner, other
+    await owner.execute(f"drop database if exists {other.name} with (force)")
+    await owner.close()
+
+
+async def test_a_database_that_does_not_check_its_bytes_is_rejected(
+    other_database: tuple[asyncpg.Connection, Database],
+) -> None:
+    owner, other = other_database
+    options = "template template0 lc_collate 'C' lc_ctype 'C'"
+    await owner.execute(f"create database {other.name} encoding 'SQL_ASCII' {options}")
+    with pytest.raises(MigrationError, match="create database NAME encoding 'UTF8'"):
+        await migrate(other.url)
+
+
+async def test_a_database_of_another_encoding_works_for_its_characters(
+    other_database: tuple[asyncpg.Connection, Database], caplog: pytest.LogCaptureFixture
+) -> None:
+    owner, other = other_database
+    options = "template template0 lc_collate 'C' lc_ctype 'C'"
+    await owner.execute(f"create database {other.name} encoding 'LATIN1' {options}")
+    assert await migrate(other.url) == ALL
+    assert "the encoding of the database is LATIN1" in caplog.text
+    async with running(other.url) as relay:
+        for text, status in (("caf\u00e9", 200), ("\U0001f600", 400)):
+            body = json.dumps({"ref": text, "event": "note", "data": text}).encode()
+            assert (await request(relay, "/publish", method="POST", body=body)).status == status
+        there = await asyncpg.connect(other.url)
+        await there.execute("select userrealtime.publish($1, 'note', to_jsonb($2::text))", USER, "caf\u00e9")
+        await there.close()
+        async with client(relay, last_event_id=0) as alice:
+            await receive(alice)
+            assert (await receive(alice))["data"] == "caf\u00e9"
+
+
+async def test_a_read_only_database_is_rejected(other_database: tuple[asyncpg.Connection, Database]) -> None:
+    owner, other = other_database
+    await owner.execute(f"create database {other.name}")
+    await owner.execute(f"alter database {other.name} set default_transaction_read_only = on")
+    with pytest.raises(MigrationError, match="read-only: name the primary server"):
+        await migrate(other.url)
+
+
 @pytest.mark.parametrize(
     "url",
     [
+        "postgresql://nobody:hunter2@127.0.0.1:1/none?channel_binding=require",
         "postgresql://nobody:hunter2@127.0.0.1:1/none",
         "postgresql://nobody:hunter2@127.0.0.1:port/none",
         "mysql://nobody:hunter2@127.0.0.1/none",
