@@ -55,6 +55,7 @@ EVERYTHING: dict[str, Any] = {
             "audience": "realtime",
             "userClaim": "email",
             "leeway": "0s",
+            "maxLifetime": "1h",
             "allowQueryToken": True,
         },
         "nodeSelector": {"a": "b"},

@@ -235,6 +235,7 @@ _AUTH: Known = {
     "audience": ("TOKEN_AUDIENCE", str),
     "userClaim": ("TOKEN_USER_CLAIM", str),
     "leeway": ("TOKEN_LEEWAY", _seconds(0, 300)),
+    "maxLifetime": ("TOKEN_MAX_LIFETIME", _seconds(60, 10 * 365 * 86400)),
     "allowQueryToken": ("ALLOW_QUERY_TOKEN", lambda value: "true" if _typed(value, bool) else "false"),
 }
 _SIGNALS: Known = {

@@ -28,7 +28,6 @@ MAX_TOKEN_BYTES: Final = 8192
 ASYMMETRIC: Final = ("RS256", "ES256", "EdDSA")
 TYPES: Final = (None, "jwt", "at+jwt")
 """Of tokens: not said, any, or an access token (RFC 9068). Others, as of a log-out, are not to let somebody in."""
-_FOREVER: Final = 10 * 365 * 86400
 
 _logger = logging.getLogger(__name__)
 
@@ -74,6 +73,20 @@ class TokenVerifier:
         _logger.info("token refused", extra={"fields": {"why": why}})
         raise Unauthorized(why) from None
 
+    def check_claims(self, token: str) -> None:
+        """Check what a token claims, without its signature: so an attacker can cause no work with any other token.
+
+        Raises:
+            Unauthorized: it would not be accepted whoever signed it.
+        """
+        try:
+            if len(token) > MAX_TOKEN_BYTES:
+                raise Unauthorized("too long")
+            content = self._jws.decode(token, options={"verify_signature": False})
+            self._judge(_claims(content), time.time())
+        except (jwt.PyJWTError, ValueError, RecursionError) as error:
+            raise Unauthorized(type(error).__name__) from None
+
     async def refresh(self) -> None:
         """Ask for the keys at JWKS_URL, unless that was done a moment ago. Takes a few seconds at most; never fails."""
         if self._jwks is not None:
@@ -115,10 +128,14 @@ class TokenVerifier:
         # Never a sum with what it claims: JSON has integers that no float holds.
         if expiry <= now - config.token_leeway:
             raise Unauthorized("expired")
+        if expiry > now + config.token_max_lifetime + config.token_leeway:
+            raise Unauthorized("valid for longer than TOKEN_MAX_LIFETIME")
         for name in ("nbf", "iat"):
             begin = _time(claims, name)
             if begin is not None and begin > now + config.token_leeway:
                 raise Unauthorized(f"before its {name}")
+            if name == "iat" and begin is not None and begin < expiry - config.token_max_lifetime:
+                raise Unauthorized("issued for longer than TOKEN_MAX_LIFETIME")
         if config.token_issuer is not None and claims.get("iss") != config.token_issuer:
             raise Unauthorized("of another issuer")
         if config.token_audience is not None:
@@ -127,7 +144,7 @@ class TokenVerifier:
                 raise Unauthorized("for another audience")
         if claims.get(config.token_user_claim) != config.user_id:
             raise Unauthorized("of another user")
-        return min(expiry, now + _FOREVER) - now + config.token_leeway
+        return expiry - now + config.token_leeway
 
 
 def _claims(content: bytes) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from .cors import origin_flaw
 from .keys import CURRENT, PREVIOUS, TokenKeys, flaw
 
 MAXIMUM_ID_LENGTH: Final = 253  # as userrealtime.publish checks it
+LONGEST_LIFETIME: Final = 10 * 365 * 86400
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 BROKER_SCHEMES: Final = {
     "nats": ("nats", "tls"),
@@ -50,6 +51,8 @@ class Config:
     token_audience: str | None
     token_user_claim: str
     token_leeway: float
+    token_max_lifetime: float
+    """Of a token, from its `iat` and from now until its `exp`."""
     base_path: str
     allowed_origins: tuple[str, ...]
     """Of other sites whose pages may connect; `*` is any. Empty: no CORS, and no look at a WebSocket's Origin."""
@@ -98,6 +101,7 @@ class Config:
             token_audience=read.text("TOKEN_AUDIENCE", "") or None,
             token_user_claim=read.text("TOKEN_USER_CLAIM", "sub"),
             token_leeway=read.seconds("TOKEN_LEEWAY", 5, 0, 300),
+            token_max_lifetime=read.seconds("TOKEN_MAX_LIFETIME", 86400, 60, LONGEST_LIFETIME),
             base_path=read.base_path("BASE_PATH"),
             allowed_origins=read.origins("ALLOWED_ORIGINS"),
             allow_query_token=read.choice("ALLOW_QUERY_TOKEN", "false", ("true", "false")) == "true",

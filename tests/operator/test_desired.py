@@ -217,6 +217,7 @@ FULL = parse_config(
         audience: realtime
         userClaim: email
         leeway: 0s
+        maxLifetime: 1h
         allowQueryToken: true
       nodeSelector: {pool: realtime}
       tolerations: [{operator: Exists}]
@@ -262,6 +263,7 @@ def test_the_relay_understands_every_setting_and_each_is_offered_or_kept_back_on
     assert config.allowed_origins == ("https://app.example.com", "http://localhost:3000")
     assert (config.jwks_url, config.token_issuer) == ("https://issuer.example.com/keys", "https://issuer.example.com")
     assert (config.token_audience, config.token_user_claim, config.token_leeway) == ("realtime", "email", 0)
+    assert config.token_max_lifetime == 3600
     assert config.allow_query_token is True
     assert config.announce_url == f"http://waker.system.svc:8081/{resource().namespace}/{resource().child_name}"
     # The pod's own business, and memory, which goes with its limit.

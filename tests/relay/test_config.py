@@ -44,6 +44,7 @@ def test_every_variable_is_read() -> None:
         "TOKEN_AUDIENCE": "relay",
         "TOKEN_USER_CLAIM": "name",
         "TOKEN_LEEWAY": "3",
+        "TOKEN_MAX_LIFETIME": "900",
     }
     config = Config.from_environment(environment(URL, **changes))
     for name, text in changes.items():
@@ -98,6 +99,8 @@ def test_all_that_is_wrong_is_named_at_once() -> None:
         ("JWKS_URL", "file:///hunter2"),
         ("JWKS_URL", "https:///hunter2"),
         ("TOKEN_LEEWAY", "-1"),
+        ("TOKEN_MAX_LIFETIME", "0"),
+        ("TOKEN_MAX_LIFETIME", "999999999"),
         ("SIGNAL", "carrier-pigeon"),
         ("DATABASE_IDLE_AFTER", "-1"),
         ("WS_PORT", "-1"),

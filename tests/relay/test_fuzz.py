@@ -20,7 +20,7 @@ from userrealtime_relay.position import Position
 from userrealtime_relay.session import MAX_EARLY, MAX_ERRORS, Code, Opening, Question, Resume, Session
 
 NO_DATABASE = "postgresql://nobody@127.0.0.1:1/none"
-GOOD = token(life_s=10**6)
+GOOD = token(life_s=80_000)
 HEADER, CLAIMS, SIGNATURE = GOOD.split(".")
 HS256 = TokenVerifier(config(NO_DATABASE))
 EITHER = TokenVerifier(config(NO_DATABASE, JWKS_URL="http://127.0.0.1:1/"))

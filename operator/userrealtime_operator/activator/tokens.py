@@ -1,8 +1,9 @@
 """Whether a token is good, by the relay's own code and settings, with the keys of whichever user it is for.
 
 A user's keys are read from the user's Secret when a token needs them, and kept for a minute. A token that they refuse
-has them read again, at most every few seconds: so a new key is found, and strangers cause few requests. A key that
-was taken back may wake a user for that minute; the pod refuses it all the same.
+has them read again, at most every few seconds: so a new key is found. Before any Secret is read, the claims of the
+token are checked: a token that could not be accepted with any key causes no request. A key that was revoked may wake a
+user for that minute; the pod refuses it all the same.
 """
 
 from __future__ import annotations
@@ -93,6 +94,7 @@ class Tokens:
             KeysWanted: that cannot be told, since the keys cannot be had now.
         """
         known = self._known.get(target)
+        (self._verifier(target, TokenKeys()) if known is None else known.verifier).check_claims(token)
         if known is None or time.monotonic() > known.read_at + LIFETIME_S:
             known = await self._learn(target)
         else:
@@ -135,9 +137,11 @@ class Tokens:
         if self._read is not None:
             async with self._reads:
                 keys = keys_in(await self._read(target))
-        verifier = TokenVerifier(replace(self._common, user_id=target.user_id, token_keys=keys), self._jwks)
-        known = self._known[target] = _Known(keys, verifier, time.monotonic())
+        known = self._known[target] = _Known(keys, self._verifier(target, keys), time.monotonic())
         self._known.move_to_end(target)
         if len(self._known) > MAX_USERS:
             self._known.popitem(last=False)
         return known
+
+    def _verifier(self, target: Target, keys: TokenKeys) -> TokenVerifier:
+        return TokenVerifier(replace(self._common, user_id=target.user_id, token_keys=keys), self._jwks)

@@ -50,6 +50,17 @@ def pass_time(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     return later
 
 
+async def test_a_token_that_no_key_would_make_good_reads_no_secret() -> None:
+    vault = Vault(KEY)
+    checked = Tokens(common_config({}), vault.read)
+    for bad in ("", "a.b.c", token(sub="bob"), token(life_s=-60), token(life_s=10**6)):
+        with pytest.raises(Unauthorized):
+            await checked.check(ALICE, bad)
+    assert vault.reads == 0
+    await checked.check(ALICE, token())
+    assert vault.reads == 1
+
+
 async def test_all_three_keys_are_good_and_only_for_their_user() -> None:
     checked = Tokens(common_config({}), Vault(KEY, OTHER, THIRD).read)
     for key in (KEY, OTHER, THIRD):
