@@ -16,6 +16,7 @@ from uuid import UUID
 import asyncpg
 
 from userrealtime_core.postgres import UnusableUrl, connect
+from userrealtime_core.secret import Secret
 
 from .idle import Presence
 
@@ -65,6 +66,7 @@ class Database:
     """A small pool of connections, opened when first needed. An async context manager."""
 
     def __init__(self, url: str) -> None:
+        self.url = Secret(url)
         # Made here, connected at the first use: a database that is away must not keep the operator from starting.
         self.pool = asyncpg.create_pool(
             url,

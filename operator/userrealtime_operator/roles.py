@@ -22,6 +22,8 @@ from uuid import UUID
 
 import asyncpg
 
+from userrealtime_core.postgres import CONNECTION_ERRORS, connect
+
 from .credentials import Credentials, scram_verifier
 from .database import CONNECT_TIMEOUT_S, Database, DatabaseError, explained
 
@@ -46,6 +48,11 @@ DISABLE_ATTEMPTS = 20
 TERMINATION_TIMEOUT_S = 2
 _OVER = "scope = $1 and (resource = any($2::uuid[]) or drop_after < now())"
 _SESSIONS = "select exists (select from pg_stat_activity where usename = $1)"
+_REJECTIONS = (
+    asyncpg.InvalidAuthorizationSpecificationError,  # pg_hba.conf
+    asyncpg.ProtocolViolationError,  # PgBouncer
+    asyncpg.InternalServerError,  # Supavisor
+)
 _FAULTS = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
 _Connection = asyncpg.pool.PoolConnectionProxy
 
@@ -56,6 +63,8 @@ class Roles:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._prepared = False
+        self._admitted = False  # a role of a pod has logged in
+        self._rejected: set[str] = set()
 
     async def ensure(
         self,
@@ -72,9 +81,10 @@ class Roles:
         The user's other role is revoked if it is of another `series`.
 
         Raises:
-            DatabaseError: the database is away, or this operator may not make roles.
+            DatabaseError: the database is away, this operator may not make roles, or the server rejects the role.
         """
         limit = CONNECTION_LIMIT * pods
+        is_new = False
         try:
             async with self._database.pool.acquire(timeout=CONNECT_TIMEOUT_S) as connection:
                 if not self._prepared:
@@ -105,6 +115,7 @@ class Roles:
                     async with connection.transaction():
                         await _limit_locks(connection)
                         await _make(connection, credentials, resource, scope, user_id, series, connections=limit)
+                    is_new = True
                 earlier = await connection.fetchval(
                     "select exists (select from userrealtime.role where name = $1 and series is distinct from $2)",
                     other := other_name(credentials.role),
@@ -120,6 +131,29 @@ class Roles:
         except _FAULTS as error:
             self._prepared = False  # what was prepared may be what is missing
             raise explained(error) from None
+        if is_new or not self._admitted or credentials.role in self._rejected:
+            await self._check_login(credentials)
+
+    async def _check_login(self, credentials: Credentials) -> None:
+        """Log in as a role, as its pod will. Any other failure than a rejection is left to the pod.
+
+        Raises:
+            DatabaseError: the server, or a pooler in front of it, rejects the role.
+        """
+        self._rejected.discard(credentials.role)
+        try:
+            connection = await connect(credentials.url(self._database.url.reveal()), timeout=CONNECT_TIMEOUT_S)
+        except _REJECTIONS as error:
+            self._rejected.add(credentials.role)
+            raise DatabaseError(
+                f"the database role {credentials.role} cannot log in ({error}): let in all members of {GROUP}, for "
+                f"example with +{GROUP} as the user in pg_hba.conf, or set database.credentials to shared"
+            ) from None
+        except CONNECTION_ERRORS as error:
+            logger.info("cannot check the login of role %s: %s", credentials.role, type(error).__name__)
+        else:
+            self._admitted = True
+            connection.terminate()
 
     async def newest(self, names: Sequence[str]) -> str | None:
         """The role among `names` that was the last to be created.

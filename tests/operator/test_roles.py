@@ -6,6 +6,7 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import asyncpg
 import pytest
@@ -349,3 +350,49 @@ async def test_several_pods_may_log_in_as_often_as_they_must(database: Database)
         await roles.ensure(credentials, ONE, SCOPE, "alice", pods)
         limit = await database.pool.fetchval("select rolconnlimit from pg_roles where rolname = $1", credentials.role)
         assert limit == 6 * pods
+
+
+async def test_a_server_that_lets_in_named_roles_only_is_reported(own_server: OwnDatabase) -> None:
+    async with Database(own_server.url) as database:
+        file = Path(await database.pool.fetchval("show hba_file"))
+
+        async def let_in(*users: str) -> None:
+            before = await database.pool.fetchval("select clock_timestamp()")
+            lines = "".join(f"host all {user} 127.0.0.1/32 trust\n" for user in users)
+            await asyncio.to_thread(file.write_text, lines)
+            await database.pool.execute("select pg_reload_conf()")
+            loaded = False
+            async with asyncio.timeout(PATIENCE_S):
+                while not loaded:  # by the process that new connections come from
+                    connection = await asyncpg.connect(own_server.url)
+                    loaded = await connection.fetchval("select pg_conf_load_time() >= $1", before)
+                    await connection.close()
+
+        roles = Roles(database)
+        await let_in("postgres")
+        for _ in range(2):  # also when the role exists
+            with pytest.raises(
+                DatabaseError, match=r"no pg_hba.conf entry.*\+userrealtime_relay as the user"
+            ) as caught:
+                await made(roles, password="hunter2")
+            assert "hunter2" not in str(caught.value)
+        await let_in("postgres", "+userrealtime_relay")
+        credentials = await made(roles, password="hunter2")
+        await (await asyncpg.connect(credentials.url(own_server.url))).close()
+        # A user that is created later.
+        await let_in("postgres")
+        with pytest.raises(DatabaseError, match="cannot log in"):
+            await made(roles, "bob", OTHER)
+        with pytest.raises(DatabaseError, match="cannot log in"):
+            await made(roles, "bob", OTHER)
+
+
+async def test_a_server_without_a_free_connection_is_left_to_the_pod(
+    migrated: OwnDatabase, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(*_: object, **__: object) -> asyncpg.Connection:
+        raise asyncpg.TooManyConnectionsError
+
+    monkeypatch.setattr("userrealtime_operator.roles.connect", refuse)
+    credentials = await made(Roles(database))
+    await (await asyncpg.connect(credentials.url(migrated.url))).close()
