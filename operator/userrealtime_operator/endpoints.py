@@ -1,21 +1,34 @@
-"""What the operator and the activator answer over HTTP to the cluster: `/metrics` for Prometheus, and probes."""
+"""What the operator and the activator answer over HTTP to the cluster: `/metrics` for Prometheus, and probes.
+
+Every pod that reaches these ports can open connections to them, and no token is asked for.
+So a port has a limited number of connections, each for a limited time and for one request.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Final
 
 from aiohttp import web
 
+from userrealtime_core.unauthenticated import Unauthenticated
+
 from .metrics import CONTENT_TYPE
+
+CONNECTIONS: Final = 64
+"""Open at a time, on one port; for another one, the oldest is closed."""
+LIFETIME_S: Final = 10.0
+"""Seconds for a request to arrive and for its response to be read."""
 
 Probe = Callable[[], str | None]
 """Says what hinders, in words; None where nothing does."""
 
 
 @contextlib.asynccontextmanager
-async def serve(host: str, port: int, expose: Callable[[], bytes], probes: Mapping[str, Probe]) -> AsyncIterator[None]:
-    """Answer while the block runs. `probes` are by their paths.
+async def serve(host: str, port: int, expose: Callable[[], bytes], probes: Mapping[str, Probe]) -> AsyncIterator[int]:
+    """Answer while the block runs; gives the port. `probes` are by their paths.
 
     Raises:
         OSError: the port cannot be had.
@@ -30,10 +43,68 @@ async def serve(host: str, port: int, expose: Callable[[], bytes], probes: Mappi
 
     app = web.Application()
     app.add_routes([web.get("/metrics", metrics), *(web.get(path, probe) for path in probes)])
+    async with listen(app, host, port) as number:
+        yield number
+
+
+@contextlib.asynccontextmanager
+async def listen(
+    app: web.Application, host: str, port: int, *, connections: int = CONNECTIONS, lifetime_s: float = LIFETIME_S
+) -> AsyncIterator[int]:
+    """Serve an application to the cluster while the block runs; gives the port.
+
+    Raises:
+        OSError: the port cannot be had.
+    """
+
+    async def close(_: web.Request, response: web.StreamResponse) -> None:
+        response.force_close()
+        response.headers["Connection"] = "close"  # the headers are complete when this is called
+
+    app.on_response_prepare.append(close)
     runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1)
     await runner.setup()
     try:
-        await web.TCPSite(runner, host, port).start()
-        yield
+        handler = runner.server
+        assert handler is not None  # noqa: S101  (set up)
+        budget = Unauthenticated(connections)
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(lambda: _Connection(handler(), budget, lifetime_s), host, port)
+        try:
+            yield server.sockets[0].getsockname()[1]
+        finally:
+            server.close()
     finally:
         await runner.cleanup()
+
+
+class _Connection(asyncio.Protocol):
+    """aiohttp's protocol for one connection, which is closed when its time is over."""
+
+    def __init__(self, protocol: asyncio.Protocol, budget: Unauthenticated, lifetime_s: float) -> None:
+        self._protocol = protocol
+        self._budget = budget
+        self._lifetime_s = lifetime_s
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)  # noqa: S101  (of a TCP server)
+        self._timer = asyncio.get_running_loop().call_later(self._lifetime_s, transport.abort)
+        self._protocol.connection_made(transport)
+        self._budget.enter(self, transport.abort)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._timer.cancel()
+        self._budget.leave(self)
+        self._protocol.connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        self._protocol.data_received(data)
+
+    def eof_received(self) -> bool | None:
+        return self._protocol.eof_received()
+
+    def pause_writing(self) -> None:
+        self._protocol.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._protocol.resume_writing()

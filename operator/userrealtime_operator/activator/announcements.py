@@ -10,14 +10,19 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator
 from http import HTTPStatus
+from typing import Final
 
 from aiohttp import web
 
+from userrealtime_operator.endpoints import listen
 from userrealtime_relay.announce import BadAnnouncement
 
 from .metrics import Metrics
 from .tokens import Tokens
 from .wakes import Wakes
+
+CONNECTIONS: Final = 1_000
+"""Open at a time: as many users may be woken at once."""
 
 _logger = logging.getLogger(__name__)
 
@@ -37,14 +42,8 @@ async def serve(host: str, port: int, wakes: Wakes, tokens: Tokens, metrics: Met
 
     app = web.Application(client_max_size=1024)
     app.add_routes([web.post("/{namespace}/{name}", hear)])
-    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1, keepalive_timeout=1)
-    await runner.setup()
-    try:
-        site = web.TCPSite(runner, host, port)
-        await site.start()
-        yield runner.addresses[0][1]
-    finally:
-        await runner.cleanup()
+    async with listen(app, host, port, connections=CONNECTIONS) as number:
+        yield number
 
 
 def _judge(request: web.Request, wakes: Wakes, tokens: Tokens) -> tuple[str, HTTPStatus]:
