@@ -285,3 +285,24 @@ async def test_an_always_trigger_publishes_what_replication_writes(orders: async
     await orders.execute("insert into orders values (2, 'alice', 1)")
     assert [event for _, event, _ in await published(orders)] == ["order.insert"]
     assert await orders.fetchval("select count(*) from userrealtime.pending") == 0
+
+
+async def test_the_padding_of_a_char_column_is_not_part_of_the_user_id(connection: asyncpg.Connection) -> None:
+    await connection.execute("create table tickets (id int, owner char(10));" + trigger("tickets", "'owner', 'ticket'"))
+    await connection.execute(trigger("tickets", "'owner', 'ticket'", "before truncate", "statement"))
+    await connection.execute("insert into tickets values (1, 'bob')")
+    await connection.execute("update tickets set owner = 'alice-long'")
+    await connection.execute("update tickets set owner = 'bob'")
+    await connection.execute("truncate tickets")
+    assert [(user, event) for user, event, _ in await published(connection) if user != "alice-long"] == [
+        ("bob", "ticket.insert"),
+        ("bob", "ticket.delete"),
+        ("bob", "ticket.insert"),
+        ("bob", "ticket.truncate"),
+    ]
+
+
+async def test_the_spaces_of_a_text_column_are_part_of_the_user_id(connection: asyncpg.Connection) -> None:
+    await connection.execute(PEOPLE + trigger("people", "'owner', 'person'"))
+    await connection.execute("insert into people values (1, 'bob ')")
+    assert [user for user, _, _ in await published(connection)] == ["bob "]

@@ -91,6 +91,25 @@ async def test_a_token_of_the_documented_size_is_accepted_by_every_transport(mig
         assert answer.status == 200
 
 
+@pytest.mark.parametrize("connection", [["Upgrade", "keep-alive"], ["keep-alive", "Upgrade"], ["keep-alive, upgrade"]])
+async def test_a_websocket_may_come_with_several_connection_headers(migrated: Database, connection: list[str]) -> None:
+    lines = [
+        "GET /ws HTTP/1.1",
+        "Host: x",
+        *(f"Connection: {value}" for value in connection),
+        "Upgrade: websocket",
+        "Sec-WebSocket-Version: 13",
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+        f"Authorization: Bearer {token()}",
+    ]
+    async with running(migrated.url) as relay:
+        reader, writer = await asyncio.open_connection("127.0.0.1", relay.ws_port)
+        writer.write(("\r\n".join(lines) + "\r\n\r\n").encode())
+        async with asyncio.timeout(PATIENCE_S):
+            assert await reader.readline() == b"HTTP/1.1 101 Switching Protocols\r\n"
+        writer.close()
+
+
 async def test_large_cookies_are_accepted_by_every_transport(migrated: Database) -> None:
     headers = {"Cookie": f"a={'x' * 12_000}"}
     async with running(migrated.url) as relay:

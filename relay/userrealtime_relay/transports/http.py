@@ -112,6 +112,13 @@ class Connection(H11Protocol):
         self._changed: Callable[[], None] | None = None
         self.lost = asyncio.Event()
 
+    def _get_upgrade(self) -> bytes | None:
+        # uvicorn's own method reads only the last of several Connection headers.
+        values = [value for name, value in self.headers if name == b"connection"]
+        if b"upgrade" not in [token.strip().lower() for value in values for token in value.split(b",")]:
+            return None
+        return next((value.strip().lower() for name, value in self.headers if name == b"upgrade"), None)
+
     @property
     def has_body(self) -> bool:
         """Whether the current request has a body that was not read to its end."""

@@ -59,7 +59,8 @@ begin
         setting := current_setting('row_security');
         perform set_config('row_security', 'off', true);
         for owner in execute format(
-            'select distinct to_jsonb(%1$I) #>> ''{}'' from %2$I.%3$I where %1$I is not null order by 1',
+            'select distinct case when pg_typeof(%1$I) = ''bpchar''::regtype then rtrim(%1$I) else to_jsonb(%1$I) #>> ''{}'' end
+             from %2$I.%3$I where %1$I is not null order by 1',
             user_column, tg_table_schema, tg_table_name
         ) loop
             perform userrealtime.publish(owner, prefix || '.truncate', '{}');
@@ -103,6 +104,13 @@ begin
     end if;
     previous_owner := before ->> user_column;
     owner := after ->> user_column;
+    -- The type char(n) pads its values with spaces, which are not part of the user id.
+    if (owner like '% ' or previous_owner like '% ') and exists (
+        select from pg_attribute where attrelid = tg_relid and attname = user_column and atttypid = 'bpchar'::regtype
+    ) then
+        previous_owner := rtrim(previous_owner);
+        owner := rtrim(owner);
+    end if;
     if included is not null then
         before := before - array(select name from jsonb_object_keys(before) as name where name <> all (included));
         after := after - array(select name from jsonb_object_keys(after) as name where name <> all (included));
