@@ -103,14 +103,24 @@ def choose_access(
     rotate_after_s: float | None,
     may_rotate: bool,
     random_text: Callable[[], str],
+    last: str | None = None,
+    lost: bool = False,
 ) -> tuple[Access, float | None]:
     """The credentials as they should be, from the Secret as it is; and the seconds after which to look again, None for
-    never. A new password is one of the other role, so that pods with the old one can go on."""
+    never. A new password is one of the other role, so that pods with the old one can go on.
+
+    Args:
+        last: the role that the database knew last, where the Secret holds none.
+        lost: whether the credentials of the Secret must not be used any more.
+    """
     today = now.replace(microsecond=0)
     said = ((secret or {}).get("metadata") or {}).get("annotations") or {}
     held, honoured = read_credentials(secret, key), said.get(REQUEST)
-    if held is None or held.role not in names or not held.password.isascii():
-        return Access(Credentials(names[0], random_text()), today, request, rotated=False), rotate_after_s
+    if held is None or held.role not in names or not held.password.isascii() or lost:
+        # Never the role before, which may be in the hands of somebody who can set its password.
+        before = held.role if held is not None and held.role in names else last
+        role = names[1 - names.index(before)] if before in names else names[0]
+        return Access(Credentials(role, random_text()), today, request, rotated=False), rotate_after_s
     since = past(said.get(SINCE), today)
     due_s = None if rotate_after_s is None else rotate_after_s - (now - since) / timedelta(seconds=1)
     asked = request is not None and request != honoured

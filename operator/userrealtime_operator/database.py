@@ -22,6 +22,7 @@ from .idle import Presence
 
 CONNECT_TIMEOUT_S = 10
 COMMAND_TIMEOUT_S = 60
+LOCK_TIMEOUT_S = 5
 POOL_SIZE = 4
 # What is older when it comes is of no use.
 PRESENCE_TIMEOUT_S = 10
@@ -162,6 +163,8 @@ class Database:
                 if user_id is not None:
                     await self._empty(connection, user_id)
                 async with connection.transaction():
+                    # A pod of the user can hold a row of presence.
+                    await connection.execute(f"set local lock_timeout = '{LOCK_TIMEOUT_S}s'")
                     # Another resource may have been made for the user meanwhile, and have the log by now.
                     if user_id is not None and await connection.fetchval(_OF_NO_OTHER, UUID(resource)):
                         # Whoever publishes now waits for this row, and then begins a new log.

@@ -27,6 +27,8 @@ MANAGED_BY = {"app.kubernetes.io/managed-by": MANAGER}
 # The label above does not tell: the cluster's own slices have it from their Service.
 SLICES_MANAGED_BY = {"endpointslice.kubernetes.io/managed-by": MANAGER}
 APPLIED_DIGEST = "userrealtime.dev/applied-digest"
+SERIES_DIGEST = "userrealtime.dev/token-key-series-digest"
+"""On a Deployment: of the series of keys that its pods have."""
 DATABASE_URL = "DATABASE_URL"
 WS_PORT = 8080
 HEALTH_PORT = 3000
@@ -305,6 +307,7 @@ def _deployment(
     resource: UserRealtime, config: Config, secrets: Secrets, route: Route | None, asleep: Asleep | None
 ) -> Object:
     metadata = _metadata(resource)
+    metadata["annotations"][SERIES_DIGEST] = digest(secrets.token_keys.series)
     if asleep is not None:
         metadata["annotations"] |= asleep.annotations()
     return {

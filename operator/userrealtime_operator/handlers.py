@@ -56,6 +56,7 @@ WARM_PATIENCE_S = 5.0
 IDLE_INTERVAL_S = 15.0
 SWEEP_INTERVAL_S = 300.0
 PRUNE_INTERVAL_S = 60.0
+EXPIRE_INTERVAL_S = 5.0
 ChildKinds = Mapping[str, tuple[str, str]]
 """The kinds of children that this cluster has, each with its API version and plural."""
 
@@ -208,6 +209,7 @@ class Operator:
                     self._queue.add(Task(Kind.ORPHAN, namespace, child_of(kind, name)))
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._queue.run(WORKERS))
+                tasks.create_task(self._expire_roles())
                 tasks.create_task(Watchdog(Secret(self._config.database_url), self._metrics).run())
                 # With a broker, the bridge announces.
                 if not self._config.signals.type.broker:
@@ -215,6 +217,17 @@ class Operator:
                     tasks.create_task(Announcer(url, "userrealtime-announcer", self._metrics.announcer).run())
         finally:
             self._metrics.leader.set(0)
+
+    async def _expire_roles(self) -> None:
+        """Revoke retired roles of pods soon after their time is over."""
+        roles = Roles(self._database)
+        while True:
+            try:
+                await roles.expire(self._scopes)
+            except DatabaseError as error:
+                self._metrics.database_failures.inc()
+                logger.warning("cannot revoke retired database roles, retrying: %s", error)
+            await asyncio.sleep(EXPIRE_INTERVAL_S)
 
     def _new_reconciler(self) -> Reconciler:
         return Reconciler(

@@ -14,7 +14,7 @@ import logging
 import secrets as random_source
 import time
 from collections.abc import Callable, Iterable, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -24,7 +24,7 @@ from .asleep import asleep
 from .config import Config, CredentialsType
 from .credentials import Access, choose_access, role_names
 from .database import Database, DatabaseError, Pulse
-from .desired import APPLIED_DIGEST, DATABASE_URL, Object, Secrets, desired_objects, route_of
+from .desired import APPLIED_DIGEST, DATABASE_URL, SERIES_DIGEST, Object, Secrets, desired_objects, route_of
 from .drift import contains
 from .events import events, transition
 from .metrics import Metrics
@@ -32,9 +32,9 @@ from .moments import rfc3339
 from .naming import child_name, instance_name, object_name
 from .pods import pod_trouble
 from .resource import GROUP, UserRealtime, parse_resource
-from .roles import Roles
+from .roles import PasswordChanged, Roles
 from .rollouts import Rollouts, User
-from .rotation import TokenKeys, advance
+from .rotation import TokenKeys, advance, series_of
 from .routes import Route, RouteError
 from .signals import Listeners, SignalError
 from .sleeper import Plan, Sleeper
@@ -44,7 +44,8 @@ logger = logging.getLogger(__name__)
 
 TOKEN_KEY_BYTES = 32
 DATABASE_RETRY_S = 15.0
-# When a pod that does not become ready is looked at for the reason, first and at the least often.
+# When a pod that does not become ready is looked at for the reason, and its database password is tried, first and at
+# the least often.
 PODS_FIRST_S = 3.0
 PODS_LAST_S = 120.0
 
@@ -134,11 +135,15 @@ class Reconciler:
         self._registered: dict[str, str] = {}
         """The namespaces of the resources that the database knows, by uid."""
         self._roles = roles
-        self._ensured: dict[str, tuple[str, int]] = {}
-        """The fingerprints of the passwords, and for how many pods, that the database is known to have, by the
-        resource's uid."""
+        self._ensured: dict[str, tuple[str, int, str]] = {}
+        """The fingerprints of the passwords, for how many pods, and the series, that the database is known to have, by
+        the resource's uid."""
+        self._lost: set[str] = set()
+        """The uids of the resources whose database password somebody else has changed."""
         self._settled: dict[str, str] = {}
         """The roles that all pods of a resource use, by its uid; empty with shared credentials."""
+        self._rotated: set[str] = set()
+        """The uids of the resources that have a new role since they settled."""
         self._sleeper = Sleeper(config, api, database, activators, metrics, now, clock)
         self._instance = instance_name()
         self._listeners = Listeners(config.signals.listen_range)
@@ -190,9 +195,12 @@ class Reconciler:
                 waits.append(pods_due)
             elif state is Rollout.NONE:
                 self._end_rollout(user)
-                self._settled[resource.uid] = access.credentials.role if access else ""
+                await self._settle(resource, access)
             if database.true and pod.reason == "PodNotReady":
                 database = await self._still_there(database)
+            unserved = database.true and not pod.true
+            if unserved and access is not None and await self._is_locked_out(resource, body, access):
+                waits.append(0.0)
         except SignalError as error:
             route, pod = None, Finding(False, "InvalidSignal", str(error))
             progress = Finding(False, "InvalidSignal")
@@ -231,12 +239,22 @@ class Reconciler:
             del self._registered[uid]
             self._ensured.pop(uid, None)
             self._settled.pop(uid, None)
+            self._lost.discard(uid)
+            self._rotated.discard(uid)
         if self._roles:
             await self._roles.sweep(scope, with_roles - existing, self._settled)
+        failure: DatabaseError | None = None
         for uid in registered - existing:
-            await self._database.forget(uid)
+            try:
+                await self._database.forget(uid)
+            except DatabaseError as error:  # of one user, perhaps: the others are not to wait for it
+                logger.warning("cannot remove the log of a deleted resource (uid %s), will retry: %s", uid, error)
+                failure = error
+                continue
             self._metrics.swept.inc()
             logger.info("removed the log of a deleted resource (uid %s)", uid)
+        if failure is not None:
+            raise failure
         return existing
 
     def is_registered(self, uid: str) -> bool:
@@ -269,6 +287,17 @@ class Reconciler:
         """What is known of the database, unless it has gone away since: relays without one are not ready."""
         trouble = await self._pulse.feel()
         return known if trouble is None else self._away(trouble)
+
+    async def _settle(self, resource: UserRealtime, access: Access | None) -> None:
+        """Note the role that all pods of a user have, and retire the one before."""
+        role = access.credentials.role if access else ""
+        self._settled[resource.uid] = role
+        if self._roles is not None and resource.uid in self._rotated:
+            self._rotated.discard(resource.uid)
+            try:
+                await self._roles.retire(resource.uid, role)
+            except DatabaseError as error:
+                logger.warning("cannot retire the role before %s, the next sweep does: %s", role, error)
 
     def _away(self, error: DatabaseError) -> Finding:
         self._metrics.database_failures.inc()
@@ -321,9 +350,10 @@ class Reconciler:
                 resource, self._config, secrets, plan.asleep, plan.activators if plan.slice else None
             )
 
+        is_lost = database_is_there and resource.uid in self._lost
         # One at a time: a password is good for as long as the pods that know it take to be replaced.
         may_rotate = database_is_there and not deployment_progress(live["Deployment"]).true
-        secrets, access, wait = self._secrets(resource, live["Secret"], may_rotate)
+        secrets, access, wait = await self._secrets(resource, live["Secret"], may_rotate, is_lost)
         objects = desired(secrets)
         created = await self._created(objects[0]) if live["Secret"] is None else None
         if created is not None:
@@ -331,25 +361,32 @@ class Reconciler:
         elif not _up_to_date(live["Secret"], objects[0]):
             live["Secret"] = await self._api.get("Secret", resource.namespace, resource.child_name)
             _check_owner(resource, "Secret", live["Secret"])
-            secrets, access, wait = self._secrets(resource, live["Secret"], may_rotate)
+            secrets, access, wait = await self._secrets(resource, live["Secret"], may_rotate, is_lost)
             objects = desired(secrets)
-        trouble = await self._ensure_role(resource, access) if database_is_there else None
-        if trouble and access and access.rotated:  # no pod is to get a password that the database does not know
-            secrets, access, wait = self._secrets(resource, live["Secret"], False)
+        trouble = await self._ensure_role(resource, access, secrets.token_keys.series) if database_is_there else None
+        if (
+            trouble and access and (access.rotated or is_lost)
+        ):  # no pod is to get a password that the database does not know
+            secrets, access, wait = await self._secrets(resource, live["Secret"], False, False)
             objects = desired(secrets)
+        if access is not None and access.rotated:
+            self._rotated.add(resource.uid)
         rollout = Rollout.NONE
         asked_for = body.get("status", {}).get("observedGeneration") != resource.generation
+        urgent = asked_for or is_lost or _is_of_another_series(live["Deployment"], objects)
         sleeps = plan.asleep is not None or asleep(live["Deployment"]) is not None
         for item in objects:
             if _up_to_date(live[item["kind"]], item):
                 continue
-            if item["kind"] == "Deployment" and live["Deployment"] is not None and not asked_for and not sleeps:
+            if item["kind"] == "Deployment" and live["Deployment"] is not None and not urgent and not sleeps:
                 if not self._rollouts.begin(User(resource.namespace, resource.name)):
                     rollout = Rollout.WAITING
                     continue
                 rollout = Rollout.BEGUN
             await self._write(live[item["kind"]], item)
             _log_applied(item)
+        if database_is_there and trouble is None:
+            self._lost.discard(resource.uid)
         unwanted = CHILD_KINDS.keys() - {item["kind"] for item in objects}
         for kind in unwanted - ({"EndpointSlice"} if plan.slice else set()):
             if live[kind] is not None:
@@ -357,8 +394,8 @@ class Reconciler:
                 logger.info("deleted %s %s/%s", *keys[kind])
         return Applied(rollout, wait, access, trouble, plan)
 
-    def _secrets(
-        self, resource: UserRealtime, secret: Mapping[str, Any] | None, may_rotate: bool
+    async def _secrets(
+        self, resource: UserRealtime, secret: Mapping[str, Any] | None, may_rotate: bool, is_lost: bool
     ) -> tuple[Secrets, Access | None, float | None]:
         """What the Secret is to hold, and the seconds after which some of that is due, if any."""
         keys, keys_wait = self._token_keys(resource, secret)
@@ -366,6 +403,8 @@ class Reconciler:
         if policy.credentials is CredentialsType.SHARED:
             return Secrets(keys, url), None, keys_wait
         names = role_names(urlsplit(url).path, self._api.scope(resource.namespace), resource.user_id)
+        # Where the keys begin anew, the whole Secret was lost or given away.
+        begun = is_lost or series_of(secret) != keys.series
         access, access_wait = choose_access(
             secret,
             DATABASE_URL,
@@ -375,21 +414,52 @@ class Reconciler:
             policy.rotate_after_s,
             may_rotate,
             random_text,
+            await self._last_role(names) if begun else None,
+            begun,
         )
         waits = [wait for wait in (keys_wait, access_wait) if wait is not None]
         return Secrets(keys, access.credentials.url(url), access.annotations()), access, min(waits, default=None)
 
-    async def _ensure_role(self, resource: UserRealtime, access: Access | None) -> Finding | None:
+    async def _last_role(self, names: tuple[str, str]) -> str | None:
+        """The role of a user that the database knew last. None also without a database: `ensure` then revokes it."""
+        if self._roles is None:
+            return None
+        try:
+            return await self._roles.newest(names)
+        except DatabaseError as error:
+            logger.info("cannot look up the role that a user had before: %s", error)
+            return None
+
+    async def _is_locked_out(self, resource: UserRealtime, body: Mapping[str, Any], access: Access) -> bool:
+        """Whether a pod is not ready because the database rejects its password. The next reconciliation replaces it."""
+        began = since(body.get("status", {}), "Progressing")
+        if began is None or self._now() - datetime.fromisoformat(began) < timedelta(seconds=PODS_FIRST_S):
+            return False
+        if self._roles is None or self._ensured.get(resource.uid) is None:
+            return False
+        if not await self._roles.rejects_password(access.credentials):
+            return False
+        logger.warning("the database rejects the password of role %s: replacing it", access.credentials.role)
+        self._lost.add(resource.uid)
+        self._ensured.pop(resource.uid, None)
+        return True
+
+    async def _ensure_role(self, resource: UserRealtime, access: Access | None, series: str) -> Finding | None:
         """What hinders the database from knowing the pod's role, if anything."""
         if access is None or self._roles is None:
             return None
         credentials, uid = access.credentials, resource.uid
         try:
-            wanted = credentials.fingerprint, resource.replicas
+            wanted = credentials.fingerprint, resource.replicas, series
             if self._ensured.get(uid) != wanted:
                 scope = self._api.scope(resource.namespace)
-                await self._roles.ensure(credentials, uid, scope, resource.user_id, resource.replicas)
+                await self._roles.ensure(
+                    credentials, uid, scope, resource.user_id, resource.replicas, series, alone=uid in self._lost
+                )
                 self._ensured[uid] = wanted
+        except PasswordChanged as error:
+            self._lost.add(uid)
+            return Finding(False, "RoleUnavailable", str(error))
         except DatabaseError as error:
             return Finding(False, "RoleUnavailable", str(error))
         return None
@@ -470,6 +540,15 @@ class Reconciler:
 
 def _deployment_key(namespace: str, user_id: str) -> ChildKey:
     return ChildKey("Deployment", namespace, child_name(user_id))
+
+
+def _is_of_another_series(deployment: Mapping[str, Any] | None, objects: Iterable[Object]) -> bool:
+    """Whether pods run whose keys and passwords are revoked."""
+    if deployment is None:
+        return False
+    live = deployment["metadata"].get("annotations", {}).get(SERIES_DIGEST)
+    [wanted] = (item["metadata"]["annotations"][SERIES_DIGEST] for item in objects if item["kind"] == "Deployment")
+    return live is not None and live != wanted
 
 
 def _log_applied(item: Object) -> None:

@@ -25,7 +25,7 @@ import asyncpg
 from userrealtime_core.postgres import CONNECTION_ERRORS, connect
 
 from .credentials import Credentials, scram_verifier
-from .database import CONNECT_TIMEOUT_S, Database, DatabaseError, explained
+from .database import CONNECT_TIMEOUT_S, LOCK_TIMEOUT_S, Database, DatabaseError, explained
 
 logger = logging.getLogger(__name__)
 
@@ -39,10 +39,8 @@ SETTINGS = {
     "statement_timeout": f"{TRANSACTION_LIMIT_S}s",
     "idle_in_transaction_session_timeout": f"{TRANSACTION_LIMIT_S}s",
 }
-RETIREMENT_S = 600
+RETIREMENT_S = 40
 """How long a role outlives the rollout that put another in its place: longer than any pod drains."""
-LOCK_TIMEOUT_S = 5
-"""A pod can lock its own role, by an open transaction that changes it."""
 DISABLE_LOCK_TIMEOUT_MS = 100
 DISABLE_ATTEMPTS = 20
 TERMINATION_TIMEOUT_S = 2
@@ -55,6 +53,10 @@ _REJECTIONS = (
 )
 _FAULTS = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
 _Connection = asyncpg.pool.PoolConnectionProxy
+
+
+class PasswordChanged(DatabaseError):
+    """Somebody else has changed the password of a role: a role may change its own."""
 
 
 class Roles:
@@ -74,11 +76,13 @@ class Roles:
         user_id: str,
         pods: int = 1,
         series: str = "",
+        *,
+        alone: bool = False,
     ) -> None:
         """Create or correct the role that serves `user_id` with this password, for this number of pods.
 
         A role that exists with another password or for another resource is revoked first, which ends its sessions.
-        The user's other role is revoked if it is of another `series`.
+        The user's other role is revoked if it is of another `series`, or if this one is to be `alone`.
 
         Raises:
             DatabaseError: the database is away, this operator may not make roles, or the server rejects the role.
@@ -117,9 +121,11 @@ class Roles:
                         await _make(connection, credentials, resource, scope, user_id, series, connections=limit)
                     is_new = True
                 earlier = await connection.fetchval(
-                    "select exists (select from userrealtime.role where name = $1 and series is distinct from $2)",
+                    "select exists (select from userrealtime.role "
+                    "where name = $1 and ($3 or series is distinct from $2))",
                     other := other_name(credentials.role),
                     series,
+                    alone,
                 )
                 if earlier:
                     await _revoke(connection, other, scope)
@@ -132,19 +138,23 @@ class Roles:
             self._prepared = False  # what was prepared may be what is missing
             raise explained(error) from None
         if is_new or not self._admitted or credentials.role in self._rejected:
-            await self._check_login(credentials)
+            await self._check_login(credentials, is_new)
 
-    async def _check_login(self, credentials: Credentials) -> None:
+    async def _check_login(self, credentials: Credentials, is_new: bool) -> None:
         """Log in as a role, as its pod will. Any other failure than a rejection is left to the pod.
 
         Raises:
             DatabaseError: the server, or a pooler in front of it, rejects the role.
+            PasswordChanged: it rejects the password of this role.
         """
         self._rejected.discard(credentials.role)
         try:
             connection = await connect(credentials.url(self._database.url.reveal()), timeout=CONNECT_TIMEOUT_S)
         except _REJECTIONS as error:
             self._rejected.add(credentials.role)
+            # A server that lets other roles in knows another password of this one.
+            if isinstance(error, asyncpg.InvalidPasswordError) and self._admitted and not is_new:
+                raise PasswordChanged(f"the password of database role {credentials.role} was changed") from None
             raise DatabaseError(
                 f"the database role {credentials.role} cannot log in ({error}): let in all members of {GROUP}, for "
                 f"example with +{GROUP} as the user in pg_hba.conf, or set database.credentials to shared"
@@ -170,6 +180,17 @@ class Roles:
         except _FAULTS as error:
             raise explained(error) from None
         return name
+
+    async def rejects_password(self, credentials: Credentials) -> bool:
+        """Whether the server rejects this password of the role. False if it gives no answer, or another one."""
+        try:
+            connection = await connect(credentials.url(self._database.url.reveal()), timeout=CONNECT_TIMEOUT_S)
+        except asyncpg.InvalidPasswordError:
+            return True
+        except CONNECTION_ERRORS:
+            return False
+        connection.terminate()
+        return False
 
     async def resources(self, scope: str) -> set[str]:
         """The uids of the resources of a scope that have roles.
@@ -199,6 +220,36 @@ class Roles:
             raise explained(error) from None
         return {str(row["resource"]) for row in rows}
 
+    async def retire(self, resource: str, kept: str) -> None:
+        """Have the other role of a resource revoked when the last pod that uses it must have ended.
+
+        Raises:
+            DatabaseError: the database is away. A sweep does the same.
+        """
+        try:
+            await self._database.pool.execute(
+                "update userrealtime.role set drop_after = now() + make_interval(secs => $3) "
+                "where resource = $1 and name <> $2 and drop_after is null",
+                UUID(resource),
+                kept,
+                RETIREMENT_S,
+            )
+        except _FAULTS as error:
+            raise explained(error) from None
+
+    async def expire(self, scopes: Sequence[str]) -> None:
+        """Revoke and drop the roles whose time is over.
+
+        Raises:
+            DatabaseError: the database is away.
+        """
+        try:
+            async with self._database.pool.acquire(timeout=CONNECT_TIMEOUT_S) as connection:
+                for name in await _take(connection, "scope = any($1) and drop_after < now()", list(scopes)):
+                    await _finish(connection, name)
+        except _FAULTS as error:
+            raise explained(error) from None
+
     async def sweep(self, scope: str, gone: Set[str], settled: Mapping[str, str]) -> None:
         """Revoke and drop the roles of a scope that belong to resources that are `gone`, or whose time is over:
         resources that have `settled` for one role need their others no more once the last pod that knew them has
@@ -222,16 +273,7 @@ class Roles:
                     RETIREMENT_S,
                 )
                 uids = [UUID(resource) for resource in gone]
-                # A user who is created again takes the role over, which may be this very moment.
-                rows = await connection.fetch(
-                    f"with revoked as (delete from userrealtime.role where {_OVER} returning name, scope) "  # noqa: S608
-                    "insert into userrealtime.revoked_role (name, scope) select name, scope from revoked "
-                    "on conflict do nothing returning name",
-                    scope,
-                    uids,
-                )
-                for row in rows:
-                    logger.info("revoked database role %s", row["name"])
+                await _take(connection, _OVER, scope, uids)
                 rows = await connection.fetch("select name from userrealtime.revoked_role where scope = $1", scope)
                 for row in rows:
                     await _finish(connection, row["name"])
@@ -245,6 +287,7 @@ def other_name(name: str) -> str:
 
 
 async def _limit_locks(connection: _Connection) -> None:
+    """Wait for locks briefly: a pod can lock its own role, by an open transaction that changes it."""
     await connection.execute(f"set local lock_timeout = '{LOCK_TIMEOUT_S}s'")
 
 
@@ -290,6 +333,20 @@ async def _make(
         f"grant {name} to current_user",
     ]
     await connection.execute("; ".join(statements))  # in one message
+
+
+async def _take(connection: _Connection, condition: str, *arguments: object) -> list[str]:
+    """Take the user from the roles for which an SQL condition holds, and return the names of those roles."""
+    # The condition holds at the moment of the deletion: a user who is created again takes the role over.
+    rows = await connection.fetch(
+        f"with revoked as (delete from userrealtime.role where {condition} returning name, scope) "  # noqa: S608
+        "insert into userrealtime.revoked_role (name, scope) select name, scope from revoked "
+        "on conflict (name) do update set scope = excluded.scope returning name",
+        *arguments,
+    )
+    for row in rows:
+        logger.info("revoked database role %s", row["name"])
+    return [row["name"] for row in rows]
 
 
 async def _revoke(connection: _Connection, name: str, scope: str) -> None:

@@ -111,6 +111,12 @@ def advance(
     return keys, _wait(keys, now, policy)
 
 
+def series_of(secret: Mapping[str, Any] | None) -> str | None:
+    """The series that a Secret has, None if it has none."""
+    series: str | None = (((secret or {}).get("metadata") or {}).get("annotations") or {}).get(SERIES)
+    return series
+
+
 def _is_old(keys: TokenKeys, now: datetime, policy: KeyPolicy) -> bool:
     return policy.rotate_after_s is not None and now >= keys.signs_since + timedelta(seconds=policy.rotate_after_s)
 

@@ -125,3 +125,19 @@ def test_what_a_secret_holds_of_another_role_is_replaced() -> None:
     assert access.credentials.role == "urt_a"
     assert not access.rotated
     assert not chooser.choose("from before").rotated
+
+
+def test_credentials_that_are_lost_are_replaced_by_those_of_the_other_role() -> None:
+    now, names = datetime(2026, 1, 2, tzinfo=UTC), ("urt_a", "urt_b")
+
+    def chosen(secret: dict[str, Any] | None, last: str | None, *, lost: bool) -> Credentials:
+        access, _ = choose_access(secret, "U", names, None, now, None, False, lambda: "fresh", last, lost)
+        return access.credentials
+
+    for last, expected in ((None, "urt_a"), ("urt_a", "urt_b"), ("urt_b", "urt_a")):
+        assert chosen(None, last, lost=True) == Credentials(expected, "fresh")
+    for held, expected in (("urt_a", "urt_b"), ("urt_b", "urt_a")):
+        url = Credentials(held, "old").url(BASE).encode()
+        secret = {"data": {"U": base64.b64encode(url).decode()}}
+        assert chosen(secret, None, lost=True) == Credentials(expected, "fresh")
+        assert chosen(secret, None, lost=False) == Credentials(held, "old")

@@ -14,6 +14,7 @@ from tests.operator.samples import CONFIG, body
 from tests.operator.world import SECRET, World
 from userrealtime_operator.api import ApiError
 from userrealtime_operator.config import Config
+from userrealtime_operator.database import DatabaseError
 from userrealtime_operator.desired import Object
 from userrealtime_operator.naming import child_name
 from userrealtime_operator.reconcile import DATABASE_RETRY_S, PODS_FIRST_S, PODS_LAST_S, ChildKey
@@ -274,6 +275,25 @@ async def test_a_sweep_forgets_those_that_are_gone_alone(world: World) -> None:
     await world.reconcile("bob")
     del world.api.resources["users", "alice"]
     await world.reconciler.sweep("users")
+    assert world.database.known == {"uid-of-bob": "bob"}
+
+
+async def test_one_log_that_cannot_be_removed_delays_no_other(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("alice", "bob", "carol", "dave")
+    for name in names:
+        world.add(body(name))
+        await world.reconcile(name)
+    world.api.resources.clear()
+    forget = world.database.forget
+
+    async def refuse(resource: str) -> None:
+        if resource == "uid-of-bob":
+            raise DatabaseError("locked")
+        await forget(resource)
+
+    monkeypatch.setattr(world.database, "forget", refuse)
+    with pytest.raises(DatabaseError, match="locked"):
+        await world.reconciler.sweep("users")
     assert world.database.known == {"uid-of-bob": "bob"}
 
 

@@ -68,7 +68,9 @@ async def test_a_user_gets_a_role_and_then_nothing_is_written(world: RoleWorld) 
     assert await world.reconcile() == []
 
 
-async def test_a_password_is_replaced_on_request_beside_the_old_one(world: RoleWorld) -> None:
+async def test_a_password_is_replaced_on_request_beside_the_old_one(
+    world: RoleWorld, connection: asyncpg.Connection
+) -> None:
     await world.reconcile()
     old = world.secret_url()
     world.api.resources["users", "alice"]["metadata"]["annotations"] = {REQUEST: "1"}
@@ -79,6 +81,10 @@ async def test_a_password_is_replaced_on_request_beside_the_old_one(world: RoleW
     assert world.secret_url() != old
     assert await world.served() == "alice"
     await (await asyncpg.connect(old)).close()
+    world.become_available()
+    await world.reconcile()
+    retired = "select drop_after is not null from userrealtime.role order by drop_after nulls last"
+    assert [row[0] for row in await connection.fetch(retired)] == [True, False]
 
 
 async def test_a_dropped_role_comes_back(world: RoleWorld, connection: asyncpg.Connection) -> None:

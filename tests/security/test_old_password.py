@@ -6,14 +6,21 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from datetime import timedelta
 
 import asyncpg
 import pytest
 
 from e2e.patience import PATIENCE_S
-from userrealtime_operator.credentials import Credentials, role_names
+from tests.operator.test_reconcile_roles import RoleWorld
+from tests.operator.world import SECRET
+from userrealtime_operator.credentials import Credentials, read_credentials, role_names
 from userrealtime_operator.database import Database
+from userrealtime_operator.naming import child_name
+from userrealtime_operator.reconcile import ChildKey
 from userrealtime_operator.roles import Roles
+from userrealtime_operator.rollouts import Rollouts
+from userrealtime_operator.rotation import SERIES
 
 from .support import SCOPE, Installation, installation
 
@@ -52,7 +59,7 @@ class Site:
     async def rotate(self, old: Credentials, turn: int) -> Credentials:
         """To another password, until the old one has had its time."""
         new = await self.given(turn)
-        await self.roles.sweep(SCOPE, set(), {ONE: new.role})
+        await self.roles.retire(ONE, new.role)
         await self.admin.execute(
             "update userrealtime.role set drop_after = now() - interval '1 s' where name = $1", old.role
         )
@@ -183,3 +190,95 @@ async def test_an_attacker_who_locks_the_role_does_not_keep_it(site: Site) -> No
             await site.roles.sweep(SCOPE, set(), {})
     await site.expect_useless(old)
     await site.expect_useful(new)
+
+
+class EmergencyWorld(RoleWorld):
+    """A user whose pod serves, while no other rollout may begin."""
+
+    def __init__(self, site: Site) -> None:
+        super().__init__(site.installation.operator_url, site.database)
+        self.reconciler._rollouts = Rollouts(0)
+        self.pods = ChildKey("Deployment", "users", child_name("alice"))
+
+    @classmethod
+    async def serving(cls, site: Site) -> EmergencyWorld:
+        world = cls(site)
+        await world.reconcile()
+        world.become_available()
+        await world.reconcile()
+        return world
+
+    def credentials(self) -> Credentials:
+        found = read_credentials(self.api.children[SECRET], "DATABASE_URL")
+        assert found is not None
+        return found
+
+    def generation(self) -> int:
+        return int(self.api.children[self.pods]["metadata"]["generation"])
+
+
+@pytest.mark.parametrize("how", ["deleted", "emptied", "without its series", "other key"])
+async def test_the_emergency_procedure_ends_sessions_and_waits_for_no_rollout(site: Site, how: str) -> None:
+    world = await EmergencyWorld.serving(site)
+    old, generation = world.credentials(), world.generation()
+    await site.keep_from_being_dropped(old)
+    session = await site.connect(old)
+    secret = world.api.children[SECRET]
+    if how == "deleted":
+        del world.api.children[SECRET]
+    elif how == "emptied":
+        secret["data"] = {}
+    elif how == "without its series":
+        del secret["metadata"]["annotations"][SERIES]
+    else:
+        secret["data"] = {**secret["data"], "TOKEN_KEY": ""}
+    await world.reconcile()
+    assert world.credentials().role != old.role
+    assert world.generation() == generation + 1
+    assert session.is_closed()
+    await site.expect_useless(old)
+    await site.expect_useful(world.credentials())
+
+
+async def test_a_password_that_somebody_else_has_changed_is_noticed_and_replaced(site: Site) -> None:
+    world = await EmergencyWorld.serving(site)
+    old, generation = world.credentials(), world.generation()
+    thief = await site.connect(old)
+    await thief.execute(f"alter role {old.role} password 'of the attacker'")
+    session = await site.connect(Credentials(old.role, "of the attacker"))
+    world.become_available(pods=0)  # it cannot connect any more
+    for _ in range(3):
+        await world.reconcile()
+        world.time += timedelta(seconds=10)
+    assert world.credentials().role != old.role
+    assert world.generation() == generation + 1
+    assert session.is_closed()
+    for password in (old.password, "of the attacker"):
+        await site.expect_useless(Credentials(old.role, password))
+    await site.expect_useful(world.credentials())
+    # Once, and not again while the new pod is not ready.
+    new = world.credentials()
+    for _ in range(3):
+        await world.reconcile()
+        world.time += timedelta(seconds=10)
+    assert world.credentials() == new
+
+
+async def test_a_changed_password_is_noticed_by_an_operator_that_starts(site: Site) -> None:
+    world = await EmergencyWorld.serving(site)
+    old = world.credentials()
+    thief = await site.connect(old)
+    await thief.execute(f"alter role {old.role} password 'of the attacker'")
+    # What a new operator knows.
+    world.reconciler._roles = roles = Roles(site.database)
+    world.reconciler._ensured.clear()
+    await world.reconcile()
+    assert world.condition("DatabaseReady")[1] == "RoleUnavailable"
+    # The role of another user shows that the server lets roles in.
+    await roles.ensure(Credentials(role_names("/app", SCOPE, "bob")[0], "of bob"), OTHER, SCOPE, "bob")
+    for _ in range(2):
+        await world.reconcile()
+    assert world.credentials().role != old.role
+    assert world.condition("DatabaseReady")[0] == "True"
+    assert thief.is_closed()
+    await site.expect_useful(world.credentials())

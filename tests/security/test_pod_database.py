@@ -11,11 +11,15 @@ import asyncpg
 import pytest
 
 from e2e.patience import PATIENCE_S
+from tests.operator.samples import body
+from tests.operator.test_reconcile_roles import RoleWorld
 from userrealtime_core.secret import Secret
-from userrealtime_operator.credentials import Credentials, role_names
-from userrealtime_operator.database import Database
+from userrealtime_operator.credentials import Credentials, read_credentials, role_names
+from userrealtime_operator.database import Database, DatabaseError
 from userrealtime_operator.metrics import Metrics
 from userrealtime_operator.migrate import migrate
+from userrealtime_operator.naming import child_name
+from userrealtime_operator.reconcile import ChildKey
 from userrealtime_operator.roles import Roles
 from userrealtime_operator.watchdog import Watchdog
 
@@ -200,3 +204,47 @@ async def test_the_watchdog_runs_by_itself() -> None:
         task = asyncio.create_task(Watchdog(Secret(site.operator_url), Metrics()).run())
         await expect_ended(thief)
         task.cancel()
+
+
+async def test_a_held_row_delays_the_erasure_of_no_user() -> None:
+    async with installation() as site, Database(site.operator_url) as database:
+        admin = await asyncpg.connect(site.admin_url)
+        world = RoleWorld(site.operator_url, database)
+        world.api.resources.clear()
+        for name in (MALLORY, "bob", "carol"):
+            item = body(name)
+            item["metadata"]["uid"] = str(uuid.uuid4())
+            world.add(item)
+            await world.reconcile(name)
+            await admin.execute("select userrealtime.publish($1, 'test')", name)
+        secret = world.api.children[ChildKey("Secret", "users", child_name(MALLORY))]
+        credentials = read_credentials(secret, "DATABASE_URL")
+        assert credentials is not None
+        elsewhere = await asyncpg.connect(credentials.url(site.server.url("postgres")))
+        await elsewhere.execute("select lo_create(0)")
+        thief = await asyncpg.connect(credentials.url(site.operator_url))
+        await thief.execute("select userrealtime.present($1, 'pod', 0)", MALLORY)
+        await thief.execute("set idle_in_transaction_session_timeout = 0; begin")
+        await thief.execute("select userrealtime.present($1, 'pod', 0)", MALLORY)
+        world.api.resources.clear()
+        await world.reconciler.sweep("users")
+        assert await admin.fetchval("select count(*) from userrealtime.event") == 0
+        assert await admin.fetchval("select count(*) from userrealtime.registration") == 0
+        await expect_ended(thief)
+        await expect_ended(elsewhere)
+        await admin.close()
+
+
+async def test_a_held_row_of_another_session_is_not_waited_for_without_limit() -> None:
+    async with installation() as site, Database(site.operator_url) as database:
+        admin = await asyncpg.connect(site.admin_url)
+        resource = str(uuid.uuid4())
+        await database.register(resource, SCOPE, "bob")
+        await admin.execute("select userrealtime.present('bob', 'pod', 0)")
+        async with admin.transaction():
+            await admin.execute("select userrealtime.present('bob', 'pod', 1)")
+            with pytest.raises(DatabaseError, match="lock timeout"):
+                await database.forget(resource)
+        await database.forget(resource)
+        assert await database.registered(SCOPE) == set()
+        await admin.close()
