@@ -96,7 +96,7 @@ begin
         end if;
     end if;
 
-    if not coalesce(after, before) ?& (user_column || names) then
+    if not coalesce(after, before) ? user_column or not coalesce(after, before) ?& names then
         raise exception 'userrealtime.capture: table %.% has no column "%"', tg_table_schema, tg_table_name,
             (select name from unnest(user_column || names) as name where not coalesce(after, before) ? name limit 1)
             using errcode = 'undefined_column',
