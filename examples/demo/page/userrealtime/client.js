@@ -1,5 +1,6 @@
 /** The client as an application has it: the machine, carried out on WebSocket, fetch and timers. */
 import { DEFAULTS, Machine, } from "./machine.js";
+import { Unparsed } from "./decode.js";
 import * as transports from "./transports.js";
 /** Messages that wait to be taken, before the client lets go of its connection until half of them are. */
 const BUFFER = 1000;
@@ -247,9 +248,10 @@ export class UserRealtime {
                 this.#machine.refused(now, status, reason, retryAfter);
             }),
         };
+        const { parse = null } = this.#options;
         if (opening.transport === "websocket" && this.#WebSocket !== undefined) {
             try {
-                this.#connection = transports.websocket(this.#WebSocket, this.#base, opening, told);
+                this.#connection = transports.websocket(this.#WebSocket, this.#base, opening, told, parse);
             }
             catch (error) {
                 // A token that can be no subprotocol, or a page that may not connect: not now, not in the midst of `open`.
@@ -259,7 +261,7 @@ export class UserRealtime {
         }
         else {
             const open = opening.transport === "sse" ? transports.stream : transports.poll;
-            this.#connection = open(this.#fetch, this.#base, opening, told);
+            this.#connection = open(this.#fetch, this.#base, opening, told, parse);
         }
     }
     #post(message, token) {
@@ -269,6 +271,10 @@ export class UserRealtime {
         });
     }
     #hand(handed) {
+        if (handed.message.type === "event" && handed.message.data instanceof Unparsed) {
+            const { text, error } = handed.message.data;
+            handed = { ...handed, message: { ...handed.message, data: null, error, text } };
+        }
         if (this.#options.receive === false && this.#listeners.event.size === 0) {
             this.#take(handed);
             return;

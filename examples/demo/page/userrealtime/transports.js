@@ -2,6 +2,7 @@
  * The wire: each function is one connection, or one request, and tells an `Ear` what came of it. None of them throws;
  * what ends one is told as the last thing. Ended by the function they return, they tell nothing more.
  */
+import { decodeAnswer, decodeMessage } from "./decode.js";
 import { Code } from "./machine.js";
 import { EventStream } from "./stream.js";
 const SUBPROTOCOL = "userrealtime.v1";
@@ -21,11 +22,11 @@ export function baseOf(url) {
     return parsed.href.replace(/\/+$/, "");
 }
 /** A WebSocket. The token goes as a subprotocol, since browsers let no header be set. */
-export function websocket(Class, base, opening, ear) {
+export function websocket(Class, base, opening, ear, parse) {
     const query = queryOf({ last_event_id: opening.cursor, epoch: opening.epoch });
     const socket = new Class(`${base.replace(/^http/, "ws")}/ws${query}`, [SUBPROTOCOL, `bearer.${opening.token}`]);
     socket.onmessage = ({ data }) => {
-        ear.message(parsed(data));
+        ear.message(decodeMessage(data, parse));
     };
     socket.onclose = ({ code, reason }) => ear.closed(code, reason);
     socket.onerror = () => { }; // `close` follows, and says no less
@@ -38,7 +39,7 @@ export function websocket(Class, base, opening, ear) {
     };
 }
 /** A stream of Server-Sent Events, over `fetch`, since an EventSource sends no header. */
-export function stream(fetch, base, opening, ear) {
+export function stream(fetch, base, opening, ear, parse) {
     const query = queryOf({ last_event_id: opening.cursor, epoch: opening.epoch });
     return request(ear, async (signal) => {
         const headers = { ...authorization(opening.token), Accept: "text/event-stream" };
@@ -56,21 +57,20 @@ export function stream(fetch, base, opening, ear) {
                 break;
             ear.heard();
             for (const data of parser.feed(value))
-                ear.message(parsed(data));
+                ear.message(decodeMessage(data, parse));
         }
         ear.closed(Code.ABNORMAL, "the stream ended");
     });
 }
 /** One poll. */
-export function poll(fetch, base, opening, ear) {
+export function poll(fetch, base, opening, ear, parse) {
     const query = queryOf({ cursor: opening.cursor, epoch: opening.epoch, timeout: opening.wait });
     return request(ear, async (signal) => {
         const headers = authorization(opening.token);
         const response = await fetch(`${base}/poll${query}`, { headers, signal, cache: "no-store", redirect: "error" });
         if (response.status !== 200)
             return refuse(response, ear);
-        const answer = await response.json();
-        ear.answered(answer);
+        ear.answered(decodeAnswer(await response.text(), parse));
     });
 }
 /** `POST /publish`: tells the status, or 0 without one, the answer's object, and milliseconds to wait, if told. */
@@ -94,15 +94,6 @@ export function post(fetch, base, message, token, answered) {
         answered(status, body, retryAfter);
     });
     return { send: unsendable, drop: () => controller.abort() };
-}
-/** A JSON value; null, which is no message, for what is none. */
-function parsed(text) {
-    try {
-        return JSON.parse(text);
-    }
-    catch {
-        return null;
-    }
 }
 function request(ear, ask) {
     const controller = new AbortController();

@@ -1,0 +1,127 @@
+/**
+ * Decodes what the relay sends: JSON, with event data by a function of the application, and with the data of an event
+ * that JavaScript cannot represent replaced by its text.
+ */
+/** Takes the place of data that could not be converted. */
+export class Unparsed {
+    text;
+    error;
+    constructor(text, error) {
+        this.text = text;
+        this.error = error;
+    }
+}
+/** A run of digits that may be a number beyond the range of JavaScript: Postgres writes numbers without an exponent. */
+const MANY_DIGITS = /[0-9]{309}/;
+/** A message of the relay; null, which is no message, for what is no JSON. */
+export function decodeMessage(text, parse) {
+    const decoded = decode(text);
+    if (decoded !== DEEP && parse === null && !MANY_DIGITS.test(text))
+        return decoded;
+    if (decoded !== DEEP && !isEvent(decoded))
+        return decoded;
+    return decodeEvent(text, parse);
+}
+/** The answer to a poll; null for what is no JSON. */
+export function decodeAnswer(text, parse) {
+    const decoded = decode(text);
+    if (decoded !== DEEP && parse === null && !MANY_DIGITS.test(text))
+        return decoded;
+    if (decoded !== DEEP && (!isObject(decoded) || !Array.isArray(decoded.events)))
+        return decoded;
+    const { events, ...others } = members(text);
+    if (events === undefined)
+        return null;
+    const answer = decode(`{${Object.entries(others).map(([name, value]) => `${JSON.stringify(name)}:${value}`)}}`);
+    if (!isObject(answer))
+        return null;
+    return { ...answer, events: parts(events).map((event) => decodeEvent(event, parse)) };
+}
+const DEEP = Symbol("deep");
+/** A JSON value; null for what is none; DEEP for what this engine cannot parse although it may be JSON. */
+function decode(text) {
+    try {
+        return JSON.parse(text);
+    }
+    catch (error) {
+        return error instanceof SyntaxError ? null : DEEP;
+    }
+}
+function decodeEvent(text, parse) {
+    const { data, ...others } = members(text);
+    const event = decode(`{${Object.entries(others).map(([name, value]) => `${JSON.stringify(name)}:${value}`)}}`);
+    if (!isObject(event))
+        return null;
+    if (data === undefined)
+        return event;
+    try {
+        event.data = (parse ?? parseFinite)(data);
+    }
+    catch (error) {
+        event.data = new Unparsed(data, error instanceof Error ? error : new Error(String(error)));
+    }
+    return event;
+}
+function parseFinite(text) {
+    if (!MANY_DIGITS.test(text))
+        return JSON.parse(text);
+    return JSON.parse(text, (_, value) => {
+        if (value === Infinity || value === -Infinity)
+            throw new RangeError("a number is beyond the range of JavaScript");
+        return value;
+    });
+}
+function isObject(value) {
+    return typeof value === "object" && value !== null && !Array.isArray(value);
+}
+function isEvent(value) {
+    return isObject(value) && value.type === "event";
+}
+/** The members of an object, as JSON text. */
+function members(text) {
+    const found = [];
+    const list = parts(text);
+    for (let place = 0; place + 1 < list.length; place += 2) {
+        found.push([String(decode(list[place])), list[place + 1]]);
+    }
+    return Object.fromEntries(found);
+}
+/** What a valid object or list consists of: names and values, or items, as JSON text. */
+function parts(text) {
+    const found = [];
+    let depth = 0;
+    let start = 0;
+    let quoted = false;
+    const end = (place) => {
+        const part = text.slice(start, place).trim();
+        if (part !== "")
+            found.push(part);
+        start = place + 1;
+    };
+    for (let place = 0; place < text.length; place += 1) {
+        const sign = text[place];
+        if (quoted) {
+            if (sign === "\\")
+                place += 1;
+            else if (sign === '"')
+                quoted = false;
+        }
+        else if (sign === '"') {
+            quoted = true;
+        }
+        else if (sign === "{" || sign === "[") {
+            depth += 1;
+            if (depth === 1)
+                start = place + 1;
+        }
+        else if (sign === "}" || sign === "]") {
+            depth -= 1;
+            if (depth === 0)
+                end(place);
+        }
+        else if ((sign === "," || sign === ":") && depth === 1) {
+            end(place);
+        }
+    }
+    return found;
+}
