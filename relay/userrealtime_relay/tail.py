@@ -141,8 +141,10 @@ class Tail:
         """A broker says where the log stands or, by None, that it may have said so unheard."""
         loop = asyncio.get_running_loop()
         if standing is None and self._log is None:
-            # All relays hear a broker come back at the same moment. Most are told soon that they have missed nothing.
-            loop.call_later(random.uniform(0, SPREAD_S), self._look, loop.time())  # noqa: S311 (no secret)
+            # All relays see the broker return at the same moment. Most receive soon a signal that they are up to date.
+            # A connection that is being made reads the log when it is there.
+            if self._resting:
+                loop.call_later(random.uniform(0, SPREAD_S), self._look, loop.time())  # noqa: S311 (no secret)
             return
         if standing is not None:
             # A signal may be old or forged: it never stands for more than a look at what is here already.
