@@ -3,6 +3,8 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 VENV := .venv
+# Most unit tests wait most of the time. Each worker has a PostgreSQL server of its own.
+UNIT_OPTIONS := --numprocesses 2 --dist worksteal
 BIN := $(VENV)/bin
 
 .PHONY: help up down test relay lint unit test-unit unit-3.13 unit-both e2e scenarios soak bench docs docs-serve lock venv
@@ -28,7 +30,7 @@ test-unit: venv ## Run the tests that need neither Postgres nor a cluster (under
 	@$(BIN)/pytest -m unit
 
 unit: venv ## Run the tests that need no cluster (they start a real PostgreSQL)
-	@$(BIN)/pytest
+	@$(BIN)/pytest $(UNIT_OPTIONS)
 
 unit-both: venv ## Run `unit` on this Python and, at the same time, on the Python of the images (3.13)
 	@$(BIN)/python -m tests.versions

@@ -67,7 +67,7 @@ def run(other: Path) -> int:
             command, cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
         )
     try:
-        here = subprocess.run([sys.executable, "-m", "pytest"], cwd=REPOSITORY, timeout=LIMIT_S, check=False).returncode
+        here = _unit()
         try:
             with step(f"the tests on Python {IMAGES_PYTHON}", usual="as long as those before"):
                 if beside.wait(timeout=LIMIT_S) != 0:
@@ -101,7 +101,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     elif f"{sys.version_info.major}.{sys.version_info.minor}" != IMAGES_PYTHON:
         return run(other)
-    return subprocess.run([sys.executable, "-m", "pytest"], cwd=REPOSITORY, timeout=LIMIT_S, check=False).returncode
+    return _unit()
+
+
+def _unit() -> int:
+    """Run the unit tests on this Python; return the exit status."""
+    return subprocess.run(["make", "unit"], cwd=REPOSITORY, timeout=LIMIT_S, check=False).returncode
 
 
 if __name__ == "__main__":
