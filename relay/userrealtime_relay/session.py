@@ -18,6 +18,7 @@ from __future__ import annotations
 import enum
 import json
 import math
+import re
 from collections.abc import Callable, Iterable
 from typing import Any, Final, Literal, NamedTuple
 from urllib.parse import parse_qsl
@@ -223,6 +224,13 @@ class Session:
                 self._authenticate(token, now)
             else:
                 self.shut(*UNAUTHORIZED)
+        elif fields is None and isinstance(message, str) and (begin := _PUBLISH.match(message)):
+            # Without the ref, the client would wait for an acknowledgement, and repeat the message forever.
+            self._error(
+                "invalid-publish",
+                "this cannot be parsed: no JSON, nested too deeply, or a number too long",
+                ref=json.loads(begin[1]),
+            )
         elif fields is None:
             self._error("invalid-message", 'send a JSON object with a "type", as a text message')
         elif fields["type"] == "resume":
@@ -382,6 +390,10 @@ def _encode(**fields: object) -> str:
 
 
 _PONG: Final = _encode(type="pong")
+
+
+_PUBLISH: Final = re.compile(r'\s*\{\s*"type"\s*:\s*"publish"\s*,\s*"ref"\s*:\s*("[^"\\\x00-\x1f]{1,253}")\s*,')
+"""The begin of a `publish` message as the clients write it; its ref is still readable if its data is not."""
 
 
 def _fields(message: str | bytes) -> dict[str, Any] | None:

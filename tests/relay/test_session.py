@@ -429,6 +429,26 @@ def test_what_cannot_be_published_is_an_error(fields: dict[str, Any], ref: str |
     assert (error["type"], error["code"], error.get("ref")) == ("error", "invalid-publish", ref)
 
 
+@pytest.mark.parametrize(
+    ("data", "name", "expected"),
+    [
+        ("[" * 100_000 + "]" * 100_000, "publish", ("invalid-publish", "r-1 é")),
+        ("1" + "0" * 5_000, "publish", ("invalid-publish", "r-1 é")),
+        ("[1,]", "publish", ("invalid-publish", "r-1 é")),
+        ("[1,]", "resume", ("invalid-message", None)),
+    ],
+    ids=["deep", "long number", "no JSON", "another type"],
+)
+def test_data_that_cannot_be_parsed_is_an_error_of_its_message(
+    data: str, name: str, expected: tuple[str, str | None]
+) -> None:
+    made = opened()
+    made.receive(f'{{"type":"{name}","ref":"r-1 é","event":"e","data":{data}}}', 1)
+    assert not made.submissions
+    [error] = said(made)
+    assert (error["code"], error.get("ref")) == expected
+
+
 def test_a_token_is_renewed() -> None:
     made = opened()
     made.receive('{"type":"auth","token":"500"}', 90)
