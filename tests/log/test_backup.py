@@ -170,3 +170,48 @@ async def test_a_move_by_logical_replication_keeps_epochs_numbers_and_the_inbox(
         assert await here.fetchval("select userrealtime.submit($1, 'old3', 'typed', '{}')", USER) == 4
         for each in (owner, there, here):
             await each.close()
+
+
+async def test_a_subscriber_publishes_the_rows_that_replication_writes() -> None:
+    with LocalPostgres(settings={"wal_level": "logical"}) as server:
+        source, subscriber = Database(server, "source"), Database(server, "subscriber")
+        owner = await asyncpg.connect(server.url())
+        for database in (source, subscriber):
+            await owner.execute(f"create database {database.name}")
+        await migrate(subscriber.url)
+        there, here = await asyncpg.connect(source.url), await asyncpg.connect(subscriber.url)
+        for each in (there, here):
+            await each.execute("create table orders (id int primary key, customer text)")
+        await here.execute(
+            """
+            create trigger publish_orders after insert or update or delete on orders
+                for each row execute function userrealtime.capture('customer', 'order');
+            alter table orders enable always trigger publish_orders;
+            """
+        )
+        await there.execute("insert into orders values (1, 'alice')")
+        await there.execute("create publication orders for table orders")
+        await there.execute("select pg_create_logical_replication_slot('orders', 'pgoutput')")
+        await here.execute(
+            f"create subscription orders connection '{source.url}' publication orders "
+            "with (create_slot = false, slot_name = 'orders')"
+        )
+        published = "select user_id, id, event from userrealtime.event order by user_id, id"
+        async with asyncio.timeout(PATIENCE_S):
+            while not await here.fetch(published):  # the copy of the table
+                await asyncio.sleep(0.05)
+            await there.execute("insert into orders values (2, 'alice'), (3, 'bob')")
+            await there.execute("update orders set customer = 'bob' where id = 1")
+            while len(events := await here.fetch(published)) < 5:
+                await asyncio.sleep(0.05)
+        assert [tuple(event) for event in events] == [
+            ("alice", 1, "order.insert"),
+            ("alice", 2, "order.insert"),
+            ("alice", 3, "order.delete"),
+            ("bob", 1, "order.insert"),
+            ("bob", 2, "order.insert"),
+        ]
+        assert await here.fetchval("select count(*) from userrealtime.pending") == 0
+        await here.execute("drop subscription orders")
+        for each in (owner, there, here):
+            await each.close()
