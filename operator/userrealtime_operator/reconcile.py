@@ -22,7 +22,7 @@ from .activators import Activators
 from .api import CHILD_KINDS, Api, ApiError
 from .asleep import asleep
 from .config import Config, CredentialsType
-from .credentials import Access, choose_access, role_names
+from .credentials import Access, choose_access, read_credentials, role_names
 from .database import Database, DatabaseError, Pulse
 from .desired import APPLIED_DIGEST, DATABASE_URL, SERIES_DIGEST, Object, Secrets, desired_objects, route_of
 from .drift import contains
@@ -414,7 +414,7 @@ class Reconciler:
             policy.rotate_after_s,
             may_rotate,
             random_text,
-            await self._last_role(names) if begun else None,
+            await self._last_role(names) if begun or read_credentials(secret, DATABASE_URL) is None else None,
             begun,
         )
         waits = [wait for wait in (keys_wait, access_wait) if wait is not None]

@@ -44,6 +44,8 @@ RETIREMENT_S = 40
 DISABLE_LOCK_TIMEOUT_MS = 100
 DISABLE_ATTEMPTS = 20
 TERMINATION_TIMEOUT_S = 2
+UNLINK_BATCH = 500
+UNLINK_BATCHES = 40
 _OVER = "scope = $1 and (resource = any($2::uuid[]) or drop_after < now())"
 _SESSIONS = "select exists (select from pg_stat_activity where usename = $1)"
 _REJECTIONS = (
@@ -367,6 +369,13 @@ async def _finish(connection: _Connection, name: str) -> None:
         async with connection.transaction():
             if await _is_revoked(connection, name):
                 await _disable(connection, name)
+        for _ in range(UNLINK_BATCHES):
+            async with connection.transaction():
+                if not await _is_revoked(connection, name) or await _unlink(connection, name) < UNLINK_BATCH:
+                    break
+        else:
+            logger.warning("database role %s, which is revoked, owns many large objects: continued later", name)
+            return
         async with connection.transaction():
             if await _is_revoked(connection, name):
                 await _drop(connection, name)
@@ -413,6 +422,19 @@ async def _terminate(connection: _Connection, name: str) -> None:
         "select pg_terminate_backend(pid, $2) from pg_stat_activity where usename = $1",
         name,
         TERMINATION_TIMEOUT_S * 1000,
+    )
+
+
+async def _unlink(connection: _Connection, name: str) -> int:
+    """Delete some of the large objects of a role. Returns how many."""
+    # Not all of them at once: each takes an entry in the lock table of the server.
+    return int(
+        await connection.fetchval(
+            "select count(lo_unlink(o.oid)) from (select m.oid from pg_largeobject_metadata m "
+            "join pg_roles r on r.oid = m.lomowner where r.rolname = $1 limit $2) o",
+            name,
+            UNLINK_BATCH,
+        )
     )
 
 

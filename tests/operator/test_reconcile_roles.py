@@ -6,6 +6,7 @@ import base64
 import uuid
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
@@ -104,3 +105,16 @@ async def test_a_role_goes_with_its_resource(world: RoleWorld) -> None:
     await world.reconciler.sweep("users")
     with pytest.raises(asyncpg.InvalidAuthorizationSpecificationError):
         await asyncpg.connect(url)
+
+
+async def test_a_damaged_password_is_replaced_by_one_of_the_other_role(world: RoleWorld) -> None:
+    await world.reconcile()
+    world.become_available()
+    await world.reconcile()
+    old = world.secret_url()
+    world.api.children[SECRET]["data"]["DATABASE_URL"] = base64.b64encode(b"nonsense").decode()
+    await world.reconcile()
+    assert urlsplit(world.secret_url()).username != urlsplit(old).username
+    assert await world.served() == "alice"
+    # Of the pod that is being replaced.
+    await (await asyncpg.connect(old)).close()

@@ -14,6 +14,7 @@ import pytest
 from e2e.patience import PATIENCE_S
 from tests.operator.test_reconcile_roles import RoleWorld
 from tests.operator.world import SECRET
+from userrealtime_operator import roles as roles_module
 from userrealtime_operator.credentials import Credentials, read_credentials, role_names
 from userrealtime_operator.database import Database
 from userrealtime_operator.naming import child_name
@@ -190,6 +191,22 @@ async def test_an_attacker_who_locks_the_role_does_not_keep_it(site: Site) -> No
             await site.roles.sweep(SCOPE, set(), {})
     await site.expect_useless(old)
     await site.expect_useful(new)
+
+
+async def test_many_large_objects_use_up_no_locks(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = await site.given()
+    session = await site.connect(old)
+    for _ in range(20):  # more than the lock table has room for
+        await session.execute("select count(lo_create(0)) from generate_series(1, 1500)")
+    monkeypatch.setattr(roles_module, "UNLINK_BATCHES", 30)
+    await site.roles.sweep(SCOPE, {ONE}, {})
+    await site.expect_useless(old)
+    left = "select count(*) from pg_largeobject_metadata"
+    assert await site.admin.fetchval(left) == 20 * 1500 - 30 * roles_module.UNLINK_BATCH
+    monkeypatch.undo()
+    await site.roles.sweep(SCOPE, set(), {})
+    assert await site.admin.fetchval(left) == 0
+    assert await site.admin.fetch("select from userrealtime.revoked_role") == []
 
 
 class EmergencyWorld(RoleWorld):
