@@ -14,10 +14,11 @@ from e2e.patience import PATIENCE_S
 from tests.operator.samples import body
 from tests.operator.test_reconcile_roles import RoleWorld
 from userrealtime_core.secret import Secret
+from userrealtime_operator import migrate as migrations
 from userrealtime_operator.credentials import Credentials, read_credentials, role_names
 from userrealtime_operator.database import Database, DatabaseError
 from userrealtime_operator.metrics import Metrics
-from userrealtime_operator.migrate import migrate
+from userrealtime_operator.migrate import Migration, Schema, load_schema, migrate
 from userrealtime_operator.naming import child_name
 from userrealtime_operator.reconcile import ChildKey
 from userrealtime_operator.roles import Roles
@@ -179,6 +180,26 @@ async def test_a_full_lock_table_is_emptied() -> None:
                 await expect_ended(thief)
                 await admin.execute("select userrealtime.publish('bob', 'test')")
         await admin.close()
+
+
+async def test_a_transaction_of_a_pod_does_not_stop_an_upgrade(monkeypatch: pytest.MonkeyPatch) -> None:
+    schema = load_schema()
+    probe = Migration(len(schema.migrations) + 1, "probe", "alter table userrealtime.event add column probe int")
+    known = Schema((*schema.migrations, probe), schema.repeatables, schema.from_unreleased)
+    async with (
+        installation() as site,
+        holding(site, "begin; lock userrealtime.event, userrealtime.log in access share mode"),
+        watching(site, transaction_limit_s=0.0) as (watchdog, connection, _),
+    ):
+        monkeypatch.setattr(migrations, "load_schema", lambda: known)
+        monkeypatch.setattr(migrations, "LOCK_TIMEOUT_S", 0.5)
+        migrating = asyncio.create_task(migrate(site.operator_url))
+        async with asyncio.timeout(PATIENCE_S):
+            while not await connection.fetchval("select exists (select from pg_locks where not granted)"):
+                assert not migrating.done()
+                await asyncio.sleep(0.01)
+        assert [each.reason for each in await watchdog.check(connection)] == ["transaction"]
+        assert await migrating == [probe.label]
 
 
 async def test_a_session_of_a_revoked_role_is_ended() -> None:
