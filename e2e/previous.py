@@ -14,8 +14,9 @@ import pytest
 
 from .cluster.paths import REPOSITORY
 
-# The first release and, until there is one, a commit that stands for it.
-CANDIDATES = ("v0.1.0", "4547cff769bae0cd32f54971e0e44144fa4e837e")
+# The first release and, until there is one, a commit that stands for it: with version 8 of the schema, and a client that
+# accepts the authority of the local cluster on the Python of the images.
+CANDIDATES = ("v0.1.0", "69777d0a8ba6ec895907cec93d30209cd625ab3d")
 
 
 class NoHistory(Exception):
