@@ -10,6 +10,7 @@
 """
 
 from .errors import ClusterError
-from .provider import Image, Provider, choose, removable
+from .provider import Image, Provider
+from .selection import choose, removable
 
 __all__ = ["ClusterError", "Image", "Provider", "choose", "removable"]

@@ -6,11 +6,13 @@ import shutil
 import sys
 from collections.abc import Callable
 
-from . import engine, images, kind, postgres
+from . import docker, images, kind, postgres
 from .errors import ClusterError
 from .paths import cache
+from .process import run
 from .progress import heed_sigterm, note, step
-from .provider import Provider, choose, present, removable, run
+from .provider import Provider
+from .selection import choose, present, removable
 
 DESCRIPTION = """\
 A Kubernetes cluster for the end-to-end tests. The first of these that is possible is used:
@@ -66,7 +68,7 @@ def clean() -> None:
     if running := present():
         names = " and ".join(cluster.name for cluster in running)
         raise ClusterError(f"a cluster ({names}) is on this machine: `make down` first")
-    if engine.docker_answers():
+    if docker.answers():
         _clean_engine()
     shutil.rmtree(cache(), ignore_errors=True)
     note(f"{cache()} removed")
@@ -81,7 +83,7 @@ def _clean_engine() -> None:
         for command in commands:
             # It is in use, or was never there.
             with contextlib.suppress(ClusterError):
-                current.run(command, env=engine.environment(), timeout=120)
+                current.run(command, env=docker.environment(), timeout=120)
 
 
 COMMANDS: dict[str, tuple[str, Callable[[Provider], None]]] = {

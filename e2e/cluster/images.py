@@ -29,12 +29,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import engine, oci
+from . import docker, oci
 from .binaries import source_hash
 from .errors import ClusterError
 from .paths import REPOSITORY, cache
+from .process import run
 from .progress import Step, exclusive, step
-from .provider import Image, Provider, run
+from .provider import Image, Provider
 
 BUILD_LIMIT = 1800.0
 NO_BUILDER = "no images can be built: start a Docker engine, or install buildah"
@@ -107,7 +108,7 @@ def build(sources: Iterable[Source] = SOURCES) -> list[Image]:
 
 
 def _build(sources: Iterable[Source]) -> list[Image]:
-    builder: Builder = Docker() if engine.docker_answers() else Buildah()
+    builder: Builder = Docker() if docker.answers() else Buildah()
     base, base_version = builder.base()
     images = []
     for source in sources:
@@ -132,8 +133,8 @@ def require_builder() -> None:
     Raises:
         ClusterError: neither Docker with BuildKit nor buildah is there.
     """
-    if engine.docker_answers():
-        if problem := engine.buildx_problem():
+    if docker.answers():
+        if problem := docker.buildx_problem():
             raise ClusterError(problem)
     elif shutil.which("buildah") is None:
         raise ClusterError(NO_BUILDER)
@@ -141,7 +142,7 @@ def require_builder() -> None:
 
 def push(current: Step, image: Image, reference: str) -> None:
     """Push an image to a registry, as `reference`, with whichever builder is there."""
-    builder: Builder = Docker() if engine.docker_answers() else Buildah()
+    builder: Builder = Docker() if docker.answers() else Buildah()
     builder.push(current, image, reference)
 
 
@@ -162,9 +163,9 @@ class Docker:
         command = ["docker", "build", "--file", source.dockerfile, "--tag", image.local_reference]
         command += _build_arguments(base)
         command += [f"--secret={secret}" for secret in secrets]
-        if problem := engine.buildx_problem():
+        if problem := docker.buildx_problem():
             raise ClusterError(problem)
-        environment = engine.environment()
+        environment = docker.environment()
         current.run([*command, "."], cwd=source.directory, env=environment, timeout=BUILD_LIMIT)
         current.run(["docker", "save", "--output", archive, image.local_reference], env=environment, timeout=600)
         older = [known for known in self.own_images(image.name) if known != image.local_reference]
@@ -174,7 +175,7 @@ class Docker:
                 current.run(["docker", "rmi", *older], env=environment, timeout=120)
 
     def push(self, current: Step, image: Image, reference: str) -> None:
-        environment = engine.environment()
+        environment = docker.environment()
         current.run(["docker", "load", "--input", image.archive], env=environment, timeout=600)
         current.run(["docker", "tag", image.local_reference, reference], env=environment, timeout=60)
         current.run(["docker", "push", reference], env=environment, timeout=1800)

@@ -20,11 +20,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from . import addons, binaries, engine, images, tools
+from . import addons, binaries, docker, images, tools
 from .errors import ClusterError, UnknownError
 from .paths import cache
+from .process import run, wait_http
 from .progress import Step, exclusive, note, step
-from .provider import DEFAULT_INGRESS_PORT, Image, Provider, chosen_port, port_problem, run, wait_http
+from .provider import DEFAULT_INGRESS_PORT, Image, Provider, chosen_port, port_problem
 
 ON_LINUX = sys.platform == "linux"
 CLUSTER = "userrealtime"
@@ -47,7 +48,7 @@ NOT_ENFORCED = (
 def node() -> dict[str, Any] | None:
     """Return the output of `docker inspect` for the node's container; None if it does not exist."""
     command = ["docker", "container", "inspect", NODE]
-    done = subprocess.run(command, env=engine.environment(), capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, env=docker.environment(), capture_output=True, text=True, timeout=60)
     if done.returncode == 0:
         found: dict[str, Any] = json.loads(done.stdout)[0]
         return found
@@ -65,7 +66,7 @@ class KindCluster(Provider):
 
     @property
     def ingress_url(self) -> str:
-        return f"http://127.0.0.1:{self._port(node() if engine.docker_answers() else None)}"
+        return f"http://127.0.0.1:{self._port(node() if docker.answers() else None)}"
 
     def kubectl_path(self) -> Path:
         # The node's kubectl is a Linux program for this machine's processor.
@@ -125,7 +126,7 @@ class KindCluster(Provider):
 
     def _prepare(self) -> None:
         """Check everything and obtain all tools, before anything is created."""
-        problems = engine.problems()
+        problems = docker.problems()
         there = node()
         port = self._port(there)
         if there is None and (problem := port_problem(port)):
@@ -152,7 +153,7 @@ class KindCluster(Provider):
             with step("starting the kind node again") as current:
                 paused = there["State"]["Status"] == "paused"
                 current.run(
-                    ["docker", "unpause" if paused else "start", NODE], env=engine.environment(), timeout=START_LIMIT
+                    ["docker", "unpause" if paused else "start", NODE], env=docker.environment(), timeout=START_LIMIT
                 )
         if there is not None and not self._complete():
             with step("deleting a kind cluster that was not finished") as current:
@@ -173,21 +174,21 @@ class KindCluster(Provider):
         path.write_text(json.dumps(config(self._port(None))))
         with step("creating a kind cluster", usual="1 to 3 min, the download of its image beside") as current:
             options = (f"--name={CLUSTER}", f"--config={path}", f"--kubeconfig={self.kubeconfig}", "--wait=120s")
-            current.run([tools.kind(), "create", "cluster", *options], env=engine.environment(), timeout=1800)
-            current.run(["docker", "exec", NODE, "touch", COMPLETE], env=engine.environment(), timeout=60)
+            current.run([tools.kind(), "create", "cluster", *options], env=docker.environment(), timeout=1800)
+            current.run(["docker", "exec", NODE, "touch", COMPLETE], env=docker.environment(), timeout=60)
 
     def _delete(self, current: Step) -> None:
         # The same command as kind's; kind would also change a kubeconfig in the home directory.
-        current.run(["docker", "rm", "--force", "--volumes", NODE], env=engine.environment(), timeout=300)
+        current.run(["docker", "rm", "--force", "--volumes", NODE], env=docker.environment(), timeout=300)
         self.kubeconfig.unlink(missing_ok=True)
 
     def _complete(self) -> bool:
         command = ["docker", "exec", NODE, "test", "-e", COMPLETE]
-        return subprocess.run(command, env=engine.environment(), capture_output=True, timeout=60).returncode == 0
+        return subprocess.run(command, env=docker.environment(), capture_output=True, timeout=60).returncode == 0
 
     def _export_kubeconfig(self) -> None:
         options = (f"--name={CLUSTER}", f"--kubeconfig={self.kubeconfig}")
-        run(tools.kind(), "export", "kubeconfig", *options, env=engine.environment(), timeout=60)
+        run(tools.kind(), "export", "kubeconfig", *options, env=docker.environment(), timeout=60)
 
     def _wait_ready(self) -> None:
         """Wait for the API server, and, after a restart of the node, for the restart of its pods."""
@@ -273,7 +274,7 @@ def _load_together(current: Step, images: Sequence[Image]) -> bool:
     with tempfile.TemporaryDirectory(dir=images[0].archive.parent) as directory:
         archive = Path(directory, "images.tar")
         try:
-            current.run(["docker", "save", "--output", archive, *references], env=engine.environment(), timeout=600)
+            current.run(["docker", "save", "--output", archive, *references], env=docker.environment(), timeout=600)
             _load(current, archive)
         except ClusterError:
             return False
@@ -287,7 +288,7 @@ def _load_each(current: Step, images: Sequence[Image]) -> None:
 
 def _load(current: Step, archive: Path) -> None:
     command: list[str | Path] = [tools.kind(), "load", "image-archive", archive, f"--name={CLUSTER}"]
-    current.run(command, env=engine.environment(), timeout=600)
+    current.run(command, env=docker.environment(), timeout=600)
 
 
 def _until(condition: Callable[[], bool], problem: Callable[[], str], timeout: float) -> None:

@@ -1,20 +1,14 @@
-"""What every cluster offers, whoever runs it.
+"""The interface of every kind of cluster.
 
-`choose` takes, in this order: the cluster of a given `KUBECONFIG`; an existing cluster of this project on this machine;
-kind, if a Docker engine answers; a one-node Kubernetes built from Go modules, on Linux as root. What a provider does
-beyond that (install an ingress controller, make an image available) is the same call for all three.
+The operations that a test needs (install an ingress controller, make an image available) are the same calls for each.
 """
 
 import os
-import shutil
 import socket
-import subprocess
 import sys
-import threading
-import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,14 +17,9 @@ from e2e.patience import COMMAND_TIMEOUT_S
 from . import tools
 from .errors import ClusterError
 from .paths import cache
-
-NOTHING_POSSIBLE = """this machine has nothing to run a cluster with. Any one of these is enough:
-  - start a Docker engine (https://docs.docker.com/engine/install/): a kind cluster is created in it;
-  - set KUBECONFIG to the kubeconfig file of a cluster that may be used for tests;
-  - on Linux, run as root: a one-node Kubernetes is built with Go 1.24 or later (https://go.dev/dl/)."""
+from .process import port_forward, run
 
 DEFAULT_INGRESS_PORT = 8081
-PORT_FORWARD_LIMIT = 60.0
 
 
 @dataclass(frozen=True)
@@ -161,96 +150,12 @@ class Provider(ABC):
             return False
 
     def forward(self, namespace: str, target: str, port: int) -> AbstractContextManager[tuple[str, int]]:
-        """A way from this machine to `port` of `target` (`svc/postgres`, `pod/x`), while the block runs.
+        """Return a context manager that gives host and port of a connection to `port` of `target`.
 
-        Gives host and port. Through `kubectl port-forward` unless the provider knows a shorter way.
+        `target` is `svc/postgres` or `pod/x`. The connection is `kubectl port-forward`, unless the provider has a
+        direct route.
         """
-        return port_forward(self, namespace, target, port)
-
-
-@contextmanager
-def port_forward(cluster: Provider, namespace: str, target: str, port: int) -> Iterator[tuple[str, int]]:
-    """`kubectl port-forward` for the length of the block, on a free port of 127.0.0.1."""
-    command = [str(cluster.kubectl_path()), "-n", namespace, "port-forward", "--address=127.0.0.1", target, f":{port}"]
-    with subprocess.Popen(
-        command, env=cluster.environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as process:
-        try:
-            yield "127.0.0.1", _forwarded_port(process)
-        finally:
-            process.terminate()
-            try:
-                process.wait(timeout=5)
-            except subprocess.TimeoutExpired:
-                process.kill()
-
-
-def _forwarded_port(process: "subprocess.Popen[str]") -> int:
-    # kubectl itself gives up on a pod that is not there; the alarm is for one that says nothing at all.
-    alarm = threading.Timer(PORT_FORWARD_LIMIT, process.kill)
-    alarm.start()
-    try:
-        assert process.stdout is not None
-        first = process.stdout.readline()
-    finally:
-        alarm.cancel()
-    prefix = "Forwarding from 127.0.0.1:"
-    if not first.startswith(prefix):
-        raise ClusterError(f"kubectl port-forward: {first.strip() or f'said nothing for {PORT_FORWARD_LIMIT:.0f} s'}")
-    return int(first.removeprefix(prefix).split(" ")[0])
-
-
-def choose() -> Provider:
-    """Return the cluster to use; the module's docstring has the order.
-
-    Raises:
-        ClusterError: no cluster is possible; the message has advice.
-    """
-    from . import engine
-    from .existing import ExistingCluster
-    from .kind import KindCluster
-    from .local import LocalCluster
-
-    if given := os.environ.get("KUBECONFIG"):
-        # `python -m e2e.cluster env` sets it to one of ours, which stays ours.
-        ours: list[Provider] = [KindCluster(), LocalCluster()]
-        return next((own for own in ours if own.kubeconfig == Path(given)), ExistingCluster(Path(given)))
-    if there := present():
-        return there[0]
-    if engine.docker_answers():
-        return KindCluster()
-    if _local_possible():
-        return LocalCluster()
-    docker = engine.unusable() if shutil.which("docker") else ""
-    raise ClusterError(f"{NOTHING_POSSIBLE}\n  {docker}".rstrip())
-
-
-def present() -> list[Provider]:
-    """Return the project's clusters on this machine, running or stopped; the first is preferred."""
-    from . import engine
-    from .kind import KindCluster, node
-    from .local import LocalCluster
-    from .local.leftovers import leftovers
-
-    found: list[Provider] = []
-    if engine.docker_answers() and node() is not None:
-        found.append(KindCluster())
-    if _local_possible() and leftovers():
-        found.append(LocalCluster())
-    return found
-
-
-def removable() -> list[Provider]:
-    """Return the clusters for `down`: the one of `KUBECONFIG`, or else all of `present`.
-
-    Raises:
-        ClusterError: there is none, and none is possible.
-    """
-    return [choose()] if os.environ.get("KUBECONFIG") else present() or [choose()]
-
-
-def _local_possible() -> bool:
-    return sys.platform == "linux" and os.geteuid() == 0
+        return port_forward(self.kubectl_path(), self.environment(), namespace, target, port)
 
 
 def chosen_port() -> int | None:
@@ -286,49 +191,3 @@ def port_problem(port: int) -> str:
         f"port {port} of 127.0.0.1, which the ingress needs, is taken: stop the program that listens there "
         f"(`{shown}` shows it), or choose another port, for example: INGRESS_PORT={port + 1000} make up"
     )
-
-
-def run(
-    program: Path | str, *args: str, env: dict[str, str] | None = None, input: str | None = None, timeout: float
-) -> str:
-    """Run a program to its end; its standard output.
-
-    Raises:
-        ClusterError: it failed (with its standard error), is not there, or ran longer than `timeout` seconds.
-    """
-    name = Path(program).name
-    shown = " ".join([name, *args[:6]])
-    try:
-        done = subprocess.run(
-            [program, *args],
-            env=env,
-            input=input,
-            stdin=subprocess.DEVNULL if input is None else None,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-        )
-    except FileNotFoundError:
-        raise ClusterError(f"{name} is not installed") from None
-    except subprocess.TimeoutExpired:
-        raise ClusterError(f"`{shown}` took longer than {timeout:.0f} s") from None
-    if done.returncode != 0:
-        raise ClusterError(f"`{shown}` failed: {(done.stderr or done.stdout).strip()}")
-    return done.stdout
-
-
-def wait_http(url: str, timeout: float) -> None:
-    """Until something answers HTTP at `url` (whatever it says); at most `timeout` seconds."""
-    host, _, port = url.removeprefix("http://").split("/")[0].partition(":")
-    deadline = time.monotonic() + timeout
-    while True:
-        try:
-            with socket.create_connection((host, int(port or 80)), timeout=2) as connection:
-                connection.sendall(f"GET / HTTP/1.0\r\nHost: {host}\r\n\r\n".encode())
-                if connection.recv(5) == b"HTTP/":
-                    return
-        except OSError:
-            pass
-        if time.monotonic() > deadline:
-            raise ClusterError(f"{url} does not answer after {timeout:.0f} s")
-        time.sleep(0.2)

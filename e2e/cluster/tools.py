@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from . import binaries, downloads, engine
+from . import binaries, docker, downloads
 from .errors import ClusterError
 from .paths import HERE
 from .progress import Step
@@ -152,7 +152,7 @@ def kubectl_of_node(container: str, image: str) -> Path:
         "kubectl",
         f"of-node-{hashlib.sha256(image.encode()).hexdigest()[:12]}",
         "copying kubectl out of the node",
-        lambda step, out: step.run([*command, str(out)], env=engine.environment(), timeout=120),
+        lambda step, out: step.run([*command, str(out)], env=docker.environment(), timeout=120),
         hint="`make up` creates or starts the node",
     )
 

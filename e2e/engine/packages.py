@@ -8,8 +8,8 @@ from pathlib import Path
 
 from e2e.cluster.errors import ClusterError
 from e2e.cluster.paths import cache
+from e2e.cluster.process import run
 from e2e.cluster.progress import Step, step
-from e2e.cluster.provider import run
 
 PACKAGES = ("docker.io", "iptables", "slirp4netns", "nftables", "iproute2", "procps")
 # Links that Debian's installation scripts would make.

@@ -21,7 +21,7 @@ from typing import Self
 from e2e.cluster import ClusterError, binaries
 from e2e.cluster.local import pki
 from e2e.cluster.local.pki import Identity
-from e2e.cluster.provider import run
+from e2e.cluster.process import run
 from e2e.patience import COMMAND_TIMEOUT_S, PATIENCE_S
 
 from .postgres import free_port

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from e2e.cluster import engine
+from e2e.cluster import docker
 
 
 @pytest.fixture(autouse=True)
 def cache_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    engine.unusable.cache_clear()
+    docker.unusable.cache_clear()
     return tmp_path / "cache" / "userrealtime"

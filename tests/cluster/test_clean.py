@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from e2e.cluster import ClusterError, engine, kind
+from e2e.cluster import ClusterError, docker, kind
 from e2e.cluster import __main__ as command
 from e2e.cluster.kind import KindCluster
 
@@ -30,7 +30,7 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (programs / "docker").write_text(f"#!/bin/sh\n{text}")
     (programs / "docker").chmod(0o755)
     monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
-    monkeypatch.setattr(engine, "docker_answers", lambda: True)
+    monkeypatch.setattr(docker, "answers", lambda: True)
     monkeypatch.setattr(command, "present", list)
     return found
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from e2e.cluster import engine, images
+from e2e.cluster import docker, images
 from e2e.cluster.errors import ClusterError
 from e2e.cluster.images import Buildah, Docker, Source, apt_source, base_suite, pip_options, pip_secrets
 from e2e.cluster.paths import REPOSITORY
@@ -33,7 +33,7 @@ def builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Builds:
     (tmp_path / "package" / "module.py").write_text("1")
     (tmp_path / "Dockerfile").write_text("FROM x")
     monkeypatch.setattr(images, "REPOSITORY", tmp_path)
-    monkeypatch.setattr(engine, "docker_answers", lambda: False)
+    monkeypatch.setattr(docker, "answers", lambda: False)
     monkeypatch.setattr(Buildah, "build", build)
     monkeypatch.setenv("BASE_IMAGE", "base:1")
     return built
@@ -190,7 +190,7 @@ def test_each_builder_keeps_the_archives_of_the_other(builds: Builds, monkeypatc
         image.archive.with_suffix(".partial").write_text("docker")
 
     (by_buildah,) = images.build([SOURCE])
-    monkeypatch.setattr(engine, "docker_answers", lambda: True)
+    monkeypatch.setattr(docker, "answers", lambda: True)
     monkeypatch.setattr(Docker, "build", build)
     (by_docker,) = images.build([SOURCE])
     assert by_docker.archive.exists()
@@ -202,12 +202,12 @@ def test_a_builder_is_required(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     (tmp_path / "docker").write_text(f"#!/bin/sh\n{script}\n")
     (tmp_path / "docker").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(engine, "docker_answers", lambda: True)
+    monkeypatch.setattr(docker, "answers", lambda: True)
     if found:
         images.require_builder()
     else:
         with pytest.raises(ClusterError, match="docker-buildx"):
             images.require_builder()
-    monkeypatch.setattr(engine, "docker_answers", lambda: False)
+    monkeypatch.setattr(docker, "answers", lambda: False)
     with pytest.raises(ClusterError, match="install buildah"):
         images.require_builder()

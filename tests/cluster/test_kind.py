@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from e2e.cluster import addons, binaries, images, kind, provider
+from e2e.cluster import addons, binaries, images, kind, selection
 from e2e.cluster.errors import ClusterError, UnknownError
 from e2e.cluster.kind import KindCluster, refused_rules, stale_pods
 from e2e.cluster.paths import REPOSITORY
@@ -197,7 +197,7 @@ def test_down_needs_no_kind_and_touches_no_other_kubeconfig(machine: Machine) ->
     cluster = KindCluster()
     cluster.up()
     machine.remove("kind")
-    assert provider.present()[0].name == "kind"
+    assert selection.present()[0].name == "kind"
     before = len(machine.called("kind"))
     cluster.down()
     assert machine.node() is None

@@ -4,12 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from e2e.cluster import engine, kind, postgres, provider
+from e2e.cluster import docker, kind, postgres, process
 from e2e.cluster.errors import ClusterError, UnknownError
 from e2e.cluster.existing import ExistingCluster
 from e2e.cluster.kind import KindCluster
 from e2e.cluster.local import LocalCluster, leftovers
-from e2e.cluster.provider import Image, choose, chosen_port, port_forward, port_problem, removable, run, wait_http
+from e2e.cluster.process import run, wait_http
+from e2e.cluster.provider import Image, chosen_port, port_problem
+from e2e.cluster.selection import choose, removable
 from e2e.patience import PATIENCE_S
 
 
@@ -17,7 +19,7 @@ from e2e.patience import PATIENCE_S
 def machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """A machine with neither KUBECONFIG nor Docker nor a cluster, where we are not root."""
     monkeypatch.delenv("KUBECONFIG", raising=False)
-    monkeypatch.setattr(engine, "docker_answers", lambda: False)
+    monkeypatch.setattr(docker, "answers", lambda: False)
     monkeypatch.setattr(kind, "node", lambda: None)
     monkeypatch.setattr(leftovers, "leftovers", list)
     monkeypatch.setattr("os.geteuid", lambda: 1000)
@@ -26,7 +28,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 def test_a_given_kubeconfig_comes_first(machine: pytest.MonkeyPatch, cache_directory: Path) -> None:
     machine.setenv("KUBECONFIG", "/some/config")
-    machine.setattr(engine, "docker_answers", lambda: True)
+    machine.setattr(docker, "answers", lambda: True)
     machine.setattr(kind, "node", dict)
     chosen = choose()
     assert isinstance(chosen, ExistingCluster)
@@ -35,7 +37,7 @@ def test_a_given_kubeconfig_comes_first(machine: pytest.MonkeyPatch, cache_direc
 
 
 def test_then_docker(machine: pytest.MonkeyPatch) -> None:
-    machine.setattr(engine, "docker_answers", lambda: True)
+    machine.setattr(docker, "answers", lambda: True)
     machine.setattr("os.geteuid", lambda: 0)
     assert isinstance(choose(), KindCluster)
 
@@ -75,7 +77,7 @@ def test_a_cluster_that_is_there_comes_before_a_new_one(machine: pytest.MonkeyPa
     machine.setattr("sys.platform", "linux")
     machine.setattr(leftovers, "leftovers", lambda: ["process 1"])
     # Docker was started after the local cluster.
-    machine.setattr(engine, "docker_answers", lambda: True)
+    machine.setattr(docker, "answers", lambda: True)
     assert isinstance(choose(), LocalCluster)
     assert [cluster.name for cluster in removable()] == ["local"]
     machine.setattr(kind, "node", dict)
@@ -84,7 +86,7 @@ def test_a_cluster_that_is_there_comes_before_a_new_one(machine: pytest.MonkeyPa
 
 
 def test_where_none_is_there_the_possible_one_is_asked(machine: pytest.MonkeyPatch) -> None:
-    machine.setattr(engine, "docker_answers", lambda: True)
+    machine.setattr(docker, "answers", lambda: True)
     assert [cluster.name for cluster in removable()] == ["kind"]
     machine.setenv("KUBECONFIG", "/some/config")
     assert [cluster.name for cluster in removable()] == ["existing"]
@@ -172,7 +174,7 @@ class FakeKubectl(ExistingCluster):
 
 def test_port_forward_lasts_as_long_as_the_block(tmp_path: Path) -> None:
     script = f'echo $$ > {tmp_path}/pid; echo "Forwarding from 127.0.0.1:4711 -> 80"; exec sleep 60'
-    with port_forward(FakeKubectl(tmp_path, script), "default", "svc/x", 80) as address:
+    with FakeKubectl(tmp_path, script).forward("default", "svc/x", 80) as address:
         pid = int((tmp_path / "pid").read_text())
         assert Path(f"/proc/{pid}").exists()
         assert address == ("127.0.0.1", 4711)
@@ -181,14 +183,14 @@ def test_port_forward_lasts_as_long_as_the_block(tmp_path: Path) -> None:
 
 def test_port_forward_passes_on_what_kubectl_says(tmp_path: Path) -> None:
     cluster = FakeKubectl(tmp_path, "echo 'error: services \"x\" not found' >&2; exit 1")
-    with pytest.raises(ClusterError, match='services "x" not found'), port_forward(cluster, "default", "svc/x", 80):
+    with pytest.raises(ClusterError, match='services "x" not found'), cluster.forward("default", "svc/x", 80):
         pytest.fail("there is nothing to forward to")
 
 
 def test_port_forward_does_not_wait_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(provider, "PORT_FORWARD_LIMIT", 0.2)
+    monkeypatch.setattr(process, "PORT_FORWARD_LIMIT", 0.2)
     cluster = FakeKubectl(tmp_path, "exec sleep 60")
-    with pytest.raises(ClusterError, match="said nothing"), port_forward(cluster, "default", "svc/x", 80):
+    with pytest.raises(ClusterError, match="no output"), cluster.forward("default", "svc/x", 80):
         pytest.fail("nothing was forwarded")
 
 

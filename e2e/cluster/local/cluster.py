@@ -20,8 +20,9 @@ from pathlib import Path
 from e2e.cluster import addons, binaries, oci, tools
 from e2e.cluster.errors import ClusterError
 from e2e.cluster.paths import REPOSITORY, STATE, cache
+from e2e.cluster.process import run, wait_http
 from e2e.cluster.progress import exclusive, note, step
-from e2e.cluster.provider import DEFAULT_INGRESS_PORT, Image, Provider, chosen_port, port_problem, run, wait_http
+from e2e.cluster.provider import DEFAULT_INGRESS_PORT, Image, Provider, chosen_port, port_problem
 
 from . import packages, pki, policies
 from .components import (

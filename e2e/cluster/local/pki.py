@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from e2e.cluster.provider import run
+from e2e.cluster.process import run
 
 DAYS = 365
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from e2e.cluster.errors import ClusterError
-from e2e.cluster.provider import run
+from e2e.cluster.process import run
 
 from .components import ENVIRONMENT, NODE, SERVICES
 

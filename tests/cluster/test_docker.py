@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from e2e.cluster import engine
+from e2e.cluster import docker
 
 SERVER = json.dumps({"Client": {"Version": "29.0.0"}, "Server": {"Version": "29.0.0", "Components": []}})
 NO_SERVER = json.dumps({"Client": {"Version": "28.2.2"}, "Server": None})
@@ -16,7 +16,7 @@ LIMITS = {"MemoryLimit": True, "PidsLimit": True, "CPUShares": True}
 
 
 def test_an_engine_that_answers_is_used() -> None:
-    assert engine.flaw_of_version(SERVER, "") == ""
+    assert docker.flaw_of_version(SERVER, "") == ""
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_an_engine_that_answers_is_used() -> None:
     ],
 )
 def test_an_engine_that_cannot_be_used(output: str, errors: str, advice: str) -> None:
-    flaw = engine.flaw_of_version(output, errors)
+    flaw = docker.flaw_of_version(output, errors)
     assert advice in flaw
     assert "\n" not in flaw
 
@@ -57,20 +57,20 @@ def program(directory: Path, text: str) -> Path:
 def test_podmans_docker_is_recognized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program(tmp_path, "echo podman version 4.3.1")
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert engine.unusable() == engine.IS_PODMAN
-    assert not engine.docker_answers()
+    assert docker.unusable() == docker.IS_PODMAN
+    assert not docker.answers()
 
 
 def test_an_engine_that_is_silent_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program(tmp_path, "exec sleep 60")
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    monkeypatch.setattr(engine, "ANSWER_LIMIT", 0.1)
-    assert "does not answer" in engine.unusable()
+    monkeypatch.setattr(docker, "ANSWER_LIMIT", 0.1)
+    assert "does not answer" in docker.unusable()
 
 
 def test_without_docker_nothing_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert not engine.docker_answers()
+    assert not docker.answers()
 
 
 @pytest.mark.parametrize(
@@ -87,9 +87,9 @@ def test_command_lines_without_a_buildkit_of_their_own_need_buildx(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     program(tmp_path, f'[ "$1" = --version ] || exit 1; echo "{version}"')
-    assert engine.buildx_problem() == (engine.NO_BUILDX if needed else "")
+    assert docker.buildx_problem() == (docker.NO_BUILDX if needed else "")
     program(tmp_path, f'[ "$1" = --version ] && echo "{version}"; exit 0')
-    assert engine.buildx_problem() == ""
+    assert docker.buildx_problem() == ""
 
 
 @pytest.mark.parametrize(
@@ -98,12 +98,12 @@ def test_command_lines_without_a_buildkit_of_their_own_need_buildx(
         ({}, ""),
         ({"SecurityOptions": None, "CgroupVersion": "1"}, ""),
         ({**ROOTLESS, **LIMITS, "CgroupVersion": "2"}, ""),
-        ({**ROOTLESS, **LIMITS, "CgroupVersion": "1"}, engine.ROOTLESS_OLD_CGROUPS),
-        ({**ROOTLESS, **LIMITS, "CgroupVersion": "2", "PidsLimit": False}, engine.ROOTLESS_LIMITED),
+        ({**ROOTLESS, **LIMITS, "CgroupVersion": "1"}, docker.ROOTLESS_OLD_CGROUPS),
+        ({**ROOTLESS, **LIMITS, "CgroupVersion": "2", "PidsLimit": False}, docker.ROOTLESS_LIMITED),
     ],
 )
 def test_rootless_docker_needs_control_over_resources(info: dict[str, object], flaw: str) -> None:
-    assert engine.flaw_of_info(json.dumps(info)) == flaw
+    assert docker.flaw_of_info(json.dumps(info)) == flaw
 
 
 @pytest.mark.parametrize(
@@ -118,13 +118,13 @@ def test_rootless_docker_needs_control_over_resources(info: dict[str, object], f
     ],
 )
 def test_engines_of_other_machines(endpoint: str, remote: bool) -> None:
-    assert engine.is_remote(endpoint) is remote
+    assert docker.is_remote(endpoint) is remote
 
 
 def test_a_remote_engine_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program(tmp_path, 'case "$1" in context) echo ssh://me@build.example.com;; info) echo "{}";; esac')
     monkeypatch.setenv("PATH", str(tmp_path))
-    [problem] = engine.problems()
+    [problem] = docker.problems()
     assert "build.example.com" in problem
     assert "docker context use" in problem
 
@@ -133,10 +133,10 @@ def test_a_snap_reads_what_is_not_hidden(tmp_path: Path) -> None:
     home = tmp_path / "home"
     for name in (".cache", "work", "work/.cache"):
         (home / name).mkdir(parents=True)
-    assert engine.hidden_from_snap(tmp_path / "elsewhere", home)
-    assert engine.hidden_from_snap(home / ".cache" / "userrealtime", home)
-    assert not engine.hidden_from_snap(home / "work", home)
-    assert not engine.hidden_from_snap(home / "work" / ".cache", home)
+    assert docker.hidden_from_snap(tmp_path / "elsewhere", home)
+    assert docker.hidden_from_snap(home / ".cache" / "userrealtime", home)
+    assert not docker.hidden_from_snap(home / "work", home)
+    assert not docker.hidden_from_snap(home / "work" / ".cache", home)
 
 
 def test_dockers_snap_is_told_which_directories_to_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,13 +147,13 @@ def test_dockers_snap_is_told_which_directories_to_use(tmp_path: Path, monkeypat
     (tmp_path / "docker").symlink_to(snap)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert engine.problems() == [engine.IS_SNAP]
+    assert docker.problems() == [docker.IS_SNAP]
 
 
 def test_settings_for_other_builds_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DOCKER_DEFAULT_PLATFORM", "linux/amd64")
     monkeypatch.setenv("BUILDX_BUILDER", "remote")
     monkeypatch.setenv("KIND_EXPERIMENTAL_PROVIDER", "podman")
-    environment = engine.environment()
+    environment = docker.environment()
     assert not {"DOCKER_DEFAULT_PLATFORM", "BUILDX_BUILDER", "KIND_EXPERIMENTAL_PROVIDER"} & environment.keys()
     assert environment["DOCKER_BUILDKIT"] == "1"

@@ -54,7 +54,7 @@ def environment() -> dict[str, str]:
     return {**kept, "DOCKER_BUILDKIT": "1", "BUILDX_NO_DEFAULT_ATTESTATIONS": "1"}
 
 
-def docker_answers() -> bool:
+def answers() -> bool:
     """Return whether a usable Docker engine answers."""
     return bool(shutil.which("docker")) and not unusable()
 
