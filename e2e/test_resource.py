@@ -55,7 +55,7 @@ def test_the_examples_are_accepted(system: System, example: Path) -> None:
 
 def test_the_user_of_a_resource_cannot_be_changed(system: System, users: MakeUser) -> None:
     name = users()
-    with pytest.raises(ClusterError, match="userId cannot be changed"):
+    with pytest.raises(ClusterError, match="userId is immutable"):
         system.apply_user(name, userId="somebody-else")
 
 

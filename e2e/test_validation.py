@@ -27,7 +27,7 @@ BROKEN_RULES: dict[str, dict[str, Any]] = {
     "url must be http(s)://host[:port][/path]": {"route": {"url": "nowhere"}},
 }
 # A rule about a change, see test_resource.py.
-TRANSITION_RULES = ("userId cannot be changed",)
+TRANSITION_RULES = ("userId is immutable",)
 
 
 def bad_values(schema: dict[str, Any]) -> Iterator[Any]:

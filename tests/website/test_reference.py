@@ -52,7 +52,7 @@ def test_a_field_has_its_type_default_and_meaning() -> None:
     assert cells(page, "spec.userId")[:2] == ["string, 1 to 253 characters", "required"]
     kind, default, meaning = cells(page, "spec.limits.connections")
     assert (kind, default) == ("integer, 1 to 10000", "`100`")
-    assert "one more is closed with 1013" in meaning
+    assert "Further connections are closed with 1013" in meaning
 
 
 def leaves(values: Any, path: str = "") -> list[tuple[str, Any]]:
@@ -80,7 +80,7 @@ def test_every_value_of_the_chart_is_there_with_its_default() -> None:
 def test_a_value_has_the_comment_above_it() -> None:
     kind, default, meaning = cells(reference.values(), "relay.pingInterval")
     assert (kind, default) == ("duration", "`20s`")
-    assert meaning.startswith("Between two pings; a WebSocket")
+    assert meaning.startswith("The interval between pings. A WebSocket")
 
 
 def test_a_value_that_the_schema_does_not_know_is_told() -> None:

@@ -12,7 +12,7 @@ app.kubernetes.io/name: userrealtime-operator
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
-{{/* Not `managed-by: userrealtime-operator`: that label is the operator's, on what it makes. */}}
+{{/* managed-by is not userrealtime-operator, because the operator sets that value on the objects that it creates. */}}
 {{- define "userrealtime.commonLabels" -}}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/part-of: userrealtime
@@ -52,12 +52,12 @@ valueFrom:
     key: {{ if .Values.signals.existingSecret.name }}{{ .Values.signals.existingSecret.key }}{{ else }}BROKER_URL{{ end }}
 {{- end }}
 
-{{/* The certificates of which the chart makes a ConfigMap; empty if there are none, or somebody else makes it. */}}
+{{/* The certificates for the chart's ConfigMap. Empty without certificates and with an existing ConfigMap. */}}
 {{- define "userrealtime.trust.certificates" -}}
 {{- if not .Values.trust.existingConfigMap.name }}{{ .Values.trust.certificates }}{{ end }}
 {{- end }}
 
-{{/* The ConfigMap with the certificates of authorities that are trusted besides the image's own; empty if there are none. */}}
+{{/* The name of the ConfigMap with additional certificate authorities. Empty without any. */}}
 {{- define "userrealtime.trust.configMap" -}}
 {{- if include "userrealtime.trust.certificates" . }}{{ include "userrealtime.name" . }}-trust{{ else }}{{ .Values.trust.existingConfigMap.name }}{{ end }}
 {{- end }}
@@ -66,7 +66,7 @@ valueFrom:
 {{- if .Values.trust.existingConfigMap.name }}{{ .Values.trust.existingConfigMap.key }}{{ else }}ca.crt{{ end }}
 {{- end }}
 
-{{/* What a container and its pod need for them: OpenSSL's own variable, and libpq's, which knows no other. */}}
+{{/* The variables for the additional certificate authorities: OpenSSL's, and libpq's, which does not use OpenSSL's. */}}
 {{- define "userrealtime.trust.env" -}}
 {{- if include "userrealtime.trust.configMap" . -}}
 - {name: SSL_CERT_FILE, value: /var/run/userrealtime/trust/ca.crt}
@@ -82,7 +82,7 @@ valueFrom:
 {{- end }}
 {{- end }}
 
-{{/* Of (list context suffix), with a suffix to the ConfigMap's name. */}}
+{{/* The volume of the ConfigMap. Parameter: (list context suffix), with a suffix of the ConfigMap's name. */}}
 {{- define "userrealtime.trust.volume" -}}
 {{- $suffix := last . -}}
 {{- with first . -}}
@@ -159,39 +159,39 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{ include "userrealtime.commonLabels" . }}
 {{- end }}
 
-{{/* The host of the one route of all users: a wildcard where the host names the user. */}}
+{{/* The host of the Ingress for all users: a wildcard if the host contains the user's name. */}}
 {{- define "userrealtime.edge.host" -}}
 {{- $host := regexReplaceAll "^https?://([^/:]+).*$" .Values.route.url "${1}" -}}
 {{- if contains "{" $host }}*.{{ regexReplaceAll "^.*\\{[a-z]+\\}[^.]*\\." $host "" }}{{ else }}{{ $host }}{{ end -}}
 {{- end }}
 
-{{/* Its path: what stands before the segment that names the user. */}}
+{{/* The path of that Ingress: the part before the segment with the user's name. */}}
 {{- define "userrealtime.edge.prefix" -}}
 {{- $path := regexReplaceAll "^https?://[^/]+(/.*)?$" .Values.route.url "${1}" | trimSuffix "/" -}}
 {{- if contains "{" $path }}{{ regexReplaceAll "/[^/]*\\{.*$" $path "" | default "/" }}{{ else }}{{ $path | default "/" }}{{ end -}}
 {{- end }}
 
-{{/* An expression of HAProxy for the part of a request that a placeholder of the URL template stands for. What does not
-match is left as it is, and refused later for its form. */}}
+{{/* An HAProxy expression for the part of a request that matches a placeholder of the URL template. A value that does not
+match stays unchanged, and a later rule rejects it. */}}
 {{- define "userrealtime.edge.placeholder" -}}
 {{- $host := regexReplaceAll "^https?://([^/:]+).*$" .in "${1}" -}}
 {{- $path := regexReplaceAll "^https?://[^/]+(/.*)?$" .in "${1}" | trimSuffix "/" -}}
 {{- $inHost := contains .placeholder $host -}}
 {{- $template := ternary $host $path $inHost -}}
-{{/* Nothing in a URL template but the dot has a meaning of its own in a pattern. */}}
+{{/* The dot is the only character of a URL template that must be escaped in a regular expression. */}}
 {{- $pattern := $template | replace .placeholder .pattern | replace "." "[.]" -}}
 {{- $pattern = regexReplaceAll "\\{[a-z]+\\}" $pattern "[a-z0-9-]+" -}}
 '{{ ternary "var(txn.host)" "path" $inHost }},regsub("^{{ $pattern }}{{ ternary "$" "(/.*)?$" $inHost }}","\1")'
 {{- end }}
 
-{{/* The port of a URL: (list URL default). A password may hold colons, so only what is after the @ is looked at. */}}
+{{/* The port of a URL. Parameters: (list URL default). A password can contain colons, so only the part after @ is parsed. */}}
 {{- define "userrealtime.port" -}}
 {{- $authority := first . | regexFind "://[^/?#]*" | trimPrefix "://" | splitList "@" | last -}}
 {{- $authority | regexFind ":[0-9]+$" | trimPrefix ":" | default (last .) -}}
 {{- end }}
 
-{{/* The egress rule for DNS. A policy sees the port of the pod that answers, not of the Service: CoreDNS has 53, but 5353 where it may not
-listen below 1024, as on OpenShift. */}}
+{{/* The egress rule for DNS. A NetworkPolicy applies to the port of the pod, not of the Service. CoreDNS listens on 53, or on
+5353 on platforms where it cannot bind a port below 1024, such as OpenShift. */}}
 {{- define "userrealtime.dnsEgress" -}}
 - ports:
     {{- range $port := list 53 5353 }}
