@@ -33,8 +33,8 @@ from bench.relay.figures import figure
 from e2e.local.apiserver import LocalApiServer
 from e2e.local.operator import ROOT, LocalOperator
 from e2e.local.postgres import free_port
-from userrealtime_operator.api import Api
-from userrealtime_operator.migrate import migrate
+from userrealtime_operator.kube.client import Api
+from userrealtime_operator.postgres.migrate import migrate
 
 SHARES: Final = (0.01, 0.1, 0.5)
 """Of the users, who are awake."""

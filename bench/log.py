@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable
 import asyncpg
 
 from bench.durable import DEFAULT_FLUSH_MS, described, durable_postgres
-from userrealtime_operator.migrate import migrate
+from userrealtime_operator.postgres.migrate import migrate
 
 EVENTS = 20_000
 SINGLE = 2_000

@@ -29,7 +29,7 @@ from bench.relay.figures import figure
 from bench.scale.__main__ import relays_of, signalled
 from bench.scale.plot import plot
 from e2e.local.postgres import LocalPostgres
-from userrealtime_operator.migrate import migrate
+from userrealtime_operator.postgres.migrate import migrate
 
 FLUSHES_MS: Final = (0.0, 1.0, 2.0, 5.0)
 WRITERS: Final = (1, 8, 64)

@@ -21,9 +21,9 @@ import asyncpg
 
 from bench.durable import DEFAULT_FLUSH_MS, described, durable_postgres
 from e2e.local.postgres import LocalPostgres
-from userrealtime_operator.database import Database
-from userrealtime_operator.migrate import migrate
-from userrealtime_operator.retention import Retention, prune
+from userrealtime_operator.postgres.database import Database
+from userrealtime_operator.postgres.migrate import migrate
+from userrealtime_operator.postgres.retention import Retention, prune
 
 USERS: Final = 1000
 WRITERS: Final = 16

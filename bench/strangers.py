@@ -34,7 +34,7 @@ from userrealtime_operator.activator.origins import Origins
 from userrealtime_operator.activator.pods import Pod
 from userrealtime_operator.activator.tokens import Tokens, common_config
 from userrealtime_operator.activator.wakes import Wakes
-from userrealtime_operator.migrate import migrate
+from userrealtime_operator.postgres.migrate import migrate
 
 USER: Final = "alice"
 OPEN_CONNECTIONS: Final = 100

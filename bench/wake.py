@@ -28,9 +28,9 @@ from e2e.client import open_connection, receive
 from e2e.cluster import choose
 from e2e.sleeping import SOON, wait_asleep
 from e2e.system import USERS_NAMESPACE, System, install
-from userrealtime_operator.api import Api
-from userrealtime_operator.desired import MANAGED_BY, RELAY
-from userrealtime_operator.follow import follow
+from userrealtime_operator.kube.client import Api
+from userrealtime_operator.kube.follow import follow
+from userrealtime_operator.manifests.objects import MANAGED_BY, RELAY
 
 LIMIT_S: Final = 60.0
 APART_S: Final = 6.0

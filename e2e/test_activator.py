@@ -17,9 +17,9 @@ from kubernetes.aio.config import load_kube_config
 from userrealtime_operator.activator.cluster import ApiCluster
 from userrealtime_operator.activator.directory import Directory, Target
 from userrealtime_operator.activator.metrics import Metrics
-from userrealtime_operator.api import Api
-from userrealtime_operator.naming import child_name
-from userrealtime_operator.rollouts import User
+from userrealtime_operator.kube.client import Api
+from userrealtime_operator.model.naming import child_name
+from userrealtime_operator.reconcile.rollouts import User
 
 from .local.apiserver import LocalApiServer
 from .patience import PATIENCE_S, WITHIN

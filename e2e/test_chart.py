@@ -13,10 +13,10 @@ import pytest
 import yaml
 
 from userrealtime_operator.config import Activator, Trust, parse_config
-from userrealtime_operator.desired import RELAY
-from userrealtime_operator.naming import child_name
-from userrealtime_operator.rotation import KeyPolicy
-from userrealtime_operator.signals import SignalDefaults, SignalType
+from userrealtime_operator.manifests.objects import RELAY
+from userrealtime_operator.model.naming import child_name
+from userrealtime_operator.model.notifiers import SignalDefaults, SignalType
+from userrealtime_operator.secrets.token_keys import KeyPolicy
 from userrealtime_relay.bridge.config import Config as Bridge
 
 from . import demo

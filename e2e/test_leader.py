@@ -16,8 +16,8 @@ from typing import NamedTuple
 import pytest
 
 from tests.faults.proxy import Link
-from userrealtime_operator.migrate import migrate
-from userrealtime_operator.naming import child_name
+from userrealtime_operator.model.naming import child_name
+from userrealtime_operator.postgres.migrate import migrate
 
 from .local.apiserver import LocalApiServer, Write
 from .local.operator import ROOT, LocalOperator

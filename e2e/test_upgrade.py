@@ -15,8 +15,8 @@ from typing import Any
 import asyncpg
 import pytest
 
-from userrealtime_operator.migrate import load_schema
-from userrealtime_operator.status import deployment_progress
+from userrealtime_operator.postgres.migrate import load_schema
+from userrealtime_operator.reconcile.status import deployment_progress
 
 from . import previous
 from .client import ResumingClient

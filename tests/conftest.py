@@ -13,7 +13,7 @@ import pytest
 
 from e2e.cluster.local import pki
 from e2e.local.postgres import LocalPostgres
-from userrealtime_operator.migrate import migrate
+from userrealtime_operator.postgres.migrate import migrate
 
 from . import unit
 

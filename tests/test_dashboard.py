@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from userrealtime_operator import metrics as operator
 from userrealtime_operator.activator import metrics as activator
+from userrealtime_operator.process import metrics as operator
 from userrealtime_relay import metrics as relay
 from userrealtime_relay.bridge import metrics as bridge
 

@@ -13,8 +13,8 @@ from e2e.cluster.local import pki
 from tests.conftest import Database as OwnDatabase
 from tests.relay.pgbouncer import pgbouncer
 from userrealtime_core.secret import Secret
-from userrealtime_operator.database import Database, DatabaseError
-from userrealtime_operator.migrate import MigrationError, migrate
+from userrealtime_operator.postgres.database import Database, DatabaseError
+from userrealtime_operator.postgres.migrate import MigrationError, migrate
 from userrealtime_relay.log import ERRORS, Log
 
 Use = Callable[[str], Awaitable[Any]]

@@ -31,8 +31,8 @@ from userrealtime_cli import http
 from userrealtime_cli.cluster import Cluster as CliCluster
 from userrealtime_client import Client as UserRealtimeClient
 from userrealtime_core.trust import client_context
-from userrealtime_operator.api import Api
-from userrealtime_operator.login import login
+from userrealtime_operator.kube.client import Api
+from userrealtime_operator.kube.login import login
 from userrealtime_relay import jwks
 
 IDENTITIES = (

@@ -21,7 +21,7 @@ Json = dict[str, Any]
 REGISTRIES: Final = {
     "The relay": "userrealtime_relay.metrics",
     "The bridge": "userrealtime_relay.bridge.metrics",
-    "The operator": "userrealtime_operator.metrics",
+    "The operator": "userrealtime_operator.process.metrics",
     "The activator": "userrealtime_operator.activator.metrics",
 }
 _WRONG: Final = "\x01"

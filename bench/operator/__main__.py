@@ -26,10 +26,10 @@ from bench.durable import durable_postgres
 from e2e.local.apiserver import LocalApiServer
 from e2e.local.operator import ROOT, LocalOperator
 from e2e.local.postgres import LocalPostgres
-from userrealtime_operator.api import Api, ApiError
-from userrealtime_operator.migrate import migrate
-from userrealtime_operator.naming import child_name
-from userrealtime_operator.resource import API_VERSION, PLURAL
+from userrealtime_operator.kube.client import Api, ApiError
+from userrealtime_operator.model.naming import child_name
+from userrealtime_operator.model.resource import API_VERSION, PLURAL
+from userrealtime_operator.postgres.migrate import migrate
 
 NAMESPACE = "users"
 LEASE = f"{NAMESPACE}/operator"

@@ -20,7 +20,7 @@ import asyncpg
 
 from bench.durable import described, durable_postgres
 from bench.scale.__main__ import announcing
-from userrealtime_operator.migrate import migrate
+from userrealtime_operator.postgres.migrate import migrate
 
 from . import workloads
 from .figures import Row, figure, table

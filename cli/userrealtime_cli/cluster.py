@@ -16,7 +16,7 @@ from kubernetes.config import ConfigException, list_kube_config_contexts, load_k
 from urllib3.exceptions import HTTPError
 
 from userrealtime_core.trust import client_context
-from userrealtime_operator.resource import API_VERSION, PLURAL
+from userrealtime_operator.model.resource import API_VERSION, PLURAL
 
 from .errors import CommandError
 

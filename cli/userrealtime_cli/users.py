@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import jwt
 
-from userrealtime_operator.duration import parse_duration
+from userrealtime_operator.kube.duration import parse_duration
 
 from .cluster import Cluster
 from .errors import CommandError

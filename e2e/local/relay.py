@@ -25,7 +25,7 @@ from websockets.asyncio.client import ClientConnection, connect
 
 from e2e.local.postgres import LocalPostgres
 from e2e.patience import PATIENCE_S
-from userrealtime_operator.migrate import migrate
+from userrealtime_operator.postgres.migrate import migrate
 
 USER = "alice"
 START_TIMEOUT_S = PATIENCE_S

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import __version__
-from .migrate import MigrationError, migrate
+from .postgres.migrate import MigrationError, migrate
 
 LIVENESS_PORT = 8080
 METRICS_PORT = 8081
@@ -71,9 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command == "migrate":
         return _migrate(options.wait)
     # kopf and the Kubernetes client take half a second to import; migrate needs neither.
-    from .api import ApiError
+    from .app import run
     from .config import ConfigError, load_config
-    from .handlers import run
+    from .kube.client import ApiError
 
     try:
         config = load_config(options.config)

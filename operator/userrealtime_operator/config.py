@@ -19,11 +19,11 @@ from userrealtime_core.database_url import database_url_flaw
 from userrealtime_relay.config import broker_url_flaw
 from userrealtime_relay.cors import origin_flaw
 
-from .duration import parse_duration
-from .retention import Retention
-from .rotation import KeyPolicy
-from .routes import RouteError, parse_url_template
-from .signals import DEFAULT_LISTEN_RANGE, SignalDefaults, SignalType
+from .kube.duration import parse_duration
+from .model.notifiers import DEFAULT_LISTEN_RANGE, SignalDefaults, SignalType
+from .model.routes import RouteError, parse_url_template
+from .postgres.retention import Retention
+from .secrets.token_keys import KeyPolicy
 
 Json = dict[str, Any]
 

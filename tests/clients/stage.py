@@ -23,7 +23,7 @@ from e2e.patience import PATIENCE_S
 from tests.faults.proxy import Filter, Link
 from tests.faults.world import RelayProcess
 from tests.relay.support import USER, token
-from userrealtime_operator.migrate import migrate
+from userrealtime_operator.postgres.migrate import migrate
 
 ROOT: Final = Path(__file__).parents[2]
 GRACE_S: Final = 10

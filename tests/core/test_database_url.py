@@ -10,8 +10,8 @@ from userrealtime_core.database_url import database_url_flaw, supported_url
 from userrealtime_core.secret import Secret
 from userrealtime_operator.config import ConfigError as OperatorConfigError
 from userrealtime_operator.config import parse_config
-from userrealtime_operator.database import Database
-from userrealtime_operator.migrate import MigrationError, migrate
+from userrealtime_operator.postgres.database import Database
+from userrealtime_operator.postgres.migrate import MigrationError, migrate
 from userrealtime_relay.config import ConfigError
 from userrealtime_relay.log import Log
 

@@ -8,7 +8,7 @@ from typing import Any
 from e2e import demo
 from e2e.system import ROOT
 from examples.demo.session import USERS
-from userrealtime_operator.naming import child_name
+from userrealtime_operator.model.naming import child_name
 
 from . import built
 

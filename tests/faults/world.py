@@ -31,7 +31,7 @@ import asyncpg
 from e2e.local.brokers import LocalBroker
 from e2e.local.postgres import LocalPostgres, free_port
 from tests.relay.support import USER, environment, token
-from userrealtime_operator.migrate import migrate
+from userrealtime_operator.postgres.migrate import migrate
 
 from .client import TRANSPORTS, Client, Transport, make
 from .history import History, Row, Violation, judge

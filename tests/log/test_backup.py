@@ -13,7 +13,7 @@ from e2e.local.postgres import LocalPostgres
 from e2e.patience import PATIENCE_S
 from tests.conftest import Database
 from tests.relay.support import USER, client, publish, receive, receive_ids, running
-from userrealtime_operator.migrate import migrate
+from userrealtime_operator.postgres.migrate import migrate
 
 NEW_EPOCHS = "update userrealtime.log set epoch = gen_random_uuid()"
 

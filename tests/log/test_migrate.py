@@ -15,8 +15,8 @@ from e2e.patience import PATIENCE_S
 from tests.conftest import Database
 from tests.relay.http_client import request
 from tests.relay.support import USER, client, receive, running
-from userrealtime_operator import migrate as module
-from userrealtime_operator.migrate import (
+from userrealtime_operator.postgres import migrate as module
+from userrealtime_operator.postgres.migrate import (
     REPEATABLE,
     Applied,
     Migration,
@@ -47,7 +47,7 @@ def test_versions_have_no_gap() -> None:
 
 
 def test_every_repeatable_file_is_applied() -> None:
-    folder = files("userrealtime_operator").joinpath("schema", "repeatable")
+    folder = files("userrealtime_operator.postgres").joinpath("schema", "repeatable")
     assert sorted(file.name for file in folder.iterdir()) == sorted(f"{name}.sql" for name in REPEATABLE)
 
 

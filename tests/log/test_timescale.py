@@ -11,7 +11,7 @@ import asyncpg
 import pytest
 
 from e2e.patience import PATIENCE_S
-from userrealtime_operator.migrate import migrate
+from userrealtime_operator.postgres.migrate import migrate
 
 VARIABLE = "TIMESCALE_DATABASE_URL"
 

@@ -11,7 +11,7 @@ import asyncpg
 import pytest
 
 from tests.conftest import Database, create_database
-from userrealtime_operator.migrate import REPEATABLE, MigrationError, migrate
+from userrealtime_operator.postgres.migrate import REPEATABLE, MigrationError, migrate
 
 VERSION_8 = Path(__file__).with_name("schema_8.sql")
 TABLES = ("registration", "log", "event", "inbox", "presence")

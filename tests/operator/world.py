@@ -11,16 +11,16 @@ from datetime import UTC, datetime
 from typing import Any
 
 from tests.operator.samples import CONFIG, body
-from userrealtime_operator.activators import Activators
-from userrealtime_operator.api import Api, ApiError
 from userrealtime_operator.config import Config
-from userrealtime_operator.database import Database, DatabaseError
-from userrealtime_operator.desired import Object
-from userrealtime_operator.idle import Presence
-from userrealtime_operator.metrics import Metrics
-from userrealtime_operator.naming import child_name
-from userrealtime_operator.reconcile import ChildKey, Reconciler
-from userrealtime_operator.rotation import REQUEST
+from userrealtime_operator.kube.client import Api, ApiError
+from userrealtime_operator.manifests.objects import Object
+from userrealtime_operator.model.naming import child_name
+from userrealtime_operator.postgres.database import Database, DatabaseError
+from userrealtime_operator.process.metrics import Metrics
+from userrealtime_operator.reconcile.reconciler import ChildKey, Reconciler
+from userrealtime_operator.secrets.token_keys import REQUEST
+from userrealtime_operator.sleep.activator_endpoints import Activators
+from userrealtime_operator.sleep.policy import Presence
 
 SECRET = ChildKey("Secret", "users", child_name("alice"))
 

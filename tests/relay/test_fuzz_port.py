@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from e2e.local.postgres import LocalPostgres
 from tests.conftest import create_database
 from tests.relay.support import PATIENCE_S, client, receive, running, token
-from userrealtime_operator.migrate import migrate
+from userrealtime_operator.postgres.migrate import migrate
 
 KEY = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: " + "A" * 22 + "=="
 TOKEN = token()

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import asyncpg
 
 from e2e.local.postgres import LocalPostgres
-from userrealtime_operator.credentials import Credentials, role_names
-from userrealtime_operator.database import Database
-from userrealtime_operator.migrate import migrate
-from userrealtime_operator.roles import Roles
+from userrealtime_operator.postgres.database import Database
+from userrealtime_operator.postgres.migrate import migrate
+from userrealtime_operator.postgres.roles import Roles
+from userrealtime_operator.secrets.database_passwords import Credentials, role_names
 
 SCOPE = "cluster/users"
 OPERATOR = Credentials("realtime", "of the operator")

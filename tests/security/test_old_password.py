@@ -12,16 +12,16 @@ import asyncpg
 import pytest
 
 from e2e.patience import PATIENCE_S
-from tests.operator.test_reconcile_roles import RoleWorld
+from tests.operator.reconcile.test_reconcile_roles import RoleWorld
 from tests.operator.world import SECRET
-from userrealtime_operator import roles as roles_module
-from userrealtime_operator.credentials import Credentials, read_credentials, role_names
-from userrealtime_operator.database import Database
-from userrealtime_operator.naming import child_name
-from userrealtime_operator.reconcile import ChildKey
-from userrealtime_operator.roles import Roles
-from userrealtime_operator.rollouts import Rollouts
-from userrealtime_operator.rotation import SERIES
+from userrealtime_operator.model.naming import child_name
+from userrealtime_operator.postgres import roles as roles_module
+from userrealtime_operator.postgres.database import Database
+from userrealtime_operator.postgres.roles import Roles
+from userrealtime_operator.reconcile.reconciler import ChildKey
+from userrealtime_operator.reconcile.rollouts import Rollouts
+from userrealtime_operator.secrets.database_passwords import Credentials, read_credentials, role_names
+from userrealtime_operator.secrets.token_keys import SERIES
 
 from .support import SCOPE, Installation, installation
 

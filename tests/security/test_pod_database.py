@@ -11,18 +11,18 @@ import asyncpg
 import pytest
 
 from e2e.patience import PATIENCE_S
+from tests.operator.reconcile.test_reconcile_roles import RoleWorld
 from tests.operator.samples import body
-from tests.operator.test_reconcile_roles import RoleWorld
 from userrealtime_core.secret import Secret
-from userrealtime_operator import migrate as migrations
-from userrealtime_operator.credentials import Credentials, read_credentials, role_names
-from userrealtime_operator.database import Database, DatabaseError
-from userrealtime_operator.metrics import Metrics
-from userrealtime_operator.migrate import Migration, Schema, load_schema, migrate
-from userrealtime_operator.naming import child_name
-from userrealtime_operator.reconcile import ChildKey
-from userrealtime_operator.roles import Roles
-from userrealtime_operator.watchdog import Watchdog
+from userrealtime_operator.model.naming import child_name
+from userrealtime_operator.postgres import migrate as migrations
+from userrealtime_operator.postgres.database import Database, DatabaseError
+from userrealtime_operator.postgres.migrate import Migration, Schema, load_schema, migrate
+from userrealtime_operator.postgres.roles import Roles
+from userrealtime_operator.postgres.watchdog import Watchdog
+from userrealtime_operator.process.metrics import Metrics
+from userrealtime_operator.reconcile.reconciler import ChildKey
+from userrealtime_operator.secrets.database_passwords import Credentials, read_credentials, role_names
 
 from .support import SCOPE, Installation, installation
 

@@ -20,10 +20,10 @@ from e2e.local.postgres import LocalPostgres
 from e2e.patience import PATIENCE_S
 from tests.conftest import Database as OwnDatabase
 from tests.conftest import create_database
-from userrealtime_operator.credentials import Credentials
-from userrealtime_operator.database import Database
-from userrealtime_operator.migrate import migrate
-from userrealtime_operator.roles import Roles
+from userrealtime_operator.postgres.database import Database
+from userrealtime_operator.postgres.migrate import migrate
+from userrealtime_operator.postgres.roles import Roles
+from userrealtime_operator.secrets.database_passwords import Credentials
 from website.blocks import SHELL, Block, BlockError, blocks, missing_output, page_blocks, pages
 from website.sources import ROOT
 

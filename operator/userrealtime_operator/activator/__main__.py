@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ConfigError, RelayConfigError) as error:
         print(f"userrealtime-activator: bad configuration in {options.config}:\n{error}", file=sys.stderr)
         return 2
-    from userrealtime_operator.api import ApiError
+    from userrealtime_operator.kube.client import ApiError
 
     from .server import Settings, serve
 

@@ -14,7 +14,7 @@ from typing import Final
 
 from aiohttp import web
 
-from userrealtime_operator.endpoints import listen
+from userrealtime_operator.process.probes import listen
 from userrealtime_relay.announce import BadAnnouncement
 
 from .metrics import Metrics

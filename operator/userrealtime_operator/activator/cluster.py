@@ -13,12 +13,12 @@ from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping, Sequenc
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
-from userrealtime_operator.api import Api, ApiError
-from userrealtime_operator.desired import RELAY, Object
-from userrealtime_operator.follow import follow
-from userrealtime_operator.moments import rfc3339
-from userrealtime_operator.resource import API_VERSION, PLURAL
-from userrealtime_operator.rollouts import User
+from userrealtime_operator.kube.client import Api, ApiError
+from userrealtime_operator.kube.follow import follow
+from userrealtime_operator.kube.timestamps import rfc3339
+from userrealtime_operator.manifests.objects import RELAY, Object
+from userrealtime_operator.model.resource import API_VERSION, PLURAL
+from userrealtime_operator.reconcile.rollouts import User
 
 from .directory import Directory, Target
 from .metrics import Metrics

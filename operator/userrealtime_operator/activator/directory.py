@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
-from userrealtime_operator.naming import child_name
-from userrealtime_operator.rollouts import User
+from userrealtime_operator.model.naming import child_name
+from userrealtime_operator.reconcile.rollouts import User
 
 MAX_SEGMENTS: Final = 16
 """Of a path that are looked at, so that a path of slashes costs nothing."""

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from userrealtime_operator.api import Api
-from userrealtime_operator.endpoints import serve as serve_probes
+from userrealtime_operator.kube.client import Api
+from userrealtime_operator.process.probes import serve as serve_probes
 from userrealtime_relay.config import Config as RelayConfig
 
 from . import announcements

@@ -14,7 +14,7 @@ from e2e.local.postgres import LocalPostgres
 from tests.conftest import Database, create_database
 from tests.relay.pgbouncer import pgbouncer
 from userrealtime_core.announcer.traffic import QUIET_WINDOW
-from userrealtime_operator.migrate import migrate
+from userrealtime_operator.postgres.migrate import migrate
 
 from .support import NAME, PATIENCE_S, Listener, announcing, make_busy, make_quiet, publish, until, until_async
 

@@ -17,7 +17,7 @@ from userrealtime_operator.activator.origins import Origins
 from userrealtime_operator.activator.pods import Pod
 from userrealtime_operator.activator.tokens import Tokens, common_config
 from userrealtime_operator.activator.wakes import Wakes
-from userrealtime_operator.naming import child_name
+from userrealtime_operator.model.naming import child_name
 from userrealtime_relay.server import Relay
 from userrealtime_relay.signals.listen import listen
 

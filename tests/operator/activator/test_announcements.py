@@ -18,7 +18,7 @@ from userrealtime_operator.activator.directory import Target
 from userrealtime_operator.activator.metrics import Metrics
 from userrealtime_operator.activator.tokens import Tokens, common_config
 from userrealtime_operator.activator.wakes import Wakes
-from userrealtime_operator.rollouts import User
+from userrealtime_operator.reconcile.rollouts import User
 from userrealtime_relay.announce import announce, sign
 
 ALICE = Target(User("users", "alice"), "alice", "")

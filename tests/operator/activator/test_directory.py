@@ -6,8 +6,8 @@ import pytest
 
 from tests.operator.activator.support import resource
 from userrealtime_operator.activator.directory import Directory
-from userrealtime_operator.naming import child_name
-from userrealtime_operator.rollouts import User
+from userrealtime_operator.model.naming import child_name
+from userrealtime_operator.reconcile.rollouts import User
 
 NAME = child_name("alice")
 

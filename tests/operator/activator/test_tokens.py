@@ -13,7 +13,7 @@ from tests.relay.support import KEY, token
 from userrealtime_operator.activator import tokens
 from userrealtime_operator.activator.directory import Target
 from userrealtime_operator.activator.tokens import Tokens, common_config, keys_in
-from userrealtime_operator.rollouts import User
+from userrealtime_operator.reconcile.rollouts import User
 from userrealtime_relay.auth import KeysWanted, Unauthorized
 
 ALICE = Target(User("users", "alice"), "alice", "")

@@ -11,7 +11,7 @@ from userrealtime_operator.activator.directory import Target
 from userrealtime_operator.activator.metrics import Metrics
 from userrealtime_operator.activator.pods import Pod
 from userrealtime_operator.activator.wakes import Address, WakeFailed, Wakes
-from userrealtime_operator.rollouts import User
+from userrealtime_operator.reconcile.rollouts import User
 
 ALICE = Target(User("users", "alice"), "alice", "")
 BOB = Target(User("users", "bob"), "bob", "")

@@ -1,0 +1,364 @@
+"""From a resource to the objects that serve its user. Pure: no cluster, no clock, no randomness.
+
+Every value is written as the API server would store it, so that `drift.contains` can compare without asking it.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from userrealtime_operator.config import Config, RouteType, Trust
+from userrealtime_operator.kube.quantity import canonical_resources
+from userrealtime_operator.model.naming import object_name
+from userrealtime_operator.model.resource import API_VERSION, KIND, UserRealtime
+from userrealtime_operator.model.routes import Route, RouteError, parse_url, parse_url_template
+from userrealtime_operator.secrets.token_keys import NAMES, TokenKeys
+from userrealtime_operator.sleep.state import Asleep, Endpoints
+
+Object = dict[str, Any]
+
+MANAGER = "userrealtime-operator"
+MANAGED_BY = {"app.kubernetes.io/managed-by": MANAGER}
+# The label above does not tell: the cluster's own slices have it from their Service.
+SLICES_MANAGED_BY = {"endpointslice.kubernetes.io/managed-by": MANAGER}
+APPLIED_DIGEST = "userrealtime.dev/applied-digest"
+SERIES_DIGEST = "userrealtime.dev/token-key-series-digest"
+"""On a Deployment: of the series of keys that its pods have."""
+DATABASE_URL = "DATABASE_URL"
+WS_PORT = 8080
+HEALTH_PORT = 3000
+KEY_DIRECTORY = "/var/run/userrealtime/keys"
+TRUST_DIRECTORY = "/var/run/userrealtime/trust"
+TRUST_FILE = "ca.crt"
+RELAY = {"app.kubernetes.io/name": "userrealtime-relay"}
+# The relay spreads its closes over 20 s (its DRAIN_TIMEOUT); the rest is for the last of them.
+TERMINATION_GRACE_S = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Secrets:
+    """What a user's Secret holds. Hidden from `repr`."""
+
+    token_keys: TokenKeys
+    database_url: str
+    database_annotations: Mapping[str, str] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return "Secrets(...)"
+
+
+def owned_labels(kind: str) -> dict[str, str]:
+    """The labels by which objects of a kind are known as the operator's."""
+    return SLICES_MANAGED_BY if kind == "EndpointSlice" else MANAGED_BY
+
+
+def digest(value: object) -> str:
+    """A short SHA-256 over the canonical JSON of a value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]
+
+
+def route_of(resource: UserRealtime, config: Config) -> Route | None:
+    """Where the user is reached, or None where no route is wanted.
+
+    Raises:
+        RouteError: the resource asks for what cannot be.
+    """
+    if not config.route.enabled:
+        return None
+    if config.route.type is RouteType.EDGE:
+        # The edge serves every Service by one rule: an exception would only seem to be one.
+        if not resource.route_enabled:
+            raise RouteError("spec.route.enabled must be true: the shared edge reaches every user")
+        if resource.route_url is not None:
+            raise RouteError("spec.route.url cannot be given: the shared edge reaches every user by one URL template")
+    if not resource.route_enabled:
+        return None
+    if resource.route_url is None:
+        return parse_url_template(config.route.url).of(resource.namespace, resource.child_name)
+    try:
+        return parse_url(resource.route_url).of(resource.namespace, resource.child_name)
+    except RouteError as error:
+        raise RouteError(f"spec.route.url {error}") from None
+
+
+def _metadata(resource: UserRealtime) -> Object:
+    return {
+        "name": resource.child_name,
+        "namespace": resource.namespace,
+        "labels": {**MANAGED_BY, **_selector(resource), "app.kubernetes.io/component": "relay"},
+        "annotations": {"userrealtime.dev/user-id": resource.user_id},
+        "ownerReferences": [
+            {
+                "apiVersion": API_VERSION,
+                "kind": KIND,
+                "name": resource.name,
+                "uid": resource.uid,
+                "controller": True,
+                "blockOwnerDeletion": True,
+            }
+        ],
+    }
+
+
+def _selector(resource: UserRealtime) -> dict[str, str]:
+    return {**RELAY, "app.kubernetes.io/instance": resource.child_name}
+
+
+def _broker(resource: UserRealtime, config: Config) -> dict[str, str]:
+    """The variable of the broker's URL, if the user has signals from one."""
+    signal = config.signals.of(resource.signal)
+    return {signal.variable: config.signals.url} if signal.broker else {}
+
+
+def _secret(resource: UserRealtime, config: Config, secrets: Secrets) -> Object:
+    values = {DATABASE_URL: secrets.database_url, **_broker(resource, config), **secrets.token_keys.data()}
+    metadata = _metadata(resource)
+    metadata["annotations"] |= {**secrets.token_keys.annotations(), **secrets.database_annotations}
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": metadata,
+        "type": "Opaque",
+        "data": {name: base64.b64encode(value.encode()).decode() for name, value in values.items()},
+    }
+
+
+def _service(resource: UserRealtime) -> Object:
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": _metadata(resource),
+        "spec": {
+            "selector": _selector(resource),
+            # The health port stays private: it is the kubelet's and the monitoring's, by the pod's address.
+            "ports": [{"name": "ws", "port": WS_PORT, "protocol": "TCP", "targetPort": "ws"}],
+        },
+    }
+
+
+def _endpoint_slice(resource: UserRealtime, activators: Endpoints) -> Object:
+    """One more slice of the user's Service, which leads to the activators."""
+    metadata = _metadata(resource)
+    metadata["name"] = object_name("EndpointSlice", resource.child_name)
+    metadata["labels"] |= {"kubernetes.io/service-name": resource.child_name, **SLICES_MANAGED_BY}
+    return {
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": metadata,
+        "addressType": activators.address_type,
+        "endpoints": [{"addresses": [each], "conditions": {"ready": True}} for each in activators.addresses],
+        "ports": [{"name": "ws", "port": activators.port, "protocol": "TCP"}],
+    }
+
+
+def _route_metadata(resource: UserRealtime, config: Config) -> Object:
+    metadata = _metadata(resource)
+    metadata["annotations"] = {**config.route.annotations, **metadata["annotations"]}
+    return metadata
+
+
+def _http_route(resource: UserRealtime, config: Config, route: Route) -> Object:
+    parent: Object = {"group": "gateway.networking.k8s.io", "kind": "Gateway", **config.route.gateway}
+    backend = {"group": "", "kind": "Service", "name": resource.child_name, "port": WS_PORT, "weight": 1}
+    rule = {
+        "matches": [{"path": {"type": "PathPrefix", "value": route.path or "/"}}],
+        "backendRefs": [backend],
+    }
+    return {
+        "apiVersion": "gateway.networking.k8s.io/v1",
+        "kind": "HTTPRoute",
+        "metadata": _route_metadata(resource, config),
+        "spec": {"parentRefs": [parent], "hostnames": [route.host], "rules": [rule]},
+    }
+
+
+def _ingress(resource: UserRealtime, config: Config, route: Route) -> Object:
+    metadata = _route_metadata(resource, config)
+    backend = {"service": {"name": resource.child_name, "port": {"name": "ws"}}}
+    rule = {
+        "host": route.host,
+        "http": {"paths": [{"path": route.path or "/", "pathType": "Prefix", "backend": backend}]},
+    }
+    spec: Object = {"rules": [rule]}
+    if config.route.class_name is not None:
+        spec["ingressClassName"] = config.route.class_name
+    if route.scheme == "https":
+        tls: Object = {"hosts": [route.host]}
+        if config.route.tls_secret_name is not None:
+            tls["secretName"] = config.route.tls_secret_name
+        spec["tls"] = [tls]
+    return {"apiVersion": "networking.k8s.io/v1", "kind": "Ingress", "metadata": metadata, "spec": spec}
+
+
+_ROUTE_OBJECTS = {RouteType.INGRESS: _ingress, RouteType.HTTP_ROUTE: _http_route}
+
+
+def _probe(path: str, **timing: int) -> Object:
+    return {"httpGet": {"path": path, "port": "health", "scheme": "HTTP"}, **timing}
+
+
+def _environment(resource: UserRealtime, config: Config, route: Route | None) -> list[Object]:
+    settings = {
+        "USER_ID": resource.user_id,
+        "BASE_PATH": route.path if route else "",
+        "WS_PORT": str(WS_PORT),
+        "HEALTH_PORT": str(HEALTH_PORT),
+        "TOKEN_KEY_DIR": KEY_DIRECTORY,
+        "MAX_CONNECTIONS": str(resource.max_connections),
+        "MAX_MESSAGE_BYTES": str(resource.max_message_bytes),
+        "MAX_MESSAGES_PER_SECOND": str(resource.max_messages_per_second),
+        **config.relay.settings,
+    }
+    settings["SIGNAL"] = config.signals.of(resource.signal)
+    announce_url = config.activator.announce_url if config.activator is not None else ""
+    if announce_url:
+        settings["ANNOUNCE_URL"] = f"{announce_url}/{resource.namespace}/{resource.child_name}"
+    if resource.log_level is not None:
+        settings["LOG_LEVEL"] = resource.log_level
+    if config.trust is not None:
+        # OpenSSL's own variable, and libpq's, which knows no other.
+        settings |= dict.fromkeys(("SSL_CERT_FILE", "PGSSLROOTCERT"), f"{TRUST_DIRECTORY}/{TRUST_FILE}")
+    # The kubelet expands $(NAME) in values, and takes $$ for $.
+    env: list[Object] = [{"name": name, "value": value.replace("$", "$$")} for name, value in settings.items() if value]
+    secret = [
+        {"name": name, "valueFrom": {"secretKeyRef": {"name": resource.child_name, "key": name}}}
+        for name in (DATABASE_URL, *_broker(resource, config))
+    ]
+    own_ip = {"name": "POD_IP", "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "status.podIP"}}}
+    return [*env, *([own_ip] if announce_url else []), *secret]
+
+
+def _key_volume(resource: UserRealtime) -> Object:
+    """The token keys as files, which the kubelet keeps up to date."""
+    # One source, so that all files are of one version of the Secret. Optional, since all but one of them come and go.
+    items = [{"key": name, "path": name} for name in NAMES]
+    source = {"secretName": resource.child_name, "items": items, "optional": True, "defaultMode": 0o444}
+    return {"name": "keys", "secret": source}
+
+
+def _trust_volume(trust: Trust) -> Object:
+    """The certificates as a file, which the kubelet keeps up to date."""
+    source = {"name": trust.config_map, "items": [{"key": trust.key, "path": TRUST_FILE}], "defaultMode": 0o444}
+    return {"name": "trust", "configMap": source}
+
+
+def _pod_spec(resource: UserRealtime, config: Config, route: Route | None) -> Object:
+    resources = resource.resources if resource.resources is not None else config.relay.resources
+    volumes = {KEY_DIRECTORY: _key_volume(resource)}
+    if config.trust is not None:
+        volumes[TRUST_DIRECTORY] = _trust_volume(config.trust)
+    container = {
+        "name": "relay",
+        "image": resource.image or config.relay.image,
+        "imagePullPolicy": config.relay.image_pull_policy,
+        "env": _environment(resource, config, route),
+        "ports": [
+            {"name": "ws", "containerPort": WS_PORT, "protocol": "TCP"},
+            {"name": "health", "containerPort": HEALTH_PORT, "protocol": "TCP"},
+        ],
+        "volumeMounts": [
+            {"name": volume["name"], "mountPath": path, "readOnly": True} for path, volume in volumes.items()
+        ],
+        "readinessProbe": _probe("/ready", periodSeconds=1, timeoutSeconds=2, failureThreshold=3),
+        "livenessProbe": _probe("/health", initialDelaySeconds=10, periodSeconds=10, timeoutSeconds=5),
+        "resources": canonical_resources(resources),
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+    }
+    pod_spec: Object = {
+        **config.relay.pod_spec,
+        "containers": [container],
+        "volumes": list(volumes.values()),
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": TERMINATION_GRACE_S,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": 65532,
+            "runAsGroup": 65532,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+    }
+    if "topologySpreadConstraints" in pod_spec:
+        # Most users have one pod: what is to be spread is those of all users, unless it says otherwise.
+        pod_spec["topologySpreadConstraints"] = [
+            {"labelSelector": {"matchLabels": RELAY}, **constraint}
+            for constraint in pod_spec["topologySpreadConstraints"]
+        ]
+    elif resource.replicas > 1:
+        # Pods of one user are several for the sake of a node that fails.
+        own = {"labelSelector": {"matchLabels": _selector(resource)}}
+        spread = {"maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "ScheduleAnyway"}
+        pod_spec["topologySpreadConstraints"] = [{**own, **spread}]
+    if config.relay.image_pull_secrets:
+        pod_spec["imagePullSecrets"] = [{"name": name} for name in config.relay.image_pull_secrets]
+    return pod_spec
+
+
+def _deployment(
+    resource: UserRealtime, config: Config, secrets: Secrets, route: Route | None, asleep: Asleep | None
+) -> Object:
+    metadata = _metadata(resource)
+    metadata["annotations"][SERIES_DIGEST] = digest(secrets.token_keys.series)
+    if asleep is not None:
+        metadata["annotations"] |= asleep.annotations()
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": metadata,
+        "spec": {
+            "replicas": resource.replicas if asleep is None else 0,
+            "revisionHistoryLimit": 1,
+            "selector": {"matchLabels": _selector(resource)},
+            # The new pod is ready before the old one drains, so that its clients have where to go.
+            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
+            "template": {
+                "metadata": {
+                    "labels": {**config.relay.pod_labels, **MANAGED_BY, **_selector(resource)},
+                    # The environment is read once, so another URL needs another pod. Token keys do not, unless they
+                    # begin anew: then no token from before is good, and the kubelet would take a minute to tell.
+                    "annotations": {
+                        **config.relay.pod_annotations,
+                        "userrealtime.dev/secret-digest": digest(
+                            [secrets.token_keys.series, secrets.database_url, *_broker(resource, config).values()]
+                        ),
+                    },
+                },
+                "spec": _pod_spec(resource, config, route),
+            },
+        },
+    }
+
+
+def desired_objects(
+    resource: UserRealtime,
+    config: Config,
+    secrets: Secrets,
+    asleep: Asleep | None = None,
+    activators: Endpoints | None = None,
+) -> tuple[Object, ...]:
+    """All objects of one user, in the order they are to be applied, each with the digest of its own contents.
+
+    `activators` are where connections go, too; none while the user is served by a pod alone.
+
+    Raises:
+        RouteError, SignalError: the resource asks for a route or a signal that cannot be.
+    """
+    route = route_of(resource, config)
+    objects = [_secret(resource, config, secrets), _service(resource)]
+    if activators is not None:  # before the pod goes
+        objects.append(_endpoint_slice(resource, activators))
+    objects.append(_deployment(resource, config, secrets, route, asleep))
+    if route is not None and config.route.type in _ROUTE_OBJECTS:
+        objects.append(_ROUTE_OBJECTS[config.route.type](resource, config, route))
+    for item in objects:
+        item["metadata"]["annotations"][APPLIED_DIGEST] = digest(item)
+    return tuple(objects)

@@ -1,0 +1,85 @@
+"""A UserRealtime resource, typed. The API server has validated it and filled in the defaults of the CRD."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from userrealtime_operator.kube.duration import parse_duration
+from userrealtime_operator.secrets import database_passwords as credentials
+from userrealtime_operator.secrets.token_keys import REQUEST
+
+from .naming import child_name
+
+GROUP = "userrealtime.dev"
+VERSION = "v1alpha1"
+API_VERSION = f"{GROUP}/{VERSION}"
+KIND = "UserRealtime"
+PLURAL = "userrealtimes"
+
+
+@dataclass(frozen=True, slots=True)
+class UserRealtime:
+    """The parts of a resource that the operator acts on. None stands for what was not given."""
+
+    namespace: str
+    name: str
+    uid: str
+    generation: int
+    user_id: str
+    replicas: int
+    image: str | None
+    resources: Mapping[str, Any] | None
+    max_connections: int
+    max_message_bytes: int
+    max_messages_per_second: int
+    log_level: str | None
+    signal: str | None
+    key_rotation: str | None
+    """What the annotation that asks for a new token key says."""
+    password_rotation: str | None
+    """What the annotation that asks for a new database password says."""
+    route_enabled: bool
+    route_url: str | None
+    idle_after_s: float | None
+    """Seconds without a client after which the user may sleep; 0 is never."""
+    warm: bool
+    """Never sleeps."""
+
+    @property
+    def child_name(self) -> str:
+        """The name of the user's Deployment, Service, Secret and Ingress."""
+        return child_name(self.user_id)
+
+
+def parse_resource(body: Mapping[str, Any]) -> UserRealtime:
+    """A resource as the API server gives it.
+
+    Raises:
+        KeyError: it was stored before the CRD had the field's default; apply it again.
+        ValueError: likewise, with a duration that is none.
+    """
+    metadata, spec = body["metadata"], body["spec"]
+    idle = spec.get("idle", {})
+    return UserRealtime(
+        namespace=metadata["namespace"],
+        name=metadata["name"],
+        uid=metadata["uid"],
+        generation=metadata["generation"],
+        user_id=spec["userId"],
+        replicas=spec.get("replicas", 1),
+        image=spec["relay"].get("image"),
+        resources=spec["relay"].get("resources"),
+        max_connections=spec["limits"]["connections"],
+        max_message_bytes=spec["limits"]["messageBytes"],
+        max_messages_per_second=spec["limits"]["messagesPerSecond"],
+        log_level=spec["relay"].get("logLevel"),
+        signal=spec["relay"].get("signal"),
+        key_rotation=metadata.get("annotations", {}).get(REQUEST) or None,
+        password_rotation=metadata.get("annotations", {}).get(credentials.REQUEST) or None,
+        route_enabled=spec["route"]["enabled"],
+        route_url=spec["route"].get("url"),
+        idle_after_s=parse_duration(idle["after"]) if "after" in idle else None,
+        warm=idle.get("warm", False),
+    )

@@ -1,0 +1,1 @@
+"""The database: users, roles, retention and the schema of the log."""

@@ -1,0 +1,1 @@
+"""From a change to the objects of a user."""

@@ -1,0 +1,68 @@
+"""The Events of a resource: one for each new trouble, and one for its end; and one for each sleep and its end. Pure.
+
+What else goes its usual way makes no Event: thousands of users are created without one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from userrealtime_operator.manifests.objects import Object, digest
+from userrealtime_operator.model.resource import API_VERSION, KIND, UserRealtime
+
+from .status import USUAL
+
+NOTE_LENGTH = 1024  # the API's own limit, in bytes
+CONTROLLER = "userrealtime.dev/operator"
+
+Conditions = Iterable[Mapping[str, Any]]
+
+
+def events(resource: UserRealtime, before: Conditions, after: Conditions, now: str, instance: str) -> Iterator[Object]:
+    """What there is to say of a change of conditions. `now` is RFC 3339 with microseconds; `instance` says who."""
+    before = list(before)
+    old = {condition["type"]: condition["reason"] for condition in before}
+    new = {condition["type"]: condition for condition in after}
+    told = set(old.values()) | USUAL
+    for condition in new.values():
+        if condition["reason"] not in told:
+            told.add(condition["reason"])
+            yield _event(resource, "Warning", condition["reason"], condition["message"], now, instance)
+    if slept := transition(before, after):
+        yield _event(resource, "Normal", slept, new["Asleep"]["message"], now, instance)
+    for reason in sorted(set(old.values()) - USUAL - {condition["reason"] for condition in new.values()}):
+        yield _event(resource, "Normal", "Resolved", f"{reason} is over", now, instance)
+
+
+def transition(before: Conditions, after: Conditions) -> str | None:
+    """Whether a user has just been `Slept`, or `Woken`, by the conditions. What was not known before is neither."""
+    was, is_ = ({each["status"] for each in conditions if each["type"] == "Asleep"} for conditions in (before, after))
+    if not was or not is_ or was == is_:
+        return None
+    return "Slept" if is_ == {"True"} else "Woken"
+
+
+def _event(resource: UserRealtime, kind: str, reason: str, note: str, now: str, instance: str) -> Object:
+    return {
+        "apiVersion": "events.k8s.io/v1",
+        "kind": "Event",
+        "metadata": {
+            "name": f"{resource.name[:200]}.{digest([resource.uid, reason, now])}",
+            "namespace": resource.namespace,
+        },
+        "eventTime": now,
+        "type": kind,
+        "reason": reason,
+        "note": note.encode()[:NOTE_LENGTH].decode(errors="ignore"),
+        "action": "Reconcile",
+        "reportingController": CONTROLLER,
+        "reportingInstance": instance[:128],
+        "regarding": {
+            "apiVersion": API_VERSION,
+            "kind": KIND,
+            "namespace": resource.namespace,
+            "name": resource.name,
+            "uid": resource.uid,
+        },
+    }

@@ -1,0 +1,1 @@
+"""When users sleep, and who wakes them."""

@@ -1,0 +1,137 @@
+"""What wakes users' pods: chosen for all of them, or by one; with a broker, its URL; and when too many listen."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import replace
+
+import pytest
+
+from tests.operator.samples import CONFIG, SECRETS, body, resource
+from tests.operator.world import World
+from userrealtime_operator.config import ConfigError, parse_config
+from userrealtime_operator.manifests.objects import Object, desired_objects
+from userrealtime_operator.model.naming import child_name
+from userrealtime_operator.model.notifiers import Listeners, SignalDefaults, SignalError, SignalType
+from userrealtime_operator.reconcile.reconciler import ChildKey
+
+URL = "nats://relay:hunter2@nats.nats:4222"
+WITH_NATS = replace(CONFIG, signals=SignalDefaults(SignalType.NATS, URL))
+
+
+def config_of(section: str, **environment: str) -> SignalDefaults:
+    text = f"namespaces: [users]\nrelay: {{image: i, signal: poll}}\nsignals: {section}"
+    return parse_config(text, {"DATABASE_URL": "postgresql://x", **environment}).signals
+
+
+def parts(signal: str | None = None, config: object = WITH_NATS) -> tuple[dict[str, str], dict[str, object], Object]:
+    """Of a user with this wish: what is in the Secret, the environment, and the pod's annotations."""
+    relay = {} if signal is None else {"signal": signal}
+    secret, _, deployment, *_ = desired_objects(resource(relay=relay), config, SECRETS)  # type: ignore[arg-type]
+    data = {name: base64.b64decode(text).decode() for name, text in secret["data"].items()}
+    template = deployment["spec"]["template"]
+    env = {
+        entry["name"]: entry.get("value", entry.get("valueFrom")) for entry in template["spec"]["containers"][0]["env"]
+    }
+    return data, env, template["metadata"]["annotations"]
+
+
+def test_the_brokers_url_is_in_the_secret_and_nowhere_else() -> None:
+    data, env, _ = parts()
+    assert data["NATS_URL"] == URL
+    assert env["SIGNAL"] == "nats"
+    assert env["NATS_URL"] == {"secretKeyRef": {"name": child_name("alice"), "key": "NATS_URL"}}
+    secret, *others = desired_objects(resource(), WITH_NATS, SECRETS)
+    assert secret["kind"] == "Secret"
+    assert "hunter2" not in str(others)
+    assert "hunter2" not in repr(WITH_NATS.signals)
+
+
+def test_another_url_replaces_the_pod() -> None:
+    changed = replace(CONFIG, signals=SignalDefaults(SignalType.NATS, URL + "1"))
+    assert parts()[2] != parts(config=changed)[2]
+
+
+@pytest.mark.parametrize("wish", ["auto", "listen", "poll"])
+def test_a_user_may_do_without_the_broker(wish: str) -> None:
+    data, env, annotations = parts(wish)
+    assert env["SIGNAL"] == wish
+    assert "NATS_URL" not in data | env
+    assert annotations == parts(wish, CONFIG)[2]
+
+
+def test_a_broker_that_is_not_set_up_is_refused() -> None:
+    for config, wish in ((WITH_NATS, "redis"), (CONFIG, "nats")):
+        with pytest.raises(SignalError, match=rf"spec\.relay\.signal: {wish} is not set up here"):
+            parts(wish, config)
+
+
+async def test_it_says_so_of_itself() -> None:
+    world = World()
+    world.add(body("alice", relay={"signal": "nats"}))
+    await world.reconcile()
+    assert world.condition("Ready")[:2] == ("False", "InvalidSignal")
+    assert "signals.type of the chart is auto" in world.condition("Ready")[2]
+
+
+def test_the_configuration() -> None:
+    assert config_of("{}") == SignalDefaults(SignalType.POLL)
+    assert config_of("{type: listen, listenRange: 0}") == SignalDefaults(SignalType.LISTEN, listen_range=None)
+    assert config_of("{type: redis}", BROKER_URL="rediss://r") == SignalDefaults(SignalType.REDIS, "rediss://r")
+    assert config_of("{type: poll}", BROKER_URL="nonsense").url == ""
+    for section, url, complaint in (
+        ("{type: nats}", "", "BROKER_URL: required with nats as signal: a URL like nats://"),
+        ("{type: nats}", "redis://hunter2", "BROKER_URL: must be a URL like nats://"),
+        ("{type: redis}", "redis://u:hunter2/x@r:6379", "percent-encoded"),
+        ("{type: pigeon}", "", r"signals\.type: must be one of auto, listen, poll, nats, redis, kafka"),
+        ("{idleAfter: 2h}", "", r"signals\.idleAfter: must be from 0 to 3600 seconds"),
+        ("{listenRange: -1}", "", r"signals\.listenRange: must be a whole number"),
+    ):
+        with pytest.raises(ConfigError, match=complaint) as wrong:
+            config_of(section, BROKER_URL=url)
+        assert "hunter2" not in str(wrong.value)
+
+
+def test_too_many_is_said_until_they_are_a_fifth_fewer() -> None:
+    listeners = Listeners(10)
+    for user in range(10):
+        listeners.see(user, listens=True)
+        listeners.see("somebody who polls", listens=False)
+        assert not listeners.past
+    listeners.see(10, listens=True)
+    assert (listeners.past, len(listeners)) == (True, 11)
+    for user in range(3):
+        assert listeners.past
+        listeners.see(user, listens=False)
+    assert (listeners.past, len(listeners)) == (False, 8)
+    unlimited = Listeners(None)
+    for user in range(1000):
+        unlimited.see(user, listens=True)
+    assert not unlimited.past
+
+
+async def test_past_the_range_users_say_so_when_they_are_written_anyway() -> None:
+    config = replace(CONFIG, signals=SignalDefaults(listen_range=2))
+    world = World()
+    world.restart(config)
+    await world.serve("bob", "carol")
+    assert "SignalRange" not in str(world.api.resources)
+    await world.serve("dave")
+    assert world.condition("SignalRange", "dave")[:2] == ("False", "ListenPastRange")
+    assert "signals.type" in world.condition("SignalRange", "dave")[2]
+    assert "SignalRange" not in str(world.api.resources["users", "bob"])  # nothing was written for it
+    assert await world.reconcile("bob") == ["status"]
+    assert await world.reconcile("bob") == []
+    assert world.api.events == []
+    # A restart knows at once how many there are, so that nothing is written and taken back.
+    world.restart(config)
+    world.reconciler.resume_rollouts(world.api.resources.values())
+    for name in ("bob", "dave"):
+        assert await world.reconcile(name) == []
+    # Who sleeps does not listen, nor who is gone, nor who polls.
+    world.api.children[ChildKey("Deployment", "users", child_name("carol"))]["spec"]["replicas"] = 0
+    world.api.resources["users", "dave"]["spec"]["relay"]["signal"] = "poll"
+    await world.reconcile("dave")
+    del world.api.resources["users", "bob"]
+    await world.reconcile("bob")
+    assert "SignalRange" not in str(world.api.resources["users", "dave"])

@@ -1,0 +1,52 @@
+"""The ports for the cluster: what is answered, and what idle connections can hold up."""
+
+from __future__ import annotations
+
+import asyncio
+
+from aiohttp import ClientSession, web
+
+from tests.relay.support import PATIENCE_S, get
+from userrealtime_operator.process import probes as endpoints
+
+
+async def ended(reader: asyncio.StreamReader) -> bool:
+    """Whether the connection was closed, in order or not, before anything came."""
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            return await reader.read() == b""
+    except ConnectionError:
+        return True
+
+
+async def test_metrics_and_probes_are_answered_one_on_a_connection() -> None:
+    probes = {"/health": lambda: None, "/ready": lambda: "draining"}
+    async with endpoints.serve("127.0.0.1", 0, lambda: b"a 1\n", probes) as port, ClientSession() as session:
+        answers = []
+        for path in ("/metrics", "/health", "/ready", "/other"):
+            async with session.get(f"http://127.0.0.1:{port}{path}") as answer:
+                assert answer.headers["Connection"] == "close"
+                answers.append((answer.status, await answer.text()))
+    assert answers[:3] == [(200, "a 1\n"), (200, "ok"), (503, "draining")]
+    assert answers[3][0] == 404
+
+
+async def test_incomplete_requests_make_room() -> None:
+    async with endpoints.serve("127.0.0.1", 0, lambda: b"", {"/ready": lambda: None}) as port:
+        held = []
+        for _ in range(endpoints.CONNECTIONS + 10):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"GET /metrics HTTP/1.1\r\nX: ")
+            held.append((reader, writer))
+        assert all([await ended(reader) for reader, _ in held[:10]])
+        assert await get(port, "/ready") == (200, "ok")
+        for _, writer in held:
+            writer.transport.abort()
+
+
+async def test_a_connection_has_a_limited_time() -> None:
+    async with endpoints.listen(web.Application(), "127.0.0.1", 0, lifetime_s=0.1) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET / HTTP/1.1\r\n")
+        assert await ended(reader)
+        writer.transport.abort()

@@ -1,0 +1,399 @@
+"""Reconciling, against a stand-in for the API server that stores what is applied. The real one is met end to end."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import copy
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from tests.operator.samples import CONFIG, body
+from tests.operator.world import SECRET, World
+from userrealtime_operator.config import Config
+from userrealtime_operator.kube.client import ApiError
+from userrealtime_operator.manifests.objects import Object
+from userrealtime_operator.model.naming import child_name
+from userrealtime_operator.postgres.database import DatabaseError
+from userrealtime_operator.reconcile.reconciler import DATABASE_RETRY_S, PODS_FIRST_S, PODS_LAST_S, ChildKey
+
+ALICE = child_name("alice")
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+async def test_a_new_resource_gets_its_objects_and_a_status(world: World) -> None:
+    calls = await world.reconcile()
+    applied = [f"apply {kind}" for kind in ("Service", "Deployment", "Ingress")]
+    assert calls == ["create Secret", *applied, "status"]
+    assert world.condition("Ready")[:2] == ("False", "PodNotReady")
+    assert world.condition("DatabaseReady")[0] == "True"
+    assert world.database.known == {"uid-of-alice": "alice"}
+    assert world.database.scopes == {"here/users"}
+
+
+async def test_ready_follows_the_pod(world: World) -> None:
+    await world.reconcile()
+    world.become_available()
+    assert await world.reconcile() == ["status"]
+    assert world.condition("Ready")[:2] == ("True", "PodAvailable")
+    assert world.condition("Progressing")[0] == "False"
+
+
+async def test_nothing_new_costs_nothing(world: World) -> None:
+    await world.reconcile()
+    world.become_available()
+    await world.reconcile()
+    assert await world.reconcile() == []
+
+
+async def test_a_restarted_operator_writes_nothing(world: World) -> None:
+    await world.reconcile()
+    world.become_available()
+    await world.reconcile()
+    world.restart()
+    assert await world.reconcile() == []
+
+
+@pytest.mark.parametrize("kind", ["Secret", "Service", "Deployment", "Ingress"])
+async def test_a_deleted_child_comes_back(world: World, kind: str) -> None:
+    await world.reconcile()
+    del world.api.children[ChildKey(kind, "users", ALICE)]
+    assert f"{'create' if kind == 'Secret' else 'apply'} {kind}" in await world.reconcile()
+
+
+async def test_an_edited_child_is_put_right_and_the_others_left_alone(world: World) -> None:
+    await world.reconcile()
+    world.api.children[ChildKey("Service", "users", ALICE)]["spec"]["selector"] = {"app": "other"}
+    assert [call for call in await world.reconcile() if call.startswith("apply")] == ["apply Service"]
+
+
+async def test_a_changed_spec_changes_the_deployment_alone(world: World) -> None:
+    await world.reconcile()
+    world.add(body(limits={"connections": 1}))
+    assert [call for call in await world.reconcile() if call.startswith("apply")] == ["apply Deployment"]
+
+
+async def test_a_route_switched_off_takes_its_ingress_along(world: World) -> None:
+    await world.reconcile()
+    world.add(body(route={"enabled": False}))
+    assert "delete Ingress" in await world.reconcile()
+    assert ChildKey("Ingress", "users", ALICE) not in world.api.children
+
+
+async def test_the_token_key_outlives_a_cold_cache_and_an_edit(world: World) -> None:
+    await world.reconcile()
+    first = world.keys()
+    assert len(first["TOKEN_KEY"]) >= 32
+    world.stale = {}
+    assert "replace Secret" not in await world.reconcile()
+    assert world.keys() == first
+    world.stale = None
+    world.api.children[SECRET]["data"]["DATABASE_URL"] = "eA=="
+    world.api.children[SECRET]["metadata"]["labels"]["backup"] = "nightly"
+    assert "replace Secret" in await world.reconcile()
+    assert world.keys() == first
+    assert world.api.children[SECRET]["metadata"]["labels"]["backup"] == "nightly"
+    assert await world.reconcile() == []
+
+
+async def test_what_somebody_adds_to_the_secret_goes(world: World) -> None:
+    """It would be mounted, and a relay that starts with a bad key does not start."""
+    await world.reconcile()
+    world.api.children[SECRET]["data"]["TOKEN_KEY_PREVIOUS"] = base64.b64encode(b"short").decode()
+    assert "replace Secret" in await world.reconcile()
+    assert world.keys().keys() == {"TOKEN_KEY"}
+
+
+async def test_a_token_key_is_replaced_on_request_and_no_pod_for_it(world: World) -> None:
+    await world.reconcile()
+    world.become_available()
+    await world.reconcile()
+    first = world.keys()["TOKEN_KEY"]
+    world.request("1")
+    assert await world.reconcile() == ["get Secret", "replace Secret"]
+    following = world.keys()["TOKEN_KEY_NEXT"]
+    assert world.keys() == {"TOKEN_KEY": first, "TOKEN_KEY_NEXT": following}
+    wait = await world.reconciler.reconcile("users", "alice")
+    assert wait == CONFIG.token_keys.publish_ahead_s
+    world.time += timedelta(seconds=wait)
+    world.restart()
+    assert await world.reconcile() == ["get Secret", "replace Secret"]
+    assert world.keys() == {"TOKEN_KEY": following, "TOKEN_KEY_PREVIOUS": first}
+    wait = await world.reconciler.reconcile("users", "alice")
+    assert wait == CONFIG.token_keys.overlap_s
+    world.time += timedelta(seconds=wait)
+    assert await world.reconcile() == ["get Secret", "replace Secret"]
+    assert world.keys() == {"TOKEN_KEY": following}
+    assert await world.reconciler.reconcile("users", "alice") is None
+    assert await world.reconcile() == []
+
+
+async def test_a_cache_that_is_behind_makes_no_second_key(world: World) -> None:
+    await world.reconcile()
+    before = copy.deepcopy(world.api.children)
+    world.request("1")
+    await world.reconcile()
+    keys = world.keys()
+    world.stale = before
+    assert await world.reconcile() == ["get Secret"]
+    assert world.keys() == keys
+
+
+async def test_a_secret_that_the_cache_does_not_know_is_read(world: World) -> None:
+    await world.reconcile()
+    keys = world.keys()
+    world.stale = {key: item for key, item in world.api.children.items() if key != SECRET}
+    assert await world.reconcile() == ["create Secret", "get Secret"]
+    assert world.keys() == keys
+
+
+async def test_a_secret_that_changes_between_reading_and_writing_is_not_overwritten(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.reconcile()
+    get = world.api.get
+
+    async def get_and_then_another_operator_writes(kind: str, namespace: str, name: str) -> Object | None:
+        found = copy.deepcopy(await get(kind, namespace, name))
+        monkeypatch.undo()
+        await World.reconcile(world)
+        return found
+
+    world.request("1")
+    monkeypatch.setattr(world.api, "get", get_and_then_another_operator_writes)
+    with pytest.raises(ApiError, match="has been modified"):
+        await world.reconciler.reconcile("users", "alice")
+    keys = world.keys()
+    assert keys.keys() == {"TOKEN_KEY", "TOKEN_KEY_NEXT"}
+    await world.reconcile()
+    assert world.keys() == keys
+
+
+async def test_a_lost_secret_begins_anew_with_another_pod(world: World) -> None:
+    await world.reconcile()
+    first = world.keys()
+    del world.api.children[SECRET]
+    calls = await world.reconcile()
+    assert [call for call in calls if call != "status"] == ["create Secret", "apply Deployment"]
+    assert world.keys().keys() == first.keys()
+    assert world.keys() != first
+
+
+async def test_a_resource_being_deleted_is_left_to_the_garbage_collector(world: World) -> None:
+    world.api.resources["users", "alice"]["metadata"]["deletionTimestamp"] = "now"
+    assert await world.reconcile() == []
+
+
+async def test_the_second_resource_of_a_user_is_told_so_and_takes_nothing(world: World) -> None:
+    await world.reconcile()
+    before = copy.deepcopy(world.api.children)
+    world.add(body("second", userId="alice"))
+    assert await world.reconcile("second") == ["status"]
+    assert world.condition("Ready", "second")[:2] == ("False", "DuplicateUserId")
+    assert "'alice'" in world.condition("Ready", "second")[2]
+    assert world.api.children == before
+
+
+async def test_a_database_that_is_away_is_a_condition_and_no_obstacle(world: World) -> None:
+    world.database.away = True
+    delay = await world.reconciler.reconcile("users", "alice")
+    world.become_available()
+    await world.reconciler.reconcile("users", "alice")
+    assert delay is not None
+    assert 0 < delay <= DATABASE_RETRY_S
+    assert world.condition("DatabaseReady") == ("False", "DatabaseUnavailable", "gone fishing")
+    assert world.condition("Ready") == ("False", "DatabaseUnavailable", "gone fishing")
+    world.database.away = False
+    assert await world.reconciler.reconcile("users", "alice") is None
+    assert world.condition("Ready")[0] == "True"
+
+
+async def test_a_database_that_goes_away_later_is_told_of_a_pod_that_is_not_ready(world: World) -> None:
+    await world.reconcile()
+    world.become_available()
+    await world.reconcile()
+    assert world.condition("Ready")[0] == "True"
+    world.database.away = True
+    world.database.pings = 0
+    assert await world.reconciler.reconcile("users", "alice") is None
+    assert world.database.pings == 0  # who is served does not ask
+    world.clock += 60
+    world.become_available(pods=0)
+    delay = await world.reconciler.reconcile("users", "alice")
+    assert delay is not None
+    assert delay <= DATABASE_RETRY_S
+    assert world.condition("DatabaseReady") == ("False", "DatabaseUnavailable", "gone fishing")
+    assert world.condition("Ready") == ("False", "DatabaseUnavailable", "gone fishing")
+    assert world.database.pings == 1
+    world.database.away = False
+    world.become_available()
+    assert await world.reconciler.reconcile("users", "alice") is None
+    assert world.condition("DatabaseReady")[0] == world.condition("Ready")[0] == "True"
+
+
+async def test_the_database_is_asked_once_for_all_whose_pods_are_not_ready(world: World) -> None:
+    names = [f"user-{number}" for number in range(20)]
+    for name in names:
+        world.add(body(name))
+        await world.reconcile(name)
+    world.database.pings = 0
+    world.clock += 60
+    world.database.away = True
+    await asyncio.gather(*(world.reconciler.reconcile("users", name) for name in names))
+    assert world.database.pings == 1
+    assert {world.condition("Ready", name)[1] for name in names} == {"DatabaseUnavailable"}
+    world.clock += 60
+    world.database.away = False
+    await asyncio.gather(*(world.reconciler.reconcile("users", name) for name in names))
+    assert world.database.pings == 2
+    assert {world.condition("DatabaseReady", name)[1] for name in names} == {"Registered"}
+
+
+async def test_a_refusal_by_the_api_server_is_told_and_tried_again(world: World) -> None:
+    world.api.refusal = ApiError(403, "exceeded quota")
+    with pytest.raises(ApiError, match="exceeded quota"):
+        await world.reconciler.reconcile("users", "alice")
+    assert world.condition("Ready")[:2] == ("False", "Refused")
+    assert "exceeded quota" in world.condition("Ready")[2]
+
+
+async def test_a_url_that_cannot_be_used_is_told(world: World) -> None:
+    world.add(body(route={"enabled": True, "url": "http://h/{x}"}))
+    await world.reconcile()
+    assert world.condition("Ready")[:2] == ("False", "InvalidRoute")
+
+
+async def test_a_sweep_forgets_those_that_are_gone_alone(world: World) -> None:
+    world.add(body("bob"))
+    await world.reconcile()
+    await world.reconcile("bob")
+    del world.api.resources["users", "alice"]
+    await world.reconciler.sweep("users")
+    assert world.database.known == {"uid-of-bob": "bob"}
+
+
+async def test_one_log_that_cannot_be_removed_delays_no_other(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("alice", "bob", "carol", "dave")
+    for name in names:
+        world.add(body(name))
+        await world.reconcile(name)
+    world.api.resources.clear()
+    forget = world.database.forget
+
+    async def refuse(resource: str) -> None:
+        if resource == "uid-of-bob":
+            raise DatabaseError("locked")
+        await forget(resource)
+
+    monkeypatch.setattr(world.database, "forget", refuse)
+    with pytest.raises(DatabaseError, match="locked"):
+        await world.reconciler.sweep("users")
+    assert world.database.known == {"uid-of-bob": "bob"}
+
+
+async def test_a_registration_that_the_database_lost_is_made_again(world: World) -> None:
+    await world.reconcile()
+    world.database.known.clear()
+    assert world.reconciler.is_registered("uid-of-alice")
+    await world.reconciler.sweep("users")
+    assert not world.reconciler.is_registered("uid-of-alice")
+    await world.reconcile()
+    assert world.database.known == {"uid-of-alice": "alice"}
+
+
+async def test_children_without_an_owner_are_removed_and_others_left_to_theirs(world: World) -> None:
+    await world.reconcile()
+    del world.api.children[ChildKey("Service", "users", ALICE)]["metadata"]["ownerReferences"]
+    await world.reconciler.remove_orphans("users", ALICE)
+    assert {key.kind for key in world.api.children} == {"Secret", "Deployment", "Ingress"}
+
+
+def unschedulable() -> Object:
+    condition = {"type": "PodScheduled", "status": "False", "message": "0/1 nodes are available"}
+    return {"metadata": {"creationTimestamp": "2026-01-01T00:00:00Z"}, "status": {"conditions": [condition]}}
+
+
+async def test_a_pod_that_does_not_come_is_looked_at_ever_less_often(world: World) -> None:
+    world.api.living_pods = [unschedulable()]
+    assert await world.reconciler.reconcile("users", "alice") == PODS_FIRST_S
+    assert "pods" not in world.api.calls
+
+    def started(ago_s: float) -> None:
+        for condition in world.api.resources["users", "alice"]["status"]["conditions"]:
+            condition["lastTransitionTime"] = (world.time - timedelta(seconds=ago_s)).isoformat()
+
+    started(10)
+    assert 9 < (await world.reconciler.reconcile("users", "alice") or 0) < 12
+    assert world.condition("Ready")[:2] == ("False", "Unschedulable")
+    assert world.condition("Progressing")[:2] == ("True", "Unschedulable")
+    started(10_000)
+    assert await world.reconciler.reconcile("users", "alice") == PODS_LAST_S
+    assert world.api.events == ["Unschedulable"]
+    world.become_available()
+    assert await world.reconcile() == ["status"]
+    assert world.condition("Ready")[:2] == ("True", "PodAvailable")
+    assert world.api.events == ["Unschedulable", "Resolved"]
+
+
+def upgraded(limit: int) -> Config:
+    return replace(CONFIG, relay=replace(CONFIG.relay, image="relay:2", max_concurrent_rollouts=limit))
+
+
+async def test_an_upgrade_goes_from_user_to_user(world: World) -> None:
+    names = ["alice", "bob", "carol"]
+    await world.serve(*names)
+    world.restart(upgraded(limit=1))
+    assert [(await world.reconcile(name))[0] for name in names] == ["apply Deployment", "status", "status"]
+    assert world.condition("Progressing", "bob")[:2] == ("True", "RolloutWaiting")
+    assert world.condition("Ready", "bob")[0] == "True"
+    await world.reconcile("alice")  # on its way
+    assert await world.reconcile("bob") == []
+    assert world.woken == []
+    world.become_available("alice")
+    await world.reconcile("alice")
+    assert world.woken == ["bob"]
+    assert "apply Deployment" in await world.reconcile("bob")
+    # One who is gone does not hold up the others.
+    del world.api.resources["users", "bob"]
+    await world.reconcile("bob")
+    assert world.woken == ["bob", "carol"]
+    assert "apply Deployment" in await world.reconcile("carol")
+
+
+async def test_what_a_user_asks_for_does_not_wait(world: World) -> None:
+    await world.serve("alice", "bob")
+    world.restart(upgraded(limit=1))
+    await world.reconcile("alice")
+    changed = world.api.resources["users", "bob"]
+    changed["metadata"]["generation"] = 2
+    changed["spec"]["limits"]["connections"] = 7
+    assert "apply Deployment" in await world.reconcile("bob")
+
+
+async def test_an_operator_that_restarts_lets_in_nobody_while_others_are_stuck(world: World) -> None:
+    await world.serve("alice", "bob")
+    world.restart(upgraded(limit=1))
+    await world.reconcile("alice")
+    # As the Deployment's controller says it: the old pod serves, the new one does not come.
+    world.become_available("alice")
+    alices = world.child(ChildKey("Deployment", "users", ALICE))
+    assert alices is not None
+    alices["status"].update(replicas=2)
+    for image in ("relay:2", "relay:3"):
+        config = upgraded(limit=1)
+        world.restart(replace(config, relay=replace(config.relay, image=image)))
+        world.reconciler.resume_rollouts(world.api.resources.values())
+        assert "apply Deployment" not in await world.reconcile("bob")
+        assert world.condition("Progressing", "bob")[:2] == ("True", "RolloutWaiting")
+    # The right image, at last, is first for whoever is stuck.
+    assert "apply Deployment" in await world.reconcile("alice")
+    world.become_available("alice")
+    await world.reconcile("alice")
+    assert world.woken == ["bob"]
+    assert "apply Deployment" in await world.reconcile("bob")

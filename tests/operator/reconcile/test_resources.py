@@ -1,0 +1,162 @@
+"""What is known of the API server's objects, and what is news."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import Any
+
+from tests.operator.samples import body
+from userrealtime_operator.manifests.objects import Object
+from userrealtime_operator.model.naming import child_name
+from userrealtime_operator.reconcile.resources import Children, Resources
+
+KEY = ("Service", "users", "a")
+
+
+def child(version: int, **more: Any) -> Object:
+    return {"metadata": {"name": "a", "resourceVersion": str(version), "managedFields": ["long"]}, **more}
+
+
+def resource(version: int, name: str = "alice", uid: str = "", status: Object | None = None, **spec: Any) -> Object:
+    item = body(name, **spec)
+    item["metadata"] |= {"resourceVersion": str(version), "managedFields": ["long"]}
+    if uid:
+        item["metadata"]["uid"] = uid
+    return {**item, "status": status} if status is not None else item
+
+
+def test_a_child_is_given_back_without_what_nobody_reads() -> None:
+    children = Children()
+    assert children.put(KEY, child(1, spec={"a": "ü"}))
+    assert children.get(KEY) == {"metadata": {"name": "a", "resourceVersion": "1"}, "spec": {"a": "ü"}}
+    assert children.get(("Secret", "users", "a")) is None
+    assert list(children) == [KEY]
+
+
+def test_what_is_known_or_older_is_no_news() -> None:
+    children = Children()
+    assert children.put(KEY, child(9))
+    assert not children.put(KEY, child(9))
+    assert not children.put(KEY, child(8, spec="old"))
+    assert not children.remove(KEY, 8)
+    assert children.put(KEY, child(10))  # not by its digits
+    assert children.remove(KEY, 11)
+    assert not children.remove(KEY, 11)
+
+
+def test_the_answer_to_a_write_may_come_before_the_watch_or_after() -> None:
+    children = Children()
+    assert children.put(KEY, child(5), ours=True)
+    assert not children.put(KEY, child(5))
+    # Deleted by somebody before the answer came: the watch has told of both.
+    children.remove(KEY, 7)
+    children.tell("Service", "users", 7)
+    assert not children.put(KEY, child(6), ours=True)
+    assert children.get(KEY) is None
+    assert children.put(KEY, child(8), ours=True)
+
+
+def test_a_list_says_what_is_gone() -> None:
+    children = Children()
+    for name, version in (("a", 1), ("b", 2), ("written-since", 9)):
+        children.put(("Service", "users", name), child(version))
+    children.put(("Secret", "users", "b"), child(2))
+    children.put(("Service", "others", "b"), child(2))
+    assert children.retain("Service", "users", {"a"}, 5) == ["b"]
+    assert sorted(key for key in children if key[2] == "b") == [("Secret", "users", "b"), ("Service", "others", "b")]
+    assert children.get(("Service", "users", "written-since")) is not None
+
+
+def test_an_api_server_that_was_set_back_is_believed() -> None:
+    children = Children()
+    children.put(KEY, child(90))
+    children.put(("Secret", "users", "a"), child(90))
+    children.tell("Service", "users", 100)
+    children.rewind("Service", "users", 100)
+    assert not children.put(KEY, child(80))
+    children.rewind("Service", "users", 99)
+    assert list(children) == [("Secret", "users", "a")]
+    assert children.put(KEY, child(80), ours=True)
+
+
+def test_a_resource_is_found_by_its_place_and_by_its_children() -> None:
+    resources = Resources()
+    assert resources.put(resource(1))
+    assert resources.put(resource(2, "again", userId="alice"))
+    found = resources.get(("users", "alice"))
+    assert found is not None
+    assert (found["spec"]["userId"], found["status"]) == ("alice", {})
+    assert "managedFields" not in found["metadata"]
+    assert resources.owners("users", child_name("alice")) == ["again", "alice"]
+    assert resources.uids("users") == {"uid-of-alice": "alice", "uid-of-again": "again"}
+    assert resources.uids("others") == {}
+    resources.remove("users", "alice", "uid-of-alice")
+    assert resources.owners("users", child_name("alice")) == ["again"]
+    resources.remove("users", "again", "uid-of-again")
+    assert resources.owners("users", child_name("alice")) == []
+    assert list(resources) == []
+
+
+def test_a_status_of_ours_is_no_news_and_one_of_somebody_else_is() -> None:
+    resources = Resources()
+    resources.put(resource(1))
+    assert not resources.put(resource(2, status={"url": "a"}), ours=True)
+    assert not resources.put(resource(2, status={"url": "a"}))
+    assert resources.get(("users", "alice")) == {
+        **body(),
+        "metadata": {**body()["metadata"], "resourceVersion": "2"},
+        "status": {"url": "a"},
+    }
+    assert not resources.put(resource(3, status={"url": "a"}))  # nothing that counts has changed
+    assert resources.put(resource(4, status={"url": "b"}))
+
+
+def test_what_others_ask_for_in_a_status_is_news_also_in_the_answer_to_ours() -> None:
+    resources = Resources()
+    resources.put(resource(1))
+    assert resources.put(resource(3, status={"url": "a", "wakeRequestedAt": "now"}), ours=True)
+    found = resources.get(("users", "alice"))
+    assert found is not None
+    assert found["status"] == {"url": "a", "wakeRequestedAt": "now"}
+    assert not resources.put(resource(3, status={"url": "a", "wakeRequestedAt": "now"}))
+
+
+def test_a_spec_that_comes_with_the_answer_to_a_status_is_news() -> None:
+    resources = Resources()
+    resources.put(resource(1))
+    assert resources.put(resource(3, status={}, route={"enabled": False}), ours=True)
+    assert not resources.put(resource(2, route={"enabled": False}))
+
+
+def test_the_answer_to_a_status_brings_no_resource_back() -> None:
+    resources = Resources()
+    assert not resources.put(resource(1), ours=True)
+    resources.put(resource(5, uid="second"))
+    assert not resources.put(resource(6, uid="first"), ours=True)
+    resources.remove("users", "alice", "first")
+    assert resources.uids("users") == {"second": "alice"}
+
+
+def test_one_of_the_same_name_takes_the_place() -> None:
+    resources = Resources()
+    resources.put(resource(1))
+    assert resources.put(resource(2, uid="second", userId="bob"))
+    assert resources.owners("users", child_name("alice")) == []
+    assert resources.owners("users", child_name("bob")) == ["alice"]
+
+
+def test_a_resource_that_was_listed_holds_though_it_is_older() -> None:
+    resources = Resources()
+    resources.put(resource(9, route={"enabled": False}))
+    assert not resources.put(resource(8))
+    assert resources.put(resource(8), listed=True)
+    assert not resources.put(resource(8), listed=True)
+
+
+def test_conditions_are_counted() -> None:
+    resources = Resources()
+    ready = {"conditions": [{"type": "Ready", "status": "True"}, {"type": "Progressing", "status": "False"}]}
+    resources.put(resource(1, status=ready))
+    resources.put(resource(2, "bob", status=json.loads(json.dumps(ready).replace("True", "False"))))
+    assert resources.conditions() == Counter({("Ready", "True"): 1, ("Ready", "False"): 1, ("Progressing", "False"): 2})

@@ -1,0 +1,61 @@
+"""How many get a new pod at once."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from userrealtime_operator.reconcile.rollouts import Rollouts, User
+
+STEPS = st.lists(st.tuples(st.sampled_from(["begin", "end"]), st.integers(0, 5)), max_size=60)
+
+
+@given(st.integers(1, 3), STEPS)
+def test_never_too_many_and_nobody_is_forgotten(limit: int, steps: list[tuple[str, int]]) -> None:
+    rollouts = Rollouts(limit)
+    users = [User("n", str(number)) for number in range(6)]
+    active: set[User] = set()
+    waiting: set[User] = set()
+    for step, number in steps:
+        user = users[number]
+        if step == "begin":
+            began = rollouts.begin(user)
+            (active if began else waiting).add(user)
+            waiting -= active
+            woken = []
+        else:
+            woken = rollouts.end(user)
+            active.discard(user)
+            waiting.discard(user)
+        for next_user in woken:
+            assert next_user in waiting
+            if rollouts.begin(next_user):
+                active.add(next_user)
+                waiting.discard(next_user)
+        assert len(active) <= limit
+    # Who still waits gets a turn, once those before have ended.
+    while active:
+        user = active.pop()
+        for next_user in rollouts.end(user):
+            assert rollouts.begin(next_user)
+            active.add(next_user)
+            waiting.discard(next_user)
+    assert not waiting
+
+
+def test_first_come_first_served() -> None:
+    rollouts = Rollouts(1)
+    a, b, c = (User("n", name) for name in "abc")
+    assert [rollouts.begin(user) for user in (a, c, b)] == [True, False, False]
+    assert rollouts.begin(a)
+    assert rollouts.end(a) == [c]
+
+
+def test_what_was_under_way_before_counts() -> None:
+    rollouts = Rollouts(2)
+    a, b, c, d = (User("n", name) for name in "abcd")
+    for user in (a, b, c):  # the limit was higher then
+        rollouts.resume(user)
+    assert [rollouts.begin(user) for user in (d, a)] == [False, True]
+    assert rollouts.end(a) == []
+    assert rollouts.end(b) == [d]

@@ -1,0 +1,616 @@
+"""Falling asleep, sleeping and waking, of users who are reconciled in a world of stand-ins."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import random
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from tests.operator.samples import CONFIG, body
+from tests.operator.world import World
+from userrealtime_operator.config import Activator, Config, IdleDefaults
+from userrealtime_operator.kube.client import ApiError
+from userrealtime_operator.manifests.objects import Object
+from userrealtime_operator.model.naming import child_name
+from userrealtime_operator.postgres.database import DatabaseError
+from userrealtime_operator.reconcile.reconciler import ChildKey
+from userrealtime_operator.reconcile.rollouts import User
+from userrealtime_operator.sleep.activator_endpoints import GRACE_S, Activators
+from userrealtime_operator.sleep.controller import SETTLE_S
+from userrealtime_operator.sleep.policy import Presence
+from userrealtime_operator.sleep.state import asleep
+
+ALICE = child_name("alice")
+DEPLOYMENT = ChildKey("Deployment", "users", ALICE)
+SLICE = ChildKey("EndpointSlice", "users", f"{ALICE}-activator")
+AFTER_S = 60
+HASTY = replace(CONFIG, idle=IdleDefaults(3), activator=Activator("system", "waker", 8080))
+SLEEPY = replace(CONFIG, idle=IdleDefaults(AFTER_S), activator=Activator("system", "waker", 8080))
+
+
+def endpoints(*addresses: str) -> Object:
+    return {
+        "metadata": {"labels": {}},
+        "addressType": "IPv4",
+        "endpoints": [{"addresses": [each], "conditions": {"ready": True}} for each in addresses],
+    }
+
+
+class SleepWorld(World):
+    """One where users may sleep. `self.time` and `self.database.time` are one clock, `self.clock` another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.activators = Activators(
+            self.api, Activator("system", "waker", 8080), lambda: self.changes.append(1), lambda: self.clock
+        )
+        self.changes: list[int] = []
+        self.restart(SLEEPY)
+
+    async def ready(self, *addresses: str) -> None:
+        """These activators are ready, and known to be."""
+        assert self.activators is not None
+        self.api.slices["waker"] = [endpoints(*addresses)]
+        await self.activators.look()
+
+    def say(self, name: str = "alice", clients: int = 0, since_s: float = 100, heard_s: float = 1) -> None:
+        """The pod of a user has said what it has."""
+        now = self.time.timestamp()
+        self.database.time = now
+        self.database.said[name] = [Presence(f"{name}-pod", clients, now - since_s, now - heard_s)]
+
+    def have_pod(self, name: str = "alice") -> None:
+        """The user's pod is ready."""
+        self.become_available(name)
+        self.api.slices[child_name(name)] = [endpoints("10.1.0.1")]
+        self.api.living_pods = [{"metadata": {"name": f"{name}-pod", "creationTimestamp": "x"}}]
+
+    def lose_pod(self) -> None:
+        """The cluster has taken alice's pod away."""
+        deployment = self.api.children[DEPLOYMENT]
+        generation = deployment["metadata"]["generation"]
+        available = {"type": "Available", "status": "True", "reason": "x", "message": ""}
+        deployment["status"] = {"observedGeneration": generation, "conditions": [available]}
+        self.api.slices[ALICE] = []
+        self.api.living_pods = []
+        del self.database.said["alice"]
+
+    def pass_time(self, seconds: float) -> None:
+        self.time += timedelta(seconds=seconds)
+        self.clock += seconds
+
+    def ask(self, name: str = "alice") -> None:
+        """A wake request, as the activator writes it."""
+        status = self.api.resources["users", name].setdefault("status", {})
+        status["wakeRequestedAt"] = self.time.isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+    async def look(self) -> None:
+        """The look for users who seem to be idle."""
+        await self.reconciler.find_idle("users", list(self.api.resources.values()))
+
+    async def settle(self) -> None:
+        """Up to the last look before sleep."""
+        await self.look()
+        await self.reconcile()  # puts the slice in place
+        await self.reconcile()  # has seen it
+        self.pass_time(SETTLE_S)
+
+    async def fall_asleep(self) -> None:
+        await self.settle()
+        await self.reconcile()
+        self.lose_pod()
+        await self.reconcile()
+
+    @property
+    def sleeping(self) -> bool:
+        return asleep(self.api.children[DEPLOYMENT]) is not None
+
+    @property
+    def replicas(self) -> int:
+        replicas: int = self.api.children[DEPLOYMENT]["spec"]["replicas"]
+        return replicas
+
+    @property
+    def addresses(self) -> list[str] | None:
+        """Where alice's connections go besides; None without a slice."""
+        found = self.api.children.get(SLICE)
+        return None if found is None else [endpoint["addresses"][0] for endpoint in found["endpoints"]]
+
+    def counted(self, name: str, **labels: str) -> float | None:
+        return self.metrics._registry.get_sample_value(f"userrealtime_operator_{name}", labels)
+
+
+@pytest.fixture
+async def world() -> SleepWorld:
+    """Alice is awake, and has been idle for long."""
+    world = SleepWorld()
+    await world.ready("10.0.0.1", "10.0.0.2")
+    await world.reconcile()
+    world.have_pod()
+    world.say()
+    await world.reconcile()
+    world.api.events.clear()
+    return world
+
+
+async def test_the_slice_comes_first_and_then_the_pod_goes(world: SleepWorld) -> None:
+    await world.look()
+    assert world.woken == ["alice"]
+    assert await world.reconcile() == ["pods", "apply EndpointSlice"]
+    assert world.addresses == ["10.0.0.1", "10.0.0.2"]
+    assert await world.reconciler.reconcile("users", "alice") == SETTLE_S
+    world.pass_time(SETTLE_S / 2)
+    assert await world.reconciler.reconcile("users", "alice") == SETTLE_S / 2
+    assert world.replicas == 1
+    world.pass_time(SETTLE_S / 2)
+    assert await world.reconcile() == ["pods", "apply Deployment", "status"]
+    assert (world.replicas, world.addresses) == (0, ["10.0.0.1", "10.0.0.2"])
+
+
+async def test_the_settle_time_begins_when_the_slice_is_seen(world: SleepWorld) -> None:
+    await world.look()
+    world.stale = copy.deepcopy(world.api.children)
+    await world.reconcile()
+    world.pass_time(10 * SETTLE_S)
+    assert await world.reconciler.reconcile("users", "alice") == SETTLE_S
+    world.stale = None
+    assert await world.reconciler.reconcile("users", "alice") == SETTLE_S
+    assert world.replicas == 1
+
+
+async def test_a_slice_that_goes_in_the_settle_time_begins_it_anew(world: SleepWorld) -> None:
+    await world.settle()
+    del world.api.children[SLICE]
+    assert await world.reconcile() == ["apply EndpointSlice"]
+    assert await world.reconciler.reconcile("users", "alice") == SETTLE_S
+    assert world.replicas == 1
+
+
+async def test_a_sleeping_user_is_as_wanted_and_costs_nothing(world: SleepWorld) -> None:
+    await world.fall_asleep()
+    assert world.condition("Asleep")[:2] == ("True", "Idle")
+    assert world.condition("Ready")[:2] == ("True", "Asleep")
+    assert world.condition("Progressing")[:2] == ("False", "Asleep")
+    assert world.api.resources["users", "alice"]["status"]["asleepSince"] < world.time.isoformat()
+    assert world.api.events == ["Slept"]
+    assert world.counted("sleeps_total") == 1
+    assert await world.reconcile() == []
+
+
+async def test_a_client_in_the_settle_time_wins(world: SleepWorld) -> None:
+    await world.settle()
+    world.say(clients=1, since_s=0)
+    assert await world.reconcile() == ["pods", "delete EndpointSlice"]
+    assert world.replicas == 1
+    world.say(clients=1, since_s=1000)
+    await world.look()
+    assert await world.reconcile() == []
+
+
+async def test_a_wake_request_in_the_settle_time_wins(world: SleepWorld) -> None:
+    await world.look()
+    await world.reconcile()
+    world.ask()
+    assert await world.reconcile() == ["delete EndpointSlice"]
+    assert world.replicas == 1
+    # It counts as use.
+    world.pass_time(AFTER_S - 1)
+    world.say(since_s=1000)
+    world.woken.clear()
+    await world.look()
+    assert world.woken == []
+
+
+async def test_a_wake_request_that_the_last_step_did_not_see_wakes(world: SleepWorld) -> None:
+    """It came while the pod was being put to sleep."""
+    await world.settle()
+    await world.reconcile()
+    assert world.sleeping
+    world.ask()
+    assert "apply Deployment" in await world.reconcile()
+    assert not world.sleeping
+
+
+async def test_a_wake_is_one_write_before_all_others(world: SleepWorld) -> None:
+    await world.fall_asleep()
+    world.ask()
+    calls = await world.reconcile()
+    assert calls == ["apply Deployment", "status"]
+    assert world.replicas == 1
+    assert world.addresses is not None, "who waits comes through the activator"
+    assert world.condition("Asleep")[:2] == ("False", "WakeRequested")
+    assert world.condition("Ready")[0] == "False"
+    assert "asleepSince" not in world.api.resources["users", "alice"]["status"]
+    assert world.api.events[-1] == "Woken"
+    assert world.counted("wakes_total", reason="WakeRequested") == 1
+
+
+async def test_the_slice_stays_until_the_pod_is_among_the_endpoints(world: SleepWorld) -> None:
+    await world.fall_asleep()
+    world.ask()
+    await world.reconcile()
+    world.become_available()
+    wait = await world.reconciler.reconcile("users", "alice")
+    assert wait is not None
+    assert 0 < wait <= 1
+    assert world.addresses is not None
+    world.have_pod()
+    world.pass_time(1.5)
+    assert "delete EndpointSlice" in await world.reconcile()
+    assert world.counted("wake_duration_seconds_sum") == pytest.approx(1.5)
+    assert world.condition("Ready")[:2] == ("True", "PodAvailable")
+    assert world.condition("Asleep")[:2] == ("False", "WakeRequested")
+    assert await world.reconcile() == []
+
+
+async def test_an_old_request_wakes_nobody(world: SleepWorld) -> None:
+    world.ask()
+    await world.reconcile()
+    world.pass_time(1000)
+    world.say(since_s=1000)
+    await world.fall_asleep()
+    assert await world.reconcile() == []
+    assert world.sleeping
+
+
+async def test_an_operator_that_restarts_lets_sleep_and_begins_anew_what_was_not_done(world: SleepWorld) -> None:
+    await world.look()
+    await world.reconcile()
+    world.restart(SLEEPY)
+    assert await world.reconcile() == ["delete EndpointSlice"]
+    await world.fall_asleep()
+    world.restart(SLEEPY)
+    assert await world.reconcile() == []
+    assert world.sleeping
+
+
+async def test_a_wake_that_an_operator_leaves_undone_is_done_by_the_next(world: SleepWorld) -> None:
+    await world.fall_asleep()
+    world.ask()
+    world.restart(SLEEPY)
+    assert "apply Deployment" in await world.reconcile()
+    assert world.replicas == 1
+
+
+async def test_changes_reach_a_sleeping_user_without_waking(world: SleepWorld) -> None:
+    await world.fall_asleep()
+    since = asleep(world.api.children[DEPLOYMENT])
+    changed = world.api.resources["users", "alice"]
+    changed["metadata"]["generation"] = 2
+    changed["spec"]["limits"]["connections"] = 7
+    assert "apply Deployment" in await world.reconcile()
+    limited = replace(SLEEPY, relay=replace(SLEEPY.relay, image="relay:2", max_concurrent_rollouts=1))
+    world.restart(limited)
+    assert "apply Deployment" in await world.reconcile()
+    world.request("1")
+    assert "replace Secret" in await world.reconcile()
+    world.api.children[ChildKey("Service", "users", ALICE)]["spec"]["selector"] = {"app": "other"}
+    world.api.children[SLICE]["endpoints"] = []
+    del world.api.children[DEPLOYMENT]["spec"]["template"]
+    calls = await world.reconcile()
+    assert {"apply Service", "apply EndpointSlice", "apply Deployment"} <= set(calls)
+    container = world.api.children[DEPLOYMENT]["spec"]["template"]["spec"]["containers"][0]
+    assert container["image"] == "relay:2"
+    assert {"name": "MAX_CONNECTIONS", "value": "7"} in container["env"]
+    await world.reconciler.sweep("users")
+    await world.reconcile()
+    assert asleep(world.api.children[DEPLOYMENT]) == since
+    assert world.condition("Asleep")[0] == "True"
+
+
+async def test_neither_sleep_nor_wake_waits_for_rollouts(world: SleepWorld) -> None:
+    await world.fall_asleep()
+    await world.serve("bob", "carol")
+    config = replace(SLEEPY, relay=replace(SLEEPY.relay, image="relay:2", max_concurrent_rollouts=1))
+    world.restart(config)
+    assert "apply Deployment" in await world.reconcile("bob")
+    assert "apply Deployment" not in await world.reconcile("carol")
+    assert world.condition("Progressing", "carol")[1] == "RolloutWaiting"
+    world.ask()
+    assert "apply Deployment" in await world.reconcile()
+    assert world.replicas == 1
+    assert "apply Deployment" not in await world.reconcile("carol"), "alice has taken nobody's turn, and gave none"
+
+
+async def test_scaling_by_hand(world: SleepWorld) -> None:
+    world.api.children[DEPLOYMENT]["spec"]["replicas"] = 0
+    await world.reconcile()
+    assert world.replicas == 1
+    world.have_pod()
+    await world.fall_asleep()
+    world.api.children[DEPLOYMENT]["spec"]["replicas"] = 1
+    await world.reconcile()
+    assert world.replicas == 1
+    assert world.condition("Asleep")[:2] == ("False", "Awake")
+
+
+async def test_a_database_that_is_away_puts_nobody_to_sleep_and_wakes_nobody(world: SleepWorld) -> None:
+    await world.look()
+    world.database.away = True
+    await world.reconcile()
+    assert world.condition("Asleep")[:2] == ("False", "DatabaseUnavailable")
+    assert world.addresses is None
+    world.database.away = False
+    await world.settle()
+    world.database.away = True
+    await world.reconcile()
+    assert (world.replicas, world.addresses) == (1, None)
+    world.database.away = False
+    await world.fall_asleep()
+    world.database.away = True
+    assert await world.reconcile() == []
+    world.ask()
+    await world.reconcile()
+    assert world.replicas == 1
+
+
+@pytest.mark.parametrize(
+    ("spec", "config"),
+    [
+        ({"idle": {"warm": True}}, SLEEPY),
+        ({"idle": {"after": "0s", "warm": False}}, SLEEPY),
+        ({}, replace(SLEEPY, idle=IdleDefaults(0))),
+    ],
+)
+async def test_whoever_is_not_to_sleep_is_awake(world: SleepWorld, spec: dict[str, Any], config: Config) -> None:
+    await world.fall_asleep()
+    asked = body(**spec)
+    asked["status"] = world.api.resources["users", "alice"]["status"]
+    world.add(asked)
+    world.restart(config)
+    await world.reconcile()
+    assert world.replicas == 1
+    assert world.condition("Asleep")[:2] == ("False", "NeverSleeps")
+    world.have_pod()
+    world.say()
+    assert "delete EndpointSlice" in await world.reconcile()
+    world.woken.clear()
+    await world.look()
+    assert world.woken == []
+
+
+async def test_without_an_activator_in_the_configuration_all_are_woken(world: SleepWorld) -> None:
+    await world.fall_asleep()
+    world.activators = None
+    world.restart(CONFIG)
+    await world.reconcile()
+    assert world.replicas == 1
+    assert world.condition("Asleep")[:2] == ("False", "NeverSleeps")
+    world.have_pod()
+    assert "delete EndpointSlice" in await world.reconcile()
+    await world.look()
+    assert world.woken == ["alice"], "that is from before"
+
+
+async def test_a_duration_of_their_own(world: SleepWorld) -> None:
+    world.api.resources["users", "alice"]["spec"]["idle"] = {"after": "2m"}
+    await world.look()
+    assert world.woken == []
+    world.say(since_s=121)
+    await world.look()
+    assert world.woken == ["alice"]
+
+
+async def test_activators_that_change_are_followed(world: SleepWorld) -> None:
+    await world.fall_asleep()
+    world.changes.clear()
+    await world.ready("10.0.0.3")
+    assert len(world.changes) == 1
+    assert await world.reconcile() == ["apply EndpointSlice"]
+    assert world.addresses == ["10.0.0.3"]
+    await world.ready("10.0.0.3")
+    assert len(world.changes) == 1
+
+
+async def test_without_a_ready_activator_nobody_falls_asleep_and_who_sleeps_is_woken(world: SleepWorld) -> None:
+    await world.fall_asleep()
+    await world.ready()
+    assert await world.reconcile() == [], "two that restart at once are given a moment"
+    assert world.addresses == ["10.0.0.1", "10.0.0.2"]
+    world.pass_time(GRACE_S)
+    world.changes.clear()
+    await world.ready()
+    assert len(world.changes) == 1
+    await world.reconcile()
+    assert world.replicas == 1
+    assert world.condition("Asleep")[:2] == ("False", "ActivatorUnavailable")
+    world.have_pod()
+    world.say()
+    assert "delete EndpointSlice" in await world.reconcile()
+    world.woken.clear()
+    await world.look()
+    assert world.woken == []
+    await world.ready("10.0.0.1")
+    await world.reconcile()
+    assert world.condition("Asleep")[:2] == ("False", "Awake")
+    await world.fall_asleep()
+    assert world.sleeping
+
+
+async def test_activators_that_go_while_a_user_falls_asleep_leave_them_awake(world: SleepWorld) -> None:
+    await world.settle()
+    await world.ready()
+    await world.reconcile()
+    assert (world.replicas, world.addresses) == (1, None)
+
+
+async def test_what_cannot_be_read_of_the_activators_stays_as_it_was(
+    world: SleepWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(*_: str) -> list[Object]:
+        raise ApiError(0, "no answer")
+
+    assert world.activators is not None
+    monkeypatch.setattr(world.api, "endpoint_slices", refuse)
+    world.pass_time(1000)
+    await world.activators.look()
+    assert not world.activators.gone
+    assert world.activators.endpoints("IPv4") is not None
+    assert world.activators.endpoints("IPv6") is None
+
+
+async def test_a_pod_that_has_not_spoken_keeps_its_user_awake(world: SleepWorld) -> None:
+    world.api.living_pods.append({"metadata": {"name": "alice-new"}})
+    await world.look()
+    assert await world.reconcile() == ["pods"]
+    assert world.addresses is None
+
+
+async def test_pods_that_have_ended_or_are_going_do_not(world: SleepWorld) -> None:
+    world.api.living_pods += [
+        {"metadata": {"name": "evicted"}, "status": {"phase": "Failed"}},
+        {"metadata": {"name": "going", "deletionTimestamp": "now"}, "status": {"phase": "Running"}},
+    ]
+    await world.fall_asleep()
+    assert world.sleeping
+
+
+async def test_who_is_gone_is_forgotten(world: SleepWorld) -> None:
+    await world.settle()
+    again = copy.deepcopy(world.api.resources["users", "alice"])
+    del world.api.resources["users", "alice"]
+    await world.reconcile()
+    world.add(again)
+    assert await world.reconcile() == ["delete EndpointSlice"]
+    sleeper = world.reconciler._sleeper
+    assert User("users", "alice") not in sleeper._settling
+
+
+async def test_a_broken_resource_keeps_nobody_else_awake(world: SleepWorld) -> None:
+    broken = body("broken")
+    del broken["spec"]["limits"]["connections"]
+    world.add(broken)
+    world.say("broken")
+    await world.look()
+    assert world.woken == ["alice"]
+
+
+class Chance:
+    """Alice, her relay, her clients, the activators and the operator, who do things in any order.
+
+    A relay tells of its clients up to a second late. Clients come to the pod where there is one, and else through an
+    activator, which asks for a wake.
+    """
+
+    def __init__(self, world: SleepWorld, seed: int) -> None:
+        self.world = world
+        self.random = random.Random(seed)  # noqa: S311
+        self.came: list[float] = []
+        """When each client came that is connected."""
+        self.waits = False
+        """Whether a client waits for the pod."""
+        self.untold: float | None = None
+        """When the relay will tell what it has; None where it has told."""
+        self.changed_at = world.clock - 1000.0
+        """When the relay came to have any client, or none."""
+        self.pod = True
+        self.slept = 0
+
+    async def step(self) -> None:
+        acts = {
+            self.pause: 50,
+            self.reconcile: 60,
+            self.connect: 4,
+            self.disconnect: 8,
+            self.look: 20,
+            self.start_pod: 20,
+            self.restart: 1,
+            self.change_activators: 2,
+            self.change_spec: 2,
+            self.fail_database: 2,
+        }
+        await self.random.choices(list(acts), list(acts.values()))[0]()
+
+    async def pause(self) -> None:
+        for _ in range(self.random.choice([1, 4, 8, 40])):
+            self.world.pass_time(0.25)
+            if self.untold is not None and self.world.clock >= self.untold:
+                self.untold = None
+            if self.pod and self.untold is None:
+                since_s = self.world.clock - self.changed_at
+                self.world.say(clients=len(self.came), since_s=since_s, heard_s=0)
+        self.world.database.time = self.world.time.timestamp()
+
+    def _change(self, clients: list[float]) -> None:
+        if bool(clients) != bool(self.came):
+            self.changed_at = self.world.clock
+        self.came = clients
+        self.untold = self.untold or self.world.clock + self.random.uniform(0, 1)
+
+    async def connect(self) -> None:
+        if self.pod:
+            self._change([*self.came, self.world.clock])
+        else:
+            self.waits = True
+            self.world.ask()
+
+    async def disconnect(self) -> None:
+        if self.came:
+            self._change([])
+
+    async def look(self) -> None:
+        with contextlib.suppress(DatabaseError):
+            await self.world.look()
+
+    async def start_pod(self) -> None:
+        if not self.pod and self.world.replicas == 1:
+            self.pod = True
+            self.changed_at = self.world.clock
+            self.world.have_pod()
+            self._change([self.world.clock] if self.waits else [])
+            self.waits = False
+
+    async def restart(self) -> None:
+        self.world.restart(HASTY)
+
+    async def change_activators(self) -> None:
+        await self.world.ready(*self.random.choice([(), ("10.0.0.1",), ("10.0.0.1", "10.0.0.2")]))
+
+    async def change_spec(self) -> None:
+        resource = self.world.api.resources["users", "alice"]
+        resource["metadata"]["generation"] += 1
+        resource["spec"]["limits"]["connections"] += 1
+
+    async def fail_database(self) -> None:
+        self.world.database.away = self.random.random() < 0.3
+
+    async def reconcile(self) -> None:
+        world, replicas = self.world, self.world.replicas
+        await world.reconcile()
+        if replicas == 1 and world.replicas == 0:
+            assert self.pod, "there was a pod to go"
+            assert all(world.clock - came <= 1 for came in self.came), "a client was there to be seen"
+            self.slept += 1
+            if self.came:  # they come back, through the activator
+                world.ask()
+            self.waits, self.came, self.untold, self.pod = bool(self.came), [], None, False
+            world.lose_pod()
+        if world.replicas == 0:
+            assert world.addresses, "connections have somewhere to go"
+        if self.waits and not world.database.away:
+            assert world.replicas == 1 or replicas == 1, "whoever waits is not left waiting"
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_whatever_happens_no_client_is_cut_that_could_be_seen_and_none_is_left_waiting(
+    world: SleepWorld, seed: int
+) -> None:
+    world.restart(HASTY)
+    chance = Chance(world, seed)
+    for _ in range(1000):
+        await chance.step()
+    assert chance.slept
+    world.database.away = False
+    await world.ready("10.0.0.1")
+    for _ in range(20):
+        await chance.disconnect()
+        await chance.pause()
+        await chance.look()
+        await chance.reconcile()
+        await chance.start_pod()
+    assert world.sleeping, "in the end, with nobody there, she sleeps"
