@@ -27,11 +27,11 @@ from websockets.asyncio.client import connect
 from bench.durable import durable_postgres
 from bench.relay.figures import figure, percentile
 from e2e.local.relay import running_relay
-from userrealtime_operator.activator.directory import Directory, Target
-from userrealtime_operator.activator.gate import Gate, Limits
 from userrealtime_operator.activator.metrics import Metrics
-from userrealtime_operator.activator.origins import Origins
 from userrealtime_operator.activator.pods import Pod
+from userrealtime_operator.activator.proxy.origins import Origins
+from userrealtime_operator.activator.proxy.proxy import Gate, Limits
+from userrealtime_operator.activator.routes import Route, RouteTable
 from userrealtime_operator.activator.tokens import Tokens, common_config
 from userrealtime_operator.activator.wakes import Wakes
 from userrealtime_operator.postgres.migrate import migrate
@@ -106,28 +106,28 @@ class OnePod:
     def __init__(self, port: int) -> None:
         self._pod = Pod(True, "", ("127.0.0.1", port))
 
-    async def request_wake(self, target: Target) -> None:
+    async def request_wake(self, route: Route) -> None:
         """The pod is there."""
 
-    def pod(self, _: Target) -> Pod:
+    def pod(self, _: Route) -> Pod:
         return self._pod
 
-    async def changed(self, _: Target) -> None:
+    async def changed(self, _: Route) -> None:
         await asyncio.Event().wait()
 
-    def announced(self, target: Target, ip: str) -> None:
+    def announced(self, route: Route, ip: str) -> None:
         """The pod is there."""
 
 
 def run_activator(relay_port: int, key: str, port: Any) -> None:
     """An activator before one relay. Sends its port, and never returns."""
 
-    async def read(_: Target) -> dict[str, Any]:
+    async def read(_: Route) -> dict[str, Any]:
         return {"data": {"TOKEN_KEY": base64.b64encode(key.encode()).decode()}}
 
     async def serve() -> None:
-        directory = Directory()
-        directory.put(
+        routes = RouteTable()
+        routes.put(
             {
                 "metadata": {"namespace": "users", "name": USER},
                 "spec": {"userId": USER},
@@ -136,7 +136,7 @@ def run_activator(relay_port: int, key: str, port: Any) -> None:
         )
         metrics, common = Metrics(), common_config({})
         wakes = Wakes(OnePod(relay_port), metrics)
-        gate = Gate(directory, wakes, Tokens(common, read), Limits(), Origins(()), metrics)
+        gate = Gate(routes, wakes, Tokens(common, read), Limits(), Origins(()), metrics)
         await gate.listen("127.0.0.1", 0)
         port.send(gate.port)
         await asyncio.Event().wait()

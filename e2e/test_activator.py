@@ -15,8 +15,8 @@ from kubernetes.aio.client.configuration import Configuration
 from kubernetes.aio.config import load_kube_config
 
 from userrealtime_operator.activator.cluster import ApiCluster
-from userrealtime_operator.activator.directory import Directory, Target
 from userrealtime_operator.activator.metrics import Metrics
+from userrealtime_operator.activator.routes import Route, RouteTable
 from userrealtime_operator.kube.client import Api
 from userrealtime_operator.model.naming import child_name
 from userrealtime_operator.reconcile.rollouts import User
@@ -26,7 +26,7 @@ from .patience import PATIENCE_S, WITHIN
 from .system import CHART
 
 NAMESPACE = "users"
-ALICE = Target(User(NAMESPACE, "alice"), "alice", "")
+ALICE = Route(User(NAMESPACE, "alice"), "alice", "")
 NAME = child_name("alice")
 
 
@@ -59,8 +59,8 @@ class Replica:
 
     def __init__(self, api: Api) -> None:
         self.metrics = Metrics()
-        self.directory = Directory()
-        self.cluster = ApiCluster(api, self.directory, self.metrics)
+        self.routes = RouteTable()
+        self.cluster = ApiCluster(api, self.routes, self.metrics)
 
     @property
     def requested(self) -> float:
@@ -155,7 +155,7 @@ async def test_others_who_write_all_the_time_keep_nobody_asleep(alice: LocalApiS
 
 async def test_pods_and_users_are_known_while_the_api_server_restarts(alice: LocalApiServer) -> None:
     async with replicas(alice) as [replica]:
-        assert replica.directory.find(NAME, "/ws") is not None
+        assert replica.routes.find(NAME, "/ws") is not None
         put_pod(alice, ready=False)
         await until_pod(replica, ready=False)
         pod = replica.cluster.pod(ALICE)
@@ -166,13 +166,13 @@ async def test_pods_and_users_are_known_while_the_api_server_restarts(alice: Loc
             await replica.cluster.request_wake(ALICE)
         with pytest.raises(OSError, match="no answer"):
             await replica.cluster.secret(ALICE)
-        assert replica.directory.find(NAME, "/ws") is not None
+        assert replica.routes.find(NAME, "/ws") is not None
         await asyncio.to_thread(alice.start)
         put_pod(alice, ready=True)
         await until_pod(replica, ready=True)
         alice.kubectl("-n", NAMESPACE, "delete", "urt", "alice")
         deadline = time.monotonic() + PATIENCE_S
-        while replica.directory.find(NAME, "/ws") is not None:
+        while replica.routes.find(NAME, "/ws") is not None:
             assert time.monotonic() < deadline, "the user is gone, and still known"
             await asyncio.sleep(0.05)
 

@@ -20,9 +20,9 @@ from tests.conftest import Database
 from tests.operator.activator.support import SERVICE, gate
 from tests.relay.http_client import request
 from tests.relay.support import PATIENCE_S, client, closed, get, metric, receive, running, token, until
-from userrealtime_operator.activator import gate as activator
-from userrealtime_operator.activator.gate import Gate
-from userrealtime_operator.activator.request import MAX_BODY_PIECES
+from userrealtime_operator.activator.proxy import proxy as activator
+from userrealtime_operator.activator.proxy.proxy import Gate
+from userrealtime_operator.activator.proxy.request import MAX_BODY_PIECES
 from userrealtime_relay import probes
 from userrealtime_relay.server import Relay
 from userrealtime_relay.transports import http, websocket

@@ -37,7 +37,7 @@ def test_files_exist(path: str) -> None:
         (
             "A wake",
             "operator/userrealtime_operator/activator/server.py",
-            "operator/userrealtime_operator/activator/frames.py",
+            "operator/userrealtime_operator/activator/proxy/frames.py",
         ),
     ],
 )

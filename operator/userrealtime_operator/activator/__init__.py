@@ -1,4 +1,4 @@
 """The activator: takes the connections of users who sleep, wakes them, and carries each connection through to the pod.
 
-`request`, `directory` and `wakes` decide and hold no socket; `gate` is the shell around them.
+`routes`, `wakes` and most of `proxy` hold no socket; `proxy.proxy` is the shell around them.
 """

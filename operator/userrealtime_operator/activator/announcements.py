@@ -47,18 +47,18 @@ async def serve(host: str, port: int, wakes: Wakes, tokens: Tokens, metrics: Met
 
 
 def _judge(request: web.Request, wakes: Wakes, tokens: Tokens) -> tuple[str, HTTPStatus]:
-    target = wakes.awaited(request.match_info["namespace"], request.match_info["name"])
-    if target is None:
+    route = wakes.awaited(request.match_info["namespace"], request.match_info["name"])
+    if route is None:
         return "not_awaited", HTTPStatus.NOT_FOUND
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
     try:
         if scheme != "Bearer":
             raise BadAnnouncement
-        address = tokens.announced(target, token)
+        address = tokens.announced(route, token)
     except BadAnnouncement:
         return "refused", HTTPStatus.UNAUTHORIZED
     if address != request.remote:  # as where nodes hide the addresses of pods
-        _logger.warning("a pod speaks from another address than its own", extra={"fields": {"user": str(target.user)}})
+        _logger.warning("a pod speaks from another address than its own", extra={"fields": {"user": str(route.user)}})
         return "refused", HTTPStatus.FORBIDDEN
-    wakes.announced(target, address)
+    wakes.announced(route, address)
     return "taken", HTTPStatus.NO_CONTENT

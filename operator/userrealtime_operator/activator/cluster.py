@@ -20,9 +20,9 @@ from userrealtime_operator.manifests.objects import RELAY, Object
 from userrealtime_operator.model.resource import API_VERSION, PLURAL
 from userrealtime_operator.reconcile.rollouts import User
 
-from .directory import Directory, Target
 from .metrics import Metrics
 from .pods import Pod, Pods
+from .routes import Route, RouteTable
 
 PENDING_S: Final = 30.0
 """Seconds for which the request of another replica is relied upon."""
@@ -42,10 +42,10 @@ class _Request(NamedTuple):
 
 
 class Requests:
-    """What the resources say of wakes. Passes them on to the directory."""
+    """What the resources say of wakes. Passes them on to the routes."""
 
-    def __init__(self, directory: Directory) -> None:
-        self._directory = directory
+    def __init__(self, routes: RouteTable) -> None:
+        self._routes = routes
         self._requests: dict[User, _Request] = {}
         self._news = asyncio.Event()
 
@@ -78,7 +78,7 @@ class Requests:
         if before and moment != before.moment:
             seen_at = time.monotonic()
         self._requests[user] = _Request(body["metadata"]["resourceVersion"], moment, seen_at)
-        self._directory.put(body)
+        self._routes.put(body)
         self._tell()
 
     def remove(self, body: Mapping[str, Any]) -> None:
@@ -95,7 +95,7 @@ class Requests:
 
     def _forget(self, user: User) -> None:
         self._requests.pop(user, None)
-        self._directory.remove(user)
+        self._routes.remove(user)
         self._tell()
 
     def _tell(self) -> None:
@@ -106,11 +106,11 @@ class Requests:
 class ApiCluster:
     """The cluster of an API server."""
 
-    def __init__(self, api: Api, directory: Directory, metrics: Metrics) -> None:
+    def __init__(self, api: Api, routes: RouteTable, metrics: Metrics) -> None:
         self._api = api
         self._metrics = metrics
         self._pods = Pods()
-        self._requests = Requests(directory)
+        self._requests = Requests(routes)
         metrics.users.set_function(lambda: len(self))
 
     def __len__(self) -> int:
@@ -144,28 +144,28 @@ class ApiCluster:
         except BaseExceptionGroup as found:
             raise found.exceptions[0] from None
 
-    async def secret(self, target: Target) -> Object | None:
+    async def secret(self, route: Route) -> Object | None:
         """A user's Secret. Raises OSError if it cannot be had."""
         try:
-            return await self._api.get("Secret", target.user.namespace, target.child_name)
+            return await self._api.get("Secret", route.user.namespace, route.child_name)
         except ApiError as error:
             raise OSError(f"a Secret cannot be read: {error}") from None
 
-    def pod(self, target: Target) -> Pod | None:
+    def pod(self, route: Route) -> Pod | None:
         """See `wakes.Cluster`, as for all that follows."""
-        return self._pods.best((target.user.namespace, target.child_name))
+        return self._pods.best((route.user.namespace, route.child_name))
 
-    def announced(self, target: Target, ip: str) -> None:
-        self._pods.announce((target.user.namespace, target.child_name), ip)
+    def announced(self, route: Route, ip: str) -> None:
+        self._pods.announce((route.user.namespace, route.child_name), ip)
 
-    async def changed(self, target: Target) -> None:
-        await self._pods.changed((target.user.namespace, target.child_name))
+    async def changed(self, route: Route) -> None:
+        await self._pods.changed((route.user.namespace, route.child_name))
 
-    async def request_wake(self, target: Target) -> None:
-        user = target.user
+    async def request_wake(self, route: Route) -> None:
+        user = route.user
         version: str | None = None
         for attempt in range(_ATTEMPTS):
-            if self._is_asked(target):
+            if self._is_asked(route):
                 return
             # In the end whatever the resource is: that others write to it all the time must keep nobody asleep.
             version = self._requests.version(user) if attempt < _ATTEMPTS - 1 else None
@@ -179,10 +179,10 @@ class ApiCluster:
                 self._metrics.requested.inc()
                 return
 
-    def _is_asked(self, target: Target) -> bool:
+    def _is_asked(self, route: Route) -> bool:
         """Whether somebody has asked already for the wake that is wanted now."""
-        seen_at = self._requests.asked_at(target.user)
-        last_ready = self._pods.last_ready((target.user.namespace, target.child_name))
+        seen_at = self._requests.asked_at(route.user)
+        last_ready = self._pods.last_ready((route.user.namespace, route.child_name))
         return seen_at > last_ready and time.monotonic() < seen_at + PENDING_S
 
 

@@ -20,10 +20,10 @@ from userrealtime_relay.config import Config as RelayConfig
 
 from . import announcements
 from .cluster import ApiCluster
-from .directory import Directory
-from .gate import Gate, Limits
 from .metrics import Metrics
-from .origins import Origins
+from .proxy.origins import Origins
+from .proxy.proxy import Gate, Limits
+from .routes import RouteTable
 from .tokens import Tokens
 from .wakes import Wakes
 
@@ -59,15 +59,15 @@ async def serve(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _stop, stopping, number)
     metrics = Metrics()
-    directory = Directory()
+    routes = RouteTable()
     # Watches hold a connection each: wakes are to wait for none of them.
     watching = 2 * len(settings.namespaces) + _SPARE_CONNECTIONS
     async with await Api.connect() as api, await Api.connect(connections=watching) as watches:
-        cluster = ApiCluster(api, directory, metrics)
+        cluster = ApiCluster(api, routes, metrics)
         tokens = Tokens(settings.relays, cluster.secret if settings.user_keys else None)
         limits = Limits(request_s=settings.relays.auth_timeout, query_token=settings.relays.allow_query_token)
         wakes = Wakes(cluster, metrics)
-        gate = Gate(directory, wakes, tokens, limits, Origins(settings.relays.allowed_origins), metrics)
+        gate = Gate(routes, wakes, tokens, limits, Origins(settings.relays.allowed_origins), metrics)
         async with cluster.following(watches, settings.namespaces) as full:
 
             def hindrance() -> str | None:

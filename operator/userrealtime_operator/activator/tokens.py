@@ -23,7 +23,7 @@ from userrealtime_relay.auth import KeysWanted, TokenVerifier, Unauthorized
 from userrealtime_relay.config import Config
 from userrealtime_relay.keys import CURRENT, NEXT, PREVIOUS, TokenKeys, flaw
 
-from .directory import Target
+from .routes import Route
 
 LIFETIME_S: Final = 60.0
 COOLDOWN_S: Final = 5.0
@@ -74,7 +74,7 @@ class Tokens:
             keys are not looked at, and only tokens of the identity provider are good.
     """
 
-    def __init__(self, common: Config, read: Callable[[Target], Awaitable[Secret | None]] | None) -> None:
+    def __init__(self, common: Config, read: Callable[[Route], Awaitable[Secret | None]] | None) -> None:
         self._common = common
         self._read = read
         self._jwks = None
@@ -82,37 +82,37 @@ class Tokens:
             from userrealtime_relay.jwks import Jwks  # late: it needs what HS256 has no use for
 
             self._jwks = Jwks(common.jwks_url)
-        self._known: OrderedDict[Target, _Known] = OrderedDict()
-        self._reading: dict[Target, asyncio.Task[_Known]] = {}
+        self._known: OrderedDict[Route, _Known] = OrderedDict()
+        self._reading: dict[Route, asyncio.Task[_Known]] = {}
         self._reads = asyncio.Semaphore(MAX_READS)
 
-    async def check(self, target: Target, token: str) -> None:
+    async def check(self, route: Route, token: str) -> None:
         """Returns if the token is one of the user's and good.
 
         Raises:
             Unauthorized: it is not.
             KeysWanted: that cannot be told, since the keys cannot be had now.
         """
-        known = self._known.get(target)
-        (self._verifier(target, TokenKeys()) if known is None else known.verifier).check_claims(token)
+        known = self._known.get(route)
+        (self._verifier(route, TokenKeys()) if known is None else known.verifier).check_claims(token)
         if known is None or time.monotonic() > known.read_at + LIFETIME_S:
-            known = await self._learn(target)
+            known = await self._learn(route)
         else:
-            self._known.move_to_end(target)
+            self._known.move_to_end(route)
         try:
             await self._judge(known.verifier, token)
         except Unauthorized:
             if self._read is None or time.monotonic() < known.read_at + COOLDOWN_S:
                 raise
-            await self._judge((await self._learn(target)).verifier, token)
+            await self._judge((await self._learn(route)).verifier, token)
 
-    def announced(self, target: Target, token: str) -> str:
+    def announced(self, route: Route, token: str) -> str:
         """The address that a user's pod announces. By keys that are known: whoever waits for it has brought a token.
 
         Raises:
             BadAnnouncement: it is not the user's pod that does.
         """
-        known = self._known.get(target)
+        known = self._known.get(route)
         return announce.read(token, known.keys() if known is not None else ())
 
     async def _judge(self, verifier: TokenVerifier, token: str) -> None:
@@ -122,26 +122,26 @@ class Tokens:
             await verifier.refresh()
             verifier(token)
 
-    async def _learn(self, target: Target) -> _Known:
-        task = self._reading.get(target)
+    async def _learn(self, route: Route) -> _Known:
+        task = self._reading.get(route)
         if task is None:
-            task = self._reading[target] = asyncio.create_task(self._ask(target))
-            task.add_done_callback(lambda _: self._reading.pop(target))
+            task = self._reading[route] = asyncio.create_task(self._ask(route))
+            task.add_done_callback(lambda _: self._reading.pop(route))
         try:
             return await asyncio.shield(task)
         except OSError:
             raise KeysWanted from None
 
-    async def _ask(self, target: Target) -> _Known:
+    async def _ask(self, route: Route) -> _Known:
         keys = TokenKeys()
         if self._read is not None:
             async with self._reads:
-                keys = keys_in(await self._read(target))
-        known = self._known[target] = _Known(keys, self._verifier(target, keys), time.monotonic())
-        self._known.move_to_end(target)
+                keys = keys_in(await self._read(route))
+        known = self._known[route] = _Known(keys, self._verifier(route, keys), time.monotonic())
+        self._known.move_to_end(route)
         if len(self._known) > MAX_USERS:
             self._known.popitem(last=False)
         return known
 
-    def _verifier(self, target: Target, keys: TokenKeys) -> TokenVerifier:
-        return TokenVerifier(replace(self._common, user_id=target.user_id, token_keys=keys), self._jwks)
+    def _verifier(self, route: Route, keys: TokenKeys) -> TokenVerifier:
+        return TokenVerifier(replace(self._common, user_id=route.user_id, token_keys=keys), self._jwks)

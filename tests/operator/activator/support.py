@@ -10,11 +10,11 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from tests.relay.support import KEY, USER, running
-from userrealtime_operator.activator.directory import Directory, Target
-from userrealtime_operator.activator.gate import Gate, Limits
 from userrealtime_operator.activator.metrics import Metrics
-from userrealtime_operator.activator.origins import Origins
 from userrealtime_operator.activator.pods import Pod
+from userrealtime_operator.activator.proxy.origins import Origins
+from userrealtime_operator.activator.proxy.proxy import Gate, Limits
+from userrealtime_operator.activator.routes import Route, RouteTable
 from userrealtime_operator.activator.tokens import Tokens, common_config
 from userrealtime_operator.activator.wakes import Wakes
 from userrealtime_operator.model.naming import child_name
@@ -55,8 +55,8 @@ class House:
         self._change = asyncio.Event()
         self._stack = contextlib.AsyncExitStack()
 
-    async def request_wake(self, target: Target) -> None:
-        assert target.user_id == USER
+    async def request_wake(self, route: Route) -> None:
+        assert route.user_id == USER
         self.wakes += 1
         if self._comes and self._pod is None:
             await asyncio.sleep(0.1)
@@ -71,14 +71,14 @@ class House:
         self._show(relay.ws_port)
         return relay
 
-    def pod(self, target: Target) -> Pod | None:
-        assert target.user_id == USER
+    def pod(self, route: Route) -> Pod | None:
+        assert route.user_id == USER
         return self._pod
 
-    def announced(self, target: Target, ip: str) -> None:
+    def announced(self, route: Route, ip: str) -> None:
         raise AssertionError("nothing announces itself here")
 
-    async def changed(self, target: Target) -> None:
+    async def changed(self, route: Route) -> None:
         await self._change.wait()
 
     async def close(self) -> None:
@@ -120,15 +120,15 @@ async def gate(
     house = House(database_url, comes=comes, ghosts=ghosts, **(relay or {}))
     common = common_config(relay or {})
 
-    async def read(target: Target) -> dict[str, Any]:
-        assert target.user_id == USER
+    async def read(route: Route) -> dict[str, Any]:
+        assert route.user_id == USER
         return secret(KEY)
 
-    directory = Directory()
-    directory.put(resource(url="http://127.0.0.1"))
+    routes = RouteTable()
+    routes.put(resource(url="http://127.0.0.1"))
     metrics = Metrics()
     wakes = Wakes(house, metrics, patience_s=patience_s)
-    opened = Gate(directory, wakes, Tokens(common, read), Limits(**limits), Origins(common.allowed_origins), metrics)
+    opened = Gate(routes, wakes, Tokens(common, read), Limits(**limits), Origins(common.allowed_origins), metrics)
     await opened.listen("127.0.0.1", 0)
     try:
         yield opened, house, metrics

@@ -14,14 +14,14 @@ from tests.operator.activator.support import secret
 from tests.operator.activator.test_wakes import Pods
 from tests.relay.support import KEY, PATIENCE_S, token
 from userrealtime_operator.activator import announcements
-from userrealtime_operator.activator.directory import Target
 from userrealtime_operator.activator.metrics import Metrics
+from userrealtime_operator.activator.routes import Route
 from userrealtime_operator.activator.tokens import Tokens, common_config
 from userrealtime_operator.activator.wakes import Wakes
 from userrealtime_operator.reconcile.rollouts import User
 from userrealtime_relay.announce import announce, sign
 
-ALICE = Target(User("users", "alice"), "alice", "")
+ALICE = Route(User("users", "alice"), "alice", "")
 PATH = f"/users/{ALICE.child_name}"
 
 
@@ -44,7 +44,7 @@ class Place:
 
 @asynccontextmanager
 async def place(*keys: str) -> AsyncIterator[Place]:
-    async def read(_: Target) -> dict[str, object]:
+    async def read(_: Route) -> dict[str, object]:
         return secret(*keys)
 
     server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)

@@ -11,13 +11,13 @@ import pytest
 from tests.operator.activator.support import secret
 from tests.relay.support import KEY, token
 from userrealtime_operator.activator import tokens
-from userrealtime_operator.activator.directory import Target
+from userrealtime_operator.activator.routes import Route
 from userrealtime_operator.activator.tokens import Tokens, common_config, keys_in
 from userrealtime_operator.reconcile.rollouts import User
 from userrealtime_relay.auth import KeysWanted, Unauthorized
 
-ALICE = Target(User("users", "alice"), "alice", "")
-BOB = Target(User("users", "bob"), "bob", "")
+ALICE = Route(User("users", "alice"), "alice", "")
+BOB = Route(User("users", "bob"), "bob", "")
 OTHER = "another key of this user's that is long"
 THIRD = "the key before, which is long enough too"
 
@@ -30,7 +30,7 @@ class Vault:
         self.reads = 0
         self.away = False
 
-    async def read(self, _: Target) -> dict[str, Any]:
+    async def read(self, _: Route) -> dict[str, Any]:
         self.reads += 1
         await asyncio.sleep(0)
         if self.away:
@@ -126,8 +126,8 @@ async def test_only_so_many_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokens, "MAX_USERS", 1)
     vault = Vault(KEY)
     checked = Tokens(common_config({}), vault.read)
-    for target, sub in ((ALICE, "alice"), (BOB, "bob"), (ALICE, "alice")):
-        await checked.check(target, token(sub=sub))
+    for route, sub in ((ALICE, "alice"), (BOB, "bob"), (ALICE, "alice")):
+        await checked.check(route, token(sub=sub))
     assert vault.reads == 3
 
 

@@ -7,14 +7,14 @@ import asyncio
 import pytest
 
 from e2e.patience import PATIENCE_S
-from userrealtime_operator.activator.directory import Target
 from userrealtime_operator.activator.metrics import Metrics
 from userrealtime_operator.activator.pods import Pod
+from userrealtime_operator.activator.routes import Route
 from userrealtime_operator.activator.wakes import Address, WakeFailed, Wakes
 from userrealtime_operator.reconcile.rollouts import User
 
-ALICE = Target(User("users", "alice"), "alice", "")
-BOB = Target(User("users", "bob"), "bob", "")
+ALICE = Route(User("users", "alice"), "alice", "")
+BOB = Route(User("users", "bob"), "bob", "")
 
 
 class Pods:
@@ -23,7 +23,7 @@ class Pods:
     def __init__(self, error: OSError | None = None, port: int = 0) -> None:
         self.port = port
         """Of a pod that announces itself."""
-        self.asked: list[Target] = []
+        self.asked: list[Route] = []
         self._pod: Pod | None = None
         self._change = asyncio.Event()
         self._error = error
@@ -33,18 +33,18 @@ class Pods:
         self._change.set()
         self._change.clear()
 
-    async def request_wake(self, target: Target) -> None:
-        self.asked.append(target)
+    async def request_wake(self, route: Route) -> None:
+        self.asked.append(route)
         if self._error is not None:
             raise self._error
 
-    def pod(self, target: Target) -> Pod | None:
+    def pod(self, route: Route) -> Pod | None:
         return self._pod
 
-    def announced(self, target: Target, ip: str) -> None:
+    def announced(self, route: Route, ip: str) -> None:
         self.come((ip, self.port))
 
-    async def changed(self, target: Target) -> None:
+    async def changed(self, route: Route) -> None:
         await self._change.wait()
 
 

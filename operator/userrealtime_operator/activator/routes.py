@@ -13,7 +13,7 @@ MAX_SEGMENTS: Final = 16
 """Of a path that are looked at, so that a path of slashes costs nothing."""
 
 
-class Target(NamedTuple):
+class Route(NamedTuple):
     """A user whom a request may be for."""
 
     user: User
@@ -28,12 +28,12 @@ class Target(NamedTuple):
         return child_name(self.user_id)
 
 
-class Directory:
+class RouteTable:
     """The users as their resources say. An address that would lead to two users leads to neither."""
 
     def __init__(self) -> None:
         self._places: dict[User, list[tuple[str, str]]] = {}
-        self._targets: dict[tuple[str, str], set[Target]] = {}
+        self._routes: dict[tuple[str, str], set[Route]] = {}
 
     def put(self, body: Mapping[str, Any]) -> None:
         """A resource is there, new or changed."""
@@ -41,8 +41,8 @@ class Directory:
         user = User(metadata["namespace"], metadata["name"])
         url = urlsplit(body.get("status", {}).get("url") or "")
         path = url.path.rstrip("/")
-        target = Target(user, body["spec"]["userId"], path)
-        name = target.child_name
+        route = Route(user, body["spec"]["userId"], path)
+        name = route.child_name
         service = f"{name}.{user.namespace}"
         places = [(host, "") for host in (name, service, f"{service}.svc", f"{service}.svc.cluster.local")]
         if url.hostname:
@@ -52,18 +52,18 @@ class Directory:
         self.remove(user)
         self._places[user] = places
         for place in places:
-            self._targets.setdefault(place, set()).add(target)
+            self._routes.setdefault(place, set()).add(route)
 
     def remove(self, user: User) -> None:
         """A resource is gone."""
         for place in self._places.pop(user, ()):
-            left = {target for target in self._targets[place] if target.user != user}
+            left = {route for route in self._routes[place] if route.user != user}
             if left:
-                self._targets[place] = left
+                self._routes[place] = left
             else:
-                del self._targets[place]
+                del self._routes[place]
 
-    def find(self, host: str, path: str) -> Target | None:
+    def find(self, host: str, path: str) -> Route | None:
         """The user at a `Host` and a path, the longest prefix of whole segments first; None for strangers."""
         name = host.lower()
         if ":" in name:
@@ -73,9 +73,9 @@ class Directory:
         name = name.removesuffix(".")
         path = "/".join(path.split("/", MAX_SEGMENTS + 1)[: MAX_SEGMENTS + 1])
         while True:
-            targets = self._targets.get((name, path))
-            if targets is not None:
-                return next(iter(targets)) if len(targets) == 1 else None
+            routes = self._routes.get((name, path))
+            if routes is not None:
+                return next(iter(routes)) if len(routes) == 1 else None
             if not path:
                 return None
             path = path.rpartition("/")[0]

@@ -33,15 +33,15 @@ from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
 from userrealtime_core.unauthenticated import Unauthenticated
+from userrealtime_operator.activator.metrics import Metrics
+from userrealtime_operator.activator.routes import Route, RouteTable
+from userrealtime_operator.activator.wakes import WakeFailed, Wakes
 from userrealtime_relay.auth import KeysWanted, Unauthorized
 from userrealtime_relay.session import SUBPROTOCOL, Code
 
-from .directory import Directory, Target
 from .frames import Frames
-from .metrics import Metrics
 from .origins import Headers, Origins
 from .request import MAX_HEAD_BYTES, BadRequest, Reader, Request
-from .wakes import WakeFailed, Wakes
 
 # `Reader` has limited the head of the request. websockets parses it again, and would reject a line of 8 KiB.
 http11.MAX_LINE_LENGTH = 2 * MAX_HEAD_BYTES
@@ -91,7 +91,7 @@ class Limits:
 class Tokens(Protocol):
     """What tells good tokens."""
 
-    async def check(self, target: Target, token: str) -> None:
+    async def check(self, route: Route, token: str) -> None:
         """Returns if a user's token is good. Raises Unauthorized, or KeysWanted if that cannot be told now."""
 
 
@@ -127,14 +127,14 @@ class Gate:
 
     def __init__(
         self,
-        directory: Directory,
+        routes: RouteTable,
         wakes: Wakes,
         tokens: Tokens,
         limits: Limits,
         origins: Origins,
         metrics: Metrics,
     ) -> None:
-        self._directory = directory
+        self._routes = routes
         self._wakes = wakes
         self._tokens = tokens
         self._limits = limits
@@ -143,7 +143,7 @@ class Gate:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._unauthenticated = Unauthenticated(limits.unauthenticated)
         self._authenticated = 0
-        self._held: Counter[Target] = Counter()
+        self._held: Counter[Route] = Counter()
         self._server: asyncio.Server
         metrics.connections.set_function(lambda: len(self._tasks))
         metrics.unauthenticated.set_function(lambda: len(self._unauthenticated))
@@ -226,39 +226,39 @@ class Gate:
         async with asyncio.timeout(self._limits.request_s):
             request = await connection.read()
         connection.headers = self._origins.headers(request)
-        target = self._directory.find(request.host, request.path)
-        if target is None:
+        route = self._routes.find(request.host, request.path)
+        if route is None:
             raise _Refused(HTTPStatus.NOT_FOUND, "not found", outcome="stranger")
         if self._origins.is_preflight(request):
             may = self._origins.preflight(request)
             if may is None:
                 raise _Refused(HTTPStatus.BAD_REQUEST, "a page may not send this")
             raise _Refused(HTTPStatus.OK, "", outcome="preflight", headers=may)
-        refusal = request.refusal(target.base_path)
+        refusal = request.refusal(route.base_path)
         if refusal is not None:
             raise _Refused(*refusal)
         if request.is_websocket and not request.path.endswith("/ws"):
             raise _Refused(HTTPStatus.NOT_FOUND, "there is no WebSocket here")
         if request.is_websocket and not self._origins.admit(request):
             raise _Refused(HTTPStatus.FORBIDDEN, "pages of this Origin may not connect; it must be in ALLOWED_ORIGINS")
-        await self._admit(connection, request, target)
+        await self._admit(connection, request, route)
         self._unauthenticated.leave(connection)
         limits = self._limits
-        if self._authenticated >= limits.connections or self._held[target] >= limits.user_connections:
+        if self._authenticated >= limits.connections or self._held[route] >= limits.user_connections:
             raise _Refused(HTTPStatus.SERVICE_UNAVAILABLE, _CROWDED, Code.TRY_LATER, "crowded")
         self._authenticated += 1
-        self._held[target] += 1
+        self._held[route] += 1
         try:
             if request.has_body:
                 async with asyncio.timeout(limits.request_s):
                     await connection.read_body()
-            return await self._pass_on(connection, request, target)
+            return await self._pass_on(connection, request, route)
         finally:
-            self._held[target] -= 1
-            if not self._held[target]:
-                del self._held[target]
+            self._held[route] -= 1
+            if not self._held[route]:
+                del self._held[route]
 
-    async def _admit(self, connection: _Connection, request: Request, target: Target) -> None:
+    async def _admit(self, connection: _Connection, request: Request, route: Route) -> None:
         """Returns if the client's token is good."""
         token = request.opening(query_token=self._limits.query_token).token
         if request.is_websocket and token is None:
@@ -269,7 +269,7 @@ class Gate:
         if token is None:
             raise _Refused(HTTPStatus.UNAUTHORIZED, _UNAUTHORIZED, Code.POLICY_VIOLATION, "unauthorized")
         try:
-            await self._tokens.check(target, token)
+            await self._tokens.check(route, token)
         except Unauthorized:
             await connection.accept_if_websocket()
             raise _Refused(HTTPStatus.UNAUTHORIZED, _UNAUTHORIZED, Code.POLICY_VIOLATION, "unauthorized") from None
@@ -280,26 +280,26 @@ class Gate:
         await connection.accept_if_websocket()
         return _Refused(HTTPStatus.SERVICE_UNAVAILABLE, why, Code.TRY_LATER, "failed")
 
-    async def _pass_on(self, connection: _Connection, request: Request, target: Target) -> str:
+    async def _pass_on(self, connection: _Connection, request: Request, route: Route) -> str:
         began = time.monotonic()
         for attempts_left in reversed(range(ATTEMPTS)):
             try:
-                return await self._try(connection, request, target, began)
+                return await self._try(connection, request, route, began)
             except (WakeFailed, _PodGone) as error:
                 if attempts_left and isinstance(error, _PodGone) and error.may_repeat:
                     continue
-                fields = {"user": str(target.user), "why": str(error)}
+                fields = {"user": str(route.user), "why": str(error)}
                 _logger.warning("a wake failed", extra={"fields": fields})
                 raise await self._failure(connection, _ASLEEP) from None
         raise AssertionError  # the last attempt has returned or raised
 
-    async def _try(self, connection: _Connection, request: Request, target: Target, began: float) -> str:
-        address = await connection.unless_gone(self._wakes.arrive(target))
+    async def _try(self, connection: _Connection, request: Request, route: Route, began: float) -> str:
+        address = await connection.unless_gone(self._wakes.arrive(route))
         pod_reader, pod_writer = await _open(*address)
         try:
             answer = await connection.unless_gone(self._ask(request, pod_reader, pod_writer))
             seconds = round(time.monotonic() - began, 3)
-            _logger.info("carrying", extra={"fields": {"user": str(target.user), "waited_s": seconds}})
+            _logger.info("carrying", extra={"fields": {"user": str(route.user), "waited_s": seconds}})
             await self._exchange(connection, request, answer, pod_reader, pod_writer)
         finally:
             pod_writer.close()

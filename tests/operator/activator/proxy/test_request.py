@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from userrealtime_operator.activator.request import (
+from userrealtime_operator.activator.proxy.request import (
     MAX_BODY_BYTES,
     MAX_BODY_PIECES,
     MAX_HEAD_BYTES,

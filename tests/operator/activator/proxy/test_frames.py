@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from websockets.frames import Close, Frame, Opcode
 
-from userrealtime_operator.activator.frames import Frames
+from userrealtime_operator.activator.proxy.frames import Frames
 
 FRAMES = st.builds(
     lambda opcode, size, mask: Frame(opcode, b"x" * size).serialize(mask=mask),

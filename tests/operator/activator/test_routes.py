@@ -1,0 +1,64 @@
+"""Which user an address leads to."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.operator.activator.support import resource
+from userrealtime_operator.activator.routes import RouteTable
+from userrealtime_operator.model.naming import child_name
+from userrealtime_operator.reconcile.rollouts import User
+
+NAME = child_name("alice")
+
+
+def found(routes: RouteTable, host: str, path: str = "/ws") -> User | None:
+    route = routes.find(host, path)
+    return route and route.user
+
+
+@pytest.mark.parametrize(
+    "host",
+    [NAME, f"{NAME}.users", f"{NAME}.users.svc", f"{NAME}.users.svc.cluster.local:8080", NAME.upper(), f"{NAME}."],
+)
+def test_by_the_services_name(host: str) -> None:
+    routes = RouteTable()
+    routes.put(resource())
+    assert found(routes, host) == ("users", "alice")
+
+
+def test_by_the_route() -> None:
+    routes = RouteTable()
+    routes.put(resource(url=f"https://realtime.example.com/{NAME}"))
+    assert found(routes, "realtime.example.com", f"/{NAME}/ws") == ("users", "alice")
+    assert found(routes, "Realtime.example.com:443", f"/{NAME}") == ("users", "alice")
+    assert found(routes, "realtime.example.com", f"/{NAME}x/ws") is None
+    assert found(routes, "realtime.example.com", "/ws") is None
+    assert found(routes, "example.com", f"/{NAME}/ws") is None
+    assert found(routes, "realtime.example.com", f"/{NAME}" + "/x" * 1000) == ("users", "alice")
+
+
+@pytest.mark.parametrize("host", ["", ":", "[::1]", f"{NAME}:x", "..", f"x.{NAME}"])
+def test_strangers(host: str) -> None:
+    routes = RouteTable()
+    routes.put(resource())
+    assert found(routes, host) is None
+
+
+def test_an_address_of_two_leads_to_neither() -> None:
+    routes = RouteTable()
+    routes.put(resource())
+    routes.put(resource(namespace="others"))
+    assert found(routes, NAME) is None
+    assert found(routes, f"{NAME}.others") == ("others", "alice")
+    routes.remove(User("others", "alice"))
+    assert found(routes, NAME) == ("users", "alice")
+    assert found(routes, f"{NAME}.others") is None
+
+
+def test_a_new_url_takes_the_place_of_the_old() -> None:
+    routes = RouteTable()
+    routes.put(resource(url="https://a.example.com"))
+    routes.put(resource(url="https://b.example.com"))
+    assert found(routes, "a.example.com") is None
+    assert found(routes, "b.example.com") == ("users", "alice")
