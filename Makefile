@@ -21,7 +21,7 @@ down: venv ## Stop and remove everything that `make up` and `make test` started
 test: venv lint unit-both e2e ## Run all tests, including the end-to-end tests on a real cluster
 
 relay: venv ## Start a relay with a PostgreSQL server, without Kubernetes
-	@$(BIN)/python -m e2e.local.relay
+	@$(BIN)/python -m testing.local.relay
 
 lint: venv ## Check style, types, and the language of the documentation
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/python -m website.language
@@ -40,11 +40,11 @@ unit-3.13: venv ## Run `unit` on the Python of the images only
 
 e2e: venv ## Run the tests on a real cluster
 	@# Here and not within pytest, where its progress would not show.
-	@$(BIN)/python -m e2e.cluster build
+	@$(BIN)/python -m testing.cluster build
 	@$(BIN)/pytest e2e
 
 scenarios: venv ## Run a short list of those tests, for a second kind of cluster
-	@$(BIN)/python -m e2e.scenarios
+	@$(BIN)/python -m testing.scenarios
 
 soak: venv ## Run random fault plans for SOAK_MINUTES (60), until one fails
 	@$(BIN)/python -m tests.faults --minutes $${SOAK_MINUTES:-60}

@@ -30,9 +30,9 @@ from kubernetes.aio.config import load_kube_config
 from bench.durable import durable_postgres
 from bench.operator.__main__ import CRD, LEASE, NAMESPACE, create, progress, quiet
 from bench.relay.figures import figure
-from e2e.local.apiserver import LocalApiServer
-from e2e.local.operator import ROOT, LocalOperator
-from e2e.local.postgres import free_port
+from testing.local.apiserver import LocalApiServer
+from testing.local.operator import ROOT, LocalOperator
+from testing.local.postgres import free_port
 from userrealtime_operator.kube.client import Api
 from userrealtime_operator.postgres.migrate import migrate
 

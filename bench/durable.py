@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from e2e.local.postgres import LocalPostgres
+from testing.local.postgres import LocalPostgres
 
 DEFAULT_FLUSH_MS: Final = 2.0
 """About that of a network disk in a cloud."""

@@ -28,7 +28,7 @@ from bench.durable import described, durable_postgres
 from bench.relay.figures import figure
 from bench.scale.__main__ import relays_of, signalled
 from bench.scale.plot import plot
-from e2e.local.postgres import LocalPostgres
+from testing.local.postgres import LocalPostgres
 from userrealtime_operator.postgres.migrate import migrate
 
 FLUSHES_MS: Final = (0.0, 1.0, 2.0, 5.0)

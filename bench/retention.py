@@ -20,7 +20,7 @@ from typing import Final
 import asyncpg
 
 from bench.durable import DEFAULT_FLUSH_MS, described, durable_postgres
-from e2e.local.postgres import LocalPostgres
+from testing.local.postgres import LocalPostgres
 from userrealtime_operator.postgres.database import Database
 from userrealtime_operator.postgres.migrate import migrate
 from userrealtime_operator.postgres.retention import Retention, prune

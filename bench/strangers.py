@@ -26,7 +26,7 @@ from websockets.asyncio.client import connect
 
 from bench.durable import durable_postgres
 from bench.relay.figures import figure, percentile
-from e2e.local.relay import running_relay
+from testing.local.relay import running_relay
 from userrealtime_operator.activator.metrics import Metrics
 from userrealtime_operator.activator.pods import Pod
 from userrealtime_operator.activator.proxy.origins import Origins

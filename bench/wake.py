@@ -24,10 +24,10 @@ from kubernetes.aio.client.configuration import Configuration
 from kubernetes.aio.config import load_kube_config
 
 from bench.relay.figures import figure, percentile
-from e2e.client import open_connection, receive
-from e2e.cluster import choose
-from e2e.sleeping import SOON, wait_asleep
-from e2e.system import USERS_NAMESPACE, System, install
+from testing.client import open_connection, receive
+from testing.cluster import choose
+from testing.sleeping import SOON, wait_asleep
+from testing.system import USERS_NAMESPACE, System, install
 from userrealtime_operator.kube.client import Api
 from userrealtime_operator.kube.follow import follow
 from userrealtime_operator.manifests.objects import MANAGED_BY, RELAY

@@ -12,9 +12,9 @@ from contextlib import AbstractContextManager
 import asyncpg
 import pytest
 
-from .cluster import choose
-from .patience import PATIENCE_S
-from .system import System, install
+from testing.cluster import choose
+from testing.patience import PATIENCE_S
+from testing.system import System, install
 
 # Resources of one run are told from those of another, and from the first user of `make up`.
 RUN = secrets.token_hex(3)

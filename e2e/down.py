@@ -6,11 +6,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from . import demo
-from .cluster import ClusterError, removable
-from .cluster.existing import ExistingCluster
-from .cluster.progress import heed_sigterm
-from .system import uninstall
+from testing import demo
+from testing.cluster import ClusterError, removable
+from testing.cluster.existing import ExistingCluster
+from testing.cluster.progress import heed_sigterm
+from testing.system import uninstall
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -14,16 +14,15 @@ import pytest
 from kubernetes.aio.client.configuration import Configuration
 from kubernetes.aio.config import load_kube_config
 
+from testing.local.apiserver import LocalApiServer
+from testing.patience import PATIENCE_S, WITHIN
+from testing.system import CHART
 from userrealtime_operator.activator.cluster import ApiCluster
 from userrealtime_operator.activator.metrics import Metrics
 from userrealtime_operator.activator.routes import Route, RouteTable
 from userrealtime_operator.kube.client import Api
 from userrealtime_operator.model.naming import child_name
 from userrealtime_operator.reconcile.rollouts import User
-
-from .local.apiserver import LocalApiServer
-from .patience import PATIENCE_S, WITHIN
-from .system import CHART
 
 NAMESPACE = "users"
 ALICE = Route(User(NAMESPACE, "alice"), "alice", "")

@@ -13,14 +13,15 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 
-from .client import ResumingClient
-from .cluster import images
-from .cluster.local import pki
-from .cluster.paths import MANIFESTS
-from .patience import COMMAND_TIMEOUT_S, PATIENCE_S, WITHIN
-from .system import OPERATOR_NAMESPACE, RELEASE, System, upgrade
+from testing.client import ResumingClient
+from testing.cluster import images
+from testing.cluster.local import pki
+from testing.cluster.paths import MANIFESTS
+from testing.patience import COMMAND_TIMEOUT_S, PATIENCE_S, WITHIN
+from testing.system import OPERATOR_NAMESPACE, RELEASE, System, upgrade
+from testing.waiting import eventually
+
 from .test_faults import assert_all_arrived, publishing
-from .waiting import eventually
 
 MakeUser = Callable[..., str]
 ROLE = "userrealtime_bridge"

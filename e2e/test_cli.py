@@ -13,10 +13,10 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from .client import open_connection, receive
-from .patience import COMMAND_TIMEOUT_S, PATIENCE_S
-from .system import USERS_NAMESPACE, System
-from .waiting import eventually
+from testing.client import open_connection, receive
+from testing.patience import COMMAND_TIMEOUT_S, PATIENCE_S
+from testing.system import USERS_NAMESPACE, System
+from testing.waiting import eventually
 
 MakeUser = Callable[..., str]
 SCRIPTS = Path(sys.executable).parent

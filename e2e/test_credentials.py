@@ -10,13 +10,13 @@ from urllib.parse import urlsplit
 
 import asyncpg
 
+from testing.client import ResumingClient
+from testing.patience import PATIENCE_S
+from testing.system import System
+from testing.waiting import eventually
 from tests.operator.attacks import REFUSED
 
-from .client import ResumingClient
-from .patience import PATIENCE_S
-from .system import System
 from .test_faults import assert_all_arrived, publishing
-from .waiting import eventually
 
 MakeUser = Callable[..., str]
 # What the statements call public.orders and public.numbers; those may be somebody's.

@@ -11,9 +11,9 @@ import asyncpg
 import pytest
 from websockets.exceptions import ConnectionClosed
 
-from .client import ResumingClient, http_get, open_connection, receive
-from .patience import PATIENCE_S
-from .system import System
+from testing.client import ResumingClient, http_get, open_connection, receive
+from testing.patience import PATIENCE_S
+from testing.system import System
 
 MakeUser = Callable[..., str]
 

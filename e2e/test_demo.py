@@ -13,12 +13,12 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from . import demo
-from .browser import DESK, PHONE, Browser, Page, Viewport, browser
-from .client import LOOPBACK
-from .cluster import ClusterError
-from .patience import PATIENCE_S
-from .system import ROOT, USERS_NAMESPACE, System
+from testing import demo
+from testing.browser import DESK, PHONE, Browser, Page, Viewport, browser
+from testing.client import LOOPBACK
+from testing.cluster import ClusterError
+from testing.patience import PATIENCE_S
+from testing.system import ROOT, USERS_NAMESPACE, System
 
 IMAGES = ROOT / "docs" / "images"
 ACCOUNT = f"system:serviceaccount:{demo.NAMESPACE}:demo"

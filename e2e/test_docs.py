@@ -21,11 +21,10 @@ import asyncpg
 import pytest
 import yaml
 
+from testing.browser import browser
+from testing.patience import PATIENCE_S, WITHIN
+from testing.system import CHART, OPERATOR_NAMESPACE, ROOT, USERS_NAMESPACE, System, install, uninstall
 from website.blocks import Block, missing_output, page_blocks
-
-from .browser import browser
-from .patience import PATIENCE_S, WITHIN
-from .system import CHART, OPERATOR_NAMESPACE, ROOT, USERS_NAMESPACE, System, install, uninstall
 
 PAGES = page_blocks()
 RUN = {page: blocks for page, blocks in PAGES.items() if any(block.is_run for block in blocks)}

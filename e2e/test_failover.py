@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from testing.patience import WITHIN
+from testing.system import OPERATOR_NAMESPACE, RELEASE, System
+from testing.waiting import eventually
+
 from .conftest import RUN
-from .patience import WITHIN
-from .system import OPERATOR_NAMESPACE, RELEASE, System
-from .waiting import eventually
 
 LEASE = f"{RELEASE}-operator"
 

@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator, Callable
 
 import asyncpg
 
-from .client import ResumingClient
-from .cluster import ClusterError
-from .patience import PATIENCE_S, WITHIN
-from .system import OPERATOR_NAMESPACE, RELEASE, System
+from testing.client import ResumingClient
+from testing.cluster import ClusterError
+from testing.patience import PATIENCE_S, WITHIN
+from testing.system import OPERATOR_NAMESPACE, RELEASE, System
 
 MakeUser = Callable[..., str]
 PUBLISH_INTERVAL_S = 0.01

@@ -8,8 +8,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from .cluster import images
-from .system import OPERATOR_NAMESPACE, RELEASE, ROOT, USERS_NAMESPACE, System
+from testing.cluster import images
+from testing.system import OPERATOR_NAMESPACE, RELEASE, ROOT, USERS_NAMESPACE, System
 
 # Run by the image's own Python: its distributions, what /app holds, and who runs it.
 INSIDE = """

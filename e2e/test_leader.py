@@ -15,14 +15,13 @@ from typing import NamedTuple
 
 import pytest
 
+from testing.local.apiserver import LocalApiServer, Write
+from testing.local.operator import ROOT, LocalOperator
+from testing.local.postgres import LocalPostgres
+from testing.patience import PATIENCE_S, WITHIN
 from tests.faults.proxy import Link
 from userrealtime_operator.model.naming import child_name
 from userrealtime_operator.postgres.migrate import migrate
-
-from .local.apiserver import LocalApiServer, Write
-from .local.operator import ROOT, LocalOperator
-from .local.postgres import LocalPostgres
-from .patience import PATIENCE_S, WITHIN
 
 NAMESPACE = "users"
 LEASE = f"{NAMESPACE}/operator"

@@ -13,9 +13,9 @@ from typing import Any
 import asyncpg
 import pytest
 
-from .cluster import binaries
-from .patience import PATIENCE_S
-from .system import ROOT, System
+from testing.cluster import binaries
+from testing.patience import PATIENCE_S
+from testing.system import ROOT, System
 
 CLIENTS, EVENTS = 20, 100
 LIMIT_S = 120

@@ -17,9 +17,10 @@ import pytest
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from .client import open_connection, receive
-from .patience import PATIENCE_S, WITHIN
-from .system import OPERATOR_NAMESPACE, RELEASE, System, upgrade
+from testing.client import open_connection, receive
+from testing.patience import PATIENCE_S, WITHIN
+from testing.system import OPERATOR_NAMESPACE, RELEASE, System, upgrade
+
 from .test_credentials import secret_url
 
 MakeUser = Callable[..., str]

@@ -15,15 +15,16 @@ from typing import Any
 import asyncpg
 import pytest
 
-from .client import ResumingClient, open_connection, receive
-from .cluster import addons, postgres
-from .cluster.errors import UnknownError
+from testing.client import ResumingClient, open_connection, receive
+from testing.cluster import addons, postgres
+from testing.cluster.errors import UnknownError
+from testing.patience import WITHIN
+from testing.sleeping import SELECTOR as ACTIVATORS
+from testing.sleeping import SOON, wait_asleep, wait_direct
+from testing.system import OPERATOR_NAMESPACE, USERS_NAMESPACE, System, upgrade
+from testing.waiting import eventually
+
 from .conftest import RUN, uncaptured
-from .patience import WITHIN
-from .sleeping import SELECTOR as ACTIVATORS
-from .sleeping import SOON, wait_asleep, wait_direct
-from .system import OPERATOR_NAMESPACE, USERS_NAMESPACE, System, upgrade
-from .waiting import eventually
 
 MakeUser = Callable[..., str]
 STRANGERS = f"strangers-{RUN}"

@@ -18,12 +18,12 @@ import pytest
 import yaml
 
 from examples import provision, provision_http
+from testing.client import ResumingClient
+from testing.patience import COMMAND_TIMEOUT_S, WITHIN
+from testing.system import ROOT, USERS_NAMESPACE, System
+from testing.waiting import eventually
 
-from .client import ResumingClient
 from .conftest import RUN
-from .patience import COMMAND_TIMEOUT_S, WITHIN
-from .system import ROOT, USERS_NAMESPACE, System
-from .waiting import eventually
 
 EXAMPLES = ROOT / "examples"
 RBAC = EXAMPLES / "signup-rbac.yaml"

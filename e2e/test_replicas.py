@@ -10,11 +10,12 @@ from collections.abc import Callable
 
 import asyncpg
 
-from .client import ResumingClient
-from .patience import PATIENCE_S
-from .system import System
+from testing.client import ResumingClient
+from testing.patience import PATIENCE_S
+from testing.system import System
+from testing.waiting import eventually
+
 from .test_faults import assert_all_arrived, publishing
-from .waiting import eventually
 
 MakeUser = Callable[..., str]
 CLIENTS = 4

@@ -13,11 +13,11 @@ import asyncpg
 import pytest
 import yaml
 
-from .client import ResumingClient
-from .cluster import ClusterError
-from .patience import PATIENCE_S, WITHIN
-from .system import ROOT, System
-from .waiting import eventually
+from testing.client import ResumingClient
+from testing.cluster import ClusterError
+from testing.patience import PATIENCE_S, WITHIN
+from testing.system import ROOT, System
+from testing.waiting import eventually
 
 MakeUser = Callable[..., str]
 CHILDREN = "deployments,services,secrets,ingresses,replicasets,pods"

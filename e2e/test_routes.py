@@ -12,11 +12,12 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 
+from testing.client import http_get
+from testing.cluster import addons
+from testing.system import System, upgrade
+from testing.waiting import eventually
+
 from . import test_delivery, test_faults
-from .client import http_get
-from .cluster import addons
-from .system import System, upgrade
-from .waiting import eventually
 
 MakeUser = Callable[..., str]
 

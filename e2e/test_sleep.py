@@ -10,13 +10,14 @@ from datetime import UTC, datetime
 
 import asyncpg
 
-from .client import ResumingClient
-from .patience import WITHIN
-from .sleeping import SOON as SLEEPY
-from .sleeping import slices
-from .system import OPERATOR_NAMESPACE, System
+from testing.client import ResumingClient
+from testing.patience import WITHIN
+from testing.sleeping import SOON as SLEEPY
+from testing.sleeping import slices
+from testing.system import OPERATOR_NAMESPACE, System
+from testing.waiting import eventually
+
 from .test_status import closed_database
-from .waiting import eventually
 
 MakeUser = Callable[..., str]
 # The operator looks every 15 s, and waits 2 s before a pod goes.

@@ -12,10 +12,10 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 
-from .client import ResumingClient
-from .patience import PATIENCE_S
-from .system import OPERATOR_NAMESPACE, System
-from .waiting import eventually
+from testing.client import ResumingClient
+from testing.patience import PATIENCE_S
+from testing.system import OPERATOR_NAMESPACE, System
+from testing.waiting import eventually
 
 MakeUser = Callable[..., str]
 WRONG_IMAGE = {"image": "127.0.0.1:1/no-such-image:1"}

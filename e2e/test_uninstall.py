@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator
 import asyncpg
 import pytest
 
-from .client import ResumingClient
-from .patience import PATIENCE_S, WITHIN
-from .system import DATABASE_SECRET, OPERATOR_NAMESPACE, RELEASE, System, install, upgrade
+from testing.client import ResumingClient
+from testing.patience import PATIENCE_S, WITHIN
+from testing.system import DATABASE_SECRET, OPERATOR_NAMESPACE, RELEASE, System, install, upgrade
+from testing.waiting import eventually
+
 from .test_resource import CHILDREN
-from .waiting import eventually
 
 MakeUser = Callable[..., str]
 

@@ -6,9 +6,9 @@ import os
 import re
 import subprocess
 
-from .client import http_get
-from .patience import PATIENCE_S
-from .system import ROOT, System
+from testing.client import http_get
+from testing.patience import PATIENCE_S
+from testing.system import ROOT, System
 
 
 def test_make_up_ends_after_the_first_events_in_ci(system: System) -> None:

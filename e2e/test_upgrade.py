@@ -15,15 +15,14 @@ from typing import Any
 import asyncpg
 import pytest
 
+from testing import previous
+from testing.client import ResumingClient
+from testing.cluster import images
+from testing.patience import PATIENCE_S, WITHIN
+from testing.system import OPERATOR_NAMESPACE, RELEASE, USERS_NAMESPACE, System, install, prepare, uninstall, upgrade
+from testing.waiting import eventually
 from userrealtime_operator.postgres.migrate import load_schema
 from userrealtime_operator.reconcile.status import deployment_progress
-
-from . import previous
-from .client import ResumingClient
-from .cluster import images
-from .patience import PATIENCE_S, WITHIN
-from .system import OPERATOR_NAMESPACE, RELEASE, USERS_NAMESPACE, System, install, prepare, uninstall, upgrade
-from .waiting import eventually
 
 AT_ONCE = 2
 PUBLISH_INTERVAL_S = 0.05

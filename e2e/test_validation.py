@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
-from .cluster import ClusterError
-from .system import ROOT, System
+from testing.cluster import ClusterError
+from testing.system import ROOT, System
 
 SPEC = yaml.safe_load((ROOT / "crds" / "userrealtimes.yaml").read_text())["spec"]["versions"][0]["schema"][
     "openAPIV3Schema"

@@ -14,11 +14,11 @@ import asyncpg
 import pytest
 from websockets.exceptions import ConnectionClosed
 
-from .client import ResumingClient, http_get, open_connection, receive
-from .patience import PATIENCE_S, WITHIN
-from .sleeping import SELECTOR, SOON, activator_pods, activator_total, asleep, slices, wait_asleep, wait_direct
-from .system import OPERATOR_NAMESPACE, System
-from .waiting import eventually
+from testing.client import ResumingClient, http_get, open_connection, receive
+from testing.patience import PATIENCE_S, WITHIN
+from testing.sleeping import SELECTOR, SOON, activator_pods, activator_total, asleep, slices, wait_asleep, wait_direct
+from testing.system import OPERATOR_NAMESPACE, System
+from testing.waiting import eventually
 
 MakeUser = Callable[..., str]
 WAKE_LIMIT_S = 45

@@ -20,11 +20,11 @@ from typing import Any
 
 import asyncpg
 
-from . import demo
-from .client import ResumingClient
-from .cluster import ClusterError, choose
-from .cluster.progress import heed_sigterm
-from .system import USERS_NAMESPACE, System, install
+from testing import demo
+from testing.client import ResumingClient
+from testing.cluster import ClusterError, choose
+from testing.cluster.progress import heed_sigterm
+from testing.system import USERS_NAMESPACE, System, install
 
 USER = "alice"
 ENOUGH_EVENTS = 3
@@ -60,7 +60,7 @@ Connect as {USER}, in another terminal (paste both lines; the second is the clie
 
 Make kubectl mean this cluster:
 
-  eval "$({python} -m e2e.cluster env)"
+  eval "$({python} -m testing.cluster env)"
 
 Publish to {USER}, from the database:
 

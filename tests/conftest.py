@@ -11,8 +11,8 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from e2e.cluster.local import pki
-from e2e.local.postgres import LocalPostgres
+from testing.cluster.local import pki
+from testing.local.postgres import LocalPostgres
 from userrealtime_operator.postgres.migrate import migrate
 
 from . import unit

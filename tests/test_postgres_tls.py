@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from e2e.cluster.local import pki
+from testing.cluster.local import pki
 from tests.conftest import Database as OwnDatabase
 from tests.relay.pgbouncer import pgbouncer
 from userrealtime_core.secret import Secret

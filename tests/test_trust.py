@@ -23,10 +23,10 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 from kubernetes.client import CustomObjectsApi
 
-from e2e.cluster.local import pki
-from e2e.patience import PATIENCE_S
 from examples import provision, provision_http
 from examples.demo.cluster import Cluster as DemoCluster
+from testing.cluster.local import pki
+from testing.patience import PATIENCE_S
 from userrealtime_cli import http
 from userrealtime_cli.cluster import Cluster as CliCluster
 from userrealtime_client import Client as UserRealtimeClient

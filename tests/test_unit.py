@@ -2,9 +2,9 @@
 
 import pytest
 
-from e2e.local.apiserver import LocalApiServer
-from e2e.local.brokers import LocalNats
-from e2e.local.postgres import LocalPostgres
+from testing.local.apiserver import LocalApiServer
+from testing.local.brokers import LocalNats
+from testing.local.postgres import LocalPostgres
 
 from .unit import MARKER, ROOT, SERVER_FILES, ServerInUnitTestError, is_unit, no_servers
 

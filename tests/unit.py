@@ -13,9 +13,9 @@ from typing import Final, NoReturn
 
 import pytest
 
-from e2e.local.apiserver import LocalApiServer
-from e2e.local.brokers import LocalBroker
-from e2e.local.postgres import LocalPostgres
+from testing.local.apiserver import LocalApiServer
+from testing.local.brokers import LocalBroker
+from testing.local.postgres import LocalPostgres
 
 MARKER: Final = "unit"
 ROOT: Final = Path(__file__).parent

@@ -19,10 +19,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from e2e.cluster.errors import ClusterError
-from e2e.cluster.images import DEBIAN_PYTHON as IMAGES_PYTHON
-from e2e.cluster.paths import REPOSITORY
-from e2e.cluster.progress import heed_sigterm, note, step
+from testing.cluster.errors import ClusterError
+from testing.cluster.images import DEBIAN_PYTHON as IMAGES_PYTHON
+from testing.cluster.paths import REPOSITORY
+from testing.cluster.progress import heed_sigterm, note, step
 
 LOG: Final = REPOSITORY / "build" / f"unit-{IMAGES_PYTHON}.log"
 VENV: Final = f".venv-{IMAGES_PYTHON}"

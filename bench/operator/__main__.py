@@ -23,9 +23,9 @@ from kubernetes.aio.client.configuration import Configuration
 from kubernetes.aio.config import load_kube_config
 
 from bench.durable import durable_postgres
-from e2e.local.apiserver import LocalApiServer
-from e2e.local.operator import ROOT, LocalOperator
-from e2e.local.postgres import LocalPostgres
+from testing.local.apiserver import LocalApiServer
+from testing.local.operator import ROOT, LocalOperator
+from testing.local.postgres import LocalPostgres
 from userrealtime_operator.kube.client import Api, ApiError
 from userrealtime_operator.model.naming import child_name
 from userrealtime_operator.model.resource import API_VERSION, PLURAL

@@ -22,10 +22,10 @@ import aiohttp
 import asyncpg
 import jwt
 
-from e2e.cluster.binaries import source_hash
-from e2e.cluster.paths import cache
-from e2e.cluster.progress import exclusive
-from e2e.local.postgres import free_port
+from testing.cluster.binaries import source_hash
+from testing.cluster.paths import cache
+from testing.cluster.progress import exclusive
+from testing.local.postgres import free_port
 
 from .client import Dialect
 

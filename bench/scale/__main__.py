@@ -25,8 +25,8 @@ import asyncpg
 
 from bench.durable import DEFAULT_FLUSH_MS, described, durable_postgres
 from bench.relay.figures import figure, percentile
-from e2e.local.brokers import BROKERS
-from e2e.local.postgres import LocalPostgres, free_port
+from testing.local.brokers import BROKERS
+from testing.local.postgres import LocalPostgres, free_port
 from userrealtime_operator.postgres.migrate import migrate
 
 from .plot import plot

@@ -1,1 +1,1 @@
-"""Parts of the system that run on this machine without a cluster."""
+"""The name under which scripts outside of this repository import the local PostgreSQL."""

@@ -12,7 +12,7 @@ import pytest
 from bench.relay.client import Client
 from bench.relay.peers import PEERS, Server, Unavailable, running
 from bench.relay.workloads import Feed
-from e2e.patience import PATIENCE_S
+from testing.patience import PATIENCE_S
 from tests.conftest import Database
 
 USER = "peers"

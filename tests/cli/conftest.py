@@ -12,7 +12,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from e2e.patience import PATIENCE_S
+from testing.patience import PATIENCE_S
 from userrealtime_cli.__main__ import main
 
 from .api_server import GOOD, Answers, Run, kubeconfig, refusal

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from e2e.local.postgres import LocalPostgres
+from testing.local.postgres import LocalPostgres
 from tests.clients.stage import Stage
 from tests.relay.support import KEY, token
 

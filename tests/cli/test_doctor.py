@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from e2e.local.postgres import LocalPostgres, free_port
-from e2e.patience import PATIENCE_S
+from testing.local.postgres import LocalPostgres, free_port
+from testing.patience import PATIENCE_S
 from tests.clients.stage import ROOT, Stage
 from tests.relay.support import KEY
 from userrealtime_cli.findings import ADVICE, of_answer, of_resource, of_token

@@ -18,8 +18,8 @@ from typing import Any, Final, Self
 import asyncpg
 from aiohttp import web
 
-from e2e.local.postgres import LocalPostgres
-from e2e.patience import PATIENCE_S
+from testing.local.postgres import LocalPostgres
+from testing.patience import PATIENCE_S
 from tests.faults.proxy import Filter, Link
 from tests.faults.world import RelayProcess
 from tests.relay.support import USER, token

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from e2e.browser import Page, browser, installed
-from e2e.local.postgres import LocalPostgres
+from testing.browser import Page, browser, installed
+from testing.local.postgres import LocalPostgres
 
 from .stage import Stage, serving
 

@@ -9,8 +9,8 @@ from typing import Any, Final
 
 import pytest
 
-from e2e.local.postgres import LocalPostgres
-from e2e.patience import PATIENCE_S
+from testing.local.postgres import LocalPostgres
+from testing.patience import PATIENCE_S
 from tests.relay.support import token
 from userrealtime_client import Client, ClientError, Event, Options, Position, PublishError, Reset, State
 from userrealtime_client import client as module

@@ -7,7 +7,7 @@ import os
 import subprocess
 from pathlib import Path
 
-from e2e.local.postgres import LocalPostgres
+from testing.local.postgres import LocalPostgres
 
 from .javascript import program, run
 from .stage import ROOT, Stage, serving

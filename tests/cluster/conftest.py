@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from e2e.cluster import docker
+from testing.cluster import docker
 
 
 @pytest.fixture(autouse=True)

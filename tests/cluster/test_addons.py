@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from e2e.cluster import addons
-from e2e.cluster.errors import ClusterError
-from e2e.cluster.existing import ExistingCluster
+from testing.cluster import addons
+from testing.cluster.errors import ClusterError
+from testing.cluster.existing import ExistingCluster
 
 KUBECTL = """
 echo "$@" >> {home}/calls

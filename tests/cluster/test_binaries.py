@@ -2,10 +2,10 @@ from pathlib import Path
 
 import pytest
 
-from e2e.cluster import binaries
-from e2e.cluster.binaries import parse_go_version, source_hash
-from e2e.cluster.errors import ClusterError
-from e2e.cluster.progress import Step
+from testing.cluster import binaries
+from testing.cluster.binaries import parse_go_version, source_hash
+from testing.cluster.errors import ClusterError
+from testing.cluster.progress import Step
 
 
 @pytest.mark.parametrize(

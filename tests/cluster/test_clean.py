@@ -1,4 +1,4 @@
-"""`python -m e2e.cluster clean`, with an engine that only writes down what it is asked."""
+"""`python -m testing.cluster clean`, with an engine that only writes down what it is asked."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from e2e.cluster import ClusterError, docker, kind
-from e2e.cluster import __main__ as command
-from e2e.cluster.kind import KindCluster
+from testing.cluster import ClusterError, docker, kind
+from testing.cluster import __main__ as command
+from testing.cluster.kind import KindCluster
 
 DOCKER = """
 echo "$@" >> {calls}

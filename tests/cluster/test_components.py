@@ -6,9 +6,9 @@ from pathlib import Path
 
 import yaml
 
-from e2e.cluster import addons
-from e2e.cluster.local import components
-from e2e.cluster.local.components import NodeSpec
+from testing.cluster import addons
+from testing.cluster.local import components
+from testing.cluster.local.components import NodeSpec
 
 
 def spec() -> NodeSpec:

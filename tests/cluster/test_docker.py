@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from e2e.cluster import docker
+from testing.cluster import docker
 
 SERVER = json.dumps({"Client": {"Version": "29.0.0"}, "Server": {"Version": "29.0.0", "Components": []}})
 NO_SERVER = json.dumps({"Client": {"Version": "28.2.2"}, "Server": None})

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from e2e.cluster import binaries, downloads
-from e2e.cluster.errors import ClusterError
-from e2e.patience import PATIENCE_S
+from testing.cluster import binaries, downloads
+from testing.cluster.errors import ClusterError
+from testing.patience import PATIENCE_S
 
 
 class Site:

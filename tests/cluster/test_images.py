@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from e2e.cluster import docker, images
-from e2e.cluster.errors import ClusterError
-from e2e.cluster.images import Buildah, Docker, Source, apt_source, base_suite, pip_options, pip_secrets
-from e2e.cluster.paths import REPOSITORY
-from e2e.cluster.progress import Step, step
-from e2e.cluster.provider import Image
+from testing.cluster import docker, images
+from testing.cluster.errors import ClusterError
+from testing.cluster.images import Buildah, Docker, Source, apt_source, base_suite, pip_options, pip_secrets
+from testing.cluster.paths import REPOSITORY
+from testing.cluster.progress import Step, step
+from testing.cluster.provider import Image
 
 SOURCE = Source("thing", "Dockerfile", ("package",))
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from e2e.cluster import addons, binaries, images, kind, selection
-from e2e.cluster.errors import ClusterError, UnknownError
-from e2e.cluster.kind import KindCluster, refused_rules, stale_pods
-from e2e.cluster.paths import REPOSITORY
-from e2e.cluster.provider import Image
+from testing.cluster import addons, binaries, images, kind, selection
+from testing.cluster.errors import ClusterError, UnknownError
+from testing.cluster.kind import KindCluster, refused_rules, stale_pods
+from testing.cluster.paths import REPOSITORY
+from testing.cluster.provider import Image
 
 # docker, kind, kubectl and helm in one: what they answer is in files beside them.
 PROGRAM = """\

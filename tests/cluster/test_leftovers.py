@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from e2e.cluster.local import leftovers
-from e2e.patience import PATIENCE_S
+from testing.cluster.local import leftovers
+from testing.patience import PATIENCE_S
 
 
 def test_a_node_is_found_without_its_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from e2e.cluster import binaries
-from e2e.cluster.errors import ClusterError
-from e2e.cluster.local import LocalCluster, cluster, packages
+from testing.cluster import binaries
+from testing.cluster.errors import ClusterError
+from testing.cluster.local import LocalCluster, cluster, packages
 
 
 @pytest.fixture

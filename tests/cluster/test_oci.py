@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from e2e.cluster import oci
+from testing.cluster import oci
 
 
 @pytest.fixture

@@ -3,9 +3,9 @@ import json
 import subprocess
 from pathlib import Path
 
-from e2e.cluster.local import pki
-from e2e.cluster.local.pki import Identity
-from e2e.patience import PATIENCE_S
+from testing.cluster.local import pki
+from testing.cluster.local.pki import Identity
+from testing.patience import PATIENCE_S
 
 SERVER = Identity("server", "/O=group/CN=server", ("DNS:server.test", "IP:127.0.0.1"))
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from e2e import previous
-from e2e.patience import PATIENCE_S
+from testing import previous
+from testing.patience import PATIENCE_S
 
 pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 WHO = ("-c", "user.name=somebody", "-c", "user.email=somebody@example.com")

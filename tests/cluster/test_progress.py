@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from e2e.cluster import progress
-from e2e.cluster.errors import ClusterError
-from e2e.cluster.progress import clock, exclusive, step
-from e2e.patience import PATIENCE_S
+from testing.cluster import progress
+from testing.cluster.errors import ClusterError
+from testing.cluster.progress import clock, exclusive, step
+from testing.patience import PATIENCE_S
 
 
 def test_clock() -> None:
@@ -63,7 +63,7 @@ def test_a_command_that_takes_too_long_is_ended_with_all_it_started(tmp_path: Pa
 
 def test_who_is_ended_ends_its_command(tmp_path: Path) -> None:
     script = f"""
-from e2e.cluster.progress import heed_sigterm, step
+from testing.cluster.progress import heed_sigterm, step
 heed_sigterm()
 with step("waiting") as current:
     current.run(["sh", "-c", "echo $$ > {tmp_path}/new; mv {tmp_path}/new {tmp_path}/pid; exec sleep 60"], timeout=60)

@@ -4,15 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from e2e.cluster import docker, kind, postgres, process
-from e2e.cluster.errors import ClusterError, UnknownError
-from e2e.cluster.existing import ExistingCluster
-from e2e.cluster.kind import KindCluster
-from e2e.cluster.local import LocalCluster, leftovers
-from e2e.cluster.process import run, wait_http
-from e2e.cluster.provider import Image, chosen_port, port_problem
-from e2e.cluster.selection import choose, removable
-from e2e.patience import PATIENCE_S
+from testing.cluster import docker, kind, postgres, process
+from testing.cluster.errors import ClusterError, UnknownError
+from testing.cluster.existing import ExistingCluster
+from testing.cluster.kind import KindCluster
+from testing.cluster.local import LocalCluster, leftovers
+from testing.cluster.process import run, wait_http
+from testing.cluster.provider import Image, chosen_port, port_problem
+from testing.cluster.selection import choose, removable
+from testing.patience import PATIENCE_S
 
 
 @pytest.fixture

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from e2e.cluster.paths import REPOSITORY
-from e2e.scenarios import SCENARIOS
+from testing.cluster.paths import REPOSITORY
+from testing.scenarios import SCENARIOS
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)

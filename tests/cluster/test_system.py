@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from e2e import system
-from e2e.cluster import ClusterError
-from e2e.cluster.existing import ExistingCluster
-from e2e.cluster.postgres import PostgresAccess
-from e2e.system import System
+from testing import system
+from testing.cluster import ClusterError
+from testing.cluster.existing import ExistingCluster
+from testing.cluster.postgres import PostgresAccess
+from testing.system import System
 
 # Refuses as helm does until the release is no longer pending; its status is in a file.
 HELM = """

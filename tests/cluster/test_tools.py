@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from e2e.cluster import downloads, tools
-from e2e.cluster.errors import ClusterError
+from testing.cluster import downloads, tools
+from testing.cluster.errors import ClusterError
 
 
 @pytest.fixture

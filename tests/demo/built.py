@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from e2e.system import ROOT
+from testing.system import ROOT
 from tests.clients.javascript import SOURCE, install
 
 PAGE = ROOT / "examples" / "demo" / "page"

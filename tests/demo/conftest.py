@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 import asyncpg
 import pytest
 
-from e2e.demo import GRANTS, ROLE
 from examples.demo.database import Database
+from testing.demo import GRANTS, ROLE
 from tests.conftest import Database as TestDatabase
 
 

@@ -13,14 +13,14 @@ import pytest
 import uvicorn
 from kubernetes.aio import client
 
-from e2e.local.postgres import free_port
-from e2e.patience import PATIENCE_S
 from examples.demo.app import ACTIONS_PER_SECOND, MAX_WATCHERS, Demo
 from examples.demo.cluster import Cluster
 from examples.demo.config import Config
 from examples.demo.database import Database
 from examples.demo.session import COOKIE, Sessions
 from examples.demo.web import MOST_BODY_BYTES
+from testing.local.postgres import free_port
+from testing.patience import PATIENCE_S
 
 KEY = "k" * 64
 POSTS = ("login", "logout", "publish", "traffic", "kill", "sleep", "wake")

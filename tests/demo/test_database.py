@@ -7,9 +7,9 @@ from typing import Any
 import asyncpg
 import pytest
 
-from e2e.demo import ROLE
-from e2e.patience import PATIENCE_S
 from examples.demo.database import LONGEST_TEXT, Database, DatabaseError, reply, take_messages
+from testing.demo import ROLE
+from testing.patience import PATIENCE_S
 
 EVENTS = "select user_id, id, event, data from userrealtime.event order by user_id, id"
 SUBMIT = "select userrealtime.submit($1, $2, 'note', $3::text::jsonb)"

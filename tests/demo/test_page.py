@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from e2e import demo
-from e2e.system import ROOT
 from examples.demo.session import USERS
+from testing import demo
+from testing.system import ROOT
 from userrealtime_operator.model.naming import child_name
 
 from . import built

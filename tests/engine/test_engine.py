@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from e2e.cluster.errors import ClusterError
-from e2e.engine import engine
+from testing.cluster.errors import ClusterError
+from testing.engine import engine
 
 
 @pytest.fixture

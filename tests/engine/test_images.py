@@ -2,9 +2,9 @@ import json
 import tarfile
 from pathlib import Path
 
-from e2e.cluster import oci
-from e2e.engine import images, node
-from e2e.engine.spec import Import, Spec
+from testing.cluster import oci
+from testing.engine import images, node
+from testing.engine.spec import Import, Spec
 
 
 def test_the_layer_of_a_base_image_is_its_root(tmp_path: Path) -> None:

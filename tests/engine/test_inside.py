@@ -1,4 +1,4 @@
-from e2e.engine.inside import ControlGroups, control_groups
+from testing.engine.inside import ControlGroups, control_groups
 
 HYBRID = """\
 31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755

@@ -1,9 +1,9 @@
 import pytest
 
-from e2e.cluster.addons import COREDNS_IMAGE
-from e2e.cluster.errors import ClusterError
-from e2e.cluster.local.components import PAUSE_IMAGE
-from e2e.engine import node
+from testing.cluster.addons import COREDNS_IMAGE
+from testing.cluster.errors import ClusterError
+from testing.cluster.local.components import PAUSE_IMAGE
+from testing.engine import node
 
 LDD = """\
 /usr/sbin/nft:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from e2e.engine import runtime
+from testing.engine import runtime
 
 ALL = (1 << 41) - 1
 LESS = ALL & ~(1 << 24)

@@ -20,8 +20,8 @@ import random
 import sys
 import time
 
-from e2e.local.brokers import BROKERS
-from e2e.local.postgres import LocalPostgres
+from testing.local.brokers import BROKERS
+from testing.local.postgres import LocalPostgres
 
 from .run import PLAN_LENGTH, Outcome, run_plan, shrink
 from .steps import random_plan

@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from e2e.local.brokers import LocalBroker
-from e2e.local.postgres import LocalPostgres
+from testing.local.brokers import LocalBroker
+from testing.local.postgres import LocalPostgres
 
 from .client import Heard
 from .steps import Step

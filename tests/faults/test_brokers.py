@@ -7,8 +7,8 @@ from typing import Final
 
 import pytest
 
-from e2e.local.brokers import BROKERS, LocalBroker
-from e2e.local.postgres import LocalPostgres
+from testing.local.brokers import BROKERS, LocalBroker
+from testing.local.postgres import LocalPostgres
 from tests.relay.brokers import make_broker
 
 from .client import Heard

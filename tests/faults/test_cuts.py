@@ -11,7 +11,7 @@ from typing import Final
 
 import pytest
 
-from e2e.local.postgres import LocalPostgres
+from testing.local.postgres import LocalPostgres
 
 from .client import Asked, Heard
 from .world import World

@@ -10,7 +10,7 @@ from typing import Final
 
 import pytest
 
-from e2e.local.postgres import LocalPostgres
+from testing.local.postgres import LocalPostgres
 
 from .proxy import Mode
 from .run import PLAN_LENGTH, run_plan

@@ -28,8 +28,8 @@ from typing import Any, Final, Self
 
 import asyncpg
 
-from e2e.local.brokers import LocalBroker
-from e2e.local.postgres import LocalPostgres, free_port
+from testing.local.brokers import LocalBroker
+from testing.local.postgres import LocalPostgres, free_port
 from tests.relay.support import USER, environment, token
 from userrealtime_operator.postgres.migrate import migrate
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from e2e.local.postgres import LocalPostgres
-from e2e.patience import PATIENCE_S
+from testing.local.postgres import LocalPostgres
+from testing.patience import PATIENCE_S
 from tests.conftest import Database
 from tests.relay.support import USER, client, publish, receive, receive_ids, running
 from userrealtime_operator.postgres.migrate import migrate

@@ -9,7 +9,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from e2e.patience import PATIENCE_S
+from testing.patience import PATIENCE_S
 from tests.conftest import Database
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "inbox.md"

@@ -11,7 +11,7 @@ from importlib.resources import files
 import asyncpg
 import pytest
 
-from e2e.patience import PATIENCE_S
+from testing.patience import PATIENCE_S
 from tests.conftest import Database
 from tests.relay.http_client import request
 from tests.relay.support import USER, client, receive, running

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 import asyncpg
 import pytest
 
-from e2e.patience import PATIENCE_S
+from testing.patience import PATIENCE_S
 from tests.conftest import Database
 
 WRITERS = 8

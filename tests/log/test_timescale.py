@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 import asyncpg
 import pytest
 
-from e2e.patience import PATIENCE_S
+from testing.patience import PATIENCE_S
 from userrealtime_operator.postgres.migrate import migrate
 
 VARIABLE = "TIMESCALE_DATABASE_URL"

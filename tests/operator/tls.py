@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from e2e.patience import PATIENCE_S
+from testing.patience import PATIENCE_S
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from websockets.asyncio.client import ClientConnection
 
-from e2e.local.brokers import BROKERS, LocalBroker
+from testing.local.brokers import BROKERS, LocalBroker
 from tests.relay.support import NEVER, client, receive, running, until
 from userrealtime_relay.bridge.config import Config
 from userrealtime_relay.bridge.server import Bridge

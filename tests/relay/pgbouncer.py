@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 
-from e2e.local.postgres import UNPRIVILEGED_ID, free_port
+from testing.local.postgres import UNPRIVILEGED_ID, free_port
 from tests.relay.support import PATIENCE_S
 
 
@@ -33,7 +33,7 @@ def program() -> str:
 async def pgbouncer(url: str, mode: str, pki: Path | None = None) -> AsyncIterator[str]:
     """A pooler of "transaction"s or "session"s; the value is the URL of the same database through it.
 
-    With `pki`, a folder that `e2e.cluster.local.pki` made for the identity `server`, it speaks TLS alone.
+    With `pki`, a folder that `testing.cluster.local.pki` made for the identity `server`, it speaks TLS alone.
     """
     parts = urlsplit(url)
     port = free_port()

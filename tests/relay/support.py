@@ -16,7 +16,7 @@ import jwt
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
-from e2e import patience
+from testing import patience
 from userrealtime_relay.config import Config
 from userrealtime_relay.frame import payloads
 from userrealtime_relay.log import Page

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 import asyncpg
 import pytest
 
-from e2e.local.brokers import LocalBroker
+from testing.local.brokers import LocalBroker
 from tests.conftest import Database
 from tests.relay.brokers import bridging, make_broker
 from tests.relay.pgbouncer import pgbouncer

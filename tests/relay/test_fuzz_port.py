@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from e2e.local.postgres import LocalPostgres
+from testing.local.postgres import LocalPostgres
 from tests.conftest import create_database
 from tests.relay.support import PATIENCE_S, client, receive, running, token
 from userrealtime_operator.postgres.migrate import migrate

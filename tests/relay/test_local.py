@@ -12,7 +12,7 @@ import pytest
 
 from tests.relay.support import PATIENCE_S
 
-COMMAND = (sys.executable, "-m", "e2e.local.relay")
+COMMAND = (sys.executable, "-m", "testing.local.relay")
 
 
 async def test_once_it_ends_by_itself_after_the_first_events() -> None:
@@ -60,4 +60,4 @@ async def test_other_arguments_are_refused() -> None:
     async with asyncio.timeout(PATIENCE_S):
         _, errors = await process.communicate()
     assert process.returncode == 2
-    assert errors.startswith(b"usage: python -m e2e.local.relay [--once]")
+    assert errors.startswith(b"usage: python -m testing.local.relay [--once]")

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 
-from e2e.patience import PATIENCE_S
+from testing.patience import PATIENCE_S
 
 
 def test_the_age_begins_with_the_process() -> None:

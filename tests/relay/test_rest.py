@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import asyncpg
 import pytest
 
-from e2e.local.brokers import LocalBroker
+from testing.local.brokers import LocalBroker
 from tests.conftest import Database
 from tests.relay.brokers import bridging, make_broker
 from tests.relay.http_client import request

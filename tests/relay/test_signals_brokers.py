@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 import asyncpg
 import pytest
 
-from e2e.local.brokers import BROKERS, LocalBroker
+from testing.local.brokers import BROKERS, LocalBroker
 from tests.conftest import Database
 from tests.relay.brokers import PASSWORD, bridging, following, make_broker
 from tests.relay.support import NEVER, PATIENCE_S, metric, publish, receive_ids, running, until

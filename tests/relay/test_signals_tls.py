@@ -9,7 +9,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from e2e.local.brokers import BROKERS, LocalBroker
+from testing.local.brokers import BROKERS, LocalBroker
 from tests.conftest import Database
 from tests.relay.brokers import PASSWORD, following, make_broker
 from tests.relay.support import PATIENCE_S, publish, receive_ids, until

@@ -9,7 +9,7 @@ import socket
 import asyncpg
 import pytest
 
-from e2e.patience import PATIENCE_S
+from testing.patience import PATIENCE_S
 from tests.conftest import Database
 from tests.relay.http_client import Answer, Stream, request, stream
 from tests.relay.support import NEVER, USER, client, metric, publish, receive, running, token, until

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import asyncpg
 
-from e2e.local.postgres import LocalPostgres
+from testing.local.postgres import LocalPostgres
 from userrealtime_operator.postgres.database import Database
 from userrealtime_operator.postgres.migrate import migrate
 from userrealtime_operator.postgres.roles import Roles

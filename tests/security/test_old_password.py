@@ -11,7 +11,7 @@ from datetime import timedelta
 import asyncpg
 import pytest
 
-from e2e.patience import PATIENCE_S
+from testing.patience import PATIENCE_S
 from tests.operator.reconcile.test_reconcile_roles import RoleWorld
 from tests.operator.world import SECRET
 from userrealtime_operator.model.naming import child_name

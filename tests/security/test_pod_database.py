@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 import asyncpg
 import pytest
 
-from e2e.patience import PATIENCE_S
+from testing.patience import PATIENCE_S
 from tests.operator.reconcile.test_reconcile_roles import RoleWorld
 from tests.operator.samples import body
 from userrealtime_core.secret import Secret

@@ -16,8 +16,8 @@ import asyncpg
 import pytest
 import yaml
 
-from e2e.local.postgres import LocalPostgres
-from e2e.patience import PATIENCE_S
+from testing.local.postgres import LocalPostgres
+from testing.patience import PATIENCE_S
 from tests.conftest import Database as OwnDatabase
 from tests.conftest import create_database
 from userrealtime_operator.postgres.database import Database

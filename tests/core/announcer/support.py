@@ -10,7 +10,7 @@ from typing import Self
 import asyncpg
 from prometheus_client import CollectorRegistry
 
-from e2e import patience
+from testing import patience
 from userrealtime_core.announcer import Announcer, Metrics
 from userrealtime_core.secret import Secret
 from userrealtime_core.standing import Moved

@@ -10,7 +10,7 @@ from typing import Literal
 import asyncpg
 import pytest
 
-from e2e.local.postgres import LocalPostgres
+from testing.local.postgres import LocalPostgres
 from tests.conftest import Database, create_database
 from tests.relay.pgbouncer import pgbouncer
 from userrealtime_core.announcer.traffic import QUIET_WINDOW

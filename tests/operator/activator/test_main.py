@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from e2e.patience import PATIENCE_S
+from testing.patience import PATIENCE_S
 
 CONFIG = "namespaces: [users]\nrelay: {image: relay}\n"
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from e2e.patience import PATIENCE_S
+from testing.patience import PATIENCE_S
 from userrealtime_operator.activator.pods import ANNOUNCED_S, Pods
 
 ALICE = ("users", "urt-alice")

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from e2e.patience import PATIENCE_S
+from testing.patience import PATIENCE_S
 from userrealtime_operator.activator.metrics import Metrics
 from userrealtime_operator.activator.pods import Pod
 from userrealtime_operator.activator.routes import Route

@@ -18,7 +18,7 @@ import pytest
 from aiohttp import web
 from kubernetes.aio.client.configuration import Configuration
 
-from e2e.patience import PATIENCE_S
+from testing.patience import PATIENCE_S
 from tests.operator.tls import Endpoint, numb_server
 from userrealtime_operator.kube.client import Api, ApiError
 from userrealtime_operator.kube.reflector import Reflector

@@ -11,7 +11,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from e2e.patience import PATIENCE_S
+from testing.patience import PATIENCE_S
 from tests.conftest import Database as OwnDatabase
 from tests.operator.attacks import REFUSED
 from userrealtime_core.secret import Secret

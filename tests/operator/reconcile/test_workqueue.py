@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from e2e.patience import PATIENCE_S
+from testing.patience import PATIENCE_S
 from userrealtime_operator.reconcile import workqueue
 from userrealtime_operator.reconcile.workqueue import TryLater, WorkQueue
 

@@ -1,0 +1,453 @@
+"""The provider for the local cluster; the package's docstring tells the design."""
+
+import contextlib
+import hashlib
+import ipaddress
+import json
+import os
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+from testing.cluster import addons, binaries, oci, tools
+from testing.cluster.errors import ClusterError
+from testing.cluster.paths import REPOSITORY, STATE, cache
+from testing.cluster.process import run, wait_http
+from testing.cluster.progress import exclusive, note, step
+from testing.cluster.provider import DEFAULT_INGRESS_PORT, Image, Provider, chosen_port, port_problem
+
+from . import packages, pki, policies
+from .components import (
+    API_SERVER,
+    CGROUP,
+    CLIENTS,
+    CONTAINERD_SOCKET,
+    IDENTITIES,
+    INTERFACE,
+    KUBERNETES,
+    LINK_HOST,
+    LINK_NETWORK,
+    LINK_PREFIX,
+    NODE,
+    NODE_IP,
+    PAUSE_IMAGE,
+    PKI,
+    PODS,
+    SERVICES,
+    NodeSpec,
+    files,
+    node_spec,
+)
+from .leftovers import NODE_MODULE, cgroup_roots, cgroups, leftovers, processes
+
+RECORD = STATE / "node.json"
+SPEC = STATE / "spec.json"
+LIB = STATE / "lib"
+LOG = STATE / "log"
+NODE_LIMIT = 30.0
+READY_LIMIT = 120.0
+DOWN_LIMIT = 30.0
+
+
+class LocalCluster(Provider):
+    name = "local"
+
+    @property
+    def kubeconfig(self) -> Path:
+        return STATE / "kubeconfig"
+
+    @property
+    def ingress_url(self) -> str:
+        return f"http://127.0.0.1:{_port()}"
+
+    def kubectl_path(self) -> Path:
+        return binaries.kubectl()
+
+    def helm_path(self) -> Path:
+        return binaries.helm()
+
+    def environment(self) -> dict[str, str]:
+        """As for any provider, and no proxy stands between this machine and the node."""
+        environment = super().environment()
+        direct = ["127.0.0.1", "localhost", LINK_NETWORK, PODS, SERVICES]
+        for name in ("NO_PROXY", "no_proxy"):
+            environment[name] = ",".join([*filter(None, [environment.get(name)]), *direct])
+        return environment
+
+    def prepare(self) -> None:
+        with exclusive("local"):
+            self._prepare()
+
+    def up(self) -> None:
+        with exclusive("local"):
+            self._up()
+
+    def down(self) -> None:
+        with exclusive("local"):
+            self._down()
+
+    def _prepare(self) -> list[tuple[str, Path]]:
+        """All that is built; gives the static images by reference.
+
+        Raises:
+            ClusterError: something is missing or in the way; one text names all of it.
+        """
+        _check()
+        packages.ensure()
+        binaries.hyperkube()
+        binaries.forward()
+        super().prepare()
+        return [
+            _static_image(PAUSE_IMAGE, binaries.pause()),
+            _static_image(addons.COREDNS_IMAGE, binaries.coredns()),
+            _static_image(addons.TRAEFIK_IMAGE, binaries.traefik()),
+        ]
+
+    def _up(self) -> None:
+        images = self._prepare()
+        spec = node_spec(STATE, binaries.hyperkube(), binaries.forward(), addons.INGRESS_NODE_PORT)
+        self._write_state(spec)
+        self._start_node(spec)
+        self._wait_ready()
+        for reference, archive in images:
+            self._import(reference, archive)
+        addons.apply_dns(self)
+        addons.apply_ingress(self, addons.TRAEFIK_IMAGE)
+        wait_http(self.ingress_url, timeout=60)
+        note(f"local cluster ready; KUBECONFIG={self.kubeconfig}, ingress at {self.ingress_url}")
+
+    def _down(self) -> None:
+        if not leftovers():
+            note("no local cluster on this machine")
+            return
+        with step("removing the local cluster"):
+            _end_node()
+            shutil.rmtree(STATE, ignore_errors=True)
+            if remains := leftovers():
+                raise ClusterError("this stayed behind:\n  " + "\n  ".join(remains))
+        note(f"nothing left; {cache()} keeps what was built (`python -m testing.cluster clean` removes it)")
+
+    def status(self) -> str:
+        node = _node()
+        if node is None:
+            return "local: not running"
+        state = "answers" if self.answers() else f"does not answer, logs in {LOG}"
+        return f"local: node is process {node}, API server {state}, ingress at {self.ingress_url}"
+
+    def load_image(self, image: Image) -> str:
+        self._import(image.local_reference, image.archive)
+        # The name for people; specs name the hash.
+        self._ctr("images", "tag", "--force", image.local_reference, f"localhost/{image.name}:dev")
+        return image.local_reference
+
+    @contextmanager
+    def forward(self, namespace: str, target: str, port: int) -> Iterator[tuple[str, int]]:
+        """The address itself: pods and services are routed from this machine."""
+        kind, _, name = target.partition("/")
+        path = "{.status.podIP}" if kind in ("pod", "pods") else "{.spec.clusterIP}"
+        address = self.kubectl("-n", namespace, "get", kind, name, "-o", f"jsonpath={path}").strip()
+        try:
+            ipaddress.ip_address(address)
+        except ValueError:
+            raise ClusterError(f"{namespace}/{target} has no address yet") from None
+        yield address, port
+
+    @contextmanager
+    def enforcing_policies(self) -> Iterator[None]:
+        packages.ensure(policies.PROGRAMS)
+        program = binaries.netpol()
+        kubeconfig = f"{KUBERNETES}/admin.kubeconfig"
+        _write_kubeconfig(_on_host(kubeconfig), _on_host(str(PKI)), "admin")
+        in_node = [*self._in_node(), f"--pid=/proc/{_node()}/ns/pid_for_children"]
+        with policies.enforced(in_node, program, kubeconfig, LOG / "netpol.log"):
+            yield
+
+    def _write_state(self, spec: NodeSpec) -> None:
+        LOG.mkdir(parents=True, exist_ok=True)
+        STATE.chmod(0o700)
+        secrets = _on_host("/var/lib/kubernetes/pki")
+        if not (secrets / "front-proxy.crt").exists():
+            with step("making certificates"):
+                # As on Amazon EKS. Whatever accepts this authority accepts a complete one as well, so every test on
+                # this cluster proves more than it would with the latter; kind's authority is complete.
+                pki.make(secrets, IDENTITIES, pki.Extensions.MINIMAL)
+        for path, content in files(packages.cni_binaries()).items():
+            _write(_on_host(path), content)
+        for client in CLIENTS:
+            _write_kubeconfig(_on_host(f"/var/lib/kubernetes/{client}.kubeconfig"), secrets, client)
+        _write_kubeconfig(self.kubeconfig, secrets, "admin")
+        _write(SPEC, spec.to_json())
+
+    def _start_node(self, spec: NodeSpec) -> None:
+        """Start the node unless one with this very specification runs."""
+        version = hashlib.sha256((spec.to_json() + json.dumps(files(packages.cni_binaries()))).encode()).hexdigest()
+        node = _node()
+        if node is not None:
+            if json.loads(RECORD.read_text())["version"] == version:
+                return
+            note("the node's configuration has changed: it is restarted")
+        _end_node()
+        with step("starting the node"), _ingress_socket() as listener:
+            _refuse_overlapping_routes()
+            for root in cgroup_roots():
+                (root / CGROUP).mkdir()
+            _spawn_node(listener, version, _port())
+
+    def _wait_ready(self) -> None:
+        if self.answers() and self._node_ready():
+            return
+        with step("waiting for Kubernetes", usual="10 s", hint=f"the components' logs are in {LOG}"):
+            _until(self._answers_or_ended, "the API server", READY_LIMIT)
+            _until(self._node_ready, "the node to be Ready", READY_LIMIT)
+
+    def _answers_or_ended(self) -> bool:
+        if _node() is None:
+            raise ClusterError(f"the node has ended; {LOG / 'node.log'} says why")
+        return self.answers()
+
+    def _node_ready(self) -> bool:
+        ready = '{.status.conditions[?(@.type=="Ready")].status}'
+        try:
+            return self.kubectl("get", "node", NODE, "-o", f"jsonpath={ready}", timeout=10) == "True"
+        except ClusterError:
+            return False
+
+    def _import(self, reference: str, archive: Path) -> None:
+        if reference in self._ctr("images", "list", "--quiet").split():
+            return
+        with step(f"loading {reference.removeprefix('localhost/')}") as current, archive.open("rb") as content:
+            # Through standard input: the archive's path may not exist in the node.
+            command = [*self._in_node(), "ctr", "-a", CONTAINERD_SOCKET, "-n", "k8s.io", "images", "import", "-"]
+            with current.log.open("ab") as log:
+                try:
+                    code = subprocess.run(command, stdin=content, stdout=log, stderr=log, timeout=300).returncode
+                except subprocess.TimeoutExpired:
+                    raise ClusterError("took longer than 300 s") from None
+            if code != 0:
+                raise ClusterError(f"ctr ended with status {code}")
+
+    def _ctr(self, *args: str) -> str:
+        command = [*self._in_node(), "ctr", "-a", CONTAINERD_SOCKET, "-n", "k8s.io", *args]
+        return run(command[0], *command[1:], timeout=60)
+
+    def _in_node(self) -> list[str]:
+        node = _node()
+        if node is None:
+            raise ClusterError("the local cluster is not running: `make up` starts it")
+        return ["nsenter", f"--target={node}", "--mount", "--net"]
+
+
+def _on_host(path: str) -> Path:
+    """Where a path of the node's `/var/lib` is on the machine."""
+    return LIB / Path(path).relative_to("/var/lib")
+
+
+def _write_kubeconfig(path: Path, secrets: Path, name: str) -> None:
+    text = pki.kubeconfig(API_SERVER, secrets / "ca.crt", secrets / f"{name}.crt", secrets / f"{name}.key")
+    _write(path, text)
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file for root alone, unless it says so already: components restart when their files are touched."""
+    if path.exists() and path.read_text() == text:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch(mode=0o600)
+    path.write_text(text)
+
+
+def _static_image(reference: str, binary: Path) -> tuple[str, Path]:
+    """An image of one binary: its reference and its archive, made if it is not in the cache."""
+    made_of = hashlib.sha256(f"{reference}\0{binary.parent.name}".encode()).hexdigest()[:12]
+    archive = cache("images", f"{binary.name}-{made_of}.tar")
+    if not archive.exists():
+        oci.write_static(archive, reference, binary)
+    return reference, archive
+
+
+def _spawn_node(listener: socket.socket, version: str, port: int) -> None:
+    """Start the node's first process and give it its interface.
+
+    `unshare` makes the namespaces and stays as the parent: when it is killed, so is its child, and with process 1
+    everything else in there.
+    """
+    fd = listener.fileno()
+    namespaces = ["--net", "--mount", "--pid", "--ipc", "--uts", "--fork", "--kill-child=KILL"]
+    command = ["unshare", *namespaces, "--propagation=private"]
+    command += [sys.executable, "-m", NODE_MODULE, str(SPEC), str(fd)]
+    with (LOG / "node.log").open("ab") as log:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            cwd=REPOSITORY,
+            pass_fds=(fd,),
+            start_new_session=True,
+        )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        record = {"pid": process.pid, "started": _started(process.pid), "version": version, "port": port}
+        RECORD.write_text(json.dumps(record))
+        answered, _, _ = select.select([process.stdout], [], [], NODE_LIMIT)
+        if not answered or process.stdout.readline() != b"ready\n":
+            raise ClusterError(f"its first process does not start; see {LOG / 'node.log'}")
+        for command_line in (
+            f"link add {INTERFACE} type veth peer name node0 netns {process.pid}",
+            f"address add {LINK_HOST}/{LINK_PREFIX} dev {INTERFACE}",
+            f"link set {INTERFACE} up",
+            f"route add {PODS} via {NODE_IP} dev {INTERFACE}",
+            f"route add {SERVICES} via {NODE_IP} dev {INTERFACE}",
+        ):
+            run("ip", *command_line.split(" "), timeout=30)
+        process.stdin.write(b"go\n")
+    except BaseException:
+        _kill(process.pid)
+        raise
+    finally:
+        # The child goes on without us; `subprocess` need not know.
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
+        process.stdout.close()
+        process.returncode = 0
+
+
+@contextmanager
+def _ingress_socket() -> Iterator[socket.socket]:
+    """The ingress's listening socket, made on this machine's loopback address and handed into the node.
+
+    Raises:
+        ClusterError: somebody else listens there.
+    """
+    port = _port()
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise ClusterError(port_problem(port) or f"cannot listen on 127.0.0.1:{port}: {error.strerror}") from None
+        listener.listen(4096)
+        yield listener
+
+
+def _refuse_overlapping_routes() -> None:
+    """Our addresses must be nobody else's.
+
+    Raises:
+        ClusterError: a route of this machine leads some of them elsewhere.
+    """
+    ours = [ipaddress.IPv4Network(n) for n in (PODS, SERVICES, f"{LINK_HOST}/32")]
+    for route in json.loads(run("ip", "-json", "-4", "route", timeout=30)):
+        if route["dst"] == "default":
+            continue
+        theirs = ipaddress.IPv4Network(route["dst"])
+        # A wider route, to a company's 10.0.0.0/8 say, is no obstacle: ours are the more specific ones.
+        if any(theirs.subnet_of(own) for own in ours):
+            raise ClusterError(
+                f"the route to {theirs} (device {route.get('dev')}) takes addresses of the cluster ({PODS}, "
+                f"{SERVICES}). End what made it, or use another cluster through KUBECONFIG"
+            )
+
+
+def _end_node() -> None:
+    """End a node, running or half gone, and remove all of it but the state directory."""
+    if node := _node():
+        _kill(node)
+    # What a lost record does not name.
+    for pid, _ in processes():
+        _kill(pid)
+    _until(lambda: not processes(), "the node's processes to end", DOWN_LIMIT)
+    # It would go with the node's network, but connections on their way out can keep that for minutes.
+    if Path("/sys/class/net", INTERFACE).exists():
+        run("ip", "link", "delete", INTERFACE, timeout=30)
+    # Groups of containers that are no more would hold the next kubelet up for seconds each.
+    for group in cgroups():
+        _remove_cgroup(group)
+
+
+def _check() -> None:
+    """Report, before anything is installed or built, all that `up` needs and cannot get itself."""
+    problems = packages.problems()
+    try:
+        binaries.require_go()
+    except ClusterError as error:
+        if not binaries.built():
+            problems.append(str(error))
+    running, chosen = _node() is not None, chosen_port()
+    if running and chosen not in (None, _port()):
+        problems.append(
+            f"the cluster runs with its ingress at port {_port()}: `make down` first, or unset INGRESS_PORT"
+        )
+    # What is left of a node may hold the port; it is ended before the next one starts.
+    if not leftovers() and (problem := port_problem(_port())):
+        problems.append(problem)
+    tools.obtain(problems=problems)
+
+
+def _port() -> int:
+    """The ingress's port: of the node that runs, else as it is to be."""
+    if _node() is not None:
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            return int(json.loads(RECORD.read_text())["port"])
+    return chosen_port() or DEFAULT_INGRESS_PORT
+
+
+def _node() -> int | None:
+    """The process id of the running node's `unshare`, if it is still the process we started."""
+    try:
+        record = json.loads(RECORD.read_text())
+        return int(record["pid"]) if _started(record["pid"]) == record["started"] else None
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _started(pid: int) -> str:
+    """When a process started, in ticks since boot: with its id, what tells it from a later one; empty if dead."""
+    try:
+        after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if after_name[0] == "Z" else after_name[19]
+
+
+def _kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    # If it is our own child it stays, and with it its namespaces, until we ask how it ended.
+    deadline = time.monotonic() + 10
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(pid, os.WNOHANG) == (0, 0) and time.monotonic() < deadline:
+            time.sleep(0.02)
+
+
+def _remove_cgroup(group: Path) -> None:
+    """Remove a control group and those in it. A group empties a moment after its last process has ended."""
+    for directory, _, _ in os.walk(group, topdown=False):
+        _until(partial(_removed, directory), f"control group {directory} to be empty", 10)
+
+
+def _removed(path: str) -> bool:
+    try:
+        os.rmdir(path)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def _until(condition: Callable[[], bool], what: str, timeout: float) -> None:
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > deadline:
+            raise ClusterError(f"waited {timeout:.0f} s in vain for {what}")
+        time.sleep(0.2)

@@ -1,0 +1,193 @@
+"""The interface of every kind of cluster.
+
+The operations that a test needs (install an ingress controller, make an image available) are the same calls for each.
+"""
+
+import os
+import socket
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+from testing.patience import COMMAND_TIMEOUT_S
+
+from . import tools
+from .errors import ClusterError
+from .paths import cache
+from .process import port_forward, run
+
+DEFAULT_INGRESS_PORT = 8081
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image that was built.
+
+    Attributes:
+        name: without registry and tag, `userrealtime-relay`.
+        digest: twelve hexadecimal digits over everything it was made from. Its tag.
+        archive: the OCI or Docker archive that holds it.
+    """
+
+    name: str
+    digest: str
+    archive: Path
+
+    @property
+    def local_reference(self) -> str:
+        """The name inside the archive."""
+        return f"localhost/{self.name}:{self.digest}"
+
+
+class Provider(ABC):
+    """A cluster. `up` and `down` may be called at any time, and again."""
+
+    name: str
+
+    @property
+    @abstractmethod
+    def kubeconfig(self) -> Path:
+        """The kubeconfig file of an administrator. It exists once `up` has been called."""
+
+    @property
+    @abstractmethod
+    def ingress_url(self) -> str:
+        """Where the ingress controller answers from this machine, without a slash at the end."""
+
+    def prepare(self) -> None:
+        """The slow part of `up` alone: install and build what it needs. Nothing is started. Errors as `up`."""
+        self.kubectl_path()
+        self.helm_path()
+
+    @abstractmethod
+    def up(self) -> None:
+        """Make the cluster answer, with DNS and an ingress controller of the default class.
+
+        Raises:
+            ClusterError: it cannot; the text says what to do.
+        """
+
+    @abstractmethod
+    def down(self) -> None:
+        """End and remove all that `up` made, and nothing else. Caches stay."""
+
+    @abstractmethod
+    def status(self) -> str:
+        """One line: whether the cluster answers."""
+
+    @abstractmethod
+    def load_image(self, image: Image) -> str:
+        """Make an image available to pods and return the reference to name in their specs.
+
+        The reference ends in the image's content hash, so that new content means a new rollout. An image already
+        there is not loaded again. Pods must not set `imagePullPolicy: Always`.
+        """
+
+    def load_images(self, images: Sequence[Image]) -> dict[str, str]:
+        """Make images available as `load_image` does; the references that pods name, by image name."""
+        return {image.name: self.load_image(image) for image in images}
+
+    @abstractmethod
+    def enforcing_policies(self) -> AbstractContextManager[None]:
+        """NetworkPolicies are enforced while the block runs, and afterwards as they were before.
+
+        Raises:
+            ClusterError: they cannot be.
+            UnknownError: the cluster does not enforce them, or gives no evidence of it.
+        """
+
+    def kubectl_path(self) -> Path:
+        return tools.kubectl()
+
+    def helm_path(self) -> Path:
+        return tools.helm()
+
+    def kubectl(self, *args: str, input: str | None = None, timeout: float = COMMAND_TIMEOUT_S) -> str:
+        """Run kubectl against this cluster; its output.
+
+        Raises:
+            ClusterError: with what kubectl wrote to stderr, or when `timeout` seconds have passed.
+        """
+        return run(self.kubectl_path(), *args, env=self.environment(), input=input, timeout=timeout)
+
+    def helm(self, *args: str, input: str | None = None, timeout: float = 300) -> str:
+        """Run helm against this cluster; its output. Errors as `kubectl`."""
+        return run(self.helm_path(), *args, env=self.environment(), input=input, timeout=timeout)
+
+    def apply(self, manifest: str, timeout: float = COMMAND_TIMEOUT_S) -> None:
+        """Server-side apply of a YAML text."""
+        arguments = ("apply", "--server-side", "--force-conflicts", "--field-manager=userrealtime-e2e", "-f", "-")
+        self.kubectl(*arguments, input=manifest, timeout=timeout)
+
+    def wait_rolled_out(self, namespace: str, workload: str, timeout: float = 180) -> None:
+        """Until `workload` (`deployment/x`) has all its pods ready; at most `timeout` seconds.
+
+        Raises:
+            ClusterError: it has not; the namespace's pods and latest events are in the text.
+        """
+        try:
+            self.kubectl(
+                "-n", namespace, "rollout", "status", workload, f"--timeout={timeout:.0f}s", timeout=timeout + 15
+            )
+        except ClusterError as error:
+            pods = self.kubectl("-n", namespace, "get", "pods", "-o", "wide")
+            events = self.kubectl("-n", namespace, "get", "events", "--sort-by=.lastTimestamp")
+            latest = "\n".join(events.splitlines()[-10:])
+            raise ClusterError(f"{error}\n{pods}{latest}") from error
+
+    def environment(self) -> dict[str, str]:
+        """The environment under which kubectl and helm mean this cluster, and write nothing to ~/.kube."""
+        return {**os.environ, "KUBECONFIG": str(self.kubeconfig), "KUBECACHEDIR": str(cache("kubectl"))}
+
+    def answers(self) -> bool:
+        """Whether the API server says it is ready."""
+        try:
+            return self.kubectl("get", "--raw", "/readyz", timeout=5).strip() == "ok"
+        except ClusterError:
+            return False
+
+    def forward(self, namespace: str, target: str, port: int) -> AbstractContextManager[tuple[str, int]]:
+        """Return a context manager that gives host and port of a connection to `port` of `target`.
+
+        `target` is `svc/postgres` or `pod/x`. The connection is `kubectl port-forward`, unless the provider has a
+        direct route.
+        """
+        return port_forward(self.kubectl_path(), self.environment(), namespace, target, port)
+
+
+def chosen_port() -> int | None:
+    """Return the ingress port from `INGRESS_PORT`; None if it is not set.
+
+    Raises:
+        ClusterError: it is not a port that an ordinary user may open.
+    """
+    text = os.environ.get("INGRESS_PORT", "")
+    if not text:
+        return None
+    if not text.isdecimal() or not 1024 <= int(text) <= 65535:
+        raise ClusterError(f"INGRESS_PORT={text} is not a port from 1024 to 65535")
+    return int(text)
+
+
+def port_problem(port: int) -> str:
+    """Return why no server can listen on `port` of 127.0.0.1, with advice; empty if one can."""
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        taken = probe.connect_ex(("127.0.0.1", port)) == 0
+    if not taken:
+        with socket.socket() as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                listener.bind(("127.0.0.1", port))
+            except OSError:
+                taken = True
+    if not taken:
+        return ""
+    shown = f"ss -ltnp sport = :{port}" if sys.platform == "linux" else f"lsof -nP -iTCP:{port} -sTCP:LISTEN"
+    return (
+        f"port {port} of 127.0.0.1, which the ingress needs, is taken: stop the program that listens there "
+        f"(`{shown}` shows it), or choose another port, for example: INGRESS_PORT={port + 1000} make up"
+    )

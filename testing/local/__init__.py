@@ -1,0 +1,1 @@
+"""Parts of the system that run on this machine without a cluster."""
