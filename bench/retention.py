@@ -21,9 +21,10 @@ import asyncpg
 
 from bench.durable import DEFAULT_FLUSH_MS, described, durable_postgres
 from testing.local.postgres import LocalPostgres
+from userrealtime_operator.model.policies import Retention
 from userrealtime_operator.postgres.database import Database
 from userrealtime_operator.postgres.migrate import migrate
-from userrealtime_operator.postgres.retention import Retention, prune
+from userrealtime_operator.postgres.retention import prune
 
 USERS: Final = 1000
 WRITERS: Final = 16

@@ -30,7 +30,7 @@ from testing.sleeping import SOON, wait_asleep
 from testing.system import USERS_NAMESPACE, System, install
 from userrealtime_operator.kube.client import Api
 from userrealtime_operator.kube.follow import follow
-from userrealtime_operator.manifests.objects import MANAGED_BY, RELAY
+from userrealtime_operator.model.labels import MANAGED_BY, RELAY
 
 LIMIT_S: Final = 60.0
 APART_S: Final = 6.0

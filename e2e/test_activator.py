@@ -21,11 +21,11 @@ from userrealtime_operator.activator.cluster import ApiCluster
 from userrealtime_operator.activator.metrics import Metrics
 from userrealtime_operator.activator.routes import Route, RouteTable
 from userrealtime_operator.kube.client import Api
+from userrealtime_operator.kube.types import NamespacedName
 from userrealtime_operator.model.naming import child_name
-from userrealtime_operator.reconcile.rollouts import User
 
 NAMESPACE = "users"
-ALICE = Route(User(NAMESPACE, "alice"), "alice", "")
+ALICE = Route(NamespacedName(NAMESPACE, "alice"), "alice", "")
 NAME = child_name("alice")
 
 

@@ -17,10 +17,10 @@ from testing.cluster import ClusterError
 from testing.patience import PATIENCE_S
 from testing.system import CHART, OPERATOR_NAMESPACE, RELEASE, USERS_NAMESPACE, System, install, uninstall
 from userrealtime_operator.config import Activator, Trust, parse_config
-from userrealtime_operator.manifests.objects import RELAY
+from userrealtime_operator.model.labels import RELAY
 from userrealtime_operator.model.naming import child_name
 from userrealtime_operator.model.notifiers import SignalDefaults, SignalType
-from userrealtime_operator.secrets.token_keys import KeyPolicy
+from userrealtime_operator.model.policies import KeyPolicy
 from userrealtime_relay.bridge.config import Config as Bridge
 
 PODS = ("Deployment", "Job")

@@ -21,8 +21,8 @@ from testing.cluster import images
 from testing.patience import PATIENCE_S, WITHIN
 from testing.system import OPERATOR_NAMESPACE, RELEASE, USERS_NAMESPACE, System, install, prepare, uninstall, upgrade
 from testing.waiting import eventually
+from userrealtime_operator.model.conditions import deployment_progress
 from userrealtime_operator.postgres.migrate import load_schema
-from userrealtime_operator.reconcile.status import deployment_progress
 
 AT_ONCE = 2
 PUBLISH_INTERVAL_S = 0.05

@@ -29,7 +29,8 @@ from .kube.election import Election
 from .kube.lease import Settings
 from .kube.login import login
 from .kube.reflector import Reflector
-from .manifests.objects import Object
+from .kube.types import NamespacedName, Object, ObjectKey
+from .model.conditions import condition_of
 from .model.naming import child_name, child_of, instance_name
 from .model.resource import GROUP, KIND, PLURAL, VERSION
 from .postgres.database import Database, DatabaseError
@@ -38,10 +39,9 @@ from .postgres.roles import Roles
 from .postgres.watchdog import Watchdog
 from .process.metrics import Metrics
 from .process.probes import serve
-from .reconcile.reconciler import ChildKey, Reconciler
+from .reconcile.reconciler import Reconciler
 from .reconcile.resources import Children, Place, Resources
-from .reconcile.rollouts import User
-from .reconcile.status import condition_of
+from .reconcile.userrealtimes import resource_uids
 from .reconcile.workqueue import WorkQueue
 from .sleep.activator_endpoints import Activators
 from .sleep.state import wake_pending
@@ -180,7 +180,7 @@ class Operator:
     async def _has_all_resources(self, namespace: str) -> bool:
         """Whether kopf has told of all there are, or does so soon."""
         try:
-            existing = await self._api.resource_uids(namespace)
+            existing = await resource_uids(self._api, namespace)
         except ApiError as error:
             logger.warning("not ready yet: %s", error)
             existing = None
@@ -252,7 +252,7 @@ class Operator:
     def _resource(self, namespace: str, name: str) -> Mapping[str, Any] | None:
         return self._resources.get((namespace, name))
 
-    def _child(self, key: ChildKey) -> Mapping[str, Any] | None:
+    def _child(self, key: ObjectKey) -> Mapping[str, Any] | None:
         return self._children.get(key)
 
     def _note_stored(self, item: Object) -> None:
@@ -263,9 +263,9 @@ class Operator:
                 self._add(namespace, name)  # somebody else has changed it meanwhile
         elif self._children.put((kind, namespace, name), item, ours=True) and kind == "EndpointSlice":
             # Who falls asleep or wakes has steps to take from when the slice is there.
-            self._child_changed(ChildKey(kind, namespace, name))
+            self._child_changed(ObjectKey(kind, namespace, name))
 
-    def _wake(self, user: User) -> None:
+    def _wake(self, user: NamespacedName) -> None:
         self._add(*user)
 
     def _add(self, namespace: str, name: str) -> None:
@@ -273,7 +273,7 @@ class Operator:
         body = self._resource(namespace, name)
         urgent = False
         if body is not None:
-            deployment = self._child(ChildKey("Deployment", namespace, child_name(body["spec"]["userId"])))
+            deployment = self._child(ObjectKey("Deployment", namespace, child_name(body["spec"]["userId"])))
             urgent = wake_pending(body, deployment)
         self._queue.add(Task(Kind.RESOURCE, namespace, name), urgent=urgent)
 
@@ -288,7 +288,7 @@ class Operator:
         elif self._resources.put(item, listed=event["type"] is None) and self._full.is_set():
             self._add(namespace, name)
 
-    def _child_changed(self, key: ChildKey) -> None:
+    def _child_changed(self, key: ObjectKey) -> None:
         if not self._full.is_set():
             return  # whoever leads begins with all of them
         namespace, name = key.namespace, child_of(key.kind, key.name)

@@ -21,9 +21,8 @@ from userrealtime_relay.cors import origin_flaw
 
 from .kube.duration import parse_duration
 from .model.notifiers import DEFAULT_LISTEN_RANGE, SignalDefaults, SignalType
+from .model.policies import KeyPolicy, Retention
 from .model.routes import RouteError, parse_url_template
-from .postgres.retention import Retention
-from .secrets.token_keys import KeyPolicy
 
 Json = dict[str, Any]
 

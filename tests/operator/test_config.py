@@ -18,7 +18,7 @@ from userrealtime_operator.config import (
     load_config,
     parse_config,
 )
-from userrealtime_operator.secrets.token_keys import KeyPolicy
+from userrealtime_operator.model.policies import KeyPolicy
 
 ENVIRONMENT = {"DATABASE_URL": "postgresql://relay:hunter2@db/app"}
 MINIMAL = "{namespaces: [users], relay: {image: 'relay:1'}}"

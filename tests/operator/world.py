@@ -13,22 +13,22 @@ from typing import Any
 from tests.operator.samples import CONFIG, body
 from userrealtime_operator.config import Config
 from userrealtime_operator.kube.client import Api, ApiError
-from userrealtime_operator.manifests.objects import Object
+from userrealtime_operator.kube.types import Object, ObjectKey
+from userrealtime_operator.model.labels import TOKEN_KEY_ROTATION_ANNOTATION
 from userrealtime_operator.model.naming import child_name
+from userrealtime_operator.model.presence import Presence
 from userrealtime_operator.postgres.database import Database, DatabaseError
 from userrealtime_operator.process.metrics import Metrics
-from userrealtime_operator.reconcile.reconciler import ChildKey, Reconciler
-from userrealtime_operator.secrets.token_keys import REQUEST
+from userrealtime_operator.reconcile.reconciler import Reconciler
 from userrealtime_operator.sleep.activator_endpoints import Activators
-from userrealtime_operator.sleep.policy import Presence
 
-SECRET = ChildKey("Secret", "users", child_name("alice"))
+SECRET = ObjectKey("Secret", "users", child_name("alice"))
 
 
 class StandInApi(Api):
     def __init__(self) -> None:
         self.cluster = "here"
-        self.children: dict[ChildKey, Object] = {}
+        self.children: dict[ObjectKey, Object] = {}
         self.resources: dict[tuple[str, str], Object] = {}
         self.calls: list[str] = []
         self.refusal: ApiError | None = None
@@ -56,8 +56,8 @@ class StandInApi(Api):
             raise ApiError(409, "the object has been modified")
         return self._store(item)
 
-    def _key(self, item: Object) -> ChildKey:
-        return ChildKey(item["kind"], item["metadata"]["namespace"], item["metadata"]["name"])
+    def _key(self, item: Object) -> ObjectKey:
+        return ObjectKey(item["kind"], item["metadata"]["namespace"], item["metadata"]["name"])
 
     def _store(self, item: Object) -> Object:
         stored = copy.deepcopy(item)
@@ -73,30 +73,32 @@ class StandInApi(Api):
 
     async def get(self, kind: str, namespace: str, name: str) -> Object | None:
         self.calls.append(f"get {kind}")
-        return self.children.get(ChildKey(kind, namespace, name))
+        return self.children.get(ObjectKey(kind, namespace, name))
 
     async def delete(self, kind: str, namespace: str, name: str) -> None:
         self.calls.append(f"delete {kind}")
-        self.children.pop(ChildKey(kind, namespace, name), None)
+        self.children.pop(ObjectKey(kind, namespace, name), None)
 
-    async def patch_status(self, namespace: str, name: str, status: Object) -> None:
+    async def merge_status(self, api_version: str, plural: str, namespace: str, name: str, patch: Object) -> Object:
         self.calls.append("status")
+        status = patch["status"]
         current = self.resources[namespace, name].setdefault("status", {})
         for key, value in status.items():
             current.pop(key, None) if value is None else current.update({key: value})
+        return self.resources[namespace, name]
 
     async def pods(self, namespace: str, name: str) -> list[Object]:
         self.calls.append("pods")
         return self.living_pods
 
     async def endpoint_slices(self, namespace: str, service: str) -> list[Object]:
-        ours = self.children.get(ChildKey("EndpointSlice", namespace, f"{service}-activator"))
+        ours = self.children.get(ObjectKey("EndpointSlice", namespace, f"{service}-activator"))
         return [*self.slices.get(service, ()), *([ours] if ours else ())]
 
     async def create_event(self, namespace: str, event: Object) -> None:
         self.events.append(event["reason"])
 
-    async def resource_uids(self, namespace: str) -> set[str]:
+    async def uids(self, api_version: str, plural: str, namespace: str) -> set[str]:
         return {item["metadata"]["uid"] for (place, _), item in self.resources.items() if place == namespace}
 
 
@@ -136,7 +138,7 @@ class StandInDatabase(Database):
 class World:
     def __init__(self) -> None:
         self.api, self.database = StandInApi(), StandInDatabase()
-        self.stale: Mapping[ChildKey, Object] | None = None
+        self.stale: Mapping[ObjectKey, Object] | None = None
         """What the cache holds, where it is behind."""
         self.time = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
         self.add(body())
@@ -167,7 +169,7 @@ class World:
     def resource(self, namespace: str, name: str) -> Mapping[str, Any] | None:
         return self.api.resources.get((namespace, name))
 
-    def child(self, key: ChildKey) -> Mapping[str, Any] | None:
+    def child(self, key: ObjectKey) -> Mapping[str, Any] | None:
         return (self.api.children if self.stale is None else self.stale).get(key)
 
     def keys(self) -> dict[str, str]:
@@ -177,7 +179,7 @@ class World:
 
     def request(self, value: str) -> None:
         """Ask for a new token key of alice's."""
-        self.api.resources["users", "alice"]["metadata"]["annotations"] = {REQUEST: value}
+        self.api.resources["users", "alice"]["metadata"]["annotations"] = {TOKEN_KEY_ROTATION_ANNOTATION: value}
 
     async def reconcile(self, name: str = "alice") -> list[str]:
         """The calls that one reconciliation makes."""
@@ -201,7 +203,7 @@ class World:
 
     def become_available(self, name: str = "alice", pods: int = 1) -> None:
         """Let the Deployment say that so many of its pods are ready."""
-        deployment = self.api.children[ChildKey("Deployment", "users", child_name(name))]
+        deployment = self.api.children[ObjectKey("Deployment", "users", child_name(name))]
         deployment["status"] = {
             "observedGeneration": deployment["metadata"]["generation"],
             "replicas": 1,

@@ -14,11 +14,11 @@ import pytest
 from testing.patience import PATIENCE_S
 from tests.operator.reconcile.test_reconcile_roles import RoleWorld
 from tests.operator.world import SECRET
+from userrealtime_operator.kube.types import ObjectKey
 from userrealtime_operator.model.naming import child_name
 from userrealtime_operator.postgres import roles as roles_module
 from userrealtime_operator.postgres.database import Database
 from userrealtime_operator.postgres.roles import Roles
-from userrealtime_operator.reconcile.reconciler import ChildKey
 from userrealtime_operator.reconcile.rollouts import Rollouts
 from userrealtime_operator.secrets.database_passwords import Credentials, read_credentials, role_names
 from userrealtime_operator.secrets.token_keys import SERIES
@@ -215,7 +215,7 @@ class EmergencyWorld(RoleWorld):
     def __init__(self, site: Site) -> None:
         super().__init__(site.installation.operator_url, site.database)
         self.reconciler._rollouts = Rollouts(0)
-        self.pods = ChildKey("Deployment", "users", child_name("alice"))
+        self.pods = ObjectKey("Deployment", "users", child_name("alice"))
 
     @classmethod
     async def serving(cls, site: Site) -> EmergencyWorld:

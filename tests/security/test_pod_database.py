@@ -14,6 +14,7 @@ from testing.patience import PATIENCE_S
 from tests.operator.reconcile.test_reconcile_roles import RoleWorld
 from tests.operator.samples import body
 from userrealtime_core.secret import Secret
+from userrealtime_operator.kube.types import ObjectKey
 from userrealtime_operator.model.naming import child_name
 from userrealtime_operator.postgres import migrate as migrations
 from userrealtime_operator.postgres.database import Database, DatabaseError
@@ -21,7 +22,6 @@ from userrealtime_operator.postgres.migrate import Migration, Schema, load_schem
 from userrealtime_operator.postgres.roles import Roles
 from userrealtime_operator.postgres.watchdog import Watchdog
 from userrealtime_operator.process.metrics import Metrics
-from userrealtime_operator.reconcile.reconciler import ChildKey
 from userrealtime_operator.secrets.database_passwords import Credentials, read_credentials, role_names
 
 from .support import SCOPE, Installation, installation
@@ -238,7 +238,7 @@ async def test_a_held_row_delays_the_erasure_of_no_user() -> None:
             world.add(item)
             await world.reconcile(name)
             await admin.execute("select userrealtime.publish($1, 'test')", name)
-        secret = world.api.children[ChildKey("Secret", "users", child_name(MALLORY))]
+        secret = world.api.children[ObjectKey("Secret", "users", child_name(MALLORY))]
         credentials = read_credentials(secret, "DATABASE_URL")
         assert credentials is not None
         elsewhere = await asyncpg.connect(credentials.url(site.server.url("postgres")))

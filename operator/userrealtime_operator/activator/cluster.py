@@ -16,9 +16,9 @@ from typing import Any, Final, NamedTuple
 from userrealtime_operator.kube.client import Api, ApiError
 from userrealtime_operator.kube.follow import follow
 from userrealtime_operator.kube.timestamps import rfc3339
-from userrealtime_operator.manifests.objects import RELAY, Object
+from userrealtime_operator.kube.types import NamespacedName, Object
+from userrealtime_operator.model.labels import RELAY
 from userrealtime_operator.model.resource import API_VERSION, PLURAL
-from userrealtime_operator.reconcile.rollouts import User
 
 from .metrics import Metrics
 from .pods import Pod, Pods
@@ -46,23 +46,23 @@ class Requests:
 
     def __init__(self, routes: RouteTable) -> None:
         self._routes = routes
-        self._requests: dict[User, _Request] = {}
+        self._requests: dict[NamespacedName, _Request] = {}
         self._news = asyncio.Event()
 
     def __len__(self) -> int:
         return len(self._requests)
 
-    def version(self, user: User) -> str | None:
+    def version(self, user: NamespacedName) -> str | None:
         """The resourceVersion that was seen last."""
         known = self._requests.get(user)
         return known and known.version
 
-    def asked_at(self, user: User) -> float:
+    def asked_at(self, user: NamespacedName) -> float:
         """When the last request was seen, by the monotonic clock."""
         known = self._requests.get(user)
         return known.seen_at if known else 0.0
 
-    async def another(self, user: User, version: str) -> None:
+    async def another(self, user: NamespacedName, version: str) -> None:
         """Until another version than this one is there, or for a moment."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_SETTLE_S):
@@ -93,7 +93,7 @@ class Requests:
         for body in found:
             self.put(body)
 
-    def _forget(self, user: User) -> None:
+    def _forget(self, user: NamespacedName) -> None:
         self._requests.pop(user, None)
         self._routes.remove(user)
         self._tell()
@@ -170,7 +170,7 @@ class ApiCluster:
             # In the end whatever the resource is: that others write to it all the time must keep nobody asleep.
             version = self._requests.version(user) if attempt < _ATTEMPTS - 1 else None
             try:
-                await self._api.request_wake(*user, rfc3339(datetime.now(UTC), "microseconds"), version)
+                await self._api.merge_status(API_VERSION, PLURAL, *user, _wake_request(version))
             except ApiError as error:
                 if error.status != _CONFLICT or version is None:
                     raise OSError(str(error)) from None
@@ -186,5 +186,11 @@ class ApiCluster:
         return seen_at > last_ready and time.monotonic() < seen_at + PENDING_S
 
 
-def _user(body: Mapping[str, Any]) -> User:
-    return User(body["metadata"]["namespace"], body["metadata"]["name"])
+def _wake_request(version: str | None) -> Object:
+    """Return the patch that requests a wake now, if the resource still has this resourceVersion."""
+    patch: Object = {"status": {"wakeRequestedAt": rfc3339(datetime.now(UTC), "microseconds")}}
+    return patch if version is None else {**patch, "metadata": {"resourceVersion": version}}
+
+
+def _user(body: Mapping[str, Any]) -> NamespacedName:
+    return NamespacedName(body["metadata"]["namespace"], body["metadata"]["name"])

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
-from userrealtime_operator.manifests.objects import WS_PORT
+from userrealtime_operator.model.labels import WS_PORT
 
 INSTANCE: Final = "app.kubernetes.io/instance"
 ANNOUNCED_S: Final = 10.0

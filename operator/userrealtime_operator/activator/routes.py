@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
+from userrealtime_operator.kube.types import NamespacedName
 from userrealtime_operator.model.naming import child_name
-from userrealtime_operator.reconcile.rollouts import User
 
 MAX_SEGMENTS: Final = 16
 """Of a path that are looked at, so that a path of slashes costs nothing."""
@@ -16,7 +16,7 @@ MAX_SEGMENTS: Final = 16
 class Route(NamedTuple):
     """A user whom a request may be for."""
 
-    user: User
+    user: NamespacedName
     """The resource's namespace and name."""
     user_id: str
     base_path: str
@@ -32,13 +32,13 @@ class RouteTable:
     """The users as their resources say. An address that would lead to two users leads to neither."""
 
     def __init__(self) -> None:
-        self._places: dict[User, list[tuple[str, str]]] = {}
+        self._places: dict[NamespacedName, list[tuple[str, str]]] = {}
         self._routes: dict[tuple[str, str], set[Route]] = {}
 
     def put(self, body: Mapping[str, Any]) -> None:
         """A resource is there, new or changed."""
         metadata = body["metadata"]
-        user = User(metadata["namespace"], metadata["name"])
+        user = NamespacedName(metadata["namespace"], metadata["name"])
         url = urlsplit(body.get("status", {}).get("url") or "")
         path = url.path.rstrip("/")
         route = Route(user, body["spec"]["userId"], path)
@@ -54,7 +54,7 @@ class RouteTable:
         for place in places:
             self._routes.setdefault(place, set()).add(route)
 
-    def remove(self, user: User) -> None:
+    def remove(self, user: NamespacedName) -> None:
         """A resource is gone."""
         for place in self._places.pop(user, ()):
             left = {route for route in self._routes[place] if route.user != user}

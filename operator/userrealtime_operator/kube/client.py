@@ -22,12 +22,11 @@ from kubernetes.aio.client.api_client import ApiClient, RequestSerialized
 from kubernetes.aio.client.configuration import Configuration
 from kubernetes.aio.config import ConfigException, load_incluster_config, load_kube_config
 
-from userrealtime_operator.manifests.objects import MANAGER, Object
-from userrealtime_operator.model.resource import API_VERSION, PLURAL
-from userrealtime_operator.reconcile.workqueue import LAST_DELAY_S, TryLater
+from .types import FIELD_MANAGER, Object, TryLater
 
 REQUEST_TIMEOUT_S = 30.0
 CONNECT_TIMEOUT_S = 10.0
+MAX_RETRY_AFTER_S = 60.0
 PAGE = 100
 # A watch on which nothing comes for so long, not even the bookmark that comes every minute, is broken: its server may
 # have died without a word.
@@ -143,7 +142,7 @@ class Api:
         """Server-side apply, taking over fields that others have changed; gives the object as stored."""
         metadata = item["metadata"]
         path = _path(*CHILD_KINDS[item["kind"]], metadata["namespace"], metadata["name"])
-        query = f"?fieldManager={MANAGER}&force=true"
+        query = f"?fieldManager={FIELD_MANAGER}&force=true"
         # Read as YAML, which does not know JSON's escapes beyond 16 bits: so no character is escaped. The charset is
         # there for the client, which would encode a body of the bare type itself.
         text = json.dumps(item, ensure_ascii=False)
@@ -155,13 +154,13 @@ class Api:
         """Make a child that is not there yet; ApiError with status 409 if it is."""
         metadata = item["metadata"]
         path = _path(*CHILD_KINDS[item["kind"]], metadata["namespace"])
-        return self._noted(await self._request("POST", f"{path}?fieldManager={MANAGER}", item))
+        return self._noted(await self._request("POST", f"{path}?fieldManager={FIELD_MANAGER}", item))
 
     async def replace(self, item: Object) -> Object:
         """Replace a child; ApiError with status 409 if it is no longer the one of `metadata.resourceVersion`."""
         metadata = item["metadata"]
         path = _path(*CHILD_KINDS[item["kind"]], metadata["namespace"], metadata["name"])
-        return self._noted(await self._request("PUT", f"{path}?fieldManager={MANAGER}", item))
+        return self._noted(await self._request("PUT", f"{path}?fieldManager={FIELD_MANAGER}", item))
 
     async def get(self, kind: str, namespace: str, name: str) -> Object | None:
         """A child as it is now, None where there is none."""
@@ -175,26 +174,16 @@ class Api:
             if error.status != 404:
                 raise
 
-    async def patch_status(self, namespace: str, name: str, status: Object) -> None:
-        """Replace the named fields of a UserRealtime's status; a resource that is gone needs none."""
-        path = _path(API_VERSION, PLURAL, namespace, name, "status")
-        try:
-            self._noted(await self._request("PATCH", path, {"status": status}, "application/merge-patch+json"))
-        except ApiError as error:
-            if error.status != 404:
-                raise
+    async def merge_status(self, api_version: str, plural: str, namespace: str, name: str, patch: Object) -> Object:
+        """Merge `patch` into an object through its subresource `status`, and return the object as stored.
 
-    async def request_wake(self, namespace: str, name: str, moment: str, version: str | None) -> None:
-        """Ask for a user's pod: `moment` (RFC 3339) is when.
+        A `metadata.resourceVersion` in the patch makes the write conditional.
 
         Raises:
-            ApiError: among others with status 409, if the resource is not of this resourceVersion any more.
+            ApiError: for example with status 409 if the object has another resourceVersion.
         """
-        body: Object = {"status": {"wakeRequestedAt": moment}}
-        if version is not None:
-            body["metadata"] = {"resourceVersion": version}
-        path = _path(API_VERSION, PLURAL, namespace, name, "status")
-        await self._request("PATCH", path, body, "application/merge-patch+json")
+        path = _path(api_version, plural, namespace, name, "status")
+        return self._noted(await self._request("PATCH", path, patch, "application/merge-patch+json"))
 
     async def page(self, api_version: str, plural: str, namespace: str, selector: Labels, token: str = "") -> Object:
         """A page of the list of a kind with these labels: the first, or the one that `metadata.continue` of another
@@ -268,12 +257,12 @@ class Api:
         """Note an Event (events.k8s.io/v1)."""
         await self._request("POST", _path("events.k8s.io/v1", "events", namespace), event)
 
-    async def resource_uids(self, namespace: str) -> set[str]:
-        """The uids of all UserRealtimes of a namespace, straight from the API server."""
+    async def uids(self, api_version: str, plural: str, namespace: str) -> set[str]:
+        """Return the uids of all objects of a kind in a namespace, read from the API server's storage."""
         uids: set[str] = set()
         token: str | None = ""
         while token is not None:
-            page = await self._page(_path(API_VERSION, PLURAL, namespace), "", token, _METADATA_LIST)
+            page = await self._page(_path(api_version, plural, namespace), "", token, _METADATA_LIST)
             uids |= {item["metadata"]["uid"] for item in page["items"] or ()}  # null where there is none
             token = page["metadata"].get("continue") or None
         return uids
@@ -383,5 +372,5 @@ def _parsed(content: bytes) -> Object:
 def _error(response: aiohttp.ClientResponse, answer: Object) -> ApiError:
     after = response.headers.get("Retry-After", "")
     # The API server gives seconds; a date, which HTTP also has, is left to our own backing off.
-    after_s = min(float(after), LAST_DELAY_S) if after.isdecimal() else 0.0
+    after_s = min(float(after), MAX_RETRY_AFTER_S) if after.isdecimal() else 0.0
     return ApiError(response.status, answer.get("message") or f"HTTP {response.status}", after_s)

@@ -1,27 +1,30 @@
-"""Whether a live object still is what was applied, told without asking the API server.
+"""Whether a live object still is what was applied, without a request to the API server.
 
-A dry-run apply would cost as much as a create. So two things are looked at: the digest that every applied object
-carries says whether *this* desired state was the one applied, which also covers fields that are no longer wanted;
-and everything desired must stand in the live object. Fields that others added beside ours are left to them.
+A dry-run apply would cost as much as a create, so two other things are compared. Each applied object has the digest of
+its manifest, which also detects fields that are no longer desired. And all desired fields must be in the live object.
+Fields that other managers added are left unchanged.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-# Maps that are replaced as a whole (selectors by the API server, a Secret's data by us): what somebody adds to one is a
-# change of its meaning.
+# Mappings that are replaced as a whole: selectors by the API server, a Secret's data by the operator. An added key
+# changes their meaning.
 ATOMIC = frozenset({"selector", "data"})
 
 
-def contains(live: Any, desired: Any) -> bool:
-    """Whether `live` has all of `desired`: mappings may hold more, lists and plain values must be equal in length and
-    order. Keys for which nothing is desired (an empty mapping or list) may be absent."""
+def is_subset(desired: Any, live: Any) -> bool:
+    """Return whether `live` has everything that `desired` has.
+
+    Mappings of `live` may have more keys. Lists and plain values must be equal, including the order of lists.
+    An empty mapping or list of `desired` may be absent in `live`.
+    """
     if isinstance(desired, dict):
         if not desired and live is None:
             return True
         return isinstance(live, dict) and all(
-            live.get(key) == value if key in ATOMIC else contains(live.get(key), value)
+            live.get(key) == value if key in ATOMIC else is_subset(value, live.get(key))
             for key, value in desired.items()
         )
     if isinstance(desired, list):
@@ -30,6 +33,6 @@ def contains(live: Any, desired: Any) -> bool:
         return (
             isinstance(live, list)
             and len(live) == len(desired)
-            and all(contains(mine, wanted) for mine, wanted in zip(live, desired, strict=True))
+            and all(is_subset(wanted, actual) for wanted, actual in zip(desired, live, strict=True))
         )
     return bool(live == desired)

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 
 from .client import Api, ApiError
-from .lease import Action, Seen, Settings, claimed, clock, decide, holder
+from .lease import Action, Seen, Settings, clock, decide, holder, lease_spec
 
 logger = logging.getLogger(__name__)
 
@@ -76,10 +76,10 @@ class Election:
                 limit = max(0.0, self._renewed + self._settings.renew_deadline - asked)
             async with asyncio.timeout(min(limit, 2 * self._settings.retry)):
                 lease = await self._api.get_lease(self._namespace, self._name)
-                self._seen = self._seen.again(lease, clock())
+                self._seen = self._seen.observe(lease, clock())
                 action = decide(self._seen, self._me, self._renewed, clock(), self._settings)
                 if action in (Action.ACQUIRE, Action.RENEW):
-                    spec = claimed(lease, self._me, datetime.now(UTC), self._settings)
+                    spec = lease_spec(lease, self._me, datetime.now(UTC), self._settings)
                     stored = await self._api.put_lease(self._namespace, self._name, lease, spec)
                     self._seen = Seen(stored, clock())
                     self._renewed = asked

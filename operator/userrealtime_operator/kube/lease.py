@@ -16,8 +16,7 @@ from datetime import datetime
 from typing import Any
 
 from .timestamps import rfc3339
-
-Object = dict[str, Any]
+from .types import Object
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +55,7 @@ class Seen:
     lease: Mapping[str, Any] | None
     since: float
 
-    def again(self, lease: Mapping[str, Any] | None, now: float) -> Seen:
+    def observe(self, lease: Mapping[str, Any] | None, now: float) -> Seen:
         """After another look."""
         return self if _version(lease) == _version(self.lease) else Seen(lease, now)
 
@@ -78,7 +77,7 @@ def decide(seen: Seen, me: str, renewed: float | None, now: float, settings: Set
     return Action.WAIT
 
 
-def claimed(lease: Mapping[str, Any] | None, me: str, at: datetime, settings: Settings) -> Object:
+def lease_spec(lease: Mapping[str, Any] | None, me: str, at: datetime, settings: Settings) -> Object:
     """The spec with which `me` takes or renews a Lease. The times are for people to read."""
     spec = dict((lease or {}).get("spec", {}))
     now = rfc3339(at, "microseconds")

@@ -20,7 +20,7 @@ _FORM = re.compile(
 _MOST = 2**63 - 1
 
 
-def canonical(quantity: str | float) -> str:
+def canonicalize(quantity: str | float) -> str:
     """The same quantity with no fraction and the largest suffix possible, rounded up to a thousandth, as the API server
     does in pods; a decimal one if it is no whole number of Ki. What is none, or too large for one, is left as it is:
     the API server says what is wrong with it."""
@@ -39,10 +39,12 @@ def canonical(quantity: str | float) -> str:
     return sign + _decimal(ceil(abs(value) * 1000))
 
 
-def canonical_resources(resources: Mapping[str, Any]) -> dict[str, Any]:
+def canonicalize_resources(resources: Mapping[str, Any]) -> dict[str, Any]:
     """A container's resources with every quantity of `requests` and `limits` in canonical form."""
     return {
-        key: {name: canonical(quantity) for name, quantity in value.items()} if key in ("requests", "limits") else value
+        key: {name: canonicalize(quantity) for name, quantity in value.items()}
+        if key in ("requests", "limits")
+        else value
         for key, value in resources.items()
     }
 

@@ -11,11 +11,11 @@ import logging
 import random
 from collections.abc import Callable
 
-from userrealtime_operator.manifests.objects import Object, owned_labels
-from userrealtime_operator.reconcile.reconciler import ChildKey
+from userrealtime_operator.model.labels import owned_labels
 from userrealtime_operator.reconcile.resources import Children
 
 from .client import CHILD_KINDS, Api, ApiError
+from .types import Object, ObjectKey
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ class Reflector:
     """
 
     def __init__(
-        self, api: Api, kind: str, namespace: str, children: Children, changed: Callable[[ChildKey], None]
+        self, api: Api, kind: str, namespace: str, children: Children, changed: Callable[[ObjectKey], None]
     ) -> None:
         self._api = api
         self._kind = kind
@@ -74,7 +74,7 @@ class Reflector:
                 names.add(item["metadata"]["name"])
                 self._put(item)
         for name in self._children.retain(self._kind, self._namespace, names, int(version)):
-            self._changed(ChildKey(self._kind, self._namespace, name))
+            self._changed(ObjectKey(self._kind, self._namespace, name))
         return version
 
     async def _watch(self, version: str) -> None:
@@ -84,7 +84,7 @@ class Reflector:
             async for event, item in events:
                 version = item["metadata"]["resourceVersion"]
                 if event == "DELETED":
-                    key = ChildKey(self._kind, self._namespace, item["metadata"]["name"])
+                    key = ObjectKey(self._kind, self._namespace, item["metadata"]["name"])
                     if self._children.remove(key, int(version)):
                         self._changed(key)
                 elif event != "BOOKMARK":
@@ -94,7 +94,7 @@ class Reflector:
                 self._failures = 0
 
     def _put(self, item: Object) -> None:
-        key = ChildKey(self._kind, self._namespace, item["metadata"]["name"])
+        key = ObjectKey(self._kind, self._namespace, item["metadata"]["name"])
         # What is in a list does not say what it is.
         whole = {"apiVersion": CHILD_KINDS[self._kind][0], "kind": self._kind, **item}
         if self._children.put(key, whole):

@@ -10,7 +10,7 @@ def rfc3339(moment: datetime, precision: str = "seconds") -> str:
     return moment.isoformat(timespec=precision).replace("+00:00", "Z")
 
 
-def past(text: str | None, now: datetime, *, to_the_second: bool = True) -> datetime:
+def parse_timestamp(text: str | None, now: datetime, *, to_the_second: bool = True) -> datetime:
     """The moment that an annotation or a status names; `now` if it names none, or one that is still to come."""
     try:
         moment = datetime.fromisoformat(text or "").astimezone(UTC)

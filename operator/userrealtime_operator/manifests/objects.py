@@ -10,32 +10,25 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from userrealtime_operator.config import Config, RouteType, Trust
-from userrealtime_operator.kube.quantity import canonical_resources
+from userrealtime_operator.kube.quantity import canonicalize_resources
+from userrealtime_operator.kube.types import Object
+from userrealtime_operator.model.labels import MANAGED_BY, RELAY, SLICES_MANAGED_BY, WS_PORT
 from userrealtime_operator.model.naming import object_name
 from userrealtime_operator.model.resource import API_VERSION, KIND, UserRealtime
 from userrealtime_operator.model.routes import Route, RouteError, parse_url, parse_url_template
 from userrealtime_operator.secrets.token_keys import NAMES, TokenKeys
 from userrealtime_operator.sleep.state import Asleep, Endpoints
 
-Object = dict[str, Any]
-
-MANAGER = "userrealtime-operator"
-MANAGED_BY = {"app.kubernetes.io/managed-by": MANAGER}
-# The label above does not tell: the cluster's own slices have it from their Service.
-SLICES_MANAGED_BY = {"endpointslice.kubernetes.io/managed-by": MANAGER}
 APPLIED_DIGEST = "userrealtime.dev/applied-digest"
 SERIES_DIGEST = "userrealtime.dev/token-key-series-digest"
 """On a Deployment: of the series of keys that its pods have."""
 DATABASE_URL = "DATABASE_URL"
-WS_PORT = 8080
 HEALTH_PORT = 3000
 KEY_DIRECTORY = "/var/run/userrealtime/keys"
 TRUST_DIRECTORY = "/var/run/userrealtime/trust"
 TRUST_FILE = "ca.crt"
-RELAY = {"app.kubernetes.io/name": "userrealtime-relay"}
 # The relay spreads its closes over 20 s (its DRAIN_TIMEOUT); the rest is for the last of them.
 TERMINATION_GRACE_S = 30
 
@@ -50,11 +43,6 @@ class Secrets:
 
     def __repr__(self) -> str:
         return "Secrets(...)"
-
-
-def owned_labels(kind: str) -> dict[str, str]:
-    """The labels by which objects of a kind are known as the operator's."""
-    return SLICES_MANAGED_BY if kind == "EndpointSlice" else MANAGED_BY
 
 
 def digest(value: object) -> str:
@@ -266,7 +254,7 @@ def _pod_spec(resource: UserRealtime, config: Config, route: Route | None) -> Ob
         ],
         "readinessProbe": _probe("/ready", periodSeconds=1, timeoutSeconds=2, failureThreshold=3),
         "livenessProbe": _probe("/health", initialDelaySeconds=10, periodSeconds=10, timeoutSeconds=5),
-        "resources": canonical_resources(resources),
+        "resources": canonicalize_resources(resources),
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from userrealtime_operator.kube.duration import parse_duration
-from userrealtime_operator.secrets import database_passwords as credentials
-from userrealtime_operator.secrets.token_keys import REQUEST
 
+from .labels import PASSWORD_ROTATION_ANNOTATION, TOKEN_KEY_ROTATION_ANNOTATION
 from .naming import child_name
 
 GROUP = "userrealtime.dev"
@@ -76,8 +75,8 @@ def parse_resource(body: Mapping[str, Any]) -> UserRealtime:
         max_messages_per_second=spec["limits"]["messagesPerSecond"],
         log_level=spec["relay"].get("logLevel"),
         signal=spec["relay"].get("signal"),
-        key_rotation=metadata.get("annotations", {}).get(REQUEST) or None,
-        password_rotation=metadata.get("annotations", {}).get(credentials.REQUEST) or None,
+        key_rotation=metadata.get("annotations", {}).get(TOKEN_KEY_ROTATION_ANNOTATION) or None,
+        password_rotation=metadata.get("annotations", {}).get(PASSWORD_ROTATION_ANNOTATION) or None,
         route_enabled=spec["route"]["enabled"],
         route_url=spec["route"].get("url"),
         idle_after_s=parse_duration(idle["after"]) if "after" in idle else None,

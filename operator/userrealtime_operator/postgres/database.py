@@ -6,9 +6,7 @@ no finalizer is needed, and what was missed while the operator was away is made 
 
 from __future__ import annotations
 
-import asyncio
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Self
 from uuid import UUID
@@ -17,7 +15,7 @@ import asyncpg
 
 from userrealtime_core.postgres import UnusableUrl, connect
 from userrealtime_core.secret import Secret
-from userrealtime_operator.sleep.policy import Presence
+from userrealtime_operator.model.presence import Presence
 
 CONNECT_TIMEOUT_S = 10
 COMMAND_TIMEOUT_S = 60
@@ -26,7 +24,6 @@ POOL_SIZE = 4
 # What is older when it comes is of no use.
 PRESENCE_TIMEOUT_S = 10
 PING_TIMEOUT_S = 5
-PING_FRESH_S = 5
 _PRESENCE = """
     select user_id, instance, clients,
         extract(epoch from since)::float8 as since,
@@ -185,27 +182,3 @@ class Database:
         while head is not None and last <= head:
             last += DELETE_BATCH
             await connection.execute("delete from userrealtime.event where user_id = $1 and id < $2", user_id, last)
-
-
-class Pulse:
-    """Whether the database answers, asked once for all who want to know within `PING_FRESH_S` seconds: when it goes
-    away, that is everybody."""
-
-    def __init__(self, database: Database, clock: Callable[[], float]) -> None:
-        self._database = database
-        self._clock = clock
-        self._turn = asyncio.Lock()
-        self._felt_at = -math.inf
-        self._trouble: DatabaseError | None = None
-
-    async def feel(self) -> DatabaseError | None:
-        """What is wrong with the database, if anything; known within twice `PING_TIMEOUT_S` seconds."""
-        async with self._turn:
-            if self._clock() - self._felt_at >= PING_FRESH_S:
-                try:
-                    await self._database.ping()
-                    self._trouble = None
-                except DatabaseError as error:
-                    self._trouble = error
-                self._felt_at = self._clock()
-            return self._trouble

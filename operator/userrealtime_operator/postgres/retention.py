@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 
 import asyncpg
+
+from userrealtime_operator.model.policies import Retention
 
 from .database import CONNECT_TIMEOUT_S, Database, explained
 
@@ -22,15 +23,6 @@ where l.user_id > $1 and (oldest.at < now() - $2::interval or oldest.id <= l.hea
   and not exists (select from userrealtime.registration r where r.user_id = l.user_id and r.scope <> all($4::text[]))
 order by l.user_id limit $5
 """
-
-
-@dataclass(frozen=True, slots=True)
-class Retention:
-    """How long things are kept; None is for ever. Events go by age or number, messages by age since they were done."""
-
-    max_age_s: float | None = None
-    max_events: int | None = None
-    inbox_max_age_s: float | None = None
 
 
 async def prune(database: Database, retention: Retention, scopes: Sequence[str]) -> tuple[int, int]:

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from userrealtime_operator.manifests.objects import Object, digest
+from userrealtime_operator.kube.types import Object
+from userrealtime_operator.manifests.objects import digest
+from userrealtime_operator.model.conditions import NORMAL_REASONS
 from userrealtime_operator.model.resource import API_VERSION, KIND, UserRealtime
-
-from .status import USUAL
 
 NOTE_LENGTH = 1024  # the API's own limit, in bytes
 CONTROLLER = "userrealtime.dev/operator"
@@ -24,14 +24,14 @@ def events(resource: UserRealtime, before: Conditions, after: Conditions, now: s
     before = list(before)
     old = {condition["type"]: condition["reason"] for condition in before}
     new = {condition["type"]: condition for condition in after}
-    told = set(old.values()) | USUAL
+    told = set(old.values()) | NORMAL_REASONS
     for condition in new.values():
         if condition["reason"] not in told:
             told.add(condition["reason"])
             yield _event(resource, "Warning", condition["reason"], condition["message"], now, instance)
     if slept := transition(before, after):
         yield _event(resource, "Normal", slept, new["Asleep"]["message"], now, instance)
-    for reason in sorted(set(old.values()) - USUAL - {condition["reason"] for condition in new.values()}):
+    for reason in sorted(set(old.values()) - NORMAL_REASONS - {condition["reason"] for condition in new.values()}):
         yield _event(resource, "Normal", "Resolved", f"{reason} is over", now, instance)
 
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from .status import Finding
+from userrealtime_operator.model.conditions import ConditionResult
 
 _IMAGE = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"})
 _CONTAINER = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
 _CRASH = "CrashLoopBackOff"
 
 
-def pod_trouble(pods: Iterable[Mapping[str, Any]]) -> Finding | None:
+def pod_trouble(pods: Iterable[Mapping[str, Any]]) -> ConditionResult | None:
     """What keeps the newest pod of a user from serving, None if nothing is known to."""
     living = [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
     if not living:
@@ -25,26 +25,30 @@ def pod_trouble(pods: Iterable[Mapping[str, Any]]) -> Finding | None:
     status = pod.get("status", {})
     for condition in status.get("conditions", ()):
         if condition["type"] == "PodScheduled" and condition["status"] == "False":
-            return Finding(False, "Unschedulable", f"no node takes the pod: {condition.get('message', '')}")
+            return ConditionResult(False, "Unschedulable", f"no node takes the pod: {condition.get('message', '')}")
     for container in status.get("containerStatuses", ()):
         if found := _container_trouble(container):
             return found
     return None
 
 
-def _container_trouble(container: Mapping[str, Any]) -> Finding | None:
+def _container_trouble(container: Mapping[str, Any]) -> ConditionResult | None:
     waiting = container.get("state", {}).get("waiting", {})
     reason, message = waiting.get("reason", ""), waiting.get("message", "")
     if reason in _IMAGE:
         cause = message.rpartition("ErrImagePull: ")[2]
         advice = "check spec.relay.image, or the chart's relay.image and imagePullSecrets"
-        return Finding(False, "ImagePullFailed", f"image {container['image']} cannot be pulled; {advice}: {cause}")
+        return ConditionResult(
+            False, "ImagePullFailed", f"image {container['image']} cannot be pulled; {advice}: {cause}"
+        )
     if reason in _CONTAINER:
-        return Finding(False, reason, f"the container cannot be started: {message}")
+        return ConditionResult(False, reason, f"the container cannot be started: {message}")
     if reason == _CRASH:
         ended = container.get("lastState", {}).get("terminated", {})
         if ended.get("reason") == "OOMKilled":
-            return Finding(False, "OOMKilled", "the relay needs more memory than spec.relay.resources.limits.memory")
+            return ConditionResult(
+                False, "OOMKilled", "the relay needs more memory than spec.relay.resources.limits.memory"
+            )
         code = ended.get("exitCode", "unknown")
-        return Finding(False, _CRASH, f"the relay ends with exit status {code}; its log says why: kubectl logs")
+        return ConditionResult(False, _CRASH, f"the relay ends with exit status {code}; its log says why: kubectl logs")
     return None

@@ -20,22 +20,30 @@ from urllib.parse import urlsplit
 
 from userrealtime_operator.config import Config, CredentialsType
 from userrealtime_operator.kube.client import CHILD_KINDS, Api, ApiError
-from userrealtime_operator.kube.drift import contains
+from userrealtime_operator.kube.drift import is_subset
 from userrealtime_operator.kube.timestamps import rfc3339
+from userrealtime_operator.kube.types import NamespacedName, Object, ObjectKey
 from userrealtime_operator.manifests.objects import (
     APPLIED_DIGEST,
     DATABASE_URL,
     SERIES_DIGEST,
-    Object,
     Secrets,
     desired_objects,
     route_of,
+)
+from userrealtime_operator.model.conditions import (
+    ConditionResult,
+    deployment_progress,
+    deployment_ready,
+    readiness,
+    true_since,
 )
 from userrealtime_operator.model.naming import child_name, instance_name, object_name
 from userrealtime_operator.model.notifiers import Listeners, SignalError
 from userrealtime_operator.model.resource import GROUP, UserRealtime, parse_resource
 from userrealtime_operator.model.routes import Route, RouteError
-from userrealtime_operator.postgres.database import Database, DatabaseError, Pulse
+from userrealtime_operator.postgres.database import Database, DatabaseError
+from userrealtime_operator.postgres.health import DatabaseHealth
 from userrealtime_operator.postgres.roles import PasswordChanged, Roles
 from userrealtime_operator.process.metrics import Metrics
 from userrealtime_operator.secrets.database_passwords import Access, choose_access, read_credentials, role_names
@@ -46,8 +54,9 @@ from userrealtime_operator.sleep.state import asleep
 
 from .events import events, transition
 from .pods import pod_trouble
-from .rollouts import Rollouts, User
-from .status import PAST_RANGE, Finding, deployment_progress, deployment_ready, differs, next_status, readiness, since
+from .rollouts import Rollouts
+from .status import PAST_RANGE, differs, next_status
+from .userrealtimes import patch_status, resource_uids
 
 logger = logging.getLogger(__name__)
 
@@ -57,14 +66,6 @@ DATABASE_RETRY_S = 15.0
 # the least often.
 PODS_FIRST_S = 3.0
 PODS_LAST_S = 120.0
-
-
-class ChildKey(NamedTuple):
-    """Which child: its kind, namespace and name."""
-
-    kind: str
-    namespace: str
-    name: str
 
 
 class Rollout(enum.Enum):
@@ -86,7 +87,7 @@ class Applied(NamedTuple):
     """When something about the children is due, if anything."""
     access: Access | None
     """The pods' own access to the database."""
-    trouble: Finding | None
+    trouble: ConditionResult | None
     """What is wrong with that."""
     plan: Plan
     """Whether the user sleeps."""
@@ -123,8 +124,8 @@ class Reconciler:
         api: Api,
         database: Database,
         resource: Callable[[str, str], Mapping[str, Any] | None],
-        child: Callable[[ChildKey], Mapping[str, Any] | None],
-        wake: Callable[[User], None],
+        child: Callable[[ObjectKey], Mapping[str, Any] | None],
+        wake: Callable[[NamespacedName], None],
         metrics: Metrics,
         now: Callable[[], datetime] = _now,
         roles: Roles | None = None,
@@ -134,7 +135,7 @@ class Reconciler:
         self._config = config
         self._api = api
         self._database = database
-        self._pulse = Pulse(database, clock)
+        self._health = DatabaseHealth(database, clock)
         self._resource = resource
         self._child = child
         self._wake = wake
@@ -167,7 +168,7 @@ class Reconciler:
             namespace, name = body["metadata"]["namespace"], body["metadata"]["name"]
             deployment = self._child(_deployment_key(namespace, body["spec"]["userId"]))
             if deployment_ready(deployment).true and deployment_progress(deployment).true:
-                self._rollouts.resume(User(namespace, name))
+                self._rollouts.resume(NamespacedName(namespace, name))
 
     async def reconcile(self, namespace: str, name: str) -> float | None:
         """Bring one resource's user to the desired state; a number of seconds after which to look again, if any.
@@ -176,7 +177,7 @@ class Reconciler:
             ApiError: to be tried again later.
         """
         body = self._resource(namespace, name)
-        user = User(namespace, name)
+        user = NamespacedName(namespace, name)
         if body is None or body["metadata"].get("deletionTimestamp"):
             self._end_rollout(user)
             self._sleeper.forget(user)
@@ -196,9 +197,12 @@ class Reconciler:
             pod, progress = deployment_ready(deployment), deployment_progress(deployment)
             if plan.asleep is not None:
                 # Healthy: who connects is served, a moment later.
-                pod, progress = Finding(True, "Asleep", "a connection wakes the user"), Finding(False, "Asleep")
+                pod, progress = (
+                    ConditionResult(True, "Asleep", "a connection wakes the user"),
+                    ConditionResult(False, "Asleep"),
+                )
             if state is Rollout.WAITING:
-                progress = Finding(True, "RolloutWaiting", "the new pod waits until other users have theirs")
+                progress = ConditionResult(True, "RolloutWaiting", "the new pod waits until other users have theirs")
             elif progress.true:
                 pod, progress, pods_due = await self._explained(resource, body, pod, progress)
                 waits.append(pods_due)
@@ -211,19 +215,21 @@ class Reconciler:
             if unserved and access is not None and await self._is_locked_out(resource, body, access):
                 waits.append(0.0)
         except SignalError as error:
-            route, pod = None, Finding(False, "InvalidSignal", str(error))
-            progress = Finding(False, "InvalidSignal")
+            route, pod = None, ConditionResult(False, "InvalidSignal", str(error))
+            progress = ConditionResult(False, "InvalidSignal")
         except RouteError as error:
-            route, pod = None, Finding(False, "InvalidRoute", str(error))
-            progress = Finding(False, "InvalidRoute")
+            route, pod = None, ConditionResult(False, "InvalidRoute", str(error))
+            progress = ConditionResult(False, "InvalidRoute")
         except Conflict as error:
-            route, pod = None, Finding(False, "DuplicateUserId", str(error))
-            progress = Finding(False, "DuplicateUserId")
+            route, pod = None, ConditionResult(False, "DuplicateUserId", str(error))
+            progress = ConditionResult(False, "DuplicateUserId")
         except ApiError as error:
             if error.status not in (400, 403, 422):
                 raise
             # Refused for what it says, not for the moment: tell the resource's author, and try again later.
-            await self._write_status(resource, body, None, _refusal(error), Finding(False, "Refused"), database, plan)
+            await self._write_status(
+                resource, body, None, _refusal(error), ConditionResult(False, "Refused"), database, plan
+            )
             raise
         await self._write_status(resource, body, route, pod, progress, database, plan)
         waits.append(None if database.true else DATABASE_RETRY_S)
@@ -241,7 +247,7 @@ class Reconciler:
         scope = self._api.scope(namespace)
         registered = await self._database.registered(scope)
         with_roles = await self._roles.resources(scope) if self._roles else set()
-        existing = await self._api.resource_uids(namespace)
+        existing = await resource_uids(self._api, namespace)
         broken = await self._roles.broken(scope) if self._roles else set()
         of_here = {uid for uid, place in self._registered.items() if place == namespace}
         for uid in of_here - ((existing & registered) - broken):
@@ -277,24 +283,24 @@ class Reconciler:
             ApiError: to be tried again later.
         """
         for kind in CHILD_KINDS:
-            key = ChildKey(kind, namespace, object_name(kind, name))
+            key = ObjectKey(kind, namespace, object_name(kind, name))
             live = self._child(key)
             if live is not None and owner_uid(live) is None:
                 await self._api.delete(*key)
                 logger.info("deleted %s %s/%s, which belonged to no resource", *key)
 
-    async def _register(self, resource: UserRealtime) -> Finding:
+    async def _register(self, resource: UserRealtime) -> ConditionResult:
         try:
             if resource.uid not in self._registered:
                 await self._database.register(resource.uid, self._api.scope(resource.namespace), resource.user_id)
                 self._registered[resource.uid] = resource.namespace
         except DatabaseError as error:
             return self._away(error)
-        return Finding(True, "Registered", "the user's log is in the database")
+        return ConditionResult(True, "Registered", "the user's log is in the database")
 
-    async def _still_there(self, known: Finding) -> Finding:
+    async def _still_there(self, known: ConditionResult) -> ConditionResult:
         """What is known of the database, unless it has gone away since: relays without one are not ready."""
-        trouble = await self._pulse.feel()
+        trouble = await self._health.check()
         return known if trouble is None else self._away(trouble)
 
     async def _settle(self, resource: UserRealtime, access: Access | None) -> None:
@@ -308,13 +314,13 @@ class Reconciler:
             except DatabaseError as error:
                 logger.warning("cannot retire the role before %s, the next sweep does: %s", role, error)
 
-    def _away(self, error: DatabaseError) -> Finding:
+    def _away(self, error: DatabaseError) -> ConditionResult:
         self._metrics.database_failures.inc()
-        return Finding(False, "DatabaseUnavailable", str(error))
+        return ConditionResult(False, "DatabaseUnavailable", str(error))
 
     def _see_listener(self, body: Mapping[str, Any]) -> bool:
         """Whether this resource's pod listens, which is counted."""
-        user = User(body["metadata"]["namespace"], body["metadata"]["name"])
+        user = NamespacedName(body["metadata"]["namespace"], body["metadata"]["name"])
         deployment = self._child(_deployment_key(user.namespace, body["spec"]["userId"]))
         awake = deployment is None or deployment["spec"].get("replicas", 1) > 0
         wish = body["spec"].get("relay", {}).get("signal")
@@ -325,7 +331,7 @@ class Reconciler:
         self._listeners.see(user, listens=listens and awake)
         return listens and awake
 
-    def _end_rollout(self, user: User) -> None:
+    def _end_rollout(self, user: NamespacedName) -> None:
         for next_user in self._rollouts.end(user):
             self._wake(next_user)
 
@@ -347,7 +353,7 @@ class Reconciler:
         """Apply what differs. What the resource itself asks for, a first pod, and one that goes or comes with sleep,
         never waits."""
         keys = {
-            kind: ChildKey(kind, resource.namespace, object_name(kind, resource.child_name)) for kind in CHILD_KINDS
+            kind: ObjectKey(kind, resource.namespace, object_name(kind, resource.child_name)) for kind in CHILD_KINDS
         }
         live = {**{kind: self._child(key) for kind, key in keys.items()}, "Deployment": self._deployment(resource)}
         for kind, item in live.items():
@@ -388,7 +394,7 @@ class Reconciler:
             if _up_to_date(live[item["kind"]], item):
                 continue
             if item["kind"] == "Deployment" and live["Deployment"] is not None and not urgent and not sleeps:
-                if not self._rollouts.begin(User(resource.namespace, resource.name)):
+                if not self._rollouts.begin(NamespacedName(resource.namespace, resource.name)):
                     rollout = Rollout.WAITING
                     continue
                 rollout = Rollout.BEGUN
@@ -441,7 +447,7 @@ class Reconciler:
 
     async def _is_locked_out(self, resource: UserRealtime, body: Mapping[str, Any], access: Access) -> bool:
         """Whether a pod is not ready because the database rejects its password. The next reconciliation replaces it."""
-        began = since(body.get("status", {}), "Progressing")
+        began = true_since(body.get("status", {}), "Progressing")
         if began is None or self._now() - datetime.fromisoformat(began) < timedelta(seconds=PODS_FIRST_S):
             return False
         if self._roles is None or self._ensured.get(resource.uid) is None:
@@ -453,7 +459,7 @@ class Reconciler:
         self._ensured.pop(resource.uid, None)
         return True
 
-    async def _ensure_role(self, resource: UserRealtime, access: Access | None, series: str) -> Finding | None:
+    async def _ensure_role(self, resource: UserRealtime, access: Access | None, series: str) -> ConditionResult | None:
         """What hinders the database from knowing the pod's role, if anything."""
         if access is None or self._roles is None:
             return None
@@ -468,9 +474,9 @@ class Reconciler:
                 self._ensured[uid] = wanted
         except PasswordChanged as error:
             self._lost.add(uid)
-            return Finding(False, "RoleUnavailable", str(error))
+            return ConditionResult(False, "RoleUnavailable", str(error))
         except DatabaseError as error:
-            return Finding(False, "RoleUnavailable", str(error))
+            return ConditionResult(False, "RoleUnavailable", str(error))
         return None
 
     def _token_keys(self, resource: UserRealtime, secret: Mapping[str, Any] | None) -> tuple[TokenKeys, float | None]:
@@ -496,17 +502,17 @@ class Reconciler:
             await self._api.replace(_replacement(live, item))
 
     async def _explained(
-        self, resource: UserRealtime, body: Mapping[str, Any], pod: Finding, progress: Finding
-    ) -> tuple[Finding, Finding, float]:
+        self, resource: UserRealtime, body: Mapping[str, Any], pod: ConditionResult, progress: ConditionResult
+    ) -> tuple[ConditionResult, ConditionResult, float]:
         """Why a pod is long in coming, and when to look again: soon at first, then ever later. Pods are not watched,
         since nearly all of them come at once and would only cost."""
-        began = since(body.get("status", {}), "Progressing")
+        began = true_since(body.get("status", {}), "Progressing")
         age = (self._now() - datetime.fromisoformat(began)).total_seconds() if began else 0.0
         if age >= PODS_FIRST_S:
             trouble = pod_trouble(await self._api.pods(resource.namespace, resource.child_name))
             if trouble is not None:
                 # An old pod may still serve while the new one cannot.
-                progress = Finding(True, trouble.reason, trouble.message)
+                progress = ConditionResult(True, trouble.reason, trouble.message)
                 pod = trouble if pod.reason == "PodNotReady" else pod
         return pod, progress, min(max(age, PODS_FIRST_S), PODS_LAST_S)
 
@@ -515,9 +521,9 @@ class Reconciler:
         resource: UserRealtime,
         body: Mapping[str, Any],
         route: Route | None,
-        pod: Finding,
-        progress: Finding,
-        database: Finding,
+        pod: ConditionResult,
+        progress: ConditionResult,
+        database: ConditionResult,
         plan: Plan | None,
     ) -> None:
         previous = body.get("status", {})
@@ -534,7 +540,7 @@ class Reconciler:
             return
         before = previous.get("conditions", ())
         news = list(events(resource, before, status["conditions"], rfc3339(now, "microseconds"), self._instance))
-        await self._api.patch_status(resource.namespace, resource.name, status)
+        await patch_status(self._api, resource.namespace, resource.name, status)
         match transition(before, status["conditions"]):
             case "Slept":
                 self._metrics.sleeps.inc()
@@ -547,8 +553,8 @@ class Reconciler:
                 logger.warning("no event %s for %s/%s: %s", event["reason"], resource.namespace, resource.name, error)
 
 
-def _deployment_key(namespace: str, user_id: str) -> ChildKey:
-    return ChildKey("Deployment", namespace, child_name(user_id))
+def _deployment_key(namespace: str, user_id: str) -> ObjectKey:
+    return ObjectKey("Deployment", namespace, child_name(user_id))
 
 
 def _is_of_another_series(deployment: Mapping[str, Any] | None, objects: Iterable[Object]) -> bool:
@@ -564,8 +570,8 @@ def _log_applied(item: Object) -> None:
     logger.info("applied %s %s/%s", item["kind"], item["metadata"]["namespace"], item["metadata"]["name"])
 
 
-def _refusal(error: ApiError) -> Finding:
-    return Finding(False, "Refused", f"the API server refused an object: {error}")
+def _refusal(error: ApiError) -> ConditionResult:
+    return ConditionResult(False, "Refused", f"the API server refused an object: {error}")
 
 
 def _check_owner(resource: UserRealtime, kind: str, item: Mapping[str, Any] | None) -> None:
@@ -592,4 +598,4 @@ def _up_to_date(live: Mapping[str, Any] | None, item: Object) -> bool:
     if live is None or live["metadata"].get("deletionTimestamp"):
         return live is not None  # one that is being deleted comes back when it is gone
     annotations = live["metadata"].get("annotations", {})
-    return annotations.get(APPLIED_DIGEST) == item["metadata"]["annotations"][APPLIED_DIGEST] and contains(live, item)
+    return annotations.get(APPLIED_DIGEST) == item["metadata"]["annotations"][APPLIED_DIGEST] and is_subset(item, live)

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Set
 from typing import Any, NamedTuple
 
-from userrealtime_operator.manifests.objects import Object
+from userrealtime_operator.kube.types import Object
 from userrealtime_operator.model.naming import child_name
 
 Place = tuple[str, str]

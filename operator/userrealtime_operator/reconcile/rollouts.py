@@ -7,14 +7,7 @@ on serving. An operator that restarts resumes what it finds under way. Pure.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-
-class User(NamedTuple):
-    """Whose rollout: a resource's namespace and name."""
-
-    namespace: str
-    name: str
+from userrealtime_operator.kube.types import NamespacedName
 
 
 class Rollouts:
@@ -22,14 +15,14 @@ class Rollouts:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._active: set[User] = set()
-        self._waiting: dict[User, None] = {}
+        self._active: set[NamespacedName] = set()
+        self._waiting: dict[NamespacedName, None] = {}
 
-    def resume(self, user: User) -> None:
+    def resume(self, user: NamespacedName) -> None:
         """A user's rollout has begun already, before this was made. Counts, even beyond the limit."""
         self._active.add(user)
 
-    def begin(self, user: User) -> bool:
+    def begin(self, user: NamespacedName) -> bool:
         """Whether a user's rollout may begin now. If not, `end` will name the user when it is their turn."""
         if user in self._active or len(self._active) < self._limit:
             self._active.add(user)
@@ -38,7 +31,7 @@ class Rollouts:
         self._waiting[user] = None
         return False
 
-    def end(self, user: User) -> list[User]:
+    def end(self, user: NamespacedName) -> list[NamespacedName]:
         """A user has no rollout, or no longer. Gives those whose turn may have come."""
         self._waiting.pop(user, None)
         self._active.discard(user)

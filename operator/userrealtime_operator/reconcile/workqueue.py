@@ -13,20 +13,14 @@ import time
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Generic, TypeVar
 
+from userrealtime_operator.kube.types import TryLater
+
 Key = TypeVar("Key", bound=Hashable)
 
 logger = logging.getLogger(__name__)
 
 FIRST_DELAY_S = 0.5
 LAST_DELAY_S = 60.0
-
-
-class TryLater(RuntimeError):
-    """A failure that knows for how many seconds it is of no use to try again."""
-
-    def __init__(self, message: str, after_s: float = 0.0) -> None:
-        super().__init__(message)
-        self.after_s = after_s
 
 
 class WorkQueue(Generic[Key]):

@@ -17,10 +17,9 @@ from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import quote, unquote, unquote_plus, urlsplit, urlunsplit
 
-from userrealtime_operator.kube.timestamps import past, rfc3339
+from userrealtime_operator.kube.timestamps import parse_timestamp, rfc3339
+from userrealtime_operator.model.labels import PASSWORD_ROTATION_ANNOTATION
 
-REQUEST = "userrealtime.dev/rotate-database-password"
-"""On a UserRealtime: a new value asks for a new password. On the Secret: the last value that was honoured."""
 SINCE = "userrealtime.dev/database-password-since"
 ITERATIONS = 1
 """They make guessing slow, and 256 random bits cannot be guessed. PostgreSQL's own 4096 would cost its server 5 ms for
@@ -90,7 +89,7 @@ class Access:
 
     def annotations(self) -> dict[str, str]:
         """What the Secret says of them."""
-        said = {SINCE: rfc3339(self.since), REQUEST: self.honoured}
+        said = {SINCE: rfc3339(self.since), PASSWORD_ROTATION_ANNOTATION: self.honoured}
         return {name: text for name, text in said.items() if text is not None}
 
 
@@ -115,13 +114,13 @@ def choose_access(
     """
     today = now.replace(microsecond=0)
     said = ((secret or {}).get("metadata") or {}).get("annotations") or {}
-    held, honoured = read_credentials(secret, key), said.get(REQUEST)
+    held, honoured = read_credentials(secret, key), said.get(PASSWORD_ROTATION_ANNOTATION)
     if held is None or held.role not in names or not held.password.isascii() or lost:
         # Never the role before, which may be in the hands of somebody who can set its password.
         before = held.role if held is not None and held.role in names else last
         role = names[1 - names.index(before)] if before in names else names[0]
         return Access(Credentials(role, random_text()), today, request, rotated=False), rotate_after_s
-    since = past(said.get(SINCE), today)
+    since = parse_timestamp(said.get(SINCE), today)
     due_s = None if rotate_after_s is None else rotate_after_s - (now - since) / timedelta(seconds=1)
     asked = request is not None and request != honoured
     if may_rotate and (asked or (due_s is not None and due_s <= 0)):

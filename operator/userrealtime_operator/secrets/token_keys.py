@@ -21,31 +21,21 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from userrealtime_operator.kube.timestamps import past, rfc3339
+from userrealtime_operator.kube.timestamps import parse_timestamp, rfc3339
+from userrealtime_operator.model.labels import TOKEN_KEY_ROTATION_ANNOTATION
+from userrealtime_operator.model.policies import KeyPolicy
 
 TOKEN_KEY = "TOKEN_KEY"  # noqa: S105  (the name of a key, not a key)
 NEXT = "TOKEN_KEY_NEXT"
 PREVIOUS = "TOKEN_KEY_PREVIOUS"
 NAMES = (TOKEN_KEY, NEXT, PREVIOUS)
 
-REQUEST = "userrealtime.dev/rotate-token-key"
-"""On a UserRealtime: a new value asks for a new key. On the Secret: the last value that was honoured."""
 SIGNS_SINCE = "userrealtime.dev/token-key-signs-since"
 PUBLISHED_AT = "userrealtime.dev/token-key-next-published-at"
 SERIES = "userrealtime.dev/token-key-series"
 
 # What the relay accepts as an HS256 key.
 KEY_BYTES = range(32, 4097)
-
-
-@dataclass(frozen=True, slots=True)
-class KeyPolicy:
-    """When keys are replaced, in seconds. `rotate_after_s` counts from when a key begins to sign; None is never."""
-
-    rotate_after_s: float | None = None
-    overlap_s: float = 24 * 3600
-    # A kubelet refreshes what is mounted within 90 s: its sync period, a minute by default, and up to half of it more.
-    publish_ahead_s: float = 120
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +68,7 @@ class TokenKeys:
             SIGNS_SINCE: rfc3339(self.signs_since),
             PUBLISHED_AT: None if self.published_at is None else rfc3339(self.published_at),
             SERIES: self.series,
-            REQUEST: self.honoured,
+            TOKEN_KEY_ROTATION_ANNOTATION: self.honoured,
         }
         return {name: text for name, text in said.items() if text is not None}
 
@@ -139,7 +129,7 @@ def _healed(
     """What a Secret says, whatever somebody has done to it."""
     data, said = (secret or {}).get("data") or {}, ((secret or {}).get("metadata") or {}).get("annotations") or {}
     current, following, previous = (_key(data.get(name)) for name in NAMES)
-    honoured = said.get(REQUEST)
+    honoured = said.get(TOKEN_KEY_ROTATION_ANNOTATION)
     if current is None:
         # One that the pods accept too is better than a new one.
         current, following, previous = following or previous, None, None if following is None else previous
@@ -152,11 +142,11 @@ def _healed(
         following, honoured = None, None
     return TokenKeys(
         current=current,
-        signs_since=past(said.get(SIGNS_SINCE), today),
+        signs_since=parse_timestamp(said.get(SIGNS_SINCE), today),
         series=said.get(SERIES) or random_text(),
         honoured=honoured,
         next=following,
-        published_at=None if following is None else past(said.get(PUBLISHED_AT), today),
+        published_at=None if following is None else parse_timestamp(said.get(PUBLISHED_AT), today),
         previous=previous,
     )
 

@@ -19,13 +19,13 @@ from typing import Any, Final
 
 from userrealtime_operator.config import Config
 from userrealtime_operator.kube.client import Api
-from userrealtime_operator.kube.timestamps import past, rfc3339
-from userrealtime_operator.manifests.objects import SLICES_MANAGED_BY
+from userrealtime_operator.kube.timestamps import parse_timestamp, rfc3339
+from userrealtime_operator.kube.types import NamespacedName
+from userrealtime_operator.model.conditions import ConditionResult, condition_of, pod_available
+from userrealtime_operator.model.labels import SLICES_MANAGED_BY
 from userrealtime_operator.model.resource import UserRealtime, parse_resource
 from userrealtime_operator.postgres.database import Database, DatabaseError
 from userrealtime_operator.process.metrics import Metrics
-from userrealtime_operator.reconcile.rollouts import User
-from userrealtime_operator.reconcile.status import Finding, condition_of, pod_available
 
 from .activator_endpoints import Activators
 from .policy import FRESH_S, Sleep, decide
@@ -38,7 +38,7 @@ DATABASE_S: Final = 15.0
 _AT_ONCE: Final = 200
 """Users who are looked at before others get their turn."""
 _ENDED: Final = ("Succeeded", "Failed")
-_WOKEN: Final = Finding(False, "WakeRequested", "a connection has woken the user")
+_WOKEN: Final = ConditionResult(False, "WakeRequested", "a connection has woken the user")
 
 Live = Mapping[str, Mapping[str, Any] | None]
 """A user's objects by kind."""
@@ -48,7 +48,7 @@ Live = Mapping[str, Mapping[str, Any] | None]
 class Plan:
     """What is to be of a user now."""
 
-    finding: Finding
+    finding: ConditionResult
     """The condition Asleep."""
     asleep: Asleep | None = None
     """What the Deployment is to say; None is awake."""
@@ -89,13 +89,13 @@ class Sleeper:
         self._metrics = metrics
         self._now = now
         self._clock = clock
-        self._idle: set[User] = set()
+        self._idle: set[NamespacedName] = set()
         """Who seems to be idle, and is to be looked at closely."""
-        self._settling: dict[User, _Settling] = {}
-        self._waking: dict[User, datetime] = {}
+        self._settling: dict[NamespacedName, _Settling] = {}
+        self._waking: dict[NamespacedName, datetime] = {}
         """For whom a pod was asked, and when."""
 
-    def forget(self, user: User) -> None:
+    def forget(self, user: NamespacedName) -> None:
         """A resource is gone."""
         self._idle.discard(user)
         self._settling.pop(user, None)
@@ -106,7 +106,7 @@ class Sleeper:
         namespace: str,
         resources: Iterable[Mapping[str, Any]],
         deployment: Callable[[UserRealtime], Mapping[str, Any] | None],
-    ) -> list[User]:
+    ) -> list[NamespacedName]:
         """Who of a namespace seems to have been idle for long enough, with one question for all. `plan` looks closer.
 
         Raises:
@@ -114,13 +114,13 @@ class Sleeper:
         """
         if self._activators is None or self._activators.gone:
             return []
-        found: list[User] = []
+        found: list[NamespacedName] = []
         now, presence = await self._database.presence(self._api.scope(namespace))
         for number, body in enumerate(resources, start=1):
             if number % _AT_ONCE == 0:
                 await asyncio.sleep(0)  # somebody may want to be woken
             rows = presence.get(body["spec"]["userId"])
-            user = User(namespace, body["metadata"]["name"])
+            user = NamespacedName(namespace, body["metadata"]["name"])
             if not rows or user in self._settling:
                 continue
             try:
@@ -140,7 +140,7 @@ class Sleeper:
         Raises:
             ApiError: to be tried again later.
         """
-        user, wake = User(resource.namespace, resource.name), wake_requested(body)
+        user, wake = NamespacedName(resource.namespace, resource.name), wake_requested(body)
         activators = self._endpoints(live)
         obstacle = self._obstacle(resource)
         sleeping, seems_idle = asleep(live["Deployment"]), user in self._idle
@@ -149,7 +149,7 @@ class Sleeper:
             if obstacle is None and wake == sleeping.wake_seen:
                 return Plan(_asleep(), sleeping, slice=True, activators=activators)
             if obstacle is None:
-                self._waking[user] = past(wake, self._now(), to_the_second=False)
+                self._waking[user] = parse_timestamp(wake, self._now(), to_the_second=False)
             return Plan(obstacle or _WOKEN, slice=True, activators=activators)
         finding = obstacle or self._awake(user, resource, body)
         if obstacle is None and activators is not None:
@@ -177,26 +177,30 @@ class Sleeper:
 
     def _awake_since(self, body: Mapping[str, Any]) -> float:
         wake = wake_requested(body)
-        return past(wake, self._now()).timestamp() if wake else 0.0
+        return parse_timestamp(wake, self._now()).timestamp() if wake else 0.0
 
-    def _obstacle(self, resource: UserRealtime) -> Finding | None:
+    def _obstacle(self, resource: UserRealtime) -> ConditionResult | None:
         """Why a user must not sleep."""
         if self._activators is None:
-            return Finding(False, "NeverSleeps", "nobody sleeps without an activator (activator.enabled of the chart)")
+            return ConditionResult(
+                False, "NeverSleeps", "nobody sleeps without an activator (activator.enabled of the chart)"
+            )
         if resource.warm:
-            return Finding(False, "NeverSleeps", "spec.idle.warm keeps the pod")
+            return ConditionResult(False, "NeverSleeps", "spec.idle.warm keeps the pod")
         if self._after_s(resource) <= 0:
-            return Finding(False, "NeverSleeps", "idle.after is 0")
+            return ConditionResult(False, "NeverSleeps", "idle.after is 0")
         if self._activators.gone:
-            return Finding(False, "ActivatorUnavailable", "no activator is ready, which would wake the user")
+            return ConditionResult(False, "ActivatorUnavailable", "no activator is ready, which would wake the user")
         return None
 
-    def _awake(self, user: User, resource: UserRealtime, body: Mapping[str, Any]) -> Finding:
+    def _awake(self, user: NamespacedName, resource: UserRealtime, body: Mapping[str, Any]) -> ConditionResult:
         # The reason stays until the next sleep, also while the cached status does not have it yet.
         before = condition_of(body.get("status", {}), "Asleep") or {}
         if user in self._waking or (before.get("status"), before.get("reason")) == ("False", _WOKEN.reason):
             return _WOKEN
-        return Finding(False, "Awake", f"sleeps once nobody has been connected for {self._after_s(resource):g} s")
+        return ConditionResult(
+            False, "Awake", f"sleeps once nobody has been connected for {self._after_s(resource):g} s"
+        )
 
     async def _is_idle(self, resource: UserRealtime, body: Mapping[str, Any]) -> bool:
         """A close look, at the pods that there are and at what they have said by now."""
@@ -212,7 +216,12 @@ class Sleeper:
         return isinstance(answer, Sleep)
 
     async def _fall_asleep(
-        self, user: User, resource: UserRealtime, body: Mapping[str, Any], activators: Endpoints, finding: Finding
+        self,
+        user: NamespacedName,
+        resource: UserRealtime,
+        body: Mapping[str, Any],
+        activators: Endpoints,
+        finding: ConditionResult,
     ) -> Plan:
         try:
             if not await self._is_idle(resource, body):
@@ -224,13 +233,13 @@ class Sleeper:
 
     async def _settle(
         self,
-        user: User,
+        user: NamespacedName,
         settling: _Settling,
         resource: UserRealtime,
         body: Mapping[str, Any],
         live: Live,
         activators: Endpoints,
-        finding: Finding,
+        finding: ConditionResult,
     ) -> Plan:
         if live["EndpointSlice"] is None:
             settling.due = None
@@ -249,7 +258,7 @@ class Sleeper:
             return Plan(_unknown(error), look_again_s=DATABASE_S)
         return Plan(finding)
 
-    async def _served(self, user: User, live: Live, activators: Endpoints | None, plan: Plan) -> Plan:
+    async def _served(self, user: NamespacedName, live: Live, activators: Endpoints | None, plan: Plan) -> Plan:
         """Whether the slice, which is there, may go."""
         service = live["Service"]
         if service is not None and pod_available(live["Deployment"]):
@@ -265,12 +274,12 @@ class Sleeper:
         return Plan(plan.finding, slice=True, activators=activators, look_again_s=look_again_s)
 
 
-def _asleep() -> Finding:
-    return Finding(True, "Idle", "nobody is connected; the next connection wakes the user")
+def _asleep() -> ConditionResult:
+    return ConditionResult(True, "Idle", "nobody is connected; the next connection wakes the user")
 
 
-def _unknown(error: DatabaseError) -> Finding:
-    return Finding(False, "DatabaseUnavailable", f"who is connected cannot be known: {error}")
+def _unknown(error: DatabaseError) -> ConditionResult:
+    return ConditionResult(False, "DatabaseUnavailable", f"who is connected cannot be known: {error}")
 
 
 def _is_ours(each: Mapping[str, Any]) -> bool:

@@ -10,21 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from userrealtime_operator.model.presence import Presence
+
 FRESH_S: Final = 180.0
 """Seconds for which what a pod has said of its clients holds; a relay speaks every minute."""
-
-
-@dataclass(frozen=True, slots=True)
-class Presence:
-    """A row of `userrealtime.presence`. Times are in seconds since 1970, by the database's clock.
-
-    `since` is when the pod's clients came to be some, or none.
-    """
-
-    instance: str
-    clients: int
-    since: float
-    seen_at: float
 
 
 @dataclass(frozen=True, slots=True)

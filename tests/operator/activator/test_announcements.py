@@ -18,10 +18,10 @@ from userrealtime_operator.activator.metrics import Metrics
 from userrealtime_operator.activator.routes import Route
 from userrealtime_operator.activator.tokens import Tokens, common_config
 from userrealtime_operator.activator.wakes import Wakes
-from userrealtime_operator.reconcile.rollouts import User
+from userrealtime_operator.kube.types import NamespacedName
 from userrealtime_relay.announce import announce, sign
 
-ALICE = Route(User("users", "alice"), "alice", "")
+ALICE = Route(NamespacedName("users", "alice"), "alice", "")
 PATH = f"/users/{ALICE.child_name}"
 
 

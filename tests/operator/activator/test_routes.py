@@ -6,13 +6,13 @@ import pytest
 
 from tests.operator.activator.support import resource
 from userrealtime_operator.activator.routes import RouteTable
+from userrealtime_operator.kube.types import NamespacedName
 from userrealtime_operator.model.naming import child_name
-from userrealtime_operator.reconcile.rollouts import User
 
 NAME = child_name("alice")
 
 
-def found(routes: RouteTable, host: str, path: str = "/ws") -> User | None:
+def found(routes: RouteTable, host: str, path: str = "/ws") -> NamespacedName | None:
     route = routes.find(host, path)
     return route and route.user
 
@@ -51,7 +51,7 @@ def test_an_address_of_two_leads_to_neither() -> None:
     routes.put(resource(namespace="others"))
     assert found(routes, NAME) is None
     assert found(routes, f"{NAME}.others") == ("others", "alice")
-    routes.remove(User("others", "alice"))
+    routes.remove(NamespacedName("others", "alice"))
     assert found(routes, NAME) == ("users", "alice")
     assert found(routes, f"{NAME}.others") is None
 

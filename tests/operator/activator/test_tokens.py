@@ -13,11 +13,11 @@ from tests.relay.support import KEY, token
 from userrealtime_operator.activator import tokens
 from userrealtime_operator.activator.routes import Route
 from userrealtime_operator.activator.tokens import Tokens, common_config, keys_in
-from userrealtime_operator.reconcile.rollouts import User
+from userrealtime_operator.kube.types import NamespacedName
 from userrealtime_relay.auth import KeysWanted, Unauthorized
 
-ALICE = Route(User("users", "alice"), "alice", "")
-BOB = Route(User("users", "bob"), "bob", "")
+ALICE = Route(NamespacedName("users", "alice"), "alice", "")
+BOB = Route(NamespacedName("users", "bob"), "bob", "")
 OTHER = "another key of this user's that is long"
 THIRD = "the key before, which is long enough too"
 

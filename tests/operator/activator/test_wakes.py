@@ -11,10 +11,10 @@ from userrealtime_operator.activator.metrics import Metrics
 from userrealtime_operator.activator.pods import Pod
 from userrealtime_operator.activator.routes import Route
 from userrealtime_operator.activator.wakes import Address, WakeFailed, Wakes
-from userrealtime_operator.reconcile.rollouts import User
+from userrealtime_operator.kube.types import NamespacedName
 
-ALICE = Route(User("users", "alice"), "alice", "")
-BOB = Route(User("users", "bob"), "bob", "")
+ALICE = Route(NamespacedName("users", "alice"), "alice", "")
+BOB = Route(NamespacedName("users", "bob"), "bob", "")
 
 
 class Pods:

@@ -22,7 +22,7 @@ from testing.patience import PATIENCE_S
 from tests.operator.tls import Endpoint, numb_server
 from userrealtime_operator.kube.client import Api, ApiError
 from userrealtime_operator.kube.reflector import Reflector
-from userrealtime_operator.manifests.objects import Object
+from userrealtime_operator.kube.types import Object
 from userrealtime_operator.reconcile.resources import Children
 
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -152,7 +152,7 @@ async def test_uids_come_in_pages(script: Script, api: Api) -> None:
         return says(200, {"metadata": {"continue": more}, "items": [{"metadata": {"uid": uid}}]})
 
     script.answers = [uids("one", "go on/&"), uids("two", "")]
-    assert await api.resource_uids("users") == {"one", "two"}
+    assert await api.uids("v1", "services", "users") == {"one", "two"}
     assert script.requests[1].query["continue"] == "go on/&"
 
 

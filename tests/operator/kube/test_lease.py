@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from userrealtime_operator.kube.lease import Action, Seen, Settings, claimed, decide
+from userrealtime_operator.kube.lease import Action, Seen, Settings, decide, lease_spec
 
 SETTINGS = Settings(duration=12, renew_deadline=8, retry=2)
 AT = datetime(2030, 1, 1, tzinfo=UTC)
@@ -42,9 +42,9 @@ def test_what_to_do(seen: dict[str, Any] | None, renewed: float | None, now: flo
 
 
 def test_waiting_begins_anew_with_every_change_and_only_then() -> None:
-    seen = Seen(lease("other", "1"), 0).again(lease("other", "1"), 5)
+    seen = Seen(lease("other", "1"), 0).observe(lease("other", "1"), 5)
     assert seen.since == 0
-    assert seen.again(lease("other", "2"), 6).since == 6
+    assert seen.observe(lease("other", "2"), 6).since == 6
 
 
 def test_times_written_by_others_decide_nothing() -> None:
@@ -65,9 +65,9 @@ def test_nobody_acquires_while_the_holder_may_work(renewed: float, read_after: f
 
 
 def test_a_claim_counts_changes_of_the_holder() -> None:
-    first = claimed(None, "a", AT, SETTINGS)
-    again = claimed({"metadata": {}, "spec": first}, "a", AT, SETTINGS)
-    second = claimed({"metadata": {}, "spec": again}, "b", AT, SETTINGS)
+    first = lease_spec(None, "a", AT, SETTINGS)
+    again = lease_spec({"metadata": {}, "spec": first}, "a", AT, SETTINGS)
+    second = lease_spec({"metadata": {}, "spec": again}, "b", AT, SETTINGS)
     assert [spec["leaseTransitions"] for spec in (first, again, second)] == [0, 0, 1]
     assert first["renewTime"] == "2030-01-01T00:00:00.000000Z"
 

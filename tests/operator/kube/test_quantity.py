@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from userrealtime_operator.kube.quantity import canonical, canonical_resources
+from userrealtime_operator.kube.quantity import canonicalize, canonicalize_resources
 
 UNITS: dict[str, Fraction | int] = {"": 1, "n": Fraction(1, 10**9), "u": Fraction(1, 10**6), "m": Fraction(1, 1000)}
 UNITS |= {unit: 1000**power for power, unit in enumerate("kMGTPE", 1)}
@@ -58,34 +58,34 @@ quantities = st.builds(
     ],
 )
 def test_quantities_become_as_the_api_server_stores_them(given_as: str | float, stored_as: str) -> None:
-    assert canonical(given_as) == stored_as
+    assert canonicalize(given_as) == stored_as
 
 
 @given(quantities)
 def test_the_form_changes_and_the_value_does_not(quantity: str) -> None:
-    result = canonical(quantity)
+    result = canonicalize(quantity)
     before = value_of(quantity)
     if abs(before) < 2**63:
         exact = before * 1000
         up = -(-exact.numerator // exact.denominator) if exact >= 0 else exact.numerator // exact.denominator
         assert value_of(result) == Fraction(up, 1000)
         assert re.fullmatch(r"-?(0|[1-9][0-9]*)([mkMGTPE]|[KMGTPE]i)?", result)
-    assert canonical(result) == result
+    assert canonicalize(result) == result
 
 
 @given(st.text(max_size=12) | st.from_regex(r"[0-9.eE+-]{1,12}", fullmatch=True))
 def test_whatever_is_no_quantity_is_left_to_the_api_server(text: str) -> None:
-    assert canonical(canonical(text)) == canonical(text)
+    assert canonicalize(canonicalize(text)) == canonicalize(text)
 
 
 @pytest.mark.parametrize("text", ["a lot", "", "1e99999999", "10E", "1Gib", "1 Gi"])
 def test_it_is_left_as_it_is(text: str) -> None:
-    assert canonical(text) == text
+    assert canonicalize(text) == text
 
 
 def test_requests_and_limits_are_rewritten_and_nothing_else() -> None:
     resources = {"requests": {"cpu": "0.5"}, "limits": {"memory": "1024Mi"}, "claims": [{"name": "1024Mi"}]}
-    assert canonical_resources(resources) == {
+    assert canonicalize_resources(resources) == {
         "requests": {"cpu": "500m"},
         "limits": {"memory": "1Gi"},
         "claims": [{"name": "1024Mi"}],

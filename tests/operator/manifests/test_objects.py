@@ -12,7 +12,8 @@ import pytest
 
 from tests.operator.samples import CONFIG, KEYS, SECRETS, resource
 from userrealtime_operator.config import Config, RouteType, Trust, parse_config
-from userrealtime_operator.manifests.objects import APPLIED_DIGEST, Object, Secrets, desired_objects
+from userrealtime_operator.kube.types import Object
+from userrealtime_operator.manifests.objects import APPLIED_DIGEST, Secrets, desired_objects
 from userrealtime_operator.model.routes import RouteError
 from userrealtime_operator.sleep.state import Asleep, Endpoints, asleep
 from userrealtime_relay.config import Config as RelayConfig

@@ -10,10 +10,10 @@ import pytest
 from tests.operator.samples import CONFIG, SECRETS, body, resource
 from tests.operator.world import World
 from userrealtime_operator.config import ConfigError, parse_config
-from userrealtime_operator.manifests.objects import Object, desired_objects
+from userrealtime_operator.kube.types import Object, ObjectKey
+from userrealtime_operator.manifests.objects import desired_objects
 from userrealtime_operator.model.naming import child_name
 from userrealtime_operator.model.notifiers import Listeners, SignalDefaults, SignalError, SignalType
-from userrealtime_operator.reconcile.reconciler import ChildKey
 
 URL = "nats://relay:hunter2@nats.nats:4222"
 WITH_NATS = replace(CONFIG, signals=SignalDefaults(SignalType.NATS, URL))
@@ -129,7 +129,7 @@ async def test_past_the_range_users_say_so_when_they_are_written_anyway() -> Non
     for name in ("bob", "dave"):
         assert await world.reconcile(name) == []
     # Who sleeps does not listen, nor who is gone, nor who polls.
-    world.api.children[ChildKey("Deployment", "users", child_name("carol"))]["spec"]["replicas"] = 0
+    world.api.children[ObjectKey("Deployment", "users", child_name("carol"))]["spec"]["replicas"] = 0
     world.api.resources["users", "dave"]["spec"]["relay"]["signal"] = "poll"
     await world.reconcile("dave")
     del world.api.resources["users", "bob"]

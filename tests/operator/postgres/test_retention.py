@@ -8,9 +8,10 @@ import asyncpg
 import pytest
 
 from tests.conftest import Database as OwnDatabase
+from userrealtime_operator.model.policies import Retention
 from userrealtime_operator.postgres import retention as module
 from userrealtime_operator.postgres.database import Database
-from userrealtime_operator.postgres.retention import Retention, prune
+from userrealtime_operator.postgres.retention import prune
 
 SCOPES = ("cluster/users",)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.operator.samples import resource
-from userrealtime_operator.manifests.objects import Object
+from userrealtime_operator.kube.types import Object
 from userrealtime_operator.reconcile.events import NOTE_LENGTH, events
 
 

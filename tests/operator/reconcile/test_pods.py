@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from userrealtime_operator.manifests.objects import Object
+from userrealtime_operator.kube.types import Object
 from userrealtime_operator.reconcile.pods import pod_trouble
 
 

@@ -15,11 +15,11 @@ from tests.conftest import Database as OwnDatabase
 from tests.operator.samples import CONFIG, body
 from tests.operator.world import SECRET, World
 from userrealtime_operator.config import DatabaseAccess
+from userrealtime_operator.model.labels import PASSWORD_ROTATION_ANNOTATION
 from userrealtime_operator.postgres.database import Database
 from userrealtime_operator.postgres.roles import Roles
 from userrealtime_operator.process.metrics import Metrics
 from userrealtime_operator.reconcile.reconciler import Reconciler
-from userrealtime_operator.secrets.database_passwords import REQUEST
 
 
 class RoleWorld(World):
@@ -74,7 +74,7 @@ async def test_a_password_is_replaced_on_request_beside_the_old_one(
 ) -> None:
     await world.reconcile()
     old = world.secret_url()
-    world.api.resources["users", "alice"]["metadata"]["annotations"] = {REQUEST: "1"}
+    world.api.resources["users", "alice"]["metadata"]["annotations"] = {PASSWORD_ROTATION_ANNOTATION: "1"}
     await world.reconcile()
     assert world.secret_url() == old  # the first rollout is under way
     world.become_available()

@@ -14,10 +14,10 @@ from tests.operator.samples import CONFIG, body
 from tests.operator.world import SECRET, World
 from userrealtime_operator.config import Config
 from userrealtime_operator.kube.client import ApiError
-from userrealtime_operator.manifests.objects import Object
+from userrealtime_operator.kube.types import Object, ObjectKey
 from userrealtime_operator.model.naming import child_name
 from userrealtime_operator.postgres.database import DatabaseError
-from userrealtime_operator.reconcile.reconciler import DATABASE_RETRY_S, PODS_FIRST_S, PODS_LAST_S, ChildKey
+from userrealtime_operator.reconcile.reconciler import DATABASE_RETRY_S, PODS_FIRST_S, PODS_LAST_S
 
 ALICE = child_name("alice")
 
@@ -63,13 +63,13 @@ async def test_a_restarted_operator_writes_nothing(world: World) -> None:
 @pytest.mark.parametrize("kind", ["Secret", "Service", "Deployment", "Ingress"])
 async def test_a_deleted_child_comes_back(world: World, kind: str) -> None:
     await world.reconcile()
-    del world.api.children[ChildKey(kind, "users", ALICE)]
+    del world.api.children[ObjectKey(kind, "users", ALICE)]
     assert f"{'create' if kind == 'Secret' else 'apply'} {kind}" in await world.reconcile()
 
 
 async def test_an_edited_child_is_put_right_and_the_others_left_alone(world: World) -> None:
     await world.reconcile()
-    world.api.children[ChildKey("Service", "users", ALICE)]["spec"]["selector"] = {"app": "other"}
+    world.api.children[ObjectKey("Service", "users", ALICE)]["spec"]["selector"] = {"app": "other"}
     assert [call for call in await world.reconcile() if call.startswith("apply")] == ["apply Service"]
 
 
@@ -83,7 +83,7 @@ async def test_a_route_switched_off_takes_its_ingress_along(world: World) -> Non
     await world.reconcile()
     world.add(body(route={"enabled": False}))
     assert "delete Ingress" in await world.reconcile()
-    assert ChildKey("Ingress", "users", ALICE) not in world.api.children
+    assert ObjectKey("Ingress", "users", ALICE) not in world.api.children
 
 
 async def test_the_token_key_outlives_a_cold_cache_and_an_edit(world: World) -> None:
@@ -309,7 +309,7 @@ async def test_a_registration_that_the_database_lost_is_made_again(world: World)
 
 async def test_children_without_an_owner_are_removed_and_others_left_to_theirs(world: World) -> None:
     await world.reconcile()
-    del world.api.children[ChildKey("Service", "users", ALICE)]["metadata"]["ownerReferences"]
+    del world.api.children[ObjectKey("Service", "users", ALICE)]["metadata"]["ownerReferences"]
     await world.reconciler.remove_orphans("users", ALICE)
     assert {key.kind for key in world.api.children} == {"Secret", "Deployment", "Ingress"}
 
@@ -382,7 +382,7 @@ async def test_an_operator_that_restarts_lets_in_nobody_while_others_are_stuck(w
     await world.reconcile("alice")
     # As the Deployment's controller says it: the old pod serves, the new one does not come.
     world.become_available("alice")
-    alices = world.child(ChildKey("Deployment", "users", ALICE))
+    alices = world.child(ObjectKey("Deployment", "users", ALICE))
     assert alices is not None
     alices["status"].update(replicas=2)
     for image in ("relay:2", "relay:3"):

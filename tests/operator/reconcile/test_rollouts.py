@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from userrealtime_operator.reconcile.rollouts import Rollouts, User
+from userrealtime_operator.kube.types import NamespacedName
+from userrealtime_operator.reconcile.rollouts import Rollouts
 
 STEPS = st.lists(st.tuples(st.sampled_from(["begin", "end"]), st.integers(0, 5)), max_size=60)
 
@@ -13,9 +14,9 @@ STEPS = st.lists(st.tuples(st.sampled_from(["begin", "end"]), st.integers(0, 5))
 @given(st.integers(1, 3), STEPS)
 def test_never_too_many_and_nobody_is_forgotten(limit: int, steps: list[tuple[str, int]]) -> None:
     rollouts = Rollouts(limit)
-    users = [User("n", str(number)) for number in range(6)]
-    active: set[User] = set()
-    waiting: set[User] = set()
+    users = [NamespacedName("n", str(number)) for number in range(6)]
+    active: set[NamespacedName] = set()
+    waiting: set[NamespacedName] = set()
     for step, number in steps:
         user = users[number]
         if step == "begin":
@@ -45,7 +46,7 @@ def test_never_too_many_and_nobody_is_forgotten(limit: int, steps: list[tuple[st
 
 def test_first_come_first_served() -> None:
     rollouts = Rollouts(1)
-    a, b, c = (User("n", name) for name in "abc")
+    a, b, c = (NamespacedName("n", name) for name in "abc")
     assert [rollouts.begin(user) for user in (a, c, b)] == [True, False, False]
     assert rollouts.begin(a)
     assert rollouts.end(a) == [c]
@@ -53,7 +54,7 @@ def test_first_come_first_served() -> None:
 
 def test_what_was_under_way_before_counts() -> None:
     rollouts = Rollouts(2)
-    a, b, c, d = (User("n", name) for name in "abcd")
+    a, b, c, d = (NamespacedName("n", name) for name in "abcd")
     for user in (a, b, c):  # the limit was higher then
         rollouts.resume(user)
     assert [rollouts.begin(user) for user in (d, a)] == [False, True]

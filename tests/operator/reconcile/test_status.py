@@ -7,19 +7,18 @@ from typing import Any
 import pytest
 
 from tests.operator.samples import resource
-from userrealtime_operator.model.routes import parse_url
-from userrealtime_operator.reconcile.status import (
-    Finding,
+from userrealtime_operator.model.conditions import (
+    ConditionResult,
     deployment_progress,
     deployment_ready,
-    differs,
-    next_status,
     pod_available,
     readiness,
 )
+from userrealtime_operator.model.routes import parse_url
+from userrealtime_operator.reconcile.status import differs, next_status
 
-GOOD = Finding(True, "Good", "all is well")
-BAD = Finding(False, "Bad", "it is not")
+GOOD = ConditionResult(True, "Good", "all is well")
+BAD = ConditionResult(False, "Bad", "it is not")
 
 
 def deployment(generation: int = 1, conditions: dict[str, tuple[str, str]] | None = None, **status: int) -> Any:
@@ -90,14 +89,14 @@ def test_readiness(live: Any, ready: bool, reason: str) -> None:
 @pytest.mark.parametrize(
     ("pod", "database", "counts"),
     [
-        (Finding(True, "PodAvailable"), GOOD, "PodAvailable"),
-        (Finding(True, "PodAvailable"), BAD, "Bad"),
-        (Finding(False, "PodNotReady"), BAD, "Bad"),
-        (Finding(False, "PodNotReady"), GOOD, "PodNotReady"),
-        (Finding(False, "ImagePullFailed"), BAD, "ImagePullFailed"),
+        (ConditionResult(True, "PodAvailable"), GOOD, "PodAvailable"),
+        (ConditionResult(True, "PodAvailable"), BAD, "Bad"),
+        (ConditionResult(False, "PodNotReady"), BAD, "Bad"),
+        (ConditionResult(False, "PodNotReady"), GOOD, "PodNotReady"),
+        (ConditionResult(False, "ImagePullFailed"), BAD, "ImagePullFailed"),
     ],
 )
-def test_what_counts_for_the_user(pod: Finding, database: Finding, counts: str) -> None:
+def test_what_counts_for_the_user(pod: ConditionResult, database: ConditionResult, counts: str) -> None:
     assert readiness(pod, database).reason == counts
 
 
@@ -111,7 +110,7 @@ def test_a_status_that_says_the_same_is_not_written_again() -> None:
 
 def test_the_time_is_that_of_the_last_change_of_status() -> None:
     first = next_status(resource(), {}, None, {"Ready": BAD}, "T1")
-    other_reason = next_status(resource(), first, None, {"Ready": Finding(False, "Worse")}, "T2")
+    other_reason = next_status(resource(), first, None, {"Ready": ConditionResult(False, "Worse")}, "T2")
     turned = next_status(resource(), other_reason, None, {"Ready": GOOD}, "T3")
     assert differs(other_reason, first)
     assert [status["conditions"][0]["lastTransitionTime"] for status in (first, other_reason, turned)] == [
@@ -122,7 +121,7 @@ def test_the_time_is_that_of_the_last_change_of_status() -> None:
 
 
 def test_a_status_names_what_clients_and_signup_flows_need() -> None:
-    status = next_status(resource(), {}, parse_url("https://h/x"), {"Ready": Finding(None, "Odd")}, "T1")
+    status = next_status(resource(), {}, parse_url("https://h/x"), {"Ready": ConditionResult(None, "Odd")}, "T1")
     assert status["url"] == "https://h/x"
     assert status["tokenSecret"] == {"name": resource().child_name, "key": "TOKEN_KEY"}
     assert status["observedGeneration"] == 1

@@ -9,8 +9,9 @@ from collections.abc import AsyncIterator
 import pytest
 
 from testing.patience import PATIENCE_S
+from userrealtime_operator.kube.types import TryLater
 from userrealtime_operator.reconcile import workqueue
-from userrealtime_operator.reconcile.workqueue import TryLater, WorkQueue
+from userrealtime_operator.reconcile.workqueue import WorkQueue
 
 
 @contextlib.asynccontextmanager

@@ -12,15 +12,15 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from userrealtime_operator.model.labels import TOKEN_KEY_ROTATION_ANNOTATION
+from userrealtime_operator.model.policies import KeyPolicy
 from userrealtime_operator.secrets.token_keys import (
     NEXT,
     PREVIOUS,
     PUBLISHED_AT,
-    REQUEST,
     SERIES,
     SIGNS_SINCE,
     TOKEN_KEY,
-    KeyPolicy,
     TokenKeys,
     advance,
 )
@@ -87,7 +87,7 @@ def test_a_request_is_honoured_once_in_three_steps() -> None:
     assert wait is None
     assert life.look(10_000 * HOUR)[0] == last
     assert last.series == first.series
-    assert set(last.annotations()) == {SIGNS_SINCE, SERIES, REQUEST}
+    assert set(last.annotations()) == {SIGNS_SINCE, SERIES, TOKEN_KEY_ROTATION_ANNOTATION}
 
 
 def test_a_request_during_the_overlap_waits_for_its_end() -> None:
@@ -181,7 +181,7 @@ def test_a_line_end_after_a_key_does_not_count(name: str) -> None:
 @example({TOKEN_KEY: "!", PREVIOUS: GOOD[1]}, {}, None)
 @given(
     st.dictionaries(st.sampled_from([TOKEN_KEY, NEXT, PREVIOUS]), VALUES),
-    st.dictionaries(st.sampled_from([SIGNS_SINCE, PUBLISHED_AT, SERIES, REQUEST]), TIMES),
+    st.dictionaries(st.sampled_from([SIGNS_SINCE, PUBLISHED_AT, SERIES, TOKEN_KEY_ROTATION_ANNOTATION]), TIMES),
     st.sampled_from([None, "1"]),
 )
 def test_a_damaged_secret_heals(data: dict[str, Any], said: dict[str, Any], request: str | None) -> None:

@@ -15,19 +15,17 @@ from tests.operator.samples import CONFIG, body
 from tests.operator.world import World
 from userrealtime_operator.config import Activator, Config, IdleDefaults
 from userrealtime_operator.kube.client import ApiError
-from userrealtime_operator.manifests.objects import Object
+from userrealtime_operator.kube.types import NamespacedName, Object, ObjectKey
 from userrealtime_operator.model.naming import child_name
+from userrealtime_operator.model.presence import Presence
 from userrealtime_operator.postgres.database import DatabaseError
-from userrealtime_operator.reconcile.reconciler import ChildKey
-from userrealtime_operator.reconcile.rollouts import User
 from userrealtime_operator.sleep.activator_endpoints import GRACE_S, Activators
 from userrealtime_operator.sleep.controller import SETTLE_S
-from userrealtime_operator.sleep.policy import Presence
 from userrealtime_operator.sleep.state import asleep
 
 ALICE = child_name("alice")
-DEPLOYMENT = ChildKey("Deployment", "users", ALICE)
-SLICE = ChildKey("EndpointSlice", "users", f"{ALICE}-activator")
+DEPLOYMENT = ObjectKey("Deployment", "users", ALICE)
+SLICE = ObjectKey("EndpointSlice", "users", f"{ALICE}-activator")
 AFTER_S = 60
 HASTY = replace(CONFIG, idle=IdleDefaults(3), activator=Activator("system", "waker", 8080))
 SLEEPY = replace(CONFIG, idle=IdleDefaults(AFTER_S), activator=Activator("system", "waker", 8080))
@@ -289,7 +287,7 @@ async def test_changes_reach_a_sleeping_user_without_waking(world: SleepWorld) -
     assert "apply Deployment" in await world.reconcile()
     world.request("1")
     assert "replace Secret" in await world.reconcile()
-    world.api.children[ChildKey("Service", "users", ALICE)]["spec"]["selector"] = {"app": "other"}
+    world.api.children[ObjectKey("Service", "users", ALICE)]["spec"]["selector"] = {"app": "other"}
     world.api.children[SLICE]["endpoints"] = []
     del world.api.children[DEPLOYMENT]["spec"]["template"]
     calls = await world.reconcile()
@@ -478,7 +476,7 @@ async def test_who_is_gone_is_forgotten(world: SleepWorld) -> None:
     world.add(again)
     assert await world.reconcile() == ["delete EndpointSlice"]
     sleeper = world.reconciler._sleeper
-    assert User("users", "alice") not in sleeper._settling
+    assert NamespacedName("users", "alice") not in sleeper._settling
 
 
 async def test_a_broken_resource_keeps_nobody_else_awake(world: SleepWorld) -> None:

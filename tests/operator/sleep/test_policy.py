@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from userrealtime_operator.sleep.policy import FRESH_S, Presence, Sleep, Stay, decide
+from userrealtime_operator.model.presence import Presence
+from userrealtime_operator.sleep.policy import FRESH_S, Sleep, Stay, decide
 
 NOW = 1_000_000.0
 ROWS = st.lists(

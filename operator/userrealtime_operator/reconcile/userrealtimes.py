@@ -1,0 +1,29 @@
+"""Requests for UserRealtime resources."""
+
+from __future__ import annotations
+
+from userrealtime_operator.kube.client import Api, ApiError
+from userrealtime_operator.kube.types import Object
+from userrealtime_operator.model.resource import API_VERSION, PLURAL
+
+
+async def patch_status(api: Api, namespace: str, name: str, status: Object) -> None:
+    """Replace the named fields of a resource's status. A resource that is gone is ignored.
+
+    Raises:
+        ApiError: the API server rejected the status, or did not answer.
+    """
+    try:
+        await api.merge_status(API_VERSION, PLURAL, namespace, name, {"status": status})
+    except ApiError as error:
+        if error.status != 404:
+            raise
+
+
+async def resource_uids(api: Api, namespace: str) -> set[str]:
+    """Return the uids of all resources of a namespace.
+
+    Raises:
+        ApiError: the API server did not answer.
+    """
+    return await api.uids(API_VERSION, PLURAL, namespace)
