@@ -1,6 +1,6 @@
 """From a resource to the objects that serve its user. Pure: no cluster, no clock, no randomness.
 
-Every value is written as the API server would store it, so that `drift.contains` can compare without asking it.
+Every value is written as the API server would store it, so that `drift.is_subset` can compare without asking it.
 """
 
 from __future__ import annotations
