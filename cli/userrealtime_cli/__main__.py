@@ -15,19 +15,19 @@ from .cluster import Cluster
 from .errors import CommandError
 
 INTERRUPTED: Final = 130
-"""As a shell tells of what Ctrl-C has ended."""
+"""The exit status that shells use for a program that Ctrl-C has ended."""
 
 
 def _parser(program: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=program,
-        description="userrealtime, for people and their scripts.",
-        epilog="Exit status: 0 done; 1 it cannot be done, as is told; 2 wrong usage; more with each command's --help.",
+        description="Inspect and use userrealtime from the command line.",
+        epilog="Exit status: 0 success; 1 failure; 2 invalid usage. See also the --help of each command.",
     )
     parser.add_argument("--version", action="version", version=f"userrealtime {__version__}")
-    parser.add_argument("--kubeconfig", type=Path, metavar="FILE", help="default: that of kubectl")
-    parser.add_argument("--context", metavar="NAME", help="default: the current one")
-    parser.add_argument("-n", "--namespace", metavar="NAME", help="default: that of the context")
+    parser.add_argument("--kubeconfig", type=Path, metavar="FILE", help="the kubeconfig file (default: as kubectl)")
+    parser.add_argument("--context", metavar="NAME", help="the kubeconfig context (default: the current one)")
+    parser.add_argument("-n", "--namespace", metavar="NAME", help="the namespace (default: as in the context)")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in (tail, publish, doctor, token):
         command.add_to(commands)
@@ -35,7 +35,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; the result is the exit status."""
+    """Run the command and return the exit status."""
     # kubectl finds its plugins by their file names.
     program = "kubectl userrealtime" if Path(sys.argv[0]).stem == "kubectl-userrealtime" else "userrealtime"
     options = _parser(program).parse_args(arguments)

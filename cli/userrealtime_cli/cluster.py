@@ -1,4 +1,4 @@
-"""A cluster as the person at the keyboard may see it: read through their own kubeconfig, and nothing written."""
+"""Read access to a cluster with the kubeconfig and the permissions of the person who runs the command."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _context(configuration: Configuration) -> ssl.SSLContext:
 
 
 class Cluster:
-    """One namespace of one cluster. Every call may raise CommandError, with what to do about it."""
+    """One namespace of one cluster. Every method can raise CommandError, whose message contains advice."""
 
     def __init__(self, client: ApiClient, namespace: str) -> None:
         self._client = client
@@ -43,7 +43,7 @@ class Cluster:
 
     @classmethod
     def connect(cls, *, kubeconfig: Path | None, context: str | None, namespace: str | None) -> Self:
-        """The cluster of a context, in the context's namespace unless another is named."""
+        """Return the cluster of a context. The default namespace is the context's."""
         file = str(kubeconfig) if kubeconfig else None
         configuration = Configuration()
         try:
@@ -59,12 +59,12 @@ class Cluster:
         configuration.retries = False
         found = ((chosen or {}).get("context") or {}).get("namespace")
         client = ApiClient(configuration)
-        # The client has no setting for the context: urllib3, below it, makes a strict one on Python 3.13 and later.
+        # The client has no setting for the SSL context, and the default of urllib3 is strict on Python 3.13 and later.
         client.rest_client.pool_manager.connection_pool_kw["ssl_context"] = _context(configuration)
         return cls(client, namespace or found or "default")
 
     def resource(self, name: str) -> Object:
-        """The UserRealtime of this name."""
+        """Return the UserRealtime with a name."""
         found = self._get(f"/apis/{API_VERSION}", PLURAL, name)
         if found is None:
             raise CommandError(
@@ -74,7 +74,7 @@ class Cluster:
         return found
 
     def resource_of(self, user_id: str) -> Object:
-        """The UserRealtime with this userId."""
+        """Return the UserRealtime with a userId."""
         more = ""
         while True:
             page = self._get(f"/apis/{API_VERSION}", PLURAL, query=f"?limit={PAGE}{more}") or {
@@ -91,14 +91,14 @@ class Cluster:
         raise CommandError(f"there is no UserRealtime with userId {user_id!r} in namespace {self.namespace}")
 
     def secret(self, name: str) -> Object:
-        """A Secret."""
+        """Return a Secret."""
         found = self._get("/api/v1", "secrets", name)
         if found is None:
-            raise CommandError(f"the Secret {name} is not there (the operator makes it again, if it runs)")
+            raise CommandError(f"the Secret {name} does not exist; is the operator running? It recreates the Secret")
         return found
 
     def _get(self, root: str, plural: str, name: str = "", query: str = "") -> Object | None:
-        """An object or a list; None where there is none of that name."""
+        """Return an object or a list, or None if there is no object with the name."""
         path = f"{root}/namespaces/{quote(self.namespace, safe='')}/{plural}"
         if name:
             path += f"/{quote(name, safe='')}"
@@ -109,7 +109,7 @@ class Cluster:
             response = self._client.call_api(*request, _request_timeout=REQUEST_TIMEOUT_S)
             content = response.read()  # type: ignore[no-untyped-call]
         except ApiException as error:  # TLS
-            raise CommandError(f"the API server cannot be used: {error.reason}") from None
+            raise CommandError(f"the request to the API server failed: {error.reason}") from None
         except (HTTPError, OSError) as error:
             host = self._client.configuration.host
             raise CommandError(f"no answer from the API server {host}: {error or type(error).__name__}") from None
@@ -120,7 +120,7 @@ class Cluster:
             answer = json.loads(content)
         except ValueError:
             answer = None
-        if not isinstance(answer, dict):  # of a proxy, or where the API is not known
+        if not isinstance(answer, dict):  # the answer of a proxy, or of a server without this API
             answer = {"message": content[:200].decode(errors="replace").strip()}
             status = status if status >= HTTPStatus.BAD_REQUEST else HTTPStatus.BAD_GATEWAY
         if status == HTTPStatus.OK:
@@ -131,12 +131,12 @@ class Cluster:
             case HTTPStatus.NOT_FOUND if answer.get("details", {}).get("name"):
                 return None
             case HTTPStatus.NOT_FOUND:
-                raise CommandError(f"the cluster does not know {what}: is userrealtime installed? ({message})")
+                raise CommandError(f"the cluster has no API for {what}: is userrealtime installed? ({message})")
             case HTTPStatus.UNAUTHORIZED:
-                raise CommandError(f"the cluster does not know you: log in again ({message})")
+                raise CommandError(f"the cluster rejected your credentials: log in again ({message})")
             case HTTPStatus.FORBIDDEN:
                 raise CommandError(
-                    f"you may not do this; it takes the right to get and list what is named here: {message}"
+                    f"permission denied; the command needs get and list on the objects in this message: {message}"
                 )
             case _:
-                raise CommandError(f"the API server refused to give {what}: {message}")
+                raise CommandError(f"the API server rejected the request for {what}: {message}")

@@ -1,4 +1,4 @@
-"""`userrealtime doctor`: what is wrong between a user and their events, and what to do about it."""
+"""`userrealtime doctor`: finds the reason why a user receives no events, and prints advice."""
 
 from __future__ import annotations
 
@@ -24,54 +24,53 @@ from .users import Connect, add_who, mint, resource_of, signing_key, url_of
 TOKEN_LIFE_S: Final = 300.0
 REQUEST_S: Final = 10.0
 WAKE_S: Final = 35.0
-"""A pod that sleeps may take this long to answer who brings a token."""
+"""The time limit of a request that wakes a sleeping user."""
 TRANSPORTS: Final[tuple[tuple[Transport, str], ...]] = (
     (
         "websocket",
-        "whatever stands in front must pass `Upgrade` (docs/routes.md); clients fall back to streams or polls",
+        "the proxies in front of the pod must forward `Upgrade` (docs/routes.md); clients fall back to SSE or polling",
     ),
-    ("sse", "whatever stands in front must not buffer answers (docs/routes.md)"),
+    ("sse", "the proxies in front of the pod must not buffer responses (docs/routes.md)"),
 )
 
 
 def add_to(commands: Any) -> None:
-    """Tell argparse of the command."""
+    """Add the command to argparse."""
     parser: argparse.ArgumentParser = commands.add_parser(
         "doctor",
-        help="find what is wrong between a user and their events",
-        description="Look at all that stands between a user and their events, in order: the resource, the operator, "
-        "the database, the pod, the key of their tokens, the route, and each transport through it. It takes the right "
-        "to get the UserRealtime and its Secret, and connects as a client of the user would, without moving or "
-        "publishing anything.",
-        epilog="Exit status: 0 if events arrive; 1 if something is wrong, with what to do about it.",
+        help="find out why a user receives no events",
+        description="Check everything between a user and the user's events, in order: the resource, the operator, the "
+        "database, the pod, the key of the tokens, the route, and each transport. The command needs permission to get "
+        "the UserRealtime and its Secret. It connects as a client of the user, and publishes nothing.",
+        epilog="Exit status: 0 if events arrive; 1 if there is a problem, which is printed with advice.",
     )
     add_who(parser)
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace, connect: Connect) -> int:
-    """Print what is found."""
+    """Print the findings."""
     return asyncio.run(_examine(options, connect))
 
 
 async def _examine(options: argparse.Namespace, connect: Connect) -> int:
-    wrong = 0
+    errors = 0
     async for finding in _findings(options, connect):
         print(finding, flush=True)
-        wrong += finding.verdict == "wrong"
-    print("all is well" if not wrong else f"wrong: {wrong}")
-    return 1 if wrong else 0
+        errors += finding.verdict == "error"
+    print("no problems found" if not errors else f"problems: {errors}")
+    return 1 if errors else 0
 
 
 async def _findings(options: argparse.Namespace, connect: Connect) -> AsyncIterator[Finding]:
-    """One look after the other, as long as the next has something to rest on."""
+    """Yield the result of each check. The checks end when the next one depends on one that failed."""
     try:
         cluster = await asyncio.to_thread(connect)
         resource = await asyncio.to_thread(resource_of, options, cluster)
     except CommandError as error:
-        yield Finding("resource", "wrong", str(error))
+        yield Finding("resource", "error", str(error))
         return
-    yield Finding("resource", "ok", f"{cluster.namespace}/{resource['metadata']['name']} is there")
+    yield Finding("resource", "ok", f"{cluster.namespace}/{resource['metadata']['name']} exists")
     for finding in of_resource(resource):
         yield finding
     token, finding = await asyncio.to_thread(_make_token, options, cluster, resource)
@@ -79,16 +78,16 @@ async def _findings(options: argparse.Namespace, connect: Connect) -> AsyncItera
     try:
         url = url_of(resource)
     except CommandError as error:
-        yield Finding("route", "wrong", str(error))
+        yield Finding("route", "error", str(error))
         return
     async with http.session(REQUEST_S) as session:
         route = await _try_route(session, url)
         yield route
-        if route.verdict == "wrong" or token is None:
+        if route.verdict == "error" or token is None:
             return
         accepted = await _try_token(session, url, token)
         yield accepted
-        if accepted.verdict == "wrong":
+        if accepted.verdict == "error":
             return
         for transport, advice in TRANSPORTS:
             yield await _try_transport(session, url, token, transport, advice)
@@ -98,27 +97,27 @@ def _make_token(options: argparse.Namespace, cluster: Cluster, resource: Any) ->
     try:
         key = signing_key(cluster, resource)
     except CommandError as error:
-        return None, Finding("key", "wrong", str(error))
+        return None, Finding("key", "error", str(error))
     if len(key) < 32:
-        do = f"delete the Secret {resource['status']['tokenSecret']['name']}: the operator makes another"
-        return None, Finding("key", "wrong", "it is too short to be one", do)
-    return mint(key, resource, TOKEN_LIFE_S, options.claim), Finding("key", "ok", "it can be read")
+        do = f"delete the Secret {resource['status']['tokenSecret']['name']}: the operator creates a new one"
+        return None, Finding("key", "error", "it is too short for a key", do)
+    return mint(key, resource, TOKEN_LIFE_S, options.claim), Finding("key", "ok", "it is readable")
 
 
 async def _try_route(session: aiohttp.ClientSession, url: str) -> Finding:
-    """Ask without a token, which wakes nobody and tells whether the relay, or the activator, is at the other end."""
+    """Check that the relay or the activator answers a request without a token, which does not wake the user."""
     host = urlsplit(url).hostname
     try:
         async with session.get(f"{url}/poll", allow_redirects=False) as answer:
             return of_answer(answer.status, answer.headers.get("WWW-Authenticate", "") == "Bearer")
     except aiohttp.ClientConnectorDNSError:
-        return Finding("route", "wrong", f"{host} has no address", "make the DNS record, or correct route.url")
+        return Finding("route", "error", f"{host} does not resolve", "create the DNS record, or correct route.url")
     except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientSSLError, ssl.SSLError) as error:
-        do = "look at the certificate: route.tlsSecretName, or the Gateway's listener"
-        return Finding("route", "wrong", f"TLS fails: {error}", do)
+        do = "check the certificate: route.tlsSecretName, or the listener of the Gateway"
+        return Finding("route", "error", f"the TLS handshake failed: {error}", do)
     except (aiohttp.ClientError, OSError, TimeoutError) as error:
-        do = "does this machine reach the ingress at all? is its Service of type LoadBalancer given an address?"
-        return Finding("route", "wrong", f"{url} does not answer: {error or type(error).__name__}", do)
+        do = "can this machine reach the ingress controller? does its Service of type LoadBalancer have an address?"
+        return Finding("route", "error", f"{url} does not answer: {error or type(error).__name__}", do)
 
 
 async def _try_token(session: aiohttp.ClientSession, url: str, token: str) -> Finding:
@@ -134,7 +133,7 @@ async def _try_token(session: aiohttp.ClientSession, url: str, token: str) -> Fi
                 body = {}
             return of_token(answer.status, str(body.get("error", "")) if isinstance(body, dict) else "")
     except (aiohttp.ClientError, OSError, TimeoutError) as error:
-        return Finding("token", "wrong", f"no answer: {error or type(error).__name__}", "look at the relay's log")
+        return Finding("token", "error", f"no answer: {error or type(error).__name__}", "check the pod's log")
 
 
 async def _try_transport(
@@ -156,7 +155,7 @@ async def _try_transport(
                 await connected.wait()
         except TimeoutError:
             why = next((reason for reason in reversed(reasons) if reason), "no answer")
-            return Finding(transport, "note", f"it does not come through: {why}", advice)
+            return Finding(transport, "note", f"no connection: {why}", advice)
         place = client.position
-    at = f", at event {place.id}" if place is not None else ""
-    return Finding(transport, "ok", f"events come through{at}")
+    at = f", position {place.id}" if place is not None else ""
+    return Finding(transport, "ok", f"connected{at}")

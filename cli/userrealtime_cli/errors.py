@@ -1,5 +1,5 @@
-"""What ends a command."""
+"""Errors that end a command."""
 
 
 class CommandError(Exception):
-    """The command cannot be done; the message says why, and what to do about it."""
+    """The command failed. The message contains the cause and advice."""

@@ -1,4 +1,4 @@
-"""What is found between a user and their events, and what to do about it. Pure."""
+"""The findings of `userrealtime doctor`, with advice. Pure."""
 
 from __future__ import annotations
 
@@ -6,79 +6,78 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-Verdict = Literal["ok", "note", "wrong"]
+Verdict = Literal["ok", "note", "error"]
 
 ADVICE: Final[Mapping[str, str]] = {
-    "ActivatorUnavailable": "look at the pods of the activator, without which nobody sleeps",
-    "Creating": "wait; if it stays, look at the operator's log",
-    "PodMissing": "wait; if it stays, look at the operator's log",
-    "PodStarting": "wait; if it stays, the relay runs and cannot reach the database: look at the pod's log",
-    "PodNotReady": "wait; if it stays, the relay runs and cannot reach the database: look at the pod's log",
-    "RollingOut": "wait; if it stays, look at the new pod: kubectl describe pod",
-    "RolloutWaiting": "wait: others have their turn; if it stays, look at those that are Progressing",
+    "ActivatorUnavailable": "check the pods of the activator; sleep is disabled until one is ready",
+    "Creating": "wait; if it persists, check the operator's log",
+    "PodMissing": "wait; if it persists, check the operator's log",
+    "PodStarting": "wait; if it persists, the pod cannot connect to the database: check the pod's log",
+    "PodNotReady": "wait; if it persists, the pod cannot connect to the database: check the pod's log",
+    "RollingOut": "wait; if it persists, check the new pod: kubectl describe pod",
+    "RolloutWaiting": "wait for the pods of other users; if it persists, check the resources that are Progressing",
     "ImagePullFailed": "correct spec.relay.image, or the chart's relay.image and imagePullSecrets",
-    "Unschedulable": "add nodes, or ask for less in spec.relay.resources",
+    "Unschedulable": "add nodes, or lower the requests in spec.relay.resources",
     "QuotaExceeded": "raise the namespace's ResourceQuota, or remove users",
-    "PodSecurityViolation": "the namespace does not admit the pod: see the message",
-    "PodRefused": "admission refuses the pod: see the message",
-    "CrashLoopBackOff": "the pod's log says why it ends: kubectl logs",
+    "PodSecurityViolation": "the namespace's Pod Security Standard rejects the pod: see the message",
+    "PodRefused": "admission control rejects the pod: see the message",
+    "CrashLoopBackOff": "the pod's log contains the cause: kubectl logs",
     "OOMKilled": "raise spec.relay.resources.limits.memory",
     "CreateContainerConfigError": "the kubelet cannot start the container: see the message",
     "CreateContainerError": "the kubelet cannot start the container: see the message",
     "RunContainerError": "the kubelet cannot start the container: see the message",
-    "DuplicateUserId": "delete one of the two resources of this user; nothing was taken from the first",
-    "InvalidSignal": "leave spec.relay.signal out, or take auto, listen or poll",
-    "ListenPastRange": "set up a broker (docs/signals.md): events come later the more pods LISTEN",
-    "InvalidRoute": "correct spec.route as the message says",
-    "Refused": "the API server refused one of the user's objects: see the message",
+    "DuplicateUserId": "delete one of the two resources of this user; the older one still works",
+    "InvalidSignal": "remove spec.relay.signal, or set it to auto, listen or poll",
+    "ListenPastRange": "set up a broker (docs/signals.md): latency grows with the number of pods that LISTEN",
+    "InvalidRoute": "correct spec.route: see the message",
+    "Refused": "the API server rejected one of the user's objects: see the message",
     "DatabaseUnavailable": "the operator cannot reach the database, or its schema is missing: see the message",
 }
-"""What to do about the reason of a condition: docs/status.md, in a line."""
+"""Advice for each reason of a condition, in one line. docs/status.md has more."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """The outcome of one look."""
+    """The result of one check."""
 
     what: str
     verdict: Verdict
-    says: str
-    do: str = ""
-    """What to do about it."""
+    message: str
+    advice: str = ""
 
     def __str__(self) -> str:
-        text = f"{self.verdict:5}  {self.what}: {self.says}"
-        return f"{text}\n       {self.do}" if self.do else text
+        text = f"{self.verdict:5}  {self.what}: {self.message}"
+        return f"{text}\n       {self.advice}" if self.advice else text
 
 
 def of_resource(resource: Mapping[str, Any]) -> list[Finding]:
-    """What a resource says of itself: whether the operator has seen it, its database and its pod."""
+    """Return the findings about the operator, the database and the pod from a resource's status."""
     name, status = resource["metadata"]["name"], resource.get("status", {})
     conditions = {condition["type"]: condition for condition in status.get("conditions", ())}
     if not conditions:
         return [
             Finding(
                 "operator",
-                "wrong",
-                f"it has not seen {name}",
-                "is it running, and does it serve this namespace? look at its Deployment, and at `namespaces` in the "
+                "error",
+                f"it has not processed {name}",
+                "is it running, and does it serve this namespace? check its Deployment, and `namespaces` in the "
                 "chart's values",
             )
         ]
     behind = status.get("observedGeneration") != resource["metadata"].get("generation")
-    operator = Finding("operator", "ok", "it has seen the resource as it is")
+    operator = Finding("operator", "ok", "it has processed the latest version of the resource")
     if behind:
         operator = Finding(
             "operator",
-            "wrong",
-            "it has not seen the resource as it is now",
-            "wait some seconds; if it stays, look at the operator's log",
+            "error",
+            "it has not processed the latest version of the resource",
+            "wait some seconds; if it persists, check the operator's log",
         )
     found = [operator]
     if (database := conditions.get("DatabaseReady")) is not None:
-        found.append(_of_condition("database", database, "it knows the user"))
+        found.append(_of_condition("database", database, "the user is registered"))
     if conditions.get("Asleep", {}).get("status") == "True":
-        found.append(Finding("pod", "ok", "it sleeps, and wakes for whoever connects"))
+        found.append(Finding("pod", "ok", "the user sleeps; the next connection starts the pod"))
         return found
     ready = conditions.get("Ready", {"status": "Unknown", "reason": "", "message": ""})
     found.append(_of_condition("pod", ready, "it serves clients"))
@@ -88,7 +87,7 @@ def of_resource(resource: Mapping[str, Any]) -> list[Finding]:
             Finding(
                 "new pod",
                 "note",
-                _told(progress),
+                _text(progress),
                 ADVICE.get(progress.get("reason", ""), "see: kubectl describe urt"),
             )
         )
@@ -97,7 +96,7 @@ def of_resource(resource: Mapping[str, Any]) -> list[Finding]:
         ("signals", "SignalRange", "ListenPastRange"),
     ):
         if conditions.get(kind, {}).get("reason") == reason:
-            found.append(Finding(what, "note", _told(conditions[kind]), ADVICE[reason]))
+            found.append(Finding(what, "note", _text(conditions[kind]), ADVICE[reason]))
     return found
 
 
@@ -105,59 +104,59 @@ def _of_condition(what: str, condition: Mapping[str, Any], good: str) -> Finding
     if condition["status"] == "True":
         return Finding(what, "ok", good)
     do = ADVICE.get(condition["reason"], "see: kubectl describe urt")
-    return Finding(what, "wrong", _told(condition), do)
+    return Finding(what, "error", _text(condition), do)
 
 
-def _told(condition: Mapping[str, Any]) -> str:
+def _text(condition: Mapping[str, Any]) -> str:
     return ": ".join(part for part in (condition.get("reason", ""), condition.get("message", "")) if part)
 
 
 def of_answer(status: int, from_relay: bool) -> Finding:
-    """What a request without a token says of the route: the relay answers it with 401.
+    """Return the finding from the response to a request without a token. The relay responds with 401.
 
     Args:
-        from_relay: whether the answer asks for a token as the relay does.
+        from_relay: whether the response has the challenge that the relay sends.
     """
     if status == 401 and from_relay:
-        return Finding("route", "ok", "it leads to the relay")
+        return Finding("route", "ok", "it reaches the relay")
     if status in (502, 503, 504):
         return Finding(
             "route",
-            "wrong",
-            f"HTTP {status}: it leads to no pod that answers",
-            "wait, if the pod has just begun; else look at the user's Service and its EndpointSlices, and at what the "
-            "NetworkPolicy lets in",
+            "error",
+            f"HTTP {status}: no pod answers behind it",
+            "if the pod has just started, wait; otherwise check the user's Service, its EndpointSlices and the "
+            "NetworkPolicy",
         )
     if status == 404:
         return Finding(
             "route",
-            "wrong",
-            "HTTP 404: nothing is routed at this URL",
-            "does the ingress controller or Gateway take this route? look at the user's Ingress or HTTPRoute, at "
-            "route.className, and at whose host this is",
+            "error",
+            "HTTP 404: there is no route for this URL",
+            "does the ingress controller or Gateway accept this route? check the user's Ingress or HTTPRoute, "
+            "route.className, and the address of the host",
         )
     return Finding(
         "route",
-        "wrong",
-        f"HTTP {status}, which the relay would not say",
-        "something in between answers in its place, such as a login or a filter: let this URL through as it is",
+        "error",
+        f"HTTP {status}, which is not a response of the relay",
+        "a proxy responds instead, such as a login or a filter: let requests to this URL pass unchanged",
     )
 
 
 def of_token(status: int, error: str) -> Finding:
-    """What the relay says to a poll with a token made of the user's key."""
+    """Return the finding from the response to a poll with a token that is signed with the user's key."""
     if status == 200:
-        return Finding("token", "ok", "the relay takes one made of the user's key")
+        return Finding("token", "ok", "the relay accepts a token that is signed with the user's key")
     if status == 401:
         return Finding(
             "token",
-            "wrong",
-            "the relay refuses one made of the user's key",
-            "does the platform ask for claims (relay.auth.issuer, audience: give them with --claim), or for another "
-            "issuer's tokens (jwksUrl)? is the clock of this machine right? was the key replaced by hand a moment ago?",
+            "error",
+            "the relay rejects a token that is signed with the user's key",
+            "does the platform require claims (relay.auth.issuer, audience: pass them with --claim), or tokens of "
+            "another issuer (jwksUrl)? is the clock of this machine correct? was the key just replaced by hand?",
         )
     if status == 503:
         return Finding(
-            "relay", "wrong", f"it is not ready: {error}", "the relay's log says why it cannot reach the database"
+            "relay", "error", f"it is not ready: {error}", "the pod cannot use the database: check the pod's log"
         )
-    return Finding("token", "wrong", f"HTTP {status} {error}".rstrip(), "the relay's log may say more")
+    return Finding("token", "error", f"HTTP {status} {error}".rstrip(), "check the relay's log")

@@ -1,4 +1,4 @@
-"""`userrealtime publish`: what a user's client sends to the application."""
+"""`userrealtime publish`: sends a message to the application, as a client of a user does."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from .users import Connect, User, add_who, duration, user_of
 
 
 def add_to(commands: Any) -> None:
-    """Tell argparse of the command."""
+    """Add the command to argparse."""
     parser: argparse.ArgumentParser = commands.add_parser(
         "publish",
-        help="send a message to the application, as a user's client does",
-        description="Send a message to the application's inbox, as a client of the user does, and print its id there "
-        "once it is stored. (Events for the user are published in SQL: select userrealtime.publish(...).)",
-        epilog="Exit status: 0 if it is stored; 1 if it is not; 3 if it was not known after --timeout: the same --ref "
-        "then tells, and stores it once.",
+        help="send a message to the application, as a client of a user does",
+        description="Send a message to the application's inbox, as a client of the user does, and print its id when "
+        "it is stored. (The application publishes events for the user in SQL: select userrealtime.publish(...).)",
+        epilog="Exit status: 0 if the message is stored; 1 if it is rejected; 3 if there is no acknowledgement within "
+        "--timeout: then repeat the command with the same --ref, which stores the message at most once.",
     )
     add_who(parser, by_url=True)
-    parser.add_argument("--event", required=True, metavar="NAME", help="what kind of message it is")
+    parser.add_argument("--event", required=True, metavar="NAME", help="the name of the message")
     parser.add_argument(
-        "--data", type=data, default="{}", metavar="JSON", help="what it says; - reads standard input (default: {})"
+        "--data", type=data, default="{}", metavar="JSON", help="its content; - reads standard input (default: {})"
     )
-    parser.add_argument("--ref", help="the message's own name; one that is known is not stored again (default: new)")
+    parser.add_argument("--ref", help="its reference; a known reference is not stored again (default: a new one)")
     parser.add_argument(
-        "--timeout", type=duration, default="30s", metavar="DURATION", help="how long to try (default: 30s)"
+        "--timeout", type=duration, default="30s", metavar="DURATION", help="the time limit (default: 30s)"
     )
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace, connect: Connect) -> int:
-    """Publish, and print the id."""
+    """Publish the message and print its id."""
     return asyncio.run(_publish(options, user_of(options, connect)))
 
 
@@ -56,7 +56,7 @@ async def _publish(options: argparse.Namespace, user: User) -> int:
 
 
 def data(text: str) -> Any:
-    """JSON, for argparse."""
+    """Parse an argument with JSON."""
     try:
         return json.loads(sys.stdin.read() if text == "-" else text)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""`userrealtime tail`: a user's events as they come, a line each."""
+"""`userrealtime tail`: prints the events of a user, one per line."""
 
 from __future__ import annotations
 
@@ -19,30 +19,29 @@ from .users import Connect, User, add_who, duration, user_of
 
 
 def add_to(commands: Any) -> None:
-    """Tell argparse of the command."""
+    """Add the command to argparse."""
     parser: argparse.ArgumentParser = commands.add_parser(
         "tail",
-        help="show a user's events as they come",
-        description="Show a user's events as they come: on standard output a line of JSON each, in order, once, over "
-        "any number of connections; on standard error how the connection stands. A line of the type `reset` says "
-        "that the log cannot give what would have followed.",
-        epilog="Exit status: 0 after --count events; 1 for what cannot be done; 3 if --timeout came first; "
-        "130 after Ctrl-C.",
+        help="print the events of a user",
+        description="Print the events of a user. Each event is one line of JSON on standard output, in order and "
+        "exactly once, also across reconnections. The state of the connection is printed on standard error. A line of "
+        "the type `reset` means that events are missing, because the log no longer contains them.",
+        epilog="Exit status: 0 after --count events; 1 for an error; 3 after --timeout; 130 after Ctrl-C.",
     )
     add_who(parser, by_url=True)
     parser.add_argument(
-        "--after", type=position, metavar="ID[:EPOCH]", help="begin after this event (default: with the next one)"
+        "--after", type=position, metavar="ID[:EPOCH]", help="start after this event (default: with the next event)"
     )
-    parser.add_argument("--count", type=count, metavar="N", help="end after so many events")
-    parser.add_argument("--timeout", type=duration, metavar="DURATION", help="end after this time")
+    parser.add_argument("--count", type=count, metavar="N", help="exit after this number of events")
+    parser.add_argument("--timeout", type=duration, metavar="DURATION", help="exit after this time")
     parser.add_argument(
-        "--transport", choices=("websocket", "sse", "poll"), help="by this alone (default: whichever works)"
+        "--transport", choices=("websocket", "sse", "poll"), help="the transport (default: the first that works)"
     )
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace, connect: Connect) -> int:
-    """Show events until there are enough, or the time is over."""
+    """Print events until one of the limits is reached."""
     return asyncio.run(_tail(options, user_of(options, connect)))
 
 
@@ -60,7 +59,7 @@ async def _tail(options: argparse.Namespace, user: User) -> int:
     except ClientError as error:
         raise CommandError(explained(error)) from None
     except TimeoutError:
-        print(f"the {options.timeout:g} s are over", file=sys.stderr)
+        print(f"timed out after {options.timeout:g} s", file=sys.stderr)
         return 3
     return 0
 
@@ -74,10 +73,10 @@ async def client_of(
     receive: bool = True,
     parse: Callable[[str], Any] | None = None,
 ) -> AsyncIterator[Client]:
-    """A connected client that reports the state of its connection on standard error.
+    """Yield a connected client that reports the state of its connection on standard error.
 
     Raises:
-        CommandError: the URL is none.
+        CommandError: the URL is invalid.
     """
     limits = Options() if transport is None else Options(transports=(transport,))  # type: ignore[arg-type]
     async with http.session() as session:
@@ -87,7 +86,7 @@ async def client_of(
                 token=user.token,
                 position=position,
                 receive=receive,
-                on_state=tell,
+                on_state=report,
                 session=session,
                 options=limits,
                 parse=parse,
@@ -98,30 +97,30 @@ async def client_of(
             yield client
 
 
-def tell(state: State) -> None:
-    """How the connection stands, on standard error."""
+def report(state: State) -> None:
+    """Print the state of the connection on standard error."""
     if state.state == "connected":
         print(f"connected by {state.transport}", file=sys.stderr)
     elif state.state == "waiting":
-        print(f"not connected, will be tried again: {state.reason}", file=sys.stderr)
+        print(f"not connected, retrying: {state.reason}", file=sys.stderr)
 
 
 def explained(error: ClientError) -> str:
-    """What ended a client, and what to do about it."""
+    """Return the error that ended a client, with advice."""
     advice = {
-        "unauthorized": "the relay refuses the token: is it the user's, and good? does the platform ask for claims "
-        "(--claim)? `userrealtime doctor` looks",
-        "refused": "the relay refuses what it was asked",
+        "unauthorized": "the relay rejected the token: is it valid, and a token of this user? does the platform "
+        "require claims (--claim)? `userrealtime doctor` finds the cause",
+        "refused": "the relay rejected the request",
     }
-    return f"{advice.get(error.code, 'it cannot be done')} ({error})"
+    return f"{advice.get(error.code, 'the connection failed')} ({error})"
 
 
 class JsonText(str):
-    """JSON that is printed as it was received: no number is rounded, and no depth is too much."""
+    """JSON that is printed as received. Parsing it would round numbers and limit the depth."""
 
 
 def line_of(message: Event | Reset) -> str:
-    """A message as a line."""
+    """Return a message as a line."""
     if isinstance(message, Reset):
         return json.dumps({"type": "reset", **dataclasses.asdict(message)}, ensure_ascii=False)
     head = {"type": "event", "id": message.id, "event": message.event, "at": message.at}
@@ -130,15 +129,15 @@ def line_of(message: Event | Reset) -> str:
 
 
 def position(text: str) -> Position:
-    """A place in the log, for argparse."""
+    """Parse an argument with a position in the log."""
     number, _, epoch = text.partition(":")
     if not (number.isascii() and number.isdigit() and len(number) < 20):
-        raise argparse.ArgumentTypeError(f"{text!r} is not the id of an event, as in 42 or 42:5f0c…")
+        raise argparse.ArgumentTypeError(f"{text!r} is not the id of an event, such as 42 or 42:5f0c…")
     return Position(int(number), epoch or None)
 
 
 def count(text: str) -> int:
-    """A number of events, for argparse."""
+    """Parse an argument with a number of events."""
     if not (text.isascii() and text.isdigit() and int(text) > 0):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of events")
     return int(text)

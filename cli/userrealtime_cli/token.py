@@ -1,4 +1,4 @@
-"""`userrealtime token`: a token of a user, signed with the user's own key."""
+"""`userrealtime token`: prints a token of a user, signed with the user's key."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ MOST_TTL_S: Final = 366 * 86400
 
 
 def add_to(commands: Any) -> None:
-    """Tell argparse of the command."""
+    """Add the command to argparse."""
     parser: argparse.ArgumentParser = commands.add_parser(
         "token",
         help="print a token for a user",
-        description="Print a token (a JWT) for a user, signed with the key in the user's Secret. It takes the right "
-        "to get the UserRealtime and that Secret. The token lets whoever has it read the user's events: take care "
-        "where it goes.",
+        description="Print a token (a JWT) for a user, signed with the key in the user's Secret. The command needs "
+        "permission to get the UserRealtime and the Secret. Keep the token secret: everyone with the token can read "
+        "the user's events.",
     )
     add_who(parser)
-    parser.add_argument("--ttl", type=ttl, default="1h", metavar="DURATION", help="how long it is good (default: 1h)")
+    parser.add_argument("--ttl", type=ttl, default="1h", metavar="DURATION", help="its lifetime (default: 1h)")
     parser.add_argument("--url", action="store_true", help="print the user's URL as a second line")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace, connect: Connect) -> int:
-    """Print the token, and the URL if wanted."""
+    """Print the token, and the URL with --url."""
     cluster = connect()
     resource = resource_of(options, cluster)
     token = mint(signing_key(cluster, resource), resource, options.ttl, options.claim)
@@ -35,7 +35,7 @@ def run(options: argparse.Namespace, connect: Connect) -> int:
     conditions = resource["status"].get("conditions", ())
     ready = next((condition for condition in conditions if condition["type"] == "Ready"), None)
     if ready is None or ready["status"] != "True":
-        because = f"{ready['reason']}: {ready['message']}" if ready else "no condition Ready"
+        because = f"{ready['reason']}: {ready['message']}" if ready else "it has no condition Ready"
         print(f"note: {resource['metadata']['name']} is not ready ({because})", file=sys.stderr)
     print(token)
     if url is not None:
@@ -44,8 +44,8 @@ def run(options: argparse.Namespace, connect: Connect) -> int:
 
 
 def ttl(text: str) -> float:
-    """The seconds of a token's life, for argparse."""
+    """Parse an argument with the lifetime of a token, in seconds."""
     seconds = duration(text)
     if not 1 <= seconds <= MOST_TTL_S:
-        raise argparse.ArgumentTypeError("must be from a second to a year")
+        raise argparse.ArgumentTypeError("must be from 1 second to 1 year")
     return seconds

@@ -1,4 +1,4 @@
-"""Which user a command is about: named by their resource, by their userId, or by their URL alone."""
+"""The user of a command: selected by the name of the resource, by userId, or by URL."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ TOKEN_LIFE_S: Final = 600.0
 
 @dataclass(frozen=True)
 class User:
-    """A user's URL, and what makes their tokens."""
+    """A user's URL, and a function that returns a token."""
 
     url: str
     token: Callable[[], Awaitable[str]]
 
 
 def add_who(parser: argparse.ArgumentParser, *, by_url: bool = False) -> None:
-    """The arguments that say which user it is."""
+    """Add the arguments that select the user."""
     who = parser.add_mutually_exclusive_group(required=True)
     who.add_argument("name", nargs="?", help="the name of the UserRealtime")
-    who.add_argument("--user-id", metavar="ID", help="or its userId; it takes the right to list UserRealtimes")
+    who.add_argument("--user-id", metavar="ID", help="or its userId; this needs permission to list UserRealtimes")
     if by_url:
         who.add_argument(
-            "--connect", metavar="URL", help=f"or the user's URL, with a token in {TOKEN_VARIABLE}; no cluster is asked"
+            "--connect", metavar="URL", help=f"or the user's URL, with a token in {TOKEN_VARIABLE}; needs no cluster"
         )
     parser.add_argument(
         "--claim",
@@ -46,26 +46,26 @@ def add_who(parser: argparse.ArgumentParser, *, by_url: bool = False) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="one more claim of the token, such as iss=... or aud=... where the platform asks for them; "
-        "may be repeated",
+        help="an additional claim of the token, such as iss=... or aud=..., if the platform requires it; "
+        "can be repeated",
     )
 
 
 def resource_of(options: argparse.Namespace, cluster: Cluster) -> Mapping[str, Any]:
-    """The resource that the arguments name."""
+    """Return the resource that the arguments select."""
     return cluster.resource(options.name) if options.name else cluster.resource_of(options.user_id)
 
 
 def user_of(options: argparse.Namespace, connect: Connect) -> User:
-    """The user that the arguments name, who can be reached.
+    """Return the user that the arguments select.
 
     Raises:
-        CommandError: there is no such user, or no way to them.
+        CommandError: there is no such user, or the user has no URL or no key.
     """
     if options.connect:
         given = os.environ.get(TOKEN_VARIABLE)
         if not given:
-            raise CommandError(f"put the user's token into the variable {TOKEN_VARIABLE}")
+            raise CommandError(f"set the variable {TOKEN_VARIABLE} to a token of the user")
 
         async def same() -> str:
             return given
@@ -75,10 +75,10 @@ def user_of(options: argparse.Namespace, connect: Connect) -> User:
     resource = resource_of(options, cluster)
     url = url_of(resource)
 
-    def mint_now() -> str:  # with the key as it is now: it may be replaced meanwhile
+    def mint_now() -> str:  # with the current key, because it can be replaced at any time
         return mint(signing_key(cluster, resource), resource, TOKEN_LIFE_S, options.claim)
 
-    mint_now()  # what stands in the way is told at once
+    mint_now()  # to report problems immediately
 
     async def fresh() -> str:
         return await asyncio.to_thread(mint_now)
@@ -87,59 +87,57 @@ def user_of(options: argparse.Namespace, connect: Connect) -> User:
 
 
 def url_of(resource: Mapping[str, Any]) -> str:
-    """Where a user's clients connect.
+    """Return the URL that a user's clients connect to.
 
     Raises:
-        CommandError: nowhere.
+        CommandError: the user has no URL.
     """
     url: str | None = resource.get("status", {}).get("url")
     if url is None:
         name = resource["metadata"]["name"]
         raise CommandError(
-            f"{name} has no URL: it has no route (see spec.route.enabled, or: kubectl describe urt {name})"
+            f"{name} has no URL, because it has no route (see spec.route.enabled, or: kubectl describe urt {name})"
         )
     return url
 
 
 def signing_key(cluster: Cluster, resource: Mapping[str, Any]) -> bytes:
-    """The key of a user's tokens.
+    """Return the key that signs a user's tokens.
 
     Raises:
-        CommandError: there is none, or it may not be read.
+        CommandError: there is no key, or reading it is not permitted.
     """
     reference = resource.get("status", {}).get("tokenSecret")
     if reference is None:
         name = resource["metadata"]["name"]
         raise CommandError(
-            f"{name} has no key yet: the operator has not seen it (is it running? does it serve namespace "
+            f"{name} has no key yet: the operator has not processed it (is it running? does it serve namespace "
             f"{cluster.namespace}? see: kubectl describe urt {name})"
         )
     secret = cluster.secret(reference["name"])
     try:
         return base64.b64decode(secret["data"][reference["key"]], validate=True)
     except (KeyError, TypeError, ValueError):
-        raise CommandError(
-            f"the Secret {secret['metadata']['name']} has no {reference['key']} that can be read"
-        ) from None
+        raise CommandError(f"the Secret {secret['metadata']['name']} has no valid {reference['key']}") from None
 
 
 def mint(key: bytes, resource: Mapping[str, Any], ttl_s: float, claims: list[tuple[str, str]]) -> str:
-    """A JWT for the user of a resource."""
-    # Without `iat`: it would be refused where this machine's clock is ahead.
+    """Return a JWT for the user of a resource."""
+    # Without `iat`, because the relay would reject it if the clock of this machine is ahead.
     payload = {"sub": resource["spec"]["userId"], "exp": int(time.time() + ttl_s), **dict(claims)}
     return jwt.encode(payload, key, algorithm="HS256")
 
 
 def claim(text: str) -> tuple[str, str]:
-    """A claim's name and value, for argparse."""
+    """Parse an argument with the name and the value of a claim."""
     name, separator, value = text.partition("=")
     if not (name and separator) or name in ("exp", "nbf", "iat"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE, or one of exp, nbf and iat, which are made here")
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE, or is exp, nbf or iat, which this command sets")
     return name, value
 
 
 def duration(text: str) -> float:
-    """Seconds, for argparse."""
+    """Parse an argument with a duration. The result is in seconds."""
     try:
         return parse_duration(text)
     except ValueError as error:

@@ -67,7 +67,7 @@ async def test_no_cluster_is_asked_with_a_url(
     monkeypatch.setenv("USERREALTIME_TOKEN", "not.a.token")
     status, out, err = await asyncio.to_thread(run, *arguments)
     assert (status, out) == (1, "")
-    assert "the relay refuses the token" in err
+    assert "the relay rejected the token" in err
     monkeypatch.delenv("USERREALTIME_TOKEN")
     assert "USERREALTIME_TOKEN" in (await asyncio.to_thread(run, *arguments))[2]
     monkeypatch.setenv("USERREALTIME_TOKEN", token())
@@ -91,7 +91,7 @@ async def test_why_a_message_is_not_stored_is_told(run: Run, stage: Stage, monke
     monkeypatch.setenv("USERREALTIME_TOKEN", "not.a.token")
     status, _, err = await asyncio.to_thread(run, "publish", "--connect", stage.url, "--event", "x")
     assert status == 1
-    assert "the relay refuses the token" in err
+    assert "the relay rejected the token" in err
     await stage.refuse(True)
     status, _, err = await asyncio.to_thread(run, "publish", "alice", "--event", "x", "--timeout", "1s")
     assert status == 3

@@ -21,16 +21,16 @@ from userrealtime_cli.findings import ADVICE, of_answer, of_resource, of_token
 from .api_server import ALICE, SECRET, Answers, Run, refusal, resource
 
 GOOD = (
-    "ok     resource: users/alice is there\n"
-    "ok     operator: it has seen the resource as it is\n"
-    "ok     database: it knows the user\n"
+    "ok     resource: users/alice exists\n"
+    "ok     operator: it has processed the latest version of the resource\n"
+    "ok     database: the user is registered\n"
     "ok     pod: it serves clients\n"
-    "ok     key: it can be read\n"
-    "ok     route: it leads to the relay\n"
-    "ok     token: the relay takes one made of the user's key\n"
-    "ok     websocket: events come through, at event 2\n"
-    "ok     sse: events come through, at event 2\n"
-    "all is well\n"
+    "ok     key: it is readable\n"
+    "ok     route: it reaches the relay\n"
+    "ok     token: the relay accepts a token that is signed with the user's key\n"
+    "ok     websocket: connected, position 2\n"
+    "ok     sse: connected, position 2\n"
+    "no problems found\n"
 )
 
 
@@ -72,27 +72,27 @@ async def test_what_does_not_come_through_is_told(run: Run, stage: Stage) -> Non
     await stage.block("websocket")
     status, out, _ = await asyncio.to_thread(run, "doctor", "alice")
     assert status == 0  # events arrive
-    assert "note   websocket: it does not come through: HTTP 502\n       whatever stands in front must pass" in out
-    assert "ok     sse: events come through" in out
+    assert "note   websocket: no connection: HTTP 502\n       the proxies in front of the pod must forward" in out
+    assert "ok     sse: connected" in out
 
 
 async def test_a_key_that_is_another_is_told(run: Run, stage: Stage, answers: Answers) -> None:
     answers[SECRET] = 200, secret("a key that the relay does not know about")
     status, out, _ = await asyncio.to_thread(run, "doctor", "alice")
     assert status == 1
-    assert "wrong  token: the relay refuses one made of the user's key\n       does the platform ask" in out
-    assert out.endswith("wrong: 1\n")
+    assert "error  token: the relay rejects a token that is signed with the user's key\n       does the platform" in out
+    assert out.endswith("problems: 1\n")
 
 
 @pytest.mark.parametrize(
     ("path", "answer", "told"),
     [
-        (ALICE, refusal(404, "not found", name="alice"), "wrong  resource: there is no UserRealtime 'alice'"),
-        (SECRET, refusal(404, "not found", name="urt-alice"), "wrong  key: the Secret urt-alice is not there"),
-        (SECRET, refusal(403, "you cannot get secrets"), "wrong  key: you may not do this"),
-        (SECRET, (200, secret("short")), "wrong  key: it is too short to be one\n       delete the Secret urt-alice"),
-        (ALICE, (200, alice(None)), "wrong  route: alice has no URL"),
-        (ALICE, (200, alice("http://nobody.invalid/alice")), "wrong  route: nobody.invalid has no address"),
+        (ALICE, refusal(404, "not found", name="alice"), "error  resource: there is no UserRealtime 'alice'"),
+        (SECRET, refusal(404, "not found", name="urt-alice"), "error  key: the Secret urt-alice does not exist"),
+        (SECRET, refusal(403, "you cannot get secrets"), "error  key: permission denied"),
+        (SECRET, (200, secret("short")), "error  key: it is too short for a key\n       delete the Secret urt-alice"),
+        (ALICE, (200, alice(None)), "error  route: alice has no URL"),
+        (ALICE, (200, alice("http://nobody.invalid/alice")), "error  route: nobody.invalid does not resolve"),
     ],
 )
 async def test_what_is_wrong_is_told(
@@ -102,7 +102,7 @@ async def test_what_is_wrong_is_told(
     status, out, _ = await asyncio.to_thread(run, "doctor", "alice")
     assert status == 1
     assert told in out
-    assert out.endswith("wrong: 1\n")
+    assert out.endswith("problems: 1\n")
 
 
 async def test_a_route_to_nowhere_is_told(run: Run, stage: Stage, answers: Answers) -> None:
@@ -110,7 +110,7 @@ async def test_a_route_to_nowhere_is_told(run: Run, stage: Stage, answers: Answe
     answers[ALICE] = 200, alice(url)
     status, out, _ = await asyncio.to_thread(run, "doctor", "alice")
     assert status == 1
-    assert f"wrong  route: {url} does not answer: " in out
+    assert f"error  route: {url} does not answer: " in out
 
 
 @pytest.fixture
@@ -138,7 +138,7 @@ async def test_a_route_to_somebody_else_is_told(run: Run, stage: Stage, answers:
     answers[ALICE] = 200, alice(stranger)
     status, out, _ = await asyncio.to_thread(run, "doctor", "alice")
     assert status == 1
-    assert "wrong  route: HTTP 404: nothing is routed at this URL\n       does the ingress controller" in out
+    assert "error  route: HTTP 404: there is no route for this URL\n       does the ingress controller" in out
 
 
 # --- what is found, without anything to ask
@@ -154,15 +154,15 @@ def test_conditions_are_read() -> None:
     ready, database, progressing = WELL
     good = [("operator", "ok"), ("database", "ok"), ("pod", "ok")]
     assert verdicts(*WELL) == good
-    assert verdicts(*WELL, seen=0) == [("operator", "wrong"), *good[1:]]
+    assert verdicts(*WELL, seen=0) == [("operator", "error"), *good[1:]]
     assert verdicts(ready, database, condition("Progressing", "True", "ImagePullFailed")) == [
         *good,
         ("new pod", "note"),
     ]
     crash = condition("Ready", "False", "CrashLoopBackOff", "it ended with 2")
-    assert verdicts(crash, database, progressing) == [*good[:2], ("pod", "wrong")]
+    assert verdicts(crash, database, progressing) == [*good[:2], ("pod", "error")]
     away = condition("DatabaseReady", "Unknown", "DatabaseUnavailable", "refused")
-    assert verdicts(ready, away, progressing) == [good[0], ("database", "wrong"), good[2]]
+    assert verdicts(ready, away, progressing) == [good[0], ("database", "error"), good[2]]
     assert verdicts(condition("Ready", "True", "Asleep"), database, condition("Asleep", "True", "Idle")) == good
     assert verdicts(*WELL, condition("Asleep", "False", "Awake")) == good
     assert verdicts(*WELL, condition("Asleep", "False", "ActivatorUnavailable")) == [*good, ("sleep", "note")]
@@ -171,8 +171,8 @@ def test_conditions_are_read() -> None:
 
 def test_a_resource_that_nobody_has_seen() -> None:
     (finding,) = of_resource({"metadata": {"name": "alice", "generation": 1}, "spec": {"userId": "alice"}})
-    assert (finding.what, finding.verdict) == ("operator", "wrong")
-    assert "is it running" in finding.do
+    assert (finding.what, finding.verdict) == ("operator", "error")
+    assert "is it running" in finding.advice
 
 
 def test_every_reason_that_is_documented_has_advice() -> None:
@@ -184,11 +184,11 @@ def test_every_reason_that_is_documented_has_advice() -> None:
 
 def test_answers_are_told_apart() -> None:
     assert of_answer(401, True).verdict == "ok"
-    for status, word in ((401, "in its place"), (503, "EndpointSlices"), (404, "Ingress"), (302, "in its place")):
+    for status, word in ((401, "login"), (503, "EndpointSlices"), (404, "Ingress"), (302, "login")):
         finding = of_answer(status, False)
-        assert finding.verdict == "wrong"
-        assert word in finding.do
+        assert finding.verdict == "error"
+        assert word in finding.advice
     assert of_token(200, "").verdict == "ok"
     assert of_token(503, "Not connected to Postgres").what == "relay"
-    assert "claims" in of_token(401, "Unauthorized").do
-    assert of_token(400, "no").verdict == "wrong"
+    assert "claims" in of_token(401, "Unauthorized").advice
+    assert of_token(400, "no").verdict == "error"

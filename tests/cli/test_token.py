@@ -66,13 +66,17 @@ def test_a_pod_that_is_not_ready_is_a_note(run: Run, answers: Answers) -> None:
     [
         (ALICE, refusal(404, 'userrealtimes "alice" not found', name="alice"), "there is no UserRealtime 'alice'"),
         (ALICE, (404, "404 page not found"), "is userrealtime installed?"),
-        (ALICE, (200, "hello, I am a proxy"), "the API server refused to give userrealtimes alice: "),
+        (ALICE, (200, "hello, I am a proxy"), "the API server rejected the request for userrealtimes alice: "),
         (ALICE, refusal(401, "Unauthorized"), "log in again"),
-        (ALICE, refusal(500, "etcd is away"), "refused to give userrealtimes alice: etcd is away"),
+        (ALICE, refusal(500, "etcd is away"), "rejected the request for userrealtimes alice: etcd is away"),
         (ALICE, (200, {"metadata": {"name": "alice"}, "spec": {"userId": "a"}}), "alice has no key yet: the operator"),
-        (SECRET, refusal(403, 'secrets "urt-alice" is forbidden: User "me" cannot get'), "you may not do this; "),
-        (SECRET, refusal(404, 'secrets "urt-alice" not found', name="urt-alice"), "the Secret urt-alice is not there"),
-        (SECRET, (200, {"metadata": {"name": "urt-alice"}, "data": {}}), "the Secret urt-alice has no TOKEN_KEY"),
+        (SECRET, refusal(403, 'secrets "urt-alice" is forbidden: User "me" cannot get'), "permission denied; "),
+        (
+            SECRET,
+            refusal(404, 'secrets "urt-alice" not found', name="urt-alice"),
+            "the Secret urt-alice does not exist",
+        ),
+        (SECRET, (200, {"metadata": {"name": "urt-alice"}, "data": {}}), "the Secret urt-alice has no valid TOKEN_KEY"),
     ],
 )
 def test_what_stands_in_the_way_is_told(
@@ -116,8 +120,8 @@ def test_a_kubeconfig_that_cannot_be_used_is_told(
         (("token",), "one of the arguments name --user-id is required"),
         (("token", "alice", "--user-id", "alice"), "not allowed with"),
         (("token", "alice", "--ttl", "tomorrow"), "'tomorrow' is not a duration such as"),
-        (("token", "alice", "--ttl", "0"), "from a second to a year"),
-        (("token", "alice", "--claim", "exp=1"), "which are made here"),
+        (("token", "alice", "--ttl", "0"), "from 1 second to 1 year"),
+        (("token", "alice", "--claim", "exp=1"), "which this command sets"),
         (("token", "alice", "--claim", "iss"), "is not NAME=VALUE"),
         ((), "COMMAND"),
     ],
