@@ -15,7 +15,7 @@ from tests.relay.pgbouncer import pgbouncer
 from userrealtime_core.secret import Secret
 from userrealtime_operator.postgres.database import Database, DatabaseError
 from userrealtime_operator.postgres.migrate import MigrationError, migrate
-from userrealtime_relay.log import ERRORS, Log
+from userrealtime_relay.log.log import ERRORS, Log
 
 Use = Callable[[str], Awaitable[Any]]
 

@@ -16,11 +16,11 @@ import sys
 import time
 
 from userrealtime_relay.config import Config
+from userrealtime_relay.delivery.presence import Presence
+from userrealtime_relay.delivery.tail import Tail
 from userrealtime_relay.metrics import Metrics
-from userrealtime_relay.presence import Presence
-from userrealtime_relay.signals import broker as brokers
-from userrealtime_relay.signals.choice import choose
-from userrealtime_relay.tail import Tail
+from userrealtime_relay.notify import broker as brokers
+from userrealtime_relay.notify.choice import choose
 
 SINK = bytearray(1 << 20)
 """What the clients' ends read into, to forget it."""

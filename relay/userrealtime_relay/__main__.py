@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from . import command
+from .process import command
 
 USAGE = """\
 usage: userrealtime-relay [--help | --version]

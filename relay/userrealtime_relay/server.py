@@ -20,21 +20,22 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from userrealtime_core.unauthenticated import Unauthenticated
 
-from . import cors, probes, process
+from . import cors
 from .announce import announce
 from .config import Config
+from .delivery.clients import Clients
+from .delivery.presence import Presence
+from .delivery.tail import Tail
 from .metrics import Metrics
-from .presence import Presence
-from .request_id import RequestIds
-from .signals import Signal
-from .signals import broker as brokers
-from .signals.choice import choose
-from .tail import Tail
-from .transports.client import Clients
+from .notify import Signal
+from .notify import broker as brokers
+from .notify.choice import choose
+from .process import probes, uptime
 from .transports.http import MAX_CHUNKS, listen
 from .transports.longpoll import Polls
 from .transports.publish import Publishing
 from .transports.request import connection_of
+from .transports.request_id import RequestIds
 from .transports.sse import Streams
 from .transports.websocket import WebSockets
 
@@ -150,7 +151,7 @@ async def serve(config: Config) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _stop, stopping, number)
     async with Relay(config) as relay:
-        fields = {"ws_port": relay.ws_port, "health_port": relay.health_port, "start_s": process.age()}
+        fields = {"ws_port": relay.ws_port, "health_port": relay.health_port, "start_s": uptime.age()}
         _logger.info("listening", extra={"fields": fields})
         stop = asyncio.create_task(stopping.wait())
         await asyncio.wait([relay.following, stop], return_when=asyncio.FIRST_COMPLETED)

@@ -13,7 +13,7 @@ from userrealtime_operator.config import parse_config
 from userrealtime_operator.postgres.database import Database
 from userrealtime_operator.postgres.migrate import MigrationError, migrate
 from userrealtime_relay.config import ConfigError
-from userrealtime_relay.log import Log
+from userrealtime_relay.log.log import Log
 
 URL = "postgresql://alice:hunter2@db.example.com:5432,db2.example.com/app"
 

@@ -11,8 +11,8 @@ from typing import Final
 
 from userrealtime_core import backoff
 from userrealtime_core.announcer import announcer
-from userrealtime_relay import log
 from userrealtime_relay.__main__ import main
+from userrealtime_relay.log import log
 
 SHORT: Final[tuple[tuple[ModuleType, str, float], ...]] = (
     (log, "CONNECT_TIMEOUT", 2),

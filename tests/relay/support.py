@@ -18,10 +18,10 @@ from websockets.exceptions import ConnectionClosed
 
 from testing import patience
 from userrealtime_relay.config import Config
-from userrealtime_relay.frame import payloads
-from userrealtime_relay.log import Page
+from userrealtime_relay.log.log import Page
+from userrealtime_relay.notify import Signal
 from userrealtime_relay.server import Relay
-from userrealtime_relay.signals import Signal
+from userrealtime_relay.wire.frames import payloads
 
 NEVER = "600"
 """As a POLL_INTERVAL: longer than any test."""

@@ -30,9 +30,9 @@ from userrealtime_relay.bridge.pending import Pending
 from userrealtime_relay.bridge.poller import SLICE, Poller
 from userrealtime_relay.bridge.server import Bridge
 from userrealtime_relay.config import ConfigError
-from userrealtime_relay.log import channel
-from userrealtime_relay.signals import decode
-from userrealtime_relay.signals.broker import load
+from userrealtime_relay.log.log import channel
+from userrealtime_relay.notify import decode
+from userrealtime_relay.notify.broker import load
 
 NONSENSE = ("", " ", "null", "[" * 7000, '{"alice": [0, "e"]}', "urt_", "urt_" + "0" * 32, "x" * 7999)
 
@@ -364,7 +364,7 @@ def test_a_wrong_url_is_told_without_it(broker: str, url: str) -> None:
 
 
 def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "userrealtime_relay.signals.nats", raising=False)
+    monkeypatch.delitem(sys.modules, "userrealtime_relay.notify.nats", raising=False)
     for name in [name for name in sys.modules if name.partition(".")[0] == "nats"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "nats", None)

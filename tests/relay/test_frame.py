@@ -6,7 +6,7 @@ import pytest
 from websockets.frames import TEXT, Frame
 from websockets.streams import StreamReader
 
-from userrealtime_relay.frame import encode_events, encode_text, payloads
+from userrealtime_relay.wire.frames import encode_events, encode_text, payloads
 
 
 def decode(data: bytes) -> str:

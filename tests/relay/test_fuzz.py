@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from tests.relay.support import KEY, USER, config, token
 from userrealtime_relay.auth import KeysWanted, TokenVerifier, Unauthorized
 from userrealtime_relay.config import Config, ConfigError
-from userrealtime_relay.position import Position
-from userrealtime_relay.session import MAX_EARLY, MAX_ERRORS, Code, Opening, Question, Resume, Session
+from userrealtime_relay.wire.position import Position
+from userrealtime_relay.wire.session import MAX_EARLY, MAX_ERRORS, Code, Opening, Question, Resume, Session
 
 NO_DATABASE = "postgresql://nobody@127.0.0.1:1/none"
 GOOD = token(life_s=80_000)

@@ -15,7 +15,7 @@ from tests.conftest import Database
 from tests.relay.http_client import stream
 from tests.relay.support import client, get, publish, receive, receive_ids, token
 from tests.relay.test_main import process
-from userrealtime_relay.transports.client import CHUNK_BYTES, WRITE_LIMIT
+from userrealtime_relay.delivery.clients import CHUNK_BYTES, WRITE_LIMIT
 
 CLIENTS = 1000
 EVENTS = 1500

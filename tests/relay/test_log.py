@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import Database
 from tests.relay.support import PATIENCE_S, USER, events, numbers, publish
 from userrealtime_core.secret import Secret
-from userrealtime_relay.log import ERRORS, Log, LogReplaced, Opened
+from userrealtime_relay.log.log import ERRORS, Log, LogReplaced, Opened
 
 
 @pytest.fixture

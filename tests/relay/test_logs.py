@@ -34,9 +34,9 @@ def test_libraries_are_not_heard_below_a_warning(capsys: pytest.CaptureFixture[s
         set_up("debug")
         logging.getLogger("websockets.server").info("GET /ws?token=...")
         logging.getLogger("websockets.server").warning("careful")
-        logging.getLogger("userrealtime_relay.tail").debug("detail")
+        logging.getLogger("userrealtime_relay.delivery.tail").debug("detail")
         set_up("error")
-        logging.getLogger("userrealtime_relay.tail").warning("unheard")
+        logging.getLogger("userrealtime_relay.delivery.tail").warning("unheard")
     finally:
         root.handlers[:], _, _ = before
         root.setLevel(before[1])

@@ -13,10 +13,10 @@ from tests.relay.http_client import request
 from tests.relay.pgbouncer import pgbouncer
 from tests.relay.support import NEVER, USER, client, config, metric, numbers, publish, receive, receive_ids, until
 from userrealtime_core.secret import Secret
-from userrealtime_relay import tail
-from userrealtime_relay.log import Log
+from userrealtime_relay.delivery import tail
+from userrealtime_relay.log.log import Log
+from userrealtime_relay.notify import choice
 from userrealtime_relay.server import Relay
-from userrealtime_relay.signals import choice
 
 WARNING = "LISTEN does not work here"
 
@@ -87,7 +87,7 @@ async def test_a_direct_connection_is_known_as_one_by_itself(
     async def connect_twice(_: Secret) -> bool:
         raise AssertionError("there was no need")
 
-    monkeypatch.setattr("userrealtime_relay.log.hears", connect_twice)
+    monkeypatch.setattr("userrealtime_relay.log.log.hears", connect_twice)
     log = await Log.connect(Secret(migrated.url), USER)
     assert not log.pooled
     settings = await log._fetch("select current_setting('statement_timeout'), current_setting('tcp_keepalives_idle')")

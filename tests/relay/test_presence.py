@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import Database
 from tests.relay.http_client import stream
 from tests.relay.support import PATIENCE_S, USER, client, receive, running
-from userrealtime_relay import presence
+from userrealtime_relay.delivery import presence
 
 QUESTION = "select coalesce(sum(clients), 0) from userrealtime.online where user_id = $1"
 

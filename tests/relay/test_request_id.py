@@ -17,7 +17,7 @@ from tests.conftest import Database
 from tests.relay import http_client
 from tests.relay.support import client, receive, running, until
 from userrealtime_relay.logs import JsonFormatter
-from userrealtime_relay.request_id import HEADER, adopt
+from userrealtime_relay.transports.request_id import HEADER, adopt
 
 ID = "trace-4bf92f3577b34da6:00f067aa0ba902b7"
 SAFE = set(string.ascii_letters + string.digits + "._:-")

@@ -15,7 +15,7 @@ from tests.relay.http_client import request
 from tests.relay.pgbouncer import pgbouncer
 from tests.relay.support import NEVER, PATIENCE_S, USER, client, metric, publish, receive, receive_ids, running, until
 from userrealtime_core.standing import Standing
-from userrealtime_relay import presence, tail
+from userrealtime_relay.delivery import presence, tail
 from userrealtime_relay.server import Relay
 
 SOON = {"DATABASE_IDLE_AFTER": "0.1", "POLL_INTERVAL": NEVER}

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from userrealtime_relay.ring import Batch, Ring
+from userrealtime_relay.delivery.ring import Batch, Ring
 
 
 def at(second: int) -> str:

@@ -10,9 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from userrealtime_relay.auth import KeysWanted, Unauthorized
-from userrealtime_relay.inbox import Refused, Submission, Unavailable
-from userrealtime_relay.position import Position
-from userrealtime_relay.session import (
+from userrealtime_relay.wire.position import Position
+from userrealtime_relay.wire.session import (
     MAX_EARLY,
     MAX_ERRORS,
     UNAUTHORIZED,
@@ -23,6 +22,7 @@ from userrealtime_relay.session import (
     Resume,
     Session,
 )
+from userrealtime_relay.wire.submission import Refused, Submission, Unavailable
 
 LOG = Position(head=50, earliest=11, epoch="e1")
 

@@ -16,8 +16,8 @@ from tests.relay.brokers import PASSWORD, bridging, following, make_broker
 from tests.relay.support import NEVER, PATIENCE_S, metric, publish, receive_ids, running, until
 from userrealtime_core.secret import Secret
 from userrealtime_core.standing import Moved, Standing
-from userrealtime_relay.signals import Unreachable, decode, encode
-from userrealtime_relay.signals.broker import load
+from userrealtime_relay.notify import Unreachable, decode, encode
+from userrealtime_relay.notify.broker import load
 
 
 @pytest.fixture(params=BROKERS)

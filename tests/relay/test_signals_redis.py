@@ -13,7 +13,7 @@ import pytest
 from tests.relay.support import PATIENCE_S, until
 from userrealtime_core.secret import Secret
 from userrealtime_core.standing import Moved, Standing
-from userrealtime_relay.signals import Unreachable, redis
+from userrealtime_relay.notify import Unreachable, redis
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 SUBSCRIBED = b"*3\r\n$9\r\nsubscribe\r\n$17\r\nuser:alice:events\r\n:1\r\n"

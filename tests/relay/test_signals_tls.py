@@ -14,8 +14,8 @@ from tests.conftest import Database
 from tests.relay.brokers import PASSWORD, following, make_broker
 from tests.relay.support import PATIENCE_S, publish, receive_ids, until
 from userrealtime_core.secret import Secret
-from userrealtime_relay.signals import Unreachable
-from userrealtime_relay.signals.broker import load
+from userrealtime_relay.notify import Unreachable
+from userrealtime_relay.notify.broker import load
 
 
 @pytest.fixture(params=BROKERS)

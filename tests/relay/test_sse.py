@@ -14,10 +14,10 @@ from tests.conftest import Database
 from tests.relay.http_client import Answer, Stream, request, stream
 from tests.relay.support import NEVER, USER, client, metric, publish, receive, running, token, until
 from tests.relay.test_websocket import eventually, is_metric
-from userrealtime_relay.frame import encode_text
 from userrealtime_relay.server import Relay
 from userrealtime_relay.transports import sse
 from userrealtime_relay.transports.sse import Encoder
+from userrealtime_relay.wire.frames import encode_text
 
 
 async def connected(events: Stream) -> int:

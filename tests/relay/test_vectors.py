@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from userrealtime_relay.auth import Unauthorized
-from userrealtime_relay.frame import encode_events, payloads
-from userrealtime_relay.inbox import Refused, Unavailable
-from userrealtime_relay.position import Position
-from userrealtime_relay.session import Opening, Session
+from userrealtime_relay.wire.frames import encode_events, payloads
+from userrealtime_relay.wire.position import Position
+from userrealtime_relay.wire.session import Opening, Session
+from userrealtime_relay.wire.submission import Refused, Unavailable
 
 FOLDER = Path(__file__).parents[2] / "protocol/vectors"
 VECTORS = json.loads((FOLDER / "relay.json").read_text())

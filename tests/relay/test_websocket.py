@@ -32,8 +32,8 @@ from tests.relay.support import (
     until,
 )
 from userrealtime_relay.server import Relay
-from userrealtime_relay.session import MAX_ERRORS
 from userrealtime_relay.transports import websocket
+from userrealtime_relay.wire.session import MAX_ERRORS
 
 
 async def eventually(condition: Callable[[], Awaitable[bool]]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from userrealtime_relay import command
+from userrealtime_relay.process import command
 
 USAGE = """\
 usage: userrealtime-bridge [--help | --version]

@@ -16,7 +16,7 @@ import asyncpg
 from userrealtime_core.backoff import backoff
 from userrealtime_core.secret import Secret
 from userrealtime_core.standing import Moved, Standing
-from userrealtime_relay.log import ERRORS, connect
+from userrealtime_relay.log.log import ERRORS, connect
 
 from .metrics import Metrics
 from .pending import Pending

@@ -14,9 +14,9 @@ from userrealtime_core.announcer import Announcer
 from userrealtime_core.backoff import backoff
 from userrealtime_core.standing import Moved
 from userrealtime_core.unauthenticated import Unauthenticated
-from userrealtime_relay import probes
-from userrealtime_relay.signals import Publish, Unreachable
-from userrealtime_relay.signals.broker import load
+from userrealtime_relay.notify import Publish, Unreachable
+from userrealtime_relay.notify.broker import load
+from userrealtime_relay.process import probes
 from userrealtime_relay.transports.http import listen
 
 from .config import Config

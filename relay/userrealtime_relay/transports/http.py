@@ -24,8 +24,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
 from userrealtime_core.unauthenticated import Unauthenticated
-
-from .client import UNSENT_LIMIT, WRITE_LIMIT
+from userrealtime_relay.delivery.clients import UNSENT_LIMIT, WRITE_LIMIT
 
 MAX_REQUEST_HEAD: Final = 16 << 10
 """Bytes of a request's line and headers; over twice as many, always 400."""

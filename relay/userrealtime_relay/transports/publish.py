@@ -10,10 +10,10 @@ from typing import Final
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from userrealtime_relay.allowance import Allowance
-from userrealtime_relay.inbox import Invalid, Refused, Submission, Unavailable
+from userrealtime_relay.delivery.clients import RESTARTING_REASON, TOO_MANY_REASON, Clients
+from userrealtime_relay.wire.rate_limit import Allowance
+from userrealtime_relay.wire.submission import Invalid, Refused, Submission, Unavailable
 
-from .client import RESTARTING_REASON, TOO_MANY_REASON, Clients
 from .request import connection_of, opening_of, refusal, refuse, retry_after
 
 TOO_MANY: Final = "too many messages: wait a second, then repeat it with the same ref"

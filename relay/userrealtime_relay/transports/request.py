@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Scope
 
 from userrealtime_relay.config import Config
-from userrealtime_relay.session import UNAUTHORIZED, Closing, Code, Opening
+from userrealtime_relay.wire.session import UNAUTHORIZED, Closing, Code, Opening
 
 from .http import Connection
 

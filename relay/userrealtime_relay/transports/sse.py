@@ -19,10 +19,10 @@ from typing import Final
 
 from starlette.types import Receive, Scope, Send
 
-from userrealtime_relay.frame import payloads
-from userrealtime_relay.session import Code
+from userrealtime_relay.delivery.clients import CLOSE_TIMEOUT, RESTARTING_REASON, Client, Clients, Wake
+from userrealtime_relay.wire.frames import payloads
+from userrealtime_relay.wire.session import Code
 
-from .client import CLOSE_TIMEOUT, RESTARTING_REASON, Client, Clients, Wake
 from .http import Connection
 from .request import connection_of, opening_of, refusal, retry_after
 

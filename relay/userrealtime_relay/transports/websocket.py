@@ -28,12 +28,8 @@ from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
 from userrealtime_core.unauthenticated import Unauthenticated
-from userrealtime_relay import request_id
 from userrealtime_relay.cors import is_allowed
-from userrealtime_relay.frame import encode_text
-from userrealtime_relay.session import SUBPROTOCOL, Code, Opening, Session
-
-from .client import (
+from userrealtime_relay.delivery.clients import (
     CLOSE_TIMEOUT,
     EVICTED_REASON,
     RESTARTING_REASON,
@@ -43,6 +39,10 @@ from .client import (
     Clients,
     Wake,
 )
+from userrealtime_relay.wire.frames import encode_text
+from userrealtime_relay.wire.session import SUBPROTOCOL, Code, Opening, Session
+
+from . import request_id
 from .http import MAX_REQUEST_HEAD
 
 MAX_QUEUED_FRAMES: Final = 8

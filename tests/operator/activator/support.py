@@ -19,7 +19,6 @@ from userrealtime_operator.activator.tokens import Tokens, common_config
 from userrealtime_operator.activator.wakes import Wakes
 from userrealtime_operator.model.naming import child_name
 from userrealtime_relay.server import Relay
-from userrealtime_relay.signals.listen import listen
 
 SERVICE = {"Host": f"{child_name(USER)}.users.svc.cluster.local:8080"}
 

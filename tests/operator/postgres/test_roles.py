@@ -19,8 +19,8 @@ from userrealtime_operator.postgres.database import Database, DatabaseError
 from userrealtime_operator.postgres.migrate import migrate
 from userrealtime_operator.postgres.roles import Roles
 from userrealtime_operator.secrets.database_passwords import Credentials, role_names
-from userrealtime_relay.inbox import Submission
-from userrealtime_relay.log import Log
+from userrealtime_relay.log.log import Log
+from userrealtime_relay.wire.submission import Submission
 
 ONE, OTHER = (str(uuid.UUID(int=number)) for number in (1, 2))
 SCOPE = "cluster/users"

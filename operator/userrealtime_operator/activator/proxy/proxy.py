@@ -37,7 +37,7 @@ from userrealtime_operator.activator.metrics import Metrics
 from userrealtime_operator.activator.routes import Route, RouteTable
 from userrealtime_operator.activator.wakes import WakeFailed, Wakes
 from userrealtime_relay.auth import KeysWanted, Unauthorized
-from userrealtime_relay.session import SUBPROTOCOL, Code
+from userrealtime_relay.wire.session import SUBPROTOCOL, Code
 
 from .frames import Frames
 from .origins import Headers, Origins

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from .metrics import CONTENT_TYPE
+from userrealtime_relay.metrics import CONTENT_TYPE
 
 CONNECTIONS: Final = 64
 """At a time, on the port of these."""

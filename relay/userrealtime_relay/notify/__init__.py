@@ -15,7 +15,7 @@ from typing import Protocol
 
 from userrealtime_core.secret import Secret
 from userrealtime_core.standing import Moved, Standing
-from userrealtime_relay.log import Log
+from userrealtime_relay.log.log import Log
 
 Wake = Callable[[], None]
 Signal = Callable[[Log, str, Wake], AbstractAsyncContextManager[None]]

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from userrealtime_relay.config import Config
-from userrealtime_relay.log import Log
+from userrealtime_relay.log.log import Log
 
 from . import Signal, Wake
 from .listen import listen

@@ -20,9 +20,8 @@ import asyncpg
 
 from userrealtime_core import postgres
 from userrealtime_core.secret import Secret
-
-from .frame import encode_events
-from .inbox import Refused, Submission
+from userrealtime_relay.wire.frames import encode_events
+from userrealtime_relay.wire.submission import Refused, Submission
 
 CONNECT_TIMEOUT: Final = 10
 CLOSE_TIMEOUT: Final = 2

@@ -19,7 +19,7 @@ from nats.errors import Error, NoServersError
 from userrealtime_core.secret import Secret
 from userrealtime_core.standing import Moved
 from userrealtime_core.trust import client_context
-from userrealtime_relay.log import channel
+from userrealtime_relay.log.log import channel
 
 from . import Hear, Publish, Unreachable, encode
 

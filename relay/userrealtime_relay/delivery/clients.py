@@ -18,12 +18,13 @@ from typing import Any, Final, Protocol, TypeVar, cast
 from userrealtime_core.unauthenticated import Unauthenticated
 from userrealtime_relay.auth import TokenVerifier
 from userrealtime_relay.config import Config
-from userrealtime_relay.inbox import Refused, Submission, Unavailable
-from userrealtime_relay.log import Page
+from userrealtime_relay.log.log import Page
 from userrealtime_relay.metrics import Metrics
-from userrealtime_relay.ring import Ring
-from userrealtime_relay.session import TOO_MANY_MESSAGES, UNAUTHORIZED, Closing, Code, Opening, Question, Session
-from userrealtime_relay.tail import Tail
+from userrealtime_relay.wire.session import TOO_MANY_MESSAGES, UNAUTHORIZED, Closing, Code, Opening, Question, Session
+from userrealtime_relay.wire.submission import Refused, Submission, Unavailable
+
+from .ring import Ring
+from .tail import Tail
 
 CHUNK_BYTES: Final = 64 << 10
 """What a client is given at a time, of the ring or of the log, unless one event is bigger."""

@@ -28,14 +28,14 @@ import asyncpg
 
 from userrealtime_core.backoff import backoff
 from userrealtime_core.standing import Standing
+from userrealtime_relay.config import Config
+from userrealtime_relay.log.log import CONNECT_TIMEOUT, ERRORS, Log, Opened, Page
+from userrealtime_relay.metrics import Metrics
+from userrealtime_relay.notify import Signal
+from userrealtime_relay.wire.position import Position
+from userrealtime_relay.wire.submission import Submission, Unavailable
 
-from .config import Config
-from .inbox import Submission, Unavailable
-from .log import CONNECT_TIMEOUT, ERRORS, Log, Opened, Page
-from .metrics import Metrics
-from .position import Position
 from .ring import Ring
-from .signals import Signal
 
 PAGE_EVENTS: Final = 1000
 PAGE_BYTES: Final = 256 << 10

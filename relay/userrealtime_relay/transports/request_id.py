@@ -12,8 +12,8 @@ from typing import Final
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from . import logs
-from .cors import REQUEST_ID
+from userrealtime_relay import logs
+from userrealtime_relay.cors import REQUEST_ID
 
 HEADER: Final = REQUEST_ID
 # What is safe in a header and in any log: no more than a UUID, a trace id or a ULID needs.

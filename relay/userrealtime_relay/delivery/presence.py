@@ -11,7 +11,8 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
-from .inbox import Unavailable
+from userrealtime_relay.wire.submission import Unavailable
+
 from .tail import Tail
 
 CALM: Final = 1.0

@@ -23,10 +23,11 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final, Literal, NamedTuple
 from urllib.parse import parse_qsl
 
-from .allowance import Allowance
-from .auth import KeysWanted, Unauthorized
-from .inbox import Invalid, Refused, Submission, Unavailable
+from userrealtime_relay.auth import KeysWanted, Unauthorized
+
 from .position import Position
+from .rate_limit import Allowance
+from .submission import Invalid, Refused, Submission, Unavailable
 
 SUBPROTOCOL: Final = "userrealtime.v1"
 _TOKEN_SUBPROTOCOL: Final = "bearer."  # noqa: S105 (a prefix)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from userrealtime_relay.log import Log
+from userrealtime_relay.log.log import Log
 
 from . import Wake
 

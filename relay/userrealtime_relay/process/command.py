@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from . import __version__
+from userrealtime_relay import __version__
 
 
 def start(program: str, usage: str, arguments: list[str] | None, run: Callable[[], int]) -> int:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
 
-from userrealtime_relay.log import Log
+from userrealtime_relay.log.log import Log
 
 from . import Signal, Wake
 
