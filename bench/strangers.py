@@ -27,12 +27,13 @@ from websockets.asyncio.client import connect
 from bench.durable import durable_postgres
 from bench.relay.figures import figure, percentile
 from testing.local.relay import running_relay
+from userrealtime_core.relay_settings import RelaySettings
 from userrealtime_operator.activator.metrics import Metrics
 from userrealtime_operator.activator.pods import Pod
 from userrealtime_operator.activator.proxy.origins import Origins
 from userrealtime_operator.activator.proxy.proxy import Gate, Limits
 from userrealtime_operator.activator.routes import Route, RouteTable
-from userrealtime_operator.activator.tokens import Tokens, common_config
+from userrealtime_operator.activator.tokens import Tokens
 from userrealtime_operator.activator.wakes import Wakes
 from userrealtime_operator.postgres.migrate import migrate
 
@@ -134,7 +135,7 @@ def run_activator(relay_port: int, key: str, port: Any) -> None:
                 "status": {"url": "http://127.0.0.1"},
             }
         )
-        metrics, common = Metrics(), common_config({})
+        metrics, common = Metrics(), RelaySettings.from_environment({})
         wakes = Wakes(OnePod(relay_port), metrics)
         gate = Gate(routes, wakes, Tokens(common, read), Limits(), Origins(()), metrics)
         await gate.listen("127.0.0.1", 0)

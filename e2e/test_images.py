@@ -75,7 +75,7 @@ def test_the_operators_image_holds_the_operator_and_what_it_needs(system: System
     inside = look_inside(system, OPERATOR_NAMESPACE, f"deployment/{RELEASE}", "userrealtime_operator")
     assert set(inside.pop("distributions")) <= set(locked("operator"))
     assert inside == {
-        "app": ["userrealtime_core", "userrealtime_operator", "userrealtime_relay", "venv"],
+        "app": ["userrealtime_core", "userrealtime_operator", "venv"],
         "uid": 65532,
         "writable": False,
         "compiled": True,

@@ -30,10 +30,10 @@ from testing.patience import PATIENCE_S
 from userrealtime_cli import http
 from userrealtime_cli.cluster import Cluster as CliCluster
 from userrealtime_client import Client as UserRealtimeClient
+from userrealtime_core.auth import jwks
 from userrealtime_core.trust import client_context
 from userrealtime_operator.kube.client import Api
 from userrealtime_operator.kube.login import login
-from userrealtime_relay import jwks
 
 IDENTITIES = (
     pki.Identity("server", "/CN=server", ("DNS:localhost", "IP:127.0.0.1")),

@@ -12,7 +12,9 @@ from typing import Any, Final
 import yaml
 
 from userrealtime_core import announcer
-from userrealtime_relay.config import SIGNALS, Config, ConfigError
+from userrealtime_core.environment import ConfigError
+from userrealtime_core.relay_settings import SIGNALS
+from userrealtime_relay.config import Config
 from website.sources import ROOT
 
 Json = dict[str, Any]

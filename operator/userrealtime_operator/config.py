@@ -16,8 +16,8 @@ from typing import Any
 import yaml
 
 from userrealtime_core.database_url import database_url_flaw
-from userrealtime_relay.config import broker_url_flaw
-from userrealtime_relay.cors import origin_flaw
+from userrealtime_core.environment import broker_url_flaw
+from userrealtime_core.wire.cors import origin_flaw
 
 from .kube.duration import parse_duration
 from .model.notifiers import DEFAULT_LISTEN_RANGE, SignalDefaults, SignalType

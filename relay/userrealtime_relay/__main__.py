@@ -25,8 +25,10 @@ def _run() -> int:
     import asyncio
     import os
 
-    from . import logs
-    from .config import Config, ConfigError
+    from userrealtime_core import logging_setup
+    from userrealtime_core.environment import ConfigError
+
+    from .config import Config
 
     try:
         config = Config.from_environment(os.environ)
@@ -38,7 +40,7 @@ def _run() -> int:
         sys.modules["cryptography"] = None  # type: ignore[assignment]
     from .server import serve
 
-    logs.set_up(config.log_level)
+    logging_setup.set_up(config.log_level, "userrealtime_relay")
     try:
         asyncio.run(serve(config))
     except ConfigError as error:

@@ -18,10 +18,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from userrealtime_core.auth.tokens import KeySet
 from userrealtime_core.unauthenticated import Unauthenticated
+from userrealtime_core.wire import cors
 
-from . import cors
-from .announce import announce
 from .config import Config
 from .delivery.clients import Clients
 from .delivery.presence import Presence
@@ -31,6 +31,7 @@ from .notify import Signal
 from .notify import broker as brokers
 from .notify.choice import choose
 from .process import probes, uptime
+from .process.registration import announce
 from .transports.http import MAX_CHUNKS, listen
 from .transports.longpoll import Polls
 from .transports.publish import Publishing
@@ -56,7 +57,7 @@ class Relay:
         self.metrics = Metrics()
         self._broker = brokers.load(config.signal) if config.broker_url is not None else None
         self.tail = Tail(config, signal or choose(config), self.metrics)
-        self.clients = Clients(config, self.tail, self.metrics)
+        self.clients = Clients(config, self.tail, self.metrics, key_set(config))
         self.websockets = WebSockets(self.clients)
         self._presence = Presence(self.tail, config.instance, lambda: self.clients.connected)
         self.clients.changed = self._presence.changed
@@ -166,6 +167,15 @@ def _stop(stopping: asyncio.Event, number: int) -> None:
     if stopping.is_set():
         os._exit(128 + number)
     stopping.set()
+
+
+def key_set(config: Config) -> KeySet | None:
+    """Return the key set at JWKS_URL, if it is configured."""
+    if config.jwks_url is None:
+        return None
+    from userrealtime_core.auth.jwks import Jwks  # late: a relay without it does not pay for it
+
+    return Jwks(config.jwks_url)
 
 
 def _public(config: Config, clients: Clients) -> ASGIApp:

@@ -69,7 +69,7 @@ SOURCES = (
     Source(
         "userrealtime-operator",
         "Dockerfile.operator",
-        ("locks/operator.txt", "core/userrealtime_core", "operator/userrealtime_operator", "relay/userrealtime_relay"),
+        ("locks/operator.txt", "core/userrealtime_core", "operator/userrealtime_operator"),
     ),
     Source(
         "userrealtime-relay",

@@ -7,12 +7,12 @@ import pytest
 from tests.conftest import Database as OwnDatabase
 from tests.relay.support import config
 from userrealtime_core.database_url import database_url_flaw, supported_url
+from userrealtime_core.environment import ConfigError
 from userrealtime_core.secret import Secret
 from userrealtime_operator.config import ConfigError as OperatorConfigError
 from userrealtime_operator.config import parse_config
 from userrealtime_operator.postgres.database import Database
 from userrealtime_operator.postgres.migrate import MigrationError, migrate
-from userrealtime_relay.config import ConfigError
 from userrealtime_relay.log.log import Log
 
 URL = "postgresql://alice:hunter2@db.example.com:5432,db2.example.com/app"

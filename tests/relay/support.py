@@ -17,10 +17,11 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from testing import patience
+from userrealtime_core.auth.tokens import TokenVerifier
 from userrealtime_relay.config import Config
 from userrealtime_relay.log.log import Page
 from userrealtime_relay.notify import Signal
-from userrealtime_relay.server import Relay
+from userrealtime_relay.server import Relay, key_set
 from userrealtime_relay.wire.frames import payloads
 
 NEVER = "600"
@@ -45,6 +46,10 @@ def environment(url: str, **changes: str) -> dict[str, str]:
 
 def config(url: str, **changes: str) -> Config:
     return Config.from_environment(environment(url, **changes))
+
+
+def verifier_of(settings: Config) -> TokenVerifier:
+    return TokenVerifier(settings, settings.user_id, settings.token_keys, key_set(settings))
 
 
 def token(*, sub: str = USER, key: str = KEY, life_s: float = 3600, **claims: Any) -> str:

@@ -12,11 +12,11 @@ import jwt
 import pytest
 
 from tests.conftest import Database
-from tests.relay.support import KEY, PATIENCE_S, USER, config, running, token
-from userrealtime_relay import announce
-from userrealtime_relay.announce import AUDIENCE, TYPE, BadAnnouncement, read, sign
-from userrealtime_relay.auth import TokenVerifier, Unauthorized
-from userrealtime_relay.config import ConfigError
+from tests.relay.support import KEY, PATIENCE_S, USER, config, running, token, verifier_of
+from userrealtime_core.auth.errors import Unauthorized
+from userrealtime_core.environment import ConfigError
+from userrealtime_core.registration import AUDIENCE, TYPE, BadAnnouncement, read, sign
+from userrealtime_relay.process import registration
 
 OTHER = "another key of this user's that is long"
 DEAD = "http://127.0.0.1:1/users/urt-alice"
@@ -84,7 +84,7 @@ def test_anything_else_is_refused(said: str) -> None:
 
 @pytest.mark.parametrize("claims", [{}, {"sub": USER}])
 def test_no_client_is_let_in_by_it(claims: dict[str, Any]) -> None:
-    verify = TokenVerifier(config("postgresql://"))
+    verify = verifier_of(config("postgresql://"))
     with pytest.raises(Unauthorized):
         verify(signed(**claims))
     with pytest.raises(Unauthorized):
@@ -115,10 +115,10 @@ async def test_it_says_nothing_without_all_that_it_takes(migrated: Database, mis
 
 
 async def test_activators_that_are_away_or_silent_are_no_obstacle(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(announce, "TIMEOUT", 0.2)
+    monkeypatch.setattr(registration, "TIMEOUT", 0.2)
     async with listening(Activator(silent=True)) as silent, asyncio.timeout(PATIENCE_S):
         for url in (DEAD, silent, "http://nowhere.invalid:8081/x"):
-            await announce.announce(url, "127.0.0.1", KEY)
+            await registration.announce(url, "127.0.0.1", KEY)
 
 
 async def test_a_relay_ends_while_it_still_tells(migrated: Database) -> None:

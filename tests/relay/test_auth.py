@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.relay.support import KEY, USER, config, token
-from userrealtime_relay.auth import TokenVerifier, Unauthorized
+from tests.relay.support import KEY, USER, config, token, verifier_of
+from userrealtime_core.auth.errors import Unauthorized
 
 NO_DATABASE = "postgresql://nobody@127.0.0.1:1/none"
 LEEWAY = 5
-verify = TokenVerifier(config(NO_DATABASE))
+verify = verifier_of(config(NO_DATABASE))
 
 
 def part(content: bytes) -> bytes:
@@ -139,7 +139,7 @@ def test_a_token_may_say_what_it_is() -> None:
 
 
 def test_issuer_audience_user_claim_and_leeway_are_as_configured() -> None:
-    strict = TokenVerifier(
+    strict = verifier_of(
         config(NO_DATABASE, TOKEN_ISSUER="us", TOKEN_AUDIENCE="relay", TOKEN_USER_CLAIM="name", TOKEN_LEEWAY="100")
     )
     good: dict[str, Any] = {"iss": "us", "aud": "relay", "name": USER, "sub": "somebody"}
@@ -167,7 +167,7 @@ def test_issuer_audience_user_claim_and_leeway_are_as_configured() -> None:
 
 
 def test_a_token_has_a_maximum_lifetime() -> None:
-    hour = TokenVerifier(config(NO_DATABASE, TOKEN_MAX_LIFETIME="3600"))
+    hour = verifier_of(config(NO_DATABASE, TOKEN_MAX_LIFETIME="3600"))
     now = int(time.time())
     for good in (token(life_s=3600), token(life_s=3500, iat=now - 100), token(life_s=3600, iat=now)):
         assert hour(good) > 0
@@ -176,7 +176,7 @@ def test_a_token_has_a_maximum_lifetime() -> None:
             hour(bad)
     with pytest.raises(Unauthorized, match="TOKEN_MAX_LIFETIME"):
         verify(token(life_s=2 * 86400))
-    assert TokenVerifier(config(NO_DATABASE, TOKEN_MAX_LIFETIME="315360000"))(token(life_s=10**8)) > 0
+    assert verifier_of(config(NO_DATABASE, TOKEN_MAX_LIFETIME="315360000"))(token(life_s=10**8)) > 0
 
 
 def test_the_claims_are_checked_without_a_key() -> None:

@@ -20,6 +20,7 @@ from tests.relay.brokers import bridging, make_broker
 from tests.relay.pgbouncer import pgbouncer
 from tests.relay.support import NEVER, PATIENCE_S, get, until
 from userrealtime_core.announcer.queue import DOORBELL
+from userrealtime_core.environment import ConfigError
 from userrealtime_core.secret import Secret
 from userrealtime_core.standing import Moved, Standing
 from userrealtime_relay.bridge import server
@@ -29,7 +30,6 @@ from userrealtime_relay.bridge.metrics import Metrics
 from userrealtime_relay.bridge.pending import Pending
 from userrealtime_relay.bridge.poller import SLICE, Poller
 from userrealtime_relay.bridge.server import Bridge
-from userrealtime_relay.config import ConfigError
 from userrealtime_relay.log.log import channel
 from userrealtime_relay.notify import decode
 from userrealtime_relay.notify.broker import load

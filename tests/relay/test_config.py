@@ -5,8 +5,9 @@ import dataclasses
 import pytest
 
 from tests.relay.support import KEY, environment
+from userrealtime_core.environment import ConfigError
 from userrealtime_core.secret import Secret
-from userrealtime_relay.config import Config, ConfigError
+from userrealtime_relay.config import Config
 
 URL = "postgresql://relay:hunter2@db/app"
 

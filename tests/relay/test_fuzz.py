@@ -7,23 +7,26 @@ import contextlib
 import hashlib
 import hmac
 import json
+from dataclasses import fields
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.relay.support import KEY, USER, config, token
-from userrealtime_relay.auth import KeysWanted, TokenVerifier, Unauthorized
-from userrealtime_relay.config import Config, ConfigError
-from userrealtime_relay.wire.position import Position
-from userrealtime_relay.wire.session import MAX_EARLY, MAX_ERRORS, Code, Opening, Question, Resume, Session
+from tests.relay.support import KEY, USER, config, token, verifier_of
+from userrealtime_core.auth.errors import KeysWanted, Unauthorized
+from userrealtime_core.environment import ConfigError
+from userrealtime_core.wire.connect_request import Code, Opening, Resume
+from userrealtime_core.wire.position import Position
+from userrealtime_relay.config import Config
+from userrealtime_relay.wire.session import MAX_EARLY, MAX_ERRORS, Question, Session
 
 NO_DATABASE = "postgresql://nobody@127.0.0.1:1/none"
 GOOD = token(life_s=80_000)
 HEADER, CLAIMS, SIGNATURE = GOOD.split(".")
-HS256 = TokenVerifier(config(NO_DATABASE))
-EITHER = TokenVerifier(config(NO_DATABASE, JWKS_URL="http://127.0.0.1:1/"))
+HS256 = verifier_of(config(NO_DATABASE))
+EITHER = verifier_of(config(NO_DATABASE, JWKS_URL="http://127.0.0.1:1/"))
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.floats() | st.integers() | st.text(),
@@ -145,7 +148,7 @@ def test_no_message_breaks_a_session(token: str | None, messages: list[str | byt
 # --- the environment
 
 
-NAMES = [name.upper() for name in Config.__slots__ if name != "token_keys"]
+NAMES = [field.name.upper() for field in fields(Config) if field.name != "token_keys"]
 SECRETS = ("TOKEN_KEY", "TOKEN_KEY_PREVIOUS", "DATABASE_URL", "JWKS_URL")
 SHAPES = st.sampled_from(
     ["{}", "postgresql://u:{}@h/d", "http://u:{}@localhost", "https://h/{}", "-----BEGIN{}", "[{}"]

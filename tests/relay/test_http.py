@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import Database
 from tests.relay.http_client import request, stream
 from tests.relay.support import PATIENCE_S, client, config, get, receive, running, token
-from userrealtime_relay.auth import MAX_TOKEN_BYTES
+from userrealtime_core.auth.tokens import MAX_TOKEN_BYTES
 from userrealtime_relay.server import Relay
 
 # Nobody listens there.

@@ -36,17 +36,19 @@ from tests.relay.support import (
     running,
     token,
     until,
+    verifier_of,
 )
 from tests.relay.test_auth import GOOD, signed
-from userrealtime_relay import jwks
-from userrealtime_relay.auth import KeysWanted, TokenVerifier, Unauthorized
+from userrealtime_core.auth import jwks
+from userrealtime_core.auth.errors import KeysWanted, Unauthorized
+from userrealtime_core.auth.tokens import TokenVerifier
 
 NO_DATABASE = "postgresql://nobody@127.0.0.1:1/none"
 ALL = (jwk(RSA, "r"), jwk(EC, "e"), jwk(ED25519, "d"))
 
 
 def verifier(url: str, **changes: str) -> TokenVerifier:
-    return TokenVerifier(config(NO_DATABASE, JWKS_URL=url, **{"TOKEN_KEY": "", **changes}))
+    return verifier_of(config(NO_DATABASE, JWKS_URL=url, **{"TOKEN_KEY": "", **changes}))
 
 
 async def judge(verify: TokenVerifier, token: str) -> float:

@@ -9,11 +9,12 @@ import asyncpg
 import pytest
 
 from tests.conftest import Database
-from tests.relay.support import client, closed, config, publish, receive, receive_ids, running, token
-from userrealtime_relay import keys
-from userrealtime_relay.auth import TokenVerifier, Unauthorized
-from userrealtime_relay.config import Config, ConfigError
-from userrealtime_relay.keys import TokenKeys
+from tests.relay.support import client, closed, config, publish, receive, receive_ids, running, token, verifier_of
+from userrealtime_core.auth import keys
+from userrealtime_core.auth.errors import Unauthorized
+from userrealtime_core.auth.keys import TokenKeys
+from userrealtime_core.environment import ConfigError
+from userrealtime_relay.config import Config
 
 OLD, NEW, NEWEST = ("old " * 10, "new " * 10, "newest " * 10)
 NO_DATABASE = "postgresql://nobody@127.0.0.1:1/none"
@@ -52,7 +53,7 @@ def mount(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Mount:
 
 
 def test_both_keys_are_good_while_they_rotate() -> None:
-    verify = TokenVerifier(config(NO_DATABASE, TOKEN_KEY=NEW, TOKEN_KEY_PREVIOUS=OLD))
+    verify = verifier_of(config(NO_DATABASE, TOKEN_KEY=NEW, TOKEN_KEY_PREVIOUS=OLD))
     assert verify(token(key=NEW)) > 0
     assert verify(token(key=OLD)) > 0
     with pytest.raises(Unauthorized):

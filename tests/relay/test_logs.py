@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from userrealtime_relay.logs import JsonFormatter, set_up
+from userrealtime_core.logging_setup import JsonFormatter, set_up
 
 
 def test_a_line_is_one_json_object() -> None:
@@ -31,11 +31,11 @@ def test_libraries_are_not_heard_below_a_warning(capsys: pytest.CaptureFixture[s
     root, own = logging.getLogger(), logging.getLogger("userrealtime_relay")
     before = root.handlers[:], root.level, own.level
     try:
-        set_up("debug")
+        set_up("debug", "userrealtime_relay")
         logging.getLogger("websockets.server").info("GET /ws?token=...")
         logging.getLogger("websockets.server").warning("careful")
         logging.getLogger("userrealtime_relay.delivery.tail").debug("detail")
-        set_up("error")
+        set_up("error", "userrealtime_relay")
         logging.getLogger("userrealtime_relay.delivery.tail").warning("unheard")
     finally:
         root.handlers[:], _, _ = before

@@ -11,8 +11,8 @@ from websockets.exceptions import InvalidStatus
 from tests.conftest import Database
 from tests.relay.http_client import request, stream
 from tests.relay.support import client, config, receive, running
-from userrealtime_relay.config import ConfigError
-from userrealtime_relay.cors import ORIGIN, origin_flaw
+from userrealtime_core.environment import ConfigError
+from userrealtime_core.wire.cors import ORIGIN, origin_flaw
 
 ROOT = Path(__file__).parents[2]
 APP = "https://app.example.com"

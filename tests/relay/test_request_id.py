@@ -16,7 +16,7 @@ from websockets.exceptions import InvalidStatus
 from tests.conftest import Database
 from tests.relay import http_client
 from tests.relay.support import client, receive, running, until
-from userrealtime_relay.logs import JsonFormatter
+from userrealtime_core.logging_setup import JsonFormatter
 from userrealtime_relay.transports.request_id import HEADER, adopt
 
 ID = "trace-4bf92f3577b34da6:00f067aa0ba902b7"

@@ -9,19 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from userrealtime_relay.auth import KeysWanted, Unauthorized
-from userrealtime_relay.wire.position import Position
-from userrealtime_relay.wire.session import (
-    MAX_EARLY,
-    MAX_ERRORS,
-    UNAUTHORIZED,
-    Closing,
-    Code,
-    Opening,
-    Question,
-    Resume,
-    Session,
-)
+from userrealtime_core.auth.errors import KeysWanted, Unauthorized
+from userrealtime_core.wire.connect_request import Code, Opening, Resume
+from userrealtime_core.wire.position import Position
+from userrealtime_relay.wire.session import MAX_EARLY, MAX_ERRORS, UNAUTHORIZED, Closing, Question, Session
 from userrealtime_relay.wire.submission import Refused, Submission, Unavailable
 
 LOG = Position(head=50, earliest=11, epoch="e1")

@@ -12,12 +12,12 @@ import pytest
 from tests.conftest import Database
 from tests.relay.support import NEVER, PATIENCE_S, config, publish, terminate, until
 from userrealtime_core.standing import Standing
+from userrealtime_core.wire.position import Position
 from userrealtime_relay.delivery.tail import PAGE_EVENTS, Tail
 from userrealtime_relay.log.log import Log, Page
 from userrealtime_relay.metrics import Metrics
 from userrealtime_relay.notify import Signal, Wake
 from userrealtime_relay.notify.listen import listen
-from userrealtime_relay.wire.position import Position
 
 
 @asynccontextmanager

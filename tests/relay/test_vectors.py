@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from userrealtime_relay.auth import Unauthorized
+from userrealtime_core.auth.errors import Unauthorized
+from userrealtime_core.wire.connect_request import Opening
+from userrealtime_core.wire.position import Position
 from userrealtime_relay.wire.frames import encode_events, payloads
-from userrealtime_relay.wire.position import Position
-from userrealtime_relay.wire.session import Opening, Session
+from userrealtime_relay.wire.session import Session
 from userrealtime_relay.wire.submission import Refused, Unavailable
 
 FOLDER = Path(__file__).parents[2] / "protocol/vectors"

@@ -23,7 +23,7 @@ from tests.relay.support import PATIENCE_S, client, closed, get, metric, receive
 from userrealtime_operator.activator.proxy import proxy as activator
 from userrealtime_operator.activator.proxy.proxy import Gate
 from userrealtime_operator.activator.proxy.request import MAX_BODY_PIECES
-from userrealtime_relay import probes
+from userrealtime_relay.process import probes
 from userrealtime_relay.server import Relay
 from userrealtime_relay.transports import http, websocket
 

@@ -36,5 +36,6 @@ def test_targets_of_make_exist(target: str) -> None:
 @pytest.mark.parametrize("name", ["BROKERS", "BROKER_SCHEMES", "SignalType", "CHILD_KINDS", "_SETTINGS", "_AUTH"])
 def test_names_of_the_recipes_exist(name: str) -> None:
     assert f"`{name}`" in TEXT
-    sources = [*ROOT.glob("relay/userrealtime_relay/**/*.py"), *ROOT.glob("operator/userrealtime_operator/**/*.py")]
+    packages = ("core/userrealtime_core", "relay/userrealtime_relay", "operator/userrealtime_operator")
+    sources = [path for package in packages for path in ROOT.glob(f"{package}/**/*.py")]
     assert any(re.search(rf"^(class )?{name}\b", path.read_text(), re.MULTILINE) for path in sources)

@@ -55,9 +55,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Late, so that --help is quick.
     import asyncio
 
+    from userrealtime_core import logging_setup
+    from userrealtime_core.environment import ConfigError as SettingsError
+    from userrealtime_core.relay_settings import RelaySettings
     from userrealtime_operator.config import ConfigError, load_config
-    from userrealtime_relay import logs
-    from userrealtime_relay.config import ConfigError as RelayConfigError
 
     try:
         config = load_config(options.config, environment=None)
@@ -66,17 +67,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 raise ConfigError("--no-user-keys: needs relay.auth.jwksUrl, or no token would be good")
             # PyJWT imports it where it is installed; HS256 has no use for it.
             sys.modules["cryptography"] = None  # type: ignore[assignment]
-        from .tokens import common_config
-
-        relays = common_config(config.relay.settings)
-    except (ConfigError, RelayConfigError) as error:
+        relays = RelaySettings.from_environment(config.relay.settings)
+    except (ConfigError, SettingsError) as error:
         print(f"userrealtime-activator: bad configuration in {options.config}:\n{error}", file=sys.stderr)
         return 2
     from userrealtime_operator.kube.client import ApiError
 
     from .server import Settings, serve
 
-    logs.set_up(options.log_level, "userrealtime_operator")
+    logging_setup.set_up(options.log_level, "userrealtime_operator")
     settings = Settings(
         namespaces=config.namespaces,
         relays=relays,

@@ -1,4 +1,4 @@
-"""Hears from users' pods that they listen: see `userrealtime_relay.announce`.
+"""Hears from users' pods that they listen: see `userrealtime_core.registration`.
 
 Only for a user who is being woken here is anything looked at, and only the address that the pod itself speaks from is
 taken. So whoever holds no key of the user's reaches nothing, and who replays what was said leads nobody elsewhere.
@@ -14,8 +14,8 @@ from typing import Final
 
 from aiohttp import web
 
+from userrealtime_core.registration import BadAnnouncement
 from userrealtime_operator.process.probes import listen
-from userrealtime_relay.announce import BadAnnouncement
 
 from .metrics import Metrics
 from .tokens import Tokens

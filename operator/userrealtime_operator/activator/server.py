@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from userrealtime_core.relay_settings import RelaySettings
 from userrealtime_operator.kube.client import Api
 from userrealtime_operator.process.probes import serve as serve_probes
-from userrealtime_relay.config import Config as RelayConfig
 
 from . import announcements
 from .cluster import ApiCluster
@@ -39,7 +39,7 @@ class Settings:
     """Of one activator. `relays` is what all users' relays have in common."""
 
     namespaces: Sequence[str]
-    relays: RelayConfig
+    relays: RelaySettings
     user_keys: bool = True
     host: str = "0.0.0.0"  # noqa: S104 (a pod serves its network)
     port: int = 8080

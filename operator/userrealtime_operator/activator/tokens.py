@@ -11,17 +11,16 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
-from userrealtime_relay import announce
-from userrealtime_relay.auth import KeysWanted, TokenVerifier, Unauthorized
-from userrealtime_relay.config import Config
-from userrealtime_relay.keys import CURRENT, NEXT, PREVIOUS, TokenKeys, flaw
+from userrealtime_core import registration
+from userrealtime_core.auth.errors import KeysWanted, Unauthorized
+from userrealtime_core.auth.keys import CURRENT, NEXT, PREVIOUS, TokenKeys, flaw
+from userrealtime_core.auth.settings import AuthSettings
+from userrealtime_core.auth.tokens import KeySet, TokenVerifier
 
 from .routes import Route
 
@@ -39,16 +38,6 @@ class _Known(NamedTuple):
     keys: TokenKeys
     verifier: TokenVerifier
     read_at: float
-
-
-def common_config(settings: Mapping[str, str]) -> Config:
-    """What the relays of all users have in common, from what the operator sets in their environment.
-
-    Raises:
-        ConfigError: they would not start with it.
-    """
-    nobody = {"USER_ID": "nobody", "DATABASE_URL": "postgresql://", CURRENT: secrets.token_urlsafe(32)}
-    return replace(Config.from_environment({**settings, **nobody}), token_keys=TokenKeys())
 
 
 def keys_in(secret: Secret | None) -> TokenKeys:
@@ -69,19 +58,19 @@ class Tokens:
     """Checks the tokens of all users.
 
     Args:
-        common: as `common_config` gives it.
+        settings: those of all relays.
         read: gives a user's Secret, None where there is none; raises OSError if it cannot be had. None: users' own
             keys are not looked at, and only tokens of the identity provider are good.
     """
 
-    def __init__(self, common: Config, read: Callable[[Route], Awaitable[Secret | None]] | None) -> None:
-        self._common = common
+    def __init__(self, settings: AuthSettings, read: Callable[[Route], Awaitable[Secret | None]] | None) -> None:
+        self._settings = settings
         self._read = read
-        self._jwks = None
-        if common.jwks_url is not None:
-            from userrealtime_relay.jwks import Jwks  # late: it needs what HS256 has no use for
+        self._jwks: KeySet | None = None
+        if settings.jwks_url is not None:
+            from userrealtime_core.auth.jwks import Jwks  # late: it needs what HS256 has no use for
 
-            self._jwks = Jwks(common.jwks_url)
+            self._jwks = Jwks(settings.jwks_url)
         self._known: OrderedDict[Route, _Known] = OrderedDict()
         self._reading: dict[Route, asyncio.Task[_Known]] = {}
         self._reads = asyncio.Semaphore(MAX_READS)
@@ -113,7 +102,7 @@ class Tokens:
             BadAnnouncement: it is not the user's pod that does.
         """
         known = self._known.get(route)
-        return announce.read(token, known.keys() if known is not None else ())
+        return registration.read(token, known.keys() if known is not None else ())
 
     async def _judge(self, verifier: TokenVerifier, token: str) -> None:
         try:
@@ -144,4 +133,4 @@ class Tokens:
         return known
 
     def _verifier(self, route: Route, keys: TokenKeys) -> TokenVerifier:
-        return TokenVerifier(replace(self._common, user_id=route.user_id, token_keys=keys), self._jwks)
+        return TokenVerifier(self._settings, route.user_id, keys, self._jwks)

@@ -25,15 +25,16 @@ def _run() -> int:
     import asyncio
     import os
 
-    from userrealtime_relay import logs
+    from userrealtime_core import logging_setup
+    from userrealtime_core.environment import ConfigError
 
-    from .config import Config, ConfigError
+    from .config import Config
 
     try:
         config = Config.from_environment(os.environ)
         from .server import serve
 
-        logs.set_up(config.log_level)
+        logging_setup.set_up(config.log_level, "userrealtime_relay")
         asyncio.run(serve(config))
     except ConfigError as error:
         print(f"userrealtime-bridge cannot start: {error}", file=sys.stderr)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from userrealtime_core.environment import BROKER_SCHEMES, LOG_LEVELS, Reader
 from userrealtime_core.secret import Secret
-from userrealtime_relay.config import BROKER_SCHEMES, LOG_LEVELS, ConfigError, Reader
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +41,3 @@ class Config:
         )
         read.check()
         return config
-
-
-__all__ = ["Config", "ConfigError"]

@@ -15,12 +15,13 @@ import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any, Final, Protocol, TypeVar, cast
 
+from userrealtime_core.auth.tokens import KeySet, TokenVerifier
 from userrealtime_core.unauthenticated import Unauthenticated
-from userrealtime_relay.auth import TokenVerifier
+from userrealtime_core.wire.connect_request import Code, Opening
 from userrealtime_relay.config import Config
 from userrealtime_relay.log.log import Page
 from userrealtime_relay.metrics import Metrics
-from userrealtime_relay.wire.session import TOO_MANY_MESSAGES, UNAUTHORIZED, Closing, Code, Opening, Question, Session
+from userrealtime_relay.wire.session import TOO_MANY_MESSAGES, UNAUTHORIZED, Closing, Question, Session
 from userrealtime_relay.wire.submission import Refused, Submission, Unavailable
 
 from .ring import Ring
@@ -82,11 +83,11 @@ class Carrier(Protocol):
 class Clients:
     """All clients of the relay, and the places they take."""
 
-    def __init__(self, config: Config, tail: Tail, metrics: Metrics) -> None:
+    def __init__(self, config: Config, tail: Tail, metrics: Metrics, key_set: KeySet | None = None) -> None:
         self.config = config
         self.tail = tail
         self.metrics = metrics
-        self.verify = TokenVerifier(config)
+        self.verify = TokenVerifier(config, config.user_id, config.token_keys, key_set)
         self.draining = False
         self.unauthenticated = Unauthenticated(
             # All clients of a relay may come at once, as after its restart.

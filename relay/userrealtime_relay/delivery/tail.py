@@ -28,11 +28,11 @@ import asyncpg
 
 from userrealtime_core.backoff import backoff
 from userrealtime_core.standing import Standing
+from userrealtime_core.wire.position import Position
 from userrealtime_relay.config import Config
 from userrealtime_relay.log.log import CONNECT_TIMEOUT, ERRORS, Log, Opened, Page
 from userrealtime_relay.metrics import Metrics
 from userrealtime_relay.notify import Signal
-from userrealtime_relay.wire.position import Position
 from userrealtime_relay.wire.submission import Submission, Unavailable
 
 from .ring import Ring

@@ -13,9 +13,9 @@ from collections.abc import Callable
 from typing import Final, cast
 
 from userrealtime_core.backoff import backoff
+from userrealtime_core.environment import ConfigError
 from userrealtime_core.secret import Secret
 from userrealtime_core.standing import Standing
-from userrealtime_relay.config import ConfigError
 from userrealtime_relay.metrics import Metrics
 
 from . import Broker, Unreachable, decode

@@ -16,9 +16,10 @@ from urllib.parse import parse_qsl
 
 from starlette.types import Receive, Scope, Send
 
+from userrealtime_core.wire.connect_request import Code
 from userrealtime_relay.delivery.clients import RESTARTING_REASON, Client, Clients, Wake
 from userrealtime_relay.wire.frames import payloads
-from userrealtime_relay.wire.session import Closing, Code
+from userrealtime_relay.wire.session import Closing
 
 from .http import Connection
 from .request import connection_of, opening_of, refusal, refuse

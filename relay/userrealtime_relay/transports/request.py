@@ -10,8 +10,9 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse, Response
 from starlette.types import Scope
 
+from userrealtime_core.wire.connect_request import Code, Opening
 from userrealtime_relay.config import Config
-from userrealtime_relay.wire.session import UNAUTHORIZED, Closing, Code, Opening
+from userrealtime_relay.wire.session import UNAUTHORIZED, Closing
 
 from .http import Connection
 

@@ -12,14 +12,14 @@ from typing import Final
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from userrealtime_relay import logs
-from userrealtime_relay.cors import REQUEST_ID
+from userrealtime_core import logging_setup
+from userrealtime_core.wire.cors import REQUEST_ID
 
 HEADER: Final = REQUEST_ID
 # What is safe in a header and in any log: no more than a UUID, a trace id or a ULID needs.
 _GOOD: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
-current: Final = logs.request_id
+current: Final = logging_setup.request_id
 
 
 def adopt(given: str | None) -> str:

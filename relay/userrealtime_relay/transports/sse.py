@@ -19,9 +19,9 @@ from typing import Final
 
 from starlette.types import Receive, Scope, Send
 
+from userrealtime_core.wire.connect_request import Code
 from userrealtime_relay.delivery.clients import CLOSE_TIMEOUT, RESTARTING_REASON, Client, Clients, Wake
 from userrealtime_relay.wire.frames import payloads
-from userrealtime_relay.wire.session import Code
 
 from .http import Connection
 from .request import connection_of, opening_of, refusal, retry_after

@@ -28,7 +28,8 @@ from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
 from userrealtime_core.unauthenticated import Unauthenticated
-from userrealtime_relay.cors import is_allowed
+from userrealtime_core.wire.connect_request import SUBPROTOCOL, Code, Opening
+from userrealtime_core.wire.cors import is_allowed
 from userrealtime_relay.delivery.clients import (
     CLOSE_TIMEOUT,
     EVICTED_REASON,
@@ -40,7 +41,7 @@ from userrealtime_relay.delivery.clients import (
     Wake,
 )
 from userrealtime_relay.wire.frames import encode_text
-from userrealtime_relay.wire.session import SUBPROTOCOL, Code, Opening, Session
+from userrealtime_relay.wire.session import Session
 
 from . import request_id
 from .http import MAX_REQUEST_HEAD

@@ -19,34 +19,20 @@ import enum
 import json
 import math
 import re
-from collections.abc import Callable, Iterable
-from typing import Any, Final, Literal, NamedTuple
-from urllib.parse import parse_qsl
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
 
-from userrealtime_relay.auth import KeysWanted, Unauthorized
+from userrealtime_core.auth.errors import KeysWanted, Unauthorized
+from userrealtime_core.wire.connect_request import Code, Opening, Reason, Resume
+from userrealtime_core.wire.position import Position
 
-from .position import Position
 from .rate_limit import Allowance
 from .submission import Invalid, Refused, Submission, Unavailable
 
-SUBPROTOCOL: Final = "userrealtime.v1"
-_TOKEN_SUBPROTOCOL: Final = "bearer."  # noqa: S105 (a prefix)
 MAX_ERRORS: Final = 10
 """Messages that cannot be understood, over the life of a connection, before it is closed."""
 MAX_EARLY: Final = 8
 """Messages that may come while the keys are asked for."""
-
-Reason = Literal["too-old", "ahead", "epoch"]
-
-
-class Code(enum.IntEnum):
-    """The close codes that the relay sends. docs/relay.md says what a client is to do about each."""
-
-    POLICY_VIOLATION = 1008
-    RESTARTING = 1012
-    TRY_LATER = 1013
-    TOKEN_EXPIRED = 4001
-    TOO_SLOW = 4008
 
 
 class Closing(NamedTuple):
@@ -67,67 +53,6 @@ class Question(enum.Enum):
     """Where the log stands, asked of the log now."""
     KEYS = enum.auto()
     """The keys that the token may be signed with, asked of who has them now. Answered by `retry`."""
-
-
-class Resume(NamedTuple):
-    """Where a client wants to begin: after an event that it has seen, or at the head."""
-
-    cursor: int | None = None
-    epoch: str | None = None
-
-    def refusal(self, position: Position) -> Reason | None:
-        """Why the log cannot be read from here on, if so."""
-        if self.cursor is None:
-            return None
-        if self.epoch is not None and self.epoch != position.epoch:
-            return "epoch"
-        if self.cursor > position.head:
-            return "ahead"
-        if self.cursor < position.earliest - 1:
-            return "too-old"
-        return None
-
-
-class Opening(NamedTuple):
-    """What the opening request says. `resume` is None if it names a cursor that is none."""
-
-    token: str | None
-    resume: Resume | None
-
-    @classmethod
-    def parse(
-        cls,
-        *,
-        query: str,
-        authorization: Iterable[str],
-        last_event_id: Iterable[str],
-        subprotocols: Iterable[str] = (),
-        query_token: bool = False,
-    ) -> Opening:
-        """Read the parts of an HTTP request that matter; the header's values may be none, one or more.
-
-        A `Last-Event-ID` header goes before the URL's: an EventSource sends the header anew, and the URL as it was.
-        For the same reason an id may carry the epoch of its log, as `42:5f0c`, which goes before the URL's.
-
-        Args:
-            query_token: whether a token in the URL, `token=`, is looked at, after all others.
-        """
-        tokens = [_bearer(value) for value in authorization]
-        tokens += [name[len(_TOKEN_SUBPROTOCOL) :] for name in subprotocols if name.startswith(_TOKEN_SUBPROTOCOL)]
-        try:
-            parameters = dict(parse_qsl(query, max_num_fields=32))
-        except ValueError:
-            return cls(tokens[0] if tokens else None, None)
-        if query_token and "token" in parameters:
-            tokens.append(parameters["token"])
-        text = next((value for value in last_event_id if value), "") or parameters.get("last_event_id", "")
-        number, _, epoch = text.partition(":")
-        resume = None
-        if not text:
-            resume = Resume(None, parameters.get("epoch"))
-        elif number.isascii() and number.isdigit() and len(number) <= 19:
-            resume = Resume(int(number), epoch or parameters.get("epoch"))
-        return cls(tokens[0] if tokens else None, resume)
 
 
 class Session:
@@ -406,9 +331,3 @@ def _fields(message: str | bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return fields if isinstance(fields, dict) and isinstance(fields.get("type"), str) else None
-
-
-def _bearer(authorization: str) -> str:
-    """The token of an Authorization header; of another scheme, a token that nobody accepts."""
-    scheme, _, token = authorization.partition(" ")
-    return token.strip() if scheme.lower() == "bearer" else ""

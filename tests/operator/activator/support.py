@@ -10,14 +10,16 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from tests.relay.support import KEY, USER, running
+from userrealtime_core.relay_settings import RelaySettings
 from userrealtime_operator.activator.metrics import Metrics
 from userrealtime_operator.activator.pods import Pod
 from userrealtime_operator.activator.proxy.origins import Origins
 from userrealtime_operator.activator.proxy.proxy import Gate, Limits
 from userrealtime_operator.activator.routes import Route, RouteTable
-from userrealtime_operator.activator.tokens import Tokens, common_config
+from userrealtime_operator.activator.tokens import Tokens
 from userrealtime_operator.activator.wakes import Wakes
 from userrealtime_operator.model.naming import child_name
+from userrealtime_relay.notify.listen import listen
 from userrealtime_relay.server import Relay
 
 SERVICE = {"Host": f"{child_name(USER)}.users.svc.cluster.local:8080"}
@@ -117,7 +119,7 @@ async def gate(
 ) -> AsyncIterator[tuple[Gate, House, Metrics]]:
     """An activator whose one user sleeps. `relay` are settings of all relays."""
     house = House(database_url, comes=comes, ghosts=ghosts, **(relay or {}))
-    common = common_config(relay or {})
+    common = RelaySettings.from_environment(relay or {})
 
     async def read(route: Route) -> dict[str, Any]:
         assert route.user_id == USER

@@ -13,13 +13,15 @@ from aiohttp import ClientSession
 from tests.operator.activator.support import secret
 from tests.operator.activator.test_wakes import Pods
 from tests.relay.support import KEY, PATIENCE_S, token
+from userrealtime_core.registration import sign
+from userrealtime_core.relay_settings import RelaySettings
 from userrealtime_operator.activator import announcements
 from userrealtime_operator.activator.metrics import Metrics
 from userrealtime_operator.activator.routes import Route
-from userrealtime_operator.activator.tokens import Tokens, common_config
+from userrealtime_operator.activator.tokens import Tokens
 from userrealtime_operator.activator.wakes import Wakes
 from userrealtime_operator.kube.types import NamespacedName
-from userrealtime_relay.announce import announce, sign
+from userrealtime_relay.process.registration import announce
 
 ALICE = Route(NamespacedName("users", "alice"), "alice", "")
 PATH = f"/users/{ALICE.child_name}"
@@ -49,7 +51,7 @@ async def place(*keys: str) -> AsyncIterator[Place]:
 
     server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
     pods, metrics = Pods(port=server.sockets[0].getsockname()[1]), Metrics()
-    wakes, tokens = Wakes(pods, metrics), Tokens(common_config({}), read)
+    wakes, tokens = Wakes(pods, metrics), Tokens(RelaySettings.from_environment({}), read)
     async with server, announcements.serve("127.0.0.1", 0, wakes, tokens, metrics) as port:
         yield Place(f"http://127.0.0.1:{port}", pods, wakes, tokens, metrics)
         await wakes.close()
@@ -91,7 +93,7 @@ async def test_nobody_else_is_believed() -> None:
 
 
 async def test_without_keys_of_users_nobody_is() -> None:
-    tokens = Tokens(common_config({"JWKS_URL": "https://issuer.example/keys"}), None)
+    tokens = Tokens(RelaySettings.from_environment({"JWKS_URL": "https://issuer.example/keys"}), None)
     pods, metrics = Pods(), Metrics()
     wakes = Wakes(pods, metrics)
     async with announcements.serve("127.0.0.1", 0, wakes, tokens, metrics) as port, asyncio.timeout(PATIENCE_S):

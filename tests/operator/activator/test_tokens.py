@@ -10,11 +10,12 @@ import pytest
 
 from tests.operator.activator.support import secret
 from tests.relay.support import KEY, token
+from userrealtime_core.auth.errors import KeysWanted, Unauthorized
+from userrealtime_core.relay_settings import RelaySettings
 from userrealtime_operator.activator import tokens
 from userrealtime_operator.activator.routes import Route
-from userrealtime_operator.activator.tokens import Tokens, common_config, keys_in
+from userrealtime_operator.activator.tokens import Tokens, keys_in
 from userrealtime_operator.kube.types import NamespacedName
-from userrealtime_relay.auth import KeysWanted, Unauthorized
 
 ALICE = Route(NamespacedName("users", "alice"), "alice", "")
 BOB = Route(NamespacedName("users", "bob"), "bob", "")
@@ -52,7 +53,7 @@ def pass_time(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 
 async def test_a_token_that_no_key_would_make_good_reads_no_secret() -> None:
     vault = Vault(KEY)
-    checked = Tokens(common_config({}), vault.read)
+    checked = Tokens(RelaySettings.from_environment({}), vault.read)
     for bad in ("", "a.b.c", token(sub="bob"), token(life_s=-60), token(life_s=10**6)):
         with pytest.raises(Unauthorized):
             await checked.check(ALICE, bad)
@@ -62,7 +63,7 @@ async def test_a_token_that_no_key_would_make_good_reads_no_secret() -> None:
 
 
 async def test_all_three_keys_are_good_and_only_for_their_user() -> None:
-    checked = Tokens(common_config({}), Vault(KEY, OTHER, THIRD).read)
+    checked = Tokens(RelaySettings.from_environment({}), Vault(KEY, OTHER, THIRD).read)
     for key in (KEY, OTHER, THIRD):
         await checked.check(ALICE, token(key=key))
         with pytest.raises(Unauthorized):
@@ -72,7 +73,7 @@ async def test_all_three_keys_are_good_and_only_for_their_user() -> None:
 
 
 async def test_the_settings_of_relays_hold() -> None:
-    checked = Tokens(common_config({"TOKEN_ISSUER": "https://issuer.example.com"}), Vault(KEY).read)
+    checked = Tokens(RelaySettings.from_environment({"TOKEN_ISSUER": "https://issuer.example.com"}), Vault(KEY).read)
     await checked.check(ALICE, token(iss="https://issuer.example.com"))
     with pytest.raises(Unauthorized):
         await checked.check(ALICE, token())
@@ -80,14 +81,14 @@ async def test_the_settings_of_relays_hold() -> None:
 
 async def test_a_hundred_clients_cost_one_read() -> None:
     vault = Vault(KEY)
-    checked = Tokens(common_config({}), vault.read)
+    checked = Tokens(RelaySettings.from_environment({}), vault.read)
     await asyncio.gather(*(checked.check(ALICE, token()) for _ in range(100)))
     assert vault.reads == 1
 
 
 async def test_a_new_key_is_found_and_a_stranger_causes_few_reads(pass_time: Callable[[float], None]) -> None:
     vault = Vault(KEY)
-    checked = Tokens(common_config({}), vault.read)
+    checked = Tokens(RelaySettings.from_environment({}), vault.read)
     await checked.check(ALICE, token())
     vault.keys = (OTHER,)
     for _ in range(10):
@@ -104,7 +105,7 @@ async def test_a_new_key_is_found_and_a_stranger_causes_few_reads(pass_time: Cal
 
 async def test_keys_are_read_again_after_their_time(pass_time: Callable[[float], None]) -> None:
     vault = Vault(KEY)
-    checked = Tokens(common_config({}), vault.read)
+    checked = Tokens(RelaySettings.from_environment({}), vault.read)
     await checked.check(ALICE, token())
     vault.keys = (OTHER,)
     pass_time(tokens.LIFETIME_S + 1)
@@ -115,7 +116,7 @@ async def test_keys_are_read_again_after_their_time(pass_time: Callable[[float],
 async def test_keys_that_cannot_be_read_leave_it_open() -> None:
     vault = Vault(KEY)
     vault.away = True
-    checked = Tokens(common_config({}), vault.read)
+    checked = Tokens(RelaySettings.from_environment({}), vault.read)
     with pytest.raises(KeysWanted):
         await checked.check(ALICE, token())
     vault.away = False
@@ -125,14 +126,14 @@ async def test_keys_that_cannot_be_read_leave_it_open() -> None:
 async def test_only_so_many_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokens, "MAX_USERS", 1)
     vault = Vault(KEY)
-    checked = Tokens(common_config({}), vault.read)
+    checked = Tokens(RelaySettings.from_environment({}), vault.read)
     for route, sub in ((ALICE, "alice"), (BOB, "bob"), (ALICE, "alice")):
         await checked.check(route, token(sub=sub))
     assert vault.reads == 3
 
 
 async def test_without_users_keys_none_of_their_tokens_is_good() -> None:
-    common = common_config({"JWKS_URL": "http://127.0.0.1:1/jwks.json"})
+    common = RelaySettings.from_environment({"JWKS_URL": "http://127.0.0.1:1/jwks.json"})
     with pytest.raises(Unauthorized):
         await Tokens(common, None).check(ALICE, token())
 

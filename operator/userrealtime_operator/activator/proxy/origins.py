@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from userrealtime_relay import cors
+from userrealtime_core.wire import cors
 
 from .request import Request
 

@@ -32,12 +32,12 @@ from websockets.http11 import Request as Handshake
 from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
+from userrealtime_core.auth.errors import KeysWanted, Unauthorized
 from userrealtime_core.unauthenticated import Unauthenticated
+from userrealtime_core.wire.connect_request import SUBPROTOCOL, Code
 from userrealtime_operator.activator.metrics import Metrics
 from userrealtime_operator.activator.routes import Route, RouteTable
 from userrealtime_operator.activator.wakes import WakeFailed, Wakes
-from userrealtime_relay.auth import KeysWanted, Unauthorized
-from userrealtime_relay.wire.session import SUBPROTOCOL, Code
 
 from .frames import Frames
 from .origins import Headers, Origins

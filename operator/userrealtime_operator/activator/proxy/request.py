@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import h11
 
-from userrealtime_relay.wire.session import Opening
+from userrealtime_core.wire.connect_request import Opening
 
 MAX_HEAD_BYTES: Final = 16 << 10
 MAX_BODY_BYTES: Final = 1 << 20

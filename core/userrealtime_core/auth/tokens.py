@@ -14,15 +14,13 @@ import json
 import logging
 import math
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Protocol
 
 import jwt
 
-from .config import Config
-
-if TYPE_CHECKING:
-    from .jwks import Jwks
+from .errors import Unauthorized
+from .settings import AuthSettings
 
 MAX_TOKEN_BYTES: Final = 8192
 ASYMMETRIC: Final = ("RS256", "ES256", "EdDSA")
@@ -32,30 +30,32 @@ TYPES: Final = (None, "jwt", "at+jwt")
 _logger = logging.getLogger(__name__)
 
 
-class Unauthorized(Exception):
-    """A token that is not accepted. Says which rule it broke; never contains the token or what it claims."""
+class KeySet(Protocol):
+    """The public keys of an identity provider. `Jwks` is one."""
 
+    def find(self, kid: Any, algorithm: str, /) -> Sequence[jwt.PyJWK]:
+        """Return the keys that a token may be signed with. Raises KeysWanted or Unauthorized."""
 
-class KeysWanted(Exception):
-    """Whether a token is good cannot be told without the keys that JWKS_URL has now: `refresh`, and verify it again. If
-    this comes again, they cannot be had."""
+    async def refresh(self) -> None:
+        """Fetch the keys, unless that was done a moment ago."""
 
 
 class TokenVerifier:
     """Accepts this user's tokens, until they expire.
 
     Args:
-        jwks: the key set at JWKS_URL, where it is shared by the verifiers of several users.
+        keys: the HS256 keys of the user.
+        jwks: the key set at JWKS_URL. The verifiers of several users may share it.
     """
 
-    def __init__(self, config: Config, jwks: Jwks | None = None) -> None:
-        self._config = config
+    def __init__(
+        self, settings: AuthSettings, user_id: str, keys: Callable[[], Sequence[str]], jwks: KeySet | None = None
+    ) -> None:
+        self._settings = settings
+        self._user_id = user_id
+        self._secrets = keys
         self._jws = jwt.PyJWS(options={"verify_signature": True, "enforce_minimum_key_length": True})
         self._jwks = jwks
-        if jwks is None and config.jwks_url is not None:
-            from .jwks import Jwks  # late: a relay without it does not pay for it
-
-            self._jwks = Jwks(config.jwks_url)
 
     def __call__(self, token: str) -> float:
         """How many seconds the token is still good for, the leeway included.
@@ -113,7 +113,7 @@ class TokenVerifier:
 
     def _keys(self, header: dict[str, Any]) -> tuple[str, Sequence[str | jwt.PyJWK]]:
         algorithm = header.get("alg")
-        secrets = self._config.token_keys()
+        secrets = self._secrets()
         if algorithm == "HS256" and secrets:
             return "HS256", secrets
         if algorithm in ASYMMETRIC and self._jwks is not None:
@@ -121,30 +121,30 @@ class TokenVerifier:
         raise Unauthorized("of another algorithm")
 
     def _judge(self, claims: dict[str, Any], now: float) -> float:
-        config = self._config
+        settings = self._settings
         expiry = _time(claims, "exp")
         if expiry is None:
             raise Unauthorized("without exp")
         # Never a sum with what it claims: JSON has integers that no float holds.
-        if expiry <= now - config.token_leeway:
+        if expiry <= now - settings.token_leeway:
             raise Unauthorized("expired")
-        if expiry > now + config.token_max_lifetime + config.token_leeway:
+        if expiry > now + settings.token_max_lifetime + settings.token_leeway:
             raise Unauthorized("valid for longer than TOKEN_MAX_LIFETIME")
         for name in ("nbf", "iat"):
             begin = _time(claims, name)
-            if begin is not None and begin > now + config.token_leeway:
+            if begin is not None and begin > now + settings.token_leeway:
                 raise Unauthorized(f"before its {name}")
-            if name == "iat" and begin is not None and begin < expiry - config.token_max_lifetime:
+            if name == "iat" and begin is not None and begin < expiry - settings.token_max_lifetime:
                 raise Unauthorized("issued for longer than TOKEN_MAX_LIFETIME")
-        if config.token_issuer is not None and claims.get("iss") != config.token_issuer:
+        if settings.token_issuer is not None and claims.get("iss") != settings.token_issuer:
             raise Unauthorized("of another issuer")
-        if config.token_audience is not None:
+        if settings.token_audience is not None:
             audience = claims.get("aud")
-            if config.token_audience not in (audience if isinstance(audience, list) else [audience]):
+            if settings.token_audience not in (audience if isinstance(audience, list) else [audience]):
                 raise Unauthorized("for another audience")
-        if claims.get(config.token_user_claim) != config.user_id:
+        if claims.get(settings.token_user_claim) != self._user_id:
             raise Unauthorized("of another user")
-        return expiry - now + config.token_leeway
+        return expiry - now + settings.token_leeway
 
 
 def _claims(content: bytes) -> dict[str, Any]:

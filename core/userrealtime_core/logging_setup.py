@@ -1,4 +1,4 @@
-"""The relay's own log: one JSON object a line, on stdout.
+"""The log of a process: one JSON object a line, on stdout.
 
     _logger.info("listening", extra={"fields": {"ws_port": 8080}})
 
@@ -37,9 +37,14 @@ class JsonFormatter(logging.Formatter):
 
 
 def set_up(level: str, *packages: str) -> None:
-    """Send the log of this process to stdout. `level` is as in LOG_LEVEL, and holds for the relay and `packages`."""
+    """Send the log of this process to stdout, in JSON.
+
+    Args:
+        level: as in LOG_LEVEL.
+        packages: the packages that log at this level, besides the core's; all others log from a warning on.
+    """
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
-    for package in (__package__, *packages):
+    for package in ("userrealtime_core", *packages):
         logging.getLogger(package).setLevel(level.upper())

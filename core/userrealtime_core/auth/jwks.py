@@ -24,7 +24,7 @@ import jwt
 
 from userrealtime_core.trust import client_context
 
-from .auth import KeysWanted, Unauthorized
+from .errors import KeysWanted, Unauthorized
 
 LIFETIME: Final = 300.0
 COOLDOWN: Final = 5.0

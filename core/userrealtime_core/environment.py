@@ -1,0 +1,204 @@
+"""Settings from the environment of a process. No message and no repr contains the value of a secret.
+
+All invalid variables are reported together, each with what it accepts, so that one log line of a pod that does not
+start is enough.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+from .auth.keys import CURRENT, PREVIOUS, TokenKeys, flaw
+from .database_url import database_url_flaw
+from .secret import Secret
+from .wire.cors import origin_flaw
+
+MAXIMUM_ID_LENGTH: Final = 253  # as userrealtime.publish checks it
+LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+BROKER_SCHEMES: Final = {
+    "nats": ("nats", "tls"),
+    "redis": ("redis", "rediss"),
+    "kafka": ("kafka", "kafka+tls"),
+}
+"""The URL schemes of each broker; the second one uses TLS."""
+_INSIDE: Final = re.compile(r"localhost|127\.\d+\.\d+\.\d+|::1|[a-z][a-z0-9-]*|.+\.svc(\.cluster\.local)?")
+"""Hosts within the machine or the cluster, for which http is accepted."""
+
+
+class ConfigError(Exception):
+    """The environment is invalid. The message names every invalid variable and what it accepts."""
+
+
+class Reader:
+    """Reads variables and collects what is wrong with them. After a problem, a value of the right type goes on."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self._environment = environment
+        self.problems: list[str] = []
+
+    def check(self) -> None:
+        """
+        Raises:
+            ConfigError: something was wrong.
+        """
+        if self.problems:
+            raise ConfigError("the environment is wrong:\n" + "\n".join(f"  {problem}" for problem in self.problems))
+
+    def text(self, name: str, default: str) -> str:
+        # An empty variable is an unset one: templates leave such behind.
+        return self._environment.get(name, "") or default
+
+    def integer(self, name: str, default: int, low: int, high: int) -> int:
+        text = self.text(name, str(default))
+        if re.fullmatch(r"[0-9]{1,12}", text) and low <= int(text) <= high:
+            return int(text)
+        self.problems.append(f"{name}: {text!r} is not a whole number from {low} to {high}")
+        return default
+
+    def seconds(self, name: str, default: float, low: float, high: float) -> float:
+        text = self.text(name, str(default))
+        if re.fullmatch(r"[0-9]{1,12}(\.[0-9]{1,6})?", text) and low <= float(text) <= high:
+            return float(text)
+        self.problems.append(f"{name}: {text!r} is not a number of seconds from {low} to {high}")
+        return default
+
+    def choice(self, name: str, default: str, choices: tuple[str, ...]) -> str:
+        text = self.text(name, default)
+        if text in choices:
+            return text
+        self.problems.append(f"{name}: {text!r} is not one of {', '.join(choices)}")
+        return default
+
+    def user_id(self, name: str) -> str:
+        text = self.text(name, "")
+        if not text:
+            self.problems.append(f"{name}: required: the id of the one user served here")
+        elif len(text) > MAXIMUM_ID_LENGTH or re.search(r"[\x00-\x1f\x7f]", text) or not _is_utf8(text):
+            self.problems.append(
+                f"{name}: must be 1 to {MAXIMUM_ID_LENGTH} characters of UTF-8 without control characters, "
+                "as userrealtime.publish accepts"
+            )
+        return text
+
+    def database_url(self, name: str) -> Secret:
+        text = self.text(name, "")
+        wanted = "a URL like postgresql://role:password@host:5432/database, a direct connection (no pooler)"
+        if not text:
+            self.problems.append(f"{name}: required: {wanted}")
+        else:
+            try:
+                valid = urlsplit(text).scheme in ("postgresql", "postgres")
+            except ValueError:
+                valid = False
+            if not valid:
+                self.problems.append(f"{name}: must be {wanted} (its value is not shown here)")
+            elif (problem := database_url_flaw(text)) is not None:
+                self.problems.append(f"{name}: {problem}")
+        return Secret(text)
+
+    def broker_url(self, broker: str) -> Secret:
+        """That of one of `BROKER_SCHEMES`, from the variable of its name."""
+        name = f"{broker.upper()}_URL"
+        text = self.text(name, "")
+        if (problem := broker_url_flaw(broker, text)) is not None:
+            self.problems.append(f"{name}: {problem}")
+        return Secret(text)
+
+    def token_keys(self, directory_name: str, jwks_name: str) -> TokenKeys:
+        current, previous = self.text(CURRENT, ""), self.text(PREVIOUS, "")
+        directory = self.text(directory_name, "")
+        if directory:
+            return self._key_directory(directory_name, directory, given=bool(current or previous))
+        if not current and (previous or not self.text(jwks_name, "")):
+            self.problems.append(
+                f"{CURRENT}: required: the HS256 key of this user's tokens (or {directory_name}, or {jwks_name})"
+            )
+        keys = {name: key for name, key in ((CURRENT, current), (PREVIOUS, previous)) if key}
+        self.problems += [f"{name}: {problem}" for name, key in keys.items() if (problem := flaw(key)) is not None]
+        return TokenKeys(*keys.values())
+
+    def _key_directory(self, name: str, directory: str, *, given: bool) -> TokenKeys:
+        if given:
+            self.problems.append(f"{name}: set either it, or {CURRENT} and {PREVIOUS}")
+        try:
+            return TokenKeys.in_directory(Path(directory))
+        except (OSError, ValueError) as error:
+            self.problems.append(f"{name}: must be a directory with a file {CURRENT}, and perhaps {PREVIOUS}: {error}")
+            return TokenKeys()
+
+    def jwks_url(self, name: str) -> str | None:
+        text = self.text(name, "")
+        if not text:
+            return None
+        try:
+            parts = urlsplit(text)
+            valid = (
+                re.fullmatch(r"[!-~]+", text) is not None
+                and parts.hostname is not None
+                and "@" not in parts.netloc
+                and not parts.fragment
+                and parts.port != 0
+                and (
+                    parts.scheme == "https"
+                    or (parts.scheme == "http" and _INSIDE.fullmatch(parts.hostname) is not None)
+                )
+            )
+        except ValueError:
+            valid = False
+        if not valid:
+            self.problems.append(
+                f"{name}: must be a URL like https://issuer.example/.well-known/jwks.json, without a password; http "
+                "only for loopback or a Service of the cluster (its value is not shown here)"
+            )
+        return text
+
+    def service_url(self, name: str) -> str | None:
+        text = self.text(name, "")
+        if text and not re.fullmatch(r"http://[a-z0-9.-]+(:[0-9]{1,5})?(/[a-z0-9./-]*)?", text):
+            self.problems.append(f"{name}: must be an http:// URL of a Service of the cluster")
+        return text or None
+
+    def origins(self, name: str) -> tuple[str, ...]:
+        origins = tuple(origin.strip() for origin in self.text(name, "").split(",") if origin.strip())
+        self.problems += [f"{name}: {problem}" for problem in map(origin_flaw, origins) if problem is not None]
+        return origins
+
+    def base_path(self, name: str) -> str:
+        text = self.text(name, "")
+        if not re.fullmatch(r"(/[A-Za-z0-9._~-]+)*", text):
+            self.problems.append(f"{name}: {text!r} is not a path like /alice (no slash at the end), or empty")
+        return text
+
+
+def broker_url_flaw(broker: str, url: str) -> str | None:
+    """What is wrong with the URL of one of `BROKER_SCHEMES`, without quoting it; None if nothing is."""
+    schemes = BROKER_SCHEMES[broker]
+    if all(_is_server(each, schemes) for each in url.split(",")):
+        return None
+    wanted = (
+        f"a URL like {schemes[0]}://user:password@host:port, or several with commas between; "
+        f"{schemes[1]}:// is with TLS"
+    )
+    if not url:
+        return f"required with {broker} as signal: {wanted}"
+    return f"must be {wanted}. What is special in user and password is percent-encoded (the value is not shown here)"
+
+
+def _is_server(url: str, schemes: tuple[str, ...]) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in schemes and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

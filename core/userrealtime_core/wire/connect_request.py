@@ -1,0 +1,92 @@
+"""The request with which a client connects, the subprotocol, and the close codes (docs/protocol.md)."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable
+from typing import Final, Literal, NamedTuple
+from urllib.parse import parse_qsl
+
+from .position import Position
+
+SUBPROTOCOL: Final = "userrealtime.v1"
+_TOKEN_SUBPROTOCOL: Final = "bearer."  # noqa: S105 (a prefix)
+
+Reason = Literal["too-old", "ahead", "epoch"]
+
+
+class Code(enum.IntEnum):
+    """The close codes that the relay sends. docs/relay.md says what a client is to do about each."""
+
+    POLICY_VIOLATION = 1008
+    RESTARTING = 1012
+    TRY_LATER = 1013
+    TOKEN_EXPIRED = 4001
+    TOO_SLOW = 4008
+
+
+class Resume(NamedTuple):
+    """Where a client wants to begin: after an event that it has seen, or at the head."""
+
+    cursor: int | None = None
+    epoch: str | None = None
+
+    def refusal(self, position: Position) -> Reason | None:
+        """Why the log cannot be read from here on, if so."""
+        if self.cursor is None:
+            return None
+        if self.epoch is not None and self.epoch != position.epoch:
+            return "epoch"
+        if self.cursor > position.head:
+            return "ahead"
+        if self.cursor < position.earliest - 1:
+            return "too-old"
+        return None
+
+
+class Opening(NamedTuple):
+    """What the opening request says. `resume` is None if it names a cursor that is none."""
+
+    token: str | None
+    resume: Resume | None
+
+    @classmethod
+    def parse(
+        cls,
+        *,
+        query: str,
+        authorization: Iterable[str],
+        last_event_id: Iterable[str],
+        subprotocols: Iterable[str] = (),
+        query_token: bool = False,
+    ) -> Opening:
+        """Read the parts of an HTTP request that matter; the header's values may be none, one or more.
+
+        A `Last-Event-ID` header goes before the URL's: an EventSource sends the header anew, and the URL as it was.
+        For the same reason an id may carry the epoch of its log, as `42:5f0c`, which goes before the URL's.
+
+        Args:
+            query_token: whether a token in the URL, `token=`, is looked at, after all others.
+        """
+        tokens = [_bearer(value) for value in authorization]
+        tokens += [name[len(_TOKEN_SUBPROTOCOL) :] for name in subprotocols if name.startswith(_TOKEN_SUBPROTOCOL)]
+        try:
+            parameters = dict(parse_qsl(query, max_num_fields=32))
+        except ValueError:
+            return cls(tokens[0] if tokens else None, None)
+        if query_token and "token" in parameters:
+            tokens.append(parameters["token"])
+        text = next((value for value in last_event_id if value), "") or parameters.get("last_event_id", "")
+        number, _, epoch = text.partition(":")
+        resume = None
+        if not text:
+            resume = Resume(None, parameters.get("epoch"))
+        elif number.isascii() and number.isdigit() and len(number) <= 19:
+            resume = Resume(int(number), epoch or parameters.get("epoch"))
+        return cls(tokens[0] if tokens else None, resume)
+
+
+def _bearer(authorization: str) -> str:
+    """The token of an Authorization header; of another scheme, a token that nobody accepts."""
+    scheme, _, token = authorization.partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else ""
