@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import random
 import subprocess
 from pathlib import Path
 from uuid import uuid4
@@ -10,6 +12,7 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
+from e2e.patience import PATIENCE_S
 from tests.conftest import Database, create_database
 from userrealtime_operator.postgres.migrate import REPEATABLE, MigrationError, migrate
 
@@ -59,6 +62,34 @@ async def test_version_8_is_upgraded_with_its_data(unreleased: Database) -> None
     await connection.execute("select userrealtime.present('alice', 'pod', 2)")
     await connection.close()
     assert await migrate(unreleased.url) == []
+
+
+async def test_an_upgrade_never_ends_a_publisher(unreleased: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The migration needs several tables, which other transactions have locked and lock in between."""
+    monkeypatch.setattr(random, "uniform", lambda *_: 0.05)  # of the wait before the next attempt
+    publisher, pod, watch = [await asyncpg.connect(unreleased.url) for _ in range(3)]
+    waits = "select count(*) from pg_locks where not granted"
+    try:
+        writing = pod.transaction()
+        await writing.start()
+        await pod.execute("select userrealtime.present('alice', 'pod', 1)")
+        transaction = publisher.transaction()
+        await transaction.start()
+        await publisher.execute("select userrealtime.publish('alice', 'x')")
+        migrating = asyncio.create_task(migrate(unreleased.url))
+        while not await watch.fetchval(waits):
+            assert not migrating.done()
+            await asyncio.sleep(0.01)
+        committing = asyncio.create_task(transaction.commit())
+        await asyncio.sleep(0.5)
+        await writing.commit()
+        # Later than the check for deadlocks, of whichever of the two waits.
+        await asyncio.wait_for(committing, PATIENCE_S)
+        await asyncio.wait_for(migrating, PATIENCE_S)
+        assert await watch.fetchval("select count(*) from userrealtime.event") == 1
+    finally:
+        for connection in (publisher, pod, watch):
+            await connection.close()
 
 
 async def test_an_upgraded_schema_is_that_of_a_new_database(unreleased: Database) -> None:

@@ -31,6 +31,11 @@ STATEMENT_TIMEOUT_S = 300
 LOCK_TIMEOUT_S = 2.0
 """A migration that waits for a lock delays every later transaction on that table, so it gives up after this time."""
 LOCK_ATTEMPTS = 30
+NEXT_LOCK_TIMEOUT_S = 0.05
+"""The same for each table after the first. All of them together take less than `deadlock_timeout` (1 s), so a
+transaction that waits for the first of them is never ended to resolve a deadlock."""
+LOCK_ORDER = ("pending", "staged", "log", "event")
+"""The tables that publishing transactions lock, in their order. The others follow."""
 MIGRATOR_TIMEOUT_S = 240
 """How long one migrator waits for another."""
 
@@ -224,12 +229,35 @@ async def _wait_for_other_migrators(connection: asyncpg.Connection) -> None:
         ) from None
 
 
+async def _lock_out_writers(connection: asyncpg.Connection) -> None:
+    """Lock all tables before the first change, so that no publisher and no pod is in the middle of a transaction.
+
+    A migration that locked tables one after the other, between its changes, would meet publishers that hold one of them
+    and wait for another. PostgreSQL resolves such a deadlock by ending either side, which may be the publisher.
+    """
+    rows = await connection.fetch(
+        "select relname from pg_class where relnamespace = 'userrealtime'::regnamespace and relkind in ('r', 'p') "
+        "and relname not in ('migration', 'repeatable') order by array_position($1::text[], relname::text), relname",
+        list(LOCK_ORDER),
+    )
+    timeout_s = LOCK_TIMEOUT_S
+    for row in rows:
+        await connection.execute(
+            f"set local lock_timeout = {int(timeout_s * 1000)}; "
+            f"lock table userrealtime.{row['relname']} in share row exclusive mode"
+        )
+        timeout_s = min(NEXT_LOCK_TIMEOUT_S, LOCK_TIMEOUT_S)
+
+
 async def _apply(connection: asyncpg.Connection, schema: Schema) -> list[str]:
     """Apply what is missing, in one transaction. Returns the labels of the applied files."""
     async with connection.transaction():
         await _wait_for_other_migrators(connection)
-        await connection.execute(f"set local lock_timeout = {int(LOCK_TIMEOUT_S * 1000)}")
         applied, done = await _applied(connection), []
+        # The repeatable files alone lock no table that has its triggers and policies.
+        if applied.is_unreleased or pending_migrations(schema.migrations, applied):
+            await _lock_out_writers(connection)
+        await connection.execute(f"set local lock_timeout = {int(LOCK_TIMEOUT_S * 1000)}")
         if applied.is_unreleased:
             applied = await _upgrade_unreleased(connection, schema, applied)
             done.append(f"upgrades/{UNRELEASED_VERSION:04d}")
