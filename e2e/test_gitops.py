@@ -15,11 +15,12 @@ import asyncpg
 import pytest
 import yaml
 
-from .cluster import images
-from .cluster.paths import MANIFESTS
+from testing.cluster import images
+from testing.cluster.paths import MANIFESTS
+from testing.patience import COMMAND_TIMEOUT_S, PATIENCE_S, WITHIN
+from testing.system import CHART, System
+
 from .conftest import RUN
-from .patience import COMMAND_TIMEOUT_S, PATIENCE_S, WITHIN
-from .system import CHART, System
 
 RELEASE = "fresh"
 SECRET = {"name": "from-elsewhere", "key": "URL"}

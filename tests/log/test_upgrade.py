@@ -12,7 +12,7 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
-from e2e.patience import PATIENCE_S
+from testing.patience import PATIENCE_S
 from tests.conftest import Database, create_database
 from userrealtime_operator.postgres.migrate import REPEATABLE, MigrationError, migrate
 

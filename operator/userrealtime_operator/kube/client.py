@@ -48,6 +48,7 @@ CHILD_KINDS = {
     "Deployment": ("apps/v1", "deployments"),
     "Ingress": ("networking.k8s.io/v1", "ingresses"),
     "HTTPRoute": ("gateway.networking.k8s.io/v1", "httproutes"),
+    "PodDisruptionBudget": ("policy/v1", "poddisruptionbudgets"),
 }
 
 

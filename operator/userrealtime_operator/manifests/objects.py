@@ -326,6 +326,21 @@ def _deployment(
     }
 
 
+def _disruption_budget(resource: UserRealtime) -> Object:
+    """At most one pod at a time is evicted from the nodes that are drained."""
+    return {
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
+        "metadata": _metadata(resource),
+        "spec": {
+            "maxUnavailable": 1,
+            "selector": {"matchLabels": _selector(resource)},
+            # A pod that serves nobody, since the database is unavailable, does not stop a drain.
+            "unhealthyPodEvictionPolicy": "AlwaysAllow",
+        },
+    }
+
+
 def desired_objects(
     resource: UserRealtime,
     config: Config,
@@ -347,6 +362,8 @@ def desired_objects(
     objects.append(_deployment(resource, config, secrets, route, asleep))
     if route is not None and config.route.type in _ROUTE_OBJECTS:
         objects.append(_ROUTE_OBJECTS[config.route.type](resource, config, route))
+    if resource.replicas > 1:  # with a single pod, a budget could only prevent every drain
+        objects.append(_disruption_budget(resource))
     for item in objects:
         item["metadata"]["annotations"][APPLIED_DIGEST] = digest(item)
     return tuple(objects)

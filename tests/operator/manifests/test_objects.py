@@ -320,6 +320,23 @@ def test_several_pods_are_spread_over_nodes_unless_the_platform_says_how() -> No
         assert deployment["spec"]["replicas"] == replicas
 
 
+def test_only_several_pods_have_a_budget_of_evictions() -> None:
+    def budgets(replicas: int) -> list[Object]:
+        return [
+            item
+            for item in desired_objects(resource(replicas=replicas), CONFIG, SECRETS)
+            if item["kind"] == "PodDisruptionBudget"
+        ]
+
+    assert budgets(1) == []
+    [budget] = budgets(2)
+    assert budget["spec"]["maxUnavailable"] == 1
+    labels = template(replicas=2)["metadata"]["labels"]
+    assert budget["spec"]["selector"]["matchLabels"].items() <= labels.items()
+    # Pods that are not ready can be evicted even where none is ready.
+    assert budget["spec"]["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
+
+
 def test_a_pod_knows_its_address_where_it_is_to_announce_it() -> None:
     def own_ip(config: Config) -> list[Object]:
         return [entry for entry in template(config)["spec"]["containers"][0]["env"] if entry["name"] == "POD_IP"]

@@ -376,6 +376,16 @@ async def test_what_a_user_asks_for_does_not_wait(world: World) -> None:
     assert "apply Deployment" in await world.reconcile("bob")
 
 
+async def test_the_budget_of_evictions_comes_and_goes_with_the_second_pod(world: World) -> None:
+    await world.serve("alice")
+    budget = ChildKey("PodDisruptionBudget", "users", ALICE)
+    assert world.child(budget) is None
+    for replicas, calls in ((2, "apply"), (1, "delete")):
+        world.add(body("alice", replicas=replicas))
+        assert f"{calls} PodDisruptionBudget" in await world.reconcile()
+        assert (world.child(budget) is not None) is (replicas > 1)
+
+
 async def test_an_operator_that_restarts_lets_in_nobody_while_others_are_stuck(world: World) -> None:
     await world.serve("alice", "bob")
     world.restart(upgraded(limit=1))
