@@ -12,7 +12,7 @@ import asyncpg
 import pytest
 
 from testing.client import ResumingClient
-from testing.cluster.errors import ClusterError
+from testing.cluster import ClusterError
 from testing.patience import PATIENCE_S
 from testing.system import USERS_NAMESPACE, System
 from testing.waiting import eventually

@@ -378,7 +378,7 @@ async def test_what_a_user_asks_for_does_not_wait(world: World) -> None:
 
 async def test_the_budget_of_evictions_comes_and_goes_with_the_second_pod(world: World) -> None:
     await world.serve("alice")
-    budget = ChildKey("PodDisruptionBudget", "users", ALICE)
+    budget = ObjectKey("PodDisruptionBudget", "users", ALICE)
     assert world.child(budget) is None
     for replicas, calls in ((2, "apply"), (1, "delete")):
         world.add(body("alice", replicas=replicas))
