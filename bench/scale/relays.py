@@ -52,7 +52,7 @@ class Relay:
                     brokers.load(self._config.signal),
                     self._config.broker_url,
                     self._config.user_id,
-                    self.tail.hear,
+                    self.tail.on_signal,
                     self._metrics,
                 )
                 tasks.create_task(follow)
@@ -63,7 +63,7 @@ class Relay:
     def follows(self) -> bool:
         """Whether nothing is missing any more: the log is read, and the broker heard."""
         heard = self._config.broker_url is None or self._metrics.broker_connected._value.get() == 1
-        return self.tail.hindrance is None and heard
+        return self.tail.not_ready_reason is None and heard
 
     def begin(self) -> None:
         """Write what comes from now on."""

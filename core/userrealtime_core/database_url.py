@@ -77,7 +77,7 @@ _LIBPQ: Final = frozenset(
 )
 
 
-def database_url_flaw(url: str) -> str | None:
+def validate_database_url(url: str) -> str | None:
     """What is wrong with the parameters of a URL, without a password; None if nothing is, or if it is no URL."""
     for name, value in _parameters(url):
         if _is_without_effect(name, value):

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from .auth.keys import CURRENT, PREVIOUS, TokenKeys, flaw
-from .database_url import database_url_flaw
+from .auth.keys import CURRENT, PREVIOUS, TokenKeys, validate_key
+from .database_url import validate_database_url
 from .secret import Secret
-from .wire.cors import origin_flaw
+from .wire.cors import validate_origin
 
 MAXIMUM_ID_LENGTH: Final = 253  # as userrealtime.publish checks it
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
@@ -96,7 +96,7 @@ class Reader:
                 valid = False
             if not valid:
                 self.problems.append(f"{name}: must be {wanted} (its value is not shown here)")
-            elif (problem := database_url_flaw(text)) is not None:
+            elif (problem := validate_database_url(text)) is not None:
                 self.problems.append(f"{name}: {problem}")
         return Secret(text)
 
@@ -104,7 +104,7 @@ class Reader:
         """That of one of `BROKER_SCHEMES`, from the variable of its name."""
         name = f"{broker.upper()}_URL"
         text = self.text(name, "")
-        if (problem := broker_url_flaw(broker, text)) is not None:
+        if (problem := validate_broker_url(broker, text)) is not None:
             self.problems.append(f"{name}: {problem}")
         return Secret(text)
 
@@ -118,7 +118,9 @@ class Reader:
                 f"{CURRENT}: required: the HS256 key of this user's tokens (or {directory_name}, or {jwks_name})"
             )
         keys = {name: key for name, key in ((CURRENT, current), (PREVIOUS, previous)) if key}
-        self.problems += [f"{name}: {problem}" for name, key in keys.items() if (problem := flaw(key)) is not None]
+        self.problems += [
+            f"{name}: {problem}" for name, key in keys.items() if (problem := validate_key(key)) is not None
+        ]
         return TokenKeys(*keys.values())
 
     def _key_directory(self, name: str, directory: str, *, given: bool) -> TokenKeys:
@@ -164,7 +166,7 @@ class Reader:
 
     def origins(self, name: str) -> tuple[str, ...]:
         origins = tuple(origin.strip() for origin in self.text(name, "").split(",") if origin.strip())
-        self.problems += [f"{name}: {problem}" for problem in map(origin_flaw, origins) if problem is not None]
+        self.problems += [f"{name}: {problem}" for problem in map(validate_origin, origins) if problem is not None]
         return origins
 
     def base_path(self, name: str) -> str:
@@ -174,7 +176,7 @@ class Reader:
         return text
 
 
-def broker_url_flaw(broker: str, url: str) -> str | None:
+def validate_broker_url(broker: str, url: str) -> str | None:
     """What is wrong with the URL of one of `BROKER_SCHEMES`, without quoting it; None if nothing is."""
     schemes = BROKER_SCHEMES[broker]
     if all(_is_server(each, schemes) for each in url.split(",")):

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import asyncpg
 
-from .database_url import database_url_flaw, supported_url
+from .database_url import supported_url, validate_database_url
 from .secret import Secret
 
 CONNECTION_ERRORS: Final = (
@@ -43,7 +43,7 @@ async def connect(dsn: str | None = None, *arguments: Any, **options: Any) -> as
         UnusableUrl: the URL is at fault.
         OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError: the server is away, or refuses.
     """
-    if dsn is not None and (flaw := database_url_flaw(dsn)) is not None:
+    if dsn is not None and (flaw := validate_database_url(dsn)) is not None:
         raise UnusableUrl(flaw)
     try:
         return await asyncpg.connect(dsn and supported_url(dsn), *arguments, **options)

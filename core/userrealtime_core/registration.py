@@ -14,7 +14,7 @@ TYPE: Final = "announcement+jwt"
 AUDIENCE: Final = "userrealtime-activator"
 
 
-class BadAnnouncement(Exception):
+class BadRegistration(Exception):
     """It does not come from the user's own relay, or is not of now."""
 
 
@@ -32,9 +32,9 @@ def read(token: str, keys: tuple[str, ...]) -> str:
     """
     try:
         if jwt.get_unverified_header(token).get("typ") != TYPE:
-            raise BadAnnouncement
+            raise BadRegistration
     except jwt.PyJWTError:
-        raise BadAnnouncement from None
+        raise BadRegistration from None
     for key in keys:
         try:
             claims = jwt.decode(
@@ -45,4 +45,4 @@ def read(token: str, keys: tuple[str, ...]) -> str:
         except jwt.PyJWTError:
             break
         return str(claims["address"])
-    raise BadAnnouncement
+    raise BadRegistration

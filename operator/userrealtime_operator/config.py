@@ -15,9 +15,9 @@ from typing import Any
 
 import yaml
 
-from userrealtime_core.database_url import database_url_flaw
-from userrealtime_core.environment import broker_url_flaw
-from userrealtime_core.wire.cors import origin_flaw
+from userrealtime_core.database_url import validate_database_url
+from userrealtime_core.environment import validate_broker_url
+from userrealtime_core.wire.cors import validate_origin
 
 from .kube.duration import parse_duration
 from .model.notifiers import DEFAULT_LISTEN_RANGE, SignalDefaults, SignalType
@@ -195,7 +195,7 @@ def _strings(value: Any) -> dict[str, str]:
 def _origins(value: Any) -> str:
     if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
         raise ValueError("must be a list of origins such as https://app.example.com (lower case, no path), or of *")
-    if (flaw := next(filter(None, map(origin_flaw, value)), None)) is not None:
+    if (flaw := next(filter(None, map(validate_origin, value)), None)) is not None:
         raise ValueError(flaw)
     return ",".join(value)
 
@@ -347,7 +347,7 @@ def _signals(
         settings["DATABASE_IDLE_AFTER"] = found.get("idle_after", "")
         if environment is not None:
             url = environment.get(BROKER_URL, "")
-            if (problem := broker_url_flaw(signal, url)) is not None:
+            if (problem := validate_broker_url(signal, url)) is not None:
                 faults.append(f"{BROKER_URL}: {problem}")
     return SignalDefaults(signal, url, found.get("listen_range", DEFAULT_LISTEN_RANGE)), settings
 
@@ -356,7 +356,7 @@ def _database_url(environment: Mapping[str, str] | None, faults: list[str]) -> s
     url = "" if environment is None else environment.get("DATABASE_URL", "")
     if environment is not None and not url.startswith(("postgresql://", "postgres://")):
         faults.append("DATABASE_URL: must be set in the environment, to a postgresql:// URL")
-    elif (flaw := database_url_flaw(url)) is not None:
+    elif (flaw := validate_database_url(url)) is not None:
         faults.append(f"DATABASE_URL: {flaw}")
     return url
 

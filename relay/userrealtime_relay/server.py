@@ -27,7 +27,7 @@ from .delivery.clients import Clients
 from .delivery.presence import Presence
 from .delivery.tail import Tail
 from .metrics import Metrics
-from .notify import Signal
+from .notify import Notifier
 from .notify import broker as brokers
 from .notify.choice import choose
 from .process import probes, uptime
@@ -52,7 +52,7 @@ class Relay:
     Making it raises ConfigError if the library of the broker is missing; entering, OSError if a port cannot be had.
     """
 
-    def __init__(self, config: Config, signal: Signal | None = None) -> None:
+    def __init__(self, config: Config, signal: Notifier | None = None) -> None:
         self._config = config
         self.metrics = Metrics()
         self._broker = brokers.load(config.signal) if config.broker_url is not None else None
@@ -64,12 +64,12 @@ class Relay:
         self._draining = False
         self.metrics.ring_events.set_function(lambda: len(self.tail.ring))
         self.metrics.ring_bytes.set_function(lambda: self.tail.ring.size)
-        self.metrics.ready.set_function(lambda: self.hindrance is None)
+        self.metrics.ready.set_function(lambda: self.not_ready_reason is None)
 
     @property
-    def hindrance(self) -> str | None:
+    def not_ready_reason(self) -> str | None:
         """Why this relay should get no new clients, in words; None if it may."""
-        return "draining" if self._draining else self.tail.hindrance
+        return "draining" if self._draining else self.tail.not_ready_reason
 
     @property
     def ws_port(self) -> int:
@@ -82,7 +82,7 @@ class Relay:
     async def __aenter__(self) -> Self:
         config = self._config
         self._private = await listen(
-            Router(probes.routes(lambda: self.hindrance, self.metrics.expose), default=_not_found),
+            Router(probes.routes(lambda: self.not_ready_reason, self.metrics.expose), default=_not_found),
             config.host,
             config.health_port,
             unauthenticated=Unauthenticated(probes.CONNECTIONS),
@@ -111,8 +111,8 @@ class Relay:
     async def __aexit__(self, *_: object) -> None:
         self._public.close()
         self._private.close()
-        await self.websockets.cut()
-        await self.clients.cut()
+        await self.websockets.abort_all()
+        await self.clients.abort_all()
         beside = [self._telling, self._pinging, self._announcing]
         for task in beside:
             task.cancel()
@@ -132,7 +132,7 @@ class Relay:
             tasks.create_task(self.tail.run())
             if self._broker is not None and config.broker_url is not None:
                 tasks.create_task(
-                    brokers.follow(self._broker, config.broker_url, config.user_id, self.tail.hear, self.metrics)
+                    brokers.follow(self._broker, config.broker_url, config.user_id, self.tail.on_signal, self.metrics)
                 )
 
     async def drain(self) -> None:

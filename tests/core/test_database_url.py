@@ -6,7 +6,7 @@ import pytest
 
 from tests.conftest import Database as OwnDatabase
 from tests.relay.support import config
-from userrealtime_core.database_url import database_url_flaw, supported_url
+from userrealtime_core.database_url import supported_url, validate_database_url
 from userrealtime_core.environment import ConfigError
 from userrealtime_core.secret import Secret
 from userrealtime_operator.config import ConfigError as OperatorConfigError
@@ -92,5 +92,5 @@ def test_the_rest_of_the_url_is_unchanged(given: str, used: str) -> None:
 
 
 def test_a_url_that_cannot_be_parsed_is_left_to_others() -> None:
-    assert database_url_flaw("postgresql://a:b[c@d/e?connect_timeout=5") is None
+    assert validate_database_url("postgresql://a:b[c@d/e?connect_timeout=5") is None
     assert supported_url("postgresql://a:b[c@d/e?connect_timeout=5") == "postgresql://a:b[c@d/e?connect_timeout=5"

@@ -40,7 +40,7 @@ def bridge_config(url: str, broker: LocalBroker, **changes: str) -> Config:
 async def bridging(url: str, broker: LocalBroker, **changes: str) -> AsyncIterator[Bridge]:
     """A bridge that is ready."""
     async with Bridge(bridge_config(url, broker, **changes)) as bridge:
-        await until(lambda: bridge.hindrance is None)
+        await until(lambda: bridge.not_ready_reason is None)
         yield bridge
 
 

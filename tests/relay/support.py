@@ -20,7 +20,7 @@ from testing import patience
 from userrealtime_core.auth.tokens import TokenVerifier
 from userrealtime_relay.config import Config
 from userrealtime_relay.log.log import Page
-from userrealtime_relay.notify import Signal
+from userrealtime_relay.notify import Notifier
 from userrealtime_relay.server import Relay, key_set
 from userrealtime_relay.wire.frames import payloads
 
@@ -57,10 +57,10 @@ def token(*, sub: str = USER, key: str = KEY, life_s: float = 3600, **claims: An
 
 
 @asynccontextmanager
-async def running(url: str, signal: Signal | None = None, **changes: str) -> AsyncIterator[Relay]:
+async def running(url: str, signal: Notifier | None = None, **changes: str) -> AsyncIterator[Relay]:
     """A relay that is ready. It listens, unless it is told otherwise."""
     async with Relay(config(url, **{"SIGNAL": "listen", **changes}), signal) as relay:
-        await until(lambda: relay.hindrance is None)
+        await until(lambda: relay.not_ready_reason is None)
         yield relay
 
 

@@ -7,11 +7,11 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from userrealtime_relay.wire.rate_limit import Allowance
+from userrealtime_relay.wire.rate_limit import TokenBucket
 
 
 def test_a_burst_then_the_rate() -> None:
-    allowance = Allowance(2, 0)
+    allowance = TokenBucket(2, 0)
     assert [allowance.take(0) for _ in range(3)] == [True, True, False]
     assert not allowance.take(0.25)
     assert allowance.take(0.5)
@@ -20,13 +20,13 @@ def test_a_burst_then_the_rate() -> None:
 
 
 def test_without_a_limit() -> None:
-    allowance = Allowance(math.inf, 0)
+    allowance = TokenBucket(math.inf, 0)
     assert all(allowance.take(now) for now in (0, 0, 1, 1))
 
 
 @given(st.integers(1, 50), st.lists(st.floats(0, 3), max_size=200))
 def test_never_more_than_the_rate_and_a_burst(rate: int, waits: list[float]) -> None:
-    allowance, now, taken = Allowance(rate, 0), 0.0, 0
+    allowance, now, taken = TokenBucket(rate, 0), 0.0, 0
     for wait in waits:
         now += wait
         taken += allowance.take(now)

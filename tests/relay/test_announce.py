@@ -15,7 +15,7 @@ from tests.conftest import Database
 from tests.relay.support import KEY, PATIENCE_S, USER, config, running, token, verifier_of
 from userrealtime_core.auth.errors import Unauthorized
 from userrealtime_core.environment import ConfigError
-from userrealtime_core.registration import AUDIENCE, TYPE, BadAnnouncement, read, sign
+from userrealtime_core.registration import AUDIENCE, TYPE, BadRegistration, read, sign
 from userrealtime_relay.process import registration
 
 OTHER = "another key of this user's that is long"
@@ -76,9 +76,9 @@ def test_what_one_of_the_keys_has_signed_is_read() -> None:
     ],
 )
 def test_anything_else_is_refused(said: str) -> None:
-    with pytest.raises(BadAnnouncement):
+    with pytest.raises(BadRegistration):
         read(said, (KEY,))
-    with pytest.raises(BadAnnouncement):
+    with pytest.raises(BadRegistration):
         read(sign(KEY, "10.0.0.1"), ())
 
 

@@ -22,7 +22,7 @@ from tests.relay.support import NEVER, PATIENCE_S, get, until
 from userrealtime_core.announcer.queue import DOORBELL
 from userrealtime_core.environment import ConfigError
 from userrealtime_core.secret import Secret
-from userrealtime_core.standing import Moved, Standing
+from userrealtime_core.wire.position import LogMoved, LogPosition
 from userrealtime_relay.bridge import server
 from userrealtime_relay.bridge.__main__ import main
 from userrealtime_relay.bridge.config import Config
@@ -44,16 +44,16 @@ async def broker() -> AsyncIterator[LocalBroker]:
 
 
 @asynccontextmanager
-async def hearing(broker: LocalBroker, user: str = "alice") -> AsyncIterator[list[Standing]]:
+async def hearing(broker: LocalBroker, user: str = "alice") -> AsyncIterator[list[LogPosition]]:
     """All that is told of one user."""
-    heard: list[Standing] = []
+    heard: list[LogPosition] = []
     begun = asyncio.Event()
 
     def hear(message: bytes) -> None:
         begun.set()
-        standing = decode(message)
-        if standing is not None:
-            heard.append(standing)
+        position = decode(message)
+        if position is not None:
+            heard.append(position)
 
     task = asyncio.create_task(load(broker.name).subscribe(Secret(broker.url), user, hear))
     try:
@@ -107,9 +107,9 @@ async def test_a_commit_signals_each_user_with_the_newest_head(
     async with hearing(broker) as alice, hearing(broker, "bob") as bob, bridging(migrated.url, broker):
         await say(connection, "alice", "bob", "alice")
         epoch = await connection.fetchval("select epoch from userrealtime.log where user_id = 'alice'")
-        await until(lambda: Standing(2, epoch) in alice and bool(bob))
-        assert max(standing.head for standing in alice) == 2
-        assert max(standing.head for standing in bob) == 1
+        await until(lambda: LogPosition(2, epoch) in alice and bool(bob))
+        assert max(position.head for position in alice) == 2
+        assert max(position.head for position in bob) == 1
 
 
 @pytest.mark.parametrize("leased", [False, True])
@@ -160,11 +160,11 @@ async def test_a_poll_does_not_overwrite_a_newer_signal(migrated: Database, conn
         await until(lambda: poller.connected)
         epoch = await connection.fetchval("select epoch from userrealtime.log where user_id = 'alice'")
         await pending.take(10)
-        pending.add([Moved("alice", Standing(2, epoch))])
+        pending.add([LogMoved("alice", LogPosition(2, epoch))])
         poller.poll_now()
         await until(lambda: len(pending) == 2)
         moved = await pending.take(10)
-        assert {user_id: standing.head for user_id, standing in moved} == {"alice": 2, "bob": 1}
+        assert {user_id: position.head for user_id, position in moved} == {"alice": 2, "bob": 1}
 
 
 async def test_the_heads_of_a_regular_poll_are_spread(migrated: Database, connection: asyncpg.Connection) -> None:
@@ -177,7 +177,7 @@ async def test_the_heads_of_a_regular_poll_are_spread(migrated: Database, connec
         assert len(await pending.take(1000)) == len(users)
         await until(lambda: len(pending) > 0)
         assert len(pending) < len(users)
-        pending.add([Moved(user, Standing(9, "new")) for user in users])
+        pending.add([LogMoved(user, LogPosition(9, "new")) for user in users])
         assert len(await pending.take(1000)) == len(users)
 
 
@@ -204,7 +204,7 @@ async def test_a_lost_connection_to_postgres_loses_nothing(
             assert ended == 2
             await say(connection, "alice")
             await until(lambda number=number: bool(alice) and alice[-1].head == number)  # type: ignore[misc]
-            await until(lambda: bridge.hindrance is None)
+            await until(lambda: bridge.not_ready_reason is None)
 
 
 async def test_what_the_broker_could_not_take_is_told_when_it_can(
@@ -215,7 +215,7 @@ async def test_what_the_broker_could_not_take_is_told_when_it_can(
         await broker.kill()
         for _ in range(3):
             await say(connection, "alice", "bob")
-        await until(lambda: bridge.hindrance == "not connected to the broker")
+        await until(lambda: bridge.not_ready_reason == "not connected to the broker")
         before = await value(bridge, "signals_total")
         await broker.start()
         async with asyncio.timeout(PATIENCE_S):
@@ -235,7 +235,7 @@ async def test_a_forged_notification_has_no_effect(
             await connection.execute("select pg_notify('userrealtime_doorbell', $1)", payload)
         await say(connection, "alice")
         await until(lambda: bool(alice))
-        assert {standing.head for standing in alice} == {1}
+        assert {position.head for position in alice} == {1}
         assert not bridge.working.done()
 
 
@@ -308,7 +308,7 @@ async def test_it_says_how_it_is(migrated: Database, broker: LocalBroker) -> Non
         assert await get(bridge.health_port, "/ready") == (200, '{"status":"ready"}')
         assert await value(bridge, "ready") == 1
         await broker.kill()
-        await until(lambda: bridge.hindrance is not None)
+        await until(lambda: bridge.not_ready_reason is not None)
         status, body = await get(bridge.health_port, "/ready")
         assert (status, json.loads(body)["reason"]) == (503, "not connected to the broker")
 
@@ -374,26 +374,26 @@ def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_an_older_signal_does_not_replace_a_newer_one() -> None:
     pending = Pending()
-    pending.add([Moved("a", Standing(5, "e"))])
-    pending.add([Moved("a", Standing(0, "e"))])
-    assert await pending.take(1) == [Moved("a", Standing(5, "e"))]
-    pending.add([Moved("a", Standing(5, "e")), Moved("a", Standing(1, "of another log"))])
-    assert await pending.take(1) == [Moved("a", Standing(1, "of another log"))]
+    pending.add([LogMoved("a", LogPosition(5, "e"))])
+    pending.add([LogMoved("a", LogPosition(0, "e"))])
+    assert await pending.take(1) == [LogMoved("a", LogPosition(5, "e"))]
+    pending.add([LogMoved("a", LogPosition(5, "e")), LogMoved("a", LogPosition(1, "of another log"))])
+    assert await pending.take(1) == [LogMoved("a", LogPosition(1, "of another log"))]
 
 
 async def test_pending_keeps_the_newest_of_each() -> None:
     pending = Pending(max_users=3)
-    pending.add([Moved(user, Standing(1, "e")) for user in "abcd"])
-    pending.add([Moved("a", Standing(2, "e"))])
+    pending.add([LogMoved(user, LogPosition(1, "e")) for user in "abcd"])
+    pending.add([LogMoved("a", LogPosition(2, "e"))])
     assert (len(pending), pending.dropped) == (3, 1)
     taken = await pending.take(2)
-    assert taken == [Moved("a", Standing(2, "e")), Moved("b", Standing(1, "e"))]
-    pending.add([Moved("a", Standing(3, "e"))])
+    assert taken == [LogMoved("a", LogPosition(2, "e")), LogMoved("b", LogPosition(1, "e"))]
+    pending.add([LogMoved("a", LogPosition(3, "e"))])
     pending.put_back(taken)
     assert await pending.take(10) == [
-        Moved("c", Standing(1, "e")),
-        Moved("a", Standing(3, "e")),
-        Moved("b", Standing(1, "e")),
+        LogMoved("c", LogPosition(1, "e")),
+        LogMoved("a", LogPosition(3, "e")),
+        LogMoved("b", LogPosition(1, "e")),
     ]
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.05):

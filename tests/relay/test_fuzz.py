@@ -15,12 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.relay.support import KEY, USER, config, token, verifier_of
-from userrealtime_core.auth.errors import KeysWanted, Unauthorized
+from userrealtime_core.auth.errors import KeySetStale, Unauthorized
 from userrealtime_core.environment import ConfigError
-from userrealtime_core.wire.connect_request import Code, Opening, Resume
-from userrealtime_core.wire.position import Position
+from userrealtime_core.wire.connect_request import CloseCode, ConnectRequest, Resume
+from userrealtime_core.wire.position import LogState
 from userrealtime_relay.config import Config
-from userrealtime_relay.wire.session import MAX_EARLY, MAX_ERRORS, Question, Session
+from userrealtime_relay.wire.session import MAX_EARLY, MAX_ERRORS, PendingLookup, Session
 
 NO_DATABASE = "postgresql://nobody@127.0.0.1:1/none"
 GOOD = token(life_s=80_000)
@@ -53,7 +53,7 @@ def test_only_the_good_token_is_good(text: str) -> None:
             with contextlib.suppress(Unauthorized):
                 assert verify(text) > 0
         else:
-            with pytest.raises((Unauthorized, KeysWanted)) as raised:
+            with pytest.raises((Unauthorized, KeySetStale)) as raised:
                 verify(text)
             assert raised.value.__cause__ is None
             assert SIGNATURE not in str(raised.value)
@@ -78,7 +78,7 @@ def test_no_signed_content_breaks_it(header: Any, claims: Any) -> None:
     head = part(json.dumps(header).encode()) + b"." + part(json.dumps(claims).encode())
     made = (head + b"." + part(hmac.digest(KEY.encode(), head, hashlib.sha256))).decode()
     for verify in (HS256, EITHER):
-        with contextlib.suppress(Unauthorized, KeysWanted):
+        with contextlib.suppress(Unauthorized, KeySetStale):
             remaining = verify(made)
             assert isinstance(claims, dict)
             assert claims["sub"] == USER
@@ -95,7 +95,7 @@ def test_the_good_token_is_good() -> None:
 
 @given(ANY_TEXT, st.lists(ANY_TEXT | ANY_TEXT.map("Bearer ".__add__)), st.lists(ANY_TEXT), st.lists(ANY_TEXT))
 def test_no_request_breaks_it(query: str, authorization: list[str], cursors: list[str], offered: list[str]) -> None:
-    opening = Opening.parse(
+    opening = ConnectRequest.parse(
         query=query, authorization=authorization, last_event_id=cursors, subprotocols=[*offered, "bearer.last"]
     )
     assert opening.token is not None
@@ -119,21 +119,21 @@ def test_no_message_breaks_a_session(token: str | None, messages: list[str | byt
 
     def verify(token: str) -> float:
         if token == "later" and not (asked and found):
-            raise KeysWanted
+            raise KeySetStale
         if token in ("good", "later"):
             return 100
         raise Unauthorized("wrong")
 
-    session = Session(Opening(token, Resume()), user_id=USER, verify=verify, auth_timeout=10, now=0)
+    session = Session(ConnectRequest(token, Resume()), user_id=USER, verify=verify, auth_timeout=10, now=0)
     said: list[str] = []
     for number, message in enumerate(messages):
         session.receive(message, 1)
         if number >= pause:
-            if session.question is Question.KEYS:
+            if session.question is PendingLookup.KEYS:
                 asked = True
                 session.retry(1)
             while session.question is not None:
-                session.locate(Position(50, 11, "e1"))
+                session.locate(LogState(50, 11, "e1"))
         said += session.take()
     for text in said:
         assert SECRET not in text
@@ -141,7 +141,7 @@ def test_no_message_breaks_a_session(token: str | None, messages: list[str | byt
     assert sum(json.loads(text)["type"] == "error" for text in said) <= MAX_ERRORS
     assert len(session._early) <= MAX_EARLY + 1
     if session.closing is not None:
-        assert session.closing.code in (Code.POLICY_VIOLATION, Code.TRY_LATER)
+        assert session.closing.code in (CloseCode.POLICY_VIOLATION, CloseCode.TRY_LATER)
         assert SECRET not in session.closing.reason
 
 

@@ -40,7 +40,7 @@ from tests.relay.support import (
 )
 from tests.relay.test_auth import GOOD, signed
 from userrealtime_core.auth import jwks
-from userrealtime_core.auth.errors import KeysWanted, Unauthorized
+from userrealtime_core.auth.errors import KeySetStale, Unauthorized
 from userrealtime_core.auth.tokens import TokenVerifier
 
 NO_DATABASE = "postgresql://nobody@127.0.0.1:1/none"
@@ -55,7 +55,7 @@ async def judge(verify: TokenVerifier, token: str) -> float:
     """As a session does: once more, after the keys were asked for."""
     try:
         return verify(token)
-    except KeysWanted:
+    except KeySetStale:
         await verify.refresh()
         return verify(token)
 
@@ -64,7 +64,7 @@ async def judge(verify: TokenVerifier, token: str) -> float:
 async def test_a_token_of_a_published_key_is_good(key: PrivateKey, kid: str | None) -> None:
     async with endpoint(*ALL) as issuer:
         verify = verifier(issuer.url)
-        with pytest.raises(KeysWanted):
+        with pytest.raises(KeySetStale):
             verify(sign(key, kid))
         assert await judge(verify, sign(key, kid)) > 3000
         assert verify(sign(key, kid)) > 3000
@@ -193,7 +193,7 @@ async def test_while_the_endpoint_fails_the_last_keys_stay(failure: str, monkeyp
         assert await judge(verify, sign(RSA, "r")) > 0
         assert elsewhere.requests == []
         # Whether such a key is published cannot be told: not the client's fault.
-        with pytest.raises(KeysWanted):
+        with pytest.raises(KeySetStale):
             await judge(verify, sign(OTHER_RSA, "2"))
 
 
@@ -210,7 +210,7 @@ async def test_an_endpoint_that_does_not_answer_is_given_up(monkeypatch: pytest.
         issuer.silent = True
         verify = verifier(issuer.url)
         async with asyncio.timeout(PATIENCE_S):
-            with pytest.raises(KeysWanted):
+            with pytest.raises(KeySetStale):
                 await judge(verify, sign(RSA, "r"))
         assert len(issuer.requests) == 1
 
@@ -299,12 +299,12 @@ async def test_the_endpoints_certificate_must_be_trusted(tmp_path: Path, monkeyp
     context.load_cert_chain(certificate_for("localhost", certificate))
     async with endpoint(*ALL, context=context) as issuer:
         url = f"https://localhost:{issuer.port}/keys"
-        with pytest.raises(KeysWanted):
+        with pytest.raises(KeySetStale):
             await judge(verifier(url), sign(RSA, "r"))
         assert issuer.requests == []
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
         assert await judge(verifier(url), sign(RSA, "r")) > 0
-        with pytest.raises(KeysWanted):
+        with pytest.raises(KeySetStale):
             await judge(verifier(url.replace("localhost", "127.0.0.1")), sign(RSA, "r"))
 
 

@@ -12,7 +12,7 @@ from tests.conftest import Database
 from tests.relay.http_client import request, stream
 from tests.relay.support import client, config, receive, running
 from userrealtime_core.environment import ConfigError
-from userrealtime_core.wire.cors import ORIGIN, origin_flaw
+from userrealtime_core.wire.cors import ORIGIN, validate_origin
 
 ROOT = Path(__file__).parents[2]
 APP = "https://app.example.com"
@@ -43,7 +43,7 @@ def test_the_chart_and_the_relay_accept_every_origin_of_a_browser(origin: str) -
     schema = json.loads((ROOT / "charts" / "userrealtime" / "values.schema.json").read_text())
     pattern = schema["properties"]["relay"]["properties"]["allowedOrigins"]["items"]["pattern"]
     assert pattern == f"^({ORIGIN})$"
-    assert origin_flaw(origin) is None
+    assert validate_origin(origin) is None
     assert config("postgresql://u@h/d", ALLOWED_ORIGINS=f"{origin},*").allowed_origins == (origin, "*")
 
 

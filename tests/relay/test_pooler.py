@@ -31,7 +31,7 @@ async def test_behind_a_pooler_of_transactions_the_log_is_polled(
     async with pgbouncer(migrated.url, "transaction") as url:
         with caplog.at_level(logging.WARNING, "userrealtime_relay"):
             async with Relay(config(url)) as relay:
-                await until(lambda: relay.hindrance is None)
+                await until(lambda: relay.not_ready_reason is None)
                 async with client(relay) as alice:
                     assert (await receive(alice))["cursor"] == 0
                     for number in range(1, 4):
@@ -52,7 +52,7 @@ async def test_who_asks_for_polling_gets_it_without_a_word(
         pgbouncer(migrated.url, "transaction") as url,
         Relay(config(url, SIGNAL="poll", POLL_INTERVAL="0.1")) as relay,
     ):
-        await until(lambda: relay.hindrance is None)
+        await until(lambda: relay.not_ready_reason is None)
         await publish(connection, 2)
         await until(lambda: relay.tail.ring.head == 2)
     assert caplog.records == []
@@ -63,7 +63,7 @@ async def test_behind_a_pooler_clients_publish(migrated: Database, connection: a
         pgbouncer(migrated.url, "transaction") as url,
         Relay(config(url, SIGNAL="poll", POLL_INTERVAL="0.1")) as relay,
     ):
-        await until(lambda: relay.hindrance is None)
+        await until(lambda: relay.not_ready_reason is None)
         for body, status in ((b'{"ref":"r","event":"e"}', 200), (b'{"ref":"s","event":"e","data":NaN}', 400)):
             for _ in range(2):
                 assert (await request(relay, "/publish", method="POST", body=body)).status == status
@@ -75,7 +75,7 @@ async def test_a_pooler_of_sessions_lets_notifications_through(
     migrated: Database, connection: asyncpg.Connection, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with pgbouncer(migrated.url, "session") as url, Relay(config(url, POLL_INTERVAL=NEVER)) as relay:
-        await until(lambda: relay.hindrance is None)
+        await until(lambda: relay.not_ready_reason is None)
         await publish(connection)
         await until(lambda: relay.tail.ring.head == 1)
     assert caplog.records == []
@@ -105,7 +105,7 @@ async def test_a_relay_may_poll_where_it_could_listen(
     monkeypatch.setattr(choice, "INTERVAL", 0.05)
     monkeypatch.setattr(tail, "POLL_INTERVAL", 600)
     async with Relay(config(migrated.url, SIGNAL="poll")) as relay:
-        await until(lambda: relay.hindrance is None)
+        await until(lambda: relay.not_ready_reason is None)
         await publish(connection)
         await until(lambda: relay.tail.ring.head == 1)
 

@@ -89,7 +89,7 @@ async def test_a_schema_without_it_disturbs_nobody(migrated: Database, connectio
         await connection.execute("select userrealtime.publish($1, 'x')", USER)
         assert (await receive(alice))["type"] == "event"
         await asyncio.sleep(0.5)
-        assert relay.hindrance is None
+        assert relay.not_ready_reason is None
 
 
 async def test_one_user_cannot_fill_the_table(migrated: Database, connection: asyncpg.Connection) -> None:

@@ -167,7 +167,7 @@ async def test_messages_are_repeated_until_they_are_acknowledged(
                     if answer["type"] == "error":
                         assert answer["code"] == "unavailable"
                         errors += 1
-                        await until(lambda: relay.hindrance is None)
+                        await until(lambda: relay.not_ready_reason is None)
         await disturbing
         assert [row[2] for row in await inbox(connection)] == [f"r{number}" for number in range(100)]
         assert await metric(relay, 'submissions_total{outcome="unavailable"}') == errors

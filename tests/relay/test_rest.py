@@ -14,7 +14,7 @@ from tests.relay.brokers import bridging, make_broker
 from tests.relay.http_client import request
 from tests.relay.pgbouncer import pgbouncer
 from tests.relay.support import NEVER, PATIENCE_S, USER, client, metric, publish, receive, receive_ids, running, until
-from userrealtime_core.standing import Standing
+from userrealtime_core.wire.position import LogPosition
 from userrealtime_relay.delivery import presence, tail
 from userrealtime_relay.server import Relay
 
@@ -54,7 +54,7 @@ async def test_what_is_not_used_is_closed_and_opened_by_a_signal(
         assert (await receive(alice))["cursor"] == 0
         for number in range(1, 4):
             await resting(relay, connection)
-            assert relay.hindrance is None
+            assert relay.not_ready_reason is None
             await publish(connection)
             assert await receive_ids(alice, number) == [number]
 
@@ -138,18 +138,18 @@ async def test_a_database_that_goes_while_the_relay_rests(own_server: Database, 
         await resting(relay, admin)
         await admin.close()
         await asyncio.to_thread(own_server.server.stop)
-        assert relay.hindrance is None
+        assert relay.not_ready_reason is None
         answer = await request(relay, "/publish", method="POST", body=b'{"ref":"r","event":"e"}')
         assert answer.status == 503
-        assert relay.hindrance == "not connected to Postgres"
+        assert relay.not_ready_reason == "not connected to Postgres"
         await asyncio.to_thread(own_server.server.start)
-        await until(lambda: relay.hindrance is None)
+        await until(lambda: relay.not_ready_reason is None)
 
 
 async def test_forged_signals_put_the_poll_off_no_further_than_a_limit(
     migrated: Database, connection: asyncpg.Connection, broker: LocalBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A broker that repeats an old standing, or the present one, does not withhold an event."""
+    """A broker that repeats an old position, or the present one, does not withhold an event."""
     monkeypatch.setattr(presence, "HEARTBEAT", 600)
     await publish(connection, 2)
     variables = {**broker.variables, "DATABASE_IDLE_AFTER": "0", "POLL_INTERVAL": "0.2"}
@@ -160,8 +160,8 @@ async def test_forged_signals_put_the_poll_off_no_further_than_a_limit(
         await publish(connection)
         async with asyncio.timeout(PATIENCE_S):
             while relay.tail.ring.head < 3:
-                relay.tail.hear(Standing(0, epoch))
-                relay.tail.hear(Standing(2, epoch))
+                relay.tail.on_signal(LogPosition(0, epoch))
+                relay.tail.on_signal(LogPosition(2, epoch))
                 await asyncio.sleep(0.01)
 
 
@@ -172,16 +172,16 @@ async def test_only_news_wakes(migrated: Database, connection: asyncpg.Connectio
         epoch = relay.tail.position.epoch
         assert epoch is not None
         before = await metric(relay, "log_connections_total")
-        for standing in (Standing(3, epoch), Standing(2, epoch), Standing(3, epoch)):
-            relay.tail.hear(standing)
+        for position in (LogPosition(3, epoch), LogPosition(2, epoch), LogPosition(3, epoch)):
+            relay.tail.on_signal(position)
         await asyncio.sleep(0.3)
         assert await metric(relay, "log_connections_total") == before
-        relay.tail.hear(None)
-        relay.tail.hear(Standing(3, epoch))  # before it was time to look
-        await asyncio.sleep(tail.SPREAD_S + 0.3)
+        relay.tail.on_signal(None)
+        relay.tail.on_signal(LogPosition(3, epoch))  # before it was time to look
+        await asyncio.sleep(tail.RESUME_JITTER_S + 0.3)
         assert await metric(relay, "log_connections_total") == before
-        for news in (Standing(4, epoch), Standing(1, "of another log"), None):
-            relay.tail.hear(news)
+        for news in (LogPosition(4, epoch), LogPosition(1, "of another log"), None):
+            relay.tail.on_signal(news)
             async with asyncio.timeout(PATIENCE_S):
                 while await metric(relay, "log_connections_total") == before:
                     await asyncio.sleep(0.02)

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from userrealtime_core.auth.errors import KeysWanted, Unauthorized
-from userrealtime_core.wire.connect_request import Code, Opening, Resume
-from userrealtime_core.wire.position import Position
-from userrealtime_relay.wire.session import MAX_EARLY, MAX_ERRORS, UNAUTHORIZED, Closing, Question, Session
+from userrealtime_core.auth.errors import KeySetStale, Unauthorized
+from userrealtime_core.wire.connect_request import CloseCode, ConnectRequest, Resume
+from userrealtime_core.wire.position import LogState
+from userrealtime_relay.wire.session import MAX_EARLY, MAX_ERRORS, UNAUTHORIZED, CloseFrame, PendingLookup, Session
 from userrealtime_relay.wire.submission import Refused, Submission, Unavailable
 
-LOG = Position(head=50, earliest=11, epoch="e1")
+LOG = LogState(head=50, earliest=11, epoch="e1")
 
 
 def verify(token: str) -> float:
@@ -31,14 +31,14 @@ def session(
     resume: Resume | None = Resume(),  # noqa: B008
     now: float = 0,
 ) -> Session:
-    return Session(Opening(token, resume), user_id="alice", verify=verify, auth_timeout=10, now=now)
+    return Session(ConnectRequest(token, resume), user_id="alice", verify=verify, auth_timeout=10, now=now)
 
 
 def said(session: Session) -> list[dict[str, Any]]:
     return [json.loads(message) for message in session.take()]
 
 
-def opened(resume: Resume | None = Resume(), position: Position = LOG) -> Session:  # noqa: B008
+def opened(resume: Resume | None = Resume(), position: LogState = LOG) -> Session:  # noqa: B008
     """A session that is located, its first messages taken."""
     made = session(resume=resume)
     made.locate(position)
@@ -49,8 +49,10 @@ def opened(resume: Resume | None = Resume(), position: Position = LOG) -> Sessio
 # --- the opening request
 
 
-def opening(query: str = "", authorization: str = "", last_event_id: str = "", subprotocols: str = "") -> Opening:
-    return Opening.parse(
+def opening(
+    query: str = "", authorization: str = "", last_event_id: str = "", subprotocols: str = ""
+) -> ConnectRequest:
+    return ConnectRequest.parse(
         query=query,
         authorization=[authorization] if authorization else [],
         last_event_id=[last_event_id] if last_event_id else [],
@@ -59,7 +61,7 @@ def opening(query: str = "", authorization: str = "", last_event_id: str = "", s
 
 
 def test_a_request_may_say_nothing() -> None:
-    assert opening() == Opening(None, Resume())
+    assert opening() == ConnectRequest(None, Resume())
 
 
 @pytest.mark.parametrize(
@@ -81,9 +83,9 @@ def test_where_a_token_is_looked_for(given: dict[str, str], token: str | None) -
 
 def test_a_token_in_the_url_only_where_it_is_switched_on_and_after_all_others() -> None:
     for header, token in ([], "u"), (["Bearer h"], "h"), (["Basic b"], ""):
-        parsed = Opening.parse(query="token=u", authorization=header, last_event_id=[], query_token=True)
+        parsed = ConnectRequest.parse(query="token=u", authorization=header, last_event_id=[], query_token=True)
         assert parsed.token == token
-    assert Opening.parse(query="token=u", authorization=[], last_event_id=[]).token is None
+    assert ConnectRequest.parse(query="token=u", authorization=[], last_event_id=[]).token is None
 
 
 @pytest.mark.parametrize(
@@ -138,7 +140,7 @@ def test_a_token_in_the_request_opens_the_session() -> None:
     made = session("100", now=5)
     assert made.authenticated
     assert made.deadline == 105
-    assert made.question is Question.POSITION
+    assert made.question is PendingLookup.POSITION
     assert said(made) == []
 
 
@@ -153,7 +155,7 @@ def test_a_wrong_token_in_the_request_is_final(token: str) -> None:
 def test_a_token_may_be_the_first_message() -> None:
     made = session(None)
     made.receive('{"type":"auth","token":"100"}', 3)
-    assert (made.authenticated, made.deadline, made.question) == (True, 103, Question.POSITION)
+    assert (made.authenticated, made.deadline, made.question) == (True, 103, PendingLookup.POSITION)
 
 
 @pytest.mark.parametrize(
@@ -189,7 +191,7 @@ def test_a_token_expires() -> None:
     made.tick(99.9)
     assert made.closing is None
     made.tick(100)
-    assert made.closing == Closing(Code.TOKEN_EXPIRED, "Token expired")
+    assert made.closing == CloseFrame(CloseCode.TOKEN_EXPIRED, "Token expired")
 
 
 def test_a_cursor_that_is_none_closes_once_the_token_is_known_to_be_good() -> None:
@@ -197,7 +199,7 @@ def test_a_cursor_that_is_none_closes_once_the_token_is_known_to_be_good() -> No
     assert made.closing is None
     made.receive('{"type":"auth","token":"100"}', 1)
     assert made.closing is not None
-    assert made.closing.code == Code.POLICY_VIOLATION
+    assert made.closing.code == CloseCode.POLICY_VIOLATION
     assert "last_event_id" in made.closing.reason
     assert session("bad", resume=None).closing == UNAUTHORIZED
 
@@ -243,14 +245,14 @@ def test_a_cursor_that_the_log_has_not_is_reset_to_the_head(resume: Resume, reas
 def test_the_log_is_asked_before_a_client_is_called_ahead(resume: Resume) -> None:
     made = session(resume=resume)
     assert made.locate(LOG) is None
-    assert [made.question, said(made)] == [Question.FRESH_POSITION, []]
-    assert made.locate(Position(60, 11, resume.epoch or "e1")) is None
+    assert [made.question, said(made)] == [PendingLookup.FRESH_POSITION, []]
+    assert made.locate(LogState(60, 11, resume.epoch or "e1")) is None
     assert (made.question, made.cursor) == (None, resume.cursor)
 
 
 def test_before_the_first_event_there_is_no_epoch() -> None:
     made = session(resume=Resume(0))
-    assert made.locate(Position(0, 1, None)) is None
+    assert made.locate(LogState(0, 1, None)) is None
     assert said(made) == [{"type": "connected", "userId": "alice", "cursor": 0, "epoch": None, "earliest": 1}]
 
 
@@ -258,11 +260,11 @@ def test_a_message_moves_the_cursor_at_any_time() -> None:
     made = opened()
     made.cursor = 70  # after events
     made.receive('{"type":"resume","lastEventId":30,"epoch":"e1"}', 1)
-    assert made.question is Question.POSITION
-    made.locate(Position(70, 11, "e1"))
+    assert made.question is PendingLookup.POSITION
+    made.locate(LogState(70, 11, "e1"))
     assert (made.cursor, said(made)) == (30, [])
     made.receive('{"type":"resume","lastEventId":3}', 1)
-    assert made.locate(Position(70, 11, "e1")) == "too-old"
+    assert made.locate(LogState(70, 11, "e1")) == "too-old"
     assert said(made) == [{"type": "reset", "reason": "too-old", "cursor": 70, "epoch": "e1", "earliest": 11}]
 
 
@@ -275,8 +277,8 @@ def test_a_message_that_comes_before_the_log_is_known_decides() -> None:
 
 def test_another_log_resets() -> None:
     made = opened(Resume(20))
-    assert made.lose(Position(3, 1, "e2")) == "epoch"
-    assert made.lose(Position(2, 1, "e2")) == "ahead"
+    assert made.reset_to_new_log(LogState(3, 1, "e2")) == "epoch"
+    assert made.reset_to_new_log(LogState(2, 1, "e2")) == "ahead"
     assert made.cursor == 2
     assert said(made) == [
         {"type": "reset", "reason": "epoch", "cursor": 3, "epoch": "e2", "earliest": 1},
@@ -330,7 +332,7 @@ def test_too_many_wrong_messages_close() -> None:
         made.receive("x", 1)
     assert made.closing is None
     made.receive("x", 1)
-    assert made.closing == Closing(Code.POLICY_VIOLATION, "Too many errors")
+    assert made.closing == CloseFrame(CloseCode.POLICY_VIOLATION, "Too many errors")
     assert len(said(made)) == MAX_ERRORS
     made.receive("x", 1)
     assert said(made) == []
@@ -338,10 +340,10 @@ def test_too_many_wrong_messages_close() -> None:
 
 def test_the_first_reason_to_close_stays() -> None:
     made = opened()
-    made.shut(Code.RESTARTING, "first")
-    made.shut(Code.TOO_SLOW, "second")
+    made.close(CloseCode.RESTARTING, "first")
+    made.close(CloseCode.TOO_SLOW, "second")
     made.tick(1000)
-    assert made.closing == Closing(Code.RESTARTING, "first")
+    assert made.closing == CloseFrame(CloseCode.RESTARTING, "first")
 
 
 # --- whatever comes
@@ -366,7 +368,7 @@ messages = (
 def test_whatever_a_client_says_its_cursor_is_one_the_log_has(
     heard: list[str | bytes], head: int, earliest: int, authenticated: bool
 ) -> None:
-    position = Position(head, min(earliest, head + 1), "e1")
+    position = LogState(head, min(earliest, head + 1), "e1")
     made = session("100" if authenticated else None)
     sent: list[dict[str, Any]] = []
     for message in heard:
@@ -389,12 +391,12 @@ def test_what_is_published_is_settled_then_answered() -> None:
     made.receive('{"type":"publish","ref":"r1","event":"note","data":{"a":[1,"ü"]}}', 1)
     assert made.submissions.pop(0) == Submission("r1", "note", '{"a":[1,"\\u00fc"]}')
     assert said(made) == []
-    made.settle("r1", 7)
+    made.acknowledge("r1", 7)
     assert said(made) == [{"type": "ack", "ref": "r1", "id": 7}]
     for outcome, code in ((Refused("no"), "refused"), (Unavailable("no"), "unavailable")):
         made.receive('{"type":"publish","ref":"r2","event":"note"}', 1)
         assert made.submissions.pop(0) == Submission("r2", "note", "{}")
-        made.settle("r2", outcome)
+        made.acknowledge("r2", outcome)
         assert said(made) == [{"type": "error", "code": code, "message": "no", "ref": "r2"}]
 
 
@@ -447,7 +449,7 @@ def test_a_token_is_renewed() -> None:
     made.tick(100)
     assert made.closing is None
     made.tick(590)
-    assert made.closing == Closing(Code.TOKEN_EXPIRED, "Token expired")
+    assert made.closing == CloseFrame(CloseCode.TOKEN_EXPIRED, "Token expired")
 
 
 @pytest.mark.parametrize("token", ["nonsense", None, 1])
@@ -458,14 +460,14 @@ def test_a_renewal_that_is_none_closes(token: object) -> None:
 
 
 def test_too_many_messages_close() -> None:
-    opening = Opening("100", Resume())
+    opening = ConnectRequest("100", Resume())
     made = Session(opening, user_id="alice", verify=verify, auth_timeout=10, now=0, messages_per_second=2)
     made.locate(LOG)
     for now in (0, 0, 1, 1):
         made.receive('{"type":"resume","lastEventId":20}', now)
         assert made.closing is None
     made.receive('{"type":"resume","lastEventId":20}', 1)
-    assert made.closing == Closing(Code.TRY_LATER, "Too many messages")
+    assert made.closing == CloseFrame(CloseCode.TRY_LATER, "Too many messages")
 
 
 # --- keys that must be asked for
@@ -479,13 +481,13 @@ class Keys:
 
     def __call__(self, token: str) -> float:
         if not self.there:
-            raise KeysWanted
+            raise KeySetStale
         return verify(token)
 
 
 def waiting(keys: Keys, token: str = "100") -> Session:  # noqa: S107
-    made = Session(Opening(token, Resume()), user_id="alice", verify=keys, auth_timeout=10, now=0)
-    assert made.question is Question.KEYS
+    made = Session(ConnectRequest(token, Resume()), user_id="alice", verify=keys, auth_timeout=10, now=0)
+    assert made.question is PendingLookup.KEYS
     assert not made.authenticated
     return made
 
@@ -496,7 +498,7 @@ def test_a_token_may_wait_for_its_key() -> None:
     assert alice.take() == []
     keys.there = True
     alice.retry(5)
-    assert (alice.authenticated, alice.deadline, alice.question) == (True, 105, Question.POSITION)
+    assert (alice.authenticated, alice.deadline, alice.question) == (True, 105, PendingLookup.POSITION)
 
 
 def test_what_a_client_says_meanwhile_waits_with_it() -> None:
@@ -525,7 +527,7 @@ def test_what_a_client_publishes_meanwhile_waits_with_it() -> None:
 def test_a_renewal_may_wait_for_its_key_and_the_old_token_stays() -> None:
     keys = Keys()
     keys.there = True
-    alice = Session(Opening("100", Resume()), user_id="alice", verify=keys, auth_timeout=10, now=0)
+    alice = Session(ConnectRequest("100", Resume()), user_id="alice", verify=keys, auth_timeout=10, now=0)
     alice.locate(LOG)
     alice.take()
     keys.there = False
@@ -547,7 +549,7 @@ def test_a_client_may_not_say_much_meanwhile() -> None:
         alice.receive('{"type":"resume","lastEventId":20}', 1)
     assert alice.closing is None
     alice.receive("{}", 1)
-    assert alice.closing == Closing(Code.POLICY_VIOLATION, "Too many messages before being authenticated")
+    assert alice.closing == CloseFrame(CloseCode.POLICY_VIOLATION, "Too many messages before being authenticated")
     alice.retry(5)
     assert not alice.authenticated
 
@@ -555,7 +557,7 @@ def test_a_client_may_not_say_much_meanwhile() -> None:
 def test_without_keys_it_is_not_the_clients_fault() -> None:
     alice = waiting(Keys())
     alice.retry(5)
-    assert alice.closing == Closing(Code.TRY_LATER, "Keys of tokens unavailable")
+    assert alice.closing == CloseFrame(CloseCode.TRY_LATER, "Keys of tokens unavailable")
     assert alice.question is None
 
 

@@ -1,4 +1,4 @@
-"""Relays that hear of events from a real broker, to which a bridge tells them."""
+"""Relays that on_message of events from a real broker, to which a bridge tells them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.conftest import Database
 from tests.relay.brokers import PASSWORD, bridging, following, make_broker
 from tests.relay.support import NEVER, PATIENCE_S, metric, publish, receive_ids, running, until
 from userrealtime_core.secret import Secret
-from userrealtime_core.standing import Moved, Standing
+from userrealtime_core.wire.position import LogMoved, LogPosition
 from userrealtime_relay.notify import Unreachable, decode, encode
 from userrealtime_relay.notify.broker import load
 
@@ -34,9 +34,9 @@ async def test_each_hears_of_one_user_and_of_no_other(broker: LocalBroker, user:
     try:
         await until(lambda: heard == [b""] or subscription.done())
         async with module.publishing(url) as tell:
-            await tell([Moved("somebody else", Standing(1, "e")), Moved(user, Standing(2, "e"))])
-            await tell([Moved(user + "x"[:253], Standing(3, "e"))])
-            await tell([Moved(user, Standing(4, "e"))])
+            await tell([LogMoved("somebody else", LogPosition(1, "e")), LogMoved(user, LogPosition(2, "e"))])
+            await tell([LogMoved(user + "x"[:253], LogPosition(3, "e"))])
+            await tell([LogMoved(user, LogPosition(4, "e"))])
         await until(lambda: b"4 e" in heard or subscription.done())
         assert heard == [b"", b"2 e", b"4 e"]
     finally:
@@ -53,7 +53,7 @@ async def test_events_arrive_while_the_broker_is_killed_and_comes_back(
         assert await receive_ids(alice, 3) == [1, 2, 3]
         await broker.kill()
         await publish(connection, 3)
-        assert relay.hindrance is None  # it can do without: events are only later
+        assert relay.not_ready_reason is None  # it can do without: events are only later
         await broker.start()
         await publish(connection, 3)
         assert await receive_ids(alice, 9) == [4, 5, 6, 7, 8, 9]
@@ -81,7 +81,7 @@ async def test_a_cancellation_that_the_client_of_nats_swallows_is_not_lost(monke
 @pytest.mark.parametrize("name", BROKERS)
 async def test_a_password_may_hold_anything(name: str) -> None:
     async with make_broker(name, "p/a:s%s@w#o,rd?") as broker, load(name).publishing(Secret(broker.url)) as tell:
-        await tell([Moved("alice", Standing(1, "e"))])
+        await tell([LogMoved("alice", LogPosition(1, "e"))])
 
 
 async def test_a_wrong_password_is_told_without_one(broker: LocalBroker) -> None:
@@ -106,7 +106,7 @@ async def test_a_broker_that_is_not_there_is_told(name: str) -> None:
 
 
 def test_what_is_encoded_is_decoded_and_nothing_else() -> None:
-    assert decode(encode(Standing(42, "an epoch"))) == Standing(42, "an epoch")
+    assert decode(encode(LogPosition(42, "an epoch"))) == LogPosition(42, "an epoch")
     for message in (b"", b" e", b"x e", b"-1 e", b"1" * 20 + b" e", b"\xff\xfe", "\u0661 e".encode()):
         assert decode(message) is None
 

@@ -12,7 +12,7 @@ import pytest
 
 from tests.relay.support import PATIENCE_S, until
 from userrealtime_core.secret import Secret
-from userrealtime_core.standing import Moved, Standing
+from userrealtime_core.wire.position import LogMoved, LogPosition
 from userrealtime_relay.notify import Unreachable, redis
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -106,7 +106,7 @@ async def test_a_server_that_falls_silent_is_given_up(monkeypatch: pytest.Monkey
         assert b"PING" in b"".join(said)
         with pytest.raises(Unreachable):
             async with redis.publishing(url) as publish:
-                await publish([Moved("alice", Standing(1, "e"))])
+                await publish([LogMoved("alice", LogPosition(1, "e"))])
 
 
 async def test_the_next_server_is_taken_if_the_first_is_away() -> None:

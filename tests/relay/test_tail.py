@@ -11,17 +11,16 @@ import pytest
 
 from tests.conftest import Database
 from tests.relay.support import NEVER, PATIENCE_S, config, publish, terminate, until
-from userrealtime_core.standing import Standing
-from userrealtime_core.wire.position import Position
+from userrealtime_core.wire.position import LogPosition, LogState
 from userrealtime_relay.delivery.tail import PAGE_EVENTS, Tail
 from userrealtime_relay.log.log import Log, Page
 from userrealtime_relay.metrics import Metrics
-from userrealtime_relay.notify import Signal, Wake
+from userrealtime_relay.notify import Notifier, Notify
 from userrealtime_relay.notify.listen import listen
 
 
 @asynccontextmanager
-async def following(url: str, signal: Signal = listen, **changes: str) -> AsyncIterator[Tail]:
+async def following(url: str, signal: Notifier = listen, **changes: str) -> AsyncIterator[Tail]:
     tail = Tail(config(url, **changes), signal, Metrics())
     task = asyncio.create_task(tail.run())
     try:
@@ -33,13 +32,13 @@ async def following(url: str, signal: Signal = listen, **changes: str) -> AsyncI
 
 
 @asynccontextmanager
-async def deaf(_log: Log, _channel: str, _wake: Wake) -> AsyncIterator[None]:
+async def deaf(_log: Log, _channel: str, _wake: Notify) -> AsyncIterator[None]:
     """A signal that is always lost."""
     yield
 
 
 @asynccontextmanager
-async def noisy(log: Log, channel: str, wake: Wake) -> AsyncIterator[None]:
+async def noisy(log: Log, channel: str, wake: Notify) -> AsyncIterator[None]:
     """A signal that comes all the time, mostly for nothing."""
 
     async def make_noise() -> None:
@@ -58,8 +57,8 @@ async def noisy(log: Log, channel: str, wake: Wake) -> AsyncIterator[None]:
 async def test_the_ring_begins_at_the_head_and_follows(migrated: Database, connection: asyncpg.Connection) -> None:
     await publish(connection, 3)
     async with following(migrated.url, POLL_INTERVAL=NEVER) as tail:
-        assert tail.hindrance == "not connected to Postgres"
-        await until(lambda: tail.hindrance is None)
+        assert tail.not_ready_reason == "not connected to Postgres"
+        await until(lambda: tail.not_ready_reason is None)
         assert (tail.ring.head, len(tail.ring)) == (3, 0)
         await publish(connection, 2)
         await until(lambda: tail.ring.head == 5)
@@ -69,7 +68,7 @@ async def test_the_ring_begins_at_the_head_and_follows(migrated: Database, conne
 
 async def test_many_pages_are_read(migrated: Database, connection: asyncpg.Connection) -> None:
     async with following(migrated.url, POLL_INTERVAL=NEVER, RING_EVENTS="10000") as tail:
-        await until(lambda: tail.hindrance is None)
+        await until(lambda: tail.not_ready_reason is None)
         await publish(connection, 2 * PAGE_EVENTS + 1)
         await until(lambda: tail.ring.head == 2 * PAGE_EVENTS + 1)
         await publish(connection, 9, size=200_000)
@@ -91,22 +90,22 @@ async def test_what_a_broker_tells_of_is_read(
     await publish(connection, 3)
     epoch = await connection.fetchval("select epoch from userrealtime.log")
     async with following(migrated.url, deaf, POLL_INTERVAL=NEVER) as tail:
-        await until(lambda: tail.hindrance is None)
+        await until(lambda: tail.not_ready_reason is None)
         read.clear()
         for head in (4, 5):
             await publish(connection)
             for _ in range(3):
-                tail.hear(Standing(head, epoch))
+                tail.on_signal(LogPosition(head, epoch))
             await until(lambda head=head: tail.ring.head == head)  # type: ignore[misc]
         assert (len(tail.ring), read) == (2, [])
         await publish(connection, 3)
-        tail.hear(Standing(8, epoch))  # of 6 and 7 nothing was heard
+        tail.on_signal(LogPosition(8, epoch))  # of 6 and 7 nothing was heard
         await until(lambda: tail.ring.head == 8)
         assert read == [5]
         # Told of, and gone: what came after it is there all the same.
         await publish(connection, 2)
         await connection.execute("delete from userrealtime.event where id = 9")
-        tail.hear(Standing(9, epoch))
+        tail.on_signal(LogPosition(9, epoch))
         await until(lambda: tail.ring.head == 10)
         assert read == [5, 8]
         assert len(tail.ring) == 1
@@ -114,9 +113,9 @@ async def test_what_a_broker_tells_of_is_read(
 
 async def test_the_first_event_of_a_user_brings_the_epoch(migrated: Database, connection: asyncpg.Connection) -> None:
     async with following(migrated.url, POLL_INTERVAL=NEVER) as tail:
-        await until(lambda: tail.hindrance is None)
+        await until(lambda: tail.not_ready_reason is None)
         ring = tail.ring
-        assert tail.position == Position(0, 1, None)
+        assert tail.position == LogState(0, 1, None)
         await publish(connection)
         await until(lambda: tail.position.epoch is not None)
         assert tail.ring is ring
@@ -125,7 +124,7 @@ async def test_the_first_event_of_a_user_brings_the_epoch(migrated: Database, co
 
 async def test_lost_signals_are_made_up_for_by_the_poll(migrated: Database, connection: asyncpg.Connection) -> None:
     async with following(migrated.url, deaf, POLL_INTERVAL="0.2") as tail:
-        await until(lambda: tail.hindrance is None)
+        await until(lambda: tail.not_ready_reason is None)
         for number in range(1, 4):
             await publish(connection)
             await until(lambda number=number: tail.ring.head == number)  # type: ignore[misc]
@@ -134,7 +133,7 @@ async def test_lost_signals_are_made_up_for_by_the_poll(migrated: Database, conn
 async def test_rows_without_a_notification_are_found(migrated: Database, connection: asyncpg.Connection) -> None:
     await publish(connection)
     async with following(migrated.url, POLL_INTERVAL="0.2") as tail:
-        await until(lambda: tail.hindrance is None)
+        await until(lambda: tail.not_ready_reason is None)
         async with connection.transaction():
             await connection.execute("update userrealtime.log set head = 2")
             await connection.execute("insert into userrealtime.event values ('alice', 2, 'silent', now(), '{}')")
@@ -143,7 +142,7 @@ async def test_rows_without_a_notification_are_found(migrated: Database, connect
 
 async def test_needless_signals_change_nothing(migrated: Database, connection: asyncpg.Connection) -> None:
     async with following(migrated.url, noisy, POLL_INTERVAL="0.1") as tail:
-        await until(lambda: tail.hindrance is None)
+        await until(lambda: tail.not_ready_reason is None)
         for _ in range(20):
             await publish(connection, 3)
         await until(lambda: tail.ring.head == 60)
@@ -152,7 +151,7 @@ async def test_needless_signals_change_nothing(migrated: Database, connection: a
 
 async def test_a_lost_connection_loses_nothing(migrated: Database, connection: asyncpg.Connection) -> None:
     async with following(migrated.url, POLL_INTERVAL=NEVER, RING_EVENTS="100000") as tail:
-        await until(lambda: tail.hindrance is None)
+        await until(lambda: tail.not_ready_reason is None)
         ring = tail.ring
         ended = published = 0
         async with asyncio.timeout(PATIENCE_S):
@@ -173,32 +172,32 @@ async def test_a_postgres_that_is_away_is_waited_for(own_server: Database) -> No
         page = asyncio.create_task(tail.page(0, 1000))
         place = asyncio.create_task(tail.locate())
         await asyncio.sleep(0.5)
-        assert (tail.located, tail.hindrance) == (False, "not connected to Postgres")
+        assert (tail.located, tail.not_ready_reason) == (False, "not connected to Postgres")
         await asyncio.to_thread(own_server.server.start)
         async with asyncio.timeout(PATIENCE_S * 2):
             assert not await page
             await place
         assert tail.located
-        await until(lambda: tail.hindrance is None)
+        await until(lambda: tail.not_ready_reason is None)
 
 
 async def test_another_epoch_makes_another_ring(migrated: Database, connection: asyncpg.Connection) -> None:
     await publish(connection, 3)
     async with following(migrated.url, POLL_INTERVAL="0.2") as tail:
-        await until(lambda: tail.hindrance is None)
+        await until(lambda: tail.not_ready_reason is None)
         ring = tail.ring
         changed = asyncio.Event()
         tail.call_once(changed.set)
         await connection.execute("update userrealtime.log set epoch = 'restored'")
         await until(lambda: tail.ring is not ring)
         assert changed.is_set()
-        assert tail.position == Position(3, 1, "restored")
+        assert tail.position == LogState(3, 1, "restored")
 
 
 async def test_a_log_that_is_shorter_makes_another_ring(migrated: Database, connection: asyncpg.Connection) -> None:
     await publish(connection, 3)
     async with following(migrated.url, POLL_INTERVAL="0.2") as tail:
-        await until(lambda: tail.hindrance is None)
+        await until(lambda: tail.not_ready_reason is None)
         ring = tail.ring
         async with connection.transaction():
             await connection.execute("update userrealtime.log set head = 2")
@@ -210,17 +209,17 @@ async def test_a_log_that_is_shorter_makes_another_ring(migrated: Database, conn
 async def test_a_log_that_is_gone_makes_another_ring(migrated: Database, connection: asyncpg.Connection) -> None:
     await publish(connection, 3)
     async with following(migrated.url, POLL_INTERVAL="0.2") as tail:
-        await until(lambda: tail.hindrance is None)
+        await until(lambda: tail.not_ready_reason is None)
         ring = tail.ring
         await connection.execute("truncate userrealtime.log, userrealtime.event")
         await until(lambda: tail.ring is not ring)
-        assert tail.position == Position(0, 1, None)
+        assert tail.position == LogState(0, 1, None)
 
 
 async def test_what_the_log_let_go_of_meanwhile_is_skipped(migrated: Database, connection: asyncpg.Connection) -> None:
     await publish(connection, 3)
     async with following(migrated.url, deaf, POLL_INTERVAL="0.5") as tail:
-        await until(lambda: tail.hindrance is None)
+        await until(lambda: tail.not_ready_reason is None)
         ring = tail.ring
         async with connection.transaction():
             await publish(connection, 5)
@@ -234,7 +233,7 @@ async def test_what_the_log_let_go_of_meanwhile_is_skipped(migrated: Database, c
 async def test_asking_where_the_log_stands_is_a_signal_too(migrated: Database, connection: asyncpg.Connection) -> None:
     await publish(connection, 3)
     async with following(migrated.url, deaf, POLL_INTERVAL=NEVER) as tail:
-        await until(lambda: tail.hindrance is None)
+        await until(lambda: tail.not_ready_reason is None)
         await publish(connection, 2)
         await tail.locate()
         assert tail.position.head == 5
@@ -249,7 +248,7 @@ async def test_asking_where_the_log_stands_is_a_signal_too(migrated: Database, c
 
 async def test_who_forgets_is_not_called(migrated: Database, connection: asyncpg.Connection) -> None:
     async with following(migrated.url, POLL_INTERVAL=NEVER) as tail:
-        await until(lambda: tail.hindrance is None)
+        await until(lambda: tail.not_ready_reason is None)
         kept, forgotten = asyncio.Event(), asyncio.Event()
         tail.call_once(kept.set)
         tail.call_once(forgotten.set)

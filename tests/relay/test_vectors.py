@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from userrealtime_core.auth.errors import Unauthorized
-from userrealtime_core.wire.connect_request import Opening
-from userrealtime_core.wire.position import Position
+from userrealtime_core.wire.connect_request import ConnectRequest
+from userrealtime_core.wire.position import LogState
 from userrealtime_relay.wire.frames import encode_events, payloads
 from userrealtime_relay.wire.session import Session
 from userrealtime_relay.wire.submission import Refused, Unavailable
@@ -28,7 +28,7 @@ def verify(token: str) -> float:
 
 
 def opened(opening: dict[str, Any]) -> Session:
-    parsed = Opening.parse(
+    parsed = ConnectRequest.parse(
         query=opening.get("query", ""),
         authorization=[opening["authorization"]] if "authorization" in opening else [],
         last_event_id=[opening["lastEventId"]] if "lastEventId" in opening else [],
@@ -38,13 +38,13 @@ def opened(opening: dict[str, Any]) -> Session:
     return Session(parsed, user_id="alice", verify=verify, auth_timeout=10, now=0, messages_per_second=per_second)
 
 
-def settle(session: Session, position: Position, stores: dict[str, Any]) -> None:
+def settle(session: Session, position: LogState, stores: dict[str, Any]) -> None:
     """Answer what the session asks, as a transport would."""
     while session.question is not None:
         session.locate(position)
     for submission in session.submissions:
         outcome = stores.get("id") or (Refused("no") if "refused" in stores else Unavailable("away"))
-        session.settle(submission.ref, outcome)
+        session.acknowledge(submission.ref, outcome)
     session.submissions.clear()
 
 
@@ -60,7 +60,7 @@ def check(session: Session, wanted: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("case", VECTORS["cases"], ids=lambda case: case["name"])
 def test_vector(case: dict[str, Any]) -> None:
-    position = Position(**case["log"])
+    position = LogState(**case["log"])
     session = opened(case["opening"])
     settle(session, position, {})
     check(session, case["then"])
@@ -73,7 +73,7 @@ def test_vector(case: dict[str, Any]) -> None:
             case {"ticks": _}:
                 session.tick(step["at"])
             case {"finds": log}:
-                session.lose(Position(**log))
+                session.reset_to_new_log(LogState(**log))
             case _:
                 pytest.fail(f"a step that is not known: {step}")
         settle(session, position, step.get("stores", {}))

@@ -317,7 +317,7 @@ async def test_a_restart_of_postgres_loses_nothing(own_server: Database) -> None
         await connection.close()
         assert await receive_ids(alice, 10) == list(range(1, 11))
         await asyncio.to_thread(own_server.server.stop)
-        await until(lambda: relay.hindrance is not None)
+        await until(lambda: relay.not_ready_reason is not None)
         # Neither a client that needs the log nor one that does not is sent away meanwhile.
         async with client(relay, last_event_id=2) as behind, client(relay, last_event_id=8) as near:
             assert (await receive(behind))["cursor"] == 2

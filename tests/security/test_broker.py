@@ -52,7 +52,7 @@ async def lying_redis(messages: list[str]) -> AsyncIterator[int]:
     "message", ["0 {epoch}", "1 {epoch}", "{present} {epoch}", "99999 {epoch}", "0 another", "nonsense"]
 )
 async def test_a_lying_broker_withholds_no_event(message: str) -> None:
-    """It repeats an old standing, the present one, one of the future, or none."""
+    """It repeats an old position, the present one, one of the future, or none."""
     async with installation() as site:
         admin = await asyncpg.connect(site.admin_url)
         await admin.execute("select userrealtime.publish($1, 'test') from generate_series(1, 2)", USER)

@@ -21,7 +21,7 @@ import asyncpg
 from userrealtime_core.backoff import backoff
 from userrealtime_core.postgres import CONNECTION_ERRORS, is_direct, open_session, receives_notifications
 from userrealtime_core.secret import Secret
-from userrealtime_core.standing import Moved
+from userrealtime_core.wire.position import LogMoved
 
 from .metrics import Metrics
 from .queue import DOORBELL, LEASE_MS, SETTINGS, Queue
@@ -43,7 +43,7 @@ LONGEST_SETTLING_PAUSE: Final = 0.25
 MAX_CHANNELS: Final = 100_000
 """Channels that have rung and are not looked up yet. Anyone can ring, so what exceeds this is dropped."""
 
-Report = Callable[[Sequence[Moved]], None]
+Report = Callable[[Sequence[LogMoved]], None]
 Phase = Callable[[], Awaitable["Phase"]]
 
 _logger = logging.getLogger(__name__)
@@ -272,7 +272,7 @@ class Announcer:
             if self._report is not None:
                 self._publish(await self._queue.standings(channels))
 
-    def _publish(self, moved: Sequence[Moved]) -> None:
+    def _publish(self, moved: Sequence[LogMoved]) -> None:
         if moved:
             self._metrics.announced.inc(len(moved))
             if self._report is not None:

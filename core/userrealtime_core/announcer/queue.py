@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 import asyncpg
 
 from userrealtime_core.postgres import fetch_alone
-from userrealtime_core.standing import Moved, Standing
+from userrealtime_core.wire.position import LogMoved, LogPosition
 
 DOORBELL: Final = "userrealtime_doorbell"
 LEASE_MS: Final = 1000
@@ -31,7 +31,7 @@ class Announced(NamedTuple):
         queued: the number of users, with and without a relay.
     """
 
-    moved: list[Moved]
+    moved: list[LogMoved]
     position: str
     queued: int
 
@@ -86,7 +86,7 @@ class Queue:
         """Delete the rows that were announced between two positions."""
         await self._fetch("select userrealtime.forget_signals($1, $2)", since, before)
 
-    async def standings(self, channels: Sequence[str]) -> list[Moved]:
+    async def standings(self, channels: Sequence[str]) -> list[LogMoved]:
         """The users behind these channels that have a running relay, and where their logs stand."""
         query = "select user_id, head, epoch from userrealtime.standings($1::text[])"
         return [_moved(row) for row in await self._fetch(query, channels)]
@@ -109,5 +109,5 @@ class Queue:
         return await self._connection.fetch(query, *arguments)
 
 
-def _moved(row: asyncpg.Record) -> Moved:
-    return Moved(row["user_id"], Standing(row["head"], row["epoch"] or ""))
+def _moved(row: asyncpg.Record) -> LogMoved:
+    return LogMoved(row["user_id"], LogPosition(row["head"], row["epoch"] or ""))

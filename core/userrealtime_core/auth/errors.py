@@ -7,6 +7,6 @@ class Unauthorized(Exception):
     """A token that is not accepted. The message names the rule it broke; it never contains the token or its claims."""
 
 
-class KeysWanted(Exception):
+class KeySetStale(Exception):
     """The token cannot be verified without the current keys of JWKS_URL: `refresh`, then verify it again. If this is
     raised again, the keys are unavailable."""

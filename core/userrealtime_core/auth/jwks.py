@@ -24,7 +24,7 @@ import jwt
 
 from userrealtime_core.trust import client_context
 
-from .errors import KeysWanted, Unauthorized
+from .errors import KeySetStale, Unauthorized
 
 LIFETIME: Final = 300.0
 COOLDOWN: Final = 5.0
@@ -64,18 +64,18 @@ class Jwks:
         """The one key that a token names or, if it names none, the only key for its algorithm.
 
         Raises:
-            KeysWanted: the endpoint is to be asked first or, if it was asked already, could not be.
+            KeySetStale: the endpoint is to be asked first or, if it was asked already, could not be.
             Unauthorized: there is no such key.
         """
         now = time.monotonic()
         may_ask = now >= self._next_request
         if may_ask and (self._fetched is None or now >= self._fetched + LIFETIME):
-            raise KeysWanted
+            raise KeySetStale
         found = [key.key for key in self._keys if key.algorithm == algorithm and kid in (None, key.kid)]
         if len(found) == 1:
             return found
         if may_ask or self._away:
-            raise KeysWanted
+            raise KeySetStale
         raise Unauthorized("of an unknown key")
 
     async def refresh(self) -> None:

@@ -70,7 +70,7 @@ class TokenKeys:
         self._keys, self._problem = keys, None
 
 
-def flaw(key: str) -> str | None:
+def validate_key(key: str) -> str | None:
     """What is wrong with a key, in words that do not contain it; None if nothing is."""
     # Surrogates are bytes of the environment that are not UTF-8.
     size = len(key.encode(errors="surrogatepass"))
@@ -94,7 +94,7 @@ def _read_key(path: Path) -> str:
         content = file.read(MAXIMUM_KEY_BYTES + 3)
     # An editor or `echo` leaves a line's end behind, which is no part of a key.
     key = content.decode(errors="surrogateescape").rstrip("\r\n")
-    problem = flaw(key)
+    problem = validate_key(key)
     if problem is not None:
         raise ValueError(f"{path.name} {problem}")
     return key

@@ -34,7 +34,7 @@ class KeySet(Protocol):
     """The public keys of an identity provider. `Jwks` is one."""
 
     def find(self, kid: Any, algorithm: str, /) -> Sequence[jwt.PyJWK]:
-        """Return the keys that a token may be signed with. Raises KeysWanted or Unauthorized."""
+        """Return the keys that a token may be signed with. Raises KeySetStale or Unauthorized."""
 
     async def refresh(self) -> None:
         """Fetch the keys, unless that was done a moment ago."""
@@ -62,7 +62,7 @@ class TokenVerifier:
 
         Raises:
             Unauthorized: the token is malformed, too early or too late, or of another key, issuer, audience or user.
-            KeysWanted: that cannot be told yet.
+            KeySetStale: that cannot be told yet.
         """
         try:
             return self._judge(_claims(self._open(token)), time.time())

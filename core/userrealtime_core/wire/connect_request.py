@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Final, Literal, NamedTuple
 from urllib.parse import parse_qsl
 
-from .position import Position
+from .position import LogState
 
 SUBPROTOCOL: Final = "userrealtime.v1"
 _TOKEN_SUBPROTOCOL: Final = "bearer."  # noqa: S105 (a prefix)
@@ -15,7 +15,7 @@ _TOKEN_SUBPROTOCOL: Final = "bearer."  # noqa: S105 (a prefix)
 Reason = Literal["too-old", "ahead", "epoch"]
 
 
-class Code(enum.IntEnum):
+class CloseCode(enum.IntEnum):
     """The close codes that the relay sends. docs/relay.md says what a client is to do about each."""
 
     POLICY_VIOLATION = 1008
@@ -31,7 +31,7 @@ class Resume(NamedTuple):
     cursor: int | None = None
     epoch: str | None = None
 
-    def refusal(self, position: Position) -> Reason | None:
+    def refusal(self, position: LogState) -> Reason | None:
         """Why the log cannot be read from here on, if so."""
         if self.cursor is None:
             return None
@@ -44,7 +44,7 @@ class Resume(NamedTuple):
         return None
 
 
-class Opening(NamedTuple):
+class ConnectRequest(NamedTuple):
     """What the opening request says. `resume` is None if it names a cursor that is none."""
 
     token: str | None
@@ -59,7 +59,7 @@ class Opening(NamedTuple):
         last_event_id: Iterable[str],
         subprotocols: Iterable[str] = (),
         query_token: bool = False,
-    ) -> Opening:
+    ) -> ConnectRequest:
         """Read the parts of an HTTP request that matter; the header's values may be none, one or more.
 
         A `Last-Event-ID` header goes before the URL's: an EventSource sends the header anew, and the URL as it was.

@@ -20,7 +20,7 @@ ORIGIN: Final = (
 """A regular expression of what ALLOWED_ORIGINS may contain; the chart's values.schema.json has the same."""
 
 
-def origin_flaw(origin: str) -> str | None:
+def validate_origin(origin: str) -> str | None:
     """What is wrong with an entry of ALLOWED_ORIGINS; None if nothing is."""
     if re.fullmatch(ORIGIN, origin):
         return None

@@ -1,14 +1,32 @@
-"""Where a log stands: the one thing that its reader and the protocol with clients both speak of."""
+"""Where a user's log stands."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 
-class Position(NamedTuple):
-    """As far as this relay knows. `earliest`, the oldest number kept, may have moved on since the log was asked."""
+class LogPosition(NamedTuple):
+    """The number of the newest event, and the epoch of the log it belongs to, as a signal reports them.
+
+    A signal is a hint, so neither is trusted as a fact.
+    """
+
+    head: int
+    epoch: str
+
+
+class LogMoved(NamedTuple):
+    """A user whose log has grown, and where it stands now."""
+
+    user_id: str
+    position: LogPosition
+
+
+class LogState(NamedTuple):
+    """The state of a log as far as this relay knows. `earliest`, the oldest number kept, may have grown since then."""
 
     head: int
     earliest: int
+    """`head + 1` when no event is kept."""
     epoch: str | None
-    """Which incarnation of the log this is; None while there is no event yet."""
+    """The incarnation of the log; None before the first event."""

@@ -14,7 +14,7 @@ from typing import Final
 
 from aiohttp import web
 
-from userrealtime_core.registration import BadAnnouncement
+from userrealtime_core.registration import BadRegistration
 from userrealtime_operator.process.probes import listen
 
 from .metrics import Metrics
@@ -53,9 +53,9 @@ def _judge(request: web.Request, wakes: Wakes, tokens: Tokens) -> tuple[str, HTT
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
     try:
         if scheme != "Bearer":
-            raise BadAnnouncement
+            raise BadRegistration
         address = tokens.announced(route, token)
-    except BadAnnouncement:
+    except BadRegistration:
         return "refused", HTTPStatus.UNAUTHORIZED
     if address != request.remote:  # as where nodes hide the addresses of pods
         _logger.warning("a pod speaks from another address than its own", extra={"fields": {"user": str(route.user)}})

@@ -70,13 +70,13 @@ async def serve(settings: Settings) -> None:
         gate = Gate(routes, wakes, tokens, limits, Origins(settings.relays.allowed_origins), metrics)
         async with cluster.following(watches, settings.namespaces) as full:
 
-            def hindrance() -> str | None:
+            def not_ready_reason() -> str | None:
                 if stopping.is_set():
                     return "draining"
                 return None if full.done() else "the caches are not full yet"
 
-            metrics.ready.set_function(lambda: hindrance() is None)
-            probes = {"/health": lambda: None, "/ready": hindrance}
+            metrics.ready.set_function(lambda: not_ready_reason() is None)
+            probes = {"/health": lambda: None, "/ready": not_ready_reason}
             async with (
                 serve_probes(settings.host, settings.health_port, metrics.expose, probes),
                 announcements.serve(settings.host, settings.announce_port, wakes, tokens, metrics),

@@ -17,8 +17,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, NamedTuple
 
 from userrealtime_core import registration
-from userrealtime_core.auth.errors import KeysWanted, Unauthorized
-from userrealtime_core.auth.keys import CURRENT, NEXT, PREVIOUS, TokenKeys, flaw
+from userrealtime_core.auth.errors import KeySetStale, Unauthorized
+from userrealtime_core.auth.keys import CURRENT, NEXT, PREVIOUS, TokenKeys, validate_key
 from userrealtime_core.auth.settings import AuthSettings
 from userrealtime_core.auth.tokens import KeySet, TokenVerifier
 
@@ -49,7 +49,7 @@ def keys_in(secret: Secret | None) -> TokenKeys:
             key = base64.b64decode(data.get(name) or "", validate=True).decode().rstrip("\r\n")
         except (ValueError, binascii.Error):
             continue
-        if flaw(key) is None:
+        if validate_key(key) is None:
             found.append(key)
     return TokenKeys(*found)
 
@@ -80,7 +80,7 @@ class Tokens:
 
         Raises:
             Unauthorized: it is not.
-            KeysWanted: that cannot be told, since the keys cannot be had now.
+            KeySetStale: that cannot be told, since the keys cannot be had now.
         """
         known = self._known.get(route)
         (self._verifier(route, TokenKeys()) if known is None else known.verifier).check_claims(token)
@@ -107,7 +107,7 @@ class Tokens:
     async def _judge(self, verifier: TokenVerifier, token: str) -> None:
         try:
             verifier(token)
-        except KeysWanted:
+        except KeySetStale:
             await verifier.refresh()
             verifier(token)
 
@@ -119,7 +119,7 @@ class Tokens:
         try:
             return await asyncio.shield(task)
         except OSError:
-            raise KeysWanted from None
+            raise KeySetStale from None
 
     async def _ask(self, route: Route) -> _Known:
         keys = TokenKeys()

@@ -38,8 +38,8 @@ async def serve(host: str, port: int, expose: Callable[[], bytes], probes: Mappi
         return web.Response(body=expose(), headers={"Content-Type": CONTENT_TYPE})
 
     async def probe(request: web.Request) -> web.Response:
-        hindrance = probes[request.path]()
-        return web.Response(text="ok") if hindrance is None else web.Response(status=503, text=hindrance)
+        not_ready_reason = probes[request.path]()
+        return web.Response(text="ok") if not_ready_reason is None else web.Response(status=503, text=not_ready_reason)
 
     app = web.Application()
     app.add_routes([web.get("/metrics", metrics), *(web.get(path, probe) for path in probes)])

@@ -15,7 +15,7 @@ import asyncpg
 
 from userrealtime_core.backoff import backoff
 from userrealtime_core.secret import Secret
-from userrealtime_core.standing import Moved, Standing
+from userrealtime_core.wire.position import LogMoved, LogPosition
 from userrealtime_relay.log.log import ERRORS, connect
 
 from .metrics import Metrics
@@ -99,7 +99,7 @@ class Poller:
         for begin in range(0, len(rows), SLICE):
             # A signal that waits is newer than this poll.
             self._pending.put_back(
-                Moved(user_id, Standing(head, epoch)) for user_id, head, epoch in rows[begin : begin + SLICE]
+                LogMoved(user_id, LogPosition(head, epoch)) for user_id, head, epoch in rows[begin : begin + SLICE]
             )
             if pause and await self._is_due(pause):
                 break

@@ -12,8 +12,8 @@ from starlette.routing import Router
 
 from userrealtime_core.announcer import Announcer
 from userrealtime_core.backoff import backoff
-from userrealtime_core.standing import Moved
 from userrealtime_core.unauthenticated import Unauthenticated
+from userrealtime_core.wire.position import LogMoved
 from userrealtime_relay.notify import Publish, Unreachable
 from userrealtime_relay.notify.broker import load
 from userrealtime_relay.process import probes
@@ -27,7 +27,7 @@ from .poller import NAME, Poller
 BATCH: Final = 1000
 PACE: Final = 0.005
 """Seconds between two batches, at least: under load, the signals of many users share one acknowledgement."""
-SILENCE: Final = 2.0
+KEEPALIVE_INTERVAL_S: Final = 2.0
 """Seconds without a signal after which an empty batch is published, to check that the broker answers."""
 
 _logger = logging.getLogger(__name__)
@@ -53,10 +53,10 @@ class Bridge:
         self._publishing = False
         self.metrics.pending.set_function(lambda: len(self._pending))
         self.metrics.dropped.set_function(lambda: self._pending.dropped)
-        self.metrics.ready.set_function(lambda: self.hindrance is None)
+        self.metrics.ready.set_function(lambda: self.not_ready_reason is None)
 
     @property
-    def hindrance(self) -> str | None:
+    def not_ready_reason(self) -> str | None:
         """The reason why no signals are published; None if they are."""
         if not (self._poller.connected and self._announcer.connected):
             return "not connected to Postgres"
@@ -68,7 +68,7 @@ class Bridge:
 
     async def __aenter__(self) -> Self:
         self._listener = await listen(
-            Router(probes.routes(lambda: self.hindrance, self.metrics.expose)),
+            Router(probes.routes(lambda: self.not_ready_reason, self.metrics.expose)),
             self._config.host,
             self._config.health_port,
             unauthenticated=Unauthenticated(probes.CONNECTIONS),
@@ -112,9 +112,9 @@ class Bridge:
 
     async def _publish(self, publish: Publish) -> None:
         while True:
-            batch: list[Moved] = []
+            batch: list[LogMoved] = []
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(SILENCE):
+                async with asyncio.timeout(KEEPALIVE_INTERVAL_S):
                     batch = await self._pending.take(BATCH)
             try:
                 await publish(batch)

@@ -17,15 +17,16 @@ from typing import Any, Final, Protocol, TypeVar, cast
 
 from userrealtime_core.auth.tokens import KeySet, TokenVerifier
 from userrealtime_core.unauthenticated import Unauthenticated
-from userrealtime_core.wire.connect_request import Code, Opening
+from userrealtime_core.wire.connect_request import CloseCode, ConnectRequest
 from userrealtime_relay.config import Config
 from userrealtime_relay.log.log import Page
 from userrealtime_relay.metrics import Metrics
-from userrealtime_relay.wire.session import TOO_MANY_MESSAGES, UNAUTHORIZED, Closing, Question, Session
+from userrealtime_relay.wire.session import TOO_MANY_MESSAGES, UNAUTHORIZED, CloseFrame, PendingLookup, Session
 from userrealtime_relay.wire.submission import Refused, Submission, Unavailable
 
 from .ring import Ring
 from .tail import Tail
+from .wakeup import WakeupEvent
 
 CHUNK_BYTES: Final = 64 << 10
 """What a client is given at a time, of the ring or of the log, unless one event is bigger."""
@@ -52,7 +53,7 @@ _LIMITS: Final = {
 T = TypeVar("T")
 
 
-class Carrier(Protocol):
+class TransportWriter(Protocol):
     """One client's connection, of whatever transport."""
 
     @property
@@ -115,17 +116,17 @@ class Clients:
         """How many have a place."""
         return len(self._admitted)
 
-    async def authenticate(self, opening: Opening) -> Session:
+    async def authenticate(self, opening: ConnectRequest) -> Session:
         """The session of a client that says all in its opening: it is authenticated, or closing."""
         session = self.session(opening)
-        if session.question is Question.KEYS:
+        if session.question is PendingLookup.KEYS:
             await self.verify.refresh()
             session.retry(asyncio.get_running_loop().time())
         if not session.authenticated:
-            session.shut(*UNAUTHORIZED)
+            session.close(*UNAUTHORIZED)
         return session
 
-    def session(self, opening: Opening) -> Session:
+    def session(self, opening: ConnectRequest) -> Session:
         """A new client's session."""
         return Session(
             opening,
@@ -160,7 +161,7 @@ class Clients:
             self.metrics.submissions.labels(outcome).inc()
         return number
 
-    def count_close(self, label: str, closing: Closing | None) -> None:
+    def count_close(self, label: str, closing: CloseFrame | None) -> None:
         """Note for the metrics how a client's connection ended, and which limit it met, if any."""
         self.metrics.closes.labels(label).inc()
         if closing is not None and closing.reason in _LIMITS:
@@ -191,7 +192,7 @@ class Clients:
         if clients:
             await asyncio.wait([task for _, task in clients], timeout=self.config.drain_timeout + CLOSE_TIMEOUT)
 
-    async def cut(self) -> None:
+    async def abort_all(self) -> None:
         """End what is left, at once."""
         for client in self:
             client.carrier.abort()
@@ -199,36 +200,10 @@ class Clients:
             await asyncio.wait(list(self._tasks.values()), timeout=CLOSE_TIMEOUT)
 
 
-class Wake:
-    """An event that one task waits for. A fraction of the size of `asyncio.Event`, which can have many."""
-
-    __slots__ = ("_set", "_waiter")
-
-    def __init__(self) -> None:
-        self._set = False
-        self._waiter: asyncio.Future[None] | None = None
-
-    def set(self) -> None:
-        self._set = True
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    def clear(self) -> None:
-        self._set = False
-
-    async def wait(self) -> None:
-        if not self._set:
-            self._waiter = asyncio.get_running_loop().create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
-
-
 class Client:
     """One client: its session, and its place in the ring."""
 
-    def __init__(self, session: Session, clients: Clients, carrier: Carrier, wake: Wake) -> None:
+    def __init__(self, session: Session, clients: Clients, carrier: TransportWriter, wake: WakeupEvent) -> None:
         self.session = session
         self.carrier = carrier
         self.wake = wake
@@ -256,7 +231,7 @@ class Client:
         self._leaving = True
         self.wake.set()
 
-    async def attend(self) -> None:
+    async def process_submissions(self) -> None:
         """Do what the client asked for that takes time: store what it publishes, find keys for a new token."""
         session = self.session
         while session.submissions:
@@ -265,7 +240,7 @@ class Client:
                 outcome: int | Refused | Unavailable = await self._clients.submit(submission)
             except (Refused, Unavailable) as error:
                 outcome = error
-            session.settle(submission.ref, outcome)
+            session.acknowledge(submission.ref, outcome)
             self.wake.set()
         if session.renewing:
             await self._clients.verify.refresh()
@@ -300,7 +275,7 @@ class Client:
             self._metrics.limited.labels("request_time").inc()
         session.tick(self._loop.time())
         if self._stuck_at() <= self._loop.time():
-            session.shut(Code.TOO_SLOW, TOO_SLOW_REASON)
+            session.close(CloseCode.TOO_SLOW, TOO_SLOW_REASON)
         self._flush()
         if session.closing is not None:
             return True
@@ -308,7 +283,7 @@ class Client:
             return False
         if self._asked is not None:
             return self._take_answer(*self._asked)
-        if session.question is Question.KEYS:
+        if session.question is PendingLookup.KEYS:
             self._ask(self._find_keys(), lambda _: None)
             return False
         if not session.authenticated:
@@ -322,7 +297,7 @@ class Client:
     async def _find_keys(self) -> None:
         await self._clients.verify.refresh()
         self.session.retry(self._loop.time())
-        await self.attend()  # to what came meanwhile
+        await self.process_submissions()  # to what came meanwhile
 
     def _flush(self) -> None:
         if messages := self.session.take():
@@ -343,17 +318,17 @@ class Client:
 
     def _end_if_leaving(self) -> bool:
         if self._leaving:
-            self.session.shut(Code.RESTARTING, RESTARTING_REASON)
+            self.session.close(CloseCode.RESTARTING, RESTARTING_REASON)
         return self._leaving
 
-    def _find_position(self, question: Question) -> bool:
+    def _find_position(self, question: PendingLookup) -> bool:
         if not self._admitted:
             self.carrier.authenticated()
             if not self._clients.admit(self):
-                self.session.shut(Code.TRY_LATER, TOO_MANY_REASON)
+                self.session.close(CloseCode.TRY_LATER, TOO_MANY_REASON)
                 return True
             self._admitted = True
-        if question is Question.FRESH_POSITION or not self._tail.located:
+        if question is PendingLookup.FRESH_POSITION or not self._tail.located:
             self._ask(self._tail.locate(), lambda _: self._locate())
             return False
         self._locate()
@@ -372,7 +347,7 @@ class Client:
             self._metrics.starts.labels(outcome).inc()
 
     def _change_ring(self) -> bool:
-        self._metrics.starts.labels(self.session.lose(self._tail.position)).inc()
+        self._metrics.starts.labels(self.session.reset_to_new_log(self._tail.position)).inc()
         self._ring = self._tail.ring
         return True
 

@@ -15,11 +15,11 @@ from userrealtime_relay.wire.submission import Unavailable
 
 from .tail import Tail
 
-CALM: Final = 1.0
+MIN_REPORT_INTERVAL_S: Final = 1.0
 """Seconds between two changes that are told, at least."""
 HEARTBEAT: Final = 60.0
 """Seconds after which the same is said again; the view `online` gives a silent pod up after three times as many."""
-LAST_WORDS: Final = 2.0
+SHUTDOWN_TIMEOUT_S: Final = 2.0
 """Seconds that the end may take."""
 
 _logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class Presence:
             self._changed.clear()
             clients = self._clients()
             self._said = clients if await self._say(clients) else None
-            await asyncio.sleep(CALM)
+            await asyncio.sleep(MIN_REPORT_INTERVAL_S)
             try:
                 async with asyncio.timeout(HEARTBEAT):
                     await self._changed.wait()
@@ -57,7 +57,7 @@ class Presence:
     async def leave(self) -> None:
         """Say that this pod is going, if the database is there."""
         try:
-            async with asyncio.timeout(LAST_WORDS):
+            async with asyncio.timeout(SHUTDOWN_TIMEOUT_S):
                 await self._say(None)
         except TimeoutError:
             pass  # it is given up as any pod that falls silent

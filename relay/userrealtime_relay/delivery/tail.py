@@ -27,12 +27,11 @@ from typing import Final, NamedTuple
 import asyncpg
 
 from userrealtime_core.backoff import backoff
-from userrealtime_core.standing import Standing
-from userrealtime_core.wire.position import Position
+from userrealtime_core.wire.position import LogPosition, LogState
 from userrealtime_relay.config import Config
 from userrealtime_relay.log.log import CONNECT_TIMEOUT, ERRORS, Log, Opened, Page
 from userrealtime_relay.metrics import Metrics
-from userrealtime_relay.notify import Signal
+from userrealtime_relay.notify import Notifier
 from userrealtime_relay.wire.submission import Submission, Unavailable
 
 from .ring import Ring
@@ -46,13 +45,13 @@ POLL_INTERVAL: Final = 15.0
 """Seconds after which the log is looked at without a signal, unless the configuration says otherwise."""
 MAX_SUBMITTING: Final = 4
 """Messages of clients on their way to Postgres at a time: reading the log waits behind no more than these."""
-SPREAD_S: Final = 2.0
+RESUME_JITTER_S: Final = 2.0
 """In which relays that rest look at the log, when the broker is there again."""
 STRETCH: Final = 5
 """Poll intervals within which the log is read in any case. Signals put the next poll off, but no further than this."""
 ATTEND_AFTER: Final = 90.0
 """Seconds after which a relay reports again, before it reads, that it runs: a report counts for 180 seconds."""
-LENT_S: Final = 0.1
+BUSY_RECHECK_S: Final = 0.1
 """Between two looks at whether a connection that was to be closed is still being used."""
 
 _logger = logging.getLogger(__name__)
@@ -83,7 +82,7 @@ class _Ahead:
 class Tail:
     """Follows one user's log. `run` it in one task; the rest may be called from any task of the same loop."""
 
-    def __init__(self, config: Config, signal: Signal, metrics: Metrics) -> None:
+    def __init__(self, config: Config, signal: Notifier, metrics: Metrics) -> None:
         self._config = config
         self._poll_interval = config.poll_interval or POLL_INTERVAL
         self._pooled = {"listen": False, "poll": True}.get(config.signal)
@@ -116,12 +115,12 @@ class Tail:
         return self._ring
 
     @property
-    def position(self) -> Position:
+    def position(self) -> LogState:
         """Where the log stands."""
-        return Position(max(self._opened.head, self._ring.head), self._opened.earliest, self._opened.epoch)
+        return LogState(max(self._opened.head, self._ring.head), self._opened.earliest, self._opened.epoch)
 
     @property
-    def hindrance(self) -> str | None:
+    def not_ready_reason(self) -> str | None:
         """Why this relay should get no new clients, in words; None if it may."""
         if self._log is None and not self._resting:
             return "not connected to Postgres"
@@ -137,23 +136,23 @@ class Tail:
         """Undo `call_once`, if it has not happened."""
         self._waiting.discard(wake)
 
-    def hear(self, standing: Standing | None) -> None:
+    def on_signal(self, position: LogPosition | None) -> None:
         """A broker says where the log stands or, by None, that it may have said so unheard."""
         loop = asyncio.get_running_loop()
-        if standing is None and self._log is None:
+        if position is None and self._log is None:
             # All relays see the broker return at the same moment. Most receive soon a signal that they are up to date.
             # A connection that is being made reads the log when it is there.
             if self._resting:
-                loop.call_later(random.uniform(0, SPREAD_S), self._look, loop.time())  # noqa: S311 (no secret)
+                loop.call_later(random.uniform(0, RESUME_JITTER_S), self._look, loop.time())  # noqa: S311 (no secret)
             return
-        if standing is not None:
+        if position is not None:
             # A signal may be old or forged: it never stands for more than a look at what is here already.
-            if self._opened.epoch == standing.epoch and self._ring.head > standing.head:
+            if self._opened.epoch == position.epoch and self._ring.head > position.head:
                 return
             self._heard_at = loop.time()
-            if self._opened.epoch == standing.epoch and self._ring.head == standing.head:
+            if self._opened.epoch == position.epoch and self._ring.head == position.head:
                 return
-            self._told = standing.head
+            self._told = position.head
         self._wake.set()
         if self._log is None:
             self._needed.set()
@@ -325,7 +324,7 @@ class Tail:
         if not self._rests:
             return math.inf
         if self._lent:
-            return asyncio.get_running_loop().time() + LENT_S
+            return asyncio.get_running_loop().time() + BUSY_RECHECK_S
         return self._used_at + self._config.idle_after
 
     async def _catch_up(self, log: Log) -> None:

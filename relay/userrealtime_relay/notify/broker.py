@@ -15,7 +15,7 @@ from typing import Final, cast
 from userrealtime_core.backoff import backoff
 from userrealtime_core.environment import ConfigError
 from userrealtime_core.secret import Secret
-from userrealtime_core.standing import Standing
+from userrealtime_core.wire.position import LogPosition
 from userrealtime_relay.metrics import Metrics
 
 from . import Broker, Unreachable, decode
@@ -41,9 +41,9 @@ def load(name: str) -> Broker:
 
 
 async def follow(
-    broker: Broker, url: Secret, user_id: str, hear: Callable[[Standing | None], None], metrics: Metrics
+    broker: Broker, url: Secret, user_id: str, on_message: Callable[[LogPosition | None], None], metrics: Metrics
 ) -> None:
-    """Tell `hear` what a broker says of one user, until cancelled; None where something may have been missed."""
+    """Tell `on_message` what a broker says of one user, until cancelled; None where something may have been missed."""
     attempt = 0
 
     def heard(message: bytes) -> None:
@@ -52,7 +52,7 @@ async def follow(
             attempt = 0
             metrics.broker_connected.set(1)
             _logger.info("connected to the broker")
-        hear(decode(message))
+        on_message(decode(message))
 
     while True:
         try:

@@ -9,32 +9,32 @@ from contextlib import asynccontextmanager
 from userrealtime_relay.config import Config
 from userrealtime_relay.log.log import Log
 
-from . import Signal, Wake
+from . import Notifier, Notify
 from .listen import listen
 from .poll import INTERVAL, poll
 
 _logger = logging.getLogger(__name__)
 
 
-def choose(config: Config) -> Signal:
+def choose(config: Config) -> Notifier:
     """The signal that comes with a connection. With `auto`, it is chosen by what that lets through; with a broker,
     there is none."""
     interval = config.poll_interval or INTERVAL
     polling = poll(interval)
 
     @asynccontextmanager
-    async def auto(log: Log, channel: str, wake: Wake) -> AsyncIterator[None]:
+    async def auto(log: Log, channel: str, notify: Notify) -> AsyncIterator[None]:
         if log.pooled:
             _logger.warning(
                 "LISTEN does not work here: DATABASE_URL leads to a pooler of transactions. The log is polled instead; "
                 "give a direct connection, or set SIGNAL=poll if this is meant",
                 extra={"fields": {"poll_interval_s": interval}},
             )
-        async with (polling if log.pooled else listen)(log, channel, wake):
+        async with (polling if log.pooled else listen)(log, channel, notify):
             yield
 
     @asynccontextmanager
-    async def silent(_log: Log, _channel: str, _wake: Wake) -> AsyncIterator[None]:
+    async def silent(_log: Log, _channel: str, _wake: Notify) -> AsyncIterator[None]:
         yield  # the broker tells
 
     return {"auto": auto, "listen": listen, "poll": polling}.get(config.signal, silent)

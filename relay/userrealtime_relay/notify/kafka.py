@@ -17,10 +17,10 @@ from aiokafka.errors import KafkaError
 from aiokafka.partitioner import DefaultPartitioner
 
 from userrealtime_core.secret import Secret
-from userrealtime_core.standing import Moved
 from userrealtime_core.trust import client_context
+from userrealtime_core.wire.position import LogMoved
 
-from . import Hear, Publish, Unreachable, encode
+from . import OnMessage, Publish, Unreachable, encode
 
 TOPIC: Final = "userrealtime"
 DEFAULT_PORT: Final = 9092
@@ -29,7 +29,7 @@ CLOSE_TIMEOUT: Final = 2
 """Seconds."""
 
 
-async def subscribe(url: Secret, user_id: str, hear: Hear) -> None:
+async def subscribe(url: Secret, user_id: str, on_message: OnMessage) -> None:
     """As `Broker.subscribe`."""
     key = user_id.encode()
     # Naming the topic makes it known, and would mean all of its partitions.
@@ -46,10 +46,10 @@ async def subscribe(url: Secret, user_id: str, hear: Hear) -> None:
             consumer.unsubscribe()
             consumer.assign([partition])
             await consumer.seek_to_end(partition)
-            hear(b"")
+            on_message(b"")
             async for message in consumer:
                 if message.key == key:
-                    hear(message.value)
+                    on_message(message.value)
         finally:
             await _stop(consumer)
 
@@ -59,9 +59,9 @@ async def publishing(url: Secret) -> AsyncIterator[Publish]:
     """As `Broker.publishing`."""
     producer = AIOKafkaProducer(**_connection(url), linger_ms=1)
 
-    async def publish(moved: Sequence[Moved]) -> None:
+    async def publish(moved: Sequence[LogMoved]) -> None:
         with _failures():
-            sent = [await producer.send(TOPIC, encode(standing), key=user_id.encode()) for user_id, standing in moved]
+            sent = [await producer.send(TOPIC, encode(position), key=user_id.encode()) for user_id, position in moved]
             async with asyncio.timeout(2 * REQUEST_TIMEOUT):
                 await asyncio.gather(*sent)
 

@@ -7,11 +7,11 @@ from contextlib import asynccontextmanager
 
 from userrealtime_relay.log.log import Log
 
-from . import Wake
+from . import Notify
 
 
 @asynccontextmanager
-async def listen(log: Log, channel: str, wake: Wake) -> AsyncIterator[None]:
+async def listen(log: Log, channel: str, notify: Notify) -> AsyncIterator[None]:
     """Wakes at each NOTIFY. Listening ends with the connection, so there is nothing to undo."""
-    await log.listen(channel, wake)
+    await log.listen(channel, notify)
     yield

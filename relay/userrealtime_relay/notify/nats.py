@@ -17,11 +17,11 @@ from nats.aio.msg import Msg
 from nats.errors import Error, NoServersError
 
 from userrealtime_core.secret import Secret
-from userrealtime_core.standing import Moved
 from userrealtime_core.trust import client_context
+from userrealtime_core.wire.position import LogMoved
 from userrealtime_relay.log.log import channel
 
-from . import Hear, Publish, Unreachable, encode
+from . import OnMessage, Publish, Unreachable, encode
 
 CONNECT_TIMEOUT: Final = 5
 FLUSH_TIMEOUT: Final = 5
@@ -36,17 +36,17 @@ def subject(user_id: str) -> str:
     return f"userrealtime.{channel(user_id)}"
 
 
-async def subscribe(url: Secret, user_id: str, hear: Hear) -> None:
+async def subscribe(url: Secret, user_id: str, on_message: OnMessage) -> None:
     """As `Broker.subscribe`."""
 
     async def heard(message: Msg) -> None:
-        hear(message.data)
+        on_message(message.data)
 
     async with _connected(url) as (client, lost):
         with _failures():
             await client.subscribe(subject(user_id), cb=heard, pending_msgs_limit=PENDING_MESSAGES)
             await client.flush(FLUSH_TIMEOUT)
-        hear(b"")
+        on_message(b"")
         await lost.wait()
         raise Unreachable("the connection was lost")
 
@@ -56,10 +56,10 @@ async def publishing(url: Secret) -> AsyncIterator[Publish]:
     """As `Broker.publishing`."""
     async with _connected(url) as (client, _):
 
-        async def publish(moved: Sequence[Moved]) -> None:
+        async def publish(moved: Sequence[LogMoved]) -> None:
             with _failures():
-                for user_id, standing in moved:
-                    await client.publish(subject(user_id), encode(standing))
+                for user_id, position in moved:
+                    await client.publish(subject(user_id), encode(position))
                 await client.flush(FLUSH_TIMEOUT)
 
         yield publish

@@ -9,21 +9,21 @@ from typing import Final
 
 from userrealtime_relay.log.log import Log
 
-from . import Signal, Wake
+from . import Notifier, Notify
 
 INTERVAL: Final = 1.0
 """Seconds, unless POLL_INTERVAL says otherwise."""
 
 
-def poll(interval: float) -> Signal:
+def poll(interval: float) -> Notifier:
     """A signal that wakes every `interval` seconds, whether there is more or not."""
 
     @asynccontextmanager
-    async def signal(_log: Log, _channel: str, wake: Wake) -> AsyncIterator[None]:
+    async def signal(_log: Log, _channel: str, notify: Notify) -> AsyncIterator[None]:
         async def go_on() -> None:
             while True:
                 await asyncio.sleep(interval)
-                wake()
+                notify()
 
         task = asyncio.create_task(go_on())
         try:

@@ -13,10 +13,10 @@ from typing import Final
 from urllib.parse import unquote, urlsplit
 
 from userrealtime_core.secret import Secret
-from userrealtime_core.standing import Moved
 from userrealtime_core.trust import client_context
+from userrealtime_core.wire.position import LogMoved
 
-from . import Hear, Publish, Unreachable, encode
+from . import OnMessage, Publish, Unreachable, encode
 
 DEFAULT_PORT: Final = 6379
 CONNECT_TIMEOUT: Final = 5
@@ -43,7 +43,7 @@ def channel(user_id: str) -> str:
     return f"user:{user_id}:events"
 
 
-async def subscribe(url: Secret, user_id: str, hear: Hear) -> None:
+async def subscribe(url: Secret, user_id: str, on_message: OnMessage) -> None:
     """As `Broker.subscribe`."""
     async with _connected(url) as connection:
         with _failures():
@@ -52,9 +52,9 @@ async def subscribe(url: Secret, user_id: str, hear: Hear) -> None:
                 if isinstance(reply, list) and len(reply) == 3:
                     kind, _, payload = reply
                     if kind == b"subscribe":
-                        hear(b"")
+                        on_message(b"")
                     elif kind == b"message" and isinstance(payload, bytes):
-                        hear(payload)
+                        on_message(payload)
 
 
 @asynccontextmanager
@@ -62,11 +62,11 @@ async def publishing(url: Secret) -> AsyncIterator[Publish]:
     """As `Broker.publishing`."""
     async with _connected(url) as connection:
 
-        async def publish(moved: Sequence[Moved]) -> None:
+        async def publish(moved: Sequence[LogMoved]) -> None:
             with _failures():
                 async with asyncio.timeout(ANSWER_TIMEOUT):
-                    for user_id, standing in moved:
-                        connection.send("PUBLISH", channel(user_id), encode(standing))
+                    for user_id, position in moved:
+                        connection.send("PUBLISH", channel(user_id), encode(position))
                     connection.send("PING")
                     for _ in range(len(moved) + 1):
                         await connection.receive()

@@ -18,14 +18,14 @@ TIMEOUT: Final = 5
 """Seconds for a request to arrive."""
 
 
-def routes(hindrance: Callable[[], str | None], metrics: Callable[[], bytes]) -> list[Route]:
-    """`/health`, `/ready` and `/metrics`. `hindrance` says why it is not ready, in words; None if it is."""
+def routes(not_ready_reason: Callable[[], str | None], metrics: Callable[[], bytes]) -> list[Route]:
+    """`/health`, `/ready` and `/metrics`. `not_ready_reason` says why it is not ready, in words; None if it is."""
 
     async def health(_: Request) -> Response:
         return JSONResponse({"status": "ok"})
 
     async def ready(_: Request) -> Response:
-        reason = hindrance()
+        reason = not_ready_reason()
         if reason is None:
             return JSONResponse({"status": "ready"})
         return JSONResponse({"status": "not ready", "reason": reason}, HTTPStatus.SERVICE_UNAVAILABLE)

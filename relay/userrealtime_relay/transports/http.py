@@ -181,9 +181,9 @@ class Connection(H11Protocol):
             async with asyncio.timeout(patience):
                 await ending
         except TimeoutError:
-            await self.cut()
+            await self.abort()
 
-    async def cut(self) -> None:
+    async def abort(self) -> None:
         """End the connection, and wait until it has ended."""
         self.transport.abort()
         await self.lost.wait()

@@ -16,18 +16,19 @@ from urllib.parse import parse_qsl
 
 from starlette.types import Receive, Scope, Send
 
-from userrealtime_core.wire.connect_request import Code
-from userrealtime_relay.delivery.clients import RESTARTING_REASON, Client, Clients, Wake
+from userrealtime_core.wire.connect_request import CloseCode
+from userrealtime_relay.delivery.clients import RESTARTING_REASON, Client, Clients
+from userrealtime_relay.delivery.wakeup import WakeupEvent
 from userrealtime_relay.wire.frames import payloads
-from userrealtime_relay.wire.session import Closing
+from userrealtime_relay.wire.session import CloseFrame
 
 from .http import Connection
-from .request import connection_of, opening_of, refusal, refuse
+from .request import connect_request_of, connection_of, refusal, refuse
 
 DEFAULT_TIMEOUT: Final = 25
 LONGEST_TIMEOUT: Final = 60
 """Seconds. Proxies commonly end a request after 30 or 60."""
-UNAVAILABLE: Final = Closing(Code.TRY_LATER, "Not connected to Postgres")
+UNAVAILABLE: Final = CloseFrame(CloseCode.TRY_LATER, "Not connected to Postgres")
 
 
 class Polls:
@@ -39,9 +40,11 @@ class Polls:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         clients, connection = self._clients, connection_of(scope)
         parameters = _parameters(scope)
-        session = await clients.authenticate(opening_of(scope, clients.config, cursor=parameters.get("cursor", "")))
+        session = await clients.authenticate(
+            connect_request_of(scope, clients.config, cursor=parameters.get("cursor", ""))
+        )
         if clients.draining:
-            session.shut(Code.RESTARTING, RESTARTING_REASON)
+            session.close(CloseCode.RESTARTING, RESTARTING_REASON)
         if session.closing is not None:
             await refusal(session.closing)(scope, receive, send)
             return
@@ -50,7 +53,7 @@ class Polls:
             error = f"timeout must be seconds, from 0 to {LONGEST_TIMEOUT}"
             await refuse(HTTPStatus.BAD_REQUEST, error)(scope, receive, send)
             return
-        wake = Wake()
+        wake = WakeupEvent()
         config = clients.config
         connection.hold(wake.set, dead_after=2 * max(config.ping_interval, config.send_timeout))
         carrier = _Carrier(connection, resumes=session.resumes)
@@ -72,7 +75,7 @@ class Polls:
 
     async def _respond(self, client: Client, carrier: _Carrier, scope: Scope, receive: Receive, send: Send) -> None:
         closing = client.session.closing
-        if closing is not None and (closing.code is not Code.RESTARTING or not carrier.located):
+        if closing is not None and (closing.code is not CloseCode.RESTARTING or not carrier.located):
             await refusal(closing)(scope, receive, send)
         elif not carrier.located:
             await refusal(UNAVAILABLE)(scope, receive, send)

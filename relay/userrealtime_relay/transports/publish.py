@@ -11,10 +11,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from userrealtime_relay.delivery.clients import RESTARTING_REASON, TOO_MANY_REASON, Clients
-from userrealtime_relay.wire.rate_limit import Allowance
+from userrealtime_relay.wire.rate_limit import TokenBucket
 from userrealtime_relay.wire.submission import Invalid, Refused, Submission, Unavailable
 
-from .request import connection_of, opening_of, refusal, refuse, retry_after
+from .request import connect_request_of, connection_of, refusal, refuse, retry_after
 
 TOO_MANY: Final = "too many messages: wait a second, then repeat it with the same ref"
 
@@ -25,7 +25,7 @@ class Publishing:
     def __init__(self, clients: Clients) -> None:
         self._clients = clients
         # One for all requests: each is a connection of its own, if the client likes, but the user is one.
-        self._allowance = Allowance(clients.config.max_messages_per_second, asyncio.get_running_loop().time())
+        self._allowance = TokenBucket(clients.config.max_messages_per_second, asyncio.get_running_loop().time())
         self._requests = 0  # that are authenticated and not answered
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -34,7 +34,7 @@ class Publishing:
 
     async def _answer(self, scope: Scope, receive: Receive) -> Response:
         clients, connection = self._clients, connection_of(scope)
-        session = await clients.authenticate(opening_of(scope, clients.config))
+        session = await clients.authenticate(connect_request_of(scope, clients.config))
         if session.closing is not None:
             return refusal(session.closing)
         if clients.draining:

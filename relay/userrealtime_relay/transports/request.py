@@ -10,9 +10,9 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse, Response
 from starlette.types import Scope
 
-from userrealtime_core.wire.connect_request import Code, Opening
+from userrealtime_core.wire.connect_request import CloseCode, ConnectRequest
 from userrealtime_relay.config import Config
-from userrealtime_relay.wire.session import UNAUTHORIZED, Closing
+from userrealtime_relay.wire.session import UNAUTHORIZED, CloseFrame
 
 from .http import Connection
 
@@ -26,10 +26,10 @@ def connection_of(scope: Scope) -> Connection:
     return cast(Connection, scope["state"]["connection"])
 
 
-def opening_of(scope: Scope, config: Config, *, cursor: str = "") -> Opening:
+def connect_request_of(scope: Scope, config: Config, *, cursor: str = "") -> ConnectRequest:
     """What a request says of its client. A `cursor` goes before all others."""
     headers = Headers(scope=scope)
-    return Opening.parse(
+    return ConnectRequest.parse(
         query=scope["query_string"].decode("latin-1"),
         authorization=headers.getlist("Authorization"),
         last_event_id=[cursor, *headers.getlist("Last-Event-ID")],
@@ -37,9 +37,9 @@ def opening_of(scope: Scope, config: Config, *, cursor: str = "") -> Opening:
     )
 
 
-def retry_after(closing: Closing | None) -> float:
+def retry_after(closing: CloseFrame | None) -> float:
     """Seconds that a client is to wait before it connects again."""
-    return random.uniform(*(RETRY_LATER if closing is not None and closing.code is Code.TRY_LATER else RETRY_SOON))  # noqa: S311 (no secret)
+    return random.uniform(*(RETRY_LATER if closing is not None and closing.code is CloseCode.TRY_LATER else RETRY_SOON))  # noqa: S311 (no secret)
 
 
 def refuse(status: HTTPStatus, error: str, *, retry_s: float | None = None) -> Response:
@@ -52,10 +52,10 @@ def refuse(status: HTTPStatus, error: str, *, retry_s: float | None = None) -> R
     return JSONResponse({"error": error}, status, headers=headers)
 
 
-def refusal(closing: Closing) -> Response:
+def refusal(closing: CloseFrame) -> Response:
     """A close, as the response to a request that has had none."""
-    if closing == UNAUTHORIZED or closing.code is Code.TOKEN_EXPIRED:
+    if closing == UNAUTHORIZED or closing.code is CloseCode.TOKEN_EXPIRED:
         return refuse(HTTPStatus.UNAUTHORIZED, closing.reason)
-    if closing.code is Code.POLICY_VIOLATION:
+    if closing.code is CloseCode.POLICY_VIOLATION:
         return refuse(HTTPStatus.BAD_REQUEST, closing.reason)
     return refuse(HTTPStatus.SERVICE_UNAVAILABLE, closing.reason, retry_s=retry_after(closing))

@@ -19,12 +19,13 @@ from typing import Final
 
 from starlette.types import Receive, Scope, Send
 
-from userrealtime_core.wire.connect_request import Code
-from userrealtime_relay.delivery.clients import CLOSE_TIMEOUT, RESTARTING_REASON, Client, Clients, Wake
+from userrealtime_core.wire.connect_request import CloseCode
+from userrealtime_relay.delivery.clients import CLOSE_TIMEOUT, RESTARTING_REASON, Client, Clients
+from userrealtime_relay.delivery.wakeup import WakeupEvent
 from userrealtime_relay.wire.frames import payloads
 
 from .http import Connection
-from .request import connection_of, opening_of, refusal, retry_after
+from .request import connect_request_of, connection_of, refusal, retry_after
 
 HEADERS: Final = [
     (b"content-type", b"text/event-stream"),
@@ -48,14 +49,14 @@ class Streams:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         clients, connection = self._clients, connection_of(scope)
-        session = await clients.authenticate(opening_of(scope, clients.config))
+        session = await clients.authenticate(connect_request_of(scope, clients.config))
         if session.closing is not None:
             await refusal(session.closing)(scope, receive, send)
             return
         if clients.draining:
-            session.shut(Code.RESTARTING, RESTARTING_REASON)
+            session.close(CloseCode.RESTARTING, RESTARTING_REASON)
         await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
-        wake = Wake()
+        wake = WakeupEvent()
         config = clients.config
         connection.hold(wake.set, dead_after=2 * max(config.ping_interval, config.send_timeout))
         client = Client(session, clients, _Carrier(connection, self._encoder), wake)
@@ -64,7 +65,7 @@ class Streams:
                 await self._carry(client, connection, send)
             except Exception:
                 _logger.exception("a client failed")
-                await connection.cut()
+                await connection.abort()
         code = GONE if session.closing is None else str(int(session.closing.code))
         clients.count_close(code, session.closing)
         _logger.info("stream closed", extra={"fields": {"code": code, "connected": clients.connected}})
@@ -76,7 +77,7 @@ class Streams:
         closing = client.session.closing
         if closing is None:
             return
-        if closing.code is Code.TRY_LATER:
+        if closing.code is CloseCode.TRY_LATER:
             connection.write(_retry(retry_after(closing)))
         connection.write(
             _message(json.dumps({"type": "close", "code": closing.code, "reason": closing.reason}).encode())

@@ -21,14 +21,15 @@ from websockets import http11
 from websockets.asyncio.server import Server, ServerConnection
 from websockets.datastructures import Headers
 from websockets.exceptions import ConnectionClosed
-from websockets.frames import CloseCode, Frame, Opcode
+from websockets.frames import CloseCode as StandardCode
+from websockets.frames import Frame, Opcode
 from websockets.http11 import Request, Response
 from websockets.protocol import OPEN, Event
 from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
 from userrealtime_core.unauthenticated import Unauthenticated
-from userrealtime_core.wire.connect_request import SUBPROTOCOL, Code, Opening
+from userrealtime_core.wire.connect_request import SUBPROTOCOL, CloseCode, ConnectRequest
 from userrealtime_core.wire.cors import is_allowed
 from userrealtime_relay.delivery.clients import (
     CLOSE_TIMEOUT,
@@ -38,8 +39,8 @@ from userrealtime_relay.delivery.clients import (
     WRITE_LIMIT,
     Client,
     Clients,
-    Wake,
 )
+from userrealtime_relay.delivery.wakeup import WakeupEvent
 from userrealtime_relay.wire.frames import encode_text
 from userrealtime_relay.wire.session import Session
 
@@ -54,14 +55,14 @@ EARLY_BYTES: Final = 32 << 10
 EARLY_PIECE: Final = 1 << 10
 """Bytes that are parsed at a time before the client has authenticated: a frame may have 6."""
 PING: Final = bytes((0x80 | Opcode.PING, 0))
-SILENT: Final = (CloseCode.INTERNAL_ERROR, "No answer to a ping")
+SILENT: Final = (StandardCode.INTERNAL_ERROR, "No answer to a ping")
 PINGS_AT_ONCE: Final = 50
 """How many clients are pinged before others get their turn."""
 CLIENT_CODES: Final = (
-    CloseCode.NORMAL_CLOSURE,
-    CloseCode.GOING_AWAY,
-    CloseCode.NO_STATUS_RCVD,
-    CloseCode.ABNORMAL_CLOSURE,
+    StandardCode.NORMAL_CLOSURE,
+    StandardCode.GOING_AWAY,
+    StandardCode.NO_STATUS_RCVD,
+    StandardCode.ABNORMAL_CLOSURE,
 )
 
 # `Connection` has limited and parsed the head of the request. websockets parses it again, and would reject a line of
@@ -104,7 +105,7 @@ class _Connection(ServerConnection):
     def evict(self) -> None:
         """Close for another unauthenticated connection, without waiting for the client."""
         if self.state is OPEN and not self.transport.get_write_buffer_size():
-            self.protocol.send_close(Code.TRY_LATER, EVICTED_REASON)
+            self.protocol.send_close(CloseCode.TRY_LATER, EVICTED_REASON)
             self.transport.write(b"".join(self.protocol.data_to_send()))
             self.transport.close()
         else:
@@ -229,7 +230,7 @@ class WebSockets:
                 if place % PINGS_AT_ONCE == PINGS_AT_ONCE - 1:
                     await asyncio.sleep(0)
 
-    async def cut(self) -> None:
+    async def abort_all(self) -> None:
         """End what is left, at once."""
         tasks = list(self.handler_tasks)
         for task in tasks:
@@ -245,16 +246,16 @@ class WebSockets:
         request.headers.clear()
         cast(Response, connection.response).headers.clear()
         if clients.draining:
-            session.shut(Code.RESTARTING, RESTARTING_REASON)
+            session.close(CloseCode.RESTARTING, RESTARTING_REASON)
         await self._carry(connection, session)
         code = _close_label(connection)
         clients.count_close(code, session.closing)
-        if code == str(int(CloseCode.MESSAGE_TOO_BIG)):
+        if code == str(int(StandardCode.MESSAGE_TOO_BIG)):
             clients.metrics.limited.labels("message_bytes").inc()
         _logger.info("connection closed", extra={"fields": {"code": code, "connected": clients.connected}})
 
     async def _carry(self, connection: _Connection, session: Session) -> None:
-        wake = Wake()
+        wake = WakeupEvent()
         carrier = _Carrier(connection, wake)
         client = Client(session, self._clients, carrier, wake)
         connection.changed = wake.set
@@ -271,11 +272,11 @@ class WebSockets:
                 await client.run()
                 if reader.done():
                     reader.result()  # raises what should not have happened
-                code, reason = session.closing or (SILENT if carrier.silent else (CloseCode.NORMAL_CLOSURE, ""))
+                code, reason = session.closing or (SILENT if carrier.silent else (StandardCode.NORMAL_CLOSURE, ""))
                 await _close(connection, code, reason)
             except Exception:
                 _logger.exception("a client failed")
-                await _close(connection, CloseCode.INTERNAL_ERROR, "Internal error")
+                await _close(connection, StandardCode.INTERNAL_ERROR, "Internal error")
             finally:
                 self._carriers.discard(carrier)
                 reader.cancel()
@@ -295,10 +296,10 @@ class WebSockets:
             return _refuse(HTTPStatus.SERVICE_UNAVAILABLE, "too many connections; try again later")
         return None
 
-    def _opening(self, request: Request) -> Opening:
+    def _opening(self, request: Request) -> ConnectRequest:
         headers = request.headers
         offered = headers.get_all("Sec-WebSocket-Protocol")
-        return Opening.parse(
+        return ConnectRequest.parse(
             query=request.path.partition("?")[2],
             authorization=headers.get_all("Authorization"),
             last_event_id=headers.get_all("Last-Event-ID"),
@@ -311,7 +312,7 @@ class _Carrier:
     """A client's WebSocket, as `Client` sees it. `ended` is set once nothing more can come from it, `silent` once it
     has not answered a ping in time."""
 
-    def __init__(self, connection: _Connection, wake: Wake) -> None:
+    def __init__(self, connection: _Connection, wake: WakeupEvent) -> None:
         self._connection = connection
         self._wake = wake
         self.ended = False
@@ -359,7 +360,7 @@ async def _read(connection: _Connection, client: Client) -> None:
             message = await connection.recv()
             client.session.receive(message, loop.time())
             client.wake.set()
-            await client.attend()
+            await client.process_submissions()
             await asyncio.sleep(0)
             await connection.drain()
 

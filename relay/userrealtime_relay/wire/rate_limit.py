@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-class Allowance:
+class TokenBucket:
     """`rate` times a second, and as many at once after a second of nothing. `now` is in seconds, and only grows."""
 
     def __init__(self, rate: float, now: float) -> None:

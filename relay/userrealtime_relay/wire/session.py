@@ -22,11 +22,11 @@ import re
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
-from userrealtime_core.auth.errors import KeysWanted, Unauthorized
-from userrealtime_core.wire.connect_request import Code, Opening, Reason, Resume
-from userrealtime_core.wire.position import Position
+from userrealtime_core.auth.errors import KeySetStale, Unauthorized
+from userrealtime_core.wire.connect_request import CloseCode, ConnectRequest, Reason, Resume
+from userrealtime_core.wire.position import LogState
 
-from .rate_limit import Allowance
+from .rate_limit import TokenBucket
 from .submission import Invalid, Refused, Submission, Unavailable
 
 MAX_ERRORS: Final = 10
@@ -35,16 +35,16 @@ MAX_EARLY: Final = 8
 """Messages that may come while the keys are asked for."""
 
 
-class Closing(NamedTuple):
-    code: Code
+class CloseFrame(NamedTuple):
+    code: CloseCode
     reason: str
 
 
-TOO_MANY_MESSAGES: Final = Closing(Code.TRY_LATER, "Too many messages")
-UNAUTHORIZED: Final = Closing(Code.POLICY_VIOLATION, "Unauthorized")
+TOO_MANY_MESSAGES: Final = CloseFrame(CloseCode.TRY_LATER, "Too many messages")
+UNAUTHORIZED: Final = CloseFrame(CloseCode.POLICY_VIOLATION, "Unauthorized")
 
 
-class Question(enum.Enum):
+class PendingLookup(enum.Enum):
     """What the session must know before it goes on."""
 
     POSITION = enum.auto()
@@ -59,14 +59,14 @@ class Session:
     """One client. `now` is in seconds, of any clock that only goes forward.
 
     Args:
-        verify: how many seconds a token is still good for, or raises Unauthorized, or KeysWanted.
+        verify: how many seconds a token is still good for, or raises Unauthorized, or KeySetStale.
         auth_timeout: seconds to authenticate in.
         messages_per_second: how many the client may send, and at once.
     """
 
     def __init__(
         self,
-        opening: Opening,
+        opening: ConnectRequest,
         *,
         user_id: str,
         verify: Callable[[str], float],
@@ -77,7 +77,7 @@ class Session:
         self._user_id = user_id
         self._verify = verify
         self._messages: list[str] = []
-        self._allowance = Allowance(messages_per_second, now)
+        self._allowance = TokenBucket(messages_per_second, now)
         self._errors = 0
         self._early: list[str | bytes] = []
         self._token = ""  # one that waits for keys
@@ -90,12 +90,12 @@ class Session:
         a question."""
         self.epoch: str | None = None
         """That of the log when the client was last told of it."""
-        self.question: Question | None = None
+        self.question: PendingLookup | None = None
         self.submissions: list[Submission] = []
-        """What the client publishes: to be taken from here, stored, and `settle`d before more is received."""
+        """Messages that the client published. Take them from here, store them, and `acknowledge` each of them."""
         self.renewing = False
         """Whether a new token waits for keys: to be asked for, and answered by `renew`."""
-        self.closing: Closing | None = None
+        self.closing: CloseFrame | None = None
         self.deadline = now + auth_timeout
         """When to call `tick`."""
         if opening.token is not None:
@@ -113,30 +113,30 @@ class Session:
         messages, self._messages = self._messages, []
         return messages
 
-    def shut(self, code: Code, reason: str) -> None:
+    def close(self, code: CloseCode, reason: str) -> None:
         """Close, unless the session is closing already."""
         if self.closing is None:
-            self.closing = Closing(code, reason)
+            self.closing = CloseFrame(code, reason)
             self.question = None
 
     def tick(self, now: float) -> None:
         """Let time pass."""
         if now >= self.deadline:
             if self.authenticated:
-                self.shut(Code.TOKEN_EXPIRED, "Token expired")
+                self.close(CloseCode.TOKEN_EXPIRED, "Token expired")
             else:
-                self.shut(*UNAUTHORIZED)
+                self.close(*UNAUTHORIZED)
 
     def receive(self, message: str | bytes, now: float) -> None:
         """Take in one message of the client."""
         if self.closing is not None:
             return
         if not self._allowance.take(now):
-            self.shut(*TOO_MANY_MESSAGES)
-        elif self.question is Question.KEYS:
+            self.close(*TOO_MANY_MESSAGES)
+        elif self.question is PendingLookup.KEYS:
             self._early.append(message)
             if len(self._early) > MAX_EARLY:
-                self.shut(Code.POLICY_VIOLATION, "Too many messages before being authenticated")
+                self.close(CloseCode.POLICY_VIOLATION, "Too many messages before being authenticated")
         else:
             self._understand(message, now)
 
@@ -149,7 +149,7 @@ class Session:
             if isinstance(token, str):
                 self._authenticate(token, now)
             else:
-                self.shut(*UNAUTHORIZED)
+                self.close(*UNAUTHORIZED)
         elif fields is None and isinstance(message, str) and (begin := _PUBLISH.match(message)):
             # Without the ref, the client would wait for an acknowledgement, and repeat the message forever.
             self._error(
@@ -172,7 +172,7 @@ class Session:
         else:
             self._error("unknown-type", 'the types understood here are "auth", "ping", "publish" and "resume"')
 
-    def settle(self, ref: str, outcome: int | Refused | Unavailable) -> None:
+    def acknowledge(self, ref: str, outcome: int | Refused | Unavailable) -> None:
         """Answer what the client published as `ref`: with the id that it has, or why it has none."""
         if isinstance(outcome, int):
             self._send(type="ack", ref=ref, id=outcome)
@@ -181,19 +181,19 @@ class Session:
             self._send(type="error", code=code, message=str(outcome), ref=ref)
 
     def retry(self, now: float) -> None:
-        """Answer `Question.KEYS`: they were asked for, with or without success."""
-        if self.question is not Question.KEYS:
+        """Answer `PendingLookup.KEYS`: they were asked for, with or without success."""
+        if self.question is not PendingLookup.KEYS:
             return  # closed meanwhile
         self.question = None
         self._authenticate(self._token, now)
-        if self.question is Question.KEYS:
-            self.shut(Code.TRY_LATER, "Keys of tokens unavailable")
+        if self.question is PendingLookup.KEYS:
+            self.close(CloseCode.TRY_LATER, "Keys of tokens unavailable")
         self._token = ""
         early, self._early = self._early, []
         for message in early:
             self._understand(message, now)
 
-    def locate(self, position: Position) -> Reason | None:
+    def locate(self, position: LogState) -> Reason | None:
         """Answer `question`; it may be followed by another.
 
         Returns:
@@ -201,8 +201,8 @@ class Session:
         """
         resume = self._resume
         refusal = resume.refusal(position)
-        if refusal in ("ahead", "epoch") and self.question is not Question.FRESH_POSITION:
-            self.question = Question.FRESH_POSITION
+        if refusal in ("ahead", "epoch") and self.question is not PendingLookup.FRESH_POSITION:
+            self.question = PendingLookup.FRESH_POSITION
             return None
         self.question = None
         self.epoch = position.epoch
@@ -221,13 +221,13 @@ class Session:
             self.reset(refusal, position)
         return refusal
 
-    def lose(self, position: Position) -> Reason:
+    def reset_to_new_log(self, position: LogState) -> Reason:
         """The log is another one, or shorter than it was: go on at its head. Returns the reason given."""
         reason: Reason = "ahead" if position.epoch == self.epoch else "epoch"
         self.reset(reason, position)
         return reason
 
-    def reset(self, reason: Reason, position: Position) -> None:
+    def reset(self, reason: Reason, position: LogState) -> None:
         """Tell the client that events between its cursor and the head will not come, and go on at the head."""
         self.epoch = position.epoch
         self.cursor = position.head
@@ -243,18 +243,18 @@ class Session:
         try:
             remaining = self._verify(token)
         except Unauthorized:
-            self.shut(*UNAUTHORIZED)
+            self.close(*UNAUTHORIZED)
             return
-        except KeysWanted:
+        except KeySetStale:
             self._token = token
-            self.question = Question.KEYS
+            self.question = PendingLookup.KEYS
             return
         if not self._resume_understood:
-            self.shut(Code.POLICY_VIOLATION, "Invalid last_event_id: send the id of an event, a whole number")
+            self.close(CloseCode.POLICY_VIOLATION, "Invalid last_event_id: send the id of an event, a whole number")
             return
         self.authenticated = True
         self.deadline = now + remaining
-        self.question = Question.POSITION
+        self.question = PendingLookup.POSITION
 
     def renew(self, now: float) -> None:
         """Answer `renewing`: keys were asked for, with or without success."""
@@ -271,9 +271,9 @@ class Session:
         try:
             remaining = self._verify(self._token)
         except Unauthorized:
-            self.shut(*UNAUTHORIZED)
+            self.close(*UNAUTHORIZED)
             return
-        except KeysWanted:
+        except KeySetStale:
             self.renewing = True
             return
         self._token = ""
@@ -299,13 +299,13 @@ class Session:
             self._error("invalid-resume", '"epoch" must be the string that "connected" gave')
         else:
             self._resume = Resume(cursor, epoch)
-            self.question = Question.POSITION
+            self.question = PendingLookup.POSITION
 
     def _error(self, code: str, message: str, **more: str) -> None:
         self._errors += 1
         self._send(type="error", code=code, message=message, **more)
         if self._errors >= MAX_ERRORS:
-            self.shut(Code.POLICY_VIOLATION, "Too many errors")
+            self.close(CloseCode.POLICY_VIOLATION, "Too many errors")
 
     def _send(self, **fields: object) -> None:
         self._messages.append(_encode(**fields))

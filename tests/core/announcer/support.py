@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry
 from testing import patience
 from userrealtime_core.announcer import Announcer, Metrics
 from userrealtime_core.secret import Secret
-from userrealtime_core.standing import Moved
+from userrealtime_core.wire.position import LogMoved
 
 PATIENCE_S = patience.PATIENCE_S
 NAME = "test-announcer"
@@ -43,9 +43,9 @@ async def announcing(url: str) -> AsyncIterator[Announcing]:
     """An announcer that has read the queue."""
     registry, heads = CollectorRegistry(), dict[str, int]()
 
-    def report(moved: Sequence[Moved]) -> None:
-        for user_id, standing in moved:
-            heads[user_id] = max(standing.head, heads.get(user_id, 0))
+    def report(moved: Sequence[LogMoved]) -> None:
+        for user_id, position in moved:
+            heads[user_id] = max(position.head, heads.get(user_id, 0))
 
     announcer = Announcer(Secret(url), NAME, Metrics(registry, PREFIX), report)
     task = asyncio.create_task(announcer.run())

@@ -10,7 +10,7 @@ import pytest
 
 from tests.operator.activator.support import secret
 from tests.relay.support import KEY, token
-from userrealtime_core.auth.errors import KeysWanted, Unauthorized
+from userrealtime_core.auth.errors import KeySetStale, Unauthorized
 from userrealtime_core.relay_settings import RelaySettings
 from userrealtime_operator.activator import tokens
 from userrealtime_operator.activator.routes import Route
@@ -117,7 +117,7 @@ async def test_keys_that_cannot_be_read_leave_it_open() -> None:
     vault = Vault(KEY)
     vault.away = True
     checked = Tokens(RelaySettings.from_environment({}), vault.read)
-    with pytest.raises(KeysWanted):
+    with pytest.raises(KeySetStale):
         await checked.check(ALICE, token())
     vault.away = False
     await checked.check(ALICE, token())

@@ -32,9 +32,9 @@ from websockets.http11 import Request as Handshake
 from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
-from userrealtime_core.auth.errors import KeysWanted, Unauthorized
+from userrealtime_core.auth.errors import KeySetStale, Unauthorized
 from userrealtime_core.unauthenticated import Unauthenticated
-from userrealtime_core.wire.connect_request import SUBPROTOCOL, Code
+from userrealtime_core.wire.connect_request import SUBPROTOCOL, CloseCode
 from userrealtime_operator.activator.metrics import Metrics
 from userrealtime_operator.activator.routes import Route, RouteTable
 from userrealtime_operator.activator.wakes import WakeFailed, Wakes
@@ -92,7 +92,7 @@ class Tokens(Protocol):
     """What tells good tokens."""
 
     async def check(self, route: Route, token: str) -> None:
-        """Returns if a user's token is good. Raises Unauthorized, or KeysWanted if that cannot be told now."""
+        """Returns if a user's token is good. Raises Unauthorized, or KeySetStale if that cannot be told now."""
 
 
 class _PodGone(Exception):
@@ -110,7 +110,7 @@ class _Refused(Exception):
         self,
         status: HTTPStatus,
         why: str,
-        code: Code | None = None,
+        code: CloseCode | None = None,
         outcome: str = "refused",
         headers: Headers | None = None,
     ) -> None:
@@ -208,7 +208,7 @@ class Gate:
                 finally:
                     self._unauthenticated.leave(connection)
         except TimeoutError:
-            if connection.evict(_Refused(HTTPStatus.SERVICE_UNAVAILABLE, _EVICTED, Code.TRY_LATER)):
+            if connection.evict(_Refused(HTTPStatus.SERVICE_UNAVAILABLE, _EVICTED, CloseCode.TRY_LATER)):
                 self._count("evicted")
 
     async def _respond(self, connection: _Connection) -> None:
@@ -245,7 +245,7 @@ class Gate:
         self._unauthenticated.leave(connection)
         limits = self._limits
         if self._authenticated >= limits.connections or self._held[route] >= limits.user_connections:
-            raise _Refused(HTTPStatus.SERVICE_UNAVAILABLE, _CROWDED, Code.TRY_LATER, "crowded")
+            raise _Refused(HTTPStatus.SERVICE_UNAVAILABLE, _CROWDED, CloseCode.TRY_LATER, "crowded")
         self._authenticated += 1
         self._held[route] += 1
         try:
@@ -267,18 +267,18 @@ class Gate:
                 async with asyncio.timeout(self._limits.request_s):
                     token = await connection.first_token()
         if token is None:
-            raise _Refused(HTTPStatus.UNAUTHORIZED, _UNAUTHORIZED, Code.POLICY_VIOLATION, "unauthorized")
+            raise _Refused(HTTPStatus.UNAUTHORIZED, _UNAUTHORIZED, CloseCode.POLICY_VIOLATION, "unauthorized")
         try:
             await self._tokens.check(route, token)
         except Unauthorized:
             await connection.accept_if_websocket()
-            raise _Refused(HTTPStatus.UNAUTHORIZED, _UNAUTHORIZED, Code.POLICY_VIOLATION, "unauthorized") from None
-        except KeysWanted:
+            raise _Refused(HTTPStatus.UNAUTHORIZED, _UNAUTHORIZED, CloseCode.POLICY_VIOLATION, "unauthorized") from None
+        except KeySetStale:
             raise await self._failure(connection, "The token cannot be checked now") from None
 
     async def _failure(self, connection: _Connection, why: str) -> _Refused:
         await connection.accept_if_websocket()
-        return _Refused(HTTPStatus.SERVICE_UNAVAILABLE, why, Code.TRY_LATER, "failed")
+        return _Refused(HTTPStatus.SERVICE_UNAVAILABLE, why, CloseCode.TRY_LATER, "failed")
 
     async def _pass_on(self, connection: _Connection, request: Request, route: Route) -> str:
         began = time.monotonic()
@@ -338,7 +338,7 @@ class Gate:
         if connection.websocket is None:
             await connection.begin(answer)
         elif not switched:
-            raise _Refused(HTTPStatus.BAD_GATEWAY, "The user's pod does not take this connection", Code.TRY_LATER)
+            raise _Refused(HTTPStatus.BAD_GATEWAY, "The user's pod does not take this connection", CloseCode.TRY_LATER)
         if switched:
             connection.frames = Frames()
             pod_writer.write(connection.kept)
@@ -481,7 +481,7 @@ class _Connection:
             raise EOFError
         self.kept += data
         if len(self.kept) > MAX_HELD_BYTES:
-            raise _Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "Too much before the pod is there", Code.TRY_LATER)
+            raise _Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "Too much before the pod is there", CloseCode.TRY_LATER)
         return data
 
     async def unless_gone(self, waiting: Awaitable[T]) -> T:
@@ -562,10 +562,10 @@ class _Connection:
         with contextlib.suppress(_Refused, OSError):
             if self.frames is None:
                 await self.accept_if_websocket()
-                refused = _Refused(HTTPStatus.SERVICE_UNAVAILABLE, _RESTARTING, Code.RESTARTING)
+                refused = _Refused(HTTPStatus.SERVICE_UNAVAILABLE, _RESTARTING, CloseCode.RESTARTING)
                 await self.refuse(refused)
             elif not self.frames.missing and not self.frames.closed:
-                close = Frame(Opcode.CLOSE, Close(Code.RESTARTING, _RESTARTING).serialize())
+                close = Frame(Opcode.CLOSE, Close(CloseCode.RESTARTING, _RESTARTING).serialize())
                 await self._say_last(close.serialize(mask=False))
 
     def evict(self, refused: _Refused) -> bool:
@@ -574,7 +574,7 @@ class _Connection:
             self._writer.transport.abort()
             return not self._begun
         if self.websocket is not None:
-            self.websocket.send_close(refused.code or Code.TRY_LATER, str(refused))
+            self.websocket.send_close(refused.code or CloseCode.TRY_LATER, str(refused))
             self._writer.write(b"".join(self.websocket.data_to_send()))
         else:
             self._writer.write(_response(refused, self.headers))
@@ -584,7 +584,7 @@ class _Connection:
         """Answer, and give the peer a moment to read it."""
         self._begun = True
         if self.websocket is not None:
-            self.websocket.send_close(refused.code or Code.TRY_LATER, str(refused))
+            self.websocket.send_close(refused.code or CloseCode.TRY_LATER, str(refused))
             await self._say_last(b"".join(self.websocket.data_to_send()))
         else:
             await self._say_last(_response(refused, self.headers))

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import h11
 
-from userrealtime_core.wire.connect_request import Opening
+from userrealtime_core.wire.connect_request import ConnectRequest
 
 MAX_HEAD_BYTES: Final = 16 << 10
 MAX_BODY_BYTES: Final = 1 << 20
@@ -96,10 +96,10 @@ class Request:
             return HTTPStatus.BAD_REQUEST, "a GET request has no body here"
         return None
 
-    def opening(self, *, query_token: bool) -> Opening:
+    def opening(self, *, query_token: bool) -> ConnectRequest:
         """What it says of its client, read as the relay reads it."""
         subprotocols = [part.strip() for value in self.values(b"sec-websocket-protocol") for part in value.split(",")]
-        return Opening.parse(
+        return ConnectRequest.parse(
             query=self.query,
             authorization=self.values(b"authorization"),
             last_event_id=self.values(b"last-event-id"),
