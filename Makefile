@@ -48,7 +48,7 @@ scenarios: venv ## Run a short list of those tests, for a second kind of cluster
 	@$(BIN)/python -m testing.scenarios
 
 soak: venv ## Run random fault plans for SOAK_MINUTES (60), until one fails
-	@$(BIN)/python -m tests.faults --minutes $${SOAK_MINUTES:-60}
+	@$(BIN)/python -m testing.faults --minutes $${SOAK_MINUTES:-60}
 
 bench: venv ## Measure the relay, ws, Socket.IO, Centrifugo and AnyCable (about 10 minutes)
 	@$(BIN)/python -m bench.relay

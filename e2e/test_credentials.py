@@ -11,10 +11,10 @@ from urllib.parse import urlsplit
 import asyncpg
 
 from testing.client import ResumingClient
+from testing.operator.attacks import REFUSED
 from testing.patience import PATIENCE_S
 from testing.system import System
 from testing.waiting import eventually
-from tests.operator.attacks import REFUSED
 
 from .test_faults import assert_all_arrived, publishing
 

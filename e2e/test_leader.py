@@ -15,11 +15,11 @@ from typing import NamedTuple
 
 import pytest
 
+from testing.faults.proxy import Link
 from testing.local.apiserver import LocalApiServer, Write
 from testing.local.operator import ROOT, LocalOperator
 from testing.local.postgres import LocalPostgres
 from testing.patience import PATIENCE_S, WITHIN
-from tests.faults.proxy import Link
 from userrealtime_operator.model.naming import child_name
 from userrealtime_operator.postgres.migrate import migrate
 

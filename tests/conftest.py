@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
 import signal
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import asyncpg
 import pytest
 
 from testing.cluster.local import pki
+from testing.database import Database, create_database
 from testing.local.postgres import LocalPostgres
 from userrealtime_operator.postgres.migrate import migrate
 
 from . import unit
-
-_numbers = itertools.count(1)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -38,28 +35,6 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
         return (yield)
     with unit.no_servers():
         return (yield)
-
-
-@dataclass(frozen=True)
-class Database:
-    """One test's own database. `server` is shared: stop or restart it only in tests that use `own_server`."""
-
-    server: LocalPostgres
-    name: str
-
-    @property
-    def url(self) -> str:
-        return self.server.url(self.name)
-
-
-async def create_database(server: LocalPostgres) -> Database:
-    name = f"test_{next(_numbers)}"
-    connection = await asyncpg.connect(server.url())
-    try:
-        await connection.execute(f"create database {name}")
-    finally:
-        await connection.close()
-    return Database(server, name)
 
 
 @pytest.fixture(scope="session")

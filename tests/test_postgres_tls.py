@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from testing.cluster.local import pki
-from tests.conftest import Database as OwnDatabase
-from tests.relay.pgbouncer import pgbouncer
+from testing.database import Database as OwnDatabase
+from testing.relay.pgbouncer import pgbouncer
 from userrealtime_core.secret import Secret
 from userrealtime_operator.postgres.database import Database, DatabaseError
 from userrealtime_operator.postgres.migrate import MigrationError, migrate

@@ -12,8 +12,8 @@ import pytest
 from bench.relay.client import Client
 from bench.relay.peers import PEERS, Server, Unavailable, running
 from bench.relay.workloads import Feed
+from testing.database import Database
 from testing.patience import PATIENCE_S
-from tests.conftest import Database
 
 USER = "peers"
 BEFORE = 20

@@ -12,10 +12,9 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from testing.cli import GOOD, Answers, Run, kubeconfig, refusal
 from testing.patience import PATIENCE_S
 from userrealtime_cli.__main__ import main
-
-from .api_server import GOOD, Answers, Run, kubeconfig, refusal
 
 
 @pytest.fixture

@@ -9,11 +9,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from testing.cli import ALICE, SECRET, Answers, Run, resource
+from testing.clients.fixture import Stage
 from testing.local.postgres import LocalPostgres
-from tests.clients.stage import Stage
-from tests.relay.support import KEY, token
-
-from .api_server import ALICE, SECRET, Answers, Run, resource
+from testing.relay.harness import KEY, token
 
 
 @pytest.fixture

@@ -12,13 +12,12 @@ from typing import Any
 
 import pytest
 
+from testing.cli import ALICE, SECRET, Answers, Run, refusal, resource
+from testing.clients.fixture import ROOT, Stage
 from testing.local.postgres import LocalPostgres, free_port
 from testing.patience import PATIENCE_S
-from tests.clients.stage import ROOT, Stage
-from tests.relay.support import KEY
+from testing.relay.harness import KEY
 from userrealtime_cli.findings import ADVICE, of_answer, of_resource, of_token
-
-from .api_server import ALICE, SECRET, Answers, Run, refusal, resource
 
 GOOD = (
     "ok     resource: users/alice exists\n"

@@ -9,10 +9,9 @@ from typing import Any
 import jwt
 import pytest
 
+from testing.cli import ALICE, KEY, RESOURCES, SECRET, Answers, Run, kubeconfig, refusal, resource
 from userrealtime_cli.__main__ import main
 from userrealtime_cli.token import ttl
-
-from .api_server import ALICE, KEY, RESOURCES, SECRET, Answers, Run, kubeconfig, refusal, resource
 
 
 def claims(token: str) -> dict[str, Any]:

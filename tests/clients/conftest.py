@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from .javascript import install
+from testing.clients.javascript import install
 
 
 @pytest.fixture(scope="session")

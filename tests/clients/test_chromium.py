@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 from testing.browser import Page, browser, installed
+from testing.clients.fixture import Stage, serving
 from testing.local.postgres import LocalPostgres
-
-from .stage import Stage, serving
 
 # What the transports share is tried with each of them in node.
 SCENARIOS = (

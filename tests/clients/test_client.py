@@ -9,14 +9,13 @@ from typing import Any, Final
 
 import pytest
 
+from testing.clients.fixture import Stage
 from testing.local.postgres import LocalPostgres
 from testing.patience import PATIENCE_S
-from tests.relay.support import token
+from testing.relay.harness import token
 from userrealtime_client import Client, ClientError, Event, Options, Position, PublishError, Reset, State
 from userrealtime_client import client as module
 from userrealtime_client.machine import Transport
-
-from .stage import Stage
 
 TRANSPORTS: Final[tuple[Transport, ...]] = ("websocket", "sse", "poll")
 QUICK: Final[dict[str, Any]] = {

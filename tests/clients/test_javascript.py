@@ -7,10 +7,9 @@ import os
 import subprocess
 from pathlib import Path
 
+from testing.clients.fixture import ROOT, Stage, serving
+from testing.clients.javascript import program, run
 from testing.local.postgres import LocalPostgres
-
-from .javascript import program, run
-from .stage import ROOT, Stage, serving
 
 SCENARIOS_S = 400
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.conftest import Database as OwnDatabase
-from tests.relay.support import config
+from testing.database import Database as OwnDatabase
+from testing.relay.harness import config
 from userrealtime_core.database_url import supported_url, validate_database_url
 from userrealtime_core.environment import ConfigError
 from userrealtime_core.secret import Secret

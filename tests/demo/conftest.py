@@ -8,8 +8,8 @@ import asyncpg
 import pytest
 
 from examples.demo.database import Database
+from testing.database import Database as TestDatabase
 from testing.demo import GRANTS, ROLE
-from tests.conftest import Database as TestDatabase
 
 
 @pytest.fixture

@@ -6,20 +6,18 @@ import re
 from typing import Any
 
 from examples.demo.session import USERS
-from testing import demo
+from testing import demo, demo_page
 from testing.system import ROOT
 from userrealtime_operator.model.naming import child_name
 
-from . import built
-
 
 def test_the_client_is_as_it_is_built() -> None:
-    said = "clients/js, or what is kept of it, has changed: run `python -m tests.demo.built`"
-    assert built.STAMP.read_text().strip() == built.digest(), said
+    said = "clients/js, or what is kept of it, has changed: run `python -m testing.demo_page`"
+    assert demo_page.STAMP.read_text().strip() == demo_page.digest(), said
 
 
 def test_nothing_comes_from_elsewhere() -> None:
-    for path in (built.PAGE / "index.html", built.PAGE / "demo.css", built.PAGE / "demo.js"):
+    for path in (demo_page.PAGE / "index.html", demo_page.PAGE / "demo.css", demo_page.PAGE / "demo.js"):
         assert (
             re.findall(r"(?:https?:)?//[a-z0-9]|@import|url\(", re.sub(r"^\s*// .*$", "", path.read_text(), flags=re.M))
             == []
@@ -27,7 +25,7 @@ def test_nothing_comes_from_elsewhere() -> None:
 
 
 def test_what_is_published_is_never_html() -> None:
-    text = (built.PAGE / "demo.js").read_text()
+    text = (demo_page.PAGE / "demo.js").read_text()
     assert re.findall(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|new Function", text) == []
 
 

@@ -7,13 +7,10 @@ from typing import Final
 
 import pytest
 
-from testing.local.brokers import BROKERS, LocalBroker
-from testing.local.postgres import LocalPostgres
-from tests.relay.brokers import make_broker
-
-from .client import Heard
-from .run import PLAN_LENGTH, run_plan
-from .steps import (
+from testing.faults.client import Heard
+from testing.faults.environment import World
+from testing.faults.run import PLAN_LENGTH, run_plan
+from testing.faults.steps import (
     CutBroker,
     HoldBroker,
     Kill,
@@ -33,7 +30,9 @@ from .steps import (
     TerminateBackends,
     random_plan,
 )
-from .world import World
+from testing.local.brokers import BROKERS, LocalBroker
+from testing.local.postgres import LocalPostgres
+from testing.relay.brokers import make_broker
 
 FOUR: Final = Publish(0, 4)
 SEEDS: Final = {"nats": (11, 12, 13), "redis": (21, 22), "kafka": (31,)}
@@ -102,7 +101,7 @@ async def test_the_log_is_set_back_beneath_relays_that_rest(
 
 @pytest.mark.parametrize(("name", "seed"), [(name, seed) for name, seeds in SEEDS.items() for seed in seeds])
 async def test_a_random_plan(postgres_server: LocalPostgres, name: str, seed: int) -> None:
-    print(f"again: python -m tests.faults --seed {seed} --broker {name} [--shrink]")
+    print(f"again: python -m testing.faults --seed {seed} --broker {name} [--shrink]")
     async with make_broker(name) as broker:
         outcome = await run_plan(postgres_server, random_plan(seed, PLAN_LENGTH, broker=True), broker)
     print(outcome)

@@ -11,10 +11,9 @@ from typing import Final
 
 import pytest
 
+from testing.faults.client import Asked, Heard
+from testing.faults.environment import World
 from testing.local.postgres import LocalPostgres
-
-from .client import Asked, Heard
-from .world import World
 
 CUTS: Final = 3
 CUT_S: Final = 2.0

@@ -10,11 +10,10 @@ from typing import Final
 
 import pytest
 
-from testing.local.postgres import LocalPostgres
-
-from .proxy import Mode
-from .run import PLAN_LENGTH, run_plan
-from .steps import (
+from testing.faults.environment import World
+from testing.faults.proxy import Mode
+from testing.faults.run import PLAN_LENGTH, run_plan
+from testing.faults.steps import (
     BackUp,
     Begin,
     Burst,
@@ -55,7 +54,7 @@ from .steps import (
     Wake,
     random_plan,
 )
-from .world import World
+from testing.local.postgres import LocalPostgres
 
 SEEDS: Final = range(1, 7)
 
@@ -188,7 +187,7 @@ async def test_the_database_is_restored_from_a_dump(postgres_server: LocalPostgr
 
 @pytest.mark.parametrize("seed", SEEDS)
 async def test_a_random_plan(postgres_server: LocalPostgres, seed: int) -> None:
-    print(f"again: python -m tests.faults --seed {seed} [--shrink]")
+    print(f"again: python -m testing.faults --seed {seed} [--shrink]")
     outcome = await run_plan(postgres_server, random_plan(seed, PLAN_LENGTH))
     print(outcome)
     # A plan may end in a reset before anything arrived; one in which neither happens shows nothing.

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from .client import Asked, Entry, Heard
-from .history import History, Row, Violation, judge
+from testing.faults.client import Asked, Entry, Heard
+from testing.faults.history import History, Row, Violation, judge
 
 
 def row(text: str) -> Row:

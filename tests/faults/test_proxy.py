@@ -12,9 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.relay.support import PATIENCE_S, until
-
-from .proxy import Link, Mode, Notifications
+from testing.faults.proxy import Link, Mode, Notifications
+from testing.relay.harness import PATIENCE_S, until
 
 
 def message(kind: bytes, body: bytes = b"") -> bytes:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from .run import PLAN_LENGTH, shrink
-from .steps import random_plan
+from testing.faults.run import PLAN_LENGTH, shrink
+from testing.faults.steps import random_plan
 
 
 @pytest.mark.parametrize("needed", [{0}, {39}, {3, 17}, {0, 1, 2, 38, 39}, set()])

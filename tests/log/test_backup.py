@@ -9,10 +9,10 @@ from pathlib import Path
 import asyncpg
 import pytest
 
+from testing.database import Database
 from testing.local.postgres import LocalPostgres
 from testing.patience import PATIENCE_S
-from tests.conftest import Database
-from tests.relay.support import USER, client, publish, receive, receive_ids, running
+from testing.relay.harness import USER, client, publish, receive, receive_ids, running
 from userrealtime_operator.postgres.migrate import migrate
 
 NEW_EPOCHS = "update userrealtime.log set epoch = gen_random_uuid()"

@@ -9,8 +9,8 @@ from pathlib import Path
 import asyncpg
 import pytest
 
+from testing.database import Database
 from testing.patience import PATIENCE_S
-from tests.conftest import Database
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "inbox.md"
 TAKE, CLEAN = re.findall(r"```sql\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)

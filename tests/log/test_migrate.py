@@ -11,10 +11,10 @@ from importlib.resources import files
 import asyncpg
 import pytest
 
+from testing.database import Database
 from testing.patience import PATIENCE_S
-from tests.conftest import Database
-from tests.relay.http_client import request
-from tests.relay.support import USER, client, receive, running
+from testing.relay.harness import USER, client, receive, running
+from testing.relay.http_client import request
 from userrealtime_operator.postgres import migrate as module
 from userrealtime_operator.postgres.migrate import (
     REPEATABLE,

@@ -11,8 +11,8 @@ from collections.abc import AsyncIterator
 import asyncpg
 import pytest
 
+from testing.database import Database
 from testing.patience import PATIENCE_S
-from tests.conftest import Database
 
 WRITERS = 8
 TRANSACTIONS_PER_WRITER = 60

@@ -12,8 +12,8 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
+from testing.database import Database, create_database
 from testing.patience import PATIENCE_S
-from tests.conftest import Database, create_database
 from userrealtime_operator.postgres.migrate import REPEATABLE, MigrationError, migrate
 
 VERSION_8 = Path(__file__).with_name("schema_8.sql")

@@ -11,8 +11,8 @@ from typing import Any
 import jwt
 import pytest
 
-from tests.conftest import Database
-from tests.relay.support import KEY, PATIENCE_S, USER, config, running, token, verifier_of
+from testing.database import Database
+from testing.relay.harness import KEY, PATIENCE_S, USER, config, running, token, verifier_of
 from userrealtime_core.auth.errors import Unauthorized
 from userrealtime_core.environment import ConfigError
 from userrealtime_core.registration import AUDIENCE, TYPE, BadRegistration, read, sign

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.relay.support import KEY, USER, config, token, verifier_of
+from testing.relay.harness import KEY, USER, config, token, verifier_of
 from userrealtime_core.auth.errors import Unauthorized
 
 NO_DATABASE = "postgresql://nobody@127.0.0.1:1/none"

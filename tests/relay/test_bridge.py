@@ -14,11 +14,11 @@ from contextlib import asynccontextmanager
 import asyncpg
 import pytest
 
+from testing.database import Database
 from testing.local.brokers import LocalBroker
-from tests.conftest import Database
-from tests.relay.brokers import bridging, make_broker
-from tests.relay.pgbouncer import pgbouncer
-from tests.relay.support import NEVER, PATIENCE_S, get, until
+from testing.relay.brokers import bridging, make_broker
+from testing.relay.harness import NEVER, PATIENCE_S, get, until
+from testing.relay.pgbouncer import pgbouncer
 from userrealtime_core.announcer.queue import DOORBELL
 from userrealtime_core.environment import ConfigError
 from userrealtime_core.secret import Secret

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from tests.relay.support import KEY, environment
+from testing.relay.harness import KEY, environment
 from userrealtime_core.environment import ConfigError
 from userrealtime_core.secret import Secret
 from userrealtime_relay.config import Config

@@ -14,9 +14,9 @@ from typing import Any
 import asyncpg
 from websockets.exceptions import ConnectionClosed
 
-from tests.conftest import Database
-from tests.relay.http_client import request, stream
-from tests.relay.support import PATIENCE_S, client, publish
+from testing.database import Database
+from testing.relay.harness import PATIENCE_S, client, publish
+from testing.relay.http_client import request, stream
 from tests.relay.test_main import process
 
 CLIENTS = 200

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.relay.support import KEY, USER, config, token, verifier_of
+from testing.relay.harness import KEY, USER, config, token, verifier_of
 from userrealtime_core.auth.errors import KeySetStale, Unauthorized
 from userrealtime_core.environment import ConfigError
 from userrealtime_core.wire.connect_request import CloseCode, ConnectRequest, Resume

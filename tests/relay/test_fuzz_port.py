@@ -12,9 +12,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from testing.database import create_database
 from testing.local.postgres import LocalPostgres
-from tests.conftest import create_database
-from tests.relay.support import PATIENCE_S, client, receive, running, token
+from testing.relay.harness import PATIENCE_S, client, receive, running, token
 from userrealtime_operator.postgres.migrate import migrate
 
 KEY = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: " + "A" * 22 + "=="

@@ -13,8 +13,8 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from tests.conftest import Database
-from tests.relay.support import PATIENCE_S, client, receive, token
+from testing.database import Database
+from testing.relay.harness import PATIENCE_S, client, receive, token
 from tests.relay.test_limits import resident, value
 from tests.relay.test_main import Process, process
 

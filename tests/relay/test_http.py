@@ -7,9 +7,9 @@ import json
 
 import pytest
 
-from tests.conftest import Database
-from tests.relay.http_client import request, stream
-from tests.relay.support import PATIENCE_S, client, config, get, receive, running, token
+from testing.database import Database
+from testing.relay.harness import PATIENCE_S, client, config, get, receive, running, token
+from testing.relay.http_client import request, stream
 from userrealtime_core.auth.tokens import MAX_TOKEN_BYTES
 from userrealtime_relay.server import Relay
 

@@ -22,10 +22,8 @@ from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.conftest import Database
-from tests.relay.http_client import request
-from tests.relay.issuer import EC, ED25519, OTHER_RSA, RSA, PrivateKey, endpoint, jwk, sign
-from tests.relay.support import (
+from testing.database import Database
+from testing.relay.harness import (
     KEY,
     PATIENCE_S,
     client,
@@ -38,6 +36,8 @@ from tests.relay.support import (
     until,
     verifier_of,
 )
+from testing.relay.http_client import request
+from testing.relay.issuer import EC, ED25519, OTHER_RSA, RSA, PrivateKey, endpoint, jwk, sign
 from tests.relay.test_auth import GOOD, signed
 from userrealtime_core.auth import jwks
 from userrealtime_core.auth.errors import KeySetStale, Unauthorized

@@ -8,8 +8,8 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from tests.conftest import Database
-from tests.relay.support import client, closed, config, publish, receive, receive_ids, running, token, verifier_of
+from testing.database import Database
+from testing.relay.harness import client, closed, config, publish, receive, receive_ids, running, token, verifier_of
 from userrealtime_core.auth import keys
 from userrealtime_core.auth.errors import Unauthorized
 from userrealtime_core.auth.keys import TokenKeys

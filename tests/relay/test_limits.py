@@ -11,9 +11,9 @@ from pathlib import Path
 
 import asyncpg
 
-from tests.conftest import Database
-from tests.relay.http_client import stream
-from tests.relay.support import client, get, publish, receive, receive_ids, token
+from testing.database import Database
+from testing.relay.harness import client, get, publish, receive, receive_ids, token
+from testing.relay.http_client import stream
 from tests.relay.test_main import process
 from userrealtime_relay.delivery.clients import CHUNK_BYTES, WRITE_LIMIT
 

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from tests.relay.support import PATIENCE_S
+from testing.relay.harness import PATIENCE_S
 
 COMMAND = (sys.executable, "-m", "testing.local.relay")
 

@@ -7,8 +7,8 @@ from datetime import UTC, datetime, timedelta
 import asyncpg
 import pytest
 
-from tests.conftest import Database
-from tests.relay.support import PATIENCE_S, USER, events, numbers, publish
+from testing.database import Database
+from testing.relay.harness import PATIENCE_S, USER, events, numbers, publish
 from userrealtime_core.secret import Secret
 from userrealtime_relay.log.log import ERRORS, Log, LogReplaced, Opened
 

@@ -7,9 +7,9 @@ import asyncio
 import asyncpg
 import pytest
 
-from tests.conftest import Database
-from tests.relay.http_client import poll, request
-from tests.relay.support import NEVER, PATIENCE_S, client, config, metric, publish, receive, running, token, until
+from testing.database import Database
+from testing.relay.harness import NEVER, PATIENCE_S, client, config, metric, publish, receive, running, token, until
+from testing.relay.http_client import poll, request
 from userrealtime_relay.server import Relay
 
 # Nobody listens there.

@@ -19,9 +19,8 @@ from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
 
-from tests.conftest import Database
-from tests.relay.http_client import request
-from tests.relay.support import (
+from testing.database import Database
+from testing.relay.harness import (
     KEY,
     PATIENCE_S,
     client,
@@ -34,6 +33,7 @@ from tests.relay.support import (
     terminate,
     token,
 )
+from testing.relay.http_client import request
 
 NO_DATABASE = "postgresql://nobody:hunter2@127.0.0.1:1/none"
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from websockets.exceptions import InvalidStatus
 
-from tests.conftest import Database
-from tests.relay.http_client import request, stream
-from tests.relay.support import client, config, receive, running
+from testing.database import Database
+from testing.relay.harness import client, config, receive, running
+from testing.relay.http_client import request, stream
 from userrealtime_core.environment import ConfigError
 from userrealtime_core.wire.cors import ORIGIN, validate_origin
 

@@ -8,10 +8,10 @@ import logging
 import asyncpg
 import pytest
 
-from tests.conftest import Database
-from tests.relay.http_client import request
-from tests.relay.pgbouncer import pgbouncer
-from tests.relay.support import NEVER, USER, client, config, metric, numbers, publish, receive, receive_ids, until
+from testing.database import Database
+from testing.relay.harness import NEVER, USER, client, config, metric, numbers, publish, receive, receive_ids, until
+from testing.relay.http_client import request
+from testing.relay.pgbouncer import pgbouncer
 from userrealtime_core.secret import Secret
 from userrealtime_relay.delivery import tail
 from userrealtime_relay.log.log import Log

@@ -7,9 +7,9 @@ import asyncio
 import asyncpg
 import pytest
 
-from tests.conftest import Database
-from tests.relay.http_client import stream
-from tests.relay.support import PATIENCE_S, USER, client, receive, running
+from testing.database import Database
+from testing.relay.harness import PATIENCE_S, USER, client, receive, running
+from testing.relay.http_client import stream
 from userrealtime_relay.delivery import presence
 
 QUESTION = "select coalesce(sum(clients), 0) from userrealtime.online where user_id = $1"

@@ -9,9 +9,8 @@ from typing import Any
 import asyncpg
 import pytest
 
-from tests.conftest import Database
-from tests.relay.http_client import Answer, request
-from tests.relay.support import (
+from testing.database import Database
+from testing.relay.harness import (
     PATIENCE_S,
     client,
     closed,
@@ -25,6 +24,7 @@ from tests.relay.support import (
     token,
     until,
 )
+from testing.relay.http_client import Answer, request
 from userrealtime_relay.server import Relay
 
 # Nobody listens there.

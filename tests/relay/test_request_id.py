@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from websockets.exceptions import InvalidStatus
 
-from tests.conftest import Database
-from tests.relay import http_client
-from tests.relay.support import client, receive, running, until
+from testing.database import Database
+from testing.relay import http_client
+from testing.relay.harness import client, receive, running, until
 from userrealtime_core.logging_setup import JsonFormatter
 from userrealtime_relay.transports.request_id import HEADER, adopt
 

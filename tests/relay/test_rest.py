@@ -8,12 +8,12 @@ from collections.abc import AsyncIterator
 import asyncpg
 import pytest
 
+from testing.database import Database
 from testing.local.brokers import LocalBroker
-from tests.conftest import Database
-from tests.relay.brokers import bridging, make_broker
-from tests.relay.http_client import request
-from tests.relay.pgbouncer import pgbouncer
-from tests.relay.support import NEVER, PATIENCE_S, USER, client, metric, publish, receive, receive_ids, running, until
+from testing.relay.brokers import bridging, make_broker
+from testing.relay.harness import NEVER, PATIENCE_S, USER, client, metric, publish, receive, receive_ids, running, until
+from testing.relay.http_client import request
+from testing.relay.pgbouncer import pgbouncer
 from userrealtime_core.wire.position import LogPosition
 from userrealtime_relay.delivery import presence, tail
 from userrealtime_relay.server import Relay

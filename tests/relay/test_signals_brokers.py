@@ -10,10 +10,10 @@ from collections.abc import AsyncIterator
 import asyncpg
 import pytest
 
+from testing.database import Database
 from testing.local.brokers import BROKERS, LocalBroker
-from tests.conftest import Database
-from tests.relay.brokers import PASSWORD, bridging, following, make_broker
-from tests.relay.support import NEVER, PATIENCE_S, metric, publish, receive_ids, running, until
+from testing.relay.brokers import PASSWORD, bridging, following, make_broker
+from testing.relay.harness import NEVER, PATIENCE_S, metric, publish, receive_ids, running, until
 from userrealtime_core.secret import Secret
 from userrealtime_core.wire.position import LogMoved, LogPosition
 from userrealtime_relay.notify import Unreachable, decode, encode

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from tests.relay.support import PATIENCE_S, until
+from testing.relay.harness import PATIENCE_S, until
 from userrealtime_core.secret import Secret
 from userrealtime_core.wire.position import LogMoved, LogPosition
 from userrealtime_relay.notify import Unreachable, redis

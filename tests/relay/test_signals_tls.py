@@ -9,10 +9,10 @@ from pathlib import Path
 import asyncpg
 import pytest
 
+from testing.database import Database
 from testing.local.brokers import BROKERS, LocalBroker
-from tests.conftest import Database
-from tests.relay.brokers import PASSWORD, following, make_broker
-from tests.relay.support import PATIENCE_S, publish, receive_ids, until
+from testing.relay.brokers import PASSWORD, following, make_broker
+from testing.relay.harness import PATIENCE_S, publish, receive_ids, until
 from userrealtime_core.secret import Secret
 from userrealtime_relay.notify import Unreachable
 from userrealtime_relay.notify.broker import load

@@ -9,10 +9,10 @@ import socket
 import asyncpg
 import pytest
 
+from testing.database import Database
 from testing.patience import PATIENCE_S
-from tests.conftest import Database
-from tests.relay.http_client import Answer, Stream, request, stream
-from tests.relay.support import NEVER, USER, client, metric, publish, receive, running, token, until
+from testing.relay.harness import NEVER, USER, client, metric, publish, receive, running, token, until
+from testing.relay.http_client import Answer, Stream, request, stream
 from tests.relay.test_websocket import eventually, is_metric
 from userrealtime_relay.server import Relay
 from userrealtime_relay.transports import sse

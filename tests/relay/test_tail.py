@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager
 import asyncpg
 import pytest
 
-from tests.conftest import Database
-from tests.relay.support import NEVER, PATIENCE_S, config, publish, terminate, until
+from testing.database import Database
+from testing.relay.harness import NEVER, PATIENCE_S, config, publish, terminate, until
 from userrealtime_core.wire.position import LogPosition, LogState
 from userrealtime_relay.delivery.tail import PAGE_EVENTS, Tail
 from userrealtime_relay.log.log import Log, Page

@@ -14,8 +14,8 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.typing import Subprotocol
 
-from tests.conftest import Database
-from tests.relay.support import (
+from testing.database import Database
+from testing.relay.harness import (
     NEVER,
     PATIENCE_S,
     USER,

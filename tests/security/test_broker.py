@@ -9,9 +9,8 @@ from contextlib import asynccontextmanager
 import asyncpg
 import pytest
 
-from tests.relay.support import USER, client, receive, running
-
-from .support import installation
+from testing.installation import installation
+from testing.relay.harness import USER, client, receive, running
 
 
 @asynccontextmanager

@@ -11,9 +11,10 @@ from datetime import timedelta
 import asyncpg
 import pytest
 
+from testing.installation import SCOPE, Installation, installation
+from testing.operator.fixture import SECRET
 from testing.patience import PATIENCE_S
 from tests.operator.reconcile.test_reconcile_roles import RoleWorld
-from tests.operator.world import SECRET
 from userrealtime_operator.kube.types import ObjectKey
 from userrealtime_operator.model.naming import child_name
 from userrealtime_operator.postgres import roles as roles_module
@@ -22,8 +23,6 @@ from userrealtime_operator.postgres.roles import Roles
 from userrealtime_operator.reconcile.rollouts import Rollouts
 from userrealtime_operator.secrets.database_passwords import Credentials, read_credentials, role_names
 from userrealtime_operator.secrets.token_keys import SERIES
-
-from .support import SCOPE, Installation, installation
 
 USER = "alice"
 ONE, OTHER = (str(uuid.UUID(int=number)) for number in (1, 2))

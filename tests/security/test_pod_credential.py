@@ -10,11 +10,10 @@ from contextlib import asynccontextmanager
 import asyncpg
 import pytest
 
-from tests.relay.brokers import bridging, make_broker
-from tests.relay.support import USER, client, receive, running
+from testing.installation import installation
+from testing.relay.brokers import bridging, make_broker
+from testing.relay.harness import USER, client, receive, running
 from userrealtime_core.announcer.queue import DOORBELL
-
-from .support import installation
 
 FLOODS = 2
 MALLORY = "mallory"

@@ -10,9 +10,10 @@ from contextlib import asynccontextmanager
 import asyncpg
 import pytest
 
+from testing.installation import SCOPE, Installation, installation
+from testing.operator.samples import body
 from testing.patience import PATIENCE_S
 from tests.operator.reconcile.test_reconcile_roles import RoleWorld
-from tests.operator.samples import body
 from userrealtime_core.secret import Secret
 from userrealtime_operator.kube.types import ObjectKey
 from userrealtime_operator.model.naming import child_name
@@ -23,8 +24,6 @@ from userrealtime_operator.postgres.roles import Roles
 from userrealtime_operator.postgres.watchdog import Watchdog
 from userrealtime_operator.process.metrics import Metrics
 from userrealtime_operator.secrets.database_passwords import Credentials, read_credentials, role_names
-
-from .support import SCOPE, Installation, installation
 
 MALLORY = "mallory"
 LOCKS = (

@@ -16,10 +16,10 @@ from websockets.exceptions import InvalidMessage
 from websockets.frames import Frame, Opcode
 from websockets.server import ServerProtocol
 
-from tests.conftest import Database
-from tests.operator.activator.support import SERVICE, gate
-from tests.relay.http_client import request
-from tests.relay.support import PATIENCE_S, client, closed, get, metric, receive, running, token, until
+from testing.database import Database
+from testing.operator.activator import SERVICE, gate
+from testing.relay.harness import PATIENCE_S, client, closed, get, metric, receive, running, token, until
+from testing.relay.http_client import request
 from userrealtime_operator.activator.proxy import proxy as activator
 from userrealtime_operator.activator.proxy.proxy import Gate
 from userrealtime_operator.activator.proxy.request import MAX_BODY_PIECES

@@ -16,10 +16,10 @@ import asyncpg
 import pytest
 import yaml
 
+from testing.database import Database as OwnDatabase
+from testing.database import create_database
 from testing.local.postgres import LocalPostgres
 from testing.patience import PATIENCE_S
-from tests.conftest import Database as OwnDatabase
-from tests.conftest import create_database
 from userrealtime_operator.postgres.database import Database
 from userrealtime_operator.postgres.migrate import migrate
 from userrealtime_operator.postgres.roles import Roles

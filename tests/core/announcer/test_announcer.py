@@ -10,13 +10,12 @@ from typing import Literal
 import asyncpg
 import pytest
 
+from testing.announcer import NAME, PATIENCE_S, Listener, announcing, make_busy, make_quiet, publish, until, until_async
+from testing.database import Database, create_database
 from testing.local.postgres import LocalPostgres
-from tests.conftest import Database, create_database
-from tests.relay.pgbouncer import pgbouncer
+from testing.relay.pgbouncer import pgbouncer
 from userrealtime_core.announcer.traffic import QUIET_WINDOW
 from userrealtime_operator.postgres.migrate import migrate
-
-from .support import NAME, PATIENCE_S, Listener, announcing, make_busy, make_quiet, publish, until, until_async
 
 Isolation = Literal["read_committed", "repeatable_read", "serializable"]
 

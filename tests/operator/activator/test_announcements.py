@@ -10,9 +10,9 @@ from contextlib import asynccontextmanager
 import pytest
 from aiohttp import ClientSession
 
-from tests.operator.activator.support import secret
+from testing.operator.activator import secret
+from testing.relay.harness import KEY, PATIENCE_S, token
 from tests.operator.activator.test_wakes import Pods
-from tests.relay.support import KEY, PATIENCE_S, token
 from userrealtime_core.registration import sign
 from userrealtime_core.relay_settings import RelaySettings
 from userrealtime_operator.activator import announcements

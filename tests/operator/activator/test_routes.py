@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.operator.activator.support import resource
+from testing.operator.activator import resource
 from userrealtime_operator.activator.routes import RouteTable
 from userrealtime_operator.kube.types import NamespacedName
 from userrealtime_operator.model.naming import child_name

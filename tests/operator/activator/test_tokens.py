@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.operator.activator.support import secret
-from tests.relay.support import KEY, token
+from testing.operator.activator import secret
+from testing.relay.harness import KEY, token
 from userrealtime_core.auth.errors import KeySetStale, Unauthorized
 from userrealtime_core.relay_settings import RelaySettings
 from userrealtime_operator.activator import tokens

@@ -18,8 +18,8 @@ import pytest
 from aiohttp import web
 from kubernetes.aio.client.configuration import Configuration
 
+from testing.operator.tls import Endpoint, numb_server
 from testing.patience import PATIENCE_S
-from tests.operator.tls import Endpoint, numb_server
 from userrealtime_operator.kube.client import Api, ApiError
 from userrealtime_operator.kube.reflector import Reflector
 from userrealtime_operator.kube.types import Object

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 
-from tests.operator.samples import CONFIG, SECRETS, resource
+from testing.operator.samples import CONFIG, SECRETS, resource
 from userrealtime_operator.kube.drift import is_subset
 from userrealtime_operator.kube.types import Object
 from userrealtime_operator.manifests.objects import desired_objects

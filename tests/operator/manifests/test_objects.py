@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.operator.samples import CONFIG, KEYS, SECRETS, resource
+from testing.operator.samples import CONFIG, KEYS, SECRETS, resource
 from userrealtime_operator.config import Config, RouteType, Trust, parse_config
 from userrealtime_operator.kube.types import Object
 from userrealtime_operator.manifests.objects import APPLIED_DIGEST, Secrets, desired_objects

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from tests.operator.samples import CONFIG, SECRETS, body, resource
-from tests.operator.world import World
+from testing.operator.fixture import World
+from testing.operator.samples import CONFIG, SECRETS, body, resource
 from userrealtime_operator.config import ConfigError, parse_config
 from userrealtime_operator.kube.types import Object, ObjectKey
 from userrealtime_operator.manifests.objects import desired_objects

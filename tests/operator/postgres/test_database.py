@@ -9,7 +9,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from tests.conftest import Database as OwnDatabase
+from testing.database import Database as OwnDatabase
 from userrealtime_operator.postgres import database as module
 from userrealtime_operator.postgres.database import Database, DatabaseError
 

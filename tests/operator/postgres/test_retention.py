@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import asyncpg
 import pytest
 
-from tests.conftest import Database as OwnDatabase
+from testing.database import Database as OwnDatabase
 from userrealtime_operator.model.policies import Retention
 from userrealtime_operator.postgres import retention as module
 from userrealtime_operator.postgres.database import Database

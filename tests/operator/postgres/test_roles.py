@@ -11,9 +11,9 @@ from pathlib import Path
 import asyncpg
 import pytest
 
+from testing.database import Database as OwnDatabase
+from testing.operator.attacks import REFUSED
 from testing.patience import PATIENCE_S
-from tests.conftest import Database as OwnDatabase
-from tests.operator.attacks import REFUSED
 from userrealtime_core.secret import Secret
 from userrealtime_operator.postgres.database import Database, DatabaseError
 from userrealtime_operator.postgres.migrate import migrate

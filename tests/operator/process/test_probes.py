@@ -6,7 +6,7 @@ import asyncio
 
 from aiohttp import ClientSession, web
 
-from tests.relay.support import PATIENCE_S, get
+from testing.relay.harness import PATIENCE_S, get
 from userrealtime_operator.process import probes as endpoints
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.operator.samples import resource
+from testing.operator.samples import resource
 from userrealtime_operator.kube.types import Object
 from userrealtime_operator.reconcile.events import NOTE_LENGTH, events
 

@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 
-from tests.conftest import Database as OwnDatabase
-from tests.operator.samples import CONFIG, body
-from tests.operator.world import SECRET, World
+from testing.database import Database as OwnDatabase
+from testing.operator.fixture import SECRET, World
+from testing.operator.samples import CONFIG, body
 from userrealtime_operator.config import DatabaseAccess
 from userrealtime_operator.model.labels import PASSWORD_ROTATION_ANNOTATION
 from userrealtime_operator.postgres.database import Database

@@ -10,8 +10,8 @@ from datetime import timedelta
 
 import pytest
 
-from tests.operator.samples import CONFIG, body
-from tests.operator.world import SECRET, World
+from testing.operator.fixture import SECRET, World
+from testing.operator.samples import CONFIG, body
 from userrealtime_operator.config import Config
 from userrealtime_operator.kube.client import ApiError
 from userrealtime_operator.kube.types import Object, ObjectKey

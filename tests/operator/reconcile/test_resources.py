@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from typing import Any
 
-from tests.operator.samples import body
+from testing.operator.samples import body
 from userrealtime_operator.kube.types import Object
 from userrealtime_operator.model.naming import child_name
 from userrealtime_operator.reconcile.resources import Children, Resources

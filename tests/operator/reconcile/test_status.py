@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.operator.samples import resource
+from testing.operator.samples import resource
 from userrealtime_operator.model.conditions import (
     ConditionResult,
     deployment_progress,

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.operator.samples import CONFIG, body
-from tests.operator.world import World
+from testing.operator.fixture import World
+from testing.operator.samples import CONFIG, body
 from userrealtime_operator.config import Activator, Config, IdleDefaults
 from userrealtime_operator.kube.client import ApiError
 from userrealtime_operator.kube.types import NamespacedName, Object, ObjectKey

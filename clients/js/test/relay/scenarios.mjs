@@ -1,6 +1,6 @@
 // What a client goes through with a real relay, over a network that breaks. Runs in node and in a browser alike.
 //
-// `stage` is the URL of what pytest serves (tests/clients/stage.py): it breaks the network, publishes, and makes tokens.
+// `stage` is the URL of what pytest serves (testing/clients/fixture.py): it breaks the network, publishes, and makes tokens.
 
 export const TRANSPORTS = ["websocket", "sse", "poll"];
 const QUICK = {

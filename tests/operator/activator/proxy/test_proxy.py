@@ -14,10 +14,10 @@ import pytest
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import InvalidStatus
 
-from tests.conftest import Database
-from tests.operator.activator.support import SERVICE, gate
-from tests.relay.http_client import request, stream
-from tests.relay.support import PATIENCE_S, client, closed, publish, receive, receive_ids, token, until
+from testing.database import Database
+from testing.operator.activator import SERVICE, gate
+from testing.relay.harness import PATIENCE_S, client, closed, publish, receive, receive_ids, token, until
+from testing.relay.http_client import request, stream
 
 STRANGER = "a key of a stranger's that is long enough"
 

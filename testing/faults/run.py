@@ -11,8 +11,8 @@ from testing.local.brokers import LocalBroker
 from testing.local.postgres import LocalPostgres
 
 from .client import Heard
+from .environment import World
 from .steps import Step
-from .world import World
 
 PLAN_LENGTH: Final = 40
 STEP_S: Final = 0.03

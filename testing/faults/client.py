@@ -18,7 +18,7 @@ from urllib.parse import urlencode
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage
 
-from tests.relay.http_client import Stream, exchange
+from testing.relay.http_client import Stream, exchange
 
 Transport = Literal["websocket", "sse", "poll"]
 TRANSPORTS: Final[tuple[Transport, ...]] = get_args(Transport)

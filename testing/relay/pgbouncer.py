@@ -15,7 +15,7 @@ import asyncpg
 import pytest
 
 from testing.local.postgres import UNPRIVILEGED_ID, free_port
-from tests.relay.support import PATIENCE_S
+from testing.relay.harness import PATIENCE_S
 
 
 def program() -> str:

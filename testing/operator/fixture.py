@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from tests.operator.samples import CONFIG, body
+from testing.operator.samples import CONFIG, body
 from userrealtime_operator.config import Config
 from userrealtime_operator.kube.client import Api, ApiError
 from userrealtime_operator.kube.types import Object, ObjectKey

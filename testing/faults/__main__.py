@@ -1,10 +1,10 @@
 """Plans of faults, from the command line.
 
-    python -m tests.faults --minutes 60        new plans for an hour (`make soak`)
-    python -m tests.faults --seed 17           that plan again
-    python -m tests.faults --seed 17 --steps 0,3,9
+    python -m testing.faults --minutes 60        new plans for an hour (`make soak`)
+    python -m testing.faults --seed 17           that plan again
+    python -m testing.faults --seed 17 --steps 0,3,9
                                                of that plan, these steps alone
-    python -m tests.faults --seed 17 --shrink  look for the fewest steps of it that fail
+    python -m testing.faults --seed 17 --shrink  look for the fewest steps of it that fail
 
 Each with `--broker nats` (or redis, or kafka) too: signals then come from there, and it may fail as well.
 
@@ -29,7 +29,7 @@ from .steps import random_plan
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m tests.faults", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m testing.faults", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     choice = parser.add_mutually_exclusive_group(required=True)
     choice.add_argument("--minutes", type=float, help="run new plans for so long")
@@ -58,7 +58,7 @@ def _report(seed: int, kept: list[int], broker: str | None, error: Exception) ->
     for index in kept:
         print(f"  {index:2} {plan[index]}")
     over = f" --broker {broker}" if broker is not None else ""
-    print(f"\nagain: python -m tests.faults --seed {seed}{over} --steps {','.join(map(str, kept))}", flush=True)
+    print(f"\nagain: python -m testing.faults --seed {seed}{over} --steps {','.join(map(str, kept))}", flush=True)
 
 
 async def _repeat(seed: int, kept: list[int], broker: str | None, *, shrinking: bool) -> int:

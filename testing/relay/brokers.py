@@ -11,7 +11,7 @@ import pytest
 from websockets.asyncio.client import ClientConnection
 
 from testing.local.brokers import BROKERS, LocalBroker
-from tests.relay.support import NEVER, client, receive, running, until
+from testing.relay.harness import NEVER, client, receive, running, until
 from userrealtime_relay.bridge.config import Config
 from userrealtime_relay.bridge.server import Bridge
 from userrealtime_relay.server import Relay

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from tests.relay.support import USER
+from testing.relay.harness import USER
 
 from .client import TRANSPORTS, Transport
+from .environment import BRIDGES, RELAYS, WRITERS, World
 from .proxy import Mode
-from .world import BRIDGES, RELAYS, WRITERS, World
 
 GRACE_S: Final = 1.5
 

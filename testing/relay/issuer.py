@@ -14,7 +14,7 @@ import jwt
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
-from tests.relay.support import USER
+from testing.relay.harness import USER
 
 RSA: Final = rsa.generate_private_key(65537, 2048)
 OTHER_RSA: Final = rsa.generate_private_key(65537, 2048)

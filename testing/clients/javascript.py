@@ -10,7 +10,7 @@ from typing import Final
 
 import pytest
 
-from .stage import ROOT
+from .fixture import ROOT
 
 SOURCE: Final = ROOT / "clients" / "js"
 LIMIT_S: Final = 300

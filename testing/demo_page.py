@@ -1,6 +1,6 @@
 """The JavaScript client as the demo's page has it: built, and kept with the page, so that no image needs node.
 
-python -m tests.demo.built    # builds it anew, after a change of clients/js
+python -m testing.demo_page    # builds it anew, after a change of clients/js
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from testing.clients.javascript import SOURCE, install
 from testing.system import ROOT
-from tests.clients.javascript import SOURCE, install
 
 PAGE = ROOT / "examples" / "demo" / "page"
 KEPT = PAGE / "userrealtime"

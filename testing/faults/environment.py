@@ -30,7 +30,7 @@ import asyncpg
 
 from testing.local.brokers import LocalBroker
 from testing.local.postgres import LocalPostgres, free_port
-from tests.relay.support import USER, environment, token
+from testing.relay.harness import USER, environment, token
 from userrealtime_operator.postgres.migrate import migrate
 
 from .client import TRANSPORTS, Client, Transport, make
@@ -148,7 +148,7 @@ class RelayProcess(Process):
         if broker is not None and broker_link is not None:
             by_link = broker.url.replace(f":{broker.port}", f":{broker_link.port}")
             whole |= {**broker.variables, f"{broker.name.upper()}_URL": by_link}
-        super().__init__("tests.faults.relay", port, whole)
+        super().__init__("testing.faults.relay", port, whole)
 
 
 class BridgeProcess(Process):
@@ -157,7 +157,7 @@ class BridgeProcess(Process):
     def __init__(self, url: str, broker: LocalBroker) -> None:
         port = free_port()
         variables = {"DATABASE_URL": url, "HOST": "127.0.0.1", "HEALTH_PORT": str(port), **broker.variables}
-        super().__init__("tests.faults.bridge", port, {**variables, "POLL_INTERVAL": "0.4"})
+        super().__init__("testing.faults.bridge", port, {**variables, "POLL_INTERVAL": "0.4"})
 
 
 class AnnouncerProcess(Process):
@@ -165,7 +165,7 @@ class AnnouncerProcess(Process):
 
     def __init__(self, url: str) -> None:
         port = free_port()
-        super().__init__("tests.faults.announcer", port, {"DATABASE_URL": url, "PORT": str(port)})
+        super().__init__("testing.faults.announcer", port, {"DATABASE_URL": url, "PORT": str(port)})
 
 
 class Writer:

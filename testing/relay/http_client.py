@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.relay.support import PATIENCE_S, token
+from testing.relay.harness import PATIENCE_S, token
 from userrealtime_relay.server import Relay
 
 

@@ -18,11 +18,11 @@ from typing import Any, Final, Self
 import asyncpg
 from aiohttp import web
 
+from testing.faults.environment import RelayProcess
+from testing.faults.proxy import Filter, Link
 from testing.local.postgres import LocalPostgres
 from testing.patience import PATIENCE_S
-from tests.faults.proxy import Filter, Link
-from tests.faults.world import RelayProcess
-from tests.relay.support import USER, token
+from testing.relay.harness import USER, token
 from userrealtime_operator.postgres.migrate import migrate
 
 ROOT: Final = Path(__file__).parents[2]

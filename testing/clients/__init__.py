@@ -1,0 +1,1 @@
+"""The clients under test, and a network between them and their relay."""

@@ -1,0 +1,1 @@
+"""Stand-ins for the API server and the database of the operator."""

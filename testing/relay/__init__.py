@@ -1,0 +1,1 @@
+"""Relays, clients, brokers and poolers for tests."""
