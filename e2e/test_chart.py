@@ -185,9 +185,9 @@ def test_the_operator_understands_the_configuration(system: System, values: dict
     assert config.activator == Activator(OPERATOR_NAMESPACE, "other-userrealtime-activator", 8080, announce_url)
     if values is EVERYTHING:
         assert config.signals == SignalDefaults(SignalType.KAFKA, "kafka://h", 7)
-        assert config.relay.settings["DATABASE_IDLE_AFTER"] == "5"
-        assert config.relay.settings["JWKS_URL"] == values["relay"]["auth"]["jwksUrl"]
-        assert config.relay.settings["ALLOWED_ORIGINS"] == "https://app.example.com,*"
+        assert config.relay_settings["DATABASE_IDLE_AFTER"] == "5"
+        assert config.relay_settings["JWKS_URL"] == values["relay"]["auth"]["jwksUrl"]
+        assert config.relay_settings["ALLOWED_ORIGINS"] == "https://app.example.com,*"
         assert config.relay.pod_spec.keys() >= {"nodeSelector", "tolerations", "affinity", "runtimeClassName"}
         assert config.token_keys == KeyPolicy(720 * 3600, 48 * 3600, 180)
         assert config.idle.after_s == 90

@@ -340,7 +340,7 @@ class Operator:
                         self._queue.add(Task(Kind.RESOURCE, task.namespace, name))
                 return SWEEP_INTERVAL_S
             case Kind.PRUNE:
-                events, messages = await prune(self._database, self._config.retention, self._scopes)
+                events, messages = await prune(self._database, self._config.log.retention, self._scopes)
                 if events or messages:
                     logger.info("removed %d events and %d messages by age or number", events, messages)
                 return PRUNE_INTERVAL_S

@@ -1,434 +1,380 @@
-"""What the platform decides for all users: the operator's configuration file, plus `DATABASE_URL` from the environment.
+"""The operator's configuration: a YAML file that the Helm chart writes from its values, and URLs in the environment.
 
-The file is YAML, written by the Helm chart from its values; a password does not belong in it.
+The dataclasses are the sections of the file. With those of `model.policies` and `model.notifiers`, they are the only
+list of the operator's settings. All faults are reported together, each with its path and with advice. No message
+contains the value of a secret.
 """
 
 from __future__ import annotations
 
 import enum
 import os
-import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Final, Literal, Self, get_args
 
 import yaml
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+    with_config,
+)
+from pydantic.dataclasses import dataclass
+from pydantic_core import ErrorDetails
+from typing_extensions import TypedDict  # for pydantic on Python 3.11
 
-from userrealtime_core.database_url import validate_database_url
-from userrealtime_core.environment import validate_broker_url
-from userrealtime_core.wire.cors import validate_origin
+from userrealtime_core.environment import LOG_LEVELS, ConfigError
+from userrealtime_core.wire.cors import ORIGIN, validate_origin
 
-from .kube.duration import parse_duration
-from .model.notifiers import DEFAULT_LISTEN_RANGE, SignalDefaults, SignalType
+from .model.notifiers import SignalDefaults, SignalType
 from .model.policies import KeyPolicy, Retention
-from .model.routes import RouteError, parse_url_template
+from .model.routes import URL, parse_url_template
+from .model.settings import (
+    BROKER_URL,
+    DATABASE_URL,
+    FILE,
+    FROM_ENVIRONMENT,
+    Count,
+    Duration,
+    Flag,
+    Interval,
+    Json,
+    Name,
+    Section,
+    Strings,
+    Variable,
+    by_rule,
+    fault,
+    fields_of,
+    variables,
+)
 
-Json = dict[str, Any]
-
-DEFAULT_URL = "http://localhost/{name}"
-
-
-class ConfigError(ValueError):
-    """The configuration cannot be used; the message lists every fault found, with the way out."""
-
-
-@dataclass(frozen=True, slots=True)
-class RelayDefaults:
-    """How a user's pod runs where its resource does not say otherwise."""
-
-    image: str
-    image_pull_policy: str = "IfNotPresent"
-    image_pull_secrets: tuple[str, ...] = ()
-    max_concurrent_rollouts: int = 20
-    # Measured: an idle relay holds under 40 MiB; the ring and a full catch-up of clients add a few more.
-    resources: Json = field(
-        default_factory=lambda: {"requests": {"cpu": "10m", "memory": "48Mi"}, "limits": {"memory": "128Mi"}}
-    )
-    settings: Mapping[str, str] = field(default_factory=dict)
-    """Variables of the relay's environment, by name (docs/relay.md)."""
-    pod_spec: Json = field(default_factory=dict)
-    """Fields of the pod's spec, such as nodeSelector, as Kubernetes has them."""
-    pod_labels: Mapping[str, str] = field(default_factory=dict)
-    pod_annotations: Mapping[str, str] = field(default_factory=dict)
+__all__ = ["Config", "ConfigError", "load_config", "parse_config"]
 
 
-class RouteType(enum.StrEnum):
-    """What leads a user's clients to the user's Service."""
-
-    INGRESS = "Ingress"
-    """An Ingress a user."""
-    HTTP_ROUTE = "HTTPRoute"
-    """An HTTPRoute of the Gateway API a user."""
-    EDGE = "Edge"
-    """No object a user: one proxy for all, which finds the Service by its DNS name."""
-
-
-@dataclass(frozen=True, slots=True)
-class RouteDefaults:
-    """How users are reached. `url` is a template, see `routes`; `gateway` is a parentRef of the Gateway API."""
-
-    enabled: bool = True
-    type: RouteType = RouteType.INGRESS
-    url: str = DEFAULT_URL
-    gateway: Mapping[str, str] = field(default_factory=dict)
-    class_name: str | None = None
-    annotations: Mapping[str, str] = field(default_factory=dict)
-    tls_secret_name: str | None = None
-
-
-class CredentialsType(enum.StrEnum):
-    """Whose database role a user's pod has."""
-
-    PER_USER = "perUser"
-    """One of its own, which reads that user's log alone. The operator's own role needs CREATEROLE for it."""
-    SHARED = "shared"
-    """The operator's own."""
-
-
-@dataclass(frozen=True, slots=True)
-class DatabaseAccess:
-    """How users' pods come to the database. `rotate_after_s` is how long a password is used; None is for ever."""
-
-    credentials: CredentialsType = CredentialsType.PER_USER
-    rotate_after_s: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class IdleDefaults:
-    """When users sleep whose resource does not say. `after_s` is without a client; 0 is never."""
-
-    after_s: float = 600.0
-
-
-@dataclass(frozen=True, slots=True)
-class Activator:
-    """Who wakes users: the Service whose pods take the connections of those who sleep, and the pods' port for that."""
-
-    namespace: str
-    service: str
-    port: int = 8080
-    announce_url: str = ""
-    """Where users' pods say that they listen; what follows is the namespace and the name of a user's objects. Empty:
-    they do not."""
-
-
-@dataclass(frozen=True, slots=True)
-class Trust:
-    """A ConfigMap of each of the namespaces with certificates of authorities (PEM), for TLS of users' pods."""
-
-    config_map: str
-    key: str = "ca.crt"
-
-
-@dataclass(frozen=True, slots=True)
-class Config:
-    """The operator's whole configuration. `database_url` is hidden from `repr`, since it holds a password."""
-
-    namespaces: tuple[str, ...]
-    relay: RelayDefaults
-    route: RouteDefaults
-    database_url: str = field(repr=False)
-    token_keys: KeyPolicy = field(default_factory=KeyPolicy)
-    database: DatabaseAccess = field(default_factory=DatabaseAccess)
-    retention: Retention = field(default_factory=Retention)
-    idle: IdleDefaults = field(default_factory=IdleDefaults)
-    activator: Activator | None = None
-    """None: nobody sleeps."""
-    signals: SignalDefaults = field(default_factory=SignalDefaults)
-    trust: Trust | None = None
-    """None: those that the image brings."""
-
-
-Parser = Callable[[Any], Any]
-"""From a value of the file to one of the configuration. Raises ValueError where it cannot be."""
-
-
-def _one_of(*choices: str) -> Parser:
-    def parse(value: Any) -> str:
-        if value not in choices:
-            raise ValueError(f"must be one of {', '.join(choices)}")
-        return str(value)
-
-    return parse
-
-
-def _duration(least_s: float, most_s: float) -> Parser:
-    def parse(value: Any) -> float:
-        if not isinstance(value, str):
-            raise ValueError("must be a duration in quotes, such as '90s'")
-        seconds = parse_duration(value)
-        if not least_s <= seconds <= most_s:
-            raise ValueError(f"must be from {least_s:g} to {most_s:g} seconds")
-        return seconds
-
-    return parse
-
-
-def _seconds(least: float, most: float) -> Parser:
-    """A duration, as the relay's environment has it."""
-    parse = _duration(least, most)
-    return lambda value: f"{parse(value):.6f}".rstrip("0").rstrip(".")
-
-
-def _count(value: Any) -> int:
-    if not isinstance(value, int) or value < 1:
-        raise ValueError("must be a whole number of at least 1")
-    return value
-
-
-def _limit(value: Any) -> int | None:
-    return None if value == 0 and isinstance(value, int) else _count(value)
-
-
-def _member(kind: type[enum.StrEnum]) -> Parser:
-    choice = _one_of(*kind)
-    return lambda value: kind(choice(value))
-
-
-def _strings(value: Any) -> dict[str, str]:
-    if not isinstance(value, dict) or not all(isinstance(text, str) for pair in value.items() for text in pair):
-        raise ValueError("must be a mapping of strings")
-    return value
-
-
-def _origins(value: Any) -> str:
-    if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
-        raise ValueError("must be a list of origins such as https://app.example.com (lower case, no path), or of *")
-    if (flaw := next(filter(None, map(validate_origin, value)), None)) is not None:
+def _origin(value: Any) -> str:
+    flaw = validate_origin(value) if isinstance(value, str) else "must be an origin in quotes; this includes 'null'"
+    if flaw is not None:
         raise ValueError(flaw)
-    return ",".join(value)
-
-
-def _jwks_url(value: Any) -> str:
-    inside = r"localhost|[a-z][a-z0-9-]*|[a-z0-9.-]+\.svc(\.cluster\.local)?"
-    if not re.fullmatch(rf"(https://[^\s@#/]+|http://({inside})(:\d+)?)(/[^\s#]*)?", str(value)):
-        raise ValueError("must be an https:// URL without a password, or an http:// one of a Service of the cluster")
     return str(value)
 
 
-_TOP = ("namespaces", "database", "log", "relay", "signals", "trust", "tokenKeys", "route", "idle", "activator")
-BROKER_URL = "BROKER_URL"
-# The file's names, each with the attribute or variable it sets, and its type or how it is read.
-Known = Mapping[str, tuple[str, type | Parser]]
-_RELAY: Known = {
-    "image": ("image", str),
-    "imagePullPolicy": ("image_pull_policy", str),
-    "imagePullSecrets": ("image_pull_secrets", list),
-    "maxConcurrentRollouts": ("max_concurrent_rollouts", _count),
-    "resources": ("resources", dict),
-    "podLabels": ("pod_labels", _strings),
-    "podAnnotations": ("pod_annotations", _strings),
-}
-_SETTINGS: Known = {
-    "logLevel": ("LOG_LEVEL", _one_of("debug", "info", "warning", "error")),
-    "signal": ("SIGNAL", _one_of("auto", "listen", "poll")),
-    "pollInterval": ("POLL_INTERVAL", _seconds(0.1, 3600)),
-    "authTimeout": ("AUTH_TIMEOUT", _seconds(0.1, 300)),
-    "pingInterval": ("PING_INTERVAL", _seconds(0.1, 3600)),
-    "allowedOrigins": ("ALLOWED_ORIGINS", _origins),
-}
-_AUTH: Known = {
-    "jwksUrl": ("JWKS_URL", _jwks_url),
-    "issuer": ("TOKEN_ISSUER", str),
-    "audience": ("TOKEN_AUDIENCE", str),
-    "userClaim": ("TOKEN_USER_CLAIM", str),
-    "leeway": ("TOKEN_LEEWAY", _seconds(0, 300)),
-    "maxLifetime": ("TOKEN_MAX_LIFETIME", _seconds(60, 10 * 365 * 86400)),
-    "allowQueryToken": ("ALLOW_QUERY_TOKEN", lambda value: "true" if _typed(value, bool) else "false"),
-}
-_SIGNALS: Known = {
-    "type": ("type", _member(SignalType)),
-    "idleAfter": ("idle_after", _seconds(0, 3600)),
-    "listenRange": ("listen_range", _limit),
-}
-_POD: Known = {
-    "nodeSelector": ("nodeSelector", _strings),
-    "tolerations": ("tolerations", list),
-    "affinity": ("affinity", dict),
-    "topologySpreadConstraints": ("topologySpreadConstraints", list),
-    "priorityClassName": ("priorityClassName", str),
-    "runtimeClassName": ("runtimeClassName", str),
-}
-_TOKEN_KEYS: Known = {
-    "rotateAfter": ("rotate_after_s", _duration(0, 100 * 366 * 86400)),
-    "overlap": ("overlap_s", _duration(60, 366 * 86400)),
-    "publishAhead": ("publish_ahead_s", _duration(10, 3600)),
-}
-_DATABASE: Known = {
-    "credentials": ("credentials", _member(CredentialsType)),
-    "rotateAfter": ("rotate_after_s", _duration(0, 100 * 366 * 86400)),
-}
-_RETENTION: Known = {
-    "maxAge": ("max_age_s", _duration(1, 100 * 366 * 86400)),
-    "maxEvents": ("max_events", _limit),
-    "inboxMaxAge": ("inbox_max_age_s", _duration(1, 100 * 366 * 86400)),
-}
-_ROUTE: Known = {
-    "enabled": ("enabled", bool),
-    "type": ("type", _member(RouteType)),
-    "gateway": ("gateway", dict),
-    "url": ("url", str),
-    "className": ("class_name", str),
-    "annotations": ("annotations", dict),
-    "tlsSecretName": ("tls_secret_name", str),
-}
-_IDLE: Known = {"after": ("after_s", _duration(0, 100 * 366 * 86400))}
-_ACTIVATOR: Known = {
-    "enabled": ("enabled", bool),
-    "namespace": ("namespace", str),
-    "service": ("service", str),
-    "port": ("port", _count),
-    "announceUrl": ("announce_url", str),
-}
-_TRUST: Known = {"configMap": ("config_map", str), "key": ("key", str)}
-_GATEWAY: Known = {name: (name, str) for name in ("name", "namespace", "sectionName")}
-
-
-def _section(document: Json, path: str, known: Known, faults: list[str]) -> Json:
-    section = document.get(path.rpartition(".")[2]) or {}
-    if not isinstance(section, dict):
-        faults.append(f"{path}: must be a mapping")
-        return {}
-    values: Json = {}
-    for key, value in section.items():
-        if key not in known:
-            faults.append(f"{path}.{key}: unknown; known are {', '.join(known)}")
-            continue
-        target, form = known[key]
-        if value in ("", [], {}):  # an empty value of the chart means: the default
-            continue
-        try:
-            values[target] = _typed(value, form) if isinstance(form, type) else form(value)
-        except ValueError as error:
-            faults.append(f"{path}.{key}: {error}")
-    return values
-
-
-def _typed(value: Any, form: type) -> Any:
-    if not isinstance(value, form):
-        raise ValueError(f"must be of type {form.__name__}, not {type(value).__name__}")
+def _url_template(value: str) -> str:
+    parse_url_template(value)
     return value
 
 
-def _relay(document: Json, faults: list[str]) -> RelayDefaults:
-    known: Known = {**_RELAY, **_SETTINGS, **_POD, "auth": ("auth", dict)}
-    found = _section(document, "relay", known, faults)
-    if "image" not in found:
-        faults.append("relay.image: required, the image of the users' pods")
-    auth = _section(found, "relay.auth", _AUTH, faults)
-
-    def those_of(table: Known) -> Json:
-        return {target: found[target] for target, _ in table.values() if target in found}
-
-    attributes = {"image": "", **those_of(_RELAY)}
-    attributes["image_pull_secrets"] = tuple(attributes.get("image_pull_secrets", ()))
-    return RelayDefaults(**attributes, settings={**those_of(_SETTINGS), **auth}, pod_spec=those_of(_POD))
+def _announce_url(value: str) -> str:
+    by_rule("ANNOUNCE_URL", f"{value}/namespace/name", lambda read: read.service_url("ANNOUNCE_URL"))
+    return value
 
 
-def _token_keys(document: Json, faults: list[str]) -> KeyPolicy:
-    policy = KeyPolicy(**_section(document, "tokenKeys", _TOKEN_KEYS, faults))
-    if not policy.rotate_after_s:
-        return replace(policy, rotate_after_s=None)
-    if policy.rotate_after_s < policy.overlap_s + policy.publish_ahead_s:
-        faults.append("tokenKeys.rotateAfter: must be at least overlap and publishAhead together, or 0 for never")
-    return policy
+def _database_url(value: str) -> str:
+    by_rule(DATABASE_URL, value, lambda read: read.database_url(DATABASE_URL))
+    return value
 
 
-def _signals(
-    document: Json, relay: RelayDefaults, environment: Mapping[str, str] | None, faults: list[str]
-) -> tuple[SignalDefaults, dict[str, str]]:
-    """What wakes relays, and the variables of their environment."""
-    found = _section(document, "signals", _SIGNALS, faults)
-    settings = dict(relay.settings)
-    signal = found.get("type") or SignalType(settings.get("SIGNAL", SignalType.AUTO))
-    url = ""
-    if signal.broker:
-        settings["DATABASE_IDLE_AFTER"] = found.get("idle_after", "")
-        if environment is not None:
-            url = environment.get(BROKER_URL, "")
-            if (problem := validate_broker_url(signal, url)) is not None:
-                faults.append(f"{BROKER_URL}: {problem}")
-    return SignalDefaults(signal, url, found.get("listen_range", DEFAULT_LISTEN_RANGE)), settings
+def _if_enabled(value: Any) -> Any:
+    return None if isinstance(value, dict) and not value.get("enabled") else value
 
 
-def _database_url(environment: Mapping[str, str] | None, faults: list[str]) -> str:
-    url = "" if environment is None else environment.get("DATABASE_URL", "")
-    if environment is not None and not url.startswith(("postgresql://", "postgres://")):
-        faults.append("DATABASE_URL: must be set in the environment, to a postgresql:// URL")
-    elif (flaw := validate_database_url(url)) is not None:
-        faults.append(f"DATABASE_URL: {flaw}")
-    return url
+def _if_named(value: Any) -> Any:
+    return None if isinstance(value, dict) and not value.get("configMap") else value
 
 
-def _activator(document: Json, faults: list[str]) -> Activator | None:
-    found = _section(document, "activator", _ACTIVATOR, faults)
-    if not found.pop("enabled", False):
-        return None
-    missing = [name for name in ("namespace", "service") if name not in found]
-    faults.extend(f"activator.{name}: required with activator.enabled" for name in missing)
-    return None if missing else Activator(**found)
+DatabaseUrl = Annotated[str, AfterValidator(_database_url)]
+# A pattern cannot express the relay's rule about hosts, which `Variable` applies.
+JwksUrl = Annotated[str, WithJsonSchema({"type": "string", "pattern": r"^https?://[^\s@#/]+(/[^\s#]*)?$"})]
+LogLevel = Annotated[str, WithJsonSchema({"enum": [*LOG_LEVELS]})]
+Origin = Annotated[str, BeforeValidator(_origin), WithJsonSchema({"type": "string", "pattern": f"^({ORIGIN})$"})]
+UrlTemplate = Annotated[
+    str,
+    AfterValidator(_url_template),
+    WithJsonSchema({"type": "string", "pattern": f"^{URL}$", "allOf": [{"pattern": r"\{name\}"}]}),
+]
+
+
+@dataclass(frozen=True, config=FILE)
+class RelayAuth(Section):
+    """Which tokens the pods accept."""
+
+    allow_query_token: Annotated[Flag | None, Variable("ALLOW_QUERY_TOKEN")] = None
+    audience: Annotated[str | None, Variable("TOKEN_AUDIENCE")] = None
+    issuer: Annotated[str | None, Variable("TOKEN_ISSUER")] = None
+    jwks_url: Annotated[JwksUrl | None, Variable("JWKS_URL")] = None
+    leeway_s: Annotated[float | None, Duration(), Variable("TOKEN_LEEWAY")] = None
+    max_lifetime_s: Annotated[float | None, Duration(), Variable("TOKEN_MAX_LIFETIME")] = None
+    user_claim: Annotated[Name | None, Variable("TOKEN_USER_CLAIM")] = None
+
+
+@dataclass(frozen=True, config=FILE)
+class RelayDefaults(Section):
+    """How users' pods run, unless a resource overrides it."""
+
+    image: str
+    """The image of users' pods."""
+    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
+    image_pull_secrets: tuple[Name, ...] = ()
+    max_concurrent_rollouts: Count = 20
+    # Measured: an idle relay holds under 40 MiB; the ring and a full catch-up of clients add a few more.
+    resources: Json = Field(
+        default_factory=lambda: {"requests": {"cpu": "10m", "memory": "48Mi"}, "limits": {"memory": "128Mi"}}
+    )
+    log_level: Annotated[LogLevel | None, Variable("LOG_LEVEL")] = None
+    signal: Annotated[Literal["auto", "listen", "poll"] | None, Variable("SIGNAL")] = None
+    poll_interval_s: Annotated[float | None, Duration(), Variable("POLL_INTERVAL")] = None
+    auth_timeout_s: Annotated[float | None, Duration(), Variable("AUTH_TIMEOUT")] = None
+    ping_interval_s: Annotated[float | None, Duration(), Variable("PING_INTERVAL")] = None
+    allowed_origins: Annotated[tuple[Origin, ...], Variable("ALLOWED_ORIGINS")] = ()
+    auth: RelayAuth = Field(default_factory=RelayAuth)
+    node_selector: Strings = Field(default_factory=dict)
+    tolerations: tuple[Json, ...] = ()
+    affinity: Json = Field(default_factory=dict)
+    topology_spread_constraints: tuple[Json, ...] = ()
+    priority_class_name: str = ""
+    runtime_class_name: str = ""
+    pod_labels: Strings = Field(default_factory=dict)
+    pod_annotations: Strings = Field(default_factory=dict)
+
+    @property
+    def pod_spec(self) -> Json:
+        """The fields of the pod's spec that are set here, as Kubernetes names them."""
+        fields = {
+            "nodeSelector": self.node_selector,
+            "tolerations": list(self.tolerations),
+            "affinity": self.affinity,
+            "topologySpreadConstraints": list(self.topology_spread_constraints),
+            "priorityClassName": self.priority_class_name,
+            "runtimeClassName": self.runtime_class_name,
+        }
+        return {name: value for name, value in fields.items() if value}
+
+
+class RouteType(enum.StrEnum):
+    """What routes the traffic of a user's clients to the user's Service."""
+
+    INGRESS = "Ingress"
+    """One Ingress per user."""
+    HTTP_ROUTE = "HTTPRoute"
+    """One HTTPRoute of the Gateway API per user."""
+    EDGE = "Edge"
+    """No object per user: one proxy resolves the DNS names of all users' Services."""
+
+
+@with_config(extra="forbid")
+class Gateway(TypedDict, total=False):
+    """A parentRef of the Gateway API."""
+
+    name: Name
+    namespace: Name
+    sectionName: Name
+
+
+@dataclass(frozen=True, config=FILE)
+class RouteDefaults(Section):
+    """How clients reach users' pods. `url` is a template, see `model.routes`."""
+
+    enabled: Flag = True
+    type: RouteType = RouteType.INGRESS
+    url: UrlTemplate = "http://localhost/{name}"
+    gateway: Gateway = Field(default_factory=Gateway)
+    class_name: str | None = None
+    annotations: Strings = Field(default_factory=dict)
+    tls_secret_name: str | None = None
+
+    @model_validator(mode="after")
+    def _check_gateway(self) -> Self:
+        if self.type is RouteType.HTTP_ROUTE and "name" not in self.gateway:
+            raise fault("gateway.name", "required with route.type HTTPRoute: the Gateway that the routes attach to")
+        return self
+
+
+class CredentialsType(enum.StrEnum):
+    """Which database role a user's pod uses."""
+
+    PER_USER = "perUser"
+    """A separate role that can read only the user's log. The operator's role needs CREATEROLE to create it."""
+    SHARED = "shared"
+    """The operator's role."""
+
+
+@dataclass(frozen=True, config=FILE)
+class DatabaseAccess(Section):
+    """How users' pods connect to the database. Passwords are replaced after `rotate_after_s`; None: on request only."""
+
+    credentials: CredentialsType = CredentialsType.PER_USER
+    rotate_after_s: Interval = None
+
+
+@dataclass(frozen=True, config=FILE)
+class Log(Section):
+    """The log in the database."""
+
+    retention: Retention = Field(default_factory=Retention)
+
+
+@dataclass(frozen=True, config=FILE)
+class IdleDefaults(Section):
+    """When users sleep, unless a resource overrides it: after this time without clients; 0 is never."""
+
+    after_s: Annotated[float, Duration()] = 600.0
+
+
+@dataclass(frozen=True, config=FILE)
+class Activator(Section):
+    """The Service of the activator's pods, which accept the connections of sleeping users, and the pods' port."""
+
+    namespace: Name
+    """The namespace of the activator."""
+    service: Name
+    """The activator's Service."""
+    port: Count = 8080
+    announce_url: Annotated[str, AfterValidator(_announce_url)] = ""
+    """Where users' pods register their addresses, followed by the namespace and the name of a user's objects. Empty:
+    they do not register."""
+    enabled: Flag = True
+
+
+@dataclass(frozen=True, config=FILE)
+class Trust(Section):
+    """A ConfigMap in each of the namespaces with the certificates of authorities (PEM) for users' pods."""
+
+    config_map: Name
+    """The ConfigMap with the certificates."""
+    key: Name = "ca.crt"
+
+
+@dataclass(frozen=True, config=FILE)
+class Config(Section):
+    """The whole configuration."""
+
+    namespaces: tuple[Name, ...]
+    """A list of the namespaces to serve."""
+    relay: RelayDefaults
+    """The settings of users' pods."""
+    route: RouteDefaults = Field(default_factory=RouteDefaults)
+    database_url: DatabaseUrl = Field(default="", validation_alias=DATABASE_URL, repr=False)
+    """The URL of the log's database. It is hidden from `repr`, because it contains a password."""
+    token_keys: KeyPolicy = Field(default_factory=KeyPolicy)
+    database: DatabaseAccess = Field(default_factory=DatabaseAccess)
+    log: Log = Field(default_factory=Log)
+    idle: IdleDefaults = Field(default_factory=IdleDefaults)
+    activator: Annotated[Activator | None, BeforeValidator(_if_enabled)] = None
+    """None: no user sleeps."""
+    signals: SignalDefaults = Field(default_factory=SignalDefaults)
+    trust: Annotated[Trust | None, BeforeValidator(_if_named)] = None
+    """None: only the authorities of the image."""
+
+    @property
+    def relay_settings(self) -> dict[str, str]:
+        """The variables of the relay that the configuration sets, except those that are empty."""
+        sections: list[Section] = [self.relay, self.relay.auth]
+        if self.signals.type.broker:
+            sections.append(self.signals)
+        return dict(variables(sections))
+
+
+_MESSAGES: Final = {
+    "bool_type": "must be true or false",
+    "dataclass_type": "must be a mapping",
+    "dict_type": "must be a mapping",
+    "int_type": "must be a whole number",
+    "string_too_short": "must not be empty",
+    "string_type": "must be text",
+    "tuple_type": "must be a list",
+}
+
+
+def section_at(path: Iterable[str | int]) -> type[Section]:
+    """Return the section at a path of the file."""
+    section: type[Section] = Config
+    for name in path:
+        [annotation] = [each.annotation for each in fields_of(section).values() if each.validation_alias == name]
+        kinds = (annotation, *get_args(annotation))
+        [section] = [each for each in kinds if isinstance(each, type) and issubclass(each, Section)]
+    return section
+
+
+def _describe(error: ErrorDetails) -> str:
+    """Return a fault as its path and its message. The input is not part of it, because it can be a secret."""
+    path, context = error["loc"], error.get("ctx", {})
+    match error["type"]:
+        case "missing":
+            [field] = [each for each in fields_of(section_at(path[:-1])).values() if each.validation_alias == path[-1]]
+            message = f"required: {field.description}"
+        case "unexpected_keyword_argument":
+            names = [str(each.validation_alias) for each in fields_of(section_at(path[:-1])).values()]
+            message = f"unknown; known are {', '.join(name for name in names if name not in FROM_ENVIRONMENT)}"
+        case "extra_forbidden":
+            message = f"unknown; known are {', '.join(Gateway.__annotations__)}"
+        case "enum" | "literal_error":
+            message = f"must be {context['expected']}"
+        case "greater_than_equal":
+            message = f"must be a whole number of at least {context['ge']}"
+        case "value_error":
+            message = str(context["error"])
+        case "section":
+            path, message = (*path, context["field"]), context["message"]
+        case other:
+            message = _MESSAGES.get(other, error["msg"])
+    return f"{'.'.join(map(str, path))}: {message}"
+
+
+_CONFIG: Final = TypeAdapter(Config)
+
+
+def json_schema() -> Json:
+    """Return the JSON schema of the file."""
+    return _CONFIG.json_schema()
 
 
 def parse_config(text: str, environment: Mapping[str, str] | None) -> Config:
-    """The configuration in `text` (YAML) and `environment`; without the latter, the secrets in it are empty.
+    """Return the configuration in `text` (YAML) and `environment`. Without an environment, the URLs are empty.
 
     Raises:
-        ConfigError: naming every fault at once.
+        ConfigError: the message has one line for each fault.
     """
     try:
         document = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
         raise ConfigError(f"not valid YAML: {error}") from None
     if not isinstance(document, dict):
-        raise ConfigError(f"the configuration must be a mapping with {', '.join(_TOP)}")
-    faults = [f"{key}: unknown; known are {', '.join(_TOP)}" for key in document if key not in _TOP]
-    namespaces = document.get("namespaces")
-    if not isinstance(namespaces, list) or not namespaces or not all(isinstance(n, str) and n for n in namespaces):
-        faults.append("namespaces: a list of at least one namespace to serve is required")
-        namespaces = []
-    relay = _relay(document, faults)
-    signals, settings = _signals(document, relay, environment, faults)
-    relay = replace(relay, settings=settings)
-    token_keys = _token_keys(document, faults)
-    database = _section(document, "database", _DATABASE, faults)
-    database["rotate_after_s"] = database.get("rotate_after_s") or None
-    log = _section(document, "log", {"retention": ("retention", dict)}, faults)
-    retention = Retention(**_section(log, "log.retention", _RETENTION, faults))
-    route = _section(document, "route", _ROUTE, faults)
+        raise ConfigError("the configuration must be a mapping")
+    signals = document.get("signals") or {}
+    if isinstance(signals, dict):
+        relay = document.get("relay")
+        default = relay.get("signal") if isinstance(relay, dict) else None
+        signals = {**signals, "type": signals.get("type") or (default if default in [*SignalType] else "")}
+        document = {**document, "signals": signals}
+    faults = [
+        f"{name}: set it in the environment; the file is not secret"
+        for name, section in ((DATABASE_URL, document), (BROKER_URL, signals))
+        if name in section
+    ]
+    if environment is not None:
+        document[DATABASE_URL] = environment.get(DATABASE_URL, "")
+        if isinstance(signals, dict):
+            signals[BROKER_URL] = environment.get(BROKER_URL, "")
     try:
-        parse_url_template(route.get("url", DEFAULT_URL))
-    except RouteError as error:
-        faults.append(f"route.url: {error}")
-    route["gateway"] = _section(route, "route.gateway", _GATEWAY, faults)
-    if route.get("type") is RouteType.HTTP_ROUTE and "name" not in route["gateway"]:
-        faults.append("route.gateway.name: required with route.type HTTPRoute, the Gateway that the routes attach to")
-    idle = IdleDefaults(**_section(document, "idle", _IDLE, faults))
-    activator = _activator(document, faults)
-    trust = _section(document, "trust", _TRUST, faults)
-    database_url = _database_url(environment, faults)
+        # The context tells the validators that the values are those of the file.
+        config = _CONFIG.validate_python(document, context=text, by_alias=True, by_name=False)
+    except ValidationError as error:
+        faults += map(_describe, error.errors(include_url=False, include_input=False))
     if faults:
         raise ConfigError("\n".join(faults))
-    return Config(
-        tuple(namespaces),
-        relay,
-        RouteDefaults(**route),
-        database_url,
-        token_keys,
-        DatabaseAccess(**database),
-        retention,
-        idle,
-        activator,
-        signals,
-        Trust(**trust) if "config_map" in trust else None,
-    )
+    return config
 
 
 def load_config(path: Path, environment: Mapping[str, str] | None = os.environ) -> Config:
-    """`parse_config` of a file.
+    """Return the configuration in a file, as `parse_config` does.
 
     Raises:
-        ConfigError: also when the file cannot be read.
+        ConfigError: the file cannot be read or has faults.
     """
     try:
         text = path.read_text()

@@ -33,7 +33,9 @@ def test_targets_of_make_exist(target: str) -> None:
     assert re.search(rf"^{re.escape(target)}:", makefile, re.MULTILINE), f"there is no `make {target}`"
 
 
-@pytest.mark.parametrize("name", ["BROKERS", "BROKER_SCHEMES", "SignalType", "CHILD_KINDS", "_SETTINGS", "_AUTH"])
+@pytest.mark.parametrize(
+    "name", ["BROKERS", "BROKER_SCHEMES", "SignalType", "CHILD_KINDS", "RelayDefaults", "RelayAuth"]
+)
 def test_names_of_the_recipes_exist(name: str) -> None:
     assert f"`{name}`" in TEXT
     packages = ("core/userrealtime_core", "relay/userrealtime_relay", "operator/userrealtime_operator")

@@ -56,19 +56,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import asyncio
 
     from userrealtime_core import logging_setup
-    from userrealtime_core.environment import ConfigError as SettingsError
     from userrealtime_core.relay_settings import RelaySettings
     from userrealtime_operator.config import ConfigError, load_config
 
     try:
         config = load_config(options.config, environment=None)
-        if "JWKS_URL" not in config.relay.settings:
+        if "JWKS_URL" not in config.relay_settings:
             if options.no_user_keys:
-                raise ConfigError("--no-user-keys: needs relay.auth.jwksUrl, or no token would be good")
+                raise ConfigError(
+                    "--no-user-keys: requires relay.auth.jwksUrl; otherwise every token would be rejected"
+                )
             # PyJWT imports it where it is installed; HS256 has no use for it.
             sys.modules["cryptography"] = None  # type: ignore[assignment]
-        relays = RelaySettings.from_environment(config.relay.settings)
-    except (ConfigError, SettingsError) as error:
+        relays = RelaySettings.from_environment(config.relay_settings)
+    except ConfigError as error:
         print(f"userrealtime-activator: bad configuration in {options.config}:\n{error}", file=sys.stderr)
         return 2
     from userrealtime_operator.kube.client import ApiError

@@ -1,22 +1,23 @@
-"""Durations as Kubernetes and Go write them: "90s", "1h30m", "720h". Pure."""
+"""Durations in the notation of Kubernetes and Go, such as 90s, 1h30m or 720h (GEP-2257 without its limits). Pure."""
 
 from __future__ import annotations
 
 import re
+from typing import Final
 
 _UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
-_PART = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)(ms|[hms])")
+_NUMBER = r"[0-9]{1,9}([.][0-9]{1,6})?"
+_PART = re.compile(rf"({_NUMBER})(ms|[hms])")
+DURATION: Final = rf"(0|({_NUMBER}(ms|[hms]))+)"
+"""A regular expression, which the CRD and the chart's values.schema.json contain too."""
 
 
 def parse_duration(text: str) -> float:
-    """The seconds of a duration. A bare 0 is one too.
+    """Return the seconds of a duration. A bare 0 is a duration.
 
     Raises:
         ValueError: not a duration.
     """
-    if text == "0":
-        return 0.0
-    parts = _PART.findall(text)
-    if not parts or "".join(number + unit for number, unit in parts) != text:
+    if re.fullmatch(DURATION, text) is None:
         raise ValueError(f"{text!r} is not a duration such as 90s, 15m or 1h30m")
-    return sum(float(number) * _UNITS[unit] for number, unit in parts)
+    return sum(float(number) * _UNITS[unit] for number, _, unit in _PART.findall(text))

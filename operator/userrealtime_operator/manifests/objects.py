@@ -200,7 +200,7 @@ def _environment(resource: UserRealtime, config: Config, route: Route | None) ->
         "MAX_CONNECTIONS": str(resource.max_connections),
         "MAX_MESSAGE_BYTES": str(resource.max_message_bytes),
         "MAX_MESSAGES_PER_SECOND": str(resource.max_messages_per_second),
-        **config.relay.settings,
+        **config.relay_settings,
     }
     settings["SIGNAL"] = config.signals.of(resource.signal)
     announce_url = config.activator.announce_url if config.activator is not None else ""

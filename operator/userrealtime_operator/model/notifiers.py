@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Hashable
-from dataclasses import dataclass, field
+from typing import Annotated
+
+from pydantic import Field, ValidationInfo, field_validator
+from pydantic.dataclasses import dataclass
+
+from userrealtime_core.environment import validate_broker_url
+
+from .settings import BROKER_URL, FILE, Duration, Limit, Section, Variable
 
 DEFAULT_LISTEN_RANGE = 100
 """Measured (docs/scale.md): beyond it every commit wakes so many backends that it is felt."""
@@ -40,26 +47,39 @@ class SignalType(enum.StrEnum):
         return f"{self.upper()}_URL"
 
 
-@dataclass(frozen=True, slots=True)
-class SignalDefaults:
-    """What wakes users' pods. `url` is the broker's, and hidden from `repr`, since it may hold a password."""
+@dataclass(frozen=True, config=FILE)
+class SignalDefaults(Section):
+    """How users' pods are notified of new events."""
 
     type: SignalType = SignalType.AUTO
-    url: str = field(default="", repr=False)
-    listen_range: int | None = DEFAULT_LISTEN_RANGE
-    """How many pods may listen before it is said of them; None: any number."""
+    url: str = Field(default="", validation_alias=BROKER_URL, repr=False)
+    """The broker's URL. It is hidden from `repr`, because it can contain a password."""
+    listen_range: Limit = DEFAULT_LISTEN_RANGE
+    """The number of pods that may LISTEN before resources report it; None is any number."""
+    idle_after_s: Annotated[float | None, Duration(), Variable("DATABASE_IDLE_AFTER")] = None
+    """With a broker: how long pods keep an unused connection to Postgres; None is the relay's default."""
+
+    @field_validator("url")
+    @classmethod
+    def _check_url(cls, url: str, info: ValidationInfo) -> str:
+        kind = info.data.get("type")
+        if kind is None or not kind.broker:
+            return ""
+        if (flaw := validate_broker_url(kind, url)) is not None:
+            raise ValueError(flaw)
+        return url
 
     def of(self, wish: str | None) -> SignalType:
-        """The signal of a user whose resource has this wish, if any.
+        """Return the type for a user whose resource asks for `wish`, if for any.
 
         Raises:
-            SignalError: it cannot be.
+            SignalError: the resource asks for a broker that is not configured.
         """
         signal = self.type if wish is None else SignalType(wish)
         if signal.broker and signal is not self.type:
             raise SignalError(
-                f"spec.relay.signal: {signal} is not set up here (signals.type of the chart is {self.type}); "
-                "leave it out, or take auto, listen or poll"
+                f"spec.relay.signal: {signal} is not configured (signals.type of the chart is {self.type}); "
+                "remove it, or set it to auto, listen or poll"
             )
         return signal
 

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Final
 
-_URL = re.compile(
-    r"(?P<scheme>https?)://(?P<host>[a-z0-9{]([-a-z0-9.{}]*[a-z0-9}])?)(:(?P<port>\d{1,5}))?"
-    r"(?P<path>(/[A-Za-z0-9._~{}-]+)*)/?"
-)
+_HOST = r"[a-z0-9{]([-a-z0-9.{}]*[a-z0-9}])?"
+_PORT = r"[0-9]{1,5}"
+_PATH = r"(/[A-Za-z0-9._~{}-]+)*"
+URL: Final = rf"https?://{_HOST}(:{_PORT})?{_PATH}/?"
+"""A regular expression, which the CRD and the chart's values.schema.json contain too."""
+_PARTS = re.compile(rf"(?P<scheme>https?)://(?P<host>{_HOST})(:(?P<port>{_PORT}))?(?P<path>{_PATH})/?")
 
 
 class RouteError(ValueError):
@@ -49,13 +52,13 @@ def parse_url(url: str) -> Route:
     Raises:
         RouteError: not a URL of the form.
     """
-    match = _URL.fullmatch(url)
+    match = _PARTS.fullmatch(url)
     if match is None:
         raise RouteError(
-            "must be http(s)://host[:port][/path], the host in lower case, the path of unreserved characters"
+            "must be http(s)://host[:port][/path] with a host in lower case and a path of unreserved characters"
         )
     if not set(re.findall(r"\{[^}]*\}?|\}", url)) <= {"{name}", "{namespace}"}:
-        raise RouteError("knows the placeholders {name} and {namespace} alone")
+        raise RouteError("has an unknown placeholder; only {name} and {namespace} are supported")
     return Route(match["scheme"], match["host"], int(match["port"]) if match["port"] else None, match["path"])
 
 
@@ -67,5 +70,5 @@ def parse_url_template(template: str) -> Route:
     """
     route = parse_url(template)
     if "{name}" not in route.host + route.path:
-        raise RouteError("must contain {name} in its host or path, or all users would share one URL")
+        raise RouteError("must contain {name} in its host or path, because each user needs a different URL")
     return route

@@ -28,8 +28,8 @@ def test_help_says_what_it_is() -> None:
 @pytest.mark.parametrize(
     ("config", "arguments", "complaint"),
     [
-        ("namespaces: []\n", (), "namespaces: a list"),
-        (CONFIG, ("--no-user-keys",), "needs relay.auth.jwksUrl"),
+        ("namespaces: []\n", (), "namespaces: required"),
+        (CONFIG, ("--no-user-keys",), "requires relay.auth.jwksUrl"),
         (None, (), "cannot read"),
     ],
 )

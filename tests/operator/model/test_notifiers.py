@@ -62,7 +62,7 @@ def test_a_user_may_do_without_the_broker(wish: str) -> None:
 
 def test_a_broker_that_is_not_set_up_is_refused() -> None:
     for config, wish in ((WITH_NATS, "redis"), (CONFIG, "nats")):
-        with pytest.raises(SignalError, match=rf"spec\.relay\.signal: {wish} is not set up here"):
+        with pytest.raises(SignalError, match=rf"spec\.relay\.signal: {wish} is not configured"):
             parts(wish, config)
 
 
@@ -83,8 +83,8 @@ def test_the_configuration() -> None:
         ("{type: nats}", "", "BROKER_URL: required with nats as signal: a URL like nats://"),
         ("{type: nats}", "redis://hunter2", "BROKER_URL: must be a URL like nats://"),
         ("{type: redis}", "redis://u:hunter2/x@r:6379", "percent-encoded"),
-        ("{type: pigeon}", "", r"signals\.type: must be one of auto, listen, poll, nats, redis, kafka"),
-        ("{idleAfter: 2h}", "", r"signals\.idleAfter: must be from 0 to 3600 seconds"),
+        ("{type: pigeon}", "", r"signals\.type: must be 'auto', 'listen', 'poll', 'nats', 'redis' or 'kafka'"),
+        ("{idleAfter: 2h}", "", r"signals\.idleAfter: '7200' is not a number of seconds from 0 to 3600"),
         ("{listenRange: -1}", "", r"signals\.listenRange: must be a whole number"),
     ):
         with pytest.raises(ConfigError, match=complaint) as wrong:
