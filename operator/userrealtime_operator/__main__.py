@@ -20,9 +20,9 @@ METRICS_PORT = 8081
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="userrealtime-operator",
-        description="Gives every UserRealtime resource a realtime pod, fed from Postgres.",
-        epilog="The database is named by the environment variable DATABASE_URL (postgresql://...), so that "
-        "its password does not show in the process list.",
+        description="Run a realtime pod for every UserRealtime resource, with events from Postgres.",
+        epilog="The environment variable DATABASE_URL (postgresql://...) is the URL of the database. It is not an "
+        "argument, because the process list would show its password.",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
@@ -33,21 +33,21 @@ def _parser() -> argparse.ArgumentParser:
         "--lease",
         type=_place,
         metavar="NAMESPACE/NAME",
-        help="the Lease to hold while working, so that several replicas may run (default: none, run only one)",
+        help="the Lease for leader election between replicas (default: none; run one replica only)",
     )
     run.add_argument(
-        "--health-port", type=int, default=LIVENESS_PORT, metavar="PORT", help="of /healthz (default: %(default)s)"
+        "--health-port", type=int, default=LIVENESS_PORT, metavar="PORT", help="for /healthz (default: %(default)s)"
     )
     run.add_argument(
         "--metrics-port",
         type=int,
         default=METRICS_PORT,
         metavar="PORT",
-        help="of /metrics and /readyz (default: %(default)s)",
+        help="for /metrics and /readyz (default: %(default)s)",
     )
     migration = commands.add_parser("migrate", help="install or upgrade the schema of the log, then exit")
     migration.add_argument(
-        "--wait", type=float, default=60, metavar="SECONDS", help="how long to wait for the database (default: 60)"
+        "--wait", type=float, default=60, metavar="SECONDS", help="the time limit for a connection (default: 60)"
     )
     return parser
 
@@ -60,7 +60,7 @@ def _place(text: str) -> tuple[str, str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; the result is the exit status."""
+    """Run the command and return the exit status."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(
         level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = load_config(options.config)
     except ConfigError as error:
-        print(f"userrealtime-operator: bad configuration in {options.config}:\n{error}", file=sys.stderr)
+        print(f"userrealtime-operator: invalid configuration in {options.config}:\n{error}", file=sys.stderr)
         return 2
     try:
         return run(config, f"http://0.0.0.0:{options.health_port}/healthz", options.lease, options.metrics_port)

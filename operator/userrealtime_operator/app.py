@@ -131,7 +131,7 @@ class Operator:
             self._activators = Activators(self._api, self._config.activator, self._activators_changed)
             self._start(self._activators.run(), "activators")
         self._reconciler = self._new_reconciler()
-        probes = {"/readyz": lambda: None if self._full.is_set() else "the caches are not full yet"}
+        probes = {"/readyz": lambda: None if self._full.is_set() else "the caches are not synchronized yet"}
         await self._stack.enter_async_context(serve("0.0.0.0", self._port, self._expose, probes))  # noqa: S104
         self._start(self._warm(), "warm")
         if self._lease is None:
@@ -152,7 +152,7 @@ class Operator:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
-            logger.critical("%s failed, which ends this process", task.get_name(), exc_info=error)
+            logger.critical("the task %s failed; exiting", task.get_name(), exc_info=error)
             self.stopped.set()
 
     async def _cleanup(self, **_: Any) -> None:
@@ -182,7 +182,7 @@ class Operator:
         try:
             existing = await resource_uids(self._api, namespace)
         except ApiError as error:
-            logger.warning("not ready yet: %s", error)
+            logger.warning("not ready, retrying: %s", error)
             existing = None
         for _ in range(round(WARM_PATIENCE_S / WARM_INTERVAL_S)):
             if existing is not None and existing <= self._resources.uids(namespace).keys():
@@ -342,7 +342,7 @@ class Operator:
             case Kind.PRUNE:
                 events, messages = await prune(self._database, self._config.log.retention, self._scopes)
                 if events or messages:
-                    logger.info("removed %d events and %d messages by age or number", events, messages)
+                    logger.info("removed %d events and %d messages (log.retention)", events, messages)
                 return PRUNE_INTERVAL_S
             case Kind.IDLE:
                 bodies = (self._resource(*place) for place in list(self._resources) if place[0] == task.namespace)
@@ -378,7 +378,7 @@ async def _child_kinds(config: Config) -> ChildKinds:
     async with await Api.connect() as api:
         kinds = await api.child_kinds()
     if config.route.type is RouteType.HTTP_ROUTE and "HTTPRoute" not in kinds:
-        raise ApiError(404, "route.type is HTTPRoute, which this cluster does not have: install the Gateway API (v1)")
+        raise ApiError(404, "route.type is HTTPRoute, but this cluster has no Gateway API: install it (v1)")
     return kinds
 
 

@@ -228,7 +228,7 @@ class Api:
                     event = json.loads(line)
                     if event["type"] == "ERROR":
                         said = event["object"]
-                        raise ApiError(said.get("code") or 500, said.get("message") or "no reason given")
+                        raise ApiError(said.get("code") or 500, said.get("message") or "no reason")
                     yield event["type"], event["object"]
             finally:
                 # Not with a farewell of TLS, which would go on behind our back and may never be answered.
@@ -236,7 +236,7 @@ class Api:
                     answer.connection.transport.abort()
                 answer.close()
         except (OSError, aiohttp.ClientError, ValueError) as error:  # ValueError: of half a line
-            raise ApiError(0, f"the watch ended: {error or type(error).__name__}") from None
+            raise ApiError(0, f"the watch failed: {error or type(error).__name__}") from None
 
     async def pods(self, namespace: str, name: str) -> list[Object]:
         """The pods of the user whose objects have this name, as the API server's cache has them."""
@@ -327,7 +327,7 @@ class Api:
         if method != "GET":
             limit = min(limit, self.seconds_to_write())
             if limit <= 0:
-                raise ApiError(0, "not written, as this operator does not hold the lease")
+                raise ApiError(0, "the write was not sent, because this operator does not hold the lease")
         started = time.perf_counter()
         status = 0
         try:

@@ -59,7 +59,7 @@ class Election:
                     await asyncio.sleep(pause)
                 elif (await asyncio.wait([self._leading], timeout=pause))[0]:
                     await self._leading
-                    raise RuntimeError("the work ended by itself")
+                    raise RuntimeError("the workers ended unexpectedly")
         finally:
             held = self._leading is not None
             await self._stop()
@@ -87,15 +87,15 @@ class Election:
             # A conflict is another candidate that was quicker; the next look shows who.
             logger.log(
                 logging.INFO if getattr(error, "status", 0) == 409 else logging.WARNING,
-                "the lease %s/%s cannot be had now: %s",
-                *(self._namespace, self._name, str(error) or "no answer in time"),
+                "could not acquire the lease %s/%s, retrying: %s",
+                *(self._namespace, self._name, str(error) or "the request timed out"),
             )
             action = decide(self._seen, self._me, self._renewed, clock(), self._settings)
         if action is Action.LOST:
-            logger.warning("lost the lease to %s", holder(self._seen.lease) or "nobody")
+            logger.warning("lost the lease; the holder is now %s", holder(self._seen.lease) or "nobody")
             await self._stop()
         elif self._renewed is not None and self._leading is None:
-            logger.info("leading, as %s", self._me)
+            logger.info("acquired the lease as %s", self._me)
             self._leading = asyncio.ensure_future(self._lead())
 
     async def _stop(self) -> None:
@@ -108,9 +108,9 @@ class Election:
         leading.cancel()
         done, _ = await asyncio.wait([leading], timeout=max(left, 0.1))
         if not done:
-            logger.critical("the work does not stop and another operator may begin: ending this process")
+            logger.critical("the workers did not stop before the lease expired; exiting so that only one operator runs")
             os._exit(1)
-        logger.info("no longer leading")
+        logger.info("stopped leading")
 
     async def _release(self) -> None:
         """Let the next one begin at once. Only after the work has stopped."""
@@ -121,4 +121,4 @@ class Election:
                     spec = {**lease["spec"], "holderIdentity": ""}
                     await self._api.put_lease(self._namespace, self._name, lease, spec)
         except (ApiError, TimeoutError) as error:
-            logger.warning("the lease could not be released and has to expire: %s", str(error) or "no answer in time")
+            logger.warning("could not release the lease; it will expire: %s", str(error) or "the request timed out")

@@ -62,6 +62,6 @@ async def follow(
             if error.status not in (0, 429):  # such as 410, that the version is not known any more
                 version = ""
             fields = {"kind": kind[1], "namespace": namespace, "error": str(error)}
-            _logger.warning("following goes on in a moment", extra={"fields": fields})
+            _logger.warning("watch failed, retrying", extra={"fields": fields})
             await asyncio.sleep(max(error.after_s, retry_s * random.uniform(0.5, 1)))  # noqa: S311  (no secret)
             retry_s = min(2 * retry_s, RETRY_S[1])

@@ -57,7 +57,7 @@ class Reflector:
                 if error.status not in (0, 429):  # such as 410, that the place is not known any more
                     self._version = None
                 level = logging.INFO if error.status == 410 else logging.WARNING
-                logger.log(level, "watching %ss in %s is interrupted: %s", self._kind, self._namespace, error)
+                logger.log(level, "watch of %s in %s failed, retrying: %s", self._kind, self._namespace, error)
                 pause = max(error.after_s, min(LAST_PAUSE_S, PAUSE_S * 2.0 ** min(self._failures, 16)))
                 self._failures += 1
             await asyncio.sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311  (jitter)

@@ -61,9 +61,9 @@ def route_of(resource: UserRealtime, config: Config) -> Route | None:
     if config.route.type is RouteType.EDGE:
         # The edge serves every Service by one rule: an exception would only seem to be one.
         if not resource.route_enabled:
-            raise RouteError("spec.route.enabled must be true: the shared edge reaches every user")
+            raise RouteError("spec.route.enabled must be true: the shared edge serves all users")
         if resource.route_url is not None:
-            raise RouteError("spec.route.url cannot be given: the shared edge reaches every user by one URL template")
+            raise RouteError("spec.route.url is not supported: the shared edge uses one URL template for all users")
     if not resource.route_enabled:
         return None
     if resource.route_url is None:

@@ -42,10 +42,10 @@ def deployment_progress(live: Mapping[str, Any] | None) -> ConditionResult:
         return ConditionResult(True, "Creating", "the pod is being created")
     status = live.get("status", {})
     if status.get("observedGeneration", 0) < live["metadata"]["generation"]:
-        return ConditionResult(True, "RollingOut", "the Deployment has a new spec")
+        return ConditionResult(True, "RollingOut", "the Deployment controller has not processed the new spec yet")
     wanted = live["spec"].get("replicas", 1)
     if status.get("updatedReplicas", 0) < wanted or status.get("replicas", 0) > wanted:
-        return ConditionResult(True, "RollingOut", "a pod with the new spec replaces the old one")
+        return ConditionResult(True, "RollingOut", "a pod with the new spec is replacing the old pod")
     if status.get("availableReplicas", 0) < wanted:
         return ConditionResult(True, "PodStarting", "the pod is not ready yet")
     return ConditionResult(False, "PodAvailable", "")
@@ -79,10 +79,10 @@ def _refused(message: str) -> ConditionResult:
     # What stands before names the pod that was not made, a new one each time.
     cause = message.rpartition("is forbidden: ")[2]
     if cause.startswith("exceeded quota"):
-        return ConditionResult(False, "QuotaExceeded", f"the namespace's quota leaves no room for the pod: {cause}")
+        return ConditionResult(False, "QuotaExceeded", f"the namespace's ResourceQuota rejects the pod: {cause}")
     if cause.startswith("violates PodSecurity"):
-        return ConditionResult(False, "PodSecurityViolation", f"the namespace does not admit the pod: {cause}")
-    return ConditionResult(False, "PodRefused", f"the pod cannot be made: {cause}")
+        return ConditionResult(False, "PodSecurityViolation", f"the Pod Security Standard rejects the pod: {cause}")
+    return ConditionResult(False, "PodRefused", f"the pod cannot be created: {cause}")
 
 
 def condition_of(status: Mapping[str, Any], kind: str) -> Mapping[str, Any] | None:

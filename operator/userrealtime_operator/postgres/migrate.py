@@ -200,7 +200,7 @@ async def _upgrade_unreleased(connection: asyncpg.Connection, schema: Schema, ap
     newest = max(applied.migrations)
     if newest != UNRELEASED_VERSION:
         raise MigrationError(
-            f"the database has version {newest} of the schema of before release 0.1.0; only version "
+            f"the database has version {newest} of the schema from before release 0.1.0; only version "
             f"{UNRELEASED_VERSION} can be upgraded: upgrade it to that version first"
         )
     first = schema.migrations[0]
@@ -344,12 +344,12 @@ async def migrate(url: str, *, patience_s: float = 0) -> list[str]:
         except UnusableUrl as error:
             raise MigrationError(str(error)) from None
         except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-            raise MigrationError(f"the database refused the connection: {error}") from None
+            raise MigrationError(f"the database rejected the connection: {error}") from None
     try:
         return await _migrate_connected(connection, load_schema())
     except asyncpg.InsufficientPrivilegeError as error:
         raise MigrationError(
-            f"the database role may not install the schema: {error}. Grant it CREATE on the database"
+            f"the database role is not allowed to install the schema: {error}. Grant it CREATE on the database"
         ) from None
     finally:
         await connection.close(timeout=CONNECT_TIMEOUT_S)

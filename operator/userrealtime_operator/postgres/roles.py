@@ -116,7 +116,7 @@ class Roles:
                 if known is not None and not known["same"]:
                     await _revoke(connection, credentials.role, scope)
                     if await connection.fetchval(_SESSIONS, credentials.role):
-                        raise DatabaseError(f"sessions of database role {credentials.role} do not end; will retry")
+                        raise DatabaseError(f"the sessions of database role {credentials.role} did not end; retrying")
                 if known is None or not (known["same"] and known["complete"]):
                     async with connection.transaction():
                         await _limit_locks(connection)
@@ -133,7 +133,7 @@ class Roles:
                     await _revoke(connection, other, scope)
         except asyncpg.InsufficientPrivilegeError as error:
             raise DatabaseError(
-                f"the operator's database role may not make roles ({error}): grant it CREATEROLE, "
+                f"the operator's database role cannot create roles ({error}): grant it CREATEROLE, "
                 "or set database.credentials to shared"
             ) from None
         except _FAULTS as error:
@@ -158,7 +158,7 @@ class Roles:
             if isinstance(error, asyncpg.InvalidPasswordError) and self._admitted and not is_new:
                 raise PasswordChanged(f"the password of database role {credentials.role} was changed") from None
             raise DatabaseError(
-                f"the database role {credentials.role} cannot log in ({error}): let in all members of {GROUP}, for "
+                f"the database role {credentials.role} cannot log in ({error}): allow all members of {GROUP}, for "
                 f"example with +{GROUP} as the user in pg_hba.conf, or set database.credentials to shared"
             ) from None
         except CONNECTION_ERRORS as error:

@@ -20,29 +20,31 @@ class Metrics:
     def __init__(self) -> None:
         self._registry = CollectorRegistry(auto_describe=False)
         ProcessCollector(registry=self._registry)
-        self.leader = self._gauge("leader", "1 if this replica holds the lease and works, else 0.")
-        self.resources = self._gauge("resources", "UserRealtimes by condition.", "condition", "status")
-        self.listening = self._gauge("listening_relays", "Users whose pod has a LISTEN of its own.")
+        self.leader = self._gauge("leader", "1 if this replica is the leader, otherwise 0.")
+        self.resources = self._gauge(
+            "resources", "UserRealtime resources by condition and status.", "condition", "status"
+        )
+        self.listening = self._gauge("listening_relays", "Users whose pod has a LISTEN in Postgres.")
         self.depth = self._gauge("workqueue_depth", "Keys that wait for a worker.")
-        self.wait = self._histogram("workqueue_queue_duration_seconds", "From a key's turn to its worker.")
-        self.retries = self._counter("workqueue_retries", "Keys that failed and come back.")
+        self.wait = self._histogram("workqueue_queue_duration_seconds", "The time until a worker starts a due key.")
+        self.retries = self._counter("workqueue_retries", "Keys that failed and are retried.")
         self.reconciles = self._counter("reconcile", "Reconciliations: success or error.", "kind", "result")
-        self.duration = self._histogram("reconcile_duration_seconds", "Of one reconciliation.", "kind")
+        self.duration = self._histogram("reconcile_duration_seconds", "The duration of one reconciliation.", "kind")
         self.requests = self._counter(
             "rest_client_requests",
-            "Requests to the API server, watches aside. The code is 0 where no answer came.",
+            "Requests to the API server, except watches. The code is 0 if there was no response.",
             *("verb", "resource", "code"),
         )
         self.latency = self._histogram(
-            "rest_client_request_duration_seconds", "From request to answer.", "verb", "resource"
+            "rest_client_request_duration_seconds", "The time from the request to the response.", "verb", "resource"
         )
-        self.swept = self._counter("swept_users", "Deleted resources whose traces in the database were removed.")
-        self.sleeps = self._counter("sleeps", "Users put to sleep.")
-        self.wakes = self._counter("wakes", "Users woken, by the reason.", "reason")
+        self.swept = self._counter("swept_users", "Deleted resources whose rows in the database were removed.")
+        self.sleeps = self._counter("sleeps", "Users that fell asleep.")
+        self.wakes = self._counter("wakes", "Users that were woken, by reason.", "reason")
         self.wake_seconds = self._histogram(
-            "wake_duration_seconds", "From a wake request to a pod among the endpoints."
+            "wake_duration_seconds", "The time from a wake request until a pod is an endpoint of the Service."
         )
-        self.database_failures = self._counter("database_failures", "Uses of the database that failed.")
+        self.database_failures = self._counter("database_failures", "Operations on the database that failed.")
         self.pod_sessions_ended = self._counter(
             "pod_sessions_ended", "Sessions of pods' database roles that the watchdog terminated.", "reason"
         )

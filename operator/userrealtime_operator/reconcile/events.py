@@ -32,7 +32,7 @@ def events(resource: UserRealtime, before: Conditions, after: Conditions, now: s
     if slept := transition(before, after):
         yield _event(resource, "Normal", slept, new["Asleep"]["message"], now, instance)
     for reason in sorted(set(old.values()) - NORMAL_REASONS - {condition["reason"] for condition in new.values()}):
-        yield _event(resource, "Normal", "Resolved", f"{reason} is over", now, instance)
+        yield _event(resource, "Normal", "Resolved", f"{reason} is resolved", now, instance)
 
 
 def transition(before: Conditions, after: Conditions) -> str | None:

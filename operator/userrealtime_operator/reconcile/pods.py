@@ -25,7 +25,7 @@ def pod_trouble(pods: Iterable[Mapping[str, Any]]) -> ConditionResult | None:
     status = pod.get("status", {})
     for condition in status.get("conditions", ()):
         if condition["type"] == "PodScheduled" and condition["status"] == "False":
-            return ConditionResult(False, "Unschedulable", f"no node takes the pod: {condition.get('message', '')}")
+            return ConditionResult(False, "Unschedulable", f"no node can run the pod: {condition.get('message', '')}")
     for container in status.get("containerStatuses", ()):
         if found := _container_trouble(container):
             return found
@@ -50,5 +50,5 @@ def _container_trouble(container: Mapping[str, Any]) -> ConditionResult | None:
                 False, "OOMKilled", "the relay needs more memory than spec.relay.resources.limits.memory"
             )
         code = ended.get("exitCode", "unknown")
-        return ConditionResult(False, _CRASH, f"the relay ends with exit status {code}; its log says why: kubectl logs")
+        return ConditionResult(False, _CRASH, f"the relay exited with status {code}; see its log: kubectl logs")
     return None

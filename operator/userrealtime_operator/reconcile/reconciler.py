@@ -198,11 +198,13 @@ class Reconciler:
             if plan.asleep is not None:
                 # Healthy: who connects is served, a moment later.
                 pod, progress = (
-                    ConditionResult(True, "Asleep", "a connection wakes the user"),
+                    ConditionResult(True, "Asleep", "the user sleeps; the next connection starts the pod"),
                     ConditionResult(False, "Asleep"),
                 )
             if state is Rollout.WAITING:
-                progress = ConditionResult(True, "RolloutWaiting", "the new pod waits until other users have theirs")
+                progress = ConditionResult(
+                    True, "RolloutWaiting", "the new pod waits for other users (relay.maxConcurrentRollouts)"
+                )
             elif progress.true:
                 pod, progress, pods_due = await self._explained(resource, body, pod, progress)
                 waits.append(pods_due)
@@ -263,11 +265,11 @@ class Reconciler:
             try:
                 await self._database.forget(uid)
             except DatabaseError as error:  # of one user, perhaps: the others are not to wait for it
-                logger.warning("cannot remove the log of a deleted resource (uid %s), will retry: %s", uid, error)
+                logger.warning("could not remove the rows of a deleted resource (uid %s), retrying: %s", uid, error)
                 failure = error
                 continue
             self._metrics.swept.inc()
-            logger.info("removed the log of a deleted resource (uid %s)", uid)
+            logger.info("removed the rows of a deleted resource (uid %s)", uid)
         if failure is not None:
             raise failure
         return existing
@@ -287,7 +289,7 @@ class Reconciler:
             live = self._child(key)
             if live is not None and owner_uid(live) is None:
                 await self._api.delete(*key)
-                logger.info("deleted %s %s/%s, which belonged to no resource", *key)
+                logger.info("deleted %s %s/%s, which had no owner", *key)
 
     async def _register(self, resource: UserRealtime) -> ConditionResult:
         try:
@@ -296,7 +298,7 @@ class Reconciler:
                 self._registered[resource.uid] = resource.namespace
         except DatabaseError as error:
             return self._away(error)
-        return ConditionResult(True, "Registered", "the user's log is in the database")
+        return ConditionResult(True, "Registered", "the user is registered in the database")
 
     async def _still_there(self, known: ConditionResult) -> ConditionResult:
         """What is known of the database, unless it has gone away since: relays without one are not ready."""
@@ -312,7 +314,7 @@ class Reconciler:
             try:
                 await self._roles.retire(resource.uid, role)
             except DatabaseError as error:
-                logger.warning("cannot retire the role before %s, the next sweep does: %s", role, error)
+                logger.warning("could not retire the role that %s replaces; the next sweep retries: %s", role, error)
 
     def _away(self, error: DatabaseError) -> ConditionResult:
         self._metrics.database_failures.inc()
@@ -442,7 +444,7 @@ class Reconciler:
         try:
             return await self._roles.newest(names)
         except DatabaseError as error:
-            logger.info("cannot look up the role that a user had before: %s", error)
+            logger.info("could not find the previous role of a user: %s", error)
             return None
 
     async def _is_locked_out(self, resource: UserRealtime, body: Mapping[str, Any], access: Access) -> bool:
@@ -454,7 +456,7 @@ class Reconciler:
             return False
         if not await self._roles.rejects_password(access.credentials):
             return False
-        logger.warning("the database rejects the password of role %s: replacing it", access.credentials.role)
+        logger.warning("the database rejects the password of role %s; replacing the password", access.credentials.role)
         self._lost.add(resource.uid)
         self._ensured.pop(resource.uid, None)
         return True
@@ -550,7 +552,8 @@ class Reconciler:
             try:
                 await self._api.create_event(resource.namespace, event)
             except ApiError as error:
-                logger.warning("no event %s for %s/%s: %s", event["reason"], resource.namespace, resource.name, error)
+                place = (resource.namespace, resource.name)
+                logger.warning("could not create the event %s for %s/%s: %s", event["reason"], *place, error)
 
 
 def _deployment_key(namespace: str, user_id: str) -> ObjectKey:
@@ -571,7 +574,7 @@ def _log_applied(item: Object) -> None:
 
 
 def _refusal(error: ApiError) -> ConditionResult:
-    return ConditionResult(False, "Refused", f"the API server refused an object: {error}")
+    return ConditionResult(False, "Refused", f"the API server rejected an object: {error}")
 
 
 def _check_owner(resource: UserRealtime, kind: str, item: Mapping[str, Any] | None) -> None:

@@ -18,8 +18,8 @@ from userrealtime_operator.secrets.token_keys import TOKEN_KEY
 PAST_RANGE = ConditionResult(
     False,
     "ListenPastRange",
-    "so many pods LISTEN that every commit waits for all of them to be woken; set up a broker (signals.type of the "
-    "chart, docs/scale.md)",
+    "more pods LISTEN than signals.listenRange, and every notification wakes all of them; set up a broker "
+    "(signals.type of the chart, docs/scale.md)",
 )
 
 

@@ -96,7 +96,7 @@ class WorkQueue(Generic[Key]):
             except Exception as error:
                 delay = self._next_delay(key, error.after_s if isinstance(error, TryLater) else 0.0)
                 self._failed()
-                logger.warning("%s failed, next try in %.1f s: %s", key, delay, error)
+                logger.warning("%s failed, retrying in %.1f s: %s", key, delay, error)
                 logger.debug("the failure", exc_info=True)
             finally:
                 self._working.discard(key)
