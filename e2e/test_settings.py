@@ -36,6 +36,7 @@ from website.reference import followed
 Json = dict[str, Any]
 Path = tuple[str, ...]
 
+ROLLOUTS: Final = ("relay", "maxConcurrentRollouts")
 URLS: Final = {DATABASE_URL: "postgresql://user:password@host/database", BROKER_URL: "nats://broker"}
 NOT_VALUES: Final = {
     # The chart sets these from other values, and the URLs are in Secrets.
@@ -365,6 +366,8 @@ def test_every_setting_is_followed_from_the_chart_to_the_relay() -> None:
     texts |= {("route", "className"), ("route", "tlsSecretName"), ("route", "annotations")}
     # Settings of Kubernetes have no limits; e2e/test_chart.py and test_objects.py follow them.
     assert {each.path for each in SETTINGS} - arrived == objects | texts
+    unset = {each.path for each in SETTINGS if each.path[0] == "relay" and each.variable is None}
+    assert unset == objects | {("relay", "priorityClassName"), ("relay", "runtimeClassName")} | {ROLLOUTS}
     variables = {each.variable for each in SETTINGS} - {None}
     assert variables <= set(Asked.variables()), "the relay does not read a variable that the operator sets"
 
