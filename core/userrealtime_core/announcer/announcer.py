@@ -11,6 +11,7 @@ A second announcer costs nothing while it waits or stands by, and takes over wit
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections.abc import Awaitable, Callable, Sequence
@@ -231,7 +232,10 @@ class Announcer:
                 await self._forget()
                 return self._stand_by if await self._queue.is_leased() else self._wait
             await self._maintain()
-            await asyncio.sleep(pause)
+            # Publishers ring meanwhile, while a transaction that published early may stay open for minutes.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._ring.wait()
             pause = min(pause * 1.5, LONGEST_SETTLING_PAUSE)
 
     async def _stand_by(self) -> Phase:

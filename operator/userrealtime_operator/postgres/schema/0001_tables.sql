@@ -27,11 +27,12 @@ create unlogged table userrealtime.pending (
     transaction xid8 primary key default pg_current_xact_id(),
     user_id text collate "C" not null,
     event text not null,
-    data jsonb not null
+    data jsonb not null,
+    more boolean not null default false
 );
 comment on table userrealtime.pending is
     'The first event of each open publishing transaction. The row carries the deferred trigger: numbering runs once per '
-    'transaction.';
+    'transaction. more is true if the transaction has rows in staged.';
 
 create unlogged table userrealtime.staged (
     transaction xid8 not null default pg_current_xact_id(),

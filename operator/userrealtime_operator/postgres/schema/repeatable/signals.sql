@@ -10,9 +10,9 @@
 -- a listener, a publisher only writes its events.
 --
 -- No signal is lost when the lease ends or the doorbell is armed:
---   * A publisher takes its lock on signal_queue before it reads the lease and the doorbell.
---   * The other side changes the lease or the doorbell before it reads who holds a lock on signal_queue, and polls until
---     these transactions have ended.
+--   * A publisher takes a lock on pending or on signal_queue before it reads the lease and the doorbell.
+--   * The other side changes the lease or the doorbell before it reads who holds such a lock, and polls until these
+--     transactions have ended.
 -- A lease that expires because its announcer died leaves at most its last second in the queue, for the next announcer.
 
 create or replace function userrealtime.channel(user_id text) returns text
@@ -88,7 +88,8 @@ begin
     end if;
 end
 $$;
-comment on function userrealtime.signal is 'Signals at commit that the log of a user has grown to this head.';
+comment on function userrealtime.signal is
+    'Signals that the log of a user has another head or epoch. number_staged() has the same steps for one event.';
 
 create or replace function userrealtime.signal_inbox(id bigint) returns void
     language plpgsql
@@ -147,14 +148,14 @@ create or replace function userrealtime.unsettled(among text[] default null) ret
         select coalesce(array_agg(l.virtualtransaction), '{}')
         from pg_locks l
         where l.locktype = 'relation'
-          and l.relation = 'userrealtime.signal_queue'::regclass
+          and l.relation in ('userrealtime.pending'::regclass, 'userrealtime.signal_queue'::regclass)
           and l.database = (select d.oid from pg_database d where d.datname = current_database())
           and l.mode = 'RowExclusiveLock'
           and l.pid is distinct from pg_backend_pid()
           and (among is null or l.virtualtransaction = any (among))
     );
 comment on function userrealtime.unsettled is
-    'The open transactions that have inserted into signal_queue; of those in `among`, if it is given.';
+    'The open transactions that have published or signalled; of those in `among`, if it is given.';
 
 create or replace function userrealtime.leased() returns boolean
     language sql volatile security definer

@@ -8,6 +8,8 @@ drop function userrealtime.present;
 
 alter table userrealtime.presence add column listens boolean not null default true;
 
+alter table userrealtime.pending add column more boolean not null default false;
+
 create unlogged table userrealtime.signal_queue (
     transaction xid8 not null default pg_current_xact_id(),
     user_id text collate "C",
