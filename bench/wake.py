@@ -15,7 +15,7 @@ import statistics
 import sys
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence, Set
 from datetime import datetime
 from typing import Any, Final
 
@@ -28,8 +28,10 @@ from testing.client import open_connection, receive
 from testing.cluster import choose
 from testing.sleeping import SOON, wait_asleep
 from testing.system import USERS_NAMESPACE, System, install
-from userrealtime_operator.kube.client import Api
-from userrealtime_operator.kube.follow import follow
+from userrealtime_operator.kube.client import CHILD_KINDS, PODS, Api
+from userrealtime_operator.kube.reflector import Reflector
+from userrealtime_operator.kube.store import Store
+from userrealtime_operator.kube.types import Object
 from userrealtime_operator.model.labels import MANAGED_BY, RELAY
 
 LIMIT_S: Final = 60.0
@@ -51,25 +53,28 @@ Marks = dict[str, float]
 """When what happened, in seconds since 1970."""
 
 
-class Watched:
+class Watched(Store):
     """Notes when a watch tells of something for the first time, by the name of the user's objects."""
 
     def __init__(self, marks: Mapping[str, Marks], name: Callable[[Mapping[str, Any]], str], *rules: Rule) -> None:
         self._marks = marks
         self._name = name
         self._rules = rules
+        self._listed = False
 
-    def put(self, body: Mapping[str, Any]) -> None:
+    def put(self, item: Object) -> None:
+        if not self._listed:
+            return
         now = time.time()
         for mark, holds in self._rules:
-            if holds(body):
-                self._marks[self._name(body)].setdefault(mark, now)
+            if holds(item):
+                self._marks[self._name(item)].setdefault(mark, now)
 
-    def remove(self, body: Mapping[str, Any]) -> None:
+    def remove(self, item: Object) -> None:
         pass
 
-    def replace(self, namespace: str, bodies: Iterable[Mapping[str, Any]]) -> None:
-        pass
+    def retain(self, namespace: str, names: Set[str], version: int) -> None:
+        self._listed = True
 
 
 Rule = tuple[str, Callable[[Mapping[str, Any]], Any]]
@@ -96,15 +101,13 @@ async def watching(kubeconfig: str, marks: Mapping[str, Marks]) -> AsyncIterator
     configuration = Configuration()
     await load_kube_config(kubeconfig, client_configuration=configuration)  # type: ignore[no-untyped-call]
     async with Api(configuration) as api, asyncio.TaskGroup() as group:
-        listed = asyncio.Event(), asyncio.Event()
-        tasks = [
-            group.create_task(
-                follow(api, ("apps/v1", "deployments"), USERS_NAMESPACE, MANAGED_BY, deployments, listed[0])
-            ),
-            group.create_task(follow(api, ("v1", "pods"), USERS_NAMESPACE, RELAY, pods, listed[1])),
-        ]
-        for each in listed:
-            await each.wait()
+        reflectors = (
+            Reflector(api, CHILD_KINDS["Deployment"], USERS_NAMESPACE, MANAGED_BY, deployments),
+            Reflector(api, PODS, USERS_NAMESPACE, RELAY, pods),
+        )
+        tasks = [group.create_task(reflector.run()) for reflector in reflectors]
+        for reflector in reflectors:
+            await reflector.wait_for_sync()
         yield
         for task in tasks:
             task.cancel()

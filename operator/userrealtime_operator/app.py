@@ -29,8 +29,10 @@ from .kube.election import Election
 from .kube.lease import Settings
 from .kube.login import login
 from .kube.reflector import Reflector
-from .kube.types import NamespacedName, Object, ObjectKey
+from .kube.store import KindStore, ObjectStore
+from .kube.types import NamespacedName, Object, ObjectKey, ResourceType
 from .model.conditions import condition_of
+from .model.labels import owned_labels
 from .model.naming import child_name, child_of, instance_name
 from .model.resource import GROUP, KIND, PLURAL, VERSION
 from .postgres.database import Database, DatabaseError
@@ -40,7 +42,7 @@ from .postgres.watchdog import Watchdog
 from .process.metrics import Metrics
 from .process.probes import serve
 from .reconcile.reconciler import Reconciler
-from .reconcile.resources import Children, Place, Resources
+from .reconcile.resources import Place, Resources
 from .reconcile.userrealtimes import resource_uids
 from .reconcile.workqueue import WorkQueue
 from .sleep.activator_endpoints import Activators
@@ -57,7 +59,7 @@ IDLE_INTERVAL_S = 15.0
 SWEEP_INTERVAL_S = 300.0
 PRUNE_INTERVAL_S = 60.0
 EXPIRE_INTERVAL_S = 5.0
-ChildKinds = Mapping[str, tuple[str, str]]
+ChildKinds = Mapping[str, ResourceType]
 """The kinds of children that this cluster has, each with its API version and plural."""
 
 
@@ -101,7 +103,7 @@ class Operator:
         self._port = port
         self.stopped = asyncio.Event()
         self._resources = Resources()
-        self._children = Children()
+        self._children = ObjectStore()
         self._full = asyncio.Event()
         """Set once the caches hold all there is. Before, resources would seem to have no children."""
         self._stack = contextlib.AsyncExitStack()
@@ -164,14 +166,20 @@ class Operator:
     async def _warm(self) -> None:
         """Watch the children, and notice when the caches are full."""
         reflectors = [
-            Reflector(self._api, kind, namespace, self._children, self._child_changed)
-            for kind in self._child_kinds
+            Reflector(
+                self._api,
+                resource_type,
+                namespace,
+                owned_labels(kind),
+                KindStore(self._children, kind, resource_type, namespace, self._child_changed),
+            )
+            for kind, resource_type in self._child_kinds.items()
             for namespace in self._config.namespaces
         ]
         for reflector in reflectors:
             self._start(reflector.run(), "a watch")
         for reflector in reflectors:
-            await reflector.filled.wait()
+            await reflector.wait_for_sync()
         for namespace in self._config.namespaces:
             while not await self._has_all_resources(namespace):
                 pass
@@ -261,7 +269,7 @@ class Operator:
         if kind == KIND:
             if self._resources.put(item, ours=True):
                 self._add(namespace, name)  # somebody else has changed it meanwhile
-        elif self._children.put((kind, namespace, name), item, ours=True) and kind == "EndpointSlice":
+        elif self._children.put(ObjectKey(kind, namespace, name), item, ours=True) and kind == "EndpointSlice":
             # Who falls asleep or wakes has steps to take from when the slice is there.
             self._child_changed(ObjectKey(kind, namespace, name))
 

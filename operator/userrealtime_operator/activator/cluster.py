@@ -9,16 +9,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence, Set
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
-from userrealtime_operator.kube.client import Api, ApiError
-from userrealtime_operator.kube.follow import follow
+from userrealtime_operator.kube.client import PODS, Api, ApiError
+from userrealtime_operator.kube.reflector import Reflector
+from userrealtime_operator.kube.store import Store
 from userrealtime_operator.kube.timestamps import rfc3339
 from userrealtime_operator.kube.types import NamespacedName, Object
 from userrealtime_operator.model.labels import RELAY
-from userrealtime_operator.model.resource import API_VERSION, PLURAL
+from userrealtime_operator.model.resource import USERREALTIMES
 
 from .metrics import Metrics
 from .pods import Pod, Pods
@@ -26,6 +27,8 @@ from .routes import Route, RouteTable
 
 PENDING_S: Final = 30.0
 """Seconds for which the request of another replica is relied upon."""
+WATCH_TIMEOUT_S: Final = 60
+"""Seconds after which a watch ends, so that one whose server has died is replaced soon."""
 _ATTEMPTS: Final = 4
 _SETTLE_S: Final = 0.5
 """Seconds to wait for the news of what somebody else has just written."""
@@ -41,7 +44,7 @@ class _Request(NamedTuple):
     """When it was seen to be another; 0 for what was there from the beginning."""
 
 
-class Requests:
+class Requests(Store):
     """What the resources say of wakes. Passes them on to the routes."""
 
     def __init__(self, routes: RouteTable) -> None:
@@ -85,13 +88,10 @@ class Requests:
         """A resource is gone."""
         self._forget(_user(body))
 
-    def replace(self, namespace: str, bodies: Iterable[Mapping[str, Any]]) -> None:
-        """All resources of a namespace, anew."""
-        found = list(bodies)
-        for user in {user for user in self._requests if user.namespace == namespace} - {_user(body) for body in found}:
+    def retain(self, namespace: str, names: Set[str], version: int) -> None:
+        """Remove the resources of a namespace with other names."""
+        for user in [each for each in self._requests if each.namespace == namespace and each.name not in names]:
             self._forget(user)
-        for body in found:
-            self.put(body)
 
     def _forget(self, user: NamespacedName) -> None:
         self._requests.pop(user, None)
@@ -120,22 +120,23 @@ class ApiCluster:
     @contextlib.asynccontextmanager
     async def following(self, watches: Api, namespaces: Sequence[str]) -> AsyncIterator[asyncio.Task[None]]:
         """Follow users and pods while the block runs; the task ends once all of them are known."""
-        listed: list[asyncio.Event] = []
+        reflectors = [
+            Reflector(watches, resource_type, namespace, labels, store, timeout_s=WATCH_TIMEOUT_S)
+            for namespace in namespaces
+            for resource_type, labels, store in (
+                (USERREALTIMES, {}, self._requests),
+                (PODS, RELAY, self._pods),
+            )
+        ]
 
-        def following(namespace: str) -> Iterable[Coroutine[None, None, None]]:
-            users, pods = asyncio.Event(), asyncio.Event()
-            listed.extend((users, pods))
-            yield follow(watches, (API_VERSION, PLURAL), namespace, {}, self._requests, users)
-            yield follow(watches, ("v1", "pods"), namespace, RELAY, self._pods, pods)
-
-        async def all_listed() -> None:
-            for event in listed:
-                await event.wait()
+        async def all_synced() -> None:
+            for reflector in reflectors:
+                await reflector.wait_for_sync()
 
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(one) for namespace in namespaces for one in following(namespace)]
-                full = group.create_task(all_listed())
+                tasks = [group.create_task(reflector.run()) for reflector in reflectors]
+                full = group.create_task(all_synced())
                 try:
                     yield full
                 finally:
@@ -170,7 +171,7 @@ class ApiCluster:
             # In the end whatever the resource is: that others write to it all the time must keep nobody asleep.
             version = self._requests.version(user) if attempt < _ATTEMPTS - 1 else None
             try:
-                await self._api.merge_status(API_VERSION, PLURAL, *user, _wake_request(version))
+                await self._api.merge_status(*USERREALTIMES, *user, _wake_request(version))
             except ApiError as error:
                 if error.status != _CONFLICT or version is None:
                     raise OSError(str(error)) from None

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Set
 from typing import Any, Final, NamedTuple
 
+from userrealtime_operator.kube.store import Store
 from userrealtime_operator.model.labels import WS_PORT
 
 INSTANCE: Final = "app.kubernetes.io/instance"
@@ -25,7 +26,7 @@ class Pod(NamedTuple):
     address: tuple[str, int]
 
 
-class Pods:
+class Pods(Store):
     """All pods that could be connected to."""
 
     def __init__(self) -> None:
@@ -79,16 +80,12 @@ class Pods:
         """A pod is gone."""
         self._set(_key(body["metadata"]), body["metadata"]["name"], None)
 
-    def replace(self, namespace: str, bodies: Iterable[Mapping[str, Any]]) -> None:
-        """All pods of a namespace, anew."""
-        found = list(bodies)
-        names = {(_key(body["metadata"]), body["metadata"]["name"]) for body in found}
+    def retain(self, namespace: str, names: Set[str], version: int) -> None:
+        """Remove the pods of a namespace with other names."""
         before = [(key, name) for key, pods in self._pods.items() if key[0] == namespace for name in pods]
         for key, name in before:
-            if (key, name) not in names:
+            if name not in names:
                 self._set(key, name, None)
-        for body in found:
-            self.put(body)
 
     def _set(self, key: Key, name: str, pod: Pod | None) -> None:
         pods = self._pods.get(key, {})

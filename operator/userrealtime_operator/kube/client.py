@@ -22,7 +22,7 @@ from kubernetes.aio.client.api_client import ApiClient, RequestSerialized
 from kubernetes.aio.client.configuration import Configuration
 from kubernetes.aio.config import ConfigException, load_incluster_config, load_kube_config
 
-from .types import FIELD_MANAGER, Object, TryLater
+from .types import FIELD_MANAGER, Object, ResourceType, TryLater
 
 REQUEST_TIMEOUT_S = 30.0
 CONNECT_TIMEOUT_S = 10.0
@@ -32,7 +32,8 @@ PAGE = 100
 # have died without a word.
 SILENCE_S = 120.0
 
-LEASES = ("coordination.k8s.io/v1", "leases")
+PODS = ResourceType("v1", "pods")
+LEASES = ResourceType("coordination.k8s.io/v1", "leases")
 
 # Of each object of a list, no more than its metadata.
 _METADATA_LIST = "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io"
@@ -42,13 +43,13 @@ Observer = Callable[[str, str, int, float], None]
 
 # The kinds that the operator makes, each with its API version and plural.
 CHILD_KINDS = {
-    "Secret": ("v1", "secrets"),
-    "Service": ("v1", "services"),
-    "EndpointSlice": ("discovery.k8s.io/v1", "endpointslices"),
-    "Deployment": ("apps/v1", "deployments"),
-    "Ingress": ("networking.k8s.io/v1", "ingresses"),
-    "HTTPRoute": ("gateway.networking.k8s.io/v1", "httproutes"),
-    "PodDisruptionBudget": ("policy/v1", "poddisruptionbudgets"),
+    "Secret": ResourceType("v1", "secrets"),
+    "Service": ResourceType("v1", "services"),
+    "EndpointSlice": ResourceType("discovery.k8s.io/v1", "endpointslices"),
+    "Deployment": ResourceType("apps/v1", "deployments"),
+    "Ingress": ResourceType("networking.k8s.io/v1", "ingresses"),
+    "HTTPRoute": ResourceType("gateway.networking.k8s.io/v1", "httproutes"),
+    "PodDisruptionBudget": ResourceType("policy/v1", "poddisruptionbudgets"),
 }
 
 
@@ -195,16 +196,6 @@ class Api:
         """
         return await self._page(_path(api_version, plural, namespace), _selecting(selector), token)
 
-    async def all_of(self, api_version: str, plural: str, namespace: str, selector: Labels) -> tuple[list[Object], str]:
-        """All objects of a kind with these labels, and the resourceVersion of the list."""
-        found: list[Object] = []
-        token: str | None = ""
-        while token is not None:
-            page = await self.page(api_version, plural, namespace, selector, token)
-            found += page["items"] or ()  # null where there is none
-            token = page["metadata"].get("continue") or None
-        return found, page["metadata"]["resourceVersion"]
-
     async def watch(
         self, api_version: str, plural: str, namespace: str, selector: Labels, version: str, limit_s: int
     ) -> AsyncGenerator[tuple[str, Object], None]:
@@ -241,9 +232,7 @@ class Api:
     async def pods(self, namespace: str, name: str) -> list[Object]:
         """The pods of the user whose objects have this name, as the API server's cache has them."""
         selector = quote(f"app.kubernetes.io/instance={name}", safe="")
-        found = await self._request(
-            "GET", f"{_path('v1', 'pods', namespace)}?labelSelector={selector}&resourceVersion=0"
-        )
+        found = await self._request("GET", f"{_path(*PODS, namespace)}?labelSelector={selector}&resourceVersion=0")
         return list(found["items"] or ())
 
     async def endpoint_slices(self, namespace: str, service: str) -> list[Object]:
@@ -289,13 +278,14 @@ class Api:
         method, rest = ("POST", ()) if previous is None else ("PUT", (name,))
         return await self._request(method, _path(api_version, plural, namespace, *rest), lease)
 
-    async def child_kinds(self) -> dict[str, tuple[str, str]]:
+    async def child_kinds(self) -> dict[str, ResourceType]:
         """Those of CHILD_KINDS that this cluster has: not every one has the Gateway API."""
         kinds = {}
-        for kind, (api_version, plural) in CHILD_KINDS.items():
+        for kind, resource_type in CHILD_KINDS.items():
+            api_version, plural = resource_type
             found = await self._find(f"/{'apis' if '/' in api_version else 'api'}/{api_version}")
             if found is not None and plural in {resource["name"] for resource in found["resources"]}:
-                kinds[kind] = (api_version, plural)
+                kinds[kind] = resource_type
         return kinds
 
     def _noted(self, item: Object) -> Object:

@@ -1,6 +1,10 @@
-"""Keeping a cache of the children as the API server has them: listed in pages, then watched.
+"""Keep a store up to date with the API server: list, then watch, as client-go's Reflector does.
 
-A watch that breaks goes on from where it was, and lists anew only if the API server no longer knows that place.
+A list is read in pages, and each page is put into the store as it arrives, so that no list is ever held as a whole.
+A watch that is interrupted resumes at the last resourceVersion. Only if the API server no longer has that version, the
+objects are listed again.
+
+`kubernetes.aio` has a watch and an informer, but the informer is synchronous, and the watch uses a client of its own.
 """
 
 from __future__ import annotations
@@ -9,93 +13,100 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Callable
+from typing import Final
 
-from userrealtime_operator.model.labels import owned_labels
-from userrealtime_operator.reconcile.resources import Children
-
-from .client import CHILD_KINDS, Api, ApiError
-from .types import Object, ObjectKey
+from .client import Api, ApiError, Labels
+from .store import Store
+from .types import ResourceType
 
 logger = logging.getLogger(__name__)
 
-WATCH_S = 240
-PAUSE_S = 0.1
-LAST_PAUSE_S = 5.0
+WATCH_TIMEOUT_S: Final = 240
+"""Seconds after which the API server ends a watch."""
+FIRST_DELAY_S: Final = 0.1
+LAST_DELAY_S: Final = 5.0
+"""The shortest and the longest delay before a retry."""
 
 
 class Reflector:
-    """One kind of children in one namespace. `changed` is told the names of those of which there is news.
-
-    `filled` is set once the cache has all of them.
-    """
+    """Lists and watches the objects of one kind in one namespace that have the given labels."""
 
     def __init__(
-        self, api: Api, kind: str, namespace: str, children: Children, changed: Callable[[ObjectKey], None]
+        self,
+        api: Api,
+        resource_type: ResourceType,
+        namespace: str,
+        labels: Labels,
+        store: Store,
+        *,
+        timeout_s: int = WATCH_TIMEOUT_S,
     ) -> None:
         self._api = api
-        self._kind = kind
+        self._type = resource_type
         self._namespace = namespace
-        self._children = children
-        self._changed = changed
-        self._labels = owned_labels(kind)
+        self._labels = labels
+        self._store = store
+        self._timeout_s = timeout_s
         self._version: str | None = None
         self._failures = 0
-        self.filled = asyncio.Event()
+        self._synced = asyncio.Event()
+
+    @property
+    def has_synced(self) -> bool:
+        """Whether the store has received the first complete list."""
+        return self._synced.is_set()
+
+    async def wait_for_sync(self) -> None:
+        """Wait until `has_synced`."""
+        await self._synced.wait()
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """List and watch until cancelled. Errors of the API server are logged, and retried with an increasing delay."""
         while True:
-            pause = PAUSE_S
+            delay = FIRST_DELAY_S
             try:
                 if self._version is None:
                     self._version = await self._list()
-                    self.filled.set()
+                    self._synced.set()
                 await self._watch(self._version)
                 self._failures = 0
             except ApiError as error:
-                if error.status not in (0, 429):  # such as 410, that the place is not known any more
+                if error.status not in (0, 429):  # for example 410: the version is too old
                     self._version = None
-                level = logging.INFO if error.status == 410 else logging.WARNING
-                logger.log(level, "watch of %s in %s failed, retrying: %s", self._kind, self._namespace, error)
-                pause = max(error.after_s, min(LAST_PAUSE_S, PAUSE_S * 2.0 ** min(self._failures, 16)))
+                delay = max(error.after_s, min(LAST_DELAY_S, FIRST_DELAY_S * 2.0 ** min(self._failures, 16)))
                 self._failures += 1
-            await asyncio.sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311  (jitter)
+                logger.log(
+                    logging.INFO if error.status == 410 else logging.WARNING,
+                    "watch of %s in %s failed, retrying in %.1f s: %s",
+                    *(self._type.plural, self._namespace, delay, error),
+                )
+            await asyncio.sleep(delay * random.uniform(0.8, 1.2))  # noqa: S311  (jitter)
 
     async def _list(self) -> str:
+        """Put all objects into the store; return the version of the list."""
         names: set[str] = set()
         version = token = ""
         while not version or token:
-            page = await self._api.page(*CHILD_KINDS[self._kind], self._namespace, self._labels, token)
+            page = await self._api.page(*self._type, self._namespace, self._labels, token)
+            if not version:
+                self._store.begin_list(int(page["metadata"]["resourceVersion"]))
             version, token = page["metadata"]["resourceVersion"], page["metadata"].get("continue", "")
-            if not names:
-                self._children.rewind(self._kind, self._namespace, int(version))
-            for item in page["items"] or ():
+            for item in page["items"] or ():  # null where there is none
                 names.add(item["metadata"]["name"])
-                self._put(item)
-        for name in self._children.retain(self._kind, self._namespace, names, int(version)):
-            self._changed(ObjectKey(self._kind, self._namespace, name))
+                self._store.put(item)
+        self._store.retain(self._namespace, names, int(version))
         return version
 
     async def _watch(self, version: str) -> None:
-        """Until the API server ends it, as it does after some minutes."""
-        watch = self._api.watch(*CHILD_KINDS[self._kind], self._namespace, self._labels, version, WATCH_S)
+        """Apply changes until the API server ends the watch, as it does after some minutes."""
+        watch = self._api.watch(*self._type, self._namespace, self._labels, version, self._timeout_s)
         async with contextlib.aclosing(watch) as events:
             async for event, item in events:
                 version = item["metadata"]["resourceVersion"]
                 if event == "DELETED":
-                    key = ObjectKey(self._kind, self._namespace, item["metadata"]["name"])
-                    if self._children.remove(key, int(version)):
-                        self._changed(key)
+                    self._store.remove(item)
                 elif event != "BOOKMARK":
-                    self._put(item)
-                self._children.tell(self._kind, self._namespace, int(version))
+                    self._store.put(item)
+                self._store.advance(int(version))
                 self._version = version
                 self._failures = 0
-
-    def _put(self, item: Object) -> None:
-        key = ObjectKey(self._kind, self._namespace, item["metadata"]["name"])
-        # What is in a list does not say what it is.
-        whole = {"apiVersion": CHILD_KINDS[self._kind][0], "kind": self._kind, **item}
-        if self._children.put(key, whole):
-            self._changed(key)

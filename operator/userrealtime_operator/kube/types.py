@@ -18,6 +18,13 @@ class NamespacedName(NamedTuple):
     name: str
 
 
+class ResourceType(NamedTuple):
+    """A kind of object, as the paths of the API name it, for example `v1` and `services`."""
+
+    api_version: str
+    plural: str
+
+
 class ObjectKey(NamedTuple):
     """The kind, the namespace and the name of an object."""
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from userrealtime_operator.kube.duration import parse_duration
+from userrealtime_operator.kube.types import ResourceType
 
 from .labels import PASSWORD_ROTATION_ANNOTATION, TOKEN_KEY_ROTATION_ANNOTATION
 from .naming import child_name
@@ -16,6 +17,7 @@ VERSION = "v1alpha1"
 API_VERSION = f"{GROUP}/{VERSION}"
 KIND = "UserRealtime"
 PLURAL = "userrealtimes"
+USERREALTIMES = ResourceType(API_VERSION, PLURAL)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,93 +1,23 @@
-"""What the API server holds, as last heard of: the resources, and the children of all users. Pure.
+"""The UserRealtime resources, as last received from the API server. Pure.
 
-Objects are kept encoded, without the bookkeeping that nothing here reads: as dictionaries they take several times the
-memory, and each is looked at seldom. What is older than what is known is no news: the answer to a write of our own may
-come before the watch has told of it.
+They are kept encoded, as in `kube.store`.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from userrealtime_operator.kube.store import encode, version_of
 from userrealtime_operator.kube.types import Object
 from userrealtime_operator.model.naming import child_name
 
 Place = tuple[str, str]
 """A namespace and a name."""
-Key = tuple[str, str, str]
-"""A kind, a namespace and a name."""
 Condition = tuple[str, str]
 """A condition's type and status."""
-
-
-def version_of(item: Mapping[str, Any]) -> int:
-    """An object's or a list's version: one with a greater number is later, of whatever kind of this API server."""
-    return int(item["metadata"]["resourceVersion"])
-
-
-def _encoded(item: Mapping[str, Any]) -> bytes:
-    metadata = {key: value for key, value in item["metadata"].items() if key != "managedFields"}
-    return json.dumps({**item, "metadata": metadata}, ensure_ascii=False, separators=(",", ":")).encode()
-
-
-class Children:
-    """Objects of any kind, by their names. Of one kind and namespace, news come in the order of versions."""
-
-    def __init__(self) -> None:
-        self._items: dict[Key, tuple[int, bytes]] = {}
-        self._told: dict[tuple[str, str], int] = {}
-        """The version up to which all is known, by kind and namespace."""
-
-    def __iter__(self) -> Iterator[Key]:
-        return iter(self._items)
-
-    def get(self, key: Key) -> Object | None:
-        """An object, None where there is none."""
-        found = self._items.get(key)
-        return None if found is None else json.loads(found[1])
-
-    def put(self, key: Key, item: Mapping[str, Any], *, ours: bool = False) -> bool:
-        """Note an object; whether that is news. `ours` is the answer to a write of our own: the watch may have told of
-        it already, and of its end."""
-        version, known = version_of(item), self._items.get(key)
-        if (known is not None and known[0] >= version) or (ours and self._told.get(key[:2], 0) >= version):
-            return False
-        self._items[key] = version, _encoded(item)
-        return True
-
-    def remove(self, key: Key, version: int) -> bool:
-        """Note that an object is gone since `version`; whether that is news."""
-        known = self._items.get(key)
-        if known is None or known[0] > version:
-            return False
-        del self._items[key]
-        return True
-
-    def tell(self, kind: str, namespace: str, version: int) -> None:
-        """All of a kind and namespace is known up to a version."""
-        self._told[kind, namespace] = version
-
-    def retain(self, kind: str, namespace: str, names: Set[str], version: int) -> list[str]:
-        """All of a kind and namespace that exist at a version have these names; gives those that are gone."""
-        gone = [
-            key
-            for key, (known, _) in self._items.items()
-            if key[:2] == (kind, namespace) and key[2] not in names and known <= version
-        ]
-        for key in gone:
-            del self._items[key]
-        self.tell(kind, namespace, version)
-        return [name for _, _, name in gone]
-
-    def rewind(self, kind: str, namespace: str, version: int) -> None:
-        """A list has this version. If that is earlier than what is known, the API server was set back, and all that is
-        known of this kind and namespace is void."""
-        if version < self._told.get((kind, namespace), 0):
-            self._items = {key: item for key, item in self._items.items() if key[:2] != (kind, namespace)}
-            del self._told[kind, namespace]
 
 
 ASKED = frozenset({"wakeRequestedAt"})
@@ -148,7 +78,7 @@ class Resources:
         fresh = _Resource(
             metadata["uid"],
             version_of(item),
-            _encoded({**item, "metadata": {**metadata, "resourceVersion": ""}, "status": asked}),
+            encode({**item, "metadata": {**metadata, "resourceVersion": ""}, "status": asked}),
             json.dumps(ours_of_it, ensure_ascii=False).encode(),
             child_name(item["spec"]["userId"]),
             tuple((condition["type"], condition["status"]) for condition in status.get("conditions", ())),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from userrealtime_operator.kube.client import Api, ApiError
 from userrealtime_operator.kube.types import Object
-from userrealtime_operator.model.resource import API_VERSION, PLURAL
+from userrealtime_operator.model.resource import USERREALTIMES
 
 
 async def patch_status(api: Api, namespace: str, name: str, status: Object) -> None:
@@ -14,7 +14,7 @@ async def patch_status(api: Api, namespace: str, name: str, status: Object) -> N
         ApiError: the API server rejected the status, or did not answer.
     """
     try:
-        await api.merge_status(API_VERSION, PLURAL, namespace, name, {"status": status})
+        await api.merge_status(*USERREALTIMES, namespace, name, {"status": status})
     except ApiError as error:
         if error.status != 404:
             raise
@@ -26,4 +26,4 @@ async def resource_uids(api: Api, namespace: str) -> set[str]:
     Raises:
         ApiError: the API server did not answer.
     """
-    return await api.uids(API_VERSION, PLURAL, namespace)
+    return await api.uids(*USERREALTIMES, namespace)

@@ -63,9 +63,9 @@ def test_a_new_list_forgets_what_is_not_on_it() -> None:
     pods = Pods()
     pods.put(pod("a", "10.0.0.1"))
     pods.put(pod("b", "10.0.0.2", created=1))
-    pods.replace("others", [])
+    pods.retain("others", set(), 1)
     assert best(pods) == ("10.0.0.2", 8080)
-    pods.replace("users", [pod("a", "10.0.0.1")])
+    pods.retain("users", {"a"}, 1)
     assert best(pods) == ("10.0.0.1", 8080)
 
 

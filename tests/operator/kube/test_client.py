@@ -20,10 +20,10 @@ from kubernetes.aio.client.configuration import Configuration
 
 from testing.operator.tls import Endpoint, numb_server
 from testing.patience import PATIENCE_S
-from userrealtime_operator.kube.client import Api, ApiError
+from userrealtime_operator.kube.client import CHILD_KINDS, Api, ApiError
 from userrealtime_operator.kube.reflector import Reflector
-from userrealtime_operator.kube.types import Object
-from userrealtime_operator.reconcile.resources import Children
+from userrealtime_operator.kube.store import KindStore, ObjectStore
+from userrealtime_operator.kube.types import Object, ObjectKey
 
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 SERVICES = "/api/v1/namespaces/users/services"
@@ -157,24 +157,25 @@ async def test_uids_come_in_pages(script: Script, api: Api) -> None:
 
 
 @contextlib.asynccontextmanager
-async def reflected(script: Script, api: Api, *answers: Answer) -> AsyncIterator[tuple[Children, list[str]]]:
+async def reflected(script: Script, api: Api, *answers: Answer) -> AsyncIterator[tuple[ObjectStore, list[str]]]:
     """A cache that follows the server, and the names of which there was news; once all answers were given."""
-    children, news = Children(), list[str]()
-    reflector = Reflector(api, "Service", "users", children, lambda key: news.append(key.name))
+    children, news = ObjectStore(), list[str]()
+    store = KindStore(children, "Service", CHILD_KINDS["Service"], "users", lambda key: news.append(key.name))
+    reflector = Reflector(api, CHILD_KINDS["Service"], "users", {"app.kubernetes.io/a": "b"}, store)
     script.answers = [*answers, streams(then=stays)]
     task = asyncio.create_task(reflector.run())
     try:
         async with asyncio.timeout(PATIENCE_S):
             while len(script.requests) <= len(answers):
                 await asyncio.sleep(0.01)
-        assert reflector.filled.is_set()
+        assert reflector.has_synced
         yield children, news
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 
 
-def names(children: Children) -> list[str]:
+def names(children: ObjectStore) -> list[str]:
     return sorted(name for _, _, name in children)
 
 
@@ -183,7 +184,7 @@ async def test_children_are_listed_in_pages_and_then_watched(script: Script, api
     async with reflected(script, api, page(5, ["a"], more="next"), page(5, ["b"]), watch) as (children, news):
         assert names(children) == ["a", "c"]
         assert news == ["a", "b", "c", "a", "b"]
-        found = children.get(("Service", "users", "a"))
+        found = children.get(ObjectKey("Service", "users", "a"))
         assert found is not None
         assert (found["apiVersion"], found["kind"], found["metadata"]["resourceVersion"]) == ("v1", "Service", "7")
         assert [request.query.get("continue") for request in script.requests[:2]] == [None, "next"]

@@ -9,13 +9,7 @@ from typing import Any
 from testing.operator.samples import body
 from userrealtime_operator.kube.types import Object
 from userrealtime_operator.model.naming import child_name
-from userrealtime_operator.reconcile.resources import Children, Resources
-
-KEY = ("Service", "users", "a")
-
-
-def child(version: int, **more: Any) -> Object:
-    return {"metadata": {"name": "a", "resourceVersion": str(version), "managedFields": ["long"]}, **more}
+from userrealtime_operator.reconcile.resources import Resources
 
 
 def resource(version: int, name: str = "alice", uid: str = "", status: Object | None = None, **spec: Any) -> Object:
@@ -24,60 +18,6 @@ def resource(version: int, name: str = "alice", uid: str = "", status: Object | 
     if uid:
         item["metadata"]["uid"] = uid
     return {**item, "status": status} if status is not None else item
-
-
-def test_a_child_is_given_back_without_what_nobody_reads() -> None:
-    children = Children()
-    assert children.put(KEY, child(1, spec={"a": "ü"}))
-    assert children.get(KEY) == {"metadata": {"name": "a", "resourceVersion": "1"}, "spec": {"a": "ü"}}
-    assert children.get(("Secret", "users", "a")) is None
-    assert list(children) == [KEY]
-
-
-def test_what_is_known_or_older_is_no_news() -> None:
-    children = Children()
-    assert children.put(KEY, child(9))
-    assert not children.put(KEY, child(9))
-    assert not children.put(KEY, child(8, spec="old"))
-    assert not children.remove(KEY, 8)
-    assert children.put(KEY, child(10))  # not by its digits
-    assert children.remove(KEY, 11)
-    assert not children.remove(KEY, 11)
-
-
-def test_the_answer_to_a_write_may_come_before_the_watch_or_after() -> None:
-    children = Children()
-    assert children.put(KEY, child(5), ours=True)
-    assert not children.put(KEY, child(5))
-    # Deleted by somebody before the answer came: the watch has told of both.
-    children.remove(KEY, 7)
-    children.tell("Service", "users", 7)
-    assert not children.put(KEY, child(6), ours=True)
-    assert children.get(KEY) is None
-    assert children.put(KEY, child(8), ours=True)
-
-
-def test_a_list_says_what_is_gone() -> None:
-    children = Children()
-    for name, version in (("a", 1), ("b", 2), ("written-since", 9)):
-        children.put(("Service", "users", name), child(version))
-    children.put(("Secret", "users", "b"), child(2))
-    children.put(("Service", "others", "b"), child(2))
-    assert children.retain("Service", "users", {"a"}, 5) == ["b"]
-    assert sorted(key for key in children if key[2] == "b") == [("Secret", "users", "b"), ("Service", "others", "b")]
-    assert children.get(("Service", "users", "written-since")) is not None
-
-
-def test_an_api_server_that_was_set_back_is_believed() -> None:
-    children = Children()
-    children.put(KEY, child(90))
-    children.put(("Secret", "users", "a"), child(90))
-    children.tell("Service", "users", 100)
-    children.rewind("Service", "users", 100)
-    assert not children.put(KEY, child(80))
-    children.rewind("Service", "users", 99)
-    assert list(children) == [("Secret", "users", "a")]
-    assert children.put(KEY, child(80), ours=True)
 
 
 def test_a_resource_is_found_by_its_place_and_by_its_children() -> None:
