@@ -57,7 +57,7 @@ def test_retain_removes_objects_that_a_list_lacks() -> None:
         ObjectKey("Secret", "users", "b"),
         ObjectKey("Service", "others", "b"),
     ]
-    assert children.get(("Service", "users", "written-since")) is not None
+    assert children.get(ObjectKey("Service", "users", "written-since")) is not None
 
 
 def test_an_older_list_replaces_everything() -> None:
