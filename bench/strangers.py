@@ -30,8 +30,9 @@ from testing.local.relay import running_relay
 from userrealtime_core.relay_settings import RelaySettings
 from userrealtime_operator.activator.metrics import Metrics
 from userrealtime_operator.activator.pods import Pod
+from userrealtime_operator.activator.proxy.admission import Admission, Limits
 from userrealtime_operator.activator.proxy.origins import Origins
-from userrealtime_operator.activator.proxy.proxy import Gate, Limits
+from userrealtime_operator.activator.proxy.proxy import ActivatorProxy
 from userrealtime_operator.activator.routes import Route, RouteTable
 from userrealtime_operator.activator.tokens import Tokens
 from userrealtime_operator.activator.wakes import Wakes
@@ -113,10 +114,10 @@ class OnePod:
     def pod(self, _: Route) -> Pod:
         return self._pod
 
-    async def changed(self, _: Route) -> None:
+    async def wait_for_change(self, _: Route) -> None:
         await asyncio.Event().wait()
 
-    def announced(self, route: Route, ip: str) -> None:
+    def register_address(self, route: Route, ip: str) -> None:
         """The pod is there."""
 
 
@@ -137,9 +138,11 @@ def run_activator(relay_port: int, key: str, port: Any) -> None:
         )
         metrics, common = Metrics(), RelaySettings.from_environment({})
         wakes = Wakes(OnePod(relay_port), metrics)
-        gate = Gate(routes, wakes, Tokens(common, read), Limits(), Origins(()), metrics)
-        await gate.listen("127.0.0.1", 0)
-        port.send(gate.port)
+        limits = Limits()
+        admission = Admission(routes, Origins(()), Tokens(common, read), limits)
+        proxy = ActivatorProxy(admission, wakes, metrics, limits.idle_s)
+        await proxy.listen("127.0.0.1", 0)
+        port.send(proxy.port)
         await asyncio.Event().wait()
 
     asyncio.run(serve())

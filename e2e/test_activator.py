@@ -76,9 +76,9 @@ async def replicas(server: LocalApiServer, count: int = 1) -> AsyncIterator[list
         for _ in range(count):
             api = await stack.enter_async_context(Api(configuration))
             replica = Replica(api)
-            full = await stack.enter_async_context(replica.cluster.following(api, [NAMESPACE]))
+            listed = await stack.enter_async_context(replica.cluster.watching(api, [NAMESPACE]))
             async with asyncio.timeout(PATIENCE_S):
-                await full
+                await listed
             found.append(replica)
         yield found
 
@@ -116,7 +116,7 @@ async def until_pod(replica: Replica, *, ready: bool | None) -> None:
             pod = replica.cluster.pod(ALICE)
             if (pod and pod.ready) is ready:
                 return
-            await replica.cluster.changed(ALICE)
+            await replica.cluster.wait_for_change(ALICE)
 
 
 async def test_a_wake_is_asked_for_once_by_however_many(alice: LocalApiServer) -> None:

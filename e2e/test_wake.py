@@ -82,7 +82,7 @@ async def test_what_came_while_asleep_arrives_on_the_connection_that_wakes(
     system: System, sleeper: str, database: asyncpg.Connection, transport: str
 ) -> None:
     await publish(database, sleeper, 3)
-    carried = await asyncio.to_thread(activator_total, system, 'outcomes_total{outcome="carried"}')
+    carried = await asyncio.to_thread(activator_total, system, 'outcomes_total{outcome="forwarded"}')
     url = (await asyncio.to_thread(system.get, "urt", sleeper))["status"]["url"]
     token = await asyncio.to_thread(system.token, sleeper)
     ids: list[int] = []
@@ -103,11 +103,11 @@ async def test_what_came_while_asleep_arrives_on_the_connection_that_wakes(
     # The ingress has yet to learn of the pod's address. From then on the activator carries no new connection.
     async with asyncio.timeout(PATIENCE_S):
         while True:
-            before = await asyncio.to_thread(activator_total, system, 'outcomes_total{outcome="carried"}')
+            before = await asyncio.to_thread(activator_total, system, 'outcomes_total{outcome="forwarded"}')
             assert before > carried
             async with await open_connection(f"{url.replace('http', 'ws', 1)}/ws", token) as connection:
                 assert (await receive(connection))["type"] == "connected"
-            if await asyncio.to_thread(activator_total, system, 'outcomes_total{outcome="carried"}') == before:
+            if await asyncio.to_thread(activator_total, system, 'outcomes_total{outcome="forwarded"}') == before:
                 break
             await asyncio.sleep(1)
 
@@ -132,7 +132,7 @@ async def test_a_hundred_clients_at_once_cost_one_wake(system: System, sleeper: 
 
 def announcements(system: System) -> dict[str, float]:
     """How many all activators have heard, by outcome."""
-    outcomes = ("taken", "not_awaited", "refused")
+    outcomes = ("accepted", "not_waiting", "rejected")
     return {each: activator_total(system, f'announcements_total{{outcome="{each}"}}') for each in outcomes}
 
 
@@ -145,7 +145,7 @@ async def test_a_woken_pod_announces_itself_to_all_activators(system: System, sl
 
     def heard() -> bool:
         now = announcements(system)
-        assert now["refused"] == before["refused"]
+        assert now["rejected"] == before["rejected"]
         return sum(now.values()) >= sum(before.values()) + len(activator_pods(system))
 
     await asyncio.to_thread(eventually, heard, "all activators hear the pod")

@@ -13,8 +13,9 @@ from testing.relay.harness import KEY, USER, running
 from userrealtime_core.relay_settings import RelaySettings
 from userrealtime_operator.activator.metrics import Metrics
 from userrealtime_operator.activator.pods import Pod
+from userrealtime_operator.activator.proxy.admission import Admission, Limits
 from userrealtime_operator.activator.proxy.origins import Origins
-from userrealtime_operator.activator.proxy.proxy import Gate, Limits
+from userrealtime_operator.activator.proxy.proxy import ActivatorProxy
 from userrealtime_operator.activator.routes import Route, RouteTable
 from userrealtime_operator.activator.tokens import Tokens
 from userrealtime_operator.activator.wakes import Wakes
@@ -76,10 +77,10 @@ class House:
         assert route.user_id == USER
         return self._pod
 
-    def announced(self, route: Route, ip: str) -> None:
+    def register_address(self, route: Route, ip: str) -> None:
         raise AssertionError("nothing announces itself here")
 
-    async def changed(self, route: Route) -> None:
+    async def wait_for_change(self, route: Route) -> None:
         await self._change.wait()
 
     async def close(self) -> None:
@@ -113,10 +114,10 @@ async def gate(
     *,
     comes: bool = True,
     ghosts: int = 0,
-    patience_s: float = 20,
+    timeout_s: float = 20,
     relay: dict[str, str] | None = None,
     **limits: Any,
-) -> AsyncIterator[tuple[Gate, House, Metrics]]:
+) -> AsyncIterator[tuple[ActivatorProxy, House, Metrics]]:
     """An activator whose one user sleeps. `relay` are settings of all relays."""
     house = House(database_url, comes=comes, ghosts=ghosts, **(relay or {}))
     common = RelaySettings.from_environment(relay or {})
@@ -128,8 +129,10 @@ async def gate(
     routes = RouteTable()
     routes.put(resource(url="http://127.0.0.1"))
     metrics = Metrics()
-    wakes = Wakes(house, metrics, patience_s=patience_s)
-    opened = Gate(routes, wakes, Tokens(common, read), Limits(**limits), Origins(common.allowed_origins), metrics)
+    wakes = Wakes(house, metrics, timeout_s=timeout_s)
+    bounds = Limits(**limits)
+    admission = Admission(routes, Origins(common.allowed_origins), Tokens(common, read), bounds)
+    opened = ActivatorProxy(admission, wakes, metrics, bounds.idle_s)
     await opened.listen("127.0.0.1", 0)
     try:
         yield opened, house, metrics

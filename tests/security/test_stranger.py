@@ -20,8 +20,8 @@ from testing.database import Database
 from testing.operator.activator import SERVICE, gate
 from testing.relay.harness import PATIENCE_S, client, closed, get, metric, receive, running, token, until
 from testing.relay.http_client import request
-from userrealtime_operator.activator.proxy import proxy as activator
-from userrealtime_operator.activator.proxy.proxy import Gate
+from userrealtime_operator.activator.proxy import connection as activator
+from userrealtime_operator.activator.proxy.proxy import ActivatorProxy
 from userrealtime_operator.activator.proxy.request import MAX_BODY_PIECES
 from userrealtime_relay.process import probes
 from userrealtime_relay.server import Relay
@@ -229,7 +229,7 @@ async def test_what_follows_the_token_at_once_is_received(migrated: Database) ->
 # --- connections at the activator
 
 
-async def woken(opened: Gate) -> None:
+async def woken(opened: ActivatorProxy) -> None:
     """Assert that a client with a token wakes its user, and is served, over every transport."""
     async with client(opened.port) as alice:
         assert (await receive(alice))["type"] == "connected"
@@ -258,7 +258,7 @@ async def test_at_the_activator_websockets_without_a_token_make_room(migrated: D
         assert [await closed(each) for each in strangers[:7]] == [EVICTED] * 7
         assert house.wakes == 0
         await woken(opened)
-        assert metrics.value("outcomes_total", outcome="crowded") == 0
+        assert metrics.value("outcomes_total", outcome="overloaded") == 0
         for each in strangers:
             each.transport.abort()
 

@@ -1,7 +1,7 @@
-"""Hears from users' pods that they listen: see `userrealtime_core.registration`.
+"""Receives the announcements of pods that have started to listen (`userrealtime_core.registration`).
 
-Only for a user who is being woken here is anything looked at, and only the address that the pod itself speaks from is
-taken. So whoever holds no key of the user's reaches nothing, and who replays what was said leads nobody elsewhere.
+An announcement is processed only while its user is being woken here, and its address must be the source address of
+the connection. A sender without the user's key therefore has no effect, and neither has a replay from elsewhere.
 """
 
 from __future__ import annotations
@@ -22,43 +22,46 @@ from .tokens import Tokens
 from .wakes import Wakes
 
 CONNECTIONS: Final = 1_000
-"""Open at a time: as many users may be woken at once."""
+"""The limit of open connections. As many users can be woken at the same time."""
 
 _logger = logging.getLogger(__name__)
 
 
 @contextlib.asynccontextmanager
 async def serve(host: str, port: int, wakes: Wakes, tokens: Tokens, metrics: Metrics) -> AsyncIterator[int]:
-    """Hear pods while the block runs; gives the port.
+    """Receive announcements while the block runs. Yields the port.
 
     Raises:
-        OSError: the port cannot be had.
+        OSError: the port is not available.
     """
 
-    async def hear(request: web.Request) -> web.Response:
-        outcome, status = _judge(request, wakes, tokens)
+    async def receive(request: web.Request) -> web.Response:
+        outcome, status = _process(request, wakes, tokens)
         metrics.announcements.labels(outcome).inc()
         return web.Response(status=status)
 
     app = web.Application(client_max_size=1024)
-    app.add_routes([web.post("/{namespace}/{name}", hear)])
+    app.add_routes([web.post("/{namespace}/{name}", receive)])
     async with listen(app, host, port, connections=CONNECTIONS) as number:
         yield number
 
 
-def _judge(request: web.Request, wakes: Wakes, tokens: Tokens) -> tuple[str, HTTPStatus]:
-    route = wakes.awaited(request.match_info["namespace"], request.match_info["name"])
+def _process(request: web.Request, wakes: Wakes, tokens: Tokens) -> tuple[str, HTTPStatus]:
+    route = wakes.find_pending(request.match_info["namespace"], request.match_info["name"])
     if route is None:
-        return "not_awaited", HTTPStatus.NOT_FOUND
+        return "not_waiting", HTTPStatus.NOT_FOUND
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
     try:
         if scheme != "Bearer":
             raise BadRegistration
-        address = tokens.announced(route, token)
+        address = tokens.verify_registration(route, token)
     except BadRegistration:
-        return "refused", HTTPStatus.UNAUTHORIZED
-    if address != request.remote:  # as where nodes hide the addresses of pods
-        _logger.warning("a pod speaks from another address than its own", extra={"fields": {"user": str(route.user)}})
-        return "refused", HTTPStatus.FORBIDDEN
-    wakes.announced(route, address)
-    return "taken", HTTPStatus.NO_CONTENT
+        return "rejected", HTTPStatus.UNAUTHORIZED
+    if address != request.remote:  # the network may hide the addresses of pods from each other
+        _logger.warning(
+            "rejected an announcement from another address than it contains",
+            extra={"fields": {"user": str(route.user)}},
+        )
+        return "rejected", HTTPStatus.FORBIDDEN
+    wakes.on_registered(route, address)
+    return "accepted", HTTPStatus.NO_CONTENT

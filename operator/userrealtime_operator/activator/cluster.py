@@ -1,7 +1,7 @@
-"""The cluster, as waking needs it: users and their pods by watches, the request for a wake, and users' keys.
+"""The activator's access to the cluster: watches of users and their pods, wake requests, and users' Secrets.
 
-A wake is asked for once, however many replicas of the activator have clients who wait for it: the request is written
-only to the resource as it was last seen, and not at all if another request for the same wake was seen already.
+A wake is requested once, even if several replicas of the activator have clients that wait for it: the request is
+conditional on the last observed resourceVersion, and it is skipped if another request for the same wake was observed.
 """
 
 from __future__ import annotations
@@ -26,66 +26,66 @@ from .pods import Pod, Pods
 from .routes import Route, RouteTable
 
 PENDING_S: Final = 30.0
-"""Seconds for which the request of another replica is relied upon."""
+"""Seconds for which this replica relies on the request of another one."""
 WATCH_TIMEOUT_S: Final = 60
 """Seconds after which a watch ends, so that one whose server has died is replaced soon."""
 _ATTEMPTS: Final = 4
-_SETTLE_S: Final = 0.5
-"""Seconds to wait for the news of what somebody else has just written."""
+_WATCH_DELAY_S: Final = 0.5
+"""Seconds to wait until the watch reports a conflicting write."""
 _CONFLICT: Final = 409
 
 
 class _Request(NamedTuple):
-    """The last request for a user's wake, as the resource has it."""
+    """The last wake request of a resource."""
 
-    version: str
-    moment: str | None
-    seen_at: float
-    """When it was seen to be another; 0 for what was there from the beginning."""
+    resource_version: str
+    requested_at: str | None
+    observed_at: float
+    """When the request was observed to change, by the monotonic clock; 0 for the first observation."""
 
 
-class Requests(Store):
-    """What the resources say of wakes. Passes them on to the routes."""
+class WakeRequestTracker(Store):
+    """Tracks the wake requests of all resources, and updates the routes."""
 
     def __init__(self, routes: RouteTable) -> None:
         self._routes = routes
         self._requests: dict[NamespacedName, _Request] = {}
-        self._news = asyncio.Event()
+        self._changed = asyncio.Event()
 
     def __len__(self) -> int:
         return len(self._requests)
 
-    def version(self, user: NamespacedName) -> str | None:
-        """The resourceVersion that was seen last."""
+    def resource_version(self, user: NamespacedName) -> str | None:
+        """Return the last observed resourceVersion."""
         known = self._requests.get(user)
-        return known and known.version
+        return known and known.resource_version
 
-    def asked_at(self, user: NamespacedName) -> float:
-        """When the last request was seen, by the monotonic clock."""
+    def last_observed_at(self, user: NamespacedName) -> float:
+        """Return when the last request was observed, by the monotonic clock; 0 if there was none."""
         known = self._requests.get(user)
-        return known.seen_at if known else 0.0
+        return known.observed_at if known else 0.0
 
-    async def another(self, user: NamespacedName, version: str) -> None:
-        """Until another version than this one is there, or for a moment."""
+    async def wait_for_other_version(self, user: NamespacedName, version: str) -> None:
+        """Wait until another resourceVersion than this one was observed, for a limited time."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_SETTLE_S):
-                while self.version(user) == version:
-                    await self._news.wait()
+            async with asyncio.timeout(_WATCH_DELAY_S):
+                while self.resource_version(user) == version:
+                    await self._changed.wait()
 
     def put(self, body: Mapping[str, Any]) -> None:
-        """A resource is there, new or changed."""
+        """Add or update a resource."""
         user = _user(body)
-        moment = body.get("status", {}).get("wakeRequestedAt")
+        requested_at = body.get("status", {}).get("wakeRequestedAt")
         before = self._requests.get(user)
-        seen_at = before.seen_at if before else 0.0
-        if before and moment != before.moment:
-            seen_at = time.monotonic()
-        self._requests[user] = _Request(body["metadata"]["resourceVersion"], moment, seen_at)
+        observed_at = before.observed_at if before else 0.0
+        if before and requested_at != before.requested_at:
+            observed_at = time.monotonic()
+        self._requests[user] = _Request(body["metadata"]["resourceVersion"], requested_at, observed_at)
         self._routes.put(body)
-        self._tell()
+        self._notify()
 
     def remove(self, body: Mapping[str, Any]) -> None:
-        """A resource is gone."""
+        """Remove a resource."""
         self._forget(_user(body))
 
     def retain(self, namespace: str, names: Set[str], version: int) -> None:
@@ -96,30 +96,30 @@ class Requests(Store):
     def _forget(self, user: NamespacedName) -> None:
         self._requests.pop(user, None)
         self._routes.remove(user)
-        self._tell()
+        self._notify()
 
-    def _tell(self) -> None:
-        self._news.set()
-        self._news.clear()
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed.clear()
 
 
 class ApiCluster:
-    """The cluster of an API server."""
+    """Implements `wakes.Cluster` with an API server."""
 
     def __init__(self, api: Api, routes: RouteTable, metrics: Metrics) -> None:
         self._api = api
         self._metrics = metrics
         self._pods = Pods()
-        self._requests = Requests(routes)
+        self._requests = WakeRequestTracker(routes)
         metrics.users.set_function(lambda: len(self))
 
     def __len__(self) -> int:
-        """How many users there are."""
+        """The number of users."""
         return len(self._requests)
 
     @contextlib.asynccontextmanager
-    async def following(self, watches: Api, namespaces: Sequence[str]) -> AsyncIterator[asyncio.Task[None]]:
-        """Follow users and pods while the block runs; the task ends once all of them are known."""
+    async def watching(self, watches: Api, namespaces: Sequence[str]) -> AsyncIterator[asyncio.Task[None]]:
+        """Watch users and pods while the block runs. Yields a task that ends when all of them were listed."""
         reflectors = [
             Reflector(watches, resource_type, namespace, labels, store, timeout_s=WATCH_TIMEOUT_S)
             for namespace in namespaces
@@ -136,55 +136,57 @@ class ApiCluster:
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(reflector.run()) for reflector in reflectors]
-                full = group.create_task(all_synced())
+                listed = group.create_task(all_synced())
                 try:
-                    yield full
+                    yield listed
                 finally:
-                    for task in (*tasks, full):
+                    for task in (*tasks, listed):
                         task.cancel()
         except BaseExceptionGroup as found:
             raise found.exceptions[0] from None
 
     async def secret(self, route: Route) -> Object | None:
-        """A user's Secret. Raises OSError if it cannot be had."""
+        """Return a user's Secret, None if there is none. Raises OSError if it cannot be read."""
         try:
             return await self._api.get("Secret", route.user.namespace, route.child_name)
         except ApiError as error:
-            raise OSError(f"a Secret cannot be read: {error}") from None
+            raise OSError(f"could not read a Secret: {error}") from None
 
     def pod(self, route: Route) -> Pod | None:
-        """See `wakes.Cluster`, as for all that follows."""
-        return self._pods.best((route.user.namespace, route.child_name))
+        """Return the user's pod to connect to."""
+        return self._pods.best(route.key)
 
-    def announced(self, route: Route, ip: str) -> None:
-        self._pods.announce((route.user.namespace, route.child_name), ip)
+    def register_address(self, route: Route, ip: str) -> None:
+        """Use the address that a pod has registered."""
+        self._pods.add_registered(route.key, ip)
 
-    async def changed(self, route: Route) -> None:
-        await self._pods.changed((route.user.namespace, route.child_name))
+    async def wait_for_change(self, route: Route) -> None:
+        """Wait until the user's pods change."""
+        await self._pods.wait_for_change(route.key)
 
     async def request_wake(self, route: Route) -> None:
+        """Write a wake request, unless another replica has written one for this wake."""
         user = route.user
         version: str | None = None
         for attempt in range(_ATTEMPTS):
-            if self._is_asked(route):
+            if self._is_requested(route):
                 return
-            # In the end whatever the resource is: that others write to it all the time must keep nobody asleep.
-            version = self._requests.version(user) if attempt < _ATTEMPTS - 1 else None
+            # The last attempt is unconditional: frequent writes by others must not prevent a wake.
+            version = self._requests.resource_version(user) if attempt < _ATTEMPTS - 1 else None
             try:
                 await self._api.merge_status(*USERREALTIMES, *user, _wake_request(version))
             except ApiError as error:
                 if error.status != _CONFLICT or version is None:
                     raise OSError(str(error)) from None
-                await self._requests.another(user, version)
+                await self._requests.wait_for_other_version(user, version)
             else:
                 self._metrics.requested.inc()
                 return
 
-    def _is_asked(self, route: Route) -> bool:
-        """Whether somebody has asked already for the wake that is wanted now."""
-        seen_at = self._requests.asked_at(route.user)
-        last_ready = self._pods.last_ready((route.user.namespace, route.child_name))
-        return seen_at > last_ready and time.monotonic() < seen_at + PENDING_S
+    def _is_requested(self, route: Route) -> bool:
+        """Return whether a request was observed since the user last had a ready pod."""
+        observed_at = self._requests.last_observed_at(route.user)
+        return observed_at > self._pods.last_ready(route.key) and time.monotonic() < observed_at + PENDING_S
 
 
 def _wake_request(version: str | None) -> Object:

@@ -1,4 +1,4 @@
-"""The pods of all users, as the watches tell of them."""
+"""The pods of all users, from the watches and from registrations."""
 
 from __future__ import annotations
 
@@ -10,66 +10,66 @@ from typing import Any, Final, NamedTuple
 from userrealtime_operator.kube.store import Store
 from userrealtime_operator.model.labels import WS_PORT
 
+from .routes import ChildKey
+
 INSTANCE: Final = "app.kubernetes.io/instance"
-ANNOUNCED_S: Final = 10.0
-"""Seconds within which the cluster tells the address of a pod that has told it itself; it takes one or two."""
-Key = tuple[str, str]
-"""A namespace, and the name of a user's objects."""
+REGISTERED_S: Final = 10.0
+"""Seconds for which a registered address is used. The API server reports the pod after one or two."""
 
 
 class Pod(NamedTuple):
-    """A pod that has an address and is not on its way out."""
+    """A pod that has an address and is not terminating."""
 
     ready: bool
     created: str
-    """RFC 3339, so that they can be compared."""
+    """RFC 3339, which sorts by time."""
     address: tuple[str, int]
 
 
 class Pods(Store):
-    """All pods that could be connected to."""
+    """The pods that accept connections, or will."""
 
     def __init__(self) -> None:
-        self._pods: dict[Key, dict[str, Pod]] = {}
-        self._announced: dict[Key, tuple[Pod, float]] = {}
-        """Whose address the cluster has not told yet, with when it must have, by the monotonic clock."""
-        self._ready_at: dict[Key, float] = {}
-        self._waiting: dict[Key, asyncio.Future[None]] = {}
+        self._pods: dict[ChildKey, dict[str, Pod]] = {}
+        self._registered: dict[ChildKey, tuple[Pod, float]] = {}
+        """The registered pods that the API server has not reported yet, with the time at which they expire."""
+        self._ready_at: dict[ChildKey, float] = {}
+        self._waiting: dict[ChildKey, asyncio.Future[None]] = {}
 
-    def best(self, key: Key) -> Pod | None:
-        """A ready one of a user's, or else the newest."""
+    def best(self, key: ChildKey) -> Pod | None:
+        """Return a user's ready pod, or else the newest one, or else the registered one."""
         best = max(self._pods.get(key, {}).values(), default=None)
-        if best is None and key in self._announced:
-            announced, until = self._announced[key]
-            return announced if time.monotonic() < until else None
+        if best is None and key in self._registered:
+            registered, until = self._registered[key]
+            return registered if time.monotonic() < until else None
         return best
 
-    def announce(self, key: Key, ip: str) -> None:
-        """A user's pod says itself where it is. That counts until the cluster tells of one, or is overdue."""
+    def add_registered(self, key: ChildKey, ip: str) -> None:
+        """Use the address that a user's pod has registered, until the API server reports a pod or it expires."""
         now = time.monotonic()
-        self._announced = {each: known for each, known in self._announced.items() if known[1] > now}
-        self._announced[key] = Pod(False, "", (ip, WS_PORT)), now + ANNOUNCED_S
-        self._tell(key)
+        self._registered = {each: known for each, known in self._registered.items() if known[1] > now}
+        self._registered[key] = Pod(False, "", (ip, WS_PORT)), now + REGISTERED_S
+        self._notify(key)
 
-    def last_ready(self, key: Key) -> float:
-        """When a user was last seen to have a ready pod, by the monotonic clock; 0 for never."""
+    def last_ready(self, key: ChildKey) -> float:
+        """Return when the user last had a ready pod, by the monotonic clock; 0 for never."""
         best = self.best(key)
         return time.monotonic() if best is not None and best.ready else self._ready_at.get(key, 0.0)
 
-    async def changed(self, key: Key) -> None:
-        """Until a user's pods are not what they are now."""
+    async def wait_for_change(self, key: ChildKey) -> None:
+        """Wait until the user's pods change."""
         waiting = self._waiting.get(key)
         if waiting is None:
             waiting = self._waiting[key] = asyncio.get_running_loop().create_future()
         await asyncio.shield(waiting)
 
     def put(self, body: Mapping[str, Any]) -> None:
-        """A pod is there, new or changed."""
+        """Add or update a pod."""
         metadata, status = body["metadata"], body.get("status", {})
         key = _key(metadata)
         ip = status.get("podIP")
-        going = "deletionTimestamp" in metadata or status.get("phase") in ("Succeeded", "Failed")
-        if not ip or going:
+        terminating = "deletionTimestamp" in metadata or status.get("phase") in ("Succeeded", "Failed")
+        if not ip or terminating:
             self._set(key, metadata["name"], None)
             return
         conditions = {condition["type"]: condition["status"] for condition in status.get("conditions", ())}
@@ -77,7 +77,7 @@ class Pods(Store):
         self._set(key, metadata["name"], pod)
 
     def remove(self, body: Mapping[str, Any]) -> None:
-        """A pod is gone."""
+        """Remove a pod."""
         self._set(_key(body["metadata"]), body["metadata"]["name"], None)
 
     def retain(self, namespace: str, names: Set[str], version: int) -> None:
@@ -87,7 +87,7 @@ class Pods(Store):
             if name not in names:
                 self._set(key, name, None)
 
-    def _set(self, key: Key, name: str, pod: Pod | None) -> None:
+    def _set(self, key: ChildKey, name: str, pod: Pod | None) -> None:
         pods = self._pods.get(key, {})
         before = pods.get(name)
         if before == pod:
@@ -96,18 +96,18 @@ class Pods(Store):
             self._ready_at[key] = time.monotonic()
         if pod is not None:
             self._pods.setdefault(key, {})[name] = pod
-            self._announced.pop(key, None)
+            self._registered.pop(key, None)
         elif len(pods) == 1:
             del self._pods[key]
         else:
             del pods[name]
-        self._tell(key)
+        self._notify(key)
 
-    def _tell(self, key: Key) -> None:
+    def _notify(self, key: ChildKey) -> None:
         waiting = self._waiting.pop(key, None)
         if waiting is not None:
             waiting.set_result(None)
 
 
-def _key(metadata: Mapping[str, Any]) -> Key:
+def _key(metadata: Mapping[str, Any]) -> ChildKey:
     return metadata["namespace"], metadata.get("labels", {}).get(INSTANCE, "")

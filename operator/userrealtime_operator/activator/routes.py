@@ -1,4 +1,4 @@
-"""Which user a request is for, by the address it was sent to. Pure."""
+"""Finds the user whom a request is for, by its `Host` and path. No I/O."""
 
 from __future__ import annotations
 
@@ -10,33 +10,41 @@ from userrealtime_operator.kube.types import NamespacedName
 from userrealtime_operator.model.naming import child_name
 
 MAX_SEGMENTS: Final = 16
-"""Of a path that are looked at, so that a path of slashes costs nothing."""
+"""The number of segments of a path that are compared, so that a path of slashes causes no work."""
+
+ChildKey = tuple[str, str]
+"""A namespace, and the name of a user's objects."""
 
 
 class Route(NamedTuple):
-    """A user whom a request may be for."""
+    """A user, and the path of the user's endpoints."""
 
     user: NamespacedName
     """The resource's namespace and name."""
     user_id: str
     base_path: str
-    """What stands before `/ws`, `/sse`, `/poll` and `/publish` in the user's URL; empty for the whole host."""
+    """The path before `/ws`, `/sse`, `/poll` and `/publish` in the user's URL; empty for the whole host."""
 
     @property
     def child_name(self) -> str:
         """The name of the user's Service, Deployment and Secret."""
         return child_name(self.user_id)
 
+    @property
+    def key(self) -> ChildKey:
+        """The namespace and name of the user's objects."""
+        return self.user.namespace, self.child_name
+
 
 class RouteTable:
-    """The users as their resources say. An address that would lead to two users leads to neither."""
+    """The addresses of all users, from their resources. An address that two users share leads to neither."""
 
     def __init__(self) -> None:
         self._places: dict[NamespacedName, list[tuple[str, str]]] = {}
         self._routes: dict[tuple[str, str], set[Route]] = {}
 
     def put(self, body: Mapping[str, Any]) -> None:
-        """A resource is there, new or changed."""
+        """Add or update a resource."""
         metadata = body["metadata"]
         user = NamespacedName(metadata["namespace"], metadata["name"])
         url = urlsplit(body.get("status", {}).get("url") or "")
@@ -48,14 +56,14 @@ class RouteTable:
         if url.hostname:
             places.append((url.hostname, path))
         if self._places.get(user) == places:
-            return  # as after most changes of a status; the names say who the user is
+            return  # most changes of a status do not change the addresses, and these identify the user
         self.remove(user)
         self._places[user] = places
         for place in places:
             self._routes.setdefault(place, set()).add(route)
 
     def remove(self, user: NamespacedName) -> None:
-        """A resource is gone."""
+        """Remove a resource."""
         for place in self._places.pop(user, ()):
             left = {route for route in self._routes[place] if route.user != user}
             if left:
@@ -64,7 +72,7 @@ class RouteTable:
                 del self._routes[place]
 
     def find(self, host: str, path: str) -> Route | None:
-        """The user at a `Host` and a path, the longest prefix of whole segments first; None for strangers."""
+        """Return the user at a `Host` and path, None if there is none. The longest prefix of whole segments wins."""
         name = host.lower()
         if ":" in name:
             name, _, port = name.rpartition(":")

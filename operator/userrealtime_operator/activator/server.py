@@ -1,7 +1,7 @@
-"""The process: three ports, the watches, and an orderly end.
+"""The activator's process: three ports, the watches, and the shutdown.
 
-SIGTERM or SIGINT: `/ready` turns 503 at once, connections are ended spread over `DRAIN_S`, then the process ends with
-0. A second signal ends it on the spot.
+After SIGTERM or SIGINT, `/ready` returns 503 at once, connections are closed over `DRAIN_S`, and the process exits with
+0. A second signal exits immediately.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ from userrealtime_operator.process.probes import serve as serve_probes
 from . import announcements
 from .cluster import ApiCluster
 from .metrics import Metrics
+from .proxy.admission import Admission, Limits
 from .proxy.origins import Origins
-from .proxy.proxy import Gate, Limits
+from .proxy.proxy import ActivatorProxy
 from .routes import RouteTable
 from .tokens import Tokens
 from .wakes import Wakes
 
 DRAIN_S: Final = 15.0
-"""Over which connections are ended; with what each of them takes, within the pod's 30 s."""
+"""Seconds over which connections are closed. With the time for the last ones, within the pod's 30 s."""
 _SPARE_CONNECTIONS: Final = 10
 
 _logger = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Of one activator. `relays` is what all users' relays have in common."""
+    """The settings of one activator. `relays` are the settings that all relays share."""
 
     namespaces: Sequence[str]
     relays: RelaySettings
@@ -48,11 +49,11 @@ class Settings:
 
 
 async def serve(settings: Settings) -> None:
-    """Serve until a signal says to stop; returns when the connections are gone.
+    """Serve until a signal; returns when the connections are closed.
 
     Raises:
-        ApiError: there is no API server to ask.
-        OSError: a port cannot be had.
+        ApiError: the API server cannot be reached.
+        OSError: a port is not available.
     """
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -60,20 +61,21 @@ async def serve(settings: Settings) -> None:
         loop.add_signal_handler(number, _stop, stopping, number)
     metrics = Metrics()
     routes = RouteTable()
-    # Watches hold a connection each: wakes are to wait for none of them.
+    # Each watch holds a connection. Wakes must not wait for one.
     watching = 2 * len(settings.namespaces) + _SPARE_CONNECTIONS
     async with await Api.connect() as api, await Api.connect(connections=watching) as watches:
         cluster = ApiCluster(api, routes, metrics)
         tokens = Tokens(settings.relays, cluster.secret if settings.user_keys else None)
         limits = Limits(request_s=settings.relays.auth_timeout, query_token=settings.relays.allow_query_token)
         wakes = Wakes(cluster, metrics)
-        gate = Gate(routes, wakes, tokens, limits, Origins(settings.relays.allowed_origins), metrics)
-        async with cluster.following(watches, settings.namespaces) as full:
+        admission = Admission(routes, Origins(settings.relays.allowed_origins), tokens, limits)
+        proxy = ActivatorProxy(admission, wakes, metrics, limits.idle_s)
+        async with cluster.watching(watches, settings.namespaces) as listed:
 
             def not_ready_reason() -> str | None:
                 if stopping.is_set():
                     return "draining"
-                return None if full.done() else "the caches are not full yet"
+                return None if listed.done() else "the users and pods were not listed yet"
 
             metrics.ready.set_function(lambda: not_ready_reason() is None)
             probes = {"/health": lambda: None, "/ready": not_ready_reason}
@@ -82,13 +84,13 @@ async def serve(settings: Settings) -> None:
                 announcements.serve(settings.host, settings.announce_port, wakes, tokens, metrics),
             ):
                 stop = asyncio.create_task(stopping.wait())
-                await asyncio.wait([full, stop], return_when=asyncio.FIRST_COMPLETED)
-                if full.done():
-                    await gate.listen(settings.host, settings.port)
-                    _logger.info("listening", extra={"fields": {"port": gate.port, "users": len(cluster)}})
+                await asyncio.wait([listed, stop], return_when=asyncio.FIRST_COMPLETED)
+                if listed.done():
+                    await proxy.listen(settings.host, settings.port)
+                    _logger.info("listening", extra={"fields": {"port": proxy.port, "users": len(cluster)}})
                     await stop
-                    _logger.info("draining", extra={"fields": {"connections": gate.connections}})
-                    await gate.drain(DRAIN_S)
+                    _logger.info("draining", extra={"fields": {"connections": proxy.connections}})
+                    await proxy.drain(DRAIN_S)
     _logger.info("stopped")
 
 

@@ -1,9 +1,9 @@
-"""Whether a token is good, by the relay's own code and settings, with the keys of whichever user it is for.
+"""Checks tokens with the relay's code and settings, and with the keys of the user.
 
-A user's keys are read from the user's Secret when a token needs them, and kept for a minute. A token that they refuse
-has them read again, at most every few seconds: so a new key is found. Before any Secret is read, the claims of the
-token are checked: a token that could not be accepted with any key causes no request. A key that was revoked may wake a
-user for that minute; the pod refuses it all the same.
+A user's keys are read from the user's Secret when a token needs them, and cached for a minute. A token that they do
+not verify causes another read, at most every few seconds, so new keys are found. The claims of a token are checked
+before a Secret is read: a token that no key could make valid causes no request. A revoked key can still wake its user
+for a minute, but the pod rejects its token.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from .routes import Route
 LIFETIME_S: Final = 60.0
 COOLDOWN_S: Final = 5.0
 MAX_USERS: Final = 5000
-"""Whose keys are kept, the ones used last."""
+"""The number of users whose keys are cached; the least recently used are dropped."""
 MAX_READS: Final = 20
-"""Secrets that are read at once."""
+"""The number of Secrets that are read at the same time."""
 
 Secret = Mapping[str, Any]
 
@@ -41,7 +41,7 @@ class _Known(NamedTuple):
 
 
 def keys_in(secret: Secret | None) -> TokenKeys:
-    """The keys that a user's Secret holds and that a relay would use."""
+    """Return the keys of a user's Secret that a relay would use."""
     data = (secret or {}).get("data") or {}
     found = []
     for name in (CURRENT, NEXT, PREVIOUS):
@@ -76,52 +76,52 @@ class Tokens:
         self._reads = asyncio.Semaphore(MAX_READS)
 
     async def check(self, route: Route, token: str) -> None:
-        """Returns if the token is one of the user's and good.
+        """Return if the token is valid for the user.
 
         Raises:
-            Unauthorized: it is not.
-            KeySetStale: that cannot be told, since the keys cannot be had now.
+            Unauthorized: the token is invalid.
+            KeySetStale: the keys cannot be read at the moment.
         """
         known = self._known.get(route)
         (self._verifier(route, TokenKeys()) if known is None else known.verifier).check_claims(token)
         if known is None or time.monotonic() > known.read_at + LIFETIME_S:
-            known = await self._learn(route)
+            known = await self._load(route)
         else:
             self._known.move_to_end(route)
         try:
-            await self._judge(known.verifier, token)
+            await self._verify(known.verifier, token)
         except Unauthorized:
             if self._read is None or time.monotonic() < known.read_at + COOLDOWN_S:
                 raise
-            await self._judge((await self._learn(route)).verifier, token)
+            await self._verify((await self._load(route)).verifier, token)
 
-    def announced(self, route: Route, token: str) -> str:
-        """The address that a user's pod announces. By keys that are known: whoever waits for it has brought a token.
+    def verify_registration(self, route: Route, token: str) -> str:
+        """Return the address in an announcement. It is verified by cached keys: a client's token has caused their read.
 
         Raises:
-            BadAnnouncement: it is not the user's pod that does.
+            BadRegistration: the announcement is not from the user's pod.
         """
         known = self._known.get(route)
         return registration.read(token, known.keys() if known is not None else ())
 
-    async def _judge(self, verifier: TokenVerifier, token: str) -> None:
+    async def _verify(self, verifier: TokenVerifier, token: str) -> None:
         try:
             verifier(token)
         except KeySetStale:
             await verifier.refresh()
             verifier(token)
 
-    async def _learn(self, route: Route) -> _Known:
+    async def _load(self, route: Route) -> _Known:
         task = self._reading.get(route)
         if task is None:
-            task = self._reading[route] = asyncio.create_task(self._ask(route))
+            task = self._reading[route] = asyncio.create_task(self._read_keys(route))
             task.add_done_callback(lambda _: self._reading.pop(route))
         try:
             return await asyncio.shield(task)
         except OSError:
             raise KeySetStale from None
 
-    async def _ask(self, route: Route) -> _Known:
+    async def _read_keys(self, route: Route) -> _Known:
         keys = TokenKeys()
         if self._read is not None:
             async with self._reads:

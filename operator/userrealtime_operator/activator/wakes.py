@@ -1,6 +1,6 @@
-"""Waking, once for all who wait for the same user.
+"""Wakes users, once for all clients that wait for the same user.
 
-The first to come asks for the wake; all wait for the same end of it: a pod that takes connections, or a failure.
+The first client requests the wake. All of them wait for its result: a pod that accepts connections, or a failure.
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ import asyncio
 import contextlib
 import logging
 import time
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 from .metrics import Metrics
 from .pods import Pod
-from .routes import Route
+from .routes import ChildKey, Route
 
 CONNECT_INTERVAL_S: Final = 0.02
 CONNECT_TIMEOUT_S: Final = 0.5
@@ -23,146 +24,157 @@ _logger = logging.getLogger(__name__)
 
 
 class WakeFailed(Exception):
-    """The user's pod does not come, in the time there is or at all. Says why, for a log; `reason` is for a metric."""
+    """No pod of the user accepts connections.
 
-    def __init__(self, reason: str, why: str) -> None:
-        super().__init__(why)
+    Args:
+        reason: the label of the metric.
+        message: the cause, for the log.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
         self.reason = reason
 
 
 class Cluster(Protocol):
-    """What waking needs of the cluster."""
+    """The parts of the cluster that a wake needs."""
 
     async def request_wake(self, route: Route) -> None:
-        """Ask the operator to wake a user. Raises OSError if that cannot be asked."""
+        """Request the operator to wake a user. Raises OSError if the request cannot be written."""
 
     def pod(self, route: Route) -> Pod | None:
-        """The pod of a user's to connect to, ready or not, if there is one."""
+        """Return the user's pod to connect to, ready or not, None if there is none."""
 
-    async def changed(self, route: Route) -> None:
-        """Until a user's pods are not what they are now."""
+    async def wait_for_change(self, route: Route) -> None:
+        """Wait until the user's pods change."""
 
-    def announced(self, route: Route, ip: str) -> None:
-        """A user's pod has said itself where it is: that is its `pod`, until the cluster tells of it."""
+    def register_address(self, route: Route, ip: str) -> None:
+        """Use the address that a pod has registered, until the API server reports a pod."""
+
+
+@dataclass(slots=True)
+class _Wake:
+    """A wake in progress."""
+
+    route: Route
+    task: asyncio.Task[Address]
+    clients: int = 0
+    """The number of clients that wait for it."""
 
 
 class Wakes:
-    """The wakes under way.
+    """The wakes in progress, by the name of the user's objects.
 
     Args:
-        patience_s: how long one may take.
-        max_waiting: how many may wait for one user, and `max_users` for how many users.
+        timeout_s: how long a wake may take.
+        max_waiting: how many clients may wait for one user.
+        max_users: how many users may be woken at the same time.
     """
 
     def __init__(
         self,
         cluster: Cluster,
         metrics: Metrics,
-        patience_s: float = 30,
+        timeout_s: float = 30,
         max_waiting: int = 1000,
         max_users: int = 1000,
     ) -> None:
         self._cluster = cluster
         self._metrics = metrics
-        self._patience_s = patience_s
+        self._timeout_s = timeout_s
         self._max_waiting = max_waiting
         self._max_users = max_users
-        self._tasks: dict[Route, asyncio.Task[Address]] = {}
-        self._waiting: dict[Route, int] = {}
+        self._wakes: dict[ChildKey, _Wake] = {}
         self._closed = False
-        metrics.waiting.set_function(lambda: len(self._tasks))
+        metrics.waiting.set_function(lambda: len(self._wakes))
 
-    async def arrive(self, route: Route) -> Address:
-        """Wake a user, or join those who do; gives where the pod takes connections.
+    async def wake_and_wait(self, route: Route) -> Address:
+        """Wake a user, or join the wake in progress. Returns the address at which the pod accepts connections.
 
         Raises:
-            WakeFailed: it does not, or too many wait already.
+            WakeFailed: no pod accepts connections in time, or too many clients wait already.
         """
         if self._closed:
-            raise WakeFailed("stopping", "the activator is stopping")
-        task = self._tasks.get(route)
-        if task is None:
-            if len(self._tasks) >= self._max_users:
-                raise self._failed("crowded", "too many users are being woken")
-            task = asyncio.create_task(self._wake(route))
-            self._tasks[route] = task
-            task.add_done_callback(lambda done: self._end(route, done))
-        if self._waiting.get(route, 0) >= self._max_waiting:
-            raise self._failed("crowded", "too many wait for this user")
-        self._waiting[route] = self._waiting.get(route, 0) + 1
+            raise WakeFailed("shutting_down", "the activator is shutting down")
+        wake = self._wakes.get(route.key)
+        if wake is None:
+            if len(self._wakes) >= self._max_users:
+                raise self._failed("overloaded", "too many users are being woken")
+            wake = _Wake(route, asyncio.create_task(self._wake(route)))
+            self._wakes[route.key] = wake
+            wake.task.add_done_callback(lambda task: self._end(route, task))
+        if wake.clients >= self._max_waiting:
+            raise self._failed("overloaded", "too many clients wait for this user")
+        wake.clients += 1
         try:
-            # One who leaves takes nobody else along.
-            return await asyncio.shield(task)
+            # A client that disconnects does not cancel the wake for the others.
+            return await asyncio.shield(wake.task)
         finally:
-            self._waiting[route] -= 1
-            if not self._waiting[route]:
-                del self._waiting[route]
+            wake.clients -= 1
 
-    def awaited(self, namespace: str, child_name: str) -> Route | None:
-        """The user under way whose objects have this name."""
-        for route in self._tasks:
-            if (route.user.namespace, route.child_name) == (namespace, child_name):
-                return route
-        return None
+    def find_pending(self, namespace: str, child_name: str) -> Route | None:
+        """Return the user whose objects have this name, None unless a wake of the user is in progress."""
+        wake = self._wakes.get((namespace, child_name))
+        return None if wake is None else wake.route
 
-    def announced(self, route: Route, ip: str) -> None:
-        """A user's pod has said where it is. For nothing, unless somebody waits for it."""
-        if route in self._tasks:
-            self._cluster.announced(route, ip)
+    def on_registered(self, route: Route, ip: str) -> None:
+        """Use the address that a pod has registered. Ignored unless a wake of the user is in progress."""
+        if route.key in self._wakes:
+            self._cluster.register_address(route, ip)
 
     async def close(self) -> None:
-        """End all wakes, and begin none; those who wait get WakeFailed."""
+        """Cancel all wakes, and start no more. Waiting clients get WakeFailed."""
         self._closed = True
-        tasks = list(self._tasks.values())
+        tasks = [wake.task for wake in self._wakes.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _failed(self, reason: str, why: str) -> WakeFailed:
+    def _failed(self, reason: str, message: str) -> WakeFailed:
         self._metrics.failures.labels(reason).inc()
-        return WakeFailed(reason, why)
+        return WakeFailed(reason, message)
 
     def _end(self, route: Route, task: asyncio.Task[Address]) -> None:
-        del self._tasks[route]
+        del self._wakes[route.key]
         if not task.cancelled():
-            task.exception()  # looked at, also if all who waited have left
+            task.exception()  # retrieved even if all clients have disconnected
 
     async def _wake(self, route: Route) -> Address:
         try:
-            async with asyncio.timeout(self._patience_s):
-                return await self._find(route)
+            async with asyncio.timeout(self._timeout_s):
+                return await self._find_pod(route)
         except TimeoutError:
-            raise self._failed("no_pod", f"no pod took connections within {self._patience_s:g} s") from None
+            raise self._failed("no_pod", f"no pod accepted connections within {self._timeout_s:g} s") from None
         except asyncio.CancelledError:
-            raise self._failed("stopping", "the activator is stopping") from None
+            raise self._failed("shutting_down", "the activator is shutting down") from None
         except OSError as error:
-            _logger.warning("a wake cannot be asked for", extra={"fields": {"error": str(error)}})
-            raise self._failed("not_asked", "the wake cannot be asked for") from None
+            _logger.warning("could not request a wake", extra={"fields": {"error": str(error)}})
+            raise self._failed("request_failed", "could not request the wake") from None
 
-    async def _find(self, route: Route) -> Address:
+    async def _find_pod(self, route: Route) -> Address:
         began = time.monotonic()
-        asked = False
+        requested = False
         while True:
             pod = self._cluster.pod(route)
-            # One who is awake has come through on an old path, and is not asked for.
-            if not asked and (pod is None or not pod.ready):
+            # A client of a user that is awake may come through an old path. That needs no request.
+            if not requested and (pod is None or not pod.ready):
                 await self._cluster.request_wake(route)
-                asked = True
+                requested = True
                 continue
             if pod is None:
-                await self._cluster.changed(route)
+                await self._cluster.wait_for_change(route)
                 continue
-            # The pod is asked itself: a readiness probe would come up to a second later.
-            if await _takes_connections(pod.address):
-                if asked:
+            # Connecting is the check: a readiness probe would report up to a second later.
+            if await _accepts_connections(pod.address):
+                if requested:
                     self._metrics.wake.observe(time.monotonic() - began)
                 return pod.address
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(CONNECT_INTERVAL_S):
-                    await self._cluster.changed(route)
+                    await self._cluster.wait_for_change(route)
 
 
-async def _takes_connections(address: Address) -> bool:
+async def _accepts_connections(address: Address) -> bool:
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
             _, writer = await asyncio.open_connection(*address)

@@ -60,20 +60,20 @@ async def place(*keys: str) -> AsyncIterator[Place]:
 async def test_who_waits_is_led_to_the_pod_that_speaks() -> None:
     async with place(KEY) as here, asyncio.timeout(PATIENCE_S):
         await here.tokens.check(ALICE, token())  # as whoever comes first brings one
-        waiting = asyncio.create_task(here.wakes.arrive(ALICE))
+        waiting = asyncio.create_task(here.wakes.wake_and_wait(ALICE))
         await asyncio.sleep(0.05)
         assert not waiting.done()
         await announce(here.url + PATH, "127.0.0.1", KEY)
         assert await waiting == ("127.0.0.1", here.pods.port)
-        assert here.counted("taken") == 1
+        assert here.counted("accepted") == 1
         # Nobody waits any more.
         assert await here.say(sign(KEY, "127.0.0.1")) == 404
-        assert here.counted("not_awaited") == 1
+        assert here.counted("not_waiting") == 1
 
 
 async def test_nobody_else_is_believed() -> None:
     async with place(KEY) as here, asyncio.timeout(PATIENCE_S):
-        waiting = asyncio.create_task(here.wakes.arrive(ALICE))
+        waiting = asyncio.create_task(here.wakes.wake_and_wait(ALICE))
         await asyncio.sleep(0.05)
         # Keys are not read for the sake of who announces.
         assert await here.say(sign(KEY, "127.0.0.1")) == 401
@@ -83,7 +83,7 @@ async def test_nobody_else_is_believed() -> None:
         assert await here.say(sign(KEY, "127.0.0.1"), scheme="Basic") == 401
         # One who replays what was said speaks from elsewhere.
         assert await here.say(sign(KEY, "10.0.0.1")) == 403
-        assert here.counted("refused") == 5
+        assert here.counted("rejected") == 5
         assert await here.say(sign(KEY, "127.0.0.1"), path="/others/" + ALICE.child_name) == 404
         assert await here.say(sign(KEY, "127.0.0.1"), path="/users/urt-bob") == 404
         assert await here.say(sign(KEY, "127.0.0.1"), path="/") == 404
@@ -97,7 +97,7 @@ async def test_without_keys_of_users_nobody_is() -> None:
     pods, metrics = Pods(), Metrics()
     wakes = Wakes(pods, metrics)
     async with announcements.serve("127.0.0.1", 0, wakes, tokens, metrics) as port, asyncio.timeout(PATIENCE_S):
-        waiting = asyncio.create_task(wakes.arrive(ALICE))
+        waiting = asyncio.create_task(wakes.wake_and_wait(ALICE))
         await asyncio.sleep(0.05)
         here = Place(f"http://127.0.0.1:{port}", pods, wakes, tokens, metrics)
         assert await here.say(sign(KEY, "127.0.0.1")) == 401

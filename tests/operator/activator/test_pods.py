@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from testing.patience import PATIENCE_S
-from userrealtime_operator.activator.pods import ANNOUNCED_S, Pods
+from userrealtime_operator.activator.pods import REGISTERED_S, Pods
 
 ALICE = ("users", "urt-alice")
 
@@ -84,13 +84,13 @@ def test_when_a_user_was_last_ready() -> None:
 async def test_every_change_is_told_to_all_who_wait() -> None:
     pods = Pods()
     for change in (pod(), pod(ready=True), pod(going=True)):
-        waiting = [asyncio.create_task(pods.changed(ALICE)) for _ in range(3)]
+        waiting = [asyncio.create_task(pods.wait_for_change(ALICE)) for _ in range(3)]
         await asyncio.sleep(0)
         waiting[0].cancel()
         pods.put(change)
         async with asyncio.timeout(PATIENCE_S):
             await asyncio.gather(*waiting[1:])
-    waiting = [asyncio.create_task(pods.changed(ALICE))]
+    waiting = [asyncio.create_task(pods.wait_for_change(ALICE))]
     await asyncio.sleep(0)
     pods.put(pod(going=True))  # which was known
     await asyncio.sleep(0)
@@ -100,9 +100,9 @@ async def test_every_change_is_told_to_all_who_wait() -> None:
 
 async def test_a_pod_that_announces_itself_counts_until_the_cluster_tells_of_one() -> None:
     pods = Pods()
-    changed = asyncio.create_task(pods.changed(ALICE))
+    changed = asyncio.create_task(pods.wait_for_change(ALICE))
     await asyncio.sleep(0)
-    pods.announce(ALICE, "10.0.0.9")
+    pods.add_registered(ALICE, "10.0.0.9")
     await changed
     assert best(pods) == ("10.0.0.9", 8080)
     pods.put(pod(ip=""))  # as the cluster has it, for a second
@@ -115,15 +115,15 @@ async def test_a_pod_that_announces_itself_counts_until_the_cluster_tells_of_one
 def test_a_pod_that_the_cluster_knows_goes_before_one_that_announces_itself() -> None:
     pods = Pods()
     pods.put(pod())
-    pods.announce(ALICE, "10.0.0.9")
+    pods.add_registered(ALICE, "10.0.0.9")
     assert best(pods) == ("10.0.0.1", 8080)
 
 
 def test_an_announcement_does_not_count_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
     pods = Pods()
-    pods.announce(ALICE, "10.0.0.9")
-    later = time.monotonic() + ANNOUNCED_S
+    pods.add_registered(ALICE, "10.0.0.9")
+    later = time.monotonic() + REGISTERED_S
     monkeypatch.setattr("userrealtime_operator.activator.pods.time.monotonic", lambda: later)
     assert best(pods) is None
-    pods.announce(("users", "urt-bob"), "10.0.0.8")
+    pods.add_registered(("users", "urt-bob"), "10.0.0.8")
     assert best(pods) is None

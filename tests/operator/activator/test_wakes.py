@@ -41,10 +41,10 @@ class Pods:
     def pod(self, route: Route) -> Pod | None:
         return self._pod
 
-    def announced(self, route: Route, ip: str) -> None:
+    def register_address(self, route: Route, ip: str) -> None:
         self.come((ip, self.port))
 
-    async def changed(self, route: Route) -> None:
+    async def wait_for_change(self, route: Route) -> None:
         await self._change.wait()
 
 
@@ -55,18 +55,18 @@ async def test_all_who_wait_share_a_wake_and_who_leaves_ends_it_for_nobody() -> 
     metrics = Metrics()
     wakes = Wakes(pods, metrics)
     async with server, asyncio.timeout(PATIENCE_S):
-        waiting = [asyncio.create_task(wakes.arrive(ALICE)) for _ in range(100)]
+        waiting = [asyncio.create_task(wakes.wake_and_wait(ALICE)) for _ in range(100)]
         await asyncio.sleep(0)
         waiting[0].cancel()
         await asyncio.sleep(0)
         pods.come(address)
         assert await asyncio.gather(*waiting[1:]) == [address] * 99
         assert pods.asked == [ALICE]
-        assert await wakes.arrive(ALICE) == address
+        assert await wakes.wake_and_wait(ALICE) == address
         assert pods.asked == [ALICE, ALICE]
         assert metrics.value("wake_seconds_count") == 2
         pods.come(address, ready=True)
-        assert await wakes.arrive(ALICE) == address
+        assert await wakes.wake_and_wait(ALICE) == address
         assert pods.asked == [ALICE, ALICE]
 
 
@@ -75,14 +75,14 @@ async def test_a_pod_that_refuses_is_tried_until_the_time_is_over() -> None:
     pods.come(("127.0.0.1", 1), ready=True)
     metrics = Metrics()
     with pytest.raises(WakeFailed, match=r"within 0\.2 s"):
-        await Wakes(pods, metrics, patience_s=0.2).arrive(ALICE)
+        await Wakes(pods, metrics, timeout_s=0.2).wake_and_wait(ALICE)
     assert metrics.value("wake_failures_total", reason="no_pod") == 1
 
 
 async def test_one_whose_ready_pod_goes_is_asked_for_then() -> None:
     pods = Pods()
     pods.come(("127.0.0.1", 1), ready=True)
-    task = asyncio.create_task(Wakes(pods, Metrics()).arrive(ALICE))
+    task = asyncio.create_task(Wakes(pods, Metrics()).wake_and_wait(ALICE))
     await asyncio.sleep(0.1)
     assert pods.asked == []
     server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
@@ -95,21 +95,21 @@ async def test_one_whose_ready_pod_goes_is_asked_for_then() -> None:
 
 async def test_a_wake_that_cannot_be_asked_for_fails_for_all() -> None:
     wakes = Wakes(Pods(ConnectionRefusedError()), Metrics())
-    results = await asyncio.gather(*(wakes.arrive(ALICE) for _ in range(3)), return_exceptions=True)
+    results = await asyncio.gather(*(wakes.wake_and_wait(ALICE) for _ in range(3)), return_exceptions=True)
     assert all(isinstance(result, WakeFailed) for result in results)
 
 
 async def test_only_so_many_wait() -> None:
     wakes = Wakes(Pods(), Metrics(), max_waiting=1, max_users=1)
-    first = asyncio.create_task(wakes.arrive(ALICE))
+    first = asyncio.create_task(wakes.wake_and_wait(ALICE))
     await asyncio.sleep(0)
-    with pytest.raises(WakeFailed, match="too many wait for this user"):
-        await wakes.arrive(ALICE)
+    with pytest.raises(WakeFailed, match="too many clients wait for this user"):
+        await wakes.wake_and_wait(ALICE)
     with pytest.raises(WakeFailed, match="too many users"):
-        await wakes.arrive(BOB)
+        await wakes.wake_and_wait(BOB)
     await asyncio.sleep(0)
     await wakes.close()
-    with pytest.raises(WakeFailed, match="stopping"):
+    with pytest.raises(WakeFailed, match="shutting down"):
         await first
-    with pytest.raises(WakeFailed, match="stopping"):
-        await wakes.arrive(ALICE)
+    with pytest.raises(WakeFailed, match="shutting down"):
+        await wakes.wake_and_wait(ALICE)

@@ -1,6 +1,6 @@
-"""Where in a stream of WebSocket frames one is. Pure.
+"""Tracks the boundaries of WebSocket frames (RFC 6455, section 5) in a stream of bytes. No I/O.
 
-Bytes are carried as they come, so whoever wants to say something in between must know where a frame ends (RFC 6455, 5).
+The proxy forwards bytes unchanged. To insert a close frame, it has to know where a frame ends.
 """
 
 from __future__ import annotations
@@ -9,27 +9,27 @@ from typing import Final
 
 _CLOSE: Final = 8
 _LENGTHS: Final = {126: 2, 127: 8}
-"""Bytes of a longer length, by the short one that announces it."""
+"""The size of the extended payload length, by the 7-bit length that indicates it."""
 
 
-class Frames:
-    """Follows the frames of one direction."""
+class FrameTracker:
+    """Tracks the frames of one direction."""
 
     def __init__(self) -> None:
         self._head = bytearray()
         self._left = 0
         self.closed = False
-        """Whether a close frame has gone by: nothing may come after it."""
+        """Whether a close frame was forwarded. No frame may follow it."""
 
     @property
     def missing(self) -> int:
-        """How many bytes are missing, at least, until the frame begun is whole; 0 between two frames."""
+        """The least number of bytes that complete the current frame; 0 between two frames."""
         if self._left or not self._head:
             return self._left
         return self._head_size() - len(self._head)
 
     def feed(self, data: bytes) -> None:
-        """These bytes went by."""
+        """Record that these bytes were forwarded."""
         at = 0
         while at < len(data):
             if self._left:

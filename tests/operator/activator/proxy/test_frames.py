@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from websockets.frames import Close, Frame, Opcode
 
-from userrealtime_operator.activator.proxy.frames import Frames
+from userrealtime_operator.activator.proxy.frames import FrameTracker
 
 FRAMES = st.builds(
     lambda opcode, size, mask: Frame(opcode, b"x" * size).serialize(mask=mask),
@@ -23,7 +23,7 @@ def test_the_end_of_a_frame_is_known_however_the_bytes_come(frames: list[bytes],
     ends = {0}
     for frame in frames:
         ends.add(max(ends) + len(frame))
-    followed = Frames()
+    followed = FrameTracker()
     at = 0
     for cut in (*cuts, len(stream)):
         followed.feed(stream[at : at + cut])
@@ -37,7 +37,7 @@ def test_the_end_of_a_frame_is_known_however_the_bytes_come(frames: list[bytes],
 def test_what_is_missing_never_reaches_into_the_next_frame(size: int, given: int) -> None:
     frame = Frame(Opcode.TEXT, b"x" * size).serialize(mask=False)
     stream = frame + b"\x81"
-    followed = Frames()
+    followed = FrameTracker()
     followed.feed(stream[:given])
     at = given
     while 0 < at < len(frame):
@@ -49,7 +49,7 @@ def test_what_is_missing_never_reaches_into_the_next_frame(size: int, given: int
 
 
 def test_a_close_is_noticed() -> None:
-    followed = Frames()
+    followed = FrameTracker()
     followed.feed(Frame(Opcode.PING, b"?").serialize(mask=False))
     assert not followed.closed
     followed.feed(Frame(Opcode.CLOSE, Close(1000, "").serialize()).serialize(mask=False))

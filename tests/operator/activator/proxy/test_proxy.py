@@ -141,7 +141,7 @@ async def test_strangers_and_other_paths_wake_nobody(migrated: Database) -> None
 
 
 async def test_a_pod_that_does_not_come_is_an_error_in_time(migrated: Database) -> None:
-    async with gate(migrated.url, comes=False, patience_s=0.2) as (opened, house, _):
+    async with gate(migrated.url, comes=False, timeout_s=0.2) as (opened, house, _):
         answer = await request(opened.port, "/sse", headers=SERVICE)
         assert answer.status == 503
         assert int(answer.headers["retry-after"]) > 0
@@ -155,7 +155,7 @@ async def test_only_so_many_connections_of_one_user(migrated: Database) -> None:
         waiting = asyncio.create_task(request(opened.port, "/poll", headers=SERVICE))
         await until(lambda: house.wakes == 1)
         assert (await request(opened.port, "/sse", headers=SERVICE)).status == 503
-        assert metrics.value("outcomes_total", outcome="crowded") == 1
+        assert metrics.value("outcomes_total", outcome="overloaded") == 1
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
 
@@ -163,7 +163,7 @@ async def test_only_so_many_connections_of_one_user(migrated: Database) -> None:
 async def test_only_so_many_connections_in_all(migrated: Database) -> None:
     async with gate(migrated.url, connections=0) as (opened, house, metrics):
         assert (await request(opened.port, "/poll", headers=SERVICE)).status == 503
-        assert metrics.value("outcomes_total", outcome="crowded") == 1
+        assert metrics.value("outcomes_total", outcome="overloaded") == 1
         assert house.wakes == 0
 
 
@@ -256,9 +256,9 @@ async def test_a_draining_activator_closes_a_carried_websocket_between_two_frame
             await receive(alice)
             # Far more than fits on the way: so the drain begins while a frame is half carried.
             await publish(connection, 60, size=400_000)
-            await until(lambda: metrics.value("carried_bytes_total", to="client") > 5_000_000)
+            await until(lambda: metrics.value("forwarded_bytes_total", to="client") > 5_000_000)
             before = -1.0
-            while (carried := metrics.value("carried_bytes_total", to="client")) != before:
+            while (carried := metrics.value("forwarded_bytes_total", to="client")) != before:
                 before = carried
                 await asyncio.sleep(0.3)
             assert await receive_some(alice, opened.drain(0)) == (1012, "Restarting")

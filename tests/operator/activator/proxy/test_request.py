@@ -12,8 +12,8 @@ from userrealtime_operator.activator.proxy.request import (
     MAX_BODY_PIECES,
     MAX_HEAD_BYTES,
     BadRequest,
-    Reader,
     Request,
+    RequestReader,
 )
 
 POST = b"POST /publish HTTP/1.1\r\nHost: urt-a\r\n"
@@ -21,7 +21,7 @@ WEBSOCKET = b"GET /ws HTTP/1.1\r\nHost: urt-a\r\nConnection: keep-alive, Upgrade
 
 
 def read(data: bytes) -> Request:
-    reader = Reader()
+    reader = RequestReader()
     request = reader.read_head(data)
     assert request is not None
     body = reader.read_body()
@@ -44,7 +44,7 @@ def parsed(data: bytes) -> tuple[h11.Request, bytes, bytes]:
 
 def test_a_body_in_chunks_gets_a_length() -> None:
     request = read(POST + b"Transfer-Encoding: chunked\r\n\r\n2\r\nab\r\n1\r\nc\r\n0\r\n\r\nGET / HTTP/1.1\r\n")
-    head, body, rest = parsed(request.written())
+    head, body, rest = parsed(request.serialize())
     assert (body, rest) == (b"abc", b"")
     assert dict(head.headers)[b"content-length"] == b"3"
     assert b"transfer-encoding" not in dict(head.headers)
@@ -54,7 +54,7 @@ def test_a_body_in_chunks_gets_a_length() -> None:
 @given(st.binary(max_size=100), st.binary(max_size=100), st.integers(1, 50))
 def test_one_request_comes_out_whatever_follows_it(body: bytes, rest: bytes, step: int) -> None:
     data = POST + b"Content-Length: %d\r\n\r\n" % len(body) + body
-    reader = Reader()
+    reader = RequestReader()
     request = whole = None
     for start in range(0, len(data), step):
         assert whole is None
@@ -68,7 +68,7 @@ def test_one_request_comes_out_whatever_follows_it(body: bytes, rest: bytes, ste
     assert request is not None
     assert whole is not None
     request.body = whole
-    assert parsed(request.written())[1:] == (body, b"")
+    assert parsed(request.serialize())[1:] == (body, b"")
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_what_two_could_read_in_two_ways_is_refused(data: bytes) -> None:
 
 
 def test_a_body_has_a_largest_size() -> None:
-    reader = Reader()
+    reader = RequestReader()
     assert reader.read_head(POST + b"Content-Length: %d\r\n\r\n" % (MAX_BODY_BYTES + 1)) is not None
     with pytest.raises(BadRequest) as caught:
         reader.read_body(bytes(MAX_BODY_BYTES + 1))
@@ -100,7 +100,7 @@ def test_a_body_has_a_largest_size() -> None:
 
 
 def test_a_body_has_a_largest_number_of_pieces() -> None:
-    reader = Reader()
+    reader = RequestReader()
     assert reader.read_head(POST + b"Transfer-Encoding: chunked\r\n\r\n") is not None
     assert reader.read_body(b"1\r\nx\r\n" * MAX_BODY_PIECES) is None
     with pytest.raises(BadRequest) as caught:
@@ -109,7 +109,7 @@ def test_a_body_has_a_largest_number_of_pieces() -> None:
 
 
 def test_the_head_is_read_without_its_body() -> None:
-    reader = Reader()
+    reader = RequestReader()
     request = reader.read_head(POST + b"Transfer-Encoding: chunked\r\n\r\nno chunk\r\n")
     assert request is not None
     assert request.has_body
@@ -123,12 +123,12 @@ def test_a_request_without_a_body_has_none(framing: bytes) -> None:
 
 
 def test_a_websocket_stays_one() -> None:
-    reader = Reader()
+    reader = RequestReader()
     request = reader.read_head(WEBSOCKET + b"Sec-WebSocket-Extensions: permessage-deflate\r\n\r\nframes")
     assert request is not None
     assert request.is_websocket
     assert reader.rest == b"frames"
-    head, _, rest = parsed(request.written(without=[b"sec-websocket-extensions"]))
+    head, _, rest = parsed(request.serialize(without=[b"sec-websocket-extensions"]))
     headers = dict(head.headers)
     assert (headers[b"connection"], headers[b"upgrade"], rest) == (b"Upgrade", b"websocket", b"")
     assert b"sec-websocket-extensions" not in headers

@@ -1,0 +1,182 @@
+"""The steps between a connection and the wake of its user: route, origin, token, limits, body.
+
+`Admission.admit` lists them in order. Each step returns or raises `Rejected`, and the cheap ones come first.
+Until the token is accepted, the connection counts as unauthenticated, and no body is read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import NamedTuple, Protocol
+
+from userrealtime_core.auth.errors import KeySetStale, Unauthorized
+from userrealtime_core.unauthenticated import Unauthenticated
+from userrealtime_operator.activator.routes import Route, RouteTable
+
+from .connection import ClientConnection
+from .origins import Origins
+from .request import Request
+from .responses import Rejected, overloaded, unauthorized, unavailable, unknown_host
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The limits of one activator. Times are in seconds."""
+
+    connections: int = 10_000
+    """Connections of clients with a valid token."""
+    user_connections: int = 1_000
+    """The same, of one user."""
+    unauthenticated: int = 1_000
+    """Connections whose token was not accepted yet. The oldest is closed for a new one."""
+    request_s: float = 10
+    """The time for the head of a request, for a first message with a token, and for a body."""
+    idle_s: float = 300
+    """How long both directions of a forwarded connection may be silent. A relay sends pings more often."""
+    query_token: bool = False
+    """Whether a token in the query is accepted."""
+
+
+class TokenChecker(Protocol):
+    """Checks tokens."""
+
+    async def check(self, route: Route, token: str) -> None:
+        """Return if a token is valid for a user.
+
+        Raises:
+            Unauthorized: the token is invalid.
+            KeySetStale: the keys cannot be read at the moment.
+        """
+
+
+class Admitted(NamedTuple):
+    """A request with a valid token, and the user whom it is for."""
+
+    request: Request
+    route: Route
+
+
+class Admission:
+    """Admits the requests that may wake a user."""
+
+    def __init__(self, routes: RouteTable, origins: Origins, tokens: TokenChecker, limits: Limits) -> None:
+        self._routes = routes
+        self._origins = origins
+        self._tokens = tokens
+        self._limits = limits
+        self._unauthenticated = Unauthenticated(limits.unauthenticated)
+        self._authenticated = 0
+        self._per_user: Counter[Route] = Counter()
+
+    @property
+    def unauthenticated(self) -> int:
+        """The number of connections whose token was not accepted yet."""
+        return len(self._unauthenticated)
+
+    @contextlib.asynccontextmanager
+    async def evictable(self, connection: ClientConnection) -> AsyncIterator[None]:
+        """Count a connection as unauthenticated until `admit` has accepted its token.
+
+        Raises:
+            TimeoutError: the connection was the oldest one, and has to be closed for a new one.
+        """
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(None) as eviction:
+            self._unauthenticated.enter(connection, lambda: eviction.reschedule(loop.time()))
+            try:
+                yield
+            finally:
+                self._unauthenticated.leave(connection)
+
+    @contextlib.asynccontextmanager
+    async def admit(self, connection: ClientConnection) -> AsyncIterator[Admitted]:
+        """Check a connection's request, and count the connection against the limits while the block runs.
+
+        Raises:
+            Rejected: the connection is not forwarded.
+            TimeoutError: the client did not send its request in time.
+            EOFError: the client closed the connection.
+        """
+        request = await self._read_head(connection)
+        connection.cors_headers = self._origins.response_headers(request)
+        route = self._find_route(request)
+        self._answer_preflight(request)
+        self._check_endpoint(request, route)
+        self._check_origin(request)
+        await self._check_token(connection, request, route)
+        self._unauthenticated.leave(connection)
+        with self._slot(route):
+            await self._read_body(connection, request)
+            yield Admitted(request, route)
+
+    async def _read_head(self, connection: ClientConnection) -> Request:
+        async with asyncio.timeout(self._limits.request_s):
+            return await connection.read_request()
+
+    def _find_route(self, request: Request) -> Route:
+        route = self._routes.find(request.host, request.path)
+        if route is None:
+            raise unknown_host()
+        return route
+
+    def _answer_preflight(self, request: Request) -> None:
+        if not self._origins.is_preflight(request):
+            return
+        headers = self._origins.preflight_headers(request)
+        if headers is None:
+            raise Rejected(HTTPStatus.BAD_REQUEST, "this origin, method or header is not allowed")
+        raise Rejected(HTTPStatus.OK, "", outcome="preflight", headers=headers)
+
+    def _check_endpoint(self, request: Request, route: Route) -> None:
+        """Reject what the relay would reject without checking the token."""
+        error = request.endpoint_error(route.base_path)
+        if error is not None:
+            raise Rejected(*error)
+
+    def _check_origin(self, request: Request) -> None:
+        if request.is_websocket and not self._origins.allows(request):
+            raise Rejected(HTTPStatus.FORBIDDEN, "pages of this origin may not connect; add it to ALLOWED_ORIGINS")
+
+    async def _check_token(self, connection: ClientConnection, request: Request, route: Route) -> None:
+        token = request.opening(query_token=self._limits.query_token).token
+        if token is None and request.is_websocket:
+            await connection.accept_websocket()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._limits.request_s):
+                    token = await connection.read_first_token()
+        if token is None:
+            raise unauthorized()
+        try:
+            await self._tokens.check(route, token)
+        except Unauthorized:
+            await connection.accept_websocket()
+            raise unauthorized() from None
+        except KeySetStale:
+            await connection.accept_websocket()
+            raise unavailable("The keys of tokens are temporarily unavailable; retry later") from None
+
+    @contextlib.contextmanager
+    def _slot(self, route: Route) -> Iterator[None]:
+        """Count an authenticated connection while the block runs."""
+        limits = self._limits
+        if self._authenticated >= limits.connections or self._per_user[route] >= limits.user_connections:
+            raise overloaded()
+        self._authenticated += 1
+        self._per_user[route] += 1
+        try:
+            yield
+        finally:
+            self._authenticated -= 1
+            self._per_user[route] -= 1
+            if not self._per_user[route]:
+                del self._per_user[route]
+
+    async def _read_body(self, connection: ClientConnection, request: Request) -> None:
+        if request.has_body:
+            async with asyncio.timeout(self._limits.request_s):
+                await connection.read_body()
