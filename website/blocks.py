@@ -22,7 +22,7 @@ from typing import Final
 from website.sources import ROOT
 
 SHELL: Final = ("sh", "console")
-LANGUAGES: Final = (*SHELL, "css", "html", "http", "js", "json", "python", "sql", "text", "ts", "yaml")
+LANGUAGES: Final = (*SHELL, "css", "html", "http", "js", "json", "mermaid", "python", "sql", "text", "ts", "yaml")
 _FENCE: Final = re.compile(r"^(?P<indent> *)(?P<fence>`{3,}|~{3,})(?P<language>\S*)\s*$")
 _COMMENT: Final = re.compile(r"^ *<!-- (?P<text>.*) -->$")
 _TYPED: Final = re.compile(r"^\$ (?:.*\\\n)*.*\n(?:> .*\n)*", re.MULTILINE)

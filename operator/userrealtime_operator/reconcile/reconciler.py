@@ -49,7 +49,7 @@ from userrealtime_operator.process.metrics import Metrics
 from userrealtime_operator.secrets.database_passwords import Access, choose_access, read_credentials, role_names
 from userrealtime_operator.secrets.token_keys import TokenKeys, advance, series_of
 from userrealtime_operator.sleep.activator_endpoints import Activators
-from userrealtime_operator.sleep.controller import Plan, Sleeper
+from userrealtime_operator.sleep.controller import Plan, SleepController
 from userrealtime_operator.sleep.state import asleep
 
 from .events import events, transition
@@ -154,7 +154,7 @@ class Reconciler:
         """The roles that all pods of a resource use, by its uid; empty with shared credentials."""
         self._rotated: set[str] = set()
         """The uids of the resources that have a new role since they settled."""
-        self._sleeper = Sleeper(config, api, database, activators, metrics, now, clock)
+        self._sleep = SleepController(config, api, database, activators, metrics, now, clock)
         self._instance = instance_name()
         self._listeners = Listeners(config.signals.listen_range)
         metrics.listening.set_function(lambda: len(self._listeners))
@@ -180,7 +180,7 @@ class Reconciler:
         user = NamespacedName(namespace, name)
         if body is None or body["metadata"].get("deletionTimestamp"):
             self._end_rollout(user)
-            self._sleeper.forget(user)
+            self._sleep.forget(user)
             self._listeners.see(user, listens=False)
             return None  # the children are owned: the garbage collector follows
         resource = parse_resource(body)
@@ -191,7 +191,7 @@ class Reconciler:
         try:
             route = route_of(resource, self._config)
             state, due, access, trouble, plan = await self._apply_children(resource, body, bool(database.true))
-            waits += (due, plan.look_again_s)
+            waits += (due, plan.recheck_s)
             database = trouble or database
             deployment = self._deployment(resource)
             pod, progress = deployment_ready(deployment), deployment_progress(deployment)
@@ -343,7 +343,7 @@ class Reconciler:
         Raises:
             DatabaseError: nobody can be told to be idle.
         """
-        for user in await self._sleeper.find_idle(namespace, resources, self._deployment):
+        for user in await self._sleep.find_idle(namespace, resources, self._deployment):
             self._wake(user)
 
     def _deployment(self, resource: UserRealtime) -> Mapping[str, Any] | None:
@@ -360,7 +360,7 @@ class Reconciler:
         live = {**{kind: self._child(key) for kind, key in keys.items()}, "Deployment": self._deployment(resource)}
         for kind, item in live.items():
             _check_owner(resource, kind, item)
-        plan = await self._sleeper.plan(resource, body, live)
+        plan = await self._sleep.plan(resource, body, live)
 
         def desired(secrets: Secrets) -> tuple[Object, ...]:
             return desired_objects(
@@ -531,7 +531,7 @@ class Reconciler:
         previous = body.get("status", {})
         findings = {"Ready": readiness(pod, database), "Progressing": progress, "DatabaseReady": database}
         if plan is not None:
-            findings["Asleep"] = plan.finding
+            findings["Asleep"] = plan.condition
         # Said when there is something to write of a resource anyway: nobody is reconciled for it.
         if self._see_listener(body) and self._listeners.past:
             findings["SignalRange"] = PAST_RANGE
@@ -547,7 +547,7 @@ class Reconciler:
             case "Slept":
                 self._metrics.sleeps.inc()
             case "Woken" if plan is not None:
-                self._metrics.wakes.labels(plan.finding.reason).inc()
+                self._metrics.wakes.labels(plan.condition.reason).inc()
         for event in news:
             try:
                 await self._api.create_event(resource.namespace, event)

@@ -1,7 +1,6 @@
-"""The activators that are ready to take the connections of users who sleep.
+"""The endpoints of the activators that are ready to accept the connections of sleeping users.
 
-Looked at every two seconds, with one request that the API server answers from its cache. Nothing that a client waits
-for depends on it.
+They are read every two seconds, with one request that the API server answers from its cache. No client waits for it.
 """
 
 from __future__ import annotations
@@ -19,13 +18,13 @@ from .state import Endpoints, ready_addresses
 
 INTERVAL_S: Final = 2.0
 GRACE_S: Final = 10.0
-"""For so long none may be ready before all who sleep are woken: two that restart at once are back sooner."""
+"""How long no activator may be ready before all sleeping users are woken. A restart of two activators is shorter."""
 
 logger = logging.getLogger(__name__)
 
 
 class Activators:
-    """`changed` is called whenever `endpoints` or `gone` may say something else than before."""
+    """Polls the endpoints of the activators. `changed` is called when `endpoints` or `gone` may have changed."""
 
     def __init__(
         self,
@@ -41,25 +40,25 @@ class Activators:
         self._addresses: dict[str, tuple[str, ...]] = {}
         self._none_since: float | None = None
         self.gone = False
-        """Whether it is known that there is none, and has been none for GRACE_S."""
+        """Whether no activator has been ready for GRACE_S."""
 
     def endpoints(self, family: str) -> Endpoints | None:
-        """Those with an address of a family, None if there is none, or if it is not known yet."""
+        """Return the endpoints of an address family, None if there are none or they were not read yet."""
         addresses = self._addresses.get(family)
         return Endpoints(family, addresses, self._service.port) if addresses else None
 
     async def run(self) -> None:
-        """Look until cancelled."""
+        """Poll until cancelled."""
         while True:
-            await self.look()
+            await self.refresh()
             await asyncio.sleep(INTERVAL_S)
 
-    async def look(self) -> None:
-        """Look once. What cannot be read stays as it was."""
+    async def refresh(self) -> None:
+        """Read the endpoints once. After a failed read, the former ones stay."""
         try:
             slices = await self._api.endpoint_slices(self._service.namespace, self._service.service)
         except ApiError as error:
-            logger.warning("the activators cannot be looked at: %s", error)
+            logger.warning("could not list the endpoints of the activators: %s", error)
             return
         before = self._addresses, self.gone
         self._addresses = ready_addresses(slices)
@@ -70,5 +69,5 @@ class Activators:
         self.gone = self._none_since is not None and self._clock() >= self._none_since + GRACE_S
         if (self._addresses, self.gone) != before:
             count = sum(len(each) for each in self._addresses.values())
-            logger.info("%d activators are ready%s", count, ", so that nobody may sleep" if self.gone else "")
+            logger.info("%d activators are ready%s", count, "; sleep is disabled" if self.gone else "")
             self._changed()

@@ -1,7 +1,7 @@
-"""When a user may sleep. Pure: no cluster, no database, no clock.
+"""Decides whether a user may sleep, from its pods and their presence rows. No I/O and no clock.
 
-A user sleeps once nothing has needed the pod for `after` seconds: no client, no wake request, no pod that has yet to
-say how many clients it has. What is not known counts as a reason to stay awake.
+A user sleeps if nothing has needed the pod for `after` seconds: no client, no wake request, and no pod that has not
+reported its clients yet. Missing information keeps a user awake.
 """
 
 from __future__ import annotations
@@ -13,40 +13,41 @@ from typing import Final
 from userrealtime_operator.model.presence import Presence
 
 FRESH_S: Final = 180.0
-"""Seconds for which what a pod has said of its clients holds; a relay speaks every minute."""
+"""Seconds for which a report of a pod is valid. A relay reports every minute."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stay:
-    """Awake. `look_again_s`: seconds after which the answer may be another, None if only another spec changes it."""
+    """The user stays awake."""
 
-    look_again_s: float | None
+    recheck_s: float | None
+    """The time after which the decision may differ; None if that needs another spec."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sleep:
-    """Nobody needs the pod."""
+    """No client needs the pod."""
 
 
 def decide(
     pods: Sequence[str], presence: Sequence[Presence], after_s: float, awake_since: float, now: float, *, warm: bool
 ) -> Sleep | Stay:
-    """Whether a user who is awake may sleep.
+    """Return whether a user that is awake may sleep.
 
     Args:
-        pods: the names of the pods that the user has now.
-        presence: what pods have said, of this user alone.
-        after_s: `spec.idle.after`; 0 switches sleep off.
+        pods: the names of the user's pods.
+        presence: the rows of this user.
+        after_s: `spec.idle.after`; 0 disables sleep.
         awake_since: the last wake request, or when the pod became ready, whichever is later.
-        now: by the database's clock, as all times here.
+        now: the time of the database's clock, as all times here.
     """
     if warm or after_s <= 0:
         return Stay(None)
     fresh = {row.instance: row for row in presence if row.seen_at > now - FRESH_S}
-    # A pod that has not spoken may have clients: one that cannot reach the database keeps its user awake.
+    # A pod that has not reported may have clients. A pod that cannot reach the database keeps its user awake.
     if not pods or any(name not in fresh for name in pods):
         return Stay(after_s)
-    # A pod that is going still counts, until it has said that its clients are gone.
+    # A terminating pod counts until it has reported that its clients are gone.
     if any(row.clients > 0 for row in fresh.values()):
         return Stay(after_s)
     idle_since = max(awake_since, *(row.since for row in fresh.values()))

@@ -1,7 +1,7 @@
-"""What says that a user sleeps, and where the user's connections go meanwhile. Pure.
+"""The record of sleep in a user's Deployment, and the endpoints of connections during sleep. No I/O.
 
-The user's Deployment says it, by annotations beside its 0 replicas: one object, so that no two can disagree. Whoever
-scales it up by hand has woken the user; one that was scaled down by hand is put right like any other change.
+A Deployment with 0 replicas and the annotations below records that its user sleeps. It is a single object, so that no
+two can disagree. Scaling it up by hand wakes the user; scaling it down by hand is corrected like any other change.
 """
 
 from __future__ import annotations
@@ -13,26 +13,26 @@ from typing import Any, Final
 SINCE: Final = "userrealtime.dev/asleep-since"
 WAKE_SEEN: Final = "userrealtime.dev/wake-seen"
 MAX_ADDRESSES: Final = 100
-"""Of activators in one slice; the API server takes 1,000."""
+"""The number of activators in one slice. The API server accepts 1,000."""
 
 
 @dataclass(frozen=True, slots=True)
 class Asleep:
-    """A user sleeps."""
+    """The record of a sleep."""
 
     since: str
-    """RFC 3339 with microseconds: when connections began to go to the activator."""
+    """The time from which connections could reach an activator: RFC 3339 with microseconds."""
     wake_seen: str
-    """`status.wakeRequestedAt` as it was then, empty if there was none. Any other is a request to wake, whatever the
-    clock of whoever wrote it."""
+    """`status.wakeRequestedAt` at that time, empty if there was none. Any other value is a wake request, so that the
+    clocks of two machines are never compared."""
 
     def annotations(self) -> dict[str, str]:
-        """Those of the Deployment."""
+        """Return the annotations of the Deployment."""
         return {SINCE: self.since, WAKE_SEEN: self.wake_seen}
 
 
 def asleep(deployment: Mapping[str, Any] | None) -> Asleep | None:
-    """Whether a user sleeps, by their Deployment."""
+    """Return the sleep that a Deployment records, None if the user is awake."""
     if deployment is None or deployment["spec"].get("replicas", 1) != 0:
         return None
     annotations = deployment["metadata"].get("annotations", {})
@@ -40,19 +40,19 @@ def asleep(deployment: Mapping[str, Any] | None) -> Asleep | None:
 
 
 def wake_requested(body: Mapping[str, Any]) -> str:
-    """What the resource says of the last wake request; empty if there was none."""
+    """Return the last wake request of a resource, empty if there was none."""
     return str(body.get("status", {}).get("wakeRequestedAt") or "")
 
 
 def wake_pending(body: Mapping[str, Any], deployment: Mapping[str, Any] | None) -> bool:
-    """Whether somebody wants a user awake who sleeps."""
+    """Return whether a sleeping user has a wake request."""
     sleeping = asleep(deployment)
     return sleeping is not None and wake_requested(body) != sleeping.wake_seen
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoints:
-    """Addresses of one family (`IPv4` or `IPv6`, as an EndpointSlice has it), and the port of them all."""
+    """Addresses of one family (`IPv4` or `IPv6`, as in an EndpointSlice), and their port."""
 
     address_type: str
     addresses: tuple[str, ...]
@@ -60,10 +60,10 @@ class Endpoints:
 
 
 def ready_addresses(slices: Iterable[Mapping[str, Any]]) -> dict[str, tuple[str, ...]]:
-    """The addresses of the pods of EndpointSlices that are ready, by family, in a fixed order."""
+    """Return the ready addresses of EndpointSlices, by family, in a fixed order."""
     found: dict[str, set[str]] = {}
     for each in slices:
         for endpoint in each.get("endpoints") or ():
-            if endpoint.get("conditions", {}).get("ready") is not False:  # unknown counts as ready, says the API
+            if endpoint.get("conditions", {}).get("ready") is not False:  # the API defines a missing value as ready
                 found.setdefault(each["addressType"], set()).update(endpoint["addresses"][:1])
     return {family: tuple(sorted(addresses)[:MAX_ADDRESSES]) for family, addresses in found.items()}

@@ -15,12 +15,12 @@ from testing.operator.fixture import World
 from testing.operator.samples import CONFIG, body
 from userrealtime_operator.config import Activator, Config, IdleDefaults
 from userrealtime_operator.kube.client import ApiError
-from userrealtime_operator.kube.types import NamespacedName, Object, ObjectKey
+from userrealtime_operator.kube.types import Object, ObjectKey
 from userrealtime_operator.model.naming import child_name
 from userrealtime_operator.model.presence import Presence
 from userrealtime_operator.postgres.database import DatabaseError
 from userrealtime_operator.sleep.activator_endpoints import GRACE_S, Activators
-from userrealtime_operator.sleep.controller import SETTLE_S
+from userrealtime_operator.sleep.machine import SETTLE_S
 from userrealtime_operator.sleep.state import asleep
 
 ALICE = child_name("alice")
@@ -54,7 +54,7 @@ class SleepWorld(World):
         """These activators are ready, and known to be."""
         assert self.activators is not None
         self.api.slices["waker"] = [endpoints(*addresses)]
-        await self.activators.look()
+        await self.activators.refresh()
 
     def say(self, name: str = "alice", clients: int = 0, since_s: float = 100, heard_s: float = 1) -> None:
         """The pod of a user has said what it has."""
@@ -446,7 +446,7 @@ async def test_what_cannot_be_read_of_the_activators_stays_as_it_was(
     assert world.activators is not None
     monkeypatch.setattr(world.api, "endpoint_slices", refuse)
     world.pass_time(1000)
-    await world.activators.look()
+    await world.activators.refresh()
     assert not world.activators.gone
     assert world.activators.endpoints("IPv4") is not None
     assert world.activators.endpoints("IPv6") is None
@@ -475,8 +475,9 @@ async def test_who_is_gone_is_forgotten(world: SleepWorld) -> None:
     await world.reconcile()
     world.add(again)
     assert await world.reconcile() == ["delete EndpointSlice"]
-    sleeper = world.reconciler._sleeper
-    assert NamespacedName("users", "alice") not in sleeper._settling
+    world.pass_time(SETTLE_S)
+    await world.reconcile()
+    assert world.replicas == 1, "the steps of the former user do not count"
 
 
 async def test_a_broken_resource_keeps_nobody_else_awake(world: SleepWorld) -> None:

@@ -68,5 +68,5 @@ def test_nobody_with_a_client_or_of_late_sleeps(rows: list[Presence], after_s: f
         assert all(each.clients == 0 and NOW - each.since >= after_s - 1e-3 for each in fresh)
         assert awake_s >= after_s - 1e-3
     else:
-        assert answer.look_again_s is not None
-        assert 0 < answer.look_again_s <= after_s + 1e-3
+        assert answer.recheck_s is not None
+        assert 0 < answer.recheck_s <= after_s + 1e-3
