@@ -15,7 +15,7 @@ from testing.patience import PATIENCE_S
 from testing.relay.harness import USER, client, publish, receive, receive_ids, running
 from userrealtime_operator.postgres.migrate import migrate
 
-NEW_EPOCHS = "update userrealtime.log set epoch = gen_random_uuid()"
+NEW_EPOCHS = "select userrealtime.renew_epochs()"
 
 
 def run(database: Database, program: str, *arguments: str) -> None:

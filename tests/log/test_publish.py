@@ -287,8 +287,10 @@ async def test_user_ids_of_any_shape(connection: asyncpg.Connection, user_id: st
 async def test_opening_a_log_that_does_not_exist_writes_nothing(connection: asyncpg.Connection) -> None:
     opened = await connection.fetchrow("select * from userrealtime.open('nobody')")
     assert opened is not None
-    assert (opened["head"], opened["earliest"], opened["epoch"]) == (0, 1, None)
+    assert (opened["head"], opened["earliest"]) == (0, 1)
     assert await connection.fetchval("select count(*) from userrealtime.log") == 0
+    await connection.execute("select userrealtime.publish('nobody', 'x')")
+    assert opened["epoch"] == await connection.fetchval("select epoch from userrealtime.log")
 
 
 async def test_opening_tells_head_earliest_and_epoch(connection: asyncpg.Connection) -> None:

@@ -22,7 +22,8 @@ async def log(migrated: Database) -> AsyncIterator[Log]:
 
 async def test_a_log_without_events_is_open(log: Log) -> None:
     opened = await log.open()
-    assert opened == Opened(0, 1, None, opened.channel)
+    assert opened == Opened(0, 1, opened.epoch, opened.channel)
+    assert opened.epoch is not None
     assert not await log.page(0, max_events=10, max_bytes=1000)
 
 

@@ -260,8 +260,9 @@ async def test_another_log_resets_those_connected(migrated: Database, connection
         for each in (alice, second):
             await receive(each)
         await connection.execute("truncate userrealtime.log, userrealtime.event")
+        epoch = await connection.fetchval("select userrealtime.first_epoch($1)", USER)
         for each in (alice, second):
-            reset = {"type": "reset", "reason": "epoch", "cursor": 0, "epoch": None, "earliest": 1}
+            reset = {"type": "reset", "reason": "epoch", "cursor": 0, "epoch": epoch, "earliest": 1}
             assert await receive(each) == reset
         await publish(connection)
         for each in (alice, second):

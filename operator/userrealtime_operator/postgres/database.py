@@ -98,7 +98,8 @@ class Database:
                 await connection.execute(
                     "with registered as (insert into userrealtime.registration (resource, scope, user_id) "
                     "values ($1, $2, $3) on conflict do nothing) "
-                    "insert into userrealtime.log (user_id) values ($3) on conflict do nothing",
+                    "insert into userrealtime.log (user_id, epoch) values ($3, userrealtime.first_epoch($3)) "
+                    "on conflict do nothing",
                     UUID(resource),
                     scope,
                     user_id,

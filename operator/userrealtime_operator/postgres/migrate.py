@@ -39,7 +39,18 @@ LOCK_ORDER = ("pending", "staged", "log", "event")
 MIGRATOR_TIMEOUT_S = 240
 """How long one migrator waits for another."""
 
-REPEATABLE = ("messages", "signals", "publish", "capture", "read", "inbox", "presence", "retention", "roles")
+REPEATABLE = (
+    "messages",
+    "signals",
+    "position",
+    "publish",
+    "capture",
+    "read",
+    "inbox",
+    "presence",
+    "retention",
+    "roles",
+)
 """The files of `repeatable/`, in the order in which they are applied: a file uses functions of the files before it."""
 
 UNRELEASED_VERSION = 8

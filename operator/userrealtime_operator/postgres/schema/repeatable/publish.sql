@@ -43,8 +43,9 @@ begin
     ), share as materialized (
         select user_id, count(*) as events from moved group by user_id
     ), grown as materialized (
-        insert into userrealtime.log as l (user_id, head)
-        select user_id, events from share order by user_id
+        insert into userrealtime.log as l (user_id, head, epoch)
+        select user_id, events, userrealtime.epoch_of(user_id, last_value) from share, userrealtime.epoch_seed
+        order by user_id
         on conflict (user_id) do update set head = l.head + excluded.head
         returning user_id, head, epoch
     ), numbered as (
@@ -92,7 +93,8 @@ begin
     update userrealtime.log as l set head = l.head + 1 where user_id = new.user_id
     returning l.head, l.epoch into number, epoch;
     if not found then
-        insert into userrealtime.log as l (user_id, head) values (new.user_id, 1)
+        insert into userrealtime.log as l (user_id, head, epoch)
+        values (new.user_id, 1, userrealtime.first_epoch(new.user_id))
         on conflict (user_id) do update set head = l.head + 1
         returning l.head, l.epoch into number, epoch;
     end if;

@@ -55,13 +55,13 @@ create or replace function userrealtime.open(
     as $$
     select coalesce(l.head, 0),
            coalesce((select min(e.id) from userrealtime.event e where e.user_id = open.user_id), l.head + 1, 1),
-           l.epoch,
+           coalesce(l.epoch, userrealtime.first_epoch(open.user_id)),
            userrealtime.channel(open.user_id)
     from (values (true)) as always left join userrealtime.log l on l.user_id = open.user_id
 $$;
 comment on function userrealtime.open is
-    'Where a log stands: the newest and the oldest number kept, the epoch (null before the first event), and the channel '
-    'to LISTEN on.';
+    'Where a log stands: the newest and the oldest number kept, the epoch, and the channel to LISTEN on. A log '
+    'that does not exist yet has the epoch that it is going to have.';
 
 -- Sequential scans and sorts are off: a plan that was made and kept while the tables were small would read all of them
 -- later. The primary key gives the order.
@@ -89,6 +89,9 @@ declare
     bytes int := 0;
 begin
     select l.epoch into events.epoch from userrealtime.log l where l.user_id = events.user_id;
+    if not found then
+        events.epoch := userrealtime.first_epoch(events.user_id);
+    end if;
     for events.id, events.event, events.at, events.data in
         select e.id, e.event, e.at::text, e.data::text
         from userrealtime.event e
