@@ -17,12 +17,14 @@ from testing.system import ROOT
 PAGE = ROOT / "examples" / "demo" / "page"
 KEPT = PAGE / "userrealtime"
 STAMP = KEPT / "sha256"
+MODULES = ("client", "decode", "index", "machine", "stream", "transports")
+"""The modules of the client itself. Others are for frameworks and servers."""
 
 
 def digest() -> str:
     """SHA-256 of what the client is built from, and of what the page has of it."""
-    settings = (SOURCE / name for name in ("package.json", "package-lock.json", "tsconfig.json"))
-    files = [*settings, *sorted((SOURCE / "src").glob("*.ts")), *sorted(KEPT.glob("*.js"))]
+    sources = (SOURCE / "src" / f"{name}.ts" for name in MODULES)
+    files = [SOURCE / "tsconfig.json", *sources, *sorted(KEPT.glob("*.js"))]
     parts = (f"{path.name}\0{path.read_text()}\0" for path in files)
     return hashlib.sha256("".join(parts).encode()).hexdigest()
 
@@ -33,8 +35,8 @@ def main() -> int:
         modules = install(Path(home)) / "node_modules" / "userrealtime" / "dist"
         shutil.rmtree(KEPT, ignore_errors=True)
         KEPT.mkdir()
-        for path in modules.glob("*.js"):
-            shutil.copyfile(path, KEPT / path.name)
+        for name in MODULES:
+            shutil.copyfile(modules / f"{name}.js", KEPT / f"{name}.js")
     STAMP.write_text(f"{digest()}\n")
     return 0
 

@@ -7,6 +7,7 @@ Python's tests call it; those in JavaScript and in a browser reach the same over
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 from collections.abc import AsyncIterator, Sequence
@@ -46,6 +47,7 @@ class Stage:
         self._variables = {"TOKEN_LEEWAY": "0", "ALLOWED_ORIGINS": "*", **variables}
         self._stack = AsyncExitStack()
         self._published = 0
+        self._turn = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
         async with self._connected("postgres") as connection:
@@ -56,6 +58,7 @@ class Stage:
         async with self._connected() as connection:
             # As the operator registers a user: the log has an epoch from the start.
             await connection.execute("insert into userrealtime.log (user_id) values ($1)", USER)
+            await connection.execute("create table applied (n int)")
         direct = await self._stack.enter_async_context(Link(self.server.port))
         self.relay = RelayProcess(self.database, direct, ["pass"], self._variables)
         self._stack.callback(self.relay.output.close)
@@ -68,7 +71,8 @@ class Stage:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._writer.terminate()
+        async with self._turn:
+            self._writer.terminate()
         await self.relay.stop(grace_s=0)
         await self._stack.aclose()
         async with self._connected("postgres") as connection:
@@ -84,15 +88,31 @@ class Stage:
 
     async def publish(self, count: int = 1) -> int:
         """Publish events, in one transaction; how many there were ever since, each with its number in its data."""
-        first, self._published = self._published + 1, self._published + count
-        await self._writer.execute(
-            "select userrealtime.publish($1, 'test.event', jsonb_build_object('n', n)) "
-            "from generate_series($2::int, $3::int) n",
-            USER,
-            first,
-            self._published,
-        )
-        return self._published
+        # A test may cancel this: what is counted is then published all the same.
+        return await asyncio.shield(self._publish(count))
+
+    async def _publish(self, count: int) -> int:
+        async with self._turn, self._writer.transaction():
+            first, self._published = self._published + 1, self._published + count
+            await self._writer.execute(
+                "insert into applied select n from generate_series($1::int, $2::int) n", first, self._published
+            )
+            await self._writer.execute(
+                "select userrealtime.publish($1, 'test.event', jsonb_build_object('n', n)) "
+                "from generate_series($2::int, $3::int) n",
+                USER,
+                first,
+                self._published,
+            )
+            return self._published
+
+    async def snapshot(self) -> dict[str, Any]:
+        """The state, which is the number of the last change, and its position in the log."""
+        async with self._connected() as connection:
+            row = await connection.fetchrow(
+                "select (select coalesce(max(n), 0) from applied) as state, userrealtime.position($1) as position", USER
+            )
+        return dict(row or {})
 
     async def publish_values(self, expressions: Sequence[str]) -> list[str]:
         """Publish the values of SQL expressions of JSON text, an event each. Returns the texts that jsonb gives."""
@@ -126,17 +146,19 @@ class Stage:
 
     async def forget(self) -> None:
         """Let go of all events but the newest."""
-        await self._writer.execute(
-            "delete from userrealtime.event e using userrealtime.log l "
-            "where e.user_id = $1 and l.user_id = e.user_id and e.id < l.head",
-            USER,
-        )
+        async with self._turn:
+            await self._writer.execute(
+                "delete from userrealtime.event e using userrealtime.log l "
+                "where e.user_id = $1 and l.user_id = e.user_id and e.id < l.head",
+                USER,
+            )
 
     async def replace(self) -> str:
         """Make it another log: a new epoch, as a restored database gets. Returns that."""
-        epoch = await self._writer.fetchval(
-            "update userrealtime.log set epoch = gen_random_uuid() where user_id = $1 returning epoch::text", USER
-        )
+        async with self._turn:
+            epoch = await self._writer.fetchval(
+                "update userrealtime.log set epoch = gen_random_uuid() where user_id = $1 returning epoch::text", USER
+            )
         return str(epoch)
 
     async def inbox(self) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from testing.clients.fixture import Stage
 from testing.local.postgres import LocalPostgres
 from testing.patience import PATIENCE_S
 from testing.relay.harness import token
-from userrealtime_client import Client, ClientError, Event, Options, Position, PublishError, Reset, State
+from userrealtime_client import Client, ClientError, Event, Loaded, Options, Position, PublishError, Reset, State
 from userrealtime_client import client as module
 from userrealtime_client.machine import Transport
 
@@ -49,7 +49,7 @@ async def until(client: Client, state: str) -> None:
             await asyncio.sleep(0.01)
 
 
-async def take(client: Client, count: int) -> list[Event | Reset]:
+async def take(client: Client, count: int) -> list[Event | Reset | Loaded]:
     async with asyncio.timeout(PATIENCE_S):
         return [await anext(client) for _ in range(count)]
 
@@ -112,6 +112,82 @@ async def test_whatever_breaks(stage: Stage, transport: Transport) -> None:
         await judge(stage, client)
     assert states.count("waiting") >= 3
     assert states[-1] == "closed"
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_a_state_and_its_events_join_without_a_gap_or_a_duplicate(stage: Stage, transport: Transport) -> None:
+    """The number of the last change goes up by one with each event, also across breaks and resets."""
+    failures = ["an error of the application"]
+    states: list[State] = []
+    loading = 0
+
+    async def load() -> tuple[int, str]:
+        nonlocal loading
+        if failures:
+            raise RuntimeError(failures.pop())
+        loading += 1
+        try:
+            snapshot = await stage.snapshot()
+            await asyncio.sleep(0.2)
+            return snapshot["state"], snapshot["position"]
+        finally:
+            loading -= 1
+
+    async with publishing(stage), connect(stage, transport, state=load, on_state=states.append) as client:
+        loaded: list[str | None] = []
+
+        async def follow(until: int) -> None:
+            nonlocal state
+            async with asyncio.timeout(PATIENCE_S):
+                while state < until:
+                    message = await anext(client)
+                    assert not loading
+                    if isinstance(message, Loaded):
+                        loaded.append(message.reset)
+                        state = message.state
+                        assert client.position == message.position
+                    else:
+                        assert isinstance(message, Event)
+                        state += 1
+                        assert message.data == {"n": state}
+
+        state = 0
+        await follow(await stage.publish())
+        await stage.replace()
+        await stage.restart()
+        await follow(await stage.publish() + 20)
+        await stage.refuse(True)
+        await stage.publish(3)
+        await stage.forget()
+        await stage.restart()  # it has the events in memory
+        await stage.refuse(False)
+        await follow(await stage.publish() + 20)
+    assert loaded[:2] == [None, "epoch"]
+    assert set(loaded[2:]) == {"too-old"}
+    assert "no state: an error of the application" in [each.reason for each in states]
+    assert [each.state for each in states][:3] == ["loading", "waiting", "loading"]
+
+
+async def test_a_state_without_a_position_of_the_database_is_reported(stage: Stage) -> None:
+    states: list[State] = []
+
+    async def load() -> tuple[None, str]:
+        return None, "head"
+
+    async with connect(stage, state=load, on_state=states.append) as client:
+        await until(client, "waiting")
+    assert (
+        states[1].reason == "no state: 'head' is not a position: return the text of userrealtime.position() unchanged"
+    )
+
+
+async def test_a_client_resumes_from_the_text_of_a_position(stage: Stage) -> None:
+    await stage.publish(2)
+    position = (await stage.snapshot())["position"]
+    await stage.publish(2)
+    async with connect(stage, position=position) as client:
+        assert str(client.position) == position
+        assert [message.id for message in await take(client, 2) if isinstance(message, Event)] == [3, 4]
 
 
 @pytest.mark.parametrize("transport", ["websocket", "sse"])  # a poll has 35 s to be answered: see the vectors

@@ -30,6 +30,10 @@ def tell(machine: Machine, now: float, step: dict[str, Any]) -> None:
             machine.start(now)
         case {"token": {"token": token, "goodFor": good_for}}:
             machine.token(now, token, good_for)
+        case {"loaded": {"load": load, "position": position}}:
+            machine.loaded(now, load, position)
+        case {"notLoaded": {"load": load, "reason": reason}}:
+            machine.not_loaded(now, load, reason)
         case {"noToken": reason}:
             machine.no_token(now, reason)
         case {"message": message}:
@@ -69,7 +73,12 @@ def shown(action: Action) -> dict[str, Any]:
 @pytest.mark.parametrize("case", VECTORS["cases"], ids=lambda case: case["name"])
 def test_vector(case: dict[str, Any]) -> None:
     position = Position(**case["position"]) if "position" in case else None
-    machine = Machine(options(case.get("limits", {})), random=lambda: case.get("random", 0.5), position=position)
+    machine = Machine(
+        options(case.get("limits", {})),
+        random=lambda: case.get("random", 0.5),
+        position=position,
+        stateful=case.get("state", False),
+    )
     for step in VECTORS["preludes"].get(case.get("after"), []) + case["steps"]:
         tell(machine, step["at"], step)
         did = [shown(action) for action in machine.take()]

@@ -3,6 +3,7 @@
 import {
   DEFAULTS,
   Machine,
+  parsePosition,
   type Action,
   type ErrorCode,
   type Limits,
@@ -27,7 +28,23 @@ const EARLY = 5;
 /** By how much the clock must run ahead of the time that this program saw, for the machine to have slept. */
 const JUMP = 10_000;
 
-export interface Options {
+/** A state and its position in the log, as `userrealtime.position` returned it in the same snapshot. */
+export interface Snapshot<AppState> {
+  state: AppState;
+  position: string;
+}
+
+/** The state of the application. It replaces all earlier messages; events follow. */
+export interface Loaded<AppState> {
+  type: "loaded";
+  state: AppState;
+  /** The state has the changes of all events up to this one, and may have later ones. */
+  position: Position;
+  /** Why the state was loaded again: the reason of a `Reset`; null the first time. */
+  reset: string | null;
+}
+
+export interface Options<AppState = never> {
   /** The user's URL, as `status.url` of the UserRealtime has it. */
   url: string;
   /**
@@ -35,8 +52,14 @@ export interface Options {
    * refused.
    */
   token: string | (() => string | Promise<string>);
-  /** Go on after this event; by default at the log's head. */
-  position?: Position | null;
+  /** Go on after this event; by default at the log's head. A text is one of `userrealtime.position`. */
+  position?: Position | string | null;
+  /**
+   * Returns the state of the application and its position. It is called before the client connects, unless there is a
+   * `position`, and after each reset: `loaded` takes the place of `reset`. `signal` is aborted when the result is no
+   * longer wanted.
+   */
+  state?: (context: { signal: AbortSignal }) => Promise<Snapshot<AppState>>;
   /** False for a client that only publishes: events are not kept for it to take. */
   receive?: boolean;
   /** A WebSocket class, where there is no global one (node before 22); without any, SSE is the first transport. */
@@ -51,7 +74,7 @@ export interface Options {
 }
 
 export interface State {
-  /** `waiting` is to connect again; `paused`, until events are taken. */
+  /** `loading` is for the application's state; `waiting`, to try again; `paused`, until events are taken. */
   state: StateName;
   /** What carries the connection, or is tried. */
   transport: Transport;
@@ -61,8 +84,9 @@ export interface State {
   error: ClientError | null;
 }
 
-export interface Listeners {
+export interface Listeners<AppState = never> {
   event: (event: UserEvent) => void;
+  loaded: (loaded: Loaded<AppState>) => void;
   reset: (reset: Reset) => void;
   state: (state: State) => void;
 }
@@ -92,9 +116,12 @@ interface Promised {
   reject: (error: Error) => void;
 }
 
+/** What a client delivers. */
+export type Delivered<AppState = never> = UserEvent | Reset | ([AppState] extends [never] ? never : Loaded<AppState>);
+
 /** What was handed out, and the epoch of its log. */
-interface Handed {
-  message: UserEvent | Reset;
+interface Handed<AppState> {
+  message: UserEvent | Reset | Loaded<AppState>;
   epoch: string | null;
 }
 
@@ -103,17 +130,17 @@ interface Handed {
  * `for await (const message of client)`, which gives both. It connects by itself, as soon as the script that made it
  * has come to its end.
  */
-export class UserRealtime implements AsyncIterable<UserEvent | Reset> {
+export class UserRealtime<AppState = never> implements AsyncIterable<Delivered<AppState>> {
   readonly #base: string;
-  readonly #options: Options;
+  readonly #options: Options<AppState>;
   readonly #fetch: typeof globalThis.fetch;
   readonly #WebSocket: transports.WebSocketClass | undefined;
   readonly #machine: Machine;
-  readonly #listeners = { event: new Set(), reset: new Set(), state: new Set() } as {
-    [Name in keyof Listeners]: Set<Listeners[Name]>;
+  readonly #listeners = { event: new Set(), loaded: new Set(), reset: new Set(), state: new Set() } as {
+    [Name in keyof Listeners<AppState>]: Set<Listeners<AppState>[Name]>;
   };
   readonly #published = new Map<string, Promised>();
-  #buffer: Handed[] = [];
+  #buffer: Handed<AppState>[] = [];
   #takers: (() => void)[] = [];
   #position: Position | null;
   #state: State;
@@ -121,12 +148,14 @@ export class UserRealtime implements AsyncIterable<UserEvent | Reset> {
   #posting: transports.Connection | null = null;
   #ear: symbol | null = null;
   #asking: symbol | null = null;
+  #loading: AbortController | null = null;
+  #result: AppState | undefined;
   #settling = false;
   #closing = false;
   #timer: ReturnType<typeof setTimeout> | undefined;
   #stopWatching: () => void = () => {};
 
-  constructor(options: Options) {
+  constructor(options: Options<AppState>) {
     this.#base = transports.baseOf(options.url);
     this.#options = options;
     this.#fetch = options.fetch ?? globalThis.fetch.bind(globalThis);
@@ -137,9 +166,10 @@ export class UserRealtime implements AsyncIterable<UserEvent | Reset> {
     }
     const [transport] = limits.transports;
     if (transport === undefined) throw new TypeError("there is no transport: give a WebSocket class, or others");
-    this.#position = options.position ?? null;
+    const { position = null, state } = options;
+    this.#position = typeof position === "string" ? parsePosition(position) : position;
     this.#state = { state: "connecting", transport, reason: "", error: null };
-    this.#machine = new Machine(limits, Math.random, this.#position);
+    this.#machine = new Machine(limits, Math.random, this.#position, state !== undefined);
     queueMicrotask(() => {
       if (this.#closing) return;
       this.#stopWatching = this.#watch();
@@ -170,9 +200,9 @@ export class UserRealtime implements AsyncIterable<UserEvent | Reset> {
   }
 
   /** Listen, until the function that this returns is called. */
-  on<Name extends keyof Listeners>(name: Name, listener: Listeners[Name]): () => void {
+  on<Name extends keyof Listeners>(name: Name, listener: Listeners<AppState>[Name]): () => void {
     this.#listeners[name].add(listener);
-    if (name === "event") queueMicrotask(() => this.#deliver());
+    if (name === "event" || name === "loaded") queueMicrotask(() => this.#deliver());
     return () => void this.#listeners[name].delete(listener);
   }
 
@@ -205,7 +235,7 @@ export class UserRealtime implements AsyncIterable<UserEvent | Reset> {
   }
 
   /** Messages, in order. Ends when the client is closed; throws a ClientError if it has ended otherwise. */
-  async *[Symbol.asyncIterator](): AsyncGenerator<UserEvent | Reset, void, void> {
+  async *[Symbol.asyncIterator](): AsyncGenerator<Delivered<AppState>, void, void> {
     for (;;) {
       const handed = this.#buffer.shift();
       if (handed !== undefined) {
@@ -214,7 +244,7 @@ export class UserRealtime implements AsyncIterable<UserEvent | Reset> {
           this.#settle();
         }
         this.#take(handed);
-        yield handed.message;
+        yield handed.message as Delivered<AppState>;
       } else if (this.state === "closed") {
         if (this.error !== null) throw this.error;
         return;
@@ -250,6 +280,17 @@ export class UserRealtime implements AsyncIterable<UserEvent | Reset> {
 
   #carryOut(action: Action): void {
     switch (action.do) {
+      case "load":
+        this.#buffer = [];
+        void this.#load(action.load);
+        break;
+      case "loaded": {
+        const { cursor: id, epoch, reset } = action;
+        const state = this.#result as AppState;
+        this.#result = undefined;
+        this.#hand({ message: { type: "loaded", state, position: { id, epoch }, reset }, epoch });
+        break;
+      }
       case "token":
         void this.#askToken();
         break;
@@ -301,6 +342,28 @@ export class UserRealtime implements AsyncIterable<UserEvent | Reset> {
     this.#settle();
   }
 
+  async #load(load: number): Promise<void> {
+    this.#loading?.abort();
+    const { signal } = (this.#loading = new AbortController());
+    let tell: () => void;
+    try {
+      const found = await this.#options.state?.({ signal });
+      if (typeof found?.position !== "string") {
+        throw new TypeError("`state` must return {state, position}, with the text of userrealtime.position()");
+      }
+      tell = () => {
+        this.#result = found.state;
+        this.#machine.loaded(performance.now(), load, found.position);
+      };
+    } catch (error) {
+      const reason = error instanceof Error ? error.message : String(error);
+      tell = () => this.#machine.notLoaded(performance.now(), load, reason);
+    }
+    if (signal.aborted) return; // the state was asked for again, or is no longer wanted
+    tell();
+    this.#settle();
+  }
+
   #open(opening: Open): void {
     const ear = (this.#ear = Symbol("ear"));
     const whileCurrent = (tell: (now: number) => void) => {
@@ -345,12 +408,12 @@ export class UserRealtime implements AsyncIterable<UserEvent | Reset> {
     });
   }
 
-  #hand(handed: Handed): void {
+  #hand(handed: Handed<AppState>): void {
     if (handed.message.type === "event" && handed.message.data instanceof Unparsed) {
       const { text, error } = handed.message.data;
       handed = { ...handed, message: { ...handed.message, data: null, error, text } };
     }
-    if (this.#options.receive === false && this.#listeners.event.size === 0) {
+    if (this.#options.receive === false && !this.#listens()) {
       this.#take(handed);
       return;
     }
@@ -362,11 +425,12 @@ export class UserRealtime implements AsyncIterable<UserEvent | Reset> {
 
   /** Give what waits to the listeners, if there are any. */
   #deliver(): void {
-    while (this.#listeners.event.size > 0 && !this.#closing) {
+    while (this.#listens() && !this.#closing) {
       const handed = this.#buffer.shift();
       if (handed === undefined) break;
       this.#take(handed);
       if (handed.message.type === "event") this.#emit("event", handed.message);
+      else if (handed.message.type === "loaded") this.#emit("loaded", handed.message);
       else this.#emit("reset", handed.message);
     }
     if (this.state === "paused" && this.#buffer.length <= BUFFER / 2) {
@@ -375,8 +439,13 @@ export class UserRealtime implements AsyncIterable<UserEvent | Reset> {
     }
   }
 
-  #take({ message, epoch }: Handed): void {
-    this.#position = { id: message.type === "event" ? message.id : message.cursor, epoch };
+  #listens(): boolean {
+    return this.#listeners.event.size + this.#listeners.loaded.size > 0;
+  }
+
+  #take({ message, epoch }: Handed<AppState>): void {
+    if (message.type === "loaded") this.#position = message.position;
+    else this.#position = { id: message.type === "event" ? message.id : message.cursor, epoch };
   }
 
   #wake(): void {
@@ -389,6 +458,7 @@ export class UserRealtime implements AsyncIterable<UserEvent | Reset> {
     this.#state = { state, transport, reason, error: error === null ? null : new ClientError(error, reason) };
     if (state === "connected") this.#position ??= this.#machine.position;
     if (state === "closed") this.#stopWatching();
+    if (state !== "loading") this.#loading?.abort(); // without an effect on a run that has ended
     if (state !== "connected") {
       this.#posting?.drop(); // whose answer would not be heard
       this.#posting = null;
@@ -397,7 +467,7 @@ export class UserRealtime implements AsyncIterable<UserEvent | Reset> {
     this.#emit("state", this.#state);
   }
 
-  #emit<Name extends keyof Listeners>(name: Name, value: Parameters<Listeners[Name]>[0]): void {
+  #emit<Name extends keyof Listeners>(name: Name, value: Parameters<Listeners<AppState>[Name]>[0]): void {
     for (const listener of [...this.#listeners[name]] as ((value: unknown) => void)[]) {
       try {
         listener(value);

@@ -9,13 +9,15 @@
  *                      ^                 |                       |
  *                      '---- waiting <---+-----------------------'   paused: dropped until `resume`; closed: for good
  *
+ * With a state, `loading` comes before `token`: at first, and after each `reset`.
+ *
  * All times are milliseconds: `now` is of any clock that only goes forward.
  */
 
 /** A JSON object, as it is on the wire. */
 export type Message = Record<string, unknown>;
 export type Transport = "websocket" | "sse" | "poll";
-export type StateName = "connecting" | "connected" | "waiting" | "paused" | "closed";
+export type StateName = "loading" | "connecting" | "connected" | "waiting" | "paused" | "closed";
 
 /** An event of the user's log. */
 export interface UserEvent<Data = unknown> {
@@ -44,6 +46,17 @@ export interface Reset {
 export interface Position {
   id: number;
   epoch: string | null;
+}
+
+/** The position that `userrealtime.position` in the database has returned. Throws if the text is none. */
+export function parsePosition(text: string): Position {
+  const [, id, epoch] = /^([0-9]{1,16})(?::(.*))?$/s.exec(text) ?? [];
+  if (id === undefined || !Number.isSafeInteger(Number(id))) {
+    throw new TypeError(
+      `${JSON.stringify(text).slice(0, 60)} is not a position: return the text of userrealtime.position() unchanged`,
+    );
+  }
+  return { id: Number(id), epoch: epoch === undefined || epoch === "" ? null : epoch };
 }
 
 /** How long a client waits for what, in milliseconds, and how much it takes. */
@@ -101,6 +114,13 @@ export interface StateChange {
 export type ErrorCode = "unauthorized" | "refused";
 
 export type Action =
+  /**
+   * Run the application's function for its state; the answer is `loaded` or `notLoaded`, with the same number. Whatever
+   * the application has not taken yet is obsolete: discard it, and the result of any earlier run.
+   */
+  | { do: "load"; load: number }
+  /** Deliver the state that this run has returned. `reset` is the reason of the reset that made it necessary. */
+  | { do: "loaded"; load: number; cursor: number; epoch: string | null; reset: string | null }
   /** Ask the application for a token; the answer is `token` or `noToken`. */
   | { do: "token" }
   | Open
@@ -125,6 +145,7 @@ const STABLE = 5_000;
 /** How long a fallback must have lasted for the next attempt to be by the first transport again. */
 const RETURN = 60_000;
 const TOKEN_TIMEOUT = 30_000;
+const LOAD_TIMEOUT = 30_000;
 /** How long before its end a token is renewed, at most; else a quarter of what is left. */
 const RENEW_LEAD = 60_000;
 const RENEW_LEAST = 2_000;
@@ -175,7 +196,7 @@ interface Publication {
   sent: boolean;
 }
 
-type Phase = "new" | "token" | "opening" | "connected" | "waiting" | "paused" | "closed";
+type Phase = "new" | "loading" | "token" | "opening" | "connected" | "waiting" | "paused" | "closed";
 
 /** A bucket that fills with time: what may be sent, and when the next may. */
 class Allowance {
@@ -196,7 +217,10 @@ class Allowance {
   }
 }
 
-/** One client. `random` gives numbers from 0 to 1, 1 excluded. */
+/**
+ * One client. `random` gives numbers from 0 to 1, 1 excluded. `stateful`: the application has a function that returns its
+ * state (docs/protocol.md, "State").
+ */
 export class Machine {
   readonly #limits: Limits;
   readonly #random: () => number;
@@ -206,6 +230,10 @@ export class Machine {
   #place = 0; // of the transport among those there are
   #cursor: number | null;
   #epoch: string | null;
+  readonly #stateful: boolean;
+  #stale: boolean; // the state is to be loaded before anything else
+  #resetReason: string | null = null;
+  #load = 0; // the number of the last run
   #token: string | null = null;
   #goodUntil: number | null = null;
   #renewing = false; // the application was asked for the next token
@@ -223,11 +251,13 @@ export class Machine {
   #posting: string | null = null;
   readonly #allowance: Allowance;
 
-  constructor(limits: Limits, random: () => number, position: Position | null = null) {
+  constructor(limits: Limits, random: () => number, position: Position | null = null, stateful = false) {
     this.#limits = limits;
     this.#random = random;
     this.#cursor = position?.id ?? null;
     this.#epoch = position?.epoch ?? null;
+    this.#stateful = stateful;
+    this.#stale = stateful && position === null;
     this.#allowance = new Allowance(limits.messagesPerSecond);
   }
 
@@ -294,7 +324,7 @@ export class Machine {
   /** The network may be back, or the machine has slept: find out at once whether there is a connection. */
   probe(now: number): void {
     this.#offline = false;
-    if (this.#phase === "waiting") {
+    if (this.#phase === "waiting" || this.#phase === "loading") {
       this.#timers.clear();
       this.#connect(now);
     } else if (this.#phase === "connected" && this.#transport === "websocket") {
@@ -318,6 +348,30 @@ export class Machine {
   }
 
   // --- what happened
+
+  /** Run number `load` of the application's function has returned a state, read at this position. */
+  loaded(now: number, load: number, position: string): void {
+    if (this.#phase !== "loading" || load !== this.#load) return;
+    let parsed: Position;
+    try {
+      parsed = parsePosition(position);
+    } catch (error) {
+      this.notLoaded(now, load, (error as Error).message);
+      return;
+    }
+    this.#timers.delete("load");
+    this.#cursor = parsed.id;
+    this.#epoch = parsed.epoch;
+    this.#actions.push({ do: "loaded", load, cursor: parsed.id, epoch: parsed.epoch, reset: this.#resetReason });
+    this.#stale = false;
+    this.#resetReason = null;
+    this.#connect(now);
+  }
+
+  /** Run number `load` of the application's function has failed. */
+  notLoaded(now: number, load: number, reason: string): void {
+    if (this.#phase === "loading" && load === this.#load) this.#retry(now, `no state: ${reason}`);
+  }
 
   /** The application gave a token, good for so many milliseconds, as far as can be told. */
   token(now: number, token: string, goodFor: number | null): void {
@@ -374,7 +428,7 @@ export class Machine {
         this.#event(now, message as unknown as UserEvent);
         break;
       case "reset":
-        this.#reset(message as unknown as Reset);
+        this.#reset(now, message as unknown as Reset);
         break;
       case "ack":
         this.#published(message.ref as string, message.id as number);
@@ -409,7 +463,7 @@ export class Machine {
     const reason = (answer.reset as string | undefined) ?? null;
     // `connected` says where a client begins; what an answer says, when nothing is new to it, is the same.
     this.#greet(now, this.#cursor ?? cursor, reason === null ? epoch : null);
-    if (reason !== null) this.#reset({ type: "reset", reason, cursor, epoch });
+    if (reason !== null) this.#reset(now, { type: "reset", reason, cursor, epoch });
     for (const event of events) this.#event(now, event);
     if (this.#is("connected")) {
       const idle = reason === null && events.length === 0;
@@ -490,6 +544,9 @@ export class Machine {
         case "retry":
           this.#connect(now);
           break;
+        case "load":
+          this.notLoaded(now, this.#load, "the application did not answer");
+          break;
         case "token":
           this.noToken(now, "the application did not answer");
           break;
@@ -542,6 +599,14 @@ export class Machine {
   }
 
   #connect(now: number): void {
+    if (this.#stale) {
+      this.#phase = "loading";
+      this.#load += 1;
+      this.#timers.set("load", now + LOAD_TIMEOUT);
+      this.#state("loading");
+      this.#actions.push({ do: "load", load: this.#load });
+      return;
+    }
     this.#phase = "token";
     this.#state("connecting");
     if (this.#token === null || (this.#goodUntil !== null && this.#goodUntil <= now)) {
@@ -670,9 +735,17 @@ export class Machine {
     }
   }
 
-  #reset(message: Reset): void {
+  #reset(now: number, message: Reset): void {
     this.#cursor = message.cursor;
     this.#epoch = message.epoch;
+    if (this.#stateful) {
+      // After a random delay like any other reconnection: a restored database resets all clients at once.
+      this.#stale = true;
+      this.#resetReason = message.reason;
+      this.#actions.push({ do: "drop" });
+      this.#retry(now, `reset: ${message.reason}`);
+      return;
+    }
     this.#actions.push({ do: "hand", message, epoch: this.#epoch });
   }
 

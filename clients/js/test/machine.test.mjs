@@ -11,6 +11,8 @@ const VECTORS = JSON.parse(readFileSync(new URL("../../../protocol/vectors/clien
 function tell(machine, { at, ...step }) {
   if ("start" in step) machine.start(at);
   else if ("token" in step) machine.token(at, step.token.token, step.token.goodFor);
+  else if ("loaded" in step) machine.loaded(at, step.loaded.load, step.loaded.position);
+  else if ("notLoaded" in step) machine.notLoaded(at, step.notLoaded.load, step.notLoaded.reason);
   else if ("noToken" in step) machine.noToken(at, step.noToken);
   else if ("message" in step) machine.message(at, step.message);
   else if ("answer" in step) machine.answered(at, step.answer);
@@ -36,7 +38,7 @@ function tell(machine, { at, ...step }) {
 for (const vector of VECTORS.cases) {
   test(vector.name, () => {
     const random = () => vector.random ?? 0.5;
-    const machine = new Machine({ ...DEFAULTS, ...vector.limits }, random, vector.position ?? null);
+    const machine = new Machine({ ...DEFAULTS, ...vector.limits }, random, vector.position ?? null, vector.state ?? false);
     for (const step of [...(VECTORS.preludes[vector.after] ?? []), ...vector.steps]) {
       tell(machine, step);
       const did = machine.take();

@@ -8,10 +8,13 @@
                 case Reset():
                     ...  # fetch the state anew
 
+With `state=load`, a function that returns the application's state and the text of `userrealtime.position(user_id)`, the
+client delivers `Loaded` in place of `Reset`, and as its first message.
+
 docs/clients.md has the rest.
 """
 
-from .client import Client, ClientError, Event, PublishError, Reset
+from .client import Client, ClientError, Event, Loaded, PublishError, Reset
 from .machine import Options, Position, State
 
-__all__ = ["Client", "ClientError", "Event", "Options", "Position", "PublishError", "Reset", "State"]
+__all__ = ["Client", "ClientError", "Event", "Loaded", "Options", "Position", "PublishError", "Reset", "State"]

@@ -24,6 +24,7 @@ from .machine import (
     Drop,
     Failed,
     Hand,
+    Load,
     Machine,
     Message,
     Open,
@@ -37,6 +38,7 @@ from .machine import (
     Token,
     Transport,
 )
+from .machine import Loaded as LoadedAction
 
 NOTHING: Final[Message] = {}
 BUFFER: Final = 1000
@@ -71,6 +73,21 @@ class Reset:
     epoch: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The state of the application, by its function `state`. It replaces all earlier messages; events follow."""
+
+    state: Any
+    position: Position
+    """The state has the changes of all events up to this one, and may have later ones."""
+    reset: str | None
+    """Why the state was loaded again: the reason of a `Reset`; None the first time."""
+
+
+LoadState = Callable[[], Awaitable[tuple[Any, str]]]
+"""Returns the state and the text that `userrealtime.position` returned in the same snapshot."""
+
+
 class ClientError(Exception):
     """The client has ended for good. `code` is "unauthorized" or "refused"."""
 
@@ -97,13 +114,18 @@ def _tls() -> ssl.SSLContext:
 
 
 class Client:
-    """One user's events: an async context manager, and an iterator of `Event` and `Reset` while inside.
+    """One user's events: an async context manager, and an iterator of messages while inside.
+
+    The messages are `Event` and `Reset`; with `state`, they are `Loaded` and `Event`.
 
     Args:
         url: the user's, as `status.url` of the UserRealtime has it.
         token: a token, or what gives one: it is called for the first, for the next before that ends, and for another
             if one is refused.
-        position: go on after this event; by default at the log's head.
+        position: go on after this event; by default at the log's head. A text is one of `userrealtime.position`.
+        state: returns the state of the application and its position. It is called before the client connects, unless
+            there is a `position`, and after each reset; the first message, and the one that replaces a `Reset`, is
+            then `Loaded`.
         receive: False for a client that only publishes: events are not kept for it to take.
         on_state: called when the state changes.
         session: to be used for all requests, for a proxy or certificates of one's own; it is not closed.
@@ -117,7 +139,8 @@ class Client:
         url: str,
         *,
         token: str | Callable[[], Awaitable[str]],
-        position: Position | None = None,
+        position: Position | str | None = None,
+        state: LoadState | None = None,
         receive: bool = True,
         on_state: Callable[[State], None] | None = None,
         session: aiohttp.ClientSession | None = None,
@@ -130,15 +153,22 @@ class Client:
         self._on_state = on_state
         self._given_session = session
         self._parse = parse
-        self._machine = Machine(options or Options(), random=random.random, position=position)
+        if isinstance(position, str):
+            position = Position.parse(position)
+        self._load_state = state
+        self._machine = Machine(
+            options or Options(), random=random.random, position=position, stateful=state is not None
+        )
         self._position = position
         self._state: State | None = None
-        self._buffer: deque[Hand] = deque()
+        self._buffer: deque[Hand | Loaded] = deque()
         self._news = asyncio.Event()
         self._published: dict[str, asyncio.Future[int]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._connection: set[asyncio.Task[None]] = set()  # those of `_tasks` that `Drop` ends
         self._asking: asyncio.Task[None] | None = None
+        self._loading: asyncio.Task[None] | None = None
+        self._loaded_state: Any = None
         self._ear: _Ear | None = None
         self._outgoing: asyncio.Queue[Message] = asyncio.Queue()
         self._running: asyncio.AbstractEventLoop | None = None
@@ -149,7 +179,11 @@ class Client:
 
     @property
     def state(self) -> StateName:
-        """`connecting`, `connected`, `waiting` (to connect again), `paused` (until events are taken), or `closed`."""
+        """What the client does.
+
+        `loading` (the state), `connecting`, `connected`, `waiting` (to try again), `paused` (until events are taken),
+        or `closed`.
+        """
         return "connecting" if self._state is None else self._state.state
 
     @property
@@ -219,7 +253,7 @@ class Client:
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> Event | Reset:
+    async def __anext__(self) -> Event | Reset | Loaded:
         """The next message.
 
         Raises:
@@ -280,6 +314,14 @@ class Client:
 
     def _carry_out(self, action: Action) -> None:
         match action:
+            case Load(load):
+                self._buffer.clear()
+                if self._loading is not None:
+                    self._loading.cancel()
+                self._loading = self._spawn(self._run_state(load))
+            case LoadedAction():
+                self._deliver(Loaded(self._loaded_state, Position(action.cursor, action.epoch), action.reset))
+                self._loaded_state = None
             case Token():
                 if self._asking is not None:
                     self._asking.cancel()
@@ -293,7 +335,7 @@ class Client:
             case Drop():
                 self._drop()
             case Hand():
-                self._hand(action)
+                self._deliver(action)
             case State():
                 self._change(action)
             case Published(ref, number):
@@ -326,6 +368,20 @@ class Client:
             self._machine.token(self._now(), token, _life(token))
         self._settle()
 
+    async def _run_state(self, load: int) -> None:
+        try:
+            if self._load_state is None:
+                raise TypeError("there is no function `state`")
+            state, position = await self._load_state()
+            if not isinstance(position, str):
+                raise TypeError("`state` must return the state and the text of userrealtime.position()")
+        except Exception as error:  # noqa: BLE001 (the application's own)
+            self._machine.not_loaded(self._now(), load, str(error) or type(error).__name__)
+        else:
+            self._loaded_state = state
+            self._machine.loaded(self._now(), load, position)
+        self._settle()
+
     def _open(self, action: Open) -> None:
         self._ear = ear = _Ear(self)
         if action.transport == "websocket":
@@ -347,16 +403,19 @@ class Client:
         for task in list(self._connection):
             task.cancel()
 
-    def _hand(self, action: Hand) -> None:
+    def _deliver(self, message: Hand | Loaded) -> None:
         if not self._receive:
-            self._took(action)
+            self._took(message)
             return
-        self._buffer.append(action)
+        self._buffer.append(message)
         self._news.set()
         if len(self._buffer) >= BUFFER:
             self._machine.pause()
 
-    def _took(self, action: Hand) -> Event | Reset:
+    def _took(self, action: Hand | Loaded) -> Event | Reset | Loaded:
+        if isinstance(action, Loaded):
+            self._position = action.position
+            return action
         message = action.message
         if message["type"] == "reset":
             self._position = Position(message["cursor"], action.epoch)

@@ -7,6 +7,8 @@ machine in TypeScript is clients/js/src/machine.ts; protocol/vectors/client.json
                      ^                 |                       |
                      '---- waiting <---+-----------------------'      paused: dropped until `resume`; closed: for good
 
+With a state, `loading` comes before `token`: at first, and after each `reset`.
+
 All times are milliseconds: `now` is of any clock that only goes forward.
 """
 
@@ -23,7 +25,7 @@ from typing import Any, Final, Literal, NamedTuple
 Message = dict[str, Any]
 """A JSON object, as it is on the wire."""
 Transport = Literal["websocket", "sse", "poll"]
-StateName = Literal["connecting", "connected", "waiting", "paused", "closed"]
+StateName = Literal["loading", "connecting", "connected", "waiting", "paused", "closed"]
 
 ATTEMPTS: Final = 3
 """Times in a row that a transport may fail to connect, before the next one is tried."""
@@ -32,6 +34,7 @@ STABLE: Final = 5_000
 RETURN: Final = 60_000
 """How long a fallback must have lasted for the next attempt to be by the first transport again."""
 TOKEN_TIMEOUT: Final = 30_000
+LOAD_TIMEOUT: Final = 30_000
 RENEW_LEAD: Final = 60_000
 """How long before its end a token is renewed, at most; else a quarter of what is left."""
 RENEW_LEAST: Final = 2_000
@@ -47,6 +50,7 @@ TRY_LATER: Final = (10_000, 20_000)
 RETRY_AFTER_MOST: Final = 300_000
 """A longer wait is not believed: it is some proxy's."""
 LONGEST_NAME: Final = 253
+GREATEST_ID: Final = 2**53 - 1
 FIRST_REFUSALS: Final = 2
 """Refused tokens in a row that end the client: one may have been old, two are wrong."""
 
@@ -100,6 +104,43 @@ class Position(NamedTuple):
 
     id: int
     epoch: str | None
+
+    @classmethod
+    def parse(cls, text: str) -> Position:
+        """The position that `userrealtime.position` in the database has returned.
+
+        Raises:
+            ValueError: the text is not a position.
+        """
+        number, _, epoch = text.partition(":")
+        if not re.fullmatch(r"[0-9]{1,16}", number) or int(number) > GREATEST_ID:
+            raise ValueError(f"{text[:60]!r} is not a position: return the text of userrealtime.position() unchanged")
+        return cls(int(number), epoch or None)
+
+    def __str__(self) -> str:
+        """The text that `parse` and every transport of the relay accept."""
+        return str(self.id) if self.epoch is None else f"{self.id}:{self.epoch}"
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Run the application's function for its state; the answer is `loaded` or `not_loaded`, with the same number.
+
+    Whatever the application has not taken yet is obsolete: discard it, and the result of any earlier run.
+    """
+
+    load: int
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Deliver the state that this run has returned, read at this position of the log."""
+
+    load: int
+    cursor: int
+    epoch: str | None
+    reset: str | None
+    """The reason of the `reset` that made it necessary; None for the first state."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +218,7 @@ class Failed:
     message: str
 
 
-Action = Token | Open | Send | Post | Drop | Hand | State | Published | Failed
+Action = Load | Loaded | Token | Open | Send | Post | Drop | Hand | State | Published | Failed
 
 
 @dataclass(slots=True)
@@ -189,6 +230,7 @@ class _Publication:
 
 class _Phase(enum.Enum):
     NEW = enum.auto()
+    LOADING = enum.auto()
     TOKEN = enum.auto()
     OPENING = enum.auto()
     CONNECTED = enum.auto()
@@ -219,7 +261,11 @@ class _Allowance:
 
 
 class Machine:
-    """One client. `random` gives numbers from 0 to 1, 1 excluded."""
+    """One client. `random` gives numbers from 0 to 1, 1 excluded.
+
+    Args:
+        stateful: whether the application has a function that returns its state: docs/protocol.md, "State".
+    """
 
     def __init__(
         self,
@@ -227,6 +273,7 @@ class Machine:
         *,
         random: Callable[[], float],
         position: Position | None = None,
+        stateful: bool = False,
     ) -> None:
         self._options = options
         self._random = random
@@ -236,6 +283,10 @@ class Machine:
         self._place = 0  # of the transport among those there are
         self._cursor = None if position is None else position.id
         self._epoch = None if position is None else position.epoch
+        self._stateful = stateful
+        self._stale = stateful and position is None  # the state is to be loaded before anything else
+        self._reset_reason: str | None = None
+        self._load = 0  # the number of the last run
         self._token: str | None = None
         self._good_until: float | None = None
         self._renewing = False  # the application was asked for the next token
@@ -321,7 +372,7 @@ class Machine:
     def probe(self, now: float) -> None:
         """The network may be back, or the machine has slept: find out at once whether there is a connection."""
         self._offline = False
-        if self._phase is _Phase.WAITING:
+        if self._phase in (_Phase.WAITING, _Phase.LOADING):
             self._timers.clear()
             self._connect(now)
         elif self._phase is _Phase.CONNECTED and self._transport == "websocket":
@@ -341,6 +392,25 @@ class Machine:
             self._end("", None)
 
     # --- what happened
+
+    def loaded(self, now: float, load: int, position: str) -> None:
+        """Run number `load` of the application's function has returned a state, read at this position."""
+        if self._phase is not _Phase.LOADING or load != self._load:
+            return
+        try:
+            self._cursor, self._epoch = Position.parse(position)
+        except ValueError as error:
+            self.not_loaded(now, load, str(error))
+            return
+        self._timers.pop("load", None)
+        self._actions.append(Loaded(load, self._cursor, self._epoch, self._reset_reason))
+        self._stale, self._reset_reason = False, None
+        self._connect(now)
+
+    def not_loaded(self, now: float, load: int, reason: str) -> None:
+        """Run number `load` of the application's function has failed."""
+        if self._phase is _Phase.LOADING and load == self._load:
+            self._retry(now, f"no state: {reason}")
 
     def token(self, now: float, token: str, good_for: float | None) -> None:
         """The application gave a token, good for so many milliseconds, as far as can be told."""
@@ -388,7 +458,7 @@ class Machine:
             case "event":
                 self._event(now, message)
             case "reset":
-                self._reset(message)
+                self._reset(now, message)
             case "ack":
                 self._published(message["ref"], message["id"])
             case "error":
@@ -415,7 +485,7 @@ class Machine:
         begin = cursor if self._cursor is None else self._cursor
         self._greet(now, {"cursor": begin, "epoch": epoch if reason is None else None})
         if reason is not None:
-            self._reset({"type": "reset", "reason": reason, "cursor": cursor, "epoch": epoch})
+            self._reset(now, {"type": "reset", "reason": reason, "cursor": cursor, "epoch": epoch})
         for event in answer["events"]:
             self._event(now, event)
         if self._phase is _Phase.CONNECTED:
@@ -493,6 +563,8 @@ class Machine:
             match name:
                 case "retry":
                     self._connect(now)
+                case "load":
+                    self.not_loaded(now, self._load, "the application did not answer")
                 case "token":
                     self.no_token(now, "the application did not answer")
                 case "open":
@@ -527,6 +599,13 @@ class Machine:
         self._actions.append(State(state, self._transport, reason, error))
 
     def _connect(self, now: float) -> None:
+        if self._stale:
+            self._phase = _Phase.LOADING
+            self._load += 1
+            self._timers["load"] = now + LOAD_TIMEOUT
+            self._state("loading")
+            self._actions.append(Load(self._load))
+            return
         self._phase = _Phase.TOKEN
         self._state("connecting")
         if self._token is None or (self._good_until is not None and self._good_until <= now):
@@ -638,9 +717,15 @@ class Machine:
             self._cursor = event["id"]
             self._actions.append(Hand(event, self._epoch))
 
-    def _reset(self, message: Message) -> None:
+    def _reset(self, now: float, message: Message) -> None:
         self._cursor, self._epoch = message["cursor"], message["epoch"]
-        self._actions.append(Hand(message, self._epoch))
+        if self._stateful:
+            # After a random delay like any other reconnection: a restored database resets all clients at once.
+            self._stale, self._reset_reason = True, message["reason"]
+            self._actions.append(Drop())
+            self._retry(now, f"reset: {message['reason']}")
+        else:
+            self._actions.append(Hand(message, self._epoch))
 
     def _plan_renewal(self, now: float) -> None:
         self._timers.pop("renew", None)

@@ -305,6 +305,64 @@ for (const transport of TRANSPORTS) {
   };
 }
 
+for (const transport of TRANSPORTS) {
+  scenarios[`a state and its events join without a gap or a duplicate, by ${transport}`] = async ({ stage, connect }) => {
+    const failures = ["an error of the application"];
+    let loading = 0;
+    const state = async () => {
+      if (failures.length > 0) throw new Error(failures.pop());
+      loading += 1;
+      const snapshot = await stage("snapshot");
+      await sleep(200);
+      loading -= 1;
+      return snapshot;
+    };
+    const client = connect({ transports: [transport], state });
+    const wrong = [];
+    const loaded = [];
+    let last = 0;
+    client.on("loaded", (message) => {
+      loaded.push(message.reset);
+      last = message.state;
+      if (client.position !== message.position) wrong.push("position");
+    });
+    client.on("event", ({ data }) => {
+      last += 1;
+      if (loading > 0 || data.n !== last) wrong.push([loading, data.n, last]);
+    });
+    client.on("reset", ({ reason }) => wrong.push(reason));
+    const follow = (n) => until(() => last >= n, `the state ${n}`);
+    await publishing(stage, async () => {
+      await follow(await stage("publish"));
+      await stage("replace");
+      await stage("restart");
+      await follow((await stage("publish")) + 20);
+      await stage("refuse", [true]);
+      await stage("publish", [3]);
+      await stage("forget");
+      await stage("restart"); // it has the events in memory
+      await stage("refuse", [false]);
+      await follow((await stage("publish")) + 20);
+    });
+    equal(wrong, []);
+    equal(loaded.slice(0, 2), [null, "epoch"]);
+    equal([...new Set(loaded.slice(2))], ["too-old"]);
+    equal(client.states.slice(0, 3).map(({ state }) => state), ["loading", "waiting", "loading"]);
+    equal(client.states[1].reason, "no state: an error of the application");
+  };
+}
+
+scenarios["a client resumes from the text of a position"] = async ({ stage, connect }) => {
+  await stage("publish", [2]);
+  const { position } = await stage("snapshot");
+  const last = await stage("publish", [2]);
+  const client = connect({ position });
+  const ids = [];
+  client.on("event", ({ data }) => ids.push(data.n));
+  await until(() => ids.length === 2, "two events");
+  equal(ids, [last - 1, last]);
+};
+
 scenarios["what cannot be published is told"] = async ({ connect }) => {
   const client = connect({ limits: { maxMessageBytes: 1e7 } });
   equal((await rejection(client.publish(""))).code, "invalid");

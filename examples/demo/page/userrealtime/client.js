@@ -1,5 +1,5 @@
 /** The client as an application has it: the machine, carried out on WebSocket, fetch and timers. */
-import { DEFAULTS, Machine, } from "./machine.js";
+import { DEFAULTS, Machine, parsePosition, } from "./machine.js";
 import { Unparsed } from "./decode.js";
 import * as transports from "./transports.js";
 /** Messages that wait to be taken, before the client lets go of its connection until half of them are. */
@@ -38,7 +38,7 @@ export class UserRealtime {
     #fetch;
     #WebSocket;
     #machine;
-    #listeners = { event: new Set(), reset: new Set(), state: new Set() };
+    #listeners = { event: new Set(), loaded: new Set(), reset: new Set(), state: new Set() };
     #published = new Map();
     #buffer = [];
     #takers = [];
@@ -48,6 +48,8 @@ export class UserRealtime {
     #posting = null;
     #ear = null;
     #asking = null;
+    #loading = null;
+    #result;
     #settling = false;
     #closing = false;
     #timer;
@@ -64,9 +66,10 @@ export class UserRealtime {
         const [transport] = limits.transports;
         if (transport === undefined)
             throw new TypeError("there is no transport: give a WebSocket class, or others");
-        this.#position = options.position ?? null;
+        const { position = null, state } = options;
+        this.#position = typeof position === "string" ? parsePosition(position) : position;
         this.#state = { state: "connecting", transport, reason: "", error: null };
-        this.#machine = new Machine(limits, Math.random, this.#position);
+        this.#machine = new Machine(limits, Math.random, this.#position, state !== undefined);
         queueMicrotask(() => {
             if (this.#closing)
                 return;
@@ -94,7 +97,7 @@ export class UserRealtime {
     /** Listen, until the function that this returns is called. */
     on(name, listener) {
         this.#listeners[name].add(listener);
-        if (name === "event")
+        if (name === "event" || name === "loaded")
             queueMicrotask(() => this.#deliver());
         return () => void this.#listeners[name].delete(listener);
     }
@@ -175,6 +178,17 @@ export class UserRealtime {
     }
     #carryOut(action) {
         switch (action.do) {
+            case "load":
+                this.#buffer = [];
+                void this.#load(action.load);
+                break;
+            case "loaded": {
+                const { cursor: id, epoch, reset } = action;
+                const state = this.#result;
+                this.#result = undefined;
+                this.#hand({ message: { type: "loaded", state, position: { id, epoch }, reset }, epoch });
+                break;
+            }
             case "token":
                 void this.#askToken();
                 break;
@@ -227,6 +241,29 @@ export class UserRealtime {
         tell();
         this.#settle();
     }
+    async #load(load) {
+        this.#loading?.abort();
+        const { signal } = (this.#loading = new AbortController());
+        let tell;
+        try {
+            const found = await this.#options.state?.({ signal });
+            if (typeof found?.position !== "string") {
+                throw new TypeError("`state` must return {state, position}, with the text of userrealtime.position()");
+            }
+            tell = () => {
+                this.#result = found.state;
+                this.#machine.loaded(performance.now(), load, found.position);
+            };
+        }
+        catch (error) {
+            const reason = error instanceof Error ? error.message : String(error);
+            tell = () => this.#machine.notLoaded(performance.now(), load, reason);
+        }
+        if (signal.aborted)
+            return; // the state was asked for again, or is no longer wanted
+        tell();
+        this.#settle();
+    }
     #open(opening) {
         const ear = (this.#ear = Symbol("ear"));
         const whileCurrent = (tell) => {
@@ -275,7 +312,7 @@ export class UserRealtime {
             const { text, error } = handed.message.data;
             handed = { ...handed, message: { ...handed.message, data: null, error, text } };
         }
-        if (this.#options.receive === false && this.#listeners.event.size === 0) {
+        if (this.#options.receive === false && !this.#listens()) {
             this.#take(handed);
             return;
         }
@@ -287,13 +324,15 @@ export class UserRealtime {
     }
     /** Give what waits to the listeners, if there are any. */
     #deliver() {
-        while (this.#listeners.event.size > 0 && !this.#closing) {
+        while (this.#listens() && !this.#closing) {
             const handed = this.#buffer.shift();
             if (handed === undefined)
                 break;
             this.#take(handed);
             if (handed.message.type === "event")
                 this.#emit("event", handed.message);
+            else if (handed.message.type === "loaded")
+                this.#emit("loaded", handed.message);
             else
                 this.#emit("reset", handed.message);
         }
@@ -302,8 +341,14 @@ export class UserRealtime {
             this.#settle();
         }
     }
+    #listens() {
+        return this.#listeners.event.size + this.#listeners.loaded.size > 0;
+    }
     #take({ message, epoch }) {
-        this.#position = { id: message.type === "event" ? message.id : message.cursor, epoch };
+        if (message.type === "loaded")
+            this.#position = message.position;
+        else
+            this.#position = { id: message.type === "event" ? message.id : message.cursor, epoch };
     }
     #wake() {
         const takers = this.#takers;
@@ -317,6 +362,8 @@ export class UserRealtime {
             this.#position ??= this.#machine.position;
         if (state === "closed")
             this.#stopWatching();
+        if (state !== "loading")
+            this.#loading?.abort(); // without an effect on a run that has ended
         if (state !== "connected") {
             this.#posting?.drop(); // whose answer would not be heard
             this.#posting = null;

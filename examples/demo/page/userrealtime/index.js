@@ -1,1 +1,2 @@
 export { ClientError, PublishError, UserRealtime } from "./client.js";
+export { parsePosition } from "./machine.js";

@@ -9,8 +9,18 @@
  *                      ^                 |                       |
  *                      '---- waiting <---+-----------------------'   paused: dropped until `resume`; closed: for good
  *
+ * With a state, `loading` comes before `token`: at first, and after each `reset`.
+ *
  * All times are milliseconds: `now` is of any clock that only goes forward.
  */
+/** The position that `userrealtime.position` in the database has returned. Throws if the text is none. */
+export function parsePosition(text) {
+    const [, id, epoch] = /^([0-9]{1,16})(?::(.*))?$/s.exec(text) ?? [];
+    if (id === undefined || !Number.isSafeInteger(Number(id))) {
+        throw new TypeError(`${JSON.stringify(text).slice(0, 60)} is not a position: return the text of userrealtime.position() unchanged`);
+    }
+    return { id: Number(id), epoch: epoch === undefined || epoch === "" ? null : epoch };
+}
 export const DEFAULTS = {
     transports: ["websocket", "sse", "poll"],
     openTimeout: 35_000,
@@ -30,6 +40,7 @@ const STABLE = 5_000;
 /** How long a fallback must have lasted for the next attempt to be by the first transport again. */
 const RETURN = 60_000;
 const TOKEN_TIMEOUT = 30_000;
+const LOAD_TIMEOUT = 30_000;
 /** How long before its end a token is renewed, at most; else a quarter of what is left. */
 const RENEW_LEAD = 60_000;
 const RENEW_LEAST = 2_000;
@@ -89,7 +100,10 @@ class Allowance {
         return 0;
     }
 }
-/** One client. `random` gives numbers from 0 to 1, 1 excluded. */
+/**
+ * One client. `random` gives numbers from 0 to 1, 1 excluded. `stateful`: the application has a function that returns its
+ * state (docs/protocol.md, "State").
+ */
 export class Machine {
     #limits;
     #random;
@@ -99,6 +113,10 @@ export class Machine {
     #place = 0; // of the transport among those there are
     #cursor;
     #epoch;
+    #stateful;
+    #stale; // the state is to be loaded before anything else
+    #resetReason = null;
+    #load = 0; // the number of the last run
     #token = null;
     #goodUntil = null;
     #renewing = false; // the application was asked for the next token
@@ -115,11 +133,13 @@ export class Machine {
     #postAttempt = 0;
     #posting = null;
     #allowance;
-    constructor(limits, random, position = null) {
+    constructor(limits, random, position = null, stateful = false) {
         this.#limits = limits;
         this.#random = random;
         this.#cursor = position?.id ?? null;
         this.#epoch = position?.epoch ?? null;
+        this.#stateful = stateful;
+        this.#stale = stateful && position === null;
         this.#allowance = new Allowance(limits.messagesPerSecond);
     }
     /** When to call `tick`; null: not at all. */
@@ -184,7 +204,7 @@ export class Machine {
     /** The network may be back, or the machine has slept: find out at once whether there is a connection. */
     probe(now) {
         this.#offline = false;
-        if (this.#phase === "waiting") {
+        if (this.#phase === "waiting" || this.#phase === "loading") {
             this.#timers.clear();
             this.#connect(now);
         }
@@ -208,6 +228,31 @@ export class Machine {
         this.#end("", null);
     }
     // --- what happened
+    /** Run number `load` of the application's function has returned a state, read at this position. */
+    loaded(now, load, position) {
+        if (this.#phase !== "loading" || load !== this.#load)
+            return;
+        let parsed;
+        try {
+            parsed = parsePosition(position);
+        }
+        catch (error) {
+            this.notLoaded(now, load, error.message);
+            return;
+        }
+        this.#timers.delete("load");
+        this.#cursor = parsed.id;
+        this.#epoch = parsed.epoch;
+        this.#actions.push({ do: "loaded", load, cursor: parsed.id, epoch: parsed.epoch, reset: this.#resetReason });
+        this.#stale = false;
+        this.#resetReason = null;
+        this.#connect(now);
+    }
+    /** Run number `load` of the application's function has failed. */
+    notLoaded(now, load, reason) {
+        if (this.#phase === "loading" && load === this.#load)
+            this.#retry(now, `no state: ${reason}`);
+    }
     /** The application gave a token, good for so many milliseconds, as far as can be told. */
     token(now, token, goodFor) {
         this.#timers.delete("token");
@@ -265,7 +310,7 @@ export class Machine {
                 this.#event(now, message);
                 break;
             case "reset":
-                this.#reset(message);
+                this.#reset(now, message);
                 break;
             case "ack":
                 this.#published(message.ref, message.id);
@@ -301,7 +346,7 @@ export class Machine {
         // `connected` says where a client begins; what an answer says, when nothing is new to it, is the same.
         this.#greet(now, this.#cursor ?? cursor, reason === null ? epoch : null);
         if (reason !== null)
-            this.#reset({ type: "reset", reason, cursor, epoch });
+            this.#reset(now, { type: "reset", reason, cursor, epoch });
         for (const event of events)
             this.#event(now, event);
         if (this.#is("connected")) {
@@ -396,6 +441,9 @@ export class Machine {
                 case "retry":
                     this.#connect(now);
                     break;
+                case "load":
+                    this.notLoaded(now, this.#load, "the application did not answer");
+                    break;
                 case "token":
                     this.noToken(now, "the application did not answer");
                     break;
@@ -442,6 +490,14 @@ export class Machine {
         this.#actions.push({ do: "state", state, transport: this.#transport, reason, error });
     }
     #connect(now) {
+        if (this.#stale) {
+            this.#phase = "loading";
+            this.#load += 1;
+            this.#timers.set("load", now + LOAD_TIMEOUT);
+            this.#state("loading");
+            this.#actions.push({ do: "load", load: this.#load });
+            return;
+        }
         this.#phase = "token";
         this.#state("connecting");
         if (this.#token === null || (this.#goodUntil !== null && this.#goodUntil <= now)) {
@@ -569,9 +625,17 @@ export class Machine {
             this.#actions.push({ do: "hand", message: event, epoch: this.#epoch });
         }
     }
-    #reset(message) {
+    #reset(now, message) {
         this.#cursor = message.cursor;
         this.#epoch = message.epoch;
+        if (this.#stateful) {
+            // After a random delay like any other reconnection: a restored database resets all clients at once.
+            this.#stale = true;
+            this.#resetReason = message.reason;
+            this.#actions.push({ do: "drop" });
+            this.#retry(now, `reset: ${message.reason}`);
+            return;
+        }
         this.#actions.push({ do: "hand", message, epoch: this.#epoch });
     }
     #planRenewal(now) {
