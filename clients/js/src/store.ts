@@ -1,0 +1,148 @@
+/**
+ * The state of an application, kept up to date by a client, for frameworks that draw it. `react.ts`, `vue.ts` and
+ * `svelte.ts` are thin layers over it.
+ */
+
+import { UserRealtime, type ClientError, type Options, type Snapshot } from "./client.js";
+import type { Position, StateName, UserEvent } from "./machine.js";
+
+export interface StoreOptions<AppState> extends Omit<Options<AppState>, "url" | "position" | "state" | "receive"> {
+  /** The user's URL, as `status.url` of the UserRealtime has it; null while there is no user: nothing is connected then. */
+  url: string | null;
+  /** Returns the state of the application and its position in the log. */
+  state: NonNullable<Options<AppState>["state"]>;
+  /** Returns the state after an event. It must not change the state that it is given. */
+  reduce: (state: AppState, event: UserEvent) => AppState;
+  /** A state that the page has already, for example from the server that rendered it; `state` is then not called first. */
+  initial?: Snapshot<AppState> | undefined;
+}
+
+/** What there is to draw. A view is never changed: another one takes its place. */
+export interface View<AppState> {
+  /** Undefined until the first one is loaded. */
+  readonly state: AppState | undefined;
+  readonly status: StateName;
+  /** Why it is not connected. */
+  readonly reason: string;
+  /** Why it is closed for good. */
+  readonly error: ClientError | null;
+}
+
+/** The view before there is a client. The same on a server and in a browser. */
+export function firstView<AppState>({ url, initial }: StoreOptions<AppState>): View<AppState> {
+  return { state: initial?.state, status: url === null ? "closed" : "loading", reason: "", error: null };
+}
+
+/** One user's state. It connects with its first subscriber, and closes when it has none and nothing to publish. */
+export class Store<AppState> {
+  /** Those of the component that was drawn last: their functions are called. */
+  options: StoreOptions<AppState>;
+  #view: View<AppState>;
+  #client: UserRealtime<AppState> | null = null;
+  #position: Position | string | null;
+  #publishing = 0;
+  #telling = false;
+  readonly #subscribers = new Set<() => void>();
+  readonly #closed: () => void;
+
+  constructor(options: StoreOptions<AppState>, view = firstView(options), closed: () => void = () => {}) {
+    this.options = options;
+    this.#view = view;
+    this.#closed = closed;
+    this.#position = options.initial?.position ?? null;
+  }
+
+  get view(): View<AppState> {
+    return this.#view;
+  }
+
+  /** Calls the listener whenever there is another view, until the function that this returns is called. */
+  subscribe(listener: () => void): () => void {
+    const subscriber = () => listener();
+    this.#subscribers.add(subscriber);
+    this.#client ??= this.#connect();
+    return () => {
+      this.#subscribers.delete(subscriber);
+      this.#release();
+    };
+  }
+
+  /** Sends a message to the application's inbox, as the client's `publish` does. */
+  async publish(event: string, data?: unknown, options?: { ref?: string }): Promise<number> {
+    if (this.options.url === null) throw new Error("there is no user: `url` is null");
+    this.#client ??= this.#connect();
+    if (this.#client === null) throw new Error("there is no connection");
+    this.#publishing += 1;
+    try {
+      return await this.#client.publish(event, data, options);
+    } finally {
+      this.#publishing -= 1;
+      this.#release();
+    }
+  }
+
+  #connect(): UserRealtime<AppState> | null {
+    const { url, reduce: _, initial: __, ...options } = this.options;
+    if (url === null) return null;
+    const { token } = options;
+    const client = new UserRealtime<AppState>({
+      ...options,
+      url,
+      position: this.#position,
+      token: typeof token === "string" ? token : async () => this.#token(),
+      state: (context) => this.options.state(context),
+    });
+    client.on("loaded", ({ state }) => this.#show({ state }));
+    client.on("event", (event) => {
+      this.#show({ state: this.options.reduce(this.#view.state as AppState, event) });
+    });
+    client.on("state", ({ state: status, reason, error }) => this.#show({ status, reason, error }));
+    return client;
+  }
+
+  #token(): string | Promise<string> {
+    const { token } = this.options;
+    return typeof token === "string" ? token : token();
+  }
+
+  #show(changes: Partial<View<AppState>>): void {
+    this.#view = { ...this.#view, ...changes };
+    if (this.#telling) return;
+    this.#telling = true; // once for all that arrives together
+    queueMicrotask(() => {
+      this.#telling = false;
+      for (const subscriber of [...this.#subscribers]) subscriber();
+    });
+  }
+
+  /** A moment later: a component that takes the place of another one subscribes after that has left. */
+  #release(): void {
+    setTimeout(() => {
+      if (this.#subscribers.size > 0 || this.#publishing > 0 || this.#client === null) return;
+      const client = this.#client;
+      this.#client = null;
+      this.#position = this.#view.state === undefined ? null : client.position;
+      client.close();
+      this.#closed();
+    }, 0);
+  }
+}
+
+const stores = new Map<string, Store<never>>();
+
+/** The store of a user that has subscribers, if any. */
+export function storeOf<AppState>(url: string | null): Store<AppState> | undefined {
+  return url === null ? undefined : (stores.get(url) as Store<AppState> | undefined);
+}
+
+/** The store of a user, for all that use the same URL. Never on a server, where users must not share anything. */
+export function sharedStore<AppState>(options: StoreOptions<AppState>, view?: View<AppState>): Store<AppState> {
+  const { url } = options;
+  const known = storeOf<AppState>(url);
+  if (known !== undefined) return known;
+  const store: Store<AppState> = new Store(options, view, () => {
+    if (url !== null) stores.delete(url);
+  });
+  if (url !== null) stores.set(url, store as unknown as Store<never>);
+  return store;
+}
