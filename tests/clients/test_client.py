@@ -135,6 +135,7 @@ async def test_a_state_and_its_events_join_without_a_gap_or_a_duplicate(stage: S
 
     async with publishing(stage), connect(stage, transport, state=load, on_state=states.append) as client:
         loaded: list[str | None] = []
+        state = 0
 
         async def follow(until: int) -> None:
             nonlocal state
@@ -151,7 +152,6 @@ async def test_a_state_and_its_events_join_without_a_gap_or_a_duplicate(stage: S
                         state += 1
                         assert message.data == {"n": state}
 
-        state = 0
         await follow(await stage.publish())
         await stage.replace()
         await stage.restart()

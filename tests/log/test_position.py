@@ -114,7 +114,8 @@ async def snapshots(database: Database, mode: str) -> tuple[list[Snapshot], dict
             "select user_id, id, data->>'label' from userrealtime.event"
         ):
             numbers[user_id][label] = number
-        epochs = dict(await connection.fetch("select user_id, epoch from userrealtime.log"))
+        rows = await connection.fetch("select user_id, epoch from userrealtime.log")
+        epochs = {row["user_id"]: row["epoch"] for row in rows}
     assert len(found) > 50
     assert len({snapshot.position for snapshot in found}) > 10
     return found, numbers, epochs
