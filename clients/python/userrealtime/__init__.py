@@ -1,0 +1,1 @@
+"""userrealtime for applications: `userrealtime.server`. The client is the package `userrealtime_client`."""
