@@ -102,7 +102,7 @@ async def test_an_upgraded_schema_is_that_of_a_new_database(unreleased: Database
 async def test_earlier_unreleased_versions_are_rejected(unreleased: Database) -> None:
     connection = await asyncpg.connect(unreleased.url)
     await connection.execute("delete from userrealtime.migration where version = 8")
-    with pytest.raises(MigrationError, match="has version 7 of the schema of before release"):
+    with pytest.raises(MigrationError, match="has version 7 of the schema from before release"):
         await migrate(unreleased.url)
     assert await connection.fetchval("select to_regclass('userrealtime.signal_queue')") is None
     await connection.close()
