@@ -1,6 +1,6 @@
-"""Resource quantities ("500m", "128Mi") in the one form that the API server leaves as it is. Pure.
+"""Resource quantities ("500m", "128Mi") in the canonical form of the API server. Pure.
 
-What is applied in another form ("0.5") comes back rewritten, and would look like drift for ever.
+The API server rewrites other forms ("0.5"), which would be reported as drift at every comparison.
 """
 
 from __future__ import annotations
@@ -21,9 +21,11 @@ _MOST = 2**63 - 1
 
 
 def canonicalize(quantity: str | float) -> str:
-    """The same quantity with no fraction and the largest suffix possible, rounded up to a thousandth, as the API server
-    does in pods; a decimal one if it is no whole number of Ki. What is none, or too large for one, is left as it is:
-    the API server says what is wrong with it."""
+    """Return a quantity without a fraction and with the largest possible suffix, rounded up to a thousandth.
+
+    The suffix is decimal if the quantity is not a whole number of Ki. An invalid quantity is returned unchanged,
+    because the API server rejects it with a message.
+    """
     text = str(quantity)
     match = _FORM.fullmatch(text)
     if match is None:
@@ -40,7 +42,7 @@ def canonicalize(quantity: str | float) -> str:
 
 
 def canonicalize_resources(resources: Mapping[str, Any]) -> dict[str, Any]:
-    """A container's resources with every quantity of `requests` and `limits` in canonical form."""
+    """Return a container's resources with all quantities of `requests` and `limits` in canonical form."""
     return {
         key: {name: canonicalize(quantity) for name, quantity in value.items()}
         if key in ("requests", "limits")

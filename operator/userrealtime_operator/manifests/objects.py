@@ -1,6 +1,6 @@
-"""From a resource to the objects that serve its user. Pure: no cluster, no clock, no randomness.
+"""Builds the objects that serve a user from the user's resource. Pure: no cluster, no clock, no randomness.
 
-Every value is written as the API server would store it, so that `drift.is_subset` can compare without asking it.
+Every value has the form in which the API server stores it, because `drift.is_subset` compares it with the live object.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from userrealtime_operator.sleep.state import Asleep, Endpoints
 
 APPLIED_DIGEST = "userrealtime.dev/applied-digest"
 SERIES_DIGEST = "userrealtime.dev/token-key-series-digest"
-"""On a Deployment: of the series of keys that its pods have."""
+"""An annotation of a Deployment: the digest of the key series of its pods."""
 DATABASE_URL = "DATABASE_URL"
 HEALTH_PORT = 3000
 KEY_DIRECTORY = "/var/run/userrealtime/keys"
 TRUST_DIRECTORY = "/var/run/userrealtime/trust"
 TRUST_FILE = "ca.crt"
-# The relay spreads its closes over 20 s (its DRAIN_TIMEOUT); the rest is for the last of them.
+# The relay closes its connections within 20 s (its DRAIN_TIMEOUT). The rest is a reserve for closing handshakes.
 TERMINATION_GRACE_S = 30
 
 
 @dataclass(frozen=True, slots=True)
 class Secrets:
-    """What a user's Secret holds. Hidden from `repr`."""
+    """The contents of a user's Secret, hidden from `repr`."""
 
     token_keys: TokenKeys
     database_url: str
@@ -46,20 +46,20 @@ class Secrets:
 
 
 def digest(value: object) -> str:
-    """A short SHA-256 over the canonical JSON of a value."""
+    """Return a short SHA-256 of the canonical JSON of a value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]
 
 
 def route_of(resource: UserRealtime, config: Config) -> Route | None:
-    """Where the user is reached, or None where no route is wanted.
+    """Return the route of the user, or None without a route.
 
     Raises:
-        RouteError: the resource asks for what cannot be.
+        RouteError: the spec.route of the resource is invalid or not supported.
     """
     if not config.route.enabled:
         return None
     if config.route.type is RouteType.EDGE:
-        # The edge serves every Service by one rule: an exception would only seem to be one.
+        # The edge has one rule for all Services, so an exception for one user would have no effect.
         if not resource.route_enabled:
             raise RouteError("spec.route.enabled must be true: the shared edge serves all users")
         if resource.route_url is not None:
@@ -98,7 +98,7 @@ def _selector(resource: UserRealtime) -> dict[str, str]:
 
 
 def _broker(resource: UserRealtime, config: Config) -> dict[str, str]:
-    """The variable of the broker's URL, if the user has signals from one."""
+    """Return the variable with the URL of the user's broker, empty without a broker."""
     signal = config.signals.of(resource.signal)
     return {signal.variable: config.signals.url} if signal.broker else {}
 
@@ -123,14 +123,14 @@ def _service(resource: UserRealtime) -> Object:
         "metadata": _metadata(resource),
         "spec": {
             "selector": _selector(resource),
-            # The health port stays private: it is the kubelet's and the monitoring's, by the pod's address.
+            # The health port is not in the Service: kubelet and monitoring use the address of the pod.
             "ports": [{"name": "ws", "port": WS_PORT, "protocol": "TCP", "targetPort": "ws"}],
         },
     }
 
 
 def _endpoint_slice(resource: UserRealtime, activators: Endpoints) -> Object:
-    """One more slice of the user's Service, which leads to the activators."""
+    """Return an additional slice of the user's Service, with the activators as endpoints."""
     metadata = _metadata(resource)
     metadata["name"] = object_name("EndpointSlice", resource.child_name)
     metadata["labels"] |= {"kubernetes.io/service-name": resource.child_name, **SLICES_MANAGED_BY}
@@ -209,9 +209,9 @@ def _environment(resource: UserRealtime, config: Config, route: Route | None) ->
     if resource.log_level is not None:
         settings["LOG_LEVEL"] = resource.log_level
     if config.trust is not None:
-        # OpenSSL's own variable, and libpq's, which knows no other.
+        # The variable of OpenSSL, and the variable of libpq, which ignores the former.
         settings |= dict.fromkeys(("SSL_CERT_FILE", "PGSSLROOTCERT"), f"{TRUST_DIRECTORY}/{TRUST_FILE}")
-    # The kubelet expands $(NAME) in values, and takes $$ for $.
+    # The kubelet expands $(NAME) in values, and replaces $$ with $.
     env: list[Object] = [{"name": name, "value": value.replace("$", "$$")} for name, value in settings.items() if value]
     secret = [
         {"name": name, "valueFrom": {"secretKeyRef": {"name": resource.child_name, "key": name}}}
@@ -222,15 +222,15 @@ def _environment(resource: UserRealtime, config: Config, route: Route | None) ->
 
 
 def _key_volume(resource: UserRealtime) -> Object:
-    """The token keys as files, which the kubelet keeps up to date."""
-    # One source, so that all files are of one version of the Secret. Optional, since all but one of them come and go.
+    """Return a volume with the token keys as files, which the kubelet updates."""
+    # A single source, because all files must belong to one version of the Secret. Optional, because most keys are.
     items = [{"key": name, "path": name} for name in NAMES]
     source = {"secretName": resource.child_name, "items": items, "optional": True, "defaultMode": 0o444}
     return {"name": "keys", "secret": source}
 
 
 def _trust_volume(trust: Trust) -> Object:
-    """The certificates as a file, which the kubelet keeps up to date."""
+    """Return a volume with the certificates as a file, which the kubelet updates."""
     source = {"name": trust.config_map, "items": [{"key": trust.key, "path": TRUST_FILE}], "defaultMode": 0o444}
     return {"name": "trust", "configMap": source}
 
@@ -276,13 +276,13 @@ def _pod_spec(resource: UserRealtime, config: Config, route: Route | None) -> Ob
         },
     }
     if "topologySpreadConstraints" in pod_spec:
-        # Most users have one pod: what is to be spread is those of all users, unless it says otherwise.
+        # Most users have one pod, so the default is to spread the pods of all users.
         pod_spec["topologySpreadConstraints"] = [
             {"labelSelector": {"matchLabels": RELAY}, **constraint}
             for constraint in pod_spec["topologySpreadConstraints"]
         ]
     elif resource.replicas > 1:
-        # Pods of one user are several for the sake of a node that fails.
+        # Several pods of one user must survive the failure of a node.
         own = {"labelSelector": {"matchLabels": _selector(resource)}}
         spread = {"maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "ScheduleAnyway"}
         pod_spec["topologySpreadConstraints"] = [{**own, **spread}]
@@ -306,13 +306,13 @@ def _deployment(
             "replicas": resource.replicas if asleep is None else 0,
             "revisionHistoryLimit": 1,
             "selector": {"matchLabels": _selector(resource)},
-            # The new pod is ready before the old one drains, so that its clients have where to go.
+            # The new pod is ready before the old pod drains, because the clients of the old pod connect to it.
             "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
             "template": {
                 "metadata": {
                     "labels": {**config.relay.pod_labels, **MANAGED_BY, **_selector(resource)},
-                    # The environment is read once, so another URL needs another pod. Token keys do not, unless they
-                    # begin anew: then no token from before is good, and the kubelet would take a minute to tell.
+                    # The environment is read once, so a new URL needs a new pod. New token keys do not, unless they
+                    # have a new series: then older tokens are invalid, and the kubelet would need a minute for them.
                     "annotations": {
                         **config.relay.pod_annotations,
                         "userrealtime.dev/secret-digest": digest(
@@ -335,7 +335,7 @@ def _disruption_budget(resource: UserRealtime) -> Object:
         "spec": {
             "maxUnavailable": 1,
             "selector": {"matchLabels": _selector(resource)},
-            # A pod that serves nobody, since the database is unavailable, does not stop a drain.
+            # A pod that serves no client, because the database is unavailable, does not block a drain.
             "unhealthyPodEvictionPolicy": "AlwaysAllow",
         },
     }
@@ -348,21 +348,21 @@ def desired_objects(
     asleep: Asleep | None = None,
     activators: Endpoints | None = None,
 ) -> tuple[Object, ...]:
-    """All objects of one user, in the order they are to be applied, each with the digest of its own contents.
+    """Return all objects of one user in the order of their application, each with the digest of its contents.
 
-    `activators` are where connections go, too; none while the user is served by a pod alone.
+    `activators` are additional endpoints for the user's connections; None while only pods serve the user.
 
     Raises:
-        RouteError, SignalError: the resource asks for a route or a signal that cannot be.
+        RouteError, SignalError: the route or the signal of the resource is not supported.
     """
     route = route_of(resource, config)
     objects = [_secret(resource, config, secrets), _service(resource)]
-    if activators is not None:  # before the pod goes
+    if activators is not None:  # before the pod is removed
         objects.append(_endpoint_slice(resource, activators))
     objects.append(_deployment(resource, config, secrets, route, asleep))
     if route is not None and config.route.type in _ROUTE_OBJECTS:
         objects.append(_ROUTE_OBJECTS[config.route.type](resource, config, route))
-    if resource.replicas > 1:  # with a single pod, a budget could only prevent every drain
+    if resource.replicas > 1:  # with a single pod, a budget would block every drain
         objects.append(_disruption_budget(resource))
     for item in objects:
         item["metadata"]["annotations"][APPLIED_DIGEST] = digest(item)

@@ -13,7 +13,7 @@ NORMAL_REASONS = frozenset(
         "Creating",
         "Idle",
         "NeverSleeps",
-        "ListenPastRange",  # of hundreds at once: what it says is for the platform
+        "ListenPastRange",  # concerns the platform, and would be one Event per user
         "PodAvailable",
         "PodMissing",
         "PodNotReady",
@@ -24,12 +24,12 @@ NORMAL_REASONS = frozenset(
         "WakeRequested",
     }
 )
-"""The reasons of conditions that are no trouble."""
+"""The reasons of conditions that are not a problem."""
 
 
 @dataclass(frozen=True, slots=True)
 class ConditionResult:
-    """The outcome of one question. `true` is None where it cannot be told."""
+    """The result of one check. `true` is None if the result is unknown."""
 
     true: bool | None
     reason: str
@@ -37,7 +37,7 @@ class ConditionResult:
 
 
 def deployment_progress(live: Mapping[str, Any] | None) -> ConditionResult:
-    """Whether the Deployment is on its way (`true`) or has arrived (False), from the object itself."""
+    """Return whether the Deployment is progressing (True) or complete (False)."""
     if live is None:
         return ConditionResult(True, "Creating", "the pod is being created")
     status = live.get("status", {})
@@ -52,12 +52,12 @@ def deployment_progress(live: Mapping[str, Any] | None) -> ConditionResult:
 
 
 def deployment_ready(live: Mapping[str, Any] | None) -> ConditionResult:
-    """Whether clients are served, from the Deployment."""
+    """Return whether the Deployment has a pod that serves clients."""
     if live is None:
         return ConditionResult(False, "PodMissing", "the Deployment has not been created yet")
     conditions = {condition["type"]: condition for condition in live.get("status", {}).get("conditions", [])}
-    # Of several pods one is enough, of which the Deployment says no such thing. One of 0 replicas, as of a user who was
-    # just woken, is Available as well.
+    # One available pod is enough. The condition Available of the Deployment is not used: it needs all replicas, and it
+    # is also True with 0 replicas, as for a user that was just woken.
     if live.get("status", {}).get("availableReplicas"):
         return ConditionResult(True, "PodAvailable", "the relay serves clients")
     if conditions.get("ReplicaFailure", {}).get("status") == "True":
@@ -66,7 +66,7 @@ def deployment_ready(live: Mapping[str, Any] | None) -> ConditionResult:
 
 
 def pod_available(live: Mapping[str, Any] | None) -> bool:
-    """Whether the Deployment, as it is now, has a pod that is ready."""
+    """Return whether the current version of the Deployment has a ready pod."""
     if live is None:
         return False
     status = live.get("status", {})
@@ -75,8 +75,8 @@ def pod_available(live: Mapping[str, Any] | None) -> bool:
 
 
 def _refused(message: str) -> ConditionResult:
-    """Why the API server makes no pod, from the message of the Deployment's condition ReplicaFailure."""
-    # What stands before names the pod that was not made, a new one each time.
+    """Return why the API server rejects the pod, from the message of the condition ReplicaFailure."""
+    # The part before contains the name of the pod, which is different each time.
     cause = message.rpartition("is forbidden: ")[2]
     if cause.startswith("exceeded quota"):
         return ConditionResult(False, "QuotaExceeded", f"the namespace's ResourceQuota rejects the pod: {cause}")
@@ -86,16 +86,16 @@ def _refused(message: str) -> ConditionResult:
 
 
 def condition_of(status: Mapping[str, Any], kind: str) -> Mapping[str, Any] | None:
-    """A condition of a status, None if it has none of the kind."""
+    """Return a condition of a status, or None."""
     return next((each for each in status.get("conditions", ()) if each["type"] == kind), None)
 
 
 def true_since(status: Mapping[str, Any], kind: str) -> str | None:
-    """Since when a condition of a status is True, None if it is not."""
+    """Return the time since which a condition of a status is True, or None."""
     condition = condition_of(status, kind)
     return str(condition["lastTransitionTime"]) if condition and condition["status"] == "True" else None
 
 
 def readiness(pod: ConditionResult, database: ConditionResult) -> ConditionResult:
-    """What counts for the user. A pod that only is not there yet may be waiting for the database itself."""
+    """Return the condition Ready. A pod that is only not ready yet may be waiting for the database."""
     return database if not database.true and pod.reason in NORMAL_REASONS else pod

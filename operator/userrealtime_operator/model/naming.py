@@ -1,4 +1,4 @@
-"""Names: of objects, for user ids of any shape, and of this process."""
+"""The names of a user's objects, derived from the userId, and the name of this process."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ SLICE_SUFFIX = "-activator"
 
 @functools.lru_cache(maxsize=1024)
 def child_name(user_id: str) -> str:
-    """The name of all of a user's objects, like `urt-alice-fpmansl7byak`: a readable part, then 60 bits of SHA-256.
+    """Return the name of a user's objects, such as `urt-alice-fpmansl7byak`: a readable part and 60 bits of SHA-256.
 
-    The readable part loses what a DNS label cannot hold; the hash keeps users apart that it makes equal.
+    The readable part contains only characters of a DNS label. The hash distinguishes users with equal readable parts.
     """
     slug = re.sub(r"[^a-z0-9]+", "-", user_id.lower()).strip("-")[:SLUG_LENGTH].strip("-")
     digest = hashlib.sha256(user_id.encode()).digest()
@@ -29,15 +29,15 @@ def child_name(user_id: str) -> str:
 
 
 def object_name(kind: str, child: str) -> str:
-    """The name of a user's object of a kind, from that of most of them."""
+    """Return the name of a user's object of a kind, from the common name of the objects."""
     return child + SLICE_SUFFIX if kind == "EndpointSlice" else child
 
 
 def child_of(kind: str, name: str) -> str:
-    """The name of most of a user's objects, from that of one of them."""
+    """Return the common name of a user's objects, from the name of one of them."""
     return name.removesuffix(SLICE_SUFFIX) if kind == "EndpointSlice" else name
 
 
 def instance_name() -> str:
-    """This operator among its replicas: the pod's name, or the host's outside of a cluster."""
+    """Return the name of this replica: the pod's name, or the host's name outside a cluster."""
     return os.environ.get("POD_ID") or socket.gethostname()

@@ -1,4 +1,4 @@
-"""What wakes the users' relays, and how far LISTEN carries. Pure."""
+"""How users' pods are notified of new events, and the limit of LISTEN. Pure."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from userrealtime_core.environment import validate_broker_url
 from .settings import BROKER_URL, FILE, Duration, Limit, Section, Variable
 
 DEFAULT_LISTEN_RANGE = 100
-"""Measured (docs/scale.md): beyond it every commit wakes so many backends that it is felt."""
+"""Measured (docs/scale.md): with more pods, every commit wakes so many backends that latency grows noticeably."""
 
 
 class SignalError(ValueError):
-    """A resource asks for a signal that is not set up."""
+    """A resource asks for a signal that is not configured."""
 
 
 class SignalType(enum.StrEnum):
-    """As the relay's SIGNAL."""
+    """The values of the relay's SIGNAL."""
 
     AUTO = "auto"
     LISTEN = "listen"
@@ -33,17 +33,17 @@ class SignalType(enum.StrEnum):
 
     @property
     def broker(self) -> bool:
-        """Whether signals come from a broker, to which the bridge brings them."""
+        """Whether pods are notified by a broker, to which the bridge publishes."""
         return self in (SignalType.NATS, SignalType.REDIS, SignalType.KAFKA)
 
     @property
     def listens(self) -> bool:
-        """Whether each pod has a LISTEN of its own, as far as is known."""
+        """Whether each pod has a LISTEN. With auto, it is assumed."""
         return self in (SignalType.AUTO, SignalType.LISTEN)
 
     @property
     def variable(self) -> str:
-        """The relay's variable for the broker's URL, and its name in the user's Secret."""
+        """The relay's variable for the broker's URL, which is also its key in the user's Secret."""
         return f"{self.upper()}_URL"
 
 
@@ -85,7 +85,7 @@ class SignalDefaults(Section):
 
 
 class Listeners:
-    """Which pods listen, and whether these are too many: past the range, until they are a fifth fewer again."""
+    """The pods that listen. There are too many above the limit, until their number falls to 80 % of it."""
 
     def __init__(self, most: int | None) -> None:
         self._most = most
@@ -96,12 +96,12 @@ class Listeners:
         return len(self._users)
 
     def see(self, user: Hashable, *, listens: bool) -> None:
-        """A user's pod listens, or not any more."""
+        """Record whether a user's pod listens."""
         (self._users.add if listens else self._users.discard)(user)
         if self._most is not None:
             self._past = len(self._users) > (self._most * 0.8 if self._past else self._most)
 
     @property
     def past(self) -> bool:
-        """Whether more listen than is good."""
+        """Whether too many pods listen."""
         return self._past

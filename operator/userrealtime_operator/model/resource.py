@@ -22,7 +22,7 @@ USERREALTIMES = ResourceType(API_VERSION, PLURAL)
 
 @dataclass(frozen=True, slots=True)
 class UserRealtime:
-    """The parts of a resource that the operator acts on. None stands for what was not given."""
+    """The parts of a resource that the operator uses. None means not set."""
 
     namespace: str
     name: str
@@ -38,15 +38,15 @@ class UserRealtime:
     log_level: str | None
     signal: str | None
     key_rotation: str | None
-    """What the annotation that asks for a new token key says."""
+    """The value of the annotation that requests a new token key."""
     password_rotation: str | None
-    """What the annotation that asks for a new database password says."""
+    """The value of the annotation that requests a new database password."""
     route_enabled: bool
     route_url: str | None
     idle_after_s: float | None
-    """Seconds without a client after which the user may sleep; 0 is never."""
+    """Seconds without a client after which the user sleeps; 0 is never."""
     warm: bool
-    """Never sleeps."""
+    """Whether the user never sleeps."""
 
     @property
     def child_name(self) -> str:
@@ -55,7 +55,7 @@ class UserRealtime:
 
 
 def parse_resource(body: Mapping[str, Any]) -> UserRealtime:
-    """A resource as the API server gives it.
+    """Return a resource from the object of the API server.
 
     Raises:
         KeyError: it was stored before the CRD had the field's default; apply it again.

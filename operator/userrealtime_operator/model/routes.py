@@ -1,8 +1,7 @@
-"""The public URL of a user: one template says scheme, host, port and path of every route.
+"""The public URL of a user, from a template with the scheme, host, port and path of all routes.
 
-`https://realtime.example.com/{name}` gives each user a path, `https://{name}.realtime.example.com` a host; `{name}` is
-the name of the user's objects. `{namespace}` tells namespaces apart, where several may have a resource of the same
-user.
+`https://realtime.example.com/{name}` gives each user a path, and `https://{name}.realtime.example.com` a host. `{name}`
+is the name of the user's objects. `{namespace}` distinguishes users with the same userId in several namespaces.
 """
 
 from __future__ import annotations
@@ -20,12 +19,12 @@ _PARTS = re.compile(rf"(?P<scheme>https?)://(?P<host>{_HOST})(:(?P<port>{_PORT})
 
 
 class RouteError(ValueError):
-    """The URL template cannot be used; the message says why."""
+    """A URL or URL template is invalid. The message contains the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A URL in parts. `path` has no slash at its end: it is empty for the whole host."""
+    """The parts of a URL. `path` has no trailing slash, and is empty for the whole host."""
 
     scheme: str
     host: str
@@ -38,7 +37,7 @@ class Route:
         return f"{self.scheme}://{self.host}{port}{self.path}"
 
     def of(self, namespace: str, name: str) -> Route:
-        """The route of one user, the placeholders replaced."""
+        """Return the route of one user, with the placeholders replaced."""
 
         def filled(text: str) -> str:
             return text.replace("{namespace}", namespace).replace("{name}", name)
@@ -47,10 +46,10 @@ class Route:
 
 
 def parse_url(url: str) -> Route:
-    """The parts of a URL, which may hold `{name}` and `{namespace}`.
+    """Return the parts of a URL, which can contain `{name}` and `{namespace}`.
 
     Raises:
-        RouteError: not a URL of the form.
+        RouteError: the URL is invalid.
     """
     match = _PARTS.fullmatch(url)
     if match is None:
@@ -63,10 +62,10 @@ def parse_url(url: str) -> Route:
 
 
 def parse_url_template(template: str) -> Route:
-    """The parts of a URL that serves all users.
+    """Return the parts of the URL template for all users.
 
     Raises:
-        RouteError: not a URL of the form, or one without `{name}`, which all users would share.
+        RouteError: the URL is invalid or does not contain `{name}`.
     """
     route = parse_url(template)
     if "{name}" not in route.host + route.path:

@@ -1,7 +1,7 @@
-"""The operator's side of the log: which users are served from it, and the end of a user's log.
+"""The operator's queries to the log: the registration of users, and the removal of their rows.
 
-A registration is written when a resource is first reconciled, and swept when the resource is gone, however it went:
-no finalizer is needed, and what was missed while the operator was away is made up for by the next sweep.
+A registration is written when a resource is first reconciled, and a periodic sweep removes it after the resource was
+deleted. Therefore no finalizer is needed, and deletions during an outage of the operator are not lost.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ CONNECT_TIMEOUT_S = 10
 COMMAND_TIMEOUT_S = 60
 LOCK_TIMEOUT_S = 5
 POOL_SIZE = 4
-# What is older when it comes is of no use.
+# An older result is useless.
 PRESENCE_TIMEOUT_S = 10
 PING_TIMEOUT_S = 5
 _PRESENCE = """
@@ -33,21 +33,21 @@ _PRESENCE = """
     where ($2::text is null or user_id = $2)
         and user_id in (select user_id from userrealtime.registration where scope = $1)
 """
-# The user of a resource, if no other serves that user.
+# The user of a resource, if no other resource has the same user.
 _OF_NO_OTHER = """
     select user_id from userrealtime.registration r where resource = $1 and not exists (
         select from userrealtime.registration o where o.user_id = r.user_id and o.resource <> r.resource)
 """
-# Rows deleted in one transaction, so that no lock lasts long.
+# Rows that are deleted in one transaction. Small transactions hold their locks briefly.
 DELETE_BATCH = 5_000
 
 
 class DatabaseError(RuntimeError):
-    """The database cannot be used; the message never holds the URL."""
+    """An operation on the database failed. The message never contains the URL."""
 
 
 def explained(error: BaseException) -> DatabaseError:
-    """An error of asyncpg or of the network, in words for a person."""
+    """Return an error of asyncpg or of the network with a readable message."""
     if isinstance(error, asyncpg.UndefinedTableError | asyncpg.InvalidSchemaNameError):
         return DatabaseError("the schema is not installed: run userrealtime-operator migrate")
     if isinstance(error, asyncpg.PostgresError | OSError | UnusableUrl) and str(error):
@@ -60,11 +60,11 @@ async def _nothing_to_reset(_connection: object) -> None:
 
 
 class Database:
-    """A small pool of connections, opened when first needed. An async context manager."""
+    """A small pool of connections, which are opened on first use. An async context manager."""
 
     def __init__(self, url: str) -> None:
         self.url = Secret(url)
-        # Made here, connected at the first use: a database that is away must not keep the operator from starting.
+        # The pool connects on first use, because the operator must start without the database.
         self.pool = asyncpg.create_pool(
             url,
             connect=connect,
@@ -74,7 +74,7 @@ class Database:
             command_timeout=COMMAND_TIMEOUT_S,
             max_inactive_connection_lifetime=60,
             server_settings={"application_name": "userrealtime-operator"},
-            # Nothing here changes what a session is, so each use of a connection saves a round trip.
+            # No query changes the state of a session, so the reset, which costs a round trip, is not needed.
             reset=_nothing_to_reset,
         )
 
@@ -88,10 +88,10 @@ class Database:
         self.pool.terminate()
 
     async def register(self, resource: str, scope: str, user_id: str) -> None:
-        """Note that a resource, by its uid, serves a user, and make the user's log. `scope` is where the resource is.
+        """Register a resource, by its uid, for a user, and create the user's log. `scope` is the namespace's scope.
 
         Raises:
-            DatabaseError: the database is away, or has not the schema.
+            DatabaseError: the database is unavailable or has no schema.
         """
         try:
             async with self.pool.acquire(timeout=CONNECT_TIMEOUT_S) as connection:
@@ -108,7 +108,7 @@ class Database:
             raise explained(error) from None
 
     async def ping(self) -> None:
-        """Returns if the log can be read.
+        """Check that the log is readable.
 
         Raises:
             DatabaseError: as above.
@@ -120,7 +120,7 @@ class Database:
             raise explained(error) from None
 
     async def registered(self, scope: str) -> set[str]:
-        """The uids of the resources of a scope that are registered.
+        """Return the uids of the registered resources of a scope.
 
         Raises:
             DatabaseError: as above.
@@ -132,8 +132,9 @@ class Database:
         return {str(row["resource"]) for row in rows}
 
     async def presence(self, scope: str, user_id: str | None = None) -> tuple[float, Mapping[str, Sequence[Presence]]]:
-        """What relays have said of the users of a scope, or of one of them, by user id; and the time, by the database's
-        clock in seconds since 1970, or 0 where nothing was said.
+        """Return the presence of the users of a scope, or of one of them, by user id, and the database's time.
+
+        The time is in seconds since 1970. It is 0 without any presence.
 
         Raises:
             DatabaseError: as above.
@@ -149,10 +150,10 @@ class Database:
         return (rows[0]["now"] if rows else 0.0), found
 
     async def forget(self, resource: str) -> None:
-        """Remove the registration of a resource that is gone and, if it was the user's last, the user's log and inbox.
+        """Remove the registration of a deleted resource, and the log and inbox of a user without other resources.
 
         Raises:
-            DatabaseError: as above; what is left is removed the next time.
+            DatabaseError: as above; the next sweep removes the rest.
         """
         try:
             async with self.pool.acquire(timeout=CONNECT_TIMEOUT_S) as connection:
@@ -160,11 +161,11 @@ class Database:
                 if user_id is not None:
                     await self._empty(connection, user_id)
                 async with connection.transaction():
-                    # A pod of the user can hold a row of presence.
+                    # A pod of the user can hold a lock on a row of presence.
                     await connection.execute(f"set local lock_timeout = '{LOCK_TIMEOUT_S}s'")
-                    # Another resource may have been made for the user meanwhile, and have the log by now.
+                    # Another resource can have been created for the user in the meantime, and then owns the log.
                     if user_id is not None and await connection.fetchval(_OF_NO_OTHER, UUID(resource)):
-                        # Whoever publishes now waits for this row, and then begins a new log.
+                        # A concurrent publish() waits for this row, and then creates a new log.
                         await connection.execute("delete from userrealtime.log where user_id = $1", user_id)
                         await connection.execute("delete from userrealtime.event where user_id = $1", user_id)
                         await connection.execute("delete from userrealtime.inbox where user_id = $1", user_id)
@@ -176,7 +177,7 @@ class Database:
             raise explained(error) from None
 
     async def _empty(self, connection: asyncpg.pool.PoolConnectionProxy, user_id: str) -> None:
-        # Oldest first, a batch a transaction, up to the head as it is now: new events do not keep this going.
+        # Oldest first, one batch per transaction, up to the current head, so new events do not prolong this.
         [(last, head)] = await connection.fetch(
             "select min(id), max(id) from userrealtime.event where user_id = $1", user_id
         )

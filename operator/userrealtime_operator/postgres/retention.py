@@ -1,4 +1,4 @@
-"""Removing what the log and the inbox need not keep any more, in small batches."""
+"""Deletes expired events and inbox messages in small batches."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .database import CONNECT_TIMEOUT_S, Database, explained
 BATCH = 5_000
 USERS_A_PAGE = 500
 
-# Two looks into an index for each user. Users that are served from elsewhere too are left to those.
+# Two index lookups for each user. Users with a registration in another scope are left to that scope's operator.
 _OVERDUE = """
 select l.user_id from userrealtime.log l cross join lateral (
     select e.id, e.at from userrealtime.event e where e.user_id = l.user_id order by e.id limit 1
@@ -26,10 +26,10 @@ order by l.user_id limit $5
 
 
 async def prune(database: Database, retention: Retention, scopes: Sequence[str]) -> tuple[int, int]:
-    """Remove what is overdue, each batch in a transaction of its own: how many events, and how many messages, went.
+    """Delete expired rows, one transaction per batch, and return the numbers of deleted events and messages.
 
     Raises:
-        DatabaseError: the database is away; what is left is removed the next time.
+        DatabaseError: the database is unavailable; the next run deletes the rest.
     """
     max_age = None if retention.max_age_s is None else timedelta(seconds=retention.max_age_s)
     events = messages = 0

@@ -1,8 +1,8 @@
 """The database roles of users' pods: created with their first password, revoked when they are replaced or the resource
 is deleted.
 
-The rights are in the schema (`repeatable/roles.sql`). A role that exists already, for example after a restore of the
-database, is reused: its name is a hash of database, scope and user.
+The schema contains the privileges (`repeatable/roles.sql`). A role that already exists, for example after a restore of
+the database, is reused: its name is a hash of database, scope and user.
 
 Revoking and dropping are separate steps, since the holder of a password can prevent a role from being dropped (by an
 object in another database) but not from being revoked:
@@ -30,9 +30,9 @@ from .database import CONNECT_TIMEOUT_S, LOCK_TIMEOUT_S, Database, DatabaseError
 logger = logging.getLogger(__name__)
 
 GROUP = "userrealtime_relay"
-# A pod holds one connection, and two more for a moment when it finds a pooler; two pods serve while one is replaced.
+# A pod holds one connection, and briefly two more to detect a pooler. During a replacement there are two pods.
 CONNECTION_LIMIT = 6
-"""For each of a user's pods."""
+"""Connections for each of a user's pods."""
 TRANSACTION_LIMIT_S = 30
 """For pods. The settings are defaults that a role may change; the watchdog enforces the limit."""
 SETTINGS = {
@@ -40,7 +40,7 @@ SETTINGS = {
     "idle_in_transaction_session_timeout": f"{TRANSACTION_LIMIT_S}s",
 }
 RETIREMENT_S = 40
-"""How long a role outlives the rollout that put another in its place: longer than any pod drains."""
+"""How long a role is kept after the rollout that replaced it. This is longer than any pod drains."""
 DISABLE_LOCK_TIMEOUT_MS = 100
 DISABLE_ATTEMPTS = 20
 TERMINATION_TIMEOUT_S = 2
@@ -58,7 +58,7 @@ _Connection = asyncpg.pool.PoolConnectionProxy
 
 
 class PasswordChanged(DatabaseError):
-    """Somebody else has changed the password of a role: a role may change its own."""
+    """The password of a role is not the one that the operator set: a role can change its password."""
 
 
 class Roles:
@@ -84,10 +84,11 @@ class Roles:
         """Create or correct the role that serves `user_id` with this password, for this number of pods.
 
         A role that exists with another password or for another resource is revoked first, which ends its sessions.
-        The user's other role is revoked if it is of another `series`, or if this one is to be `alone`.
+        The user's other role is revoked if it belongs to another `series`, or with `alone`.
 
         Raises:
-            DatabaseError: the database is away, this operator may not make roles, or the server rejects the role.
+            DatabaseError: the database is unavailable, the operator cannot create roles, or the server rejects the
+                role.
         """
         limit = CONNECTION_LIMIT * pods
         is_new = False
@@ -137,13 +138,13 @@ class Roles:
                 "or set database.credentials to shared"
             ) from None
         except _FAULTS as error:
-            self._prepared = False  # what was prepared may be what is missing
+            self._prepared = False  # the preparation may have to be repeated
             raise explained(error) from None
         if is_new or not self._admitted or credentials.role in self._rejected:
             await self._check_login(credentials, is_new)
 
     async def _check_login(self, credentials: Credentials, is_new: bool) -> None:
-        """Log in as a role, as its pod will. Any other failure than a rejection is left to the pod.
+        """Check the login of a role. Only a rejection is an error; the pod retries after other failures.
 
         Raises:
             DatabaseError: the server, or a pooler in front of it, rejects the role.
@@ -154,7 +155,7 @@ class Roles:
             connection = await connect(credentials.url(self._database.url.reveal()), timeout=CONNECT_TIMEOUT_S)
         except _REJECTIONS as error:
             self._rejected.add(credentials.role)
-            # A server that lets other roles in knows another password of this one.
+            # The server accepts other roles, so this role has another password.
             if isinstance(error, asyncpg.InvalidPasswordError) and self._admitted and not is_new:
                 raise PasswordChanged(f"the password of database role {credentials.role} was changed") from None
             raise DatabaseError(
@@ -168,7 +169,7 @@ class Roles:
             connection.terminate()
 
     async def newest(self, names: Sequence[str]) -> str | None:
-        """The role among `names` that was the last to be created.
+        """Return the most recently created role among `names`, or None.
 
         Raises:
             DatabaseError: the database is away.
@@ -184,7 +185,7 @@ class Roles:
         return name
 
     async def rejects_password(self, credentials: Credentials) -> bool:
-        """Whether the server rejects this password of the role. False if it gives no answer, or another one."""
+        """Return whether the server rejects the password of a role. False after any other failure."""
         try:
             connection = await connect(credentials.url(self._database.url.reveal()), timeout=CONNECT_TIMEOUT_S)
         except asyncpg.InvalidPasswordError:
@@ -195,7 +196,7 @@ class Roles:
         return False
 
     async def resources(self, scope: str) -> set[str]:
-        """The uids of the resources of a scope that have roles.
+        """Return the uids of the resources of a scope that have roles.
 
         Raises:
             DatabaseError: the database is away.
@@ -207,7 +208,7 @@ class Roles:
         return {str(row["resource"]) for row in rows}
 
     async def broken(self, scope: str) -> set[str]:
-        """The uids of resources of which a role is missing on the server, or may not log in.
+        """Return the uids of resources with a role that does not exist on the server or cannot log in.
 
         Raises:
             DatabaseError: the database is away.
@@ -223,7 +224,7 @@ class Roles:
         return {str(row["resource"]) for row in rows}
 
     async def retire(self, resource: str, kept: str) -> None:
-        """Have the other role of a resource revoked when the last pod that uses it must have ended.
+        """Schedule the revocation of the other role of a resource for when the last pod with it has ended.
 
         Raises:
             DatabaseError: the database is away. A sweep does the same.
@@ -240,7 +241,7 @@ class Roles:
             raise explained(error) from None
 
     async def expire(self, scopes: Sequence[str]) -> None:
-        """Revoke and drop the roles whose time is over.
+        """Revoke and drop the roles whose revocation is due.
 
         Raises:
             DatabaseError: the database is away.
@@ -253,9 +254,9 @@ class Roles:
             raise explained(error) from None
 
     async def sweep(self, scope: str, gone: Set[str], settled: Mapping[str, str]) -> None:
-        """Revoke and drop the roles of a scope that belong to resources that are `gone`, or whose time is over:
-        resources that have `settled` for one role need their others no more once the last pod that knew them has
-        drained.
+        """Revoke and drop the roles of a scope that belong to deleted resources (`gone`) or whose revocation is due.
+
+        For resources in `settled`, which use one role now, the revocation of the other role is scheduled.
 
         A role that cannot be dropped is logged, and the next sweep retries.
 
@@ -284,12 +285,12 @@ class Roles:
 
 
 def other_name(name: str) -> str:
-    """The other one of a user's two roles."""
+    """Return the other one of a user's two roles."""
     return name[:-1] + ("b" if name.endswith("a") else "a")
 
 
 async def _limit_locks(connection: _Connection) -> None:
-    """Wait for locks briefly: a pod can lock its own role, by an open transaction that changes it."""
+    """Limit the wait for locks, because a pod can lock its role by an open transaction that changes it."""
     await connection.execute(f"set local lock_timeout = '{LOCK_TIMEOUT_S}s'")
 
 
@@ -307,7 +308,7 @@ async def _make(
     *,
     connections: int,
 ) -> None:
-    # First, so that a sweep of the resource that had the role before either sees whose it is now, or is done with it.
+    # First, because a concurrent sweep of the role's previous resource must see the new owner or be finished.
     await connection.execute(
         "insert into userrealtime.role (name, scope, resource, user_id, fingerprint, series) "
         "values ($1, $2, $3, $4, $5, $6) "
@@ -330,8 +331,8 @@ async def _make(
         *([f"alter role {name} reset all"] if exists else []),
         *(f"alter role {name} set {setting} = '{value}'" for setting, value in SETTINGS.items()),
         f"grant {GROUP} to {name}",
-        # Since PostgreSQL 16, the creator of a role may not act as it, which terminating its sessions takes. Granted
-        # now, because it needs a lock, and an attacker can use up the locks of the server.
+        # Since PostgreSQL 16, the creator of a role cannot act as the role, which terminating its sessions requires.
+        # Granted now, because the grant needs a lock, and an attacker can exhaust the locks of the server.
         f"grant {name} to current_user",
     ]
     await connection.execute("; ".join(statements))  # in one message
@@ -352,7 +353,7 @@ async def _take(connection: _Connection, condition: str, *arguments: object) -> 
 
 
 async def _revoke(connection: _Connection, name: str, scope: str) -> None:
-    """Revoke a role, whatever it serves."""
+    """Revoke a role, regardless of its resource."""
     await connection.execute(
         "with revoked as (delete from userrealtime.role where name = $1) "
         "insert into userrealtime.revoked_role (name, scope) values ($1, $2) on conflict do nothing",
@@ -364,7 +365,7 @@ async def _revoke(connection: _Connection, name: str, scope: str) -> None:
 
 
 async def _finish(connection: _Connection, name: str) -> None:
-    """End what a revoked role still can do, then drop it. Errors are logged: the mapping is gone already."""
+    """Remove all remaining rights of a revoked role, then drop it. Errors are only logged."""
     try:
         async with connection.transaction():
             if await _is_revoked(connection, name):
@@ -384,7 +385,7 @@ async def _finish(connection: _Connection, name: str) -> None:
 
 
 async def _is_revoked(connection: _Connection, name: str) -> bool:
-    """Whether a role is to be dropped. Until the end of the transaction, nobody can reuse it."""
+    """Return whether a role must be dropped. Until the end of the transaction, it cannot be reused."""
     await _limit_locks(connection)
     rows = await connection.fetch("select from userrealtime.revoked_role where name = $1 for update", name)
     return bool(rows)
@@ -398,7 +399,7 @@ async def _disable(connection: _Connection, name: str) -> None:
     for attempt in range(1, DISABLE_ATTEMPTS + 1):
         try:
             async with connection.transaction():
-                # In one message: an open transaction of the role itself may have locked it, and it may log in again.
+                # In one message, because an open transaction of the role can lock it, and the role can log in again.
                 await connection.execute(
                     f"set local lock_timeout = '{DISABLE_LOCK_TIMEOUT_MS}ms'; "  # noqa: S608
                     f"select pg_terminate_backend(pid) from pg_stat_activity where usename = '{name}'; "
@@ -412,12 +413,12 @@ async def _disable(connection: _Connection, name: str) -> None:
     try:
         async with connection.transaction():
             await connection.execute(f"revoke {GROUP} from {name}")
-    except asyncpg.PostgresError as error:  # granted by somebody else: without the mapping, it gives nothing
+    except asyncpg.PostgresError as error:  # another role granted it; without the mapping it has no effect
         logger.warning("cannot revoke %s from database role %s: %s", GROUP, name, error)
 
 
 async def _terminate(connection: _Connection, name: str) -> None:
-    """End the sessions of a role, and wait until they have ended."""
+    """Terminate the sessions of a role, and wait until they have ended."""
     await connection.execute(
         "select pg_terminate_backend(pid, $2) from pg_stat_activity where usename = $1",
         name,
@@ -426,8 +427,8 @@ async def _terminate(connection: _Connection, name: str) -> None:
 
 
 async def _unlink(connection: _Connection, name: str) -> int:
-    """Delete some of the large objects of a role. Returns how many."""
-    # Not all of them at once: each takes an entry in the lock table of the server.
+    """Delete some of the large objects of a role, and return their number."""
+    # In batches, because each large object needs an entry in the lock table of the server.
     return int(
         await connection.fetchval(
             "select count(lo_unlink(o.oid)) from (select m.oid from pg_largeobject_metadata m "
@@ -440,7 +441,7 @@ async def _unlink(connection: _Connection, name: str) -> int:
 
 async def _drop(connection: _Connection, name: str) -> None:
     if await _exists(connection, name):
-        # Also those that were logging in when the role lost its login.
+        # This includes sessions that were logging in when the role lost its login.
         await _terminate(connection, name)
         await connection.execute(f"drop owned by {name}")
         await connection.execute(f"drop role {name}")

@@ -1,7 +1,7 @@
-"""What the operator and the activator answer over HTTP to the cluster: `/metrics` for Prometheus, and probes.
+"""The HTTP server of the operator and the activator for the cluster: `/metrics` for Prometheus, and probes.
 
-Every pod that reaches these ports can open connections to them, and no token is asked for.
-So a port has a limited number of connections, each for a limited time and for one request.
+Every pod that reaches these ports can open connections, without a token.
+Therefore a port has a limited number of connections, each for a limited time and for one request.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from userrealtime_core.unauthenticated import Unauthenticated
 from .metrics import CONTENT_TYPE
 
 CONNECTIONS: Final = 64
-"""Open at a time, on one port; for another one, the oldest is closed."""
+"""Concurrent connections of one port. A further connection closes the oldest one."""
 LIFETIME_S: Final = 10.0
 """Seconds for a request to arrive and for its response to be read."""
 
 Probe = Callable[[], str | None]
-"""Says what hinders, in words; None where nothing does."""
+"""Returns the reason why the probe fails, or None."""
 
 
 @contextlib.asynccontextmanager
 async def serve(host: str, port: int, expose: Callable[[], bytes], probes: Mapping[str, Probe]) -> AsyncIterator[int]:
-    """Answer while the block runs; gives the port. `probes` are by their paths.
+    """Serve metrics and probes while the block runs, and yield the port. `probes` maps paths to checks.
 
     Raises:
-        OSError: the port cannot be had.
+        OSError: the port is unavailable.
     """
 
     async def metrics(_request: web.Request) -> web.Response:
@@ -51,10 +51,10 @@ async def serve(host: str, port: int, expose: Callable[[], bytes], probes: Mappi
 async def listen(
     app: web.Application, host: str, port: int, *, connections: int = CONNECTIONS, lifetime_s: float = LIFETIME_S
 ) -> AsyncIterator[int]:
-    """Serve an application to the cluster while the block runs; gives the port.
+    """Serve an application to the cluster while the block runs, and yield the port.
 
     Raises:
-        OSError: the port cannot be had.
+        OSError: the port is unavailable.
     """
 
     async def close(_: web.Request, response: web.StreamResponse) -> None:
@@ -79,7 +79,7 @@ async def listen(
 
 
 class _Connection(asyncio.Protocol):
-    """aiohttp's protocol for one connection, which is closed when its time is over."""
+    """aiohttp's protocol for one connection, with a limited lifetime."""
 
     def __init__(self, protocol: asyncio.Protocol, budget: Unauthenticated, lifetime_s: float) -> None:
         self._protocol = protocol

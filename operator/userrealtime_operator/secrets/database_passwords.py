@@ -1,8 +1,8 @@
 """Names and passwords of the database roles of relays. Pure: no database, no cluster.
 
-A user has two names, used in turn: PostgreSQL knows one password a role, and while one pod replaces another, both must
-be able to connect. A password is 256 random bits. The server is given a SCRAM verifier of it, so that it is in none of
-the server's logs.
+A user has two roles, which are used in turn: a role has one password in PostgreSQL, and while a pod is replaced, both
+pods must be able to connect. A password has 256 random bits. The server receives only a SCRAM verifier of it, so its
+logs never contain the password.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from userrealtime_operator.model.labels import PASSWORD_ROTATION_ANNOTATION
 
 SINCE = "userrealtime.dev/database-password-since"
 ITERATIONS = 1
-"""They make guessing slow, and 256 random bits cannot be guessed. PostgreSQL's own 4096 would cost its server 5 ms for
-each role made, and both sides as much at each login."""
+"""Iterations only slow down the guessing of weak passwords. PostgreSQL's default of 4096 would cost the server 5 ms for
+each new role, and both sides as much at each login."""
 _OWN = ("user", "password", "passfile", "sslcert", "sslkey", "sslpassword")
-"""Parameters of a URL that are of who it is for."""
+"""Parameters of a URL that belong to the role, and not to the database."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +37,11 @@ class Credentials:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the password, in hex: tells passwords apart, and says nothing of one that is random."""
+        """SHA-256 of the password, in hex. It distinguishes passwords without revealing a random one."""
         return hashlib.sha256(self.password.encode()).hexdigest()
 
     def url(self, base: str) -> str:
-        """A database's URL with these in the place of its own."""
+        """Return the URL of a database with these credentials."""
         parts = urlsplit(base)
         address = parts.netloc.rpartition("@")[2]
         # A URL may also name them as parameters.
@@ -51,13 +51,13 @@ class Credentials:
 
 
 def role_names(database: str, scope: str, user_id: str) -> tuple[str, str]:
-    """The two names of a user's role. Roles belong to a whole server, so the database and the scope are in the hash."""
+    """Return the names of a user's two roles. Roles are global to a server, so the hash includes database and scope."""
     digest = hashlib.sha256("\0".join((database, scope, user_id)).encode()).hexdigest()[:32]
     return f"urt_{digest}_a", f"urt_{digest}_b"
 
 
 def read_credentials(secret: Mapping[str, Any] | None, key: str) -> Credentials | None:
-    """Those in the URL that a Secret holds under `key`, None where it holds none."""
+    """Return the credentials in the URL that a Secret contains under `key`, or None."""
     try:
         text = base64.b64decode(((secret or {}).get("data") or {})[key], validate=True).decode()
         parts = urlsplit(text)
@@ -69,7 +69,7 @@ def read_credentials(secret: Mapping[str, Any] | None, key: str) -> Credentials 
 
 
 def scram_verifier(password: str, salt: bytes, iterations: int = ITERATIONS) -> str:
-    """What PostgreSQL stores of an ASCII password (RFC 5803): it may be sent in its place."""
+    """Return the SCRAM verifier of an ASCII password (RFC 5803), which PostgreSQL accepts in place of the password."""
     salted = hashlib.pbkdf2_hmac("sha256", password.encode("ascii"), salt, iterations)
     stored = hashlib.sha256(hmac.digest(salted, b"Client Key", "sha256")).digest()
     server = hmac.digest(salted, b"Server Key", "sha256")
@@ -79,18 +79,18 @@ def scram_verifier(password: str, salt: bytes, iterations: int = ITERATIONS) -> 
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """The credentials that a Secret is to hold, and what its annotations are to say of them."""
+    """The desired credentials of a Secret, and their state for its annotations."""
 
     credentials: Credentials
     since: datetime
     honoured: str | None
     rotated: bool
-    """Whether they are to take the place of good ones."""
+    """Whether they replace valid credentials."""
 
     def annotations(self) -> dict[str, str]:
-        """What the Secret says of them."""
-        said = {SINCE: rfc3339(self.since), PASSWORD_ROTATION_ANNOTATION: self.honoured}
-        return {name: text for name, text in said.items() if text is not None}
+        """Return the state as annotations of the Secret."""
+        texts = {SINCE: rfc3339(self.since), PASSWORD_ROTATION_ANNOTATION: self.honoured}
+        return {name: text for name, text in texts.items() if text is not None}
 
 
 def choose_access(
@@ -105,28 +105,29 @@ def choose_access(
     last: str | None = None,
     lost: bool = False,
 ) -> tuple[Access, float | None]:
-    """The credentials as they should be, from the Secret as it is; and the seconds after which to look again, None for
-    never. A new password is one of the other role, so that pods with the old one can go on.
+    """Return the desired credentials for the current Secret, and the seconds until the next step, None without one.
+
+    A new password belongs to the other role, because running pods still use the old role.
 
     Args:
-        last: the role that the database knew last, where the Secret holds none.
-        lost: whether the credentials of the Secret must not be used any more.
+        last: the latest role in the database, for a Secret without credentials.
+        lost: whether the credentials of the Secret must be replaced, because they are compromised or rejected.
     """
     today = now.replace(microsecond=0)
-    said = ((secret or {}).get("metadata") or {}).get("annotations") or {}
-    held, honoured = read_credentials(secret, key), said.get(PASSWORD_ROTATION_ANNOTATION)
+    notes = ((secret or {}).get("metadata") or {}).get("annotations") or {}
+    held, honoured = read_credentials(secret, key), notes.get(PASSWORD_ROTATION_ANNOTATION)
     if held is None or held.role not in names or not held.password.isascii() or lost:
-        # Never the role before, which may be in the hands of somebody who can set its password.
+        # Never the previous role: an attacker with its password can change the password.
         before = held.role if held is not None and held.role in names else last
         role = names[1 - names.index(before)] if before in names else names[0]
         return Access(Credentials(role, random_text()), today, request, rotated=False), rotate_after_s
-    since = parse_timestamp(said.get(SINCE), today)
+    since = parse_timestamp(notes.get(SINCE), today)
     due_s = None if rotate_after_s is None else rotate_after_s - (now - since) / timedelta(seconds=1)
     asked = request is not None and request != honoured
     if may_rotate and (asked or (due_s is not None and due_s <= 0)):
         other = names[1 - names.index(held.role)]
         fresh = Credentials(other, random_text())
         return Access(fresh, today, request if asked else honoured, rotated=True), rotate_after_s
-    # What is due but may not be is looked at again when the rollout under way ends.
+    # A rotation that is due but not permitted is checked again when the current rollout ends.
     wait = due_s if due_s is not None and due_s > 0 else None
     return Access(held, since, honoured, rotated=False), wait
