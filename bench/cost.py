@@ -1,7 +1,7 @@
-"""What users cost who are awake and who sleep: measured parts, and what 1,000 users come to by them.
+"""The cost of awake and of sleeping users: measured parts, and the sum for 1,000 users.
 
 `python -m bench.cost` prints the tables of docs/cost.md. It runs relays, the operator and an activator as processes of
-this machine, with a PostgreSQL and an API server of their own, and asks them as often as a kubelet would. Memory is the
+this machine, with a separate PostgreSQL and API server, and probes them as often as a kubelet would. Memory is the
 proportional set size (PSS): what a process has for itself, and its part of what it shares with others.
 """
 
@@ -37,7 +37,7 @@ from userrealtime_operator.kube.client import Api
 from userrealtime_operator.postgres.migrate import migrate
 
 SHARES: Final = (0.01, 0.1, 0.5)
-"""Of the users, who are awake."""
+"""The share of the users that are awake."""
 ACTIVATORS: Final = 2
 OPERATORS: Final = 2
 WATCH_S: Final = 60.0
@@ -130,7 +130,7 @@ async def backends(url: str) -> list[int]:
 
 
 async def measure_relays(url: str, count: int) -> tuple[float, float, float, float]:
-    """Of a relay that is awake with nobody at it: memory, CPU, connections to Postgres, and the memory of one."""
+    """Measure an awake relay without clients: memory, CPU, connections to Postgres, and the memory of one."""
     progress(f"{count} relays, for {WATCH_S:.0f} s")
     with contextlib.ExitStack() as stack:
         pids, ports = [], []

@@ -1,6 +1,6 @@
 """What publishing costs: `python -m bench.log` prints the table of docs/log.md.
 
-Every line is the median of several runs on a PostgreSQL of its own, beside two yardsticks on the same server: the plain
+Every line is the median of several runs on a separate PostgreSQL, beside two yardsticks on the same server: the plain
 insert of the same rows into a table with the same primary key, and the notification of whole rows, `pg_notify(...,
 row_to_json(new))`, which many tutorials show and which no client can resume from.
 """

@@ -50,7 +50,7 @@ class Outcome:
 
 
 async def fill(connection: asyncpg.Connection, rows: int, rate: float) -> None:
-    """Write a log whose events are evenly old, so that `rate` of them reach the age of the oldest every second."""
+    """Write a log whose events are evenly old, where `rate` of them reach the age of the oldest every second."""
     each = rows // USERS
     for statement in (
         # The primary key is built once all rows are there, which is faster.

@@ -150,7 +150,7 @@ def run_activator(relay_port: int, key: str, port: Any) -> None:
 
 @asynccontextmanager
 async def activator(relay_port: int, key: str) -> AsyncIterator[int]:
-    """An activator in a process of its own; gives its port."""
+    """Run an activator in a separate process; gives its port."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=run_activator, args=(relay_port, key, theirs), daemon=True)

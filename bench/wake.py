@@ -1,8 +1,8 @@
-"""From a client's connect to its first event, for users who sleep, beside users who are awake, on the local cluster.
+"""Time from a client's connect to its first event, for sleeping and for awake users, on the local cluster.
 
 `python -m bench.wake` prints the tables of bench/README.md. Each client resumes before an event of its user's log, over
 a WebSocket, through the ingress. The stages are read from the clocks of one machine: the client's, the wake request's
-own time, the moments at which watches tell of a change, and the lines of the relay's log.
+own time, the times at which watches report a change, and the lines of the relay's log.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from userrealtime_operator.model.labels import MANAGED_BY, RELAY
 
 LIMIT_S: Final = 60.0
 APART_S: Final = 6.0
-"""Between two users who are woken one after the other: until nothing of the first wake is at work."""
+"""Pause between two wakes in sequence, in seconds: until the first wake is complete."""
 AWAKE: Final = "wake-never"
 """A user who never sleeps."""
 STAGES: Final = (
@@ -54,7 +54,7 @@ Marks = dict[str, float]
 
 
 class Watched(Store):
-    """Notes when a watch tells of something for the first time, by the name of the user's objects."""
+    """Records when a watch reports a change for the first time, by the name of the user's objects."""
 
     def __init__(self, marks: Mapping[str, Marks], name: Callable[[Mapping[str, Any]], str], *rules: Rule) -> None:
         self._marks = marks
@@ -124,7 +124,7 @@ async def connect(url: str, token: str, marks: Marks) -> None:
 
 
 def read_logs(system: System, child: str, marks: Marks) -> None:
-    """What the resource and the relay's log say of the wake."""
+    """Return the times of the wake in the resource and in the relay's log."""
     for line in system.kubectl("logs", "-l", f"app.kubernetes.io/instance={child}", "--tail=-1").splitlines():
         entry = json.loads(line)
         moment = datetime.fromisoformat(entry["time"]).timestamp()
@@ -156,7 +156,7 @@ class Crowd:
         await asyncio.to_thread(wait_asleep, self._system, *self.names)
 
     async def wake(self, names: Sequence[str]) -> list[Marks]:
-        """Wake these users at once; gives what happened to each."""
+        """Wake these users together; gives the result for each."""
         marks: dict[str, Marks] = defaultdict(dict)
         async with watching(self._system.cluster.environment()["KUBECONFIG"], marks), asyncio.timeout(LIMIT_S):
             await asyncio.gather(

@@ -16,7 +16,7 @@ from testing.cluster import choose
 from testing.patience import PATIENCE_S
 from testing.system import System, install
 
-# Resources of one run are told from those of another, and from the first user of `make up`.
+# A suffix for names: it keeps the resources of this run apart from other runs and from the first user of `make up`.
 RUN = secrets.token_hex(3)
 _numbers = itertools.count(1)
 
@@ -27,7 +27,7 @@ def pytest_configure() -> None:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--screenshots", action="store_true", help="write the pictures of docs/demo.md anew")
+    parser.addoption("--screenshots", action="store_true", help="take the pictures of docs/demo.md again")
 
 
 def uncaptured(config: pytest.Config) -> AbstractContextManager[None]:
@@ -39,7 +39,7 @@ def uncaptured(config: pytest.Config) -> AbstractContextManager[None]:
 @pytest.fixture(scope="session")
 def system(pytestconfig: pytest.Config) -> System:
     with uncaptured(pytestconfig):
-        print(flush=True)  # the progress of the steps begins on a line of its own
+        print(flush=True)  # the progress of the steps starts on a new line
         return install(choose())
 
 

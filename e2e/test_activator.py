@@ -90,7 +90,7 @@ def status(server: LocalApiServer) -> dict[str, Any]:
 
 
 def put_pod(server: LocalApiServer, *, ready: bool) -> None:
-    """A pod of alice's, as a kubelet would tell of it."""
+    """Apply a pod of alice with the status that a kubelet would report."""
     labels = {"app.kubernetes.io/name": "userrealtime-relay", "app.kubernetes.io/instance": NAME}
     pod = {
         "apiVersion": "v1",
@@ -110,7 +110,7 @@ def remove_pod(server: LocalApiServer) -> None:
 
 
 async def until_pod(replica: Replica, *, ready: bool | None) -> None:
-    """Until the user's pod is as said; None is for none."""
+    """Wait until the user's pod has this state; None means that there is no pod."""
     async with asyncio.timeout(PATIENCE_S):
         while True:
             pod = replica.cluster.pod(ALICE)
@@ -124,7 +124,7 @@ async def test_a_wake_is_asked_for_once_by_however_many(alice: LocalApiServer) -
         await asyncio.gather(*(replica.cluster.request_wake(ALICE) for replica in found))
         assert sum(replica.requested for replica in found) == 1
         moment = status(alice)["wakeRequestedAt"]
-        # Nor does one who comes a little later ask again, as long as the pod has not come and gone.
+        # A later client does not send another request while the pod has not started and ended.
         await asyncio.sleep(0.5)
         await asyncio.gather(*(replica.cluster.request_wake(ALICE) for replica in found))
         assert status(alice)["wakeRequestedAt"] == moment

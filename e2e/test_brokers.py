@@ -45,9 +45,9 @@ def operators(system: System, *arguments: str, timeout: float = COMMAND_TIMEOUT_
 
 @pytest.fixture
 async def over_nats(system: System, database: asyncpg.Connection, tmp_path: Path) -> AsyncIterator[System]:
-    """The release, with signals from a NATS of its own (TLS), and bridges whose role in the database may do little."""
+    """The release with a separate NATS as its broker (TLS), and bridges with a restricted database role."""
     host = f"nats.{OPERATOR_NAMESPACE}"
-    # Authorities made in-house often lack extensions, which Python 3.13 minds and nobody else does.
+    # Private authorities often lack extensions that only Python 3.13 requires.
     pki.make(tmp_path, [pki.Identity("server", "/CN=nats", (f"DNS:{host}",))], pki.Extensions.MINIMAL)
     password, database_password = secrets.token_hex(16), secrets.token_hex(16)
     config = (

@@ -25,7 +25,7 @@ from userrealtime_relay.bridge.config import Config as Bridge
 
 PODS = ("Deployment", "Job")
 DATABASE = {"database": {"url": "postgresql://user:password@host/database"}}
-# Every value other than its default, so that every branch of the templates is rendered.
+# Every value differs from its default: all branches of the templates are rendered.
 EVERYTHING: dict[str, Any] = {
     "database": {"existingSecret": {"name": "other", "key": "URL"}},
     "namespaces": [USERS_NAMESPACE, OPERATOR_NAMESPACE],

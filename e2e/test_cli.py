@@ -106,12 +106,12 @@ def test_the_doctor_finds_what_is_wrong(system: System, users: MakeUser) -> None
         system.kubectl("patch", "urt", name, "--type=merge", "-p", f'{{"spec": {spec}}}')
 
     patch('{"relay": {"image": "nowhere.invalid/relay:1"}}')
-    eventually(lambda: "note   new pod: ImagePullFailed" in examine(name)[1], "the doctor tells of the image")
+    eventually(lambda: "note   new pod: ImagePullFailed" in examine(name)[1], "the doctor reports the image")
     status, out = examine(name)
     assert status == 0, out  # the old pod serves
     assert "correct spec.relay.image" in out
     patch('{"relay": {"image": null}, "route": {"enabled": false}}')
-    eventually(lambda: "wrong  route: " in examine(name)[1], "the doctor tells of the route")
+    eventually(lambda: "error  route: " in examine(name)[1], "the doctor reports the route")
     status, out = examine(name)
     assert status == 1
     assert f"{name} has no URL" in out

@@ -19,7 +19,7 @@ from testing.waiting import eventually
 from .test_faults import assert_all_arrived, publishing
 
 MakeUser = Callable[..., str]
-# What the statements call public.orders and public.numbers; those may be somebody's.
+# Tables that replace public.orders and public.numbers of the statements, which may exist on a given cluster.
 TABLE, SEQUENCE = "public.attacked", "public.attacked_numbers"
 
 
@@ -30,7 +30,7 @@ def secret_url(system: System, user: str) -> str:
 
 
 async def connect_as(system: System, user: str, database_url: str) -> asyncpg.Connection:
-    """A connection with what is in a user's Secret, to the database as it is reached from this machine."""
+    """Connect with the credentials in a user's Secret, at the database's address on this machine."""
     theirs, ours = urlsplit(secret_url(system, user)), urlsplit(database_url)
     netloc = f"{theirs.username}:{theirs.password}@{ours.hostname}:{ours.port}"
     return await asyncpg.connect(theirs._replace(netloc=netloc).geturl(), timeout=PATIENCE_S)

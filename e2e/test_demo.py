@@ -81,7 +81,7 @@ async def chromium() -> AsyncIterator[Browser]:
 async def logged_in(
     chromium: Browser, url: str, user: str, viewport: Viewport = DESK, *, dark: bool = False
 ) -> AsyncIterator[Page]:
-    """A page of a user who is connected."""
+    """The page of a connected user."""
     async with chromium.page(viewport, dark=dark) as page:
         await page.goto(url)
         await page.click(f"[data-login={user}]")
@@ -103,7 +103,7 @@ async def test_what_is_published_is_seen(chromium: Browser, url: str) -> None:
         await publish(page, "over the socket", "socket")
         assert "The inbox has it" in await page.text("#notice")
         assert "echo over the socket (inbox " in await page.text("#events")
-        # It is text, whatever is said.
+        # Any message is shown as text.
         await publish(page, "<img src=x onerror=alert(1)>", "server")
         assert await page.evaluate("document.querySelectorAll('#events img').length") == 0
         assert await page.text("#missed") == "0"
@@ -216,7 +216,7 @@ async def test_it_fits(
 
 
 async def _pose(page: Page) -> None:
-    """Something to be seen: a pod that was killed, and what was made up for."""
+    """A state for the picture: a pod was killed, and the missed events were replayed."""
     await page.click("#kill")
     await page.wait_for(MADE_UP_FOR, timeout=PATIENCE_S)
     await page.wait_for(f"{POD_READY} && document.querySelectorAll('#pods li').length === 1", timeout=PATIENCE_S)
@@ -230,7 +230,7 @@ def _keep(path: Path, picture: bytes) -> None:
 
 
 def post(url: str, **headers: str) -> int:
-    """The status that a POST of somebody who is not logged in gets."""
+    """Return the status of a POST without a session."""
     host = url.partition("://")[2].partition("/")[0]
     address = url.replace("//localhost", f"//{LOOPBACK}")
     request = urllib.request.Request(address, data=b"{}", headers={"Host": host, **headers}, method="POST")

@@ -34,7 +34,7 @@ USER = "alice"
 
 
 class Terminal:
-    """A shell that somebody types into, in a folder. What comes is in `text`, standard error with it."""
+    """An interactive shell in a folder. Its output, with standard error, is in `text`."""
 
     def __init__(self, folder: Path, environment: dict[str, str]) -> None:
         self._shell = subprocess.Popen(
@@ -54,7 +54,7 @@ class Terminal:
     def type(self, commands: str) -> None:
         """Type lines; their output is still to come."""
         assert self._shell.stdin is not None
-        # In braces, so that all is read before it begins, and no command takes what follows for its input.
+        # In braces: the shell reads all lines before it starts, and no command reads the next lines as its input.
         self._shell.stdin.write(f"{{\n{commands}\n}} </dev/null\nprintf '\\0'\n".encode())
         self._shell.stdin.flush()
 
@@ -153,7 +153,7 @@ class Session:
             assert line is None, f"{block}: {line!r} did not come, but:\n{terminal.text}"
 
     def finish(self) -> None:
-        """See that all has come in the other terminals, too."""
+        """Check that the other terminals have their expected output."""
         for block, terminal in self._listening:
             terminal.until(block.output, OUTPUT_TIMEOUT_S)
             assert terminal.is_open(), f"{block}: a command failed:\n{terminal.text[-5000:]}"
@@ -270,7 +270,7 @@ def test_yaml_is_taken_by_the_cluster_or_the_chart(system: System, block: Block)
 
 
 def _is_part_of_a_pod(system: System, document: dict[str, Any]) -> None:
-    """A part of a pod's spec, of which `env` and `volumeMounts` are those of its container."""
+    """A part of a pod's spec, with the `env` and `volumeMounts` of its container."""
     of_container: dict[str, Any] = {name: document.pop(name) for name in ("env", "volumeMounts") if name in document}
     restricted: dict[str, Any] = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
     container: dict[str, Any] = {"name": "x", "image": "x", "securityContext": restricted, **of_container}

@@ -1,4 +1,4 @@
-"""The operator's two pods on a cluster: one ends, and the other acts. Who may write when is `test_leader`'s to show."""
+"""The operator's two pods on a cluster: when one ends, the other takes over. `test_leader` tests which may write."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def processes(pod: str) -> list[int]:
 
 @pytest.fixture
 def late(system: System) -> Iterator[str]:
-    """The name of a user who does not exist yet, and is removed afterwards."""
+    """The name of a new user, which is removed afterwards."""
     name = f"late-{RUN}"
     yield name
     system.delete_user(name)
@@ -65,6 +65,6 @@ def test_the_leaders_pod_ends_and_the_other_acts(system: System, late: str, end:
         f"\nthe leader's pod was {end}: a new user's objects were there after {time.monotonic() - begin:.1f} s", end=""
     )
     if end == "deleted":
-        assert leader(system) != old  # one that was killed comes back, and may have been the quicker
+        assert leader(system) != old  # a killed container restarts, and can be the first to get the lease
     system.wait_ready(late)
     print(f", the user's pod ready after {time.monotonic() - begin:.1f} s")

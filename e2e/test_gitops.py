@@ -127,7 +127,7 @@ def hooks(item: dict[str, Any]) -> set[str]:
 
 
 def phase(documents: Documents, name: str) -> Iterator[Documents]:
-    """The documents of a phase of Argo CD, those of each weight together, in order."""
+    """Return the documents of a phase of Argo CD, grouped by weight, in order."""
 
     def weight(item: dict[str, Any]) -> int:
         return int(item["metadata"]["annotations"].get("helm.sh/hook-weight", "0"))

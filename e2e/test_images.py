@@ -11,7 +11,7 @@ from typing import Any
 from testing.cluster import images
 from testing.system import OPERATOR_NAMESPACE, RELEASE, ROOT, USERS_NAMESPACE, System
 
-# Run by the image's own Python: its distributions, what /app holds, and who runs it.
+# A program for the image's Python: prints the distributions, the files of /app, and the user id.
 INSIDE = """
 import importlib.metadata, json, os, sys
 try:

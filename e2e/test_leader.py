@@ -1,4 +1,4 @@
-"""Several operators, of which one works; and what their work costs. On an API server of their own, without a node."""
+"""Several operators, of which one is active, and the requests that they make. On a local API server without a node."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def database_url() -> Iterator[str]:
 
 @contextlib.contextmanager
 def prepared(*options: str) -> Iterator[LocalApiServer]:
-    """An API server that keeps a record, where each replica is a user of its own: not an administrator, whom no limit
+    """An API server with an audit log. Each replica is a separate user and no administrator, whom no limit
     would stop."""
     with LocalApiServer(*options, audit=True) as api:
         api.kubectl("create", "namespace", NAMESPACE)
@@ -103,7 +103,7 @@ async def eventually(condition: Callable[[], bool], what: str, timeout: float = 
 async def two_operators(
     server: LocalApiServer, url: str, ports: tuple[int, int] | None = None
 ) -> AsyncIterator[list[LocalOperator]]:
-    """The first one leads, the second stands by; they reach the API server by these ports."""
+    """The first leads and the second is on standby; they reach the API server at these ports."""
     first_port, second_port = ports or (server.port, server.port)
     with replica("first", server, url, first_port) as first, contextlib.ExitStack() as stack:
         await asyncio.to_thread(first.wait_ready)
@@ -159,7 +159,7 @@ def terms(server: LocalApiServer) -> list[Term]:
 
 async def test_never_two_at_once(server: LocalApiServer, database_url: str) -> None:
     """Leaders that are cut off, that hear no answers, and that may do everything but renew the Lease. All the while
-    both are told to change everything, so that whoever believes to lead writes."""
+    every resource is changed: an operator that believes itself the leader writes."""
     async with Link(server.port) as one, Link(server.port) as two:
         links = dict(zip(REPLICAS, (one, two), strict=True))
         async with two_operators(server, database_url, (one.port, two.port)) as operators:
@@ -175,8 +175,8 @@ async def test_never_two_at_once(server: LocalApiServer, database_url: str) -> N
                     link.hold(up=trouble == "cut off", down=True)
                 taken = await eventually(other.leads, "the other leads", TAKEOVER_S)
                 print(f"\n{trouble}: the other led after {taken:.1f} s")
-                await eventually(lambda: not leader.leads(), "the first stands by")  # noqa: B023
-                # What was held back must not arrive late; then the first one is back, and stands by.
+                await eventually(lambda: not leader.leads(), "the first is on standby")  # noqa: B023
+                # Delayed requests must not arrive later; then the first operator is back, on standby.
                 link.cut()
                 link.release()
                 leader, other = other, leader
@@ -215,7 +215,7 @@ async def test_a_dead_and_a_silent_api_server_are_survived(server: LocalApiServe
         server.kill()
         before = written(server)
         assert 40 < len(before) < 900
-        await eventually(lambda: not operator.leads(), "it stands by while the API server is dead", 20)
+        await eventually(lambda: not operator.leads(), "it is on standby while the API server is down", 20)
         await asyncio.to_thread(server.start)
         await eventually(lambda: stored(server) == expected(names), "all are served", 2 * PATIENCE_S)
         await settled(operator)
@@ -226,7 +226,7 @@ async def test_a_dead_and_a_silent_api_server_are_survived(server: LocalApiServe
         assert again <= WORKERS
         server.pause()
         try:
-            await eventually(lambda: not operator.leads(), "it stands by while the API server is silent", 20)
+            await eventually(lambda: not operator.leads(), "it is on standby while the API server does not respond", 20)
         finally:
             server.resume()
         await asyncio.to_thread(apply_users, server, "after-silence")
@@ -236,7 +236,7 @@ async def test_a_dead_and_a_silent_api_server_are_survived(server: LocalApiServe
 
 
 async def test_an_overloaded_api_server_is_left_alone_and_nothing_is_lost(database_url: str) -> None:
-    """One that does one write at a time and answers 429 to all others."""
+    """An API server that accepts one write at a time and responds to all others with 429."""
     limits = "--enable-priority-and-fairness=false", "--max-mutating-requests-inflight=1"
     with prepared(*limits) as server, replica("first", server, database_url) as operator:
         await asyncio.to_thread(operator.wait_ready)
@@ -275,7 +275,7 @@ def children_of(counts: Counter[tuple[str, str]]) -> Counter[tuple[str, str]]:
 
 
 def expected(users: Sequence[str]) -> set[tuple[str, str]]:
-    """What is to be written for users with nothing special."""
+    """Return the writes that are expected for users with default settings."""
     children = {
         (kind, child_name(user)) for user in users for kind in ("secrets", "services", "deployments", "ingresses")
     }
@@ -328,7 +328,7 @@ async def test_api_calls_a_resource(server: LocalApiServer, database_url: str) -
     assert 2 * count <= writes(figures["update"]) <= 4 * count
 
 
-# What somebody does to a child, and to which.
+# A change of a child by a person, and the child.
 DRIFTS: list[tuple[str, dict[str, object] | None]] = [
     ("deployments", {"spec": {"replicas": 3}}),
     ("deployments", {"spec": {"template": {"spec": {"automountServiceAccountToken": True}}}}),
@@ -343,7 +343,7 @@ DRIFTS: list[tuple[str, dict[str, object] | None]] = [
 
 
 async def test_drift_in_every_child_is_repaired_by_the_watch(server: LocalApiServer, database_url: str) -> None:
-    """No clock leads to it: the operator has nothing to wait for, and looks at all resources every five minutes."""
+    """No timer causes it: the operator waits for nothing, and checks all resources every five minutes."""
     child = child_name("alice")
 
     def contents(kind: str) -> dict[str, object]:

@@ -48,11 +48,11 @@ REFRESH_S = 120
 
 @pytest.fixture(scope="module")
 def platform(system: System) -> Iterator[System]:
-    """The system with a platform's choices, and as it was afterwards."""
+    """The system with a platform's settings; the earlier settings are restored afterwards."""
     values = {
         **system.values,
         "relay": {**system.values["relay"], **RELAY},
-        # A year goes by only for those Secrets of which a test says so.
+        # Only the Secrets that a test ages are a year old.
         "tokenKeys": {"overlap": f"{OVERLAP_S}s", "rotateAfter": "8760h"},
         "database": {**system.values["database"], "rotateAfter": "8760h"},
     }
@@ -160,7 +160,7 @@ def test_quantities_in_any_form_are_no_drift(platform: System, users: MakeUser) 
         )
         return logs.count(f"applied {kind} users/{name}")
 
-    # The Ingress is looked at last: once that is put right, the Deployment has been looked at too.
+    # The Ingress is checked last: when it is repaired, the Deployment has been checked before.
     before = applied("Deployment"), applied("Ingress")
     platform.kubectl("patch", "ingress", name, "--type=merge", "-p", '{"spec": {"rules": [{"host": "elsewhere"}]}}')
     deadline = time.monotonic() + 30
@@ -175,7 +175,7 @@ def ask_for_a_key(system: System, user: str) -> None:
 
 
 def make_old(system: System, user: str, since: str) -> None:
-    """Have the user's Secret say that what it holds is of long ago."""
+    """Give the keys in the user's Secret an old timestamp."""
     name = system.get("urt", user)["status"]["name"]
     system.kubectl("annotate", "--overwrite", "secret", name, f"userrealtime.dev/{since}=2020-01-02T03:04:05Z")
 
@@ -206,7 +206,7 @@ async def test_token_keys_are_replaced_when_asked_or_due_and_nobody_notices(
         async with asyncio.timeout(REFRESH_S):
             while await is_accepted(platform.websocket_url(user), signed(first, user)):
                 await asyncio.sleep(1)
-        # Whoever was connected still is, and the pod is the one it was.
+        # The client is still connected, and the pod is the same.
         await database.execute("select userrealtime.publish($1, 'after')", user)
         assert (await receive(old[user]))["event"] == "after"
         await old[user].close()
@@ -249,7 +249,7 @@ async def test_a_password_that_is_due_is_replaced_once(
     old = await connect(platform, user, platform.token(user, **ISSUER))
     make_old(platform, user, "database-password-since")
     async with asyncio.timeout(PATIENCE_S):
-        await old.wait_closed()  # its pod goes, and has said so
+        await old.wait_closed()  # its pod ends, and has announced it
     assert old.close_code == 1012
     await asyncio.to_thread(platform.wait_ready, user)
     after = secret_url(platform, user)

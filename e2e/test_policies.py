@@ -145,7 +145,7 @@ def enforced(system: System, pytestconfig: pytest.Config) -> Iterator[None]:
         try:
             stack.enter_context(system.cluster.enforcing_policies())
         except UnknownError as unknown:
-            # Once, and at once: pytest's summary has the reason for every test, at the end.
+            # Once, now: pytest's summary has the reason for every test only at the end.
             with uncaptured(pytestconfig):
                 print(f"\nthe NetworkPolicies are not tested: {unknown}", flush=True)
             pytest.skip(str(unknown))
@@ -154,7 +154,7 @@ def enforced(system: System, pytestconfig: pytest.Config) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def scene(enforced: None, system: System, outsiders: tuple[Pod, Pod]) -> Iterator[Scene]:
-    """Policies that are enforced and know what the platform told them; every connection worked without them."""
+    """Enforced policies with the platform's settings; every connection worked without them."""
     names = [f"policed-{RUN}-{label}" for label in ("alice", "bob")]
     with contextlib.ExitStack() as stack:
         stack.callback(upgrade, system, system.values)

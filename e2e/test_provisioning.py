@@ -32,7 +32,7 @@ ACCOUNT = f"system:serviceaccount:{USERS_NAMESPACE}:signup"
 
 @dataclass(frozen=True)
 class Signup:
-    """The two examples with the rights of the service account, as somebody outside the cluster runs them."""
+    """Run the two examples with the permissions of the service account, from outside the cluster."""
 
     folder: Path
     server: str
@@ -121,7 +121,7 @@ async def test_a_user_signs_up_connects_and_leaves(
 def test_what_goes_wrong_is_told(system: System, signup: Signup, remove: Callable[[str], None], example: str) -> None:
     user_id = f"stuck-{example.replace('_', '-')}-{RUN}"
     remove(user_id)
-    # Somebody has given the user an image that does not exist.
+    # The user has an image that does not exist.
     system.apply_user(user_id, relay={"image": "127.0.0.1:1/no-such-image:1"})
     done = signup.run(example, user_id, "--timeout", "20")
     assert (done.returncode, done.stdout) == (1, "")
@@ -144,7 +144,7 @@ def test_what_goes_wrong_is_told(system: System, signup: Signup, remove: Callabl
 
 
 def test_in_a_pod_with_its_service_account(system: System, signup: Signup, remove: Callable[[str], None]) -> None:
-    """The plain one needs nothing but Python, and finds everything by itself."""
+    """The plain example needs only Python and no configuration."""
     user_id = f"in-a-pod-{RUN}"
     remove(user_id)
     name = f"signup-{RUN}"

@@ -109,7 +109,7 @@ async def test_pods_are_killed_at_random(
                 await client.wait_for_more(20, timeout=PATIENCE_S)
         for client in clients:
             await assert_all_arrived(client, publisher, database_url, alice)
-        # Each pod says what it has, and together they are right.
+        # Each pod reports its clients; the sum is correct.
         async with asyncio.timeout(PATIENCE_S):
             while (
                 await database.fetchval("select clients from userrealtime.online where user_id = $1", alice) != CLIENTS

@@ -125,7 +125,7 @@ def test_an_edited_child_is_put_right(system: System, users: MakeUser, kind: str
 
 
 def essence(item: dict[str, Any]) -> dict[str, Any]:
-    """What somebody could have edited."""
+    """The fields that a person could have edited."""
     metadata = item["metadata"]
     annotations = {key: value for key, value in metadata["annotations"].items() if "deployment.kubernetes" not in key}
     return {

@@ -34,7 +34,7 @@ BEFORE = "routed-before"
 
 @pytest.fixture(scope="module", params=list(ROUTES.values()), ids=list(ROUTES))
 def routed(request: pytest.FixtureRequest, system: System) -> Iterator[System]:
-    """The system with another kind of route, and a user who was there before; as it was, in the end."""
+    """The system with another kind of route, and a user from before the change; restored at the end."""
     port = urlsplit(system.cluster.ingress_url).port or 80
     route = {**request.param, "url": request.param["url"].replace("PORT", str(port))}
     system.apply_user(BEFORE)
@@ -80,7 +80,7 @@ async def test_a_killed_pod(routed: System, users: MakeUser, database_url: str) 
 
 
 async def test_a_stranger_gets_an_answer(routed: System, request: pytest.FixtureRequest) -> None:
-    """A URL of nobody is answered at once, with an error, and never with somebody's relay."""
+    """A URL without a user is answered immediately with an error, and never by another user's relay."""
     name = routed.get("urt", BEFORE)["status"]["name"]
     url = routed.get("urt", BEFORE)["status"]["url"].replace(name, f"{name}x") + "/poll"
     with pytest.raises(urllib.error.HTTPError) as caught:

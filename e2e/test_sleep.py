@@ -1,4 +1,4 @@
-"""Users fall asleep and are woken, on the cluster: the operator's side, by what becomes of their objects."""
+"""Users fall asleep and wake on the cluster: the operator's side, as changes of their objects."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from testing.waiting import eventually
 from .test_status import closed_database
 
 MakeUser = Callable[..., str]
-# The operator looks every 15 s, and waits 2 s before a pod goes.
+# The operator checks every 15 s, and waits 2 s before it stops a pod.
 LONG_ENOUGH_S = 25.0
 ACTIVATOR = "userrealtime-activator"
 
@@ -90,7 +90,7 @@ def test_an_idle_user_sleeps_and_wakes_on_request(system: System, users: MakeUse
     assert "Woken" in described
     # And again, though the old request is still there.
     wait_asleep(system, name)
-    # Who is removed asleep leaves nothing.
+    # The removal of a sleeping user leaves no object.
     left = ("get", "deployments,services,endpointslices,secrets", "-o", "name", "-l")
     selector = f"app.kubernetes.io/instance={child(system, name)}"
     assert "endpointslice" in system.kubectl(*left, selector)
@@ -150,7 +150,7 @@ def test_what_happens_to_a_sleeping_user_does_not_wake_them(system: System, user
     assert system.get("urt", name)["status"]["asleepSince"] == since
 
     system.apply_user(name, idle={**SLEEPY, "warm": True})
-    eventually(lambda: condition(system, name, "Ready") == ("True", "PodAvailable"), "who is warm is awake")
+    eventually(lambda: condition(system, name, "Ready") == ("True", "PodAvailable"), "a warm user is awake")
     assert condition(system, name, "Asleep") == ("False", "NeverSleeps")
 
 

@@ -1,4 +1,4 @@
-"""What goes wrong is said where people look: in the conditions of the resource, and in `kubectl describe`."""
+"""Errors are reported in the conditions of the resource and in `kubectl describe`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TOO_LARGE = {"resources": {"requests": {"memory": "900Ti"}}}
 
 @pytest.fixture
 def troubled(system: System) -> Iterator[Callable[..., str]]:
-    """Makes users of whom nobody expects that they become Ready."""
+    """Makes users that are not expected to become Ready."""
     made: list[str] = []
 
     def make(name: str, **spec: Any) -> str:
@@ -44,7 +44,7 @@ def ready(system: System, name: str) -> tuple[str, str, str]:
 
 
 def says(system: System, name: str, reason: str, *parts: str) -> None:
-    """The resource and its description have the reason, and tell what to do about it."""
+    """The resource and its description have the reason, with advice."""
     eventually(lambda: ready(system, name)[1] == reason, f"the reason {reason}, but {ready(system, name)}")
     assert ready(system, name)[0] == "False"
     for part in parts:
@@ -136,10 +136,10 @@ async def test_a_database_that_goes_away_from_a_user_who_was_ready(
 
 @contextlib.asynccontextmanager
 async def closed_database(url: str, *others: str) -> AsyncIterator[None]:
-    """New connections to the database are refused, and the operator's are ended, as are those of other applications."""
+    """Reject new connections to the database, and end the connections of the operator and of `others`."""
     address = urlsplit(url)
     name = address.path.strip("/")
-    # From another database of the server: one cannot close the one that one is in.
+    # From another database of the server: a session cannot close its own database.
     connection = await asyncpg.connect(address._replace(path="/template1").geturl(), timeout=PATIENCE_S)
     try:
         await connection.execute(f'alter database "{name}" allow_connections false')

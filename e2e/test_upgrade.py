@@ -1,4 +1,4 @@
-"""Upgrades of the chart: from an earlier version, with users connected; and one that goes wrong, and is put right."""
+"""Upgrades of the chart: from an earlier version with connected users, and a failed upgrade that is corrected."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def rolling(history: list[dict[str, Any]]) -> tuple[int, set[str]]:
 
 
 class Crowd:
-    """Users who are connected, and to whom something is published all the time."""
+    """Connected users, for whom events are published continuously."""
 
     def __init__(self, clients: dict[str, ResumingClient], database_url: str) -> None:
         self.clients = clients
@@ -93,7 +93,7 @@ class Crowd:
             await connection.close(timeout=PATIENCE_S)
 
     async def have_it_all(self) -> None:
-        """Every client has every event once, in order, and was never told to start anew."""
+        """Every client has every event once, in order, and no client got a `reset`."""
         for user, client in self.clients.items():
             await client.wait_for_events(self.published[user])
             assert client.ids == list(range(1, self.published[user] + 1))
@@ -159,7 +159,7 @@ def all_settled(system: System, names: list[str]) -> bool:
 
 
 def pod_images(system: System) -> list[str]:
-    """The images of the users' pods, without those that are ending."""
+    """Return the images of the users' pods that are not terminating."""
     pods = json.loads(system.kubectl("get", "pods", "-o", "json"))["items"]
     return [pod["spec"]["containers"][0]["image"] for pod in pods if "deletionTimestamp" not in pod["metadata"]]
 
@@ -260,6 +260,6 @@ async def test_a_relay_that_does_not_start_stops_at_the_first_users_and_heals(
         # Not of those whom the test before has deleted, and whose objects are going.
         children = {system.get("urt", name)["status"]["name"] for name in everybody}
         most, _ = rolling([event for event in history if event["object"]["metadata"]["name"] in children])
-        # The right image is the one that they have: nobody had to reconnect.
+        # The pods already have the correct image: no client had to reconnect.
         assert [client.connections for client in connected.clients.values()] == [1] * len(names)
     assert most == AT_ONCE

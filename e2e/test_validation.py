@@ -1,6 +1,6 @@
 """Every field of the CRD refuses what it must not hold, and the message names the field.
 
-The bad values are made from the schema itself, so that no field is forgotten; rules in CEL each have theirs here.
+The bad values are made from the schema itself, and cover every field; rules in CEL each have theirs here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Users who sleep are woken by their clients, through the ingress and the activator, and nothing is lost over it."""
+"""Sleeping users are woken by their clients through the ingress and the activator, without a lost event."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ OPERATOR = "app.kubernetes.io/name=userrealtime-operator"
 
 @pytest.fixture
 def sleeper(system: System, users: MakeUser) -> str:
-    """A user who sleeps."""
+    """A sleeping user."""
     name = users("sleeper", idle=SOON)
     wait_asleep(system, name)
     return name
@@ -93,7 +93,7 @@ async def test_what_came_while_asleep_arrives_on_the_connection_that_wakes(
                 continue
             ids.append(message["id"])
             if ids == [2, 3]:
-                # From here on there is a pod: what is published now comes the same way.
+                # From here on there is a pod: new events arrive on the same connection.
                 await publish(database, sleeper, 1)
             if message["id"] == 4:
                 break
@@ -284,7 +284,7 @@ async def test_an_activator_that_is_replaced_sends_its_clients_on(
 
 
 async def test_the_slice_has_the_activators_that_are_there(system: System, sleeper: str) -> None:
-    """And no other while they are replaced, so that no client is led to nobody."""
+    """And no other while they are replaced: no client is routed to an address without a pod."""
     await asyncio.to_thread(
         system.cluster.kubectl, *("-n", OPERATOR_NAMESPACE, "rollout", "restart", "deployment/userrealtime-activator")
     )

@@ -1,6 +1,6 @@
 """`make up`: everything, from nothing, and then a first user's events as they arrive.
 
-Ends with a live view: rows are inserted into an application's table, and shown as they come out of the user's own pod,
+Ends with a live view: rows are inserted into an application's table, and shown as they arrive from the user's own pod,
 through the ingress. On a terminal that goes on until Ctrl-C (the cluster stays); elsewhere, or with `CI=true`, it
 ends after the first events.
 """
@@ -83,7 +83,7 @@ Rows inserted into the table orders, as they arrive from {USER}'s pod:
 
 
 def open_browser(page: str) -> None:
-    """Show a page to whoever sits here, if there is a screen; a browser that does not start is no failure."""
+    """Open a page if there is a screen; a browser that does not start is no failure."""
     if sys.platform != "darwin" and not ({"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys()):
         return
     with contextlib.suppress(subprocess.TimeoutExpired):
@@ -103,7 +103,7 @@ def show_event(event: dict[str, Any]) -> None:
 
 async def _insert_orders(url: str) -> None:
     while True:
-        # A connection each: Postgres may be restarted by whoever is watching.
+        # One connection per insert: a reader of the demo may restart Postgres.
         try:
             connection = await asyncpg.connect(url, timeout=10)
             try:

@@ -67,7 +67,7 @@ DESK = Viewport("desk", 1280, 900)
 
 
 class BrowserError(Exception):
-    """The browser does not do what it is told; the message is its own."""
+    """The browser rejected a command; the message is the browser's."""
 
 
 def installed() -> str | None:
@@ -84,7 +84,7 @@ def ensure() -> str:
     if found := installed():
         return found
     if os.geteuid() != 0 or not shutil.which("apt-get"):
-        raise ClusterError("the tests of pages need Chromium: install it, so that `chromium` is found")
+        raise ClusterError("the tests of pages need Chromium: install it, with `chromium` on PATH")
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     with step("installing chromium with apt-get", usual="a minute") as current:
         current.run(["apt-get", "update"], env=environment, timeout=300)
@@ -103,7 +103,7 @@ class Browser:
         self._pages: dict[str, Page] = {}
 
     async def read(self) -> None:
-        """Hand answers to those who asked and events to their pages, until the connection ends."""
+        """Pass answers to the callers and events to their pages, until the connection ends."""
         async for text in self._connection:
             message = json.loads(text)
             if "id" in message:
@@ -133,7 +133,7 @@ class Browser:
 
     @asynccontextmanager
     async def page(self, viewport: Viewport = DESK, *, dark: bool = False) -> AsyncIterator[Page]:
-        """A page with cookies of its own; closed when the block ends."""
+        """A page with separate cookies; closed when the block ends."""
         context = (await self.send("Target.createBrowserContext"))["browserContextId"]
         blank = {"url": "about:blank", "browserContextId": context}
         target = (await self.send("Target.createTarget", blank))["targetId"]
@@ -229,12 +229,12 @@ class Page:
         return found
 
     async def text(self, selector: str) -> str:
-        """The text of an element as it is shown."""
+        """Return the visible text of an element."""
         found: str = await self.evaluate(f"document.querySelector({json.dumps(selector)}).innerText")
         return found
 
     async def click(self, selector: str) -> None:
-        """Press the middle of an element with the mouse, as soon as it is there, enabled and not covered."""
+        """Press the middle of an element with the mouse, when it exists, is enabled, and is not covered."""
         quoted = json.dumps(selector)
         place = f"""(() => {{
             const element = document.querySelector({quoted});
@@ -249,7 +249,7 @@ class Page:
             await self.call("Input.dispatchMouseEvent", type=kind, **where, button="left", clickCount=1)
 
     async def write(self, selector: str, text: str) -> None:
-        """Put text into a field, in place of what is there, as from a keyboard."""
+        """Put text into a field, replacing its content, as from a keyboard."""
         await self.click(selector)
         await self.evaluate(f"document.querySelector({json.dumps(selector)}).select()")
         await self.call("Input.insertText", text=text)
@@ -263,14 +263,14 @@ class Page:
         await self.call("Input.dispatchKeyEvent", type="keyUp", **pressed)
 
     async def screenshot(self, *, whole: bool = False) -> bytes:
-        """A picture (WebP) of what is to be seen, or of the whole page."""
+        """Return a picture (WebP) of the visible part, or of the whole page."""
         found = await self.call("Page.captureScreenshot", format="webp", quality=85, captureBeyondViewport=whole)
         return base64.b64decode(found["data"])
 
 
 @asynccontextmanager
 async def browser() -> AsyncIterator[Browser]:
-    """A Chromium of its own, with nothing from before; ended when the block ends.
+    """A new Chromium with an empty profile; ended when the block ends.
 
     Raises:
         ClusterError: there is none.

@@ -105,7 +105,7 @@ class ResumingClient:
         return [event["id"] for event in self.events]
 
     async def wait_for(self, condition: Callable[[], bool], timeout: float = PATIENCE_S) -> None:
-        """Until `condition` holds; it is looked at whenever a message has arrived."""
+        """Wait until `condition` holds; it is checked after each message."""
         async with asyncio.timeout(timeout), self._changed:
             await self._changed.wait_for(condition)
 

@@ -38,13 +38,13 @@ def url(system: System) -> str:
 
 
 def install(system: System) -> str:
-    """Install the demo, or bring what is there up to date, and wait until it is served; its URL.
+    """Install or update the demo, wait until it is served, and return its URL.
 
     Raises:
         ClusterError: it does not become ready.
     """
     (image,) = images.load(system.cluster, [images.DEMO]).values()
-    with step("the demo", usual="5 s", hint=f"look at the pods of the namespace {NAMESPACE}"):
+    with step("the demo", usual="5 s", hint=f"check the pods of the namespace {NAMESPACE}"):
         namespace, *objects = manifests(image, url(system))
         system.cluster.apply(json.dumps(namespace))
         secret = password(system.cluster) or secrets.token_hex(24)

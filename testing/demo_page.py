@@ -1,6 +1,6 @@
-"""The JavaScript client as the demo's page has it: built, and kept with the page, so that no image needs node.
+"""The JavaScript client of the demo's page: built, and stored with the page. The image needs no node.
 
-python -m testing.demo_page    # builds it anew, after a change of clients/js
+python -m testing.demo_page    # builds it again, after a change of clients/js
 """
 
 from __future__ import annotations

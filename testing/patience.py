@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 PATIENCE_S: Final = 180.0
-"""A limit turns a test that hangs into one that fails, and asserts nothing about speed: on an idle machine everything
+"""With a limit, a test that hangs fails. A limit asserts nothing about speed: on an idle machine everything
 happens within a few seconds, and on two cores with a load of eleven it takes many times as long. A limit that is part
 of a promise, such as the time in which a lease expires, stands in its test."""
 

@@ -14,7 +14,7 @@ import pytest
 
 from .cluster.paths import REPOSITORY
 
-# The first release and, until there is one, a commit that stands for it: it has version 8 of the schema, and accepts
+# The first release and, until there is one, a commit in its place: it has version 8 of the schema, and accepts
 # the authority of the local cluster on the Python of the images.
 CANDIDATES = ("v0.1.0", "69777d0a8ba6ec895907cec93d30209cd625ab3d")
 

@@ -1,4 +1,4 @@
-"""Users who sleep, and the activators that wake them, on the cluster. Blocking."""
+"""Sleeping users, and the activators that wake them, on the cluster. Blocking."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .waiting import eventually
 
 SELECTOR = "app.kubernetes.io/name=userrealtime-activator"
 SOON = {"after": "2s"}
-"""`spec.idle` of a user who sleeps once nobody is there."""
+"""`spec.idle` of a user that sleeps soon after the last client has left."""
 
 
 def asleep(system: System, name: str) -> bool:
@@ -46,7 +46,7 @@ def wait_direct(system: System, name: str) -> None:
 
 
 def activator_pods(system: System) -> list[str]:
-    """Those that are there and not going."""
+    """Return the pods that are not terminating."""
     found = json.loads(system.cluster.kubectl("-n", OPERATOR_NAMESPACE, "get", "pods", "-l", SELECTOR, "-o", "json"))
     pods = [item["metadata"] for item in found["items"]]
     return [metadata["name"] for metadata in pods if "deletionTimestamp" not in metadata]

@@ -47,7 +47,7 @@ metadata:
 
 @dataclass(frozen=True)
 class System:
-    """An installed userrealtime. `values` are those of the chart."""
+    """An installed userrealtime. `values` are the values of the chart."""
 
     cluster: Provider
     database: PostgresAccess
@@ -196,12 +196,12 @@ def values_for(cluster: Provider, references: dict[str, str]) -> dict[str, Any]:
 
 
 def install(cluster: Provider) -> System:
-    """Bring up the cluster and install everything on it, or bring what is there up to date."""
+    """Bring up the cluster, and install or update everything on it."""
     cluster.up()
     references = images.load(cluster)
     database = postgres.deploy(cluster, references["userrealtime-postgres"])
     system = System(cluster, database, values_for(cluster, references))
-    with step("userrealtime", usual="15 s", hint="look at the pods of the namespace userrealtime"):
+    with step("userrealtime", usual="15 s", hint="check the pods of the namespace userrealtime"):
         prepare(system)
         upgrade(system, system.values)
     return system

@@ -75,7 +75,7 @@ async def own_server() -> AsyncIterator[Database]:
 
 @pytest.fixture(scope="session")
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with an authority that no machine trusts by itself, and a server's certificate of it for 127.0.0.1."""
+    """A folder with an authority that no machine trusts by default, and its server certificate for 127.0.0.1."""
     return make_authority(tmp_path_factory, pki.Extensions.COMPLETE)
 
 

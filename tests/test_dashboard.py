@@ -21,7 +21,7 @@ METRIC = re.compile(r"userrealtime_(?:relay|operator|activator|bridge)_\w+")
 
 
 def exposed(expose: Callable[[], bytes]) -> set[str]:
-    """The metrics, by the names that Prometheus stores them under, those of the process aside."""
+    """Return the names of the metrics in Prometheus, without the process metrics."""
     types = re.findall(r"^# TYPE (userrealtime_\S+) (\S+)$", expose().decode(), re.MULTILINE)
     suffixes = {"histogram": ("_bucket", "_sum", "_count"), "counter": ("",), "gauge": ("",)}
     return {name + suffix for name, kind in types for suffix in suffixes[kind] if not name.endswith("_created")}

@@ -46,7 +46,7 @@ SERVER_FILES: Final = (
 
 
 class ServerInUnitTestError(Exception):
-    """A unit test has started a server. The message says what to do."""
+    """A unit test has started a server. The message has advice."""
 
 
 def is_unit(path: Path, fixtures: Collection[str]) -> bool:
@@ -82,6 +82,6 @@ def no_servers() -> Iterator[None]:
 
 def _refuse(server: object) -> NoReturn:
     raise ServerInUnitTestError(
-        f"a unit test started {type(server).__name__}: use the fixture `postgres` (or another one that starts it), "
+        f"a unit test started {type(server).__name__}: use the fixture `postgres` (or another fixture with a server), "
         "or add the file to SERVER_FILES in tests/unit.py"
     )

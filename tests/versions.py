@@ -62,7 +62,7 @@ def run(other: Path) -> int:
     note(f"the same tests run on {other} beside these; their output: {LOG.relative_to(REPOSITORY)}")
     with LOG.open("wb") as log:
         command = ["make", "unit", f"VENV={VENV}", f"PYTHON={other}"]
-        # In another session, so that the whole group of processes can be stopped; Ctrl-C does not reach it.
+        # In a new session: the whole process group can be stopped, and Ctrl-C does not reach it.
         beside = subprocess.Popen(
             command, cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
         )

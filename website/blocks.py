@@ -1,11 +1,11 @@
-"""The code blocks of the pages, for the tests that run them: what stands in a page is what a newcomer types.
+"""The code blocks of the pages, for the tests that run them: a newcomer types exactly these lines.
 
 A block names its language. A shell block is run, all of a page's in their order and in one shell; in `console` the
 lines after `$ `, and after `> ` if they go on with it, are typed, and the others are what comes, `…` being anything. A
 comment before a block says otherwise:
 
     <!-- not run: why -->               it is not run by this test
-    <!-- in another terminal -->        it runs beside those that follow, until the page's end
+    <!-- in another terminal -->        it runs beside the following blocks, until the page's end
     <!-- run -->                        it is Python, and run among them
     <!-- file: values.yaml -->          it is a file of that name, which the blocks after it use
 """
@@ -35,7 +35,7 @@ class BlockError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A fenced block of a page; `line` is that of its fence. The marks are those of the comment before it."""
+    """A fenced block of a page; `line` is the line of its fence. The marks come from the comment before it."""
 
     page: str
     line: int
@@ -83,7 +83,7 @@ def blocks(page: str, text: str) -> Iterator[Block]:
     """The blocks of a page.
 
     Raises:
-        BlockError: a block without a language or an end, or a comment before one that means nothing.
+        BlockError: a block has no language or no end, or the comment before it has no meaning.
     """
     lines = text.splitlines()
     mark: re.Match[str] | None = None
@@ -143,7 +143,7 @@ def page_blocks(root: Path = ROOT) -> dict[str, list[Block]]:
 def missing_output(expected: list[str], got: str) -> str | None:
     """The first of the expected lines that does not come, in their order; None if all do.
 
-    Spaces count as one. An address, an age, a time or a token stands for any other; `…` and `...` for anything.
+    Spaces count as one. An address, an age, a time or a token matches any other; `…` and `...` for anything.
     """
     remaining = iter(_loose(line) for line in got.splitlines())
     for line in expected:

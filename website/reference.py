@@ -162,7 +162,7 @@ def _meaning(schema: Json) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """One of the chart's values: its path, its default, the comment above it, and what the schema says of it."""
+    """One of the chart's values: its path, its default, the comment above it, and its schema."""
 
     path: str
     default: object
@@ -172,7 +172,7 @@ class Value:
 
 
 def chart_values(text: str, schema: Json) -> Iterator[Value]:
-    """All values of a values.yaml that its schema knows by name, in their order, those that hold others included.
+    """All values of a values.yaml that its schema knows by name, in their order, including objects.
 
     Raises:
         SourceError: there is one of which the schema says nothing.
@@ -245,7 +245,7 @@ def values() -> str:
 
 
 def families(module: str) -> Iterator[tuple[str, str, tuple[str, ...], str]]:
-    """Each metric of a module's registry: name as it is scraped, type, labels, meaning."""
+    """Each metric of a module's registry: name on the metrics page, type, labels, meaning."""
     return _families(import_module(module).Metrics())
 
 
@@ -277,7 +277,7 @@ def metrics() -> str:
 
 
 class _Recorder(Mapping[str, str]):
-    """An environment in which every variable but SIGNAL is wrong, and which notes what is asked for."""
+    """An environment in which every variable but SIGNAL is wrong, and which records the names that are read."""
 
     def __init__(self, signal: str) -> None:
         self._signal = signal
@@ -326,7 +326,7 @@ def environment() -> str:
     """The page of the relay's environment.
 
     Raises:
-        SourceError: docs/relay.md does not say what a variable means.
+        SourceError: docs/relay.md does not describe a variable.
     """
     meanings = described((ROOT / "docs/relay.md").read_text())
     accepted = variables()

@@ -1,8 +1,8 @@
 """Where a file of the repository is found on the site, and links made to fit.
 
 Pages link to each other, and to files anywhere in the repository, by relative paths, as a git forge shows them. On the
-site, a page of docs/ has the same path below it; some others have a place of their own, a file with a generated
-reference leads to that, and whatever else is linked to is below `files/`: a page as a page, the rest shown as it is. No
+site, a page of docs/ has the same path below it; some others have a separate path, a file with a generated
+reference leads to that, and all other linked files are below `files/`: a page as a page, others as plain text. No
 I/O but reading.
 """
 
@@ -44,7 +44,7 @@ class LinkError(ValueError):
 
 
 def source_of(uri: str) -> str:
-    """The path in the repository of a page of the site, one that is not `shown`."""
+    """The path in the repository of a page of the site, except the `shown` ones."""
     return _SOURCES.get(uri) or (uri.removeprefix(FILES) if uri.startswith(FILES) else DOCS + uri)
 
 
@@ -58,7 +58,7 @@ def place_of(path: str) -> str:
 
 
 def shown(path: str, root: Path = ROOT) -> str:
-    """A page that shows a file of the repository as it is; of a folder, the names of what is in it."""
+    """Return a page with the text of a file of the repository; for a folder, the names of its files."""
     language = _LANGUAGES.get(posixpath.splitext(path)[1], "text")
     if (root / path).is_dir():
         text = "\n".join(sorted(file.name for file in (root / path).iterdir() if file.name != "__pycache__"))

@@ -2,7 +2,7 @@
 has all their Deployments say that they are available; then restarts the operator, and measures what that costs.
 
 The API server, etcd, PostgreSQL and the operator run on this machine. There is no node and no controller: no pod is
-made, and "desired" means that all children are stored and the status says so. So the figures are the operator's and
+made, and "desired" means that all children are stored and the status confirms it. So the figures are the operator's and
 the API server's, with nothing else on the cores but the load itself.
 """
 
@@ -68,7 +68,7 @@ async def create(api: Api, numbers: list[int], created: dict[str, float], pause_
 
 
 async def make_available(api: Api, numbers: list[int]) -> None:
-    """Say of Deployments what a controller would once their pods are ready."""
+    """Write the status of Deployments that a controller writes when their pods are ready."""
     condition = {"type": "Available", "status": "True", "reason": "MinimumReplicasAvailable", "message": ""}
     replicas = dict.fromkeys(("replicas", "updatedReplicas", "readyReplicas", "availableReplicas"), 1)
     status = {"observedGeneration": 1, **replicas, "conditions": [condition]}

@@ -107,7 +107,7 @@ async def measure(
 
 
 async def run(peers: Sequence[Peer], size: Size, rounds: int) -> tuple[Figures, dict[str, str]]:
-    """Measure the peers in turn, round after round, so that what disturbs the machine disturbs them alike."""
+    """Measure the peers in turn, round after round: other load on the machine affects them equally."""
     figures: Figures = defaultdict(lambda: defaultdict(list))
     absent = dict(ABSENT)
     commands: dict[str, list[str]] = {}

@@ -89,7 +89,7 @@ class Client(asyncio.Protocol):
 
     @property
     def numbers(self) -> list[int]:
-        """The numbers of the events received, in order, if the client was told to check them."""
+        """The numbers of the events received, in order, if the client checks them."""
         return _numbers(b"".join(self._kept))
 
     def abort(self) -> None:
@@ -144,7 +144,7 @@ class Client(asyncio.Protocol):
                 future.exception()  # seen, if nobody waits
 
     def _greeted(self, data: bytes) -> bytes:
-        """Take the handshake and the greeting; what is left belongs to events."""
+        """Read the handshake and the greeting; the remaining bytes belong to events."""
         self._head += data
         if not self._opened:
             if b"\r\n\r\n" not in self._head:

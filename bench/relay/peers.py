@@ -1,6 +1,6 @@
 """The servers under test, each started as its own process on the same Postgres, and how it is given its events.
 
-A peer that cannot be had here is not left out in silence: `unavailable` says why.
+A peer that is not available here is reported with the reason: `unavailable`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ Publish = Callable[[list[int]], Awaitable[None]]
 
 
 class Unavailable(RuntimeError):
-    """A peer cannot be had on this machine; the message says why."""
+    """A peer is not available on this machine; the message has the reason."""
 
 
 @dataclass(frozen=True)
@@ -282,7 +282,7 @@ ABSENT = {
 
 @contextlib.asynccontextmanager
 async def running(peer: Peer, command: list[str], url: str, user: str, cpu: int | None) -> AsyncIterator[Server]:
-    """The peer's server, ready for connections, on a CPU of its own where `cpu` names one.
+    """The peer's server, ready for connections, pinned to the CPU `cpu` if it is set.
 
     Raises:
         Unavailable: it does not start within START_LIMIT_S.

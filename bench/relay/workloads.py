@@ -31,7 +31,7 @@ class Size:
     seconds: float
     """How long events are published at each rate."""
     crowd: int
-    """Clients whose memory is measured, and who reconnect all at once."""
+    """Clients for the measurement of memory, and of a simultaneous reconnect."""
 
 
 FULL = Size(((1, 20_000, 5), (10, 10_000, 3), (500, 2_000, 1)), 100_000, 3, (100, 500), 5.0, 1_000)
@@ -132,7 +132,7 @@ async def latency(server: Server, feed: Feed, rate: int, seconds: float) -> tupl
 
 
 async def memory(server: Server, clients: int) -> tuple[float, float]:
-    """Resident MiB with nobody connected, and KiB for each connection that is quiet."""
+    """Return the resident MiB without connections, and the KiB for each idle connection."""
     await asyncio.sleep(0.5)
     idle = server.rss_mib()
     async with crowd(server, clients):
@@ -142,7 +142,7 @@ async def memory(server: Server, clients: int) -> tuple[float, float]:
 
 
 async def storm(server: Server, feed: Feed, count: int, missed: int = 100) -> tuple[float, float]:
-    """All clients are cut off, events are published, all come back at once. Seconds until all are there and have what
+    """Cut off all clients, publish events, and reconnect all together. Seconds until all are connected and have what
     they missed, and the share of events that never came."""
     async with crowd(server, count):
         pass

@@ -37,7 +37,7 @@ CALM_RATES = (20, 100, 500)
 """Events a second at which the latency of every mode is printed."""
 BUSY_RATES = (1000, 1500, 2000)
 BUSY_P99_MS = 50
-"""What the busy rates are to be borne within."""
+"""The limit for the latencies at the busy rates."""
 BUSY_TRIES = 3
 """What a busy rate is given: what else runs on the machine, or on the machine of this one, takes seconds of it."""
 WRITERS = 16
@@ -51,7 +51,7 @@ START_TIMEOUT_S = 320
 DRAIN_S = 20
 POSTGRES = {"max_connections": "2300", "shared_buffers": "256MB"}
 IDLE_AFTER_S = 8
-"""With a broker: the relays' own default is 30, for which nobody here would wait."""
+"""With a broker: the relays' own default is 30, too long for this benchmark."""
 T = TypeVar("T")
 _TICK = os.sysconf("SC_CLK_TCK")
 
@@ -146,12 +146,12 @@ async def relays_of(count: int, url: str, variables: dict[str, str]) -> AsyncIte
         async with asyncio.timeout(START_TIMEOUT_S):
             said = await _there(process.stdout).readline()
         if said != b"ready\n":
-            raise RuntimeError(f"the relays ended; they said {said!r}")
+            raise RuntimeError(f"the relays ended; their output {said!r}")
         yield Relays(process)
 
 
 def announcing(url: str) -> AbstractAsyncContextManager[asyncio.subprocess.Process]:
-    """The announcer, as the operator runs it, in a process of its own."""
+    """Run the announcer, as the operator does, in a separate process."""
     return running("bench.scale.announcer", DATABASE_URL=url)
 
 
@@ -242,7 +242,7 @@ async def arrived(relays: Relays, count: int) -> list[float]:
 
 
 async def measure(mode: str, count: int, server: LocalPostgres, seconds: float) -> Point:
-    """One point, on a database of its own."""
+    """Measure one point, on a separate database."""
     name = f"scale_{mode}_{count}"
     entered, stolen = time.monotonic(), _stolen()
     admin = await asyncpg.connect(server.url())
@@ -291,7 +291,7 @@ async def measure(mode: str, count: int, server: LocalPostgres, seconds: float) 
                 busy.append(min(tries, key=lambda one: (not one.borne, one.p99)))
                 if not busy[-1].borne:
                     break
-            await asyncio.sleep(IDLE_AFTER_S + 2)  # for what is not used to be closed
+            await asyncio.sleep(IDLE_AFTER_S + 2)  # until unused connections are closed
             before, began = _cpu(server), time.monotonic()
             await asyncio.sleep(seconds)
             quiet_s = time.monotonic() - began
@@ -340,7 +340,7 @@ def _cpu_of(pid: int) -> float:
 
 
 def _cpu(server: LocalPostgres) -> float:
-    """Seconds of CPU that the server and its backends have had, those that have ended included."""
+    """Return the seconds of CPU of the server and its backends, including ended ones."""
     postmaster = server.pid
     ticks = nanoseconds = 0
     for folder in Path("/proc").iterdir():
@@ -348,7 +348,7 @@ def _cpu(server: LocalPostgres) -> float:
             with contextlib.suppress(OSError):
                 fields = (folder / "stat").read_text().rpartition(")")[2].split()
                 if int(folder.name) == postmaster:
-                    ticks += sum(int(value) for value in fields[11:15])  # utime, stime, and those of ended children
+                    ticks += sum(int(value) for value in fields[11:15])  # utime, stime, cutime and cstime
                 elif int(fields[1]) == postmaster:
                     # To the nanosecond: of a thousand backends, most have had less than a tick.
                     nanoseconds += int((folder / "schedstat").read_text().split()[0])

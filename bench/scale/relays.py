@@ -93,7 +93,7 @@ async def main(count: int) -> None:
             some = relays[begin : begin + STARTING]
             tasks += [asyncio.create_task(relay.run()) for relay in some]
             for relay in some:
-                while not relay.follows:  # noqa: ASYNC110 (no event tells it)
+                while not relay.follows:  # noqa: ASYNC110 (there is no event for it)
                     await asyncio.sleep(0.01)
     for relay in relays:
         relay.begin()

@@ -83,7 +83,7 @@ class Stage:
         return {"url": self.url}
 
     async def strand(self) -> None:
-        """Let nothing more through on the connections there are, and tell nobody."""
+        """Drop all further data of the open connections, without a close."""
         self.link.strand()
 
     async def publish(self, count: int = 1) -> int:
@@ -128,14 +128,14 @@ class Stage:
             self.link.cut()
 
     async def silence(self, silent: bool) -> None:
-        """Let nothing through, either way, and tell nobody."""
+        """Drop all data in both directions, without a close."""
         if silent:
             self.link.hold(up=True, down=True)
         else:
             self.link.release()
 
     async def restart(self, *, grace_s: float = GRACE_S) -> None:
-        """End the relay, in order or at once, and start it again."""
+        """Stop the relay, gracefully or with SIGKILL, and start it again."""
         await self.relay.stop(grace_s=grace_s)
         await self.relay.start()
 

@@ -1,4 +1,4 @@
-"""The JavaScript client, packed as it is published and installed as an application installs it; once a run."""
+"""The JavaScript client: packed as for npm and installed as in an application, once per run."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def run(*command: str, folder: Path) -> str:
     """What a command prints.
 
     Raises:
-        AssertionError: it failed; with all that it said.
+        AssertionError: it failed; the message has its output.
     """
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=LIMIT_S)
     assert done.returncode == 0, f"{' '.join(command)}:\n{done.stdout}\n{done.stderr}"

@@ -87,7 +87,7 @@ def _clean_engine() -> None:
 
 
 COMMANDS: dict[str, tuple[str, Callable[[Provider], None]]] = {
-    "build": ("build all that the other commands need, so that they are quick", build),
+    "build": ("build everything that the other commands need", build),
     "up": ("start the cluster, with DNS and an ingress controller", up),
     "status": ("one line about the cluster", status),
     "images": ("build the images and load them; prints their references", load_images),

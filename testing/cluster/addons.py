@@ -22,7 +22,7 @@ def manifest(file: str, /, **values: str) -> str:
 
 
 def apply_dns(cluster: Provider) -> None:
-    """CoreDNS at the address every pod is told to ask."""
+    """Install CoreDNS at the address in every pod's resolv.conf."""
     with step("DNS", usual="5 s"):
         cluster.apply(manifest("coredns.yaml", image=COREDNS_IMAGE))
         cluster.wait_rolled_out("kube-system", "deployment/coredns")
@@ -42,7 +42,7 @@ def apply_ingress(cluster: Provider, image: str) -> None:
             cluster.apply(traefik)
             cluster.apply(gateway)
         cluster.wait_rolled_out("traefik", "deployment/traefik")
-        # Last, so that an interrupted installation is repeated.
+        # Last: an interrupted installation is then repeated.
         cluster.kubectl("annotate", "--overwrite", "namespace", GATEWAY["namespace"], f"{APPLIED}={digest}")
 
 

@@ -39,7 +39,7 @@ BUILD_LIMIT = 45 * 60.0
 
 
 def hyperkube() -> Path:
-    """All programs of Kubernetes and etcd; the first argument says which."""
+    """Return the binary with all programs of Kubernetes and etcd; its first argument selects the program."""
     module = HERE / "hyperkube"
     return cached(
         "hyperkube",
@@ -54,7 +54,7 @@ def kubectl() -> Path:
     """kubectl of the same build as the local cluster."""
     binary = hyperkube()
     link = binary.with_name("kubectl")
-    # The name says which of its programs the binary is. It never points anywhere else.
+    # The name of the link selects the program. The link never has another target.
     with contextlib.suppress(FileExistsError):
         link.symlink_to(binary.name)
     return link
@@ -143,7 +143,7 @@ def require_go() -> str:
     go = shutil.which("go")
     if go is None:
         raise ClusterError(f"Go is not installed. {INSTALL_GO}")
-    # GOTOOLCHAIN=local: the version that is there, not one that a go.mod would fetch.
+    # GOTOOLCHAIN=local: the installed version, not a version that a go.mod would fetch.
     answer = subprocess.run(
         [go, "env", "GOVERSION"],
         env={**os.environ, "GOTOOLCHAIN": "local"},
@@ -209,7 +209,7 @@ def cached(
             built = Path(workspace) / name
             build(current, built)
             built.chmod(0o755)
-            built.replace(binary)  # Atomic: a build that was cut off leaves nothing that looks finished.
+            built.replace(binary)  # Atomic: an interrupted build leaves no incomplete file under this name.
     note(f"{name} kept in {binary.parent}")
     return binary
 

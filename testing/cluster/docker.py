@@ -176,7 +176,7 @@ def _docker(*arguments: str) -> "subprocess.CompletedProcess[str]":
 
 
 def _object(text: str) -> dict[str, Any]:
-    """The JSON object on a line of its own in `text`; empty if there is none."""
+    """Return the JSON object that is a whole line of `text`; empty if there is none."""
     for line in text.splitlines():
         try:
             found = json.loads(line)

@@ -1,6 +1,6 @@
 """Files of official releases, downloaded over HTTPS and verified.
 
-Proxies and authorities are those of the machine: `HTTPS_PROXY`, `NO_PROXY`, `SSL_CERT_FILE`, `REQUESTS_CA_BUNDLE`.
+The machine sets proxies and authorities: `HTTPS_PROXY`, `NO_PROXY`, `SSL_CERT_FILE`, `REQUESTS_CA_BUNDLE`.
 """
 
 import base64
@@ -27,7 +27,7 @@ def release(url: str, checksum_url: str, out: Path) -> None:
     """Download `url` to `out`, verified by the SHA-256 that the project publishes at `checksum_url`.
 
     Raises:
-        ClusterError: one of them cannot be downloaded, or the file has another checksum; `out` does not exist then.
+        ClusterError: one of them cannot be downloaded, or the checksum differs; in this case `out` does not exist.
     """
     with _open(checksum_url) as answer:
         published = answer.read(4096).decode(errors="replace")
@@ -99,7 +99,7 @@ def module_checksum(archive: Path) -> str:
 
 
 def _open(url: str) -> http.client.HTTPResponse:
-    """The answer to a GET. Errors name the address without the password that may stand in it."""
+    """Return the response to a GET. Errors name the address without its password."""
     parts = urlsplit(url)
     bare = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
     request = urllib.request.Request(bare)

@@ -1,9 +1,9 @@
-"""The errors of the cluster providers that are meant to be read by a person."""
+"""The errors of the cluster providers. Their texts are for a person."""
 
 
 class ClusterError(Exception):
-    """Something the user can act on; its text says what failed and what to do next."""
+    """An error that the user can act on; its text has the cause and advice."""
 
 
 class UnknownError(ClusterError):
-    """Nobody can say whether the cluster does something; its text says what."""
+    """It is unknown whether the cluster has a feature; the text names the feature."""

@@ -1,9 +1,9 @@
-"""The cluster of a given KUBECONFIG. It is somebody's: never made, never deleted; only what was installed goes again.
+"""The cluster of a given KUBECONFIG. It is never created or deleted; only what was installed is removed again.
 
-- `INGRESS_URL` (`http://203.0.113.7`) says where its ingress controller answers. It has one, with a default class:
+- `INGRESS_URL` (`http://203.0.113.7`) is the address of its ingress controller. It has one, with a default class:
   a second one beside it would only compete for the same Ingresses.
-- `IMAGE_REGISTRY` (`registry.example.org/team`) says where images are pushed to, so that its nodes can pull them.
-  Whoever runs this is logged in there already.
+- `IMAGE_REGISTRY` (`registry.example.org/team`) is the registry that images are pushed to and nodes pull from.
+  The user of these commands is logged in there already.
 """
 
 import os
@@ -82,5 +82,5 @@ class ExistingCluster(Provider):
 
     def enforcing_policies(self) -> AbstractContextManager[None]:
         raise UnknownError(
-            "whether the network plugin of the cluster in KUBECONFIG enforces NetworkPolicies, nobody knows"
+            "it is unknown whether the network plugin of the cluster in KUBECONFIG enforces NetworkPolicies"
         )

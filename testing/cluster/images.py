@@ -85,7 +85,7 @@ SOURCES = (
     Source("userrealtime-haproxy", "testing/images/Dockerfile.haproxy", ()),
     Source("userrealtime-nats", "testing/images/Dockerfile.nats", ("testing/images/nats.txt",)),
 )
-# For kind alone: pulled by the engine, with its logins and mirrors, and not by the node.
+# Only for kind: pulled by the engine, with its logins and mirrors, and not by the node.
 TRAEFIK = Source("userrealtime-traefik", "testing/images/Dockerfile.traefik", ())
 
 
@@ -169,7 +169,7 @@ class Docker:
         current.run([*command, "."], cwd=source.directory, env=environment, timeout=BUILD_LIMIT)
         current.run(["docker", "save", "--output", archive, image.local_reference], env=environment, timeout=600)
         older = [known for known in self.own_images(image.name) if known != image.local_reference]
-        # One that a container uses stays, which is no failure of the build.
+        # An image that a container uses cannot be removed; the build has still succeeded.
         with contextlib.suppress(ClusterError):
             if older:
                 current.run(["docker", "rmi", *older], env=environment, timeout=120)
@@ -188,7 +188,7 @@ class Docker:
 
 
 class Buildah:
-    """Builds with buildah, in namespaces of its own: whatever happens, no mount of a build stays behind."""
+    """Builds with buildah, in separate namespaces: even a killed build leaves no mount."""
 
     name = "buildah"
     hint = ""
@@ -243,7 +243,7 @@ def debian_base() -> tuple[str, Path]:
     """Return the reference and the archive of a minimal Debian with Python `DEBIAN_PYTHON`, made if it is not there.
 
     Raises:
-        ClusterError: it cannot be made; the text says what else to do.
+        ClusterError: it cannot be made; the text has an alternative.
     """
     mirror, own_suite = apt_source(apt_lines())
     suite = base_suite(_os_release(), own_suite)

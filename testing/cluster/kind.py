@@ -77,7 +77,7 @@ class KindCluster(Provider):
             self._prepare()
             self._images()
         if ON_LINUX and shutil.which("go"):
-            # For the tests that start an API server of their own.
+            # For the tests that start a separate API server.
             binaries.hyperkube()
         else:
             note("e2e/test_activator.py and e2e/test_leader.py need Linux and Go: they build an API server")
@@ -136,7 +136,7 @@ class KindCluster(Provider):
                 f"the cluster that is there has its ingress at port {port}: `make down` first, or unset INGRESS_PORT"
             )
         getters: list[Callable[[], object]] = [tools.kind, tools.helm, binaries.gateway_api]
-        # The node has one that runs here.
+        # The node has a kubectl that runs here.
         if not ON_LINUX:
             getters.append(tools.kubectl)
         tools.obtain(*getters, problems=problems)

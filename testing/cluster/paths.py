@@ -1,6 +1,6 @@
 """Where things live.
 
-Two places, both outside the work tree, so that a clean checkout finds what an earlier one has built:
+Two places, both outside the work tree, which a clean checkout shares with earlier ones:
 
 - the cache (`$XDG_CACHE_HOME/userrealtime`): binaries, base images and image archives, each named by version or by
   the hash of what it was made from. It survives `down`; `python -m testing.cluster clean` removes it;

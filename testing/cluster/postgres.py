@@ -55,7 +55,7 @@ def deploy(cluster: Provider, image: str) -> PostgresAccess:
 
 
 def remove(cluster: Provider) -> None:
-    """Remove it and its data; not a namespace of the same name that is somebody else's."""
+    """Remove it and its data; but not a foreign namespace of the same name."""
     if _namespace(cluster) != "ours":
         return
     with step("removing PostgreSQL"):

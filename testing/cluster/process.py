@@ -87,7 +87,7 @@ def port_forward(
 
 
 def _forwarded_port(process: "subprocess.Popen[str]") -> int:
-    # kubectl itself fails on a pod that does not exist; the timer is for one that prints nothing.
+    # kubectl itself fails on a pod that does not exist; the timer is for a kubectl that prints nothing.
     alarm = threading.Timer(PORT_FORWARD_LIMIT, process.kill)
     alarm.start()
     try:

@@ -1,8 +1,8 @@
 """Steps: what is being done, for how long already, and where its log is.
 
 A `step` is one line. On a terminal the line is redrawn every second; elsewhere (a CI log) there is a line at the
-start, one every 30 seconds and one at the end, so that silence never means "hung". Commands of a step write to the
-step's log, whose tail is shown when the step fails.
+start, one every 30 seconds and one at the end. Commands of a step write to the step's log, whose tail is shown when
+the step fails.
 """
 
 import contextlib
@@ -41,7 +41,7 @@ def note(text: str) -> None:
 
 @contextmanager
 def exclusive(name: str, timeout: float = 3600) -> Iterator[None]:
-    """Let one process at a time through; the others wait, and say so.
+    """Let one process at a time through; the others print a note and wait.
 
     Raises:
         ClusterError: it is not our turn after `timeout` seconds.
@@ -91,7 +91,7 @@ class Step:
         program = Path(argv[0]).name
         try:
             with self.log.open("ab") as log:
-                # A group of its own, so that all that a build starts can be ended with it.
+                # A separate process group: all processes of a build can be ended together.
                 process = subprocess.Popen(
                     argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env, cwd=cwd, start_new_session=True
                 )

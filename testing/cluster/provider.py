@@ -58,7 +58,7 @@ class Provider(ABC):
         """Where the ingress controller answers from this machine, without a slash at the end."""
 
     def prepare(self) -> None:
-        """The slow part of `up` alone: install and build what it needs. Nothing is started. Errors as `up`."""
+        """Install and build what `up` needs, which is its slow part. Nothing is started. Errors as `up`."""
         self.kubectl_path()
         self.helm_path()
 
@@ -67,12 +67,12 @@ class Provider(ABC):
         """Make the cluster answer, with DNS and an ingress controller of the default class.
 
         Raises:
-            ClusterError: it cannot; the text says what to do.
+            ClusterError: it cannot; the text has advice.
         """
 
     @abstractmethod
     def down(self) -> None:
-        """End and remove all that `up` made, and nothing else. Caches stay."""
+        """End and remove everything that `up` made. Caches stay."""
 
     @abstractmethod
     def status(self) -> str:
@@ -82,7 +82,7 @@ class Provider(ABC):
     def load_image(self, image: Image) -> str:
         """Make an image available to pods and return the reference to name in their specs.
 
-        The reference ends in the image's content hash, so that new content means a new rollout. An image already
+        The reference ends in the image's content hash, and new content causes a new rollout. An image already
         there is not loaded again. Pods must not set `imagePullPolicy: Always`.
         """
 

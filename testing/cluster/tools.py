@@ -107,7 +107,7 @@ def kind() -> Path:
     """kind.
 
     Raises:
-        ClusterError: it cannot be obtained; the text says how to install it.
+        ClusterError: it cannot be obtained; the text has advice for the installation.
     """
     url = f"https://github.com/kubernetes-sigs/kind/releases/download/v{KIND.pinned}/kind-{_platform()}"
 
@@ -140,7 +140,7 @@ def kubectl() -> Path:
 
 
 def kubectl_of_node(container: str, image: str) -> Path:
-    """kubectl, from PATH or copied out of the kind node `container`, which is made of `image`. On Linux alone.
+    """kubectl, from PATH or copied out of the kind node `container`, which is made of `image`. Only on Linux.
 
     Raises:
         ClusterError: there is no such node, or it has none.

@@ -109,7 +109,7 @@ def kernel_values() -> set[str]:
 def environment() -> dict[str, str]:
     """What the command finds in its environment, beside DOCKER_HOST and PATH.
 
-    The images have other bases than those of the local cluster, so their archives are in a separate cache.
+    The images have other bases than in the local cluster, so their archives are in a separate cache.
     """
     private = cache("engine", "cache")
     programs = private / "userrealtime" / "bin"

@@ -28,7 +28,7 @@ def main(arguments: list[str]) -> None:
 
 
 def lacking(status: str) -> set[str]:
-    """Those of CAPABILITIES that are missing in the text of `/proc/PID/status`."""
+    """Return the CAPABILITIES that are missing in the text of `/proc/PID/status`."""
     granted = effective(status)
     return {name for name, number in CAPABILITIES.items() if not granted >> number & 1}
 

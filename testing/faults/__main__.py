@@ -6,7 +6,7 @@
                                                of that plan, these steps alone
     python -m testing.faults --seed 17 --shrink  look for the fewest steps of it that fail
 
-Each with `--broker nats` (or redis, or kafka) too: signals then come from there, and it may fail as well.
+Each also with `--broker nats` (or redis, or kafka): the signals come from this broker, which may fail as well.
 
 The first plan that fails ends it, with status 1.
 """
@@ -106,7 +106,7 @@ async def _soak(minutes: float, broker: str | None) -> int:
                 f"connections, {resets} resets; {left:.1f} min left",
                 flush=True,
             )
-    print(f"all {plans} plans kept: every client had every event once, in order, or was told of the gap")
+    print(f"all {plans} plans kept: every client had every event once, in order, or got a reset")
     return 0
 
 

@@ -1,6 +1,6 @@
-"""The announcer as a process, with its time limits as short as those of `relay`.
+"""The announcer as a process, with short time limits, as in `relay`.
 
-It listens on PORT, so that its start can be seen, and answers nothing.
+It listens on PORT, which shows that it has started, and answers nothing.
 """
 
 from __future__ import annotations

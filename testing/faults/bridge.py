@@ -1,4 +1,4 @@
-"""The bridge's process, with its time limits as short as those of `relay`."""
+"""The bridge's process, with short time limits, as in `relay`."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """A client that does what docs/relay.md and docs/delivery.md tell, and writes down all it hears.
 
-It keeps a cursor and an epoch, resumes with both whenever it is cut off, and takes a new pair from `reset` alone. It
+It keeps a cursor and an epoch, resumes with both whenever it is cut off, and takes a new pair only from a `reset`. It
 judges nothing: `history.judge` does, from the transcript.
 """
 
@@ -27,7 +27,7 @@ OPEN_S: Final = 2.0
 RETRY_S: Final = 0.1
 POLL_S: Final = 1
 SILENCE_S: Final = 3.0
-"""After which a stream without a keep-alive, or a poll without an answer, is given up."""
+"""The limit for a stream without a keep-alive, and for a poll without an answer."""
 
 
 class Asked(NamedTuple):
@@ -38,7 +38,7 @@ class Asked(NamedTuple):
 
 
 class Heard(NamedTuple):
-    """The relay said this."""
+    """A message of the relay."""
 
     message: dict[str, Any]
 
@@ -158,7 +158,7 @@ class WebSocketClient(Client):
 
 
 class StreamClient(Client):
-    """As an EventSource: it knows where it is by the last id alone, and sends that back as it came."""
+    """As an EventSource: its position is only the last id, which it sends back unchanged."""
 
     def __init__(self, name: str, port: int, token: str) -> None:
         super().__init__(name, port, token)

@@ -5,8 +5,8 @@
 Without a broker, an announcer notifies the relays. With a broker, they receive their signals from there, over one more
 link each, and two bridges publish them.
 
-Steps are taken one after the other; relays and clients go on by themselves all the while. Writers, and the test when
-it reads the log, have connections of their own that only a restart of Postgres breaks.
+Steps are taken one after the other; relays and clients continue meanwhile. Writers, and the test when
+it reads the log, have separate connections that only a restart of Postgres breaks.
 """
 
 from __future__ import annotations
@@ -100,16 +100,16 @@ class Process:
         writer.transport.abort()
 
     async def stop(self, *, grace_s: float) -> None:
-        """SIGTERM, and SIGKILL when the grace is over; without any grace, SIGKILL at once.
+        """Send SIGTERM, and SIGKILL when the grace is over; without any grace, only SIGKILL.
 
         Raises:
-            Violation: it had ended by itself.
+            Violation: it had ended before.
         """
         process, self._process = self._process, None
         if process is None:
             return
         if process.returncode is not None:
-            raise Violation(f"{self._module} ended by itself with {process.returncode}:\n{self.tail()}")
+            raise Violation(f"{self._module} ended unexpectedly with {process.returncode}:\n{self.tail()}")
         if grace_s > 0:
             process.send_signal(signal.SIGTERM)
             try:
@@ -121,7 +121,7 @@ class Process:
         await process.wait()
 
     def tail(self) -> str:
-        """The last of what it has said."""
+        """Return the last lines of its output."""
         self.output.seek(0)
         return "".join(line.decode() for line in self.output.readlines()[-20:])
 
@@ -231,7 +231,7 @@ class Writer:
             self._connection = None
 
     async def _execute(self, statement: str, *values: Any) -> bool:
-        """Whether the server said that it did."""
+        """Return whether the server confirmed it."""
         try:
             if self._connection is None:
                 self._connection = await asyncpg.connect(self._url, timeout=10, command_timeout=10)
@@ -249,7 +249,7 @@ class World:
     def __init__(self, server: LocalPostgres, broker: LocalBroker | None = None) -> None:
         self.server = server
         self.broker = broker
-        """Started already, and ended by who has started it."""
+        """A started broker, which the caller stops."""
         self.bridges: list[BridgeProcess] = []
         self.announcers: list[AnnouncerProcess] = []
         """One without a broker; none with one."""
@@ -388,7 +388,7 @@ class World:
             self.history.let_go[self.history.epoch] = max(last, self.history.let_go[self.history.epoch])
 
     async def set_back(self, by: int) -> None:
-        """Lose the newest events, as a restored backup would, beneath the relays' living connections."""
+        """Remove the newest events, as a restored backup does, while the relays are connected."""
         async with self.connected() as connection, connection.transaction():
             await connection.execute("lock table userrealtime.log in exclusive mode")
             await self.look(connection)
@@ -437,7 +437,7 @@ class World:
         self.history.let_go[self.history.epoch] = self._backup_let_go
 
     async def settle(self, *, mending: bool = True) -> None:
-        """Publish a last event, and wait until every client is where the log is; everything is mended before.
+        """Publish a last event, and wait until every client has reached the log's end; all faults are repaired before.
 
         Raises:
             Violation: one is not, within `SETTLE_S`.
@@ -448,7 +448,7 @@ class World:
             await self._mend()
         writer = self.writers[0]
         while not await writer.publish(self.take_numbers(1), 1):
-            pass  # its connection was one that is lost, which it learns by using it
+            pass  # its connection is lost, which it detects by using it
         async with self.connected() as connection:
             await self.look(connection)
         goal = (self.history.epoch, self.history.head)

@@ -63,10 +63,10 @@ class History:
 
 
 def judge(name: str, transcript: Sequence[Entry], history: History) -> None:
-    """Whether one client has every event once, in order, as committed, up to the head, or was told of each gap.
+    """Whether one client has every event once, in order, as committed, up to the head, or got a reset for each gap.
 
     Raises:
-        Violation: it has not, or was told of a gap where there was none.
+        Violation: it has not, or got a reset without a gap.
     """
     place = Place()
     greeted = reset_due = False
@@ -113,14 +113,14 @@ def judge(name: str, transcript: Sequence[Entry], history: History) -> None:
 
 
 def _judge_reset(message: dict[str, Any], place: Place, history: History, wrong: Any) -> None:
-    """Whether there was a reason to tell this client to begin anew."""
+    """Return whether there was a reason for this client's reset."""
     replaced = history.superseded(place.epoch, history.epoch)
     match message["reason"]:
         case "epoch":
             if not history.superseded(place.epoch, message["epoch"]):
-                raise wrong("reset, though no other log has taken the place of its own")
+                raise wrong("reset, though its log was not replaced")
         case "too-old":
-            # Of a log that is set back, the missing end may look like a missing beginning, until the epoch is seen.
+            # Of a log that is set back, the missing end may appear as a missing beginning, until the epoch is read.
             if not replaced and history.let_go.get(place.epoch or "", 0) <= (place.cursor or 0):
                 raise wrong("reset, though the log holds all that follows")
         case _:

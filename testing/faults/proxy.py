@@ -61,7 +61,7 @@ class Notifications:
 class Link:
     """Takes connections on `port` and carries each to `target`, a port of loopback. A context manager.
 
-    "Up" is from whoever connects to the target, "down" the way back. `filtering` makes a filter of what goes down for
+    "Up" is from the client to the target, "down" the way back. `filtering` makes a filter of what goes down for
     each connection.
     """
 
@@ -69,7 +69,7 @@ class Link:
         self.target = target
         self.port = 0
         self.refusing = False
-        """While set, whoever connects is cut off at once."""
+        """While set, new connections are closed immediately."""
         self._filtering = filtering
         self._flows = _flows()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -106,7 +106,7 @@ class Link:
             flow.set()
 
     def strand(self) -> None:
-        """Forward nothing more, ever, on the connections there are; carry those that come."""
+        """Drop all further data of the open connections; forward new connections."""
         for flow in self._flows.values():
             flow.clear()
         self._flows = _flows()

@@ -1,4 +1,4 @@
-"""The relay's process, with those of its time limits short that no variable sets: a plan takes seconds, not minutes.
+"""The relay's process, with short time limits where no variable sets them: a plan takes seconds, not minutes.
 
 Nothing else differs from `python -m userrealtime_relay`.
 """

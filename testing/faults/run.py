@@ -16,7 +16,7 @@ from .steps import Step
 
 PLAN_LENGTH: Final = 40
 STEP_S: Final = 0.03
-"""Between steps: about as long as an event needs to arrive, so that it sometimes has and sometimes has not."""
+"""Between steps: about the time an event needs to arrive: sometimes it has, and sometimes it has not."""
 LIMIT_S: Final = 240
 """A plan that takes longer hangs."""
 
@@ -35,7 +35,7 @@ class Outcome:
 
 
 async def run_plan(server: LocalPostgres, plan: Sequence[Step], broker: LocalBroker | None = None) -> Outcome:
-    """Raises Violation, or whatever else went wrong, TimeoutError included. A broker is one that runs."""
+    """Raises Violation, or whatever else went wrong, TimeoutError included. A given broker is running."""
     async with asyncio.timeout(LIMIT_S), World(server, broker) as world:
         for step in plan:
             await step.run(world)
@@ -59,7 +59,7 @@ async def run_plan(server: LocalPostgres, plan: Sequence[Step], broker: LocalBro
 async def shrink(kept: list[int], fails: Callable[[list[int]], Awaitable[bool]]) -> list[int]:
     """The fewest steps found that still fail, by leaving out ever smaller runs of them (Zeller's ddmin, simplified).
 
-    `fails` may err: timing decides too. A part that does not fail when it is tried is kept.
+    `fails` may err, because timing matters. A part that does not fail when it is tried is kept.
     """
     size = max(1, len(kept) // 2)
     while True:

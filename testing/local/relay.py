@@ -2,7 +2,7 @@
 
 Starts a PostgreSQL and a relay on loopback, prints what to paste into another terminal to receive and to publish, and
 publishes an event every two seconds, showing what a client receives. Ctrl-C ends all of it. With `--once`, or CI=true
-in the environment, it ends by itself after the first events, with 0 if they arrived.
+in the environment, it ends after the first events, with 0 if they arrived.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ TOKEN_LIFE_S = 12 * 3600
 
 
 class RelayError(RuntimeError):
-    """The relay did not do what was asked; the message says what it did instead."""
+    """The relay gave an unexpected result; the message has the result."""
 
 
 async def _first_line_with(output: asyncio.StreamReader, message: str) -> dict[str, object]:
@@ -54,7 +54,7 @@ async def _show(output: asyncio.StreamReader) -> None:
 
 @asynccontextmanager
 async def running_relay(environment: dict[str, str]) -> AsyncIterator[int]:
-    """A relay as a process of its own, on ports of its choice; the value is that of its WebSockets."""
+    """A relay as a separate process on free ports; gives the port of its WebSockets."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -98,7 +98,7 @@ def _instructions(ws_port: int, database_url: str, token: str) -> str:
     )
     publish = f"select userrealtime.publish('{USER}', 'hello', '{{\\\"from\\\": \\\"another terminal\\\"}}')"
     return f"""
-A relay for the user {USER!r}, with a PostgreSQL of its own. In another terminal:
+A relay for the user {USER!r}, with a new PostgreSQL. In another terminal:
 
   receive {USER}'s events:
 
@@ -163,7 +163,7 @@ async def _converse(connection: asyncpg.Connection, client: ClientConnection, *,
 async def _main(*, once: bool) -> None:
     task = asyncio.current_task()
     assert task is not None
-    # SIGINT as well: started in the background, as by a CI, a process would else ignore it.
+    # SIGINT as well: a process that is started in the background, as by a CI, ignores it by default.
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     await run(once=once)

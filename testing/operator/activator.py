@@ -1,4 +1,4 @@
-"""An activator in the test's own loop, before a real relay that starts when somebody is woken."""
+"""An activator in the loop of the test, and a real relay that starts when the user is woken."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class House:
                 await self.start()
 
     async def start(self) -> Relay:
-        """A relay, whoever asked for it."""
+        """Start a relay without a wake request."""
         relay = await self._stack.enter_async_context(running(self._url, listen, **self._relay))
         self._show(relay.ws_port)
         return relay
@@ -97,7 +97,7 @@ class House:
 
     async def _haunt(self) -> None:
         async def vanish(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            if await reader.read(1):  # and not one who only looks whether anybody is there
+            if await reader.read(1):  # and not a connection that only checks the port
                 self._ghosts -= 1
                 if not self._ghosts:
                     await self.start()

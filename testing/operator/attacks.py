@@ -1,4 +1,4 @@
-"""What the role of a user's relay must not do: each statement is refused for want of a right.
+"""Statements that the role of a user's relay must not execute: each is rejected for a missing privilege.
 
 They expect a table `public.orders` and a sequence `public.numbers` of an application, that alice has the role which
 tries, and another user's role in the setting `test.bob`.

@@ -202,7 +202,7 @@ class World:
         raise AssertionError(f"no condition {kind}")
 
     def become_available(self, name: str = "alice", pods: int = 1) -> None:
-        """Let the Deployment say that so many of its pods are ready."""
+        """Set the number of ready pods in the Deployment's status."""
         deployment = self.api.children[ObjectKey("Deployment", "users", child_name(name))]
         deployment["status"] = {
             "observedGeneration": deployment["metadata"]["generation"],

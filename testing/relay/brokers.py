@@ -46,7 +46,7 @@ async def bridging(url: str, broker: LocalBroker, **changes: str) -> AsyncIterat
 
 @asynccontextmanager
 async def following(url: str, broker: LocalBroker) -> AsyncIterator[tuple[Relay, ClientConnection]]:
-    """A relay with a client at the beginning of its log, and a bridge. Neither looks at the log without a signal."""
+    """A relay with a client at the beginning of its log, and a bridge. Neither reads the log without a signal."""
     async with (
         bridging(url, broker, POLL_INTERVAL=NEVER),
         running(url, None, **broker.variables, POLL_INTERVAL=NEVER) as relay,

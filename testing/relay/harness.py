@@ -58,7 +58,7 @@ def token(*, sub: str = USER, key: str = KEY, life_s: float = 3600, **claims: An
 
 @asynccontextmanager
 async def running(url: str, signal: Notifier | None = None, **changes: str) -> AsyncIterator[Relay]:
-    """A relay that is ready. It listens, unless it is told otherwise."""
+    """A relay that is ready. It uses LISTEN, unless `changes` sets another SIGNAL."""
     async with Relay(config(url, **{"SIGNAL": "listen", **changes}), signal) as relay:
         await until(lambda: relay.not_ready_reason is None)
         yield relay
@@ -80,7 +80,7 @@ async def client(
     **options: Any,
 ) -> AsyncIterator[ClientConnection]:
     """A WebSocket client, by default with a good token in the Authorization header. `options` go to the URL, except
-    those that `connect` knows."""
+    the arguments of `connect`."""
     known = {
         name: options.pop(name) for name in ("subprotocols", "max_size", "ping_interval", "sock") if name in options
     }

@@ -29,7 +29,7 @@ class Answer:
 
 @dataclass
 class Stream:
-    """The response to a request, being read. `last_id` and `retry_ms` are what the events so far have said."""
+    """The response to a request, being read. `last_id` and `retry_ms` are the values of the events so far."""
 
     reader: asyncio.StreamReader
     answer: Answer
@@ -92,7 +92,7 @@ class Stream:
 async def exchange(
     port: int, path: str, bearer: str | None, method: str, headers: dict[str, str], body: bytes
 ) -> AsyncIterator[Stream]:
-    """A request, and the head of its response, on a connection of its own."""
+    """Send a request on a new connection, and read the head of its response."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=4 << 20)
     try:
         head = {"Host": "relay", **headers}
@@ -136,7 +136,7 @@ async def request(
     headers: dict[str, str] | None = None,
     body: bytes = b"",
 ) -> Answer:
-    """One request with its whole answer, on a connection of its own."""
+    """Send a request on a new connection, and return the whole response."""
     async with exchange(_port(relay), path, bearer, method, headers or {}, body) as opened:
         answer = opened.answer
         async with asyncio.timeout(PATIENCE_S):

@@ -1,4 +1,4 @@
-"""Somebody who signs tokens with key pairs, and publishes their public keys on loopback."""
+"""An issuer that signs tokens with key pairs, and publishes their public keys on loopback."""
 
 from __future__ import annotations
 

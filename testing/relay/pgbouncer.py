@@ -33,7 +33,7 @@ def program() -> str:
 async def pgbouncer(url: str, mode: str, pki: Path | None = None) -> AsyncIterator[str]:
     """A pooler of "transaction"s or "session"s; the value is the URL of the same database through it.
 
-    With `pki`, a folder that `testing.cluster.local.pki` made for the identity `server`, it speaks TLS alone.
+    With `pki`, a folder that `testing.cluster.local.pki` made for the identity `server`, it accepts only TLS.
     """
     parts = urlsplit(url)
     port = free_port()
@@ -84,7 +84,7 @@ async def _answers(url: str, process: asyncio.subprocess.Process, log: Path) -> 
             try:
                 connection = await asyncpg.connect(url, statement_cache_size=0)
             except OSError:
-                assert process.returncode is None, f"pgbouncer ended; it said: {_said(log)}"
+                assert process.returncode is None, f"pgbouncer ended; its output: {_said(log)}"
                 await asyncio.sleep(0.02)
                 continue
             await connection.close()

@@ -21,12 +21,12 @@ def test_a_few_relays_over_a_broker(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [line.split(" | ")[:2] for line in done.stdout.splitlines() if line.startswith("| ")]
     assert rows == [["| signal", "relays"], ["| listen", "3"], ["| nats", "3"]]
-    ElementTree.parse(drawn)  # noqa: S314 (of our own making)
+    ElementTree.parse(drawn)  # noqa: S314 (written by this program)
 
 
 def test_every_line_is_drawn_and_named() -> None:
     lines = {"listen": [(1.0, 2000.0), (1000.0, 26.0)], "nats": [(1.0, 2000.0), (1000.0, 0.0)], "none": []}
-    tree = ElementTree.fromstring(plot({"one": lines, "two": lines}))  # noqa: S314 (of our own making)
+    tree = ElementTree.fromstring(plot({"one": lines, "two": lines}))  # noqa: S314 (written by this program)
     drawn = [element for element in tree.iter() if element.tag.endswith("polyline")]
     assert len(drawn) == 2 * 3
     texts = {element.text for element in tree.iter() if element.tag.endswith("text")}

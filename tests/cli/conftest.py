@@ -24,7 +24,7 @@ def answers() -> Answers:
 
 @pytest.fixture
 def server(answers: Answers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadingHTTPServer]:
-    """Serves `answers`, by path, to whoever takes the kubeconfig that KUBECONFIG names."""
+    """Serves `answers`, by path, to clients with the kubeconfig that KUBECONFIG names."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

@@ -41,7 +41,7 @@ SCENARIOS = (
     "a client that does not take its events lets go and misses nothing",
 )
 CONNECT = """
-    Math.random = () => 0.99; // so that what does not come by itself does not come in time
+    Math.random = () => 0.99; // the longest delays: without the expected event, the test runs into its limit
     window.ids = [];
     window.states = [];
     window.client = new UserRealtime({

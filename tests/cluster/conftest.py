@@ -1,4 +1,4 @@
-"""Every test has a cache of its own: none sees or changes what was built on this machine."""
+"""Every test has a separate cache: none reads or changes the builds of this machine."""
 
 from pathlib import Path
 

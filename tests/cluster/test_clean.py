@@ -48,7 +48,7 @@ def test_the_cache_and_our_images_go(calls: Path, cache_directory: Path) -> None
     assert not cache_directory.exists()
     asked = calls.read_text().splitlines()
     assert "rmi localhost/userrealtime-relay:1" in asked
-    assert "rmi localhost/userrealtime-relay:2" in asked, "one that is in use does not keep the others"
+    assert "rmi localhost/userrealtime-relay:2" in asked, "an image in use does not keep the others"
     assert f"rmi {kind.node_image()}" in asked
     assert "network rm kind" in asked
     assert not [line for line in asked if "someone/else" in line]

@@ -1,4 +1,4 @@
-"""What is said of a Docker engine that cannot be used: the answers are those that real engines give."""
+"""The messages for a Docker engine that cannot be used, with the answers of real engines."""
 
 from __future__ import annotations
 

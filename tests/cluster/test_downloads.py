@@ -88,7 +88,7 @@ def test_what_cannot_be_downloaded_is_named_with_the_reason(site: Site, tmp_path
 def test_a_proxy_of_the_machine_is_used(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_PROXY")
     monkeypatch.delenv("no_proxy", raising=False)
-    # The server stands for a proxy: it is asked for the whole address, and has no such file.
+    # The server acts as a proxy: it gets a request for the whole address, and has no such file.
     monkeypatch.setenv("http_proxy", site.url)
     with pytest.raises(ClusterError, match="HTTP status 404"):
         downloads.release("http://release.invalid/tool", "http://release.invalid/tool.sha256", tmp_path / "out")

@@ -91,7 +91,7 @@ def helm(*a):
 
 
 class Machine:
-    """A machine with these programs on PATH, and nothing else."""
+    """A machine with only these programs on PATH."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory

@@ -1,4 +1,4 @@
-"""Parameters of database URLs: those of libpq work, are removed, or are rejected with advice."""
+"""Parameters of database URLs: libpq's parameters work, are removed, or are rejected with advice."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def test_what_an_engine_left_is_removed(machine: Path) -> None:
 
 
 def test_what_cannot_be_removed_is_reported(machine: Path) -> None:
-    # A directory that is not empty stands for a control group with processes.
+    # A directory that is not empty acts as a control group with processes.
     (machine / "memory" / "userrealtime-engine" / "docker" / "process").touch()
     with pytest.raises(ClusterError, match=r"left:\n  .*memory/userrealtime-engine$"):
         engine.remove()

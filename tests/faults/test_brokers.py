@@ -45,7 +45,7 @@ async def broker(request: pytest.FixtureRequest) -> AsyncIterator[LocalBroker]:
 
 
 async def kept(server: LocalPostgres, broker: LocalBroker, plan: Sequence[Step], delivered: int, *resets: str) -> None:
-    """The plan's promise is kept, though nothing is mended."""
+    """The plan's promise is kept without a repair."""
     async with World(server, broker) as world:
         for step in plan:
             await step.run(world)

@@ -1,7 +1,7 @@
 """The field's own test: a client's network is cut for two seconds, again and again, while events flow.
 
 AnyCable publishes 100 % delivered of it, and 85 % for Socket.IO. Here one client's connections are reset and refused,
-and another's go silent, which neither end is told.
+and another's go silent without a close.
 """
 
 from __future__ import annotations

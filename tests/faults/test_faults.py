@@ -1,6 +1,6 @@
-"""Every client has every event once, in order, or was told of the gap: whatever breaks.
+"""Every client has every event once, in order, or got a reset for the gap, under any fault.
 
-First one fault at a time, by a plan of its own; then plans of forty random steps. `make soak` goes on with new ones.
+First one fault per plan, then plans of forty random steps. `make soak` runs new plans.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ async def kept(server: LocalPostgres, plan: Sequence[Step], *resets: str, delive
 
 
 async def kept_unmended(server: LocalPostgres, plan: Sequence[Step]) -> None:
-    """The plan's promise is kept though nothing is mended: relays and clients make up for it alone."""
+    """The plan's promise is kept without a repair: relays and clients recover without help."""
     async with World(server) as world:
         for step in plan:
             await step.run(world)

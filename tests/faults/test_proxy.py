@@ -43,7 +43,7 @@ def test_what_becomes_of_notifications_however_the_bytes_come(mode: Mode, passed
 
 @asynccontextmanager
 async def echo() -> AsyncIterator[int]:
-    """A server that says what it hears, and how many connections it has."""
+    """An echo server that counts its connections."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

@@ -1,4 +1,4 @@
-"""The ready-made trigger: what becomes of rows of the application's own tables."""
+"""The ready-made trigger: the events of rows of the application's tables."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ async def test_partitioned_tables(connection: asyncpg.Connection) -> None:
         """
     )
     await connection.execute("insert into readings values ('2020-05-05', 'alice', 1), ('2021-05-05', 'alice', 2)")
-    # Without a prefix of its own, the event is named after the table that holds the row.
+    # Without a prefix, the event is named after the table of the row.
     assert [event for _, event, _ in await published(connection)] == ["readings_old.insert", "readings_new.insert"]
 
 

@@ -167,7 +167,7 @@ async def test_an_open_transaction_that_does_not_end_is_reported(
 async def test_an_upgrade_that_a_deadlock_ended_is_retried(postgres: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     locking = Migration(1, "locking", "lock table first_locked; lock table then_locked;")
     monkeypatch.setattr(module, "load_schema", lambda: Schema((locking,)))
-    monkeypatch.setattr(module, "LOCK_TIMEOUT_S", 60)  # so that nothing but a deadlock ends it
+    monkeypatch.setattr(module, "LOCK_TIMEOUT_S", 60)  # only a deadlock ends it
     connection, watch = await asyncpg.connect(postgres.url), await asyncpg.connect(postgres.url)
     try:
         await connection.execute("create table first_locked (); create table then_locked ()")

@@ -174,7 +174,7 @@ async def test_eight_writers_over_the_same_users_leave_no_gap_and_no_deadlock(
 
 
 async def test_a_reader_never_sees_a_number_before_those_below_it(migrated: Database) -> None:
-    """The heart of the cursor: whoever reads up to n has read all that will ever be at or below n."""
+    """The basis of the cursor: a reader of all events up to n will never find another event at or below n."""
     done = asyncio.Event()
 
     async def write(writer: int) -> None:
@@ -219,7 +219,7 @@ async def test_twenty_thousand_events_in_one_transaction(connection: asyncpg.Con
             "from generate_series(1, 20000) number",
             users,
         )
-        # The deferred work is what a COMMIT does; forced here so that the server's own limit applies to it.
+        # The deferred work is part of COMMIT; it is forced here because the server's limit then applies to it.
         await connection.execute("set local statement_timeout = '2s'")
         await connection.execute("set constraints all immediate")
     assert await connection.fetchval("select count(*) from userrealtime.event") == 20_000

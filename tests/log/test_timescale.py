@@ -18,7 +18,7 @@ VARIABLE = "TIMESCALE_DATABASE_URL"
 
 @pytest.fixture
 async def readings() -> AsyncIterator[asyncpg.Connection]:
-    """A connection to a database of its own, with a captured hypertable whose chunks are days."""
+    """A connection to a new database, with a captured hypertable whose chunks are days."""
     server = os.environ.get(VARIABLE)
     if not server:
         pytest.skip(f"{VARIABLE} names no server with TimescaleDB, as a superuser of it")

@@ -114,7 +114,7 @@ async def contents(connection: asyncpg.Connection, table: str) -> list[dict[str,
 
 
 def schema_of(database: Database) -> list[str]:
-    """The statements of pg_dump. Comments on tables are not upgraded, so that they are left out."""
+    """The statements of pg_dump. Comments on tables are not upgraded, and are left out."""
     program = str(database.server.program("pg_dump"))
     command = [program, "--schema-only", "--no-comments", "--schema=userrealtime", database.url]
     dump = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout

@@ -45,7 +45,7 @@ async def broker() -> AsyncIterator[LocalBroker]:
 
 @asynccontextmanager
 async def hearing(broker: LocalBroker, user: str = "alice") -> AsyncIterator[list[LogPosition]]:
-    """All that is told of one user."""
+    """All notifications for one user."""
     heard: list[LogPosition] = []
     begun = asyncio.Event()
 
@@ -146,7 +146,7 @@ async def test_the_next_poll_signals_what_no_notification_came_for(
         hearing(broker, "bob") as bob,
         bridging(migrated.url, broker, POLL_INTERVAL="0.1"),
     ):
-        await until(lambda: len(alice) > 2)  # again and again, so that relays know that there is nothing new
+        await until(lambda: len(alice) > 2)  # repeatedly: relays learn that there is no new event
         await connection.execute("update userrealtime.log set head = 2")  # without a signal
         await until(lambda: alice[-1].head == 2)
         assert bob == []
@@ -168,7 +168,7 @@ async def test_a_poll_does_not_overwrite_a_newer_signal(migrated: Database, conn
 
 
 async def test_the_heads_of_a_regular_poll_are_spread(migrated: Database, connection: asyncpg.Connection) -> None:
-    """Those of the first poll are not, nor is what is new at any time."""
+    """Signals of the first poll are not, and neither are new ones at any time."""
     users = [f"user-{number:03}" for number in range(10 * SLICE)]
     await say(connection, *users)
     await attend(connection, *users)

@@ -187,9 +187,9 @@ async def test_a_rolling_restart_of_many_clients_loses_nothing(
     for each in followers:
         assert each.ids == expected
         assert set(each.codes) <= {1012, 503}
-    # Streams and WebSockets are told once each; a poll is either told so, or was between two requests.
+    # Each stream and WebSocket gets one close; a poll gets one, or was between two requests.
     assert sum(each.codes[1012] for place, each in enumerate(followers) if place % 4 != 3) == CLIENTS * 3 // 4
-    # They go over the whole time there is, not at once.
+    # They are closed over the whole drain time, not together.
     assert sum(moment > DRAIN_S / 2 for moment in moved) >= CLIENTS / 8
     busiest = max(Counter(int(moment / DRAIN_S * 10) for moment in moved).values())
     assert busiest < len(moved) / 2

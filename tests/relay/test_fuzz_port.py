@@ -55,7 +55,7 @@ WHOLE = [
 
 
 class Served:
-    """A relay in a loop of its own, in a thread of its own, so that tests may block."""
+    """A relay with a separate loop in a separate thread: tests can block."""
 
     def __init__(self, url: str) -> None:
         self.port = 0

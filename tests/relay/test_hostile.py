@@ -34,7 +34,7 @@ def upgrade(extra: str = "") -> bytes:
 
 
 def frame(first: int, payload: bytes, *, masked: bool = True) -> bytes:
-    """A frame with any first byte; the mask is zero, so that the payload is as given."""
+    """A frame with any first byte; with a mask of zero, which leaves the payload unchanged."""
     size = len(payload)
     flag = 0x80 if masked else 0
     if size < 126:

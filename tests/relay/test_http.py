@@ -13,7 +13,7 @@ from testing.relay.http_client import request, stream
 from userrealtime_core.auth.tokens import MAX_TOKEN_BYTES
 from userrealtime_relay.server import Relay
 
-# Nobody listens there.
+# No program listens there.
 NO_DATABASE = "postgresql://nobody@127.0.0.1:1/none"
 
 

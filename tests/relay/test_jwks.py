@@ -1,4 +1,4 @@
-"""Keys from JWKS_URL: when they are asked for, which are taken, and what becomes of tokens that they sign or do not."""
+"""Keys from JWKS_URL: when they are asked for, which are accepted, and the tokens that they sign or do not sign."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ async def test_while_the_endpoint_fails_the_last_keys_stay(failure: str, monkeyp
                 monkeypatch.setattr(verify._jwks, "_url", f"http://127.0.0.1:{free_port()}/")
         assert await judge(verify, sign(RSA, "r")) > 0
         assert elsewhere.requests == []
-        # Whether such a key is published cannot be told: not the client's fault.
+        # It is unknown whether such a key is published: not the client's fault.
         with pytest.raises(KeySetStale):
             await judge(verify, sign(OTHER_RSA, "2"))
 
@@ -376,7 +376,7 @@ async def test_while_there_are_no_keys_clients_are_told_to_come_back(migrated: D
 
 @pytest.mark.parametrize("with_it", [False, True])
 async def test_only_who_has_a_key_set_pays_for_it(with_it: bool) -> None:
-    """PyJWT imports `cryptography` by itself, which a relay without JWKS_URL has no use for."""
+    """PyJWT imports `cryptography`, which a relay without JWKS_URL does not need."""
     async with endpoint(*ALL) as issuer:
         changes = {"JWKS_URL": issuer.url} if with_it else {}
         process = await asyncio.create_subprocess_exec(

@@ -122,7 +122,7 @@ async def test_a_rotation_drops_nobody(mount: Mount, migrated: Database, connect
         client(relay, token(key=OLD)) as first,
     ):
         await receive(first)
-        # The next key is good before it signs: those who sign may have it before this pod sees the switch.
+        # The next key is valid before it signs: signers can have it before this pod sees the switch.
         mount.set(TOKEN_KEY=OLD, TOKEN_KEY_NEXT=NEW)
         async with client(relay, token(key=OLD)) as before, client(relay, token(key=NEW)) as early:
             await receive(before)

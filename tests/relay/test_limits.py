@@ -22,7 +22,7 @@ EVENTS = 1500
 EVENT_BYTES = 8_000
 RING_BYTES = 2 << 20
 CONNECTION_BYTES = 64 << 10
-"""More than one connection's own objects take, which is what is not bounded here."""
+"""More than the objects of one connection need, which have no limit here."""
 
 
 def resident(pid: int) -> int:
@@ -81,7 +81,7 @@ async def test_a_thousand_that_never_read_are_bounded_and_delay_nobody(
                     got += await receive_ids(reading, last)
                     assert await streaming.ids(last) == list(range(last - 49, last + 1))
                 assert got == list(range(1, EVENTS + 1))
-                # Nobody was sent away for being slow, so all that they are owed would be there if it were kept.
+                # No slow client was disconnected, so all undelivered data would be in memory if it were kept.
                 assert await value(relay.health_port, "connections") == CLIENTS + 2
                 grown = resident(relay.pid) - before
         # Python's own share of a byte string, the page being read, and what the allocator keeps: once the ring.

@@ -65,7 +65,7 @@ class Process:
         self._process.send_signal(number)
 
     async def end(self) -> int:
-        """The exit status, once it has ended by itself."""
+        """Wait until the process ends, and return its exit status."""
         async with asyncio.timeout(PATIENCE_S):
             rest, _ = await self._process.communicate()
             self.lines += rest.decode().splitlines(keepends=True)

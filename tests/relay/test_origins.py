@@ -1,4 +1,4 @@
-"""Pages of other sites: which may connect, and what their browsers are told."""
+"""Pages of other sites: which may connect, and the headers for their browsers."""
 
 from __future__ import annotations
 

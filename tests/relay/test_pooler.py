@@ -27,7 +27,7 @@ async def test_behind_a_pooler_of_transactions_the_log_is_polled(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(tail, "POLL_INTERVAL", 600)  # so that only the signal wakes
+    monkeypatch.setattr(tail, "POLL_INTERVAL", 600)  # only the signal wakes the relay
     async with pgbouncer(migrated.url, "transaction") as url:
         with caplog.at_level(logging.WARNING, "userrealtime_relay"):
             async with Relay(config(url)) as relay:
@@ -117,7 +117,7 @@ async def test_a_query_behind_a_pooler_has_a_time_limit_too(migrated: Database) 
         assert tuple((await log._fetch("select current_setting('statement_timeout')"))[0]) == ("18s",)
         log.abandon()
         fresh = await asyncpg.connect(url, statement_cache_size=0)
-        # Nothing of it stays in the backend, for whoever gets that next.
+        # Nothing of it remains in the backend for the next client.
         assert await fresh.fetchval("select current_setting('statement_timeout')") == "0"
         assert await fresh.fetchval("select count(*) from pg_prepared_statements") == 0
         await fresh.close()

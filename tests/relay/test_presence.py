@@ -1,4 +1,4 @@
-"""Who is online, as the database is told."""
+"""The presence of clients, as written to the database."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ from testing.relay.harness import (
 from testing.relay.http_client import Answer, request
 from userrealtime_relay.server import Relay
 
-# Nobody listens there.
+# No program listens there.
 NO_DATABASE = "postgresql://nobody@127.0.0.1:1/none"
 
 

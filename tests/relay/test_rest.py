@@ -1,4 +1,4 @@
-"""With a broker, a relay closes its connection to Postgres when it has no use for it, and nobody can tell."""
+"""With a broker, a relay closes an idle connection to Postgres, and clients do not notice."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ async def test_a_connection_in_use_is_kept(
 async def test_what_is_known_needs_no_look(
     migrated: Database, connection: asyncpg.Connection, broker: LocalBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Heard from the broker often enough, the log is not looked at, however short the poll interval."""
+    """While messages of the broker arrive, the log is not polled, even with a short interval."""
     monkeypatch.setattr(presence, "HEARTBEAT", 600)
     await publish(connection, 2)
     variables = {**broker.variables, "DATABASE_IDLE_AFTER": "0", "POLL_INTERVAL": "2"}
@@ -85,7 +85,7 @@ async def test_what_is_known_needs_no_look(
             before = await metric(relay, "log_connections_total")
             await asyncio.sleep(3)
             assert await metric(relay, "log_connections_total") == before
-        # And once nothing is heard, it is looked at again.
+        # Without messages, it is polled again.
         async with asyncio.timeout(PATIENCE_S):
             while await metric(relay, "log_connections_total") == before:
                 await asyncio.sleep(0.1)

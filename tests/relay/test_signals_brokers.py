@@ -1,4 +1,4 @@
-"""Relays that on_message of events from a real broker, to which a bridge tells them."""
+"""Relays that receive signals from a real broker, to which a bridge publishes them."""
 
 from __future__ import annotations
 

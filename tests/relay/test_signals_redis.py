@@ -1,4 +1,4 @@
-"""Redis' protocol, as far as it is spoken here, against servers that break it. The real one is in
+"""The relay's part of Redis' protocol, against servers that violate it. The real server is in
 test_signals_brokers.py."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Signals over TLS from real brokers, and what a relay tells to one that it cannot be sure of: nothing."""
+"""Signals over TLS from real brokers; a relay sends nothing to an unverified broker."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ async def broker_of_any(request: pytest.FixtureRequest, any_authority: Path) -> 
 
 
 async def refusal(name: str, url: str) -> str:
-    """Why nothing is heard from, and nothing told to, the broker at a URL."""
+    """Return the reason why the broker at a URL cannot be used."""
     with pytest.raises(Unreachable) as refused:
         async with asyncio.timeout(PATIENCE_S):
             await load(name).subscribe(Secret(url), "alice", lambda _: None)
@@ -59,7 +59,7 @@ async def test_a_broker_of_another_authority_or_name_is_refused(
     broker: LocalBroker, authority: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said = await refusal(broker.name, broker.url)
-    if broker.name != "kafka":  # its client says to nobody why it could not connect, but in its log
+    if broker.name != "kafka":  # its client reports the reason only in its log
         assert "certificate verify failed" in said
     assert PASSWORD not in said
     monkeypatch.setenv("SSL_CERT_FILE", str(authority / "ca.crt"))

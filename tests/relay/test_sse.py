@@ -80,7 +80,7 @@ async def test_an_event_source_is_told_of_another_log_by_its_last_id_alone(
             assert await events.ids(3) == [3]
         await connection.execute("update userrealtime.log set epoch = 'restored'")
         async with stream(relay, headers={"Last-Event-ID": last_id}) as events:
-            # The relay itself may not have heard of it: the number of the old log is served until it has.
+            # The relay may not know it yet: until then, it serves the number of the old log.
             message = None
             while message is None or message["type"] != "reset":
                 message = await events.event()

@@ -1,4 +1,4 @@
-"""The tail and what it makes of a Postgres that comes and goes. Ring and signals are looked at, no sockets."""
+"""The tail with a Postgres that stops and restarts. The tests check the ring and the signals, not sockets."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ async def test_many_pages_are_read(migrated: Database, connection: asyncpg.Conne
 async def test_what_a_broker_tells_of_is_read(
     migrated: Database, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The next event is read alone, however often it is told of, and anything else by the page."""
+    """The next event is read as one row, even with repeated signals, and others by the page."""
     read: list[int] = []
     page = Log.page
 
@@ -102,7 +102,7 @@ async def test_what_a_broker_tells_of_is_read(
         tail.on_signal(LogPosition(8, epoch))  # of 6 and 7 nothing was heard
         await until(lambda: tail.ring.head == 8)
         assert read == [5]
-        # Told of, and gone: what came after it is there all the same.
+        # Signalled, and removed: the later events are delivered.
         await publish(connection, 2)
         await connection.execute("delete from userrealtime.event where id = 9")
         tail.on_signal(LogPosition(9, epoch))

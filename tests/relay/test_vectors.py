@@ -1,4 +1,4 @@
-"""The relay's session by the vectors of the protocol: what a client is told is what clients are tested with."""
+"""The relay's session against the protocol's vectors: its messages are the ones that clients are tested with."""
 
 from __future__ import annotations
 

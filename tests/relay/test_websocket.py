@@ -205,7 +205,7 @@ async def test_from_the_log_to_the_ring_there_is_no_gap_and_no_double(
 
 
 async def test_a_client_ahead_of_this_relay_is_not_reset(migrated: Database, connection: asyncpg.Connection) -> None:
-    """Another relay has delivered what this one has yet to hear of."""
+    """Another relay has delivered an event that this one does not know yet."""
     await publish(connection, 3)
     async with running(migrated.url, POLL_INTERVAL=NEVER) as relay:
         async with connection.transaction():
@@ -319,7 +319,7 @@ async def test_a_restart_of_postgres_loses_nothing(own_server: Database) -> None
         assert await receive_ids(alice, 10) == list(range(1, 11))
         await asyncio.to_thread(own_server.server.stop)
         await until(lambda: relay.not_ready_reason is not None)
-        # Neither a client that needs the log nor one that does not is sent away meanwhile.
+        # No client is disconnected meanwhile, with or without need for the log.
         async with client(relay, last_event_id=2) as behind, client(relay, last_event_id=8) as near:
             assert (await receive(behind))["cursor"] == 2
             assert (await receive(near))["cursor"] == 8
@@ -508,7 +508,7 @@ async def test_a_client_that_answers_pings_stays(migrated: Database, connection:
 
 
 def small_socket(relay: Relay) -> socket.socket:
-    """A connected socket that takes in little by itself."""
+    """A connected socket with a small receive buffer."""
     made = socket.socket()
     made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     made.connect(("127.0.0.1", relay.ws_port))

@@ -62,7 +62,7 @@ def test_yaml_is_yaml(block: Block) -> None:
 
 @pytest.mark.parametrize("block", of("json"), ids=str)
 def test_json_is_json(block: Block) -> None:
-    """A line each; `…` is what is left out: in a text, instead of an object's fields, or after those shown."""
+    """A line each; `…` marks an omission: in a text, instead of an object's fields, or after those shown."""
     for line in block.text.splitlines():
         json.loads(line.replace("{…}", "{}").replace(",…}", "}"))
 
@@ -81,7 +81,7 @@ def test_javascript_is_javascript(block: Block, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[LocalPostgres]:
-    """One of its own: roles, which pages make and drop, are the whole server's."""
+    """A separate server, because roles, which pages create and drop, belong to the whole server."""
     with LocalPostgres() as server:
         yield server
 

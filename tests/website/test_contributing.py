@@ -18,7 +18,7 @@ PATHS = sorted(
 
 @pytest.mark.parametrize("path", PATHS)
 def test_files_exist(path: str) -> None:
-    # A bare name, such as `drift.py`, stands for a file of one of the packages.
+    # A bare name, such as `drift.py`, is a file of one of the packages.
     found = (ROOT / path).exists() if "/" in path or path in TOP else any(ROOT.glob(f"[a-z]*/userrealtime_*/**/{path}"))
     assert found, f"CONTRIBUTING.md names {path}, which does not exist: correct the page"
 

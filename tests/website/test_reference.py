@@ -1,4 +1,4 @@
-"""The generated reference has every field, value, variable and metric, with what its source says of it."""
+"""The generated reference has every field, value, variable and metric, with its description in the source."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from website import sources
 from website.sources import ROOT, place_of
 
 PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))
-# What a browser fetches by itself, as opposed to where a reader may go.
+# The URLs that a browser fetches, in contrast to links that a reader can follow.
 _FETCHED = re.compile(r"<(?:script|img|iframe|source|link)\b[^>]*?\b(?:src|href)=\"?([^\s\">]+)")
 
 

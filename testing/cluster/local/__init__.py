@@ -3,7 +3,7 @@
 The node is a set of Linux namespaces (processes, mounts, network, host name) made by `unshare`, as a kind node is a
 container. Everything the cluster does happens in there: kube-proxy's nftables rules, the pods' interfaces, the
 kubelet's mounts, IP forwarding, and every process down to the last container. So the machine around it stays as it
-was, the control plane's ports are on nobody's network, and ending the node's first process ends all of it at once;
+was, the control plane's ports are on no network of the machine, and ending the node's first process ends everything;
 the kernel does the tidying. On the machine's side there are only: one interface (`urt0`) with the routes to pods and
 services, the socket of the ingress on 127.0.0.1, a control group and the state directory; `down` removes them.
 

@@ -1,4 +1,4 @@
-"""The provider for the local cluster; the package's docstring tells the design."""
+"""The provider for the local cluster; the package's docstring describes the design."""
 
 import contextlib
 import hashlib
@@ -256,7 +256,7 @@ def _write_kubeconfig(path: Path, secrets: Path, name: str) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    """Write a file for root alone, unless it says so already: components restart when their files are touched."""
+    """Write a file that only root can read, unless it is the same: components restart when their files change."""
     if path.exists() and path.read_text() == text:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -326,7 +326,7 @@ def _ingress_socket() -> Iterator[socket.socket]:
     """The ingress's listening socket, made on this machine's loopback address and handed into the node.
 
     Raises:
-        ClusterError: somebody else listens there.
+        ClusterError: another program listens there.
     """
     port = _port()
     with socket.socket() as listener:
@@ -340,7 +340,7 @@ def _ingress_socket() -> Iterator[socket.socket]:
 
 
 def _refuse_overlapping_routes() -> None:
-    """Our addresses must be nobody else's.
+    """Check that no other interface uses the cluster's addresses.
 
     Raises:
         ClusterError: a route of this machine leads some of them elsewhere.
@@ -387,14 +387,14 @@ def _check() -> None:
         problems.append(
             f"the cluster runs with its ingress at port {_port()}: `make down` first, or unset INGRESS_PORT"
         )
-    # What is left of a node may hold the port; it is ended before the next one starts.
+    # The remains of a node may hold the port; they are ended before the next node starts.
     if not leftovers() and (problem := port_problem(_port())):
         problems.append(problem)
     tools.obtain(problems=problems)
 
 
 def _port() -> int:
-    """The ingress's port: of the node that runs, else as it is to be."""
+    """Return the ingress's port: of the running node, otherwise the configured port."""
     if _node() is not None:
         with contextlib.suppress(OSError, ValueError, KeyError):
             return int(json.loads(RECORD.read_text())["port"])
@@ -411,7 +411,7 @@ def _node() -> int | None:
 
 
 def _started(pid: int) -> str:
-    """When a process started, in ticks since boot: with its id, what tells it from a later one; empty if dead."""
+    """When a process started, in ticks since boot: with its id, it identifies the process; empty if dead."""
     try:
         after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

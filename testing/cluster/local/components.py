@@ -174,7 +174,7 @@ def api_server(hyperkube: Path) -> Process:
             f"--proxy-client-cert-file={PKI}/front-proxy.crt",
             f"--proxy-client-key-file={PKI}/front-proxy.key",
         ),
-        # Its own roles are there only once it says so, and the controller manager gives up without.
+        # Its built-in roles exist only when it is ready, and the controller manager exits without them.
         ready=f"{API_SERVER}/readyz",
     )
 
@@ -289,7 +289,7 @@ def _kubelet_configuration() -> dict[str, Any]:
         "serializeImagePulls": False,
         # A developer's disk is often nearly full, and nothing here is worth an eviction.
         "evictionHard": {"memory.available": "100Mi", "nodefs.available": "1%", "imagefs.available": "1%"},
-        # Images are loaded, not pulled: one that was collected would not come back.
+        # Images are loaded, not pulled: a collected image would be missing.
         "imageGCHighThresholdPercent": 100,
     }
 

@@ -1,6 +1,6 @@
-"""What a local cluster has left on the machine: the question `down` must answer with "nothing".
+"""The remains of a local cluster on the machine. After `down` there are none.
 
-Looks at the machine itself, not at records, so that it also finds what a record was lost of.
+It checks the machine itself, not records, and so also finds remains whose record was lost.
 """
 
 import json

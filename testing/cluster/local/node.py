@@ -33,13 +33,13 @@ def main() -> None:
     os.close(int(sys.argv[2]))
     print("ready", flush=True)
     if not sys.stdin.readline():
-        sys.exit("node: whoever started me is gone")
+        sys.exit("node: the parent process has ended")
     set_up(spec)
     supervise(spec.processes, listener)
 
 
 def set_up(spec: NodeSpec) -> None:
-    """Mounts, kernel values, host name and addresses: all of them seen in the node alone."""
+    """Set mounts, kernel values, host name and addresses; they are visible only in the node."""
     state = Path(spec.state)
     # /var/lib last: it hides the state's own path.
     for source, target in ((state / "log", "/var/log"), (state / "lib", "/var/lib")):
@@ -58,7 +58,7 @@ def set_up(spec: NodeSpec) -> None:
     _run("ip", "link", "set", "lo", "up")
     _run("ip", "address", "add", spec.address, "dev", "node0")
     _run("ip", "link", "set", "node0", "up")
-    # An answer at once, not a timeout, and no packet that this machine might pass on.
+    # An immediate answer, not a timeout, and no packet that this machine might forward.
     _run("ip", "route", "add", "unreachable", "default")
 
 
@@ -73,7 +73,7 @@ def supervise(processes: Sequence[Process], listener: int) -> None:
         ended = running.pop(pid, None)
         if ended is not None:
             log(f"{ended.name} ended with {os.waitstatus_to_exitcode(status)}, restarting")
-            # One at a time is enough of a brake for a component that ends at once, again and again.
+            # One at a time limits the rate of a component that ends repeatedly right after its start.
             time.sleep(RESTART_DELAY)
             running[start(ended, listener)] = ended
 
@@ -88,7 +88,7 @@ def start(process: Process, listener: int) -> int:
     ]
     if process.listens:
         actions.append((os.POSIX_SPAWN_DUP2, listener, LISTENER))
-    # Not `subprocess`: it reaps children of its own accord, and then `os.wait` would not hear of them.
+    # Not `subprocess`: it reaps children itself, and `os.wait` would miss them.
     return os.posix_spawnp(process.argv[0], list(process.argv), ENVIRONMENT, file_actions=actions, setpgroup=0)
 
 

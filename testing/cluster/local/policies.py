@@ -1,7 +1,7 @@
 """NetworkPolicies, enforced for the length of a block: the `ptp` plugin lets every packet through.
 
 `testing/cluster/netpol` enforces them, with rules for iptables and sets of addresses in the node's network. It runs in
-all namespaces of the node, so that it ends with the node. It also removes its rules and ends when its standard input
+all namespaces of the node, and ends with the node. It also removes its rules and ends when its standard input
 is closed: at the end of the block, or of this process.
 """
 
@@ -21,7 +21,7 @@ from .components import ENVIRONMENT, NODE, SERVICES
 
 # Program to Debian package, as in `packages`.
 PROGRAMS = {"iptables": "iptables", "ipset": "ipset"}
-# How the names of its chains begin; the kubelet has some too.
+# How the names of its chains begin; the kubelet has chains of the same kind.
 CHAINS = ("KUBE-ROUTER-", "KUBE-POD-FW-", "KUBE-NWPLCY-")
 START_LIMIT = 60.0
 END_LIMIT = 30.0

@@ -110,7 +110,7 @@ async def test_a_transaction_that_outlasts_the_lease_is_announced(
         if forced:
             await slow.execute("set constraints all immediate")
         await make_quiet(running)
-        # Nobody waits for the slow transaction: neither the announcer nor another publisher.
+        # Neither the announcer nor another publisher waits for the slow transaction.
         await asyncio.wait_for(publish(connection, "bob"), 10)
         await transaction.commit()
         await until(lambda: alice.head == 1 and running.heads.get("alice") == 1)

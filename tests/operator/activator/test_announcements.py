@@ -1,4 +1,4 @@
-"""Pods that say they listen: who is believed, and that who waits is served by it."""
+"""Registrations of pods: which are accepted, and that waiting connections are served."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ async def test_who_waits_is_led_to_the_pod_that_speaks() -> None:
         await announce(here.url + PATH, "127.0.0.1", KEY)
         assert await waiting == ("127.0.0.1", here.pods.port)
         assert here.counted("accepted") == 1
-        # Nobody waits any more.
+        # No client waits any more.
         assert await here.say(sign(KEY, "127.0.0.1")) == 404
         assert here.counted("not_waiting") == 1
 
@@ -81,7 +81,7 @@ async def test_nobody_else_is_believed() -> None:
         assert await here.say(sign("a stranger's key that is long enough", "127.0.0.1")) == 401
         assert await here.say(token()) == 401
         assert await here.say(sign(KEY, "127.0.0.1"), scheme="Basic") == 401
-        # One who replays what was said speaks from elsewhere.
+        # A replayed registration comes from another address.
         assert await here.say(sign(KEY, "10.0.0.1")) == 403
         assert here.counted("rejected") == 5
         assert await here.say(sign(KEY, "127.0.0.1"), path="/others/" + ALICE.child_name) == 404

@@ -1,4 +1,4 @@
-"""Which pod to connect to, and that every change of it is told."""
+"""The pod to connect to, and the notification of each change."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One wake for all who wait, and always an end."""
+"""One wake for all waiting connections, and a limit for each."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BOB = Route(NamespacedName("users", "bob"), "bob", "")
 
 
 class Pods:
-    """Users whose pods come when the test says so."""
+    """Users whose pods start when the test starts them."""
 
     def __init__(self, error: OSError | None = None, port: int = 0) -> None:
         self.port = port

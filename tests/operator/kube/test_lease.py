@@ -1,4 +1,4 @@
-"""Who may lead, decided from what was seen and one's own clock."""
+"""The decision to lead, from the observed lease and the local clock."""
 
 from __future__ import annotations
 

@@ -123,12 +123,12 @@ async def test_past_the_range_users_say_so_when_they_are_written_anyway() -> Non
     assert await world.reconcile("bob") == ["status"]
     assert await world.reconcile("bob") == []
     assert world.api.events == []
-    # A restart knows at once how many there are, so that nothing is written and taken back.
+    # The number of users is known right after a restart: no status is written twice.
     world.restart(config)
     world.reconciler.resume_rollouts(world.api.resources.values())
     for name in ("bob", "dave"):
         assert await world.reconcile(name) == []
-    # Who sleeps does not listen, nor who is gone, nor who polls.
+    # Sleeping, removed and polling users do not count as listening.
     world.api.children[ObjectKey("Deployment", "users", child_name("carol"))]["spec"]["replicas"] = 0
     world.api.resources["users", "dave"]["spec"]["relay"]["signal"] = "poll"
     await world.reconcile("dave")

@@ -1,4 +1,4 @@
-"""What a pod's status says of the trouble it is in."""
+"""The problem of a pod, from its status."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class RoleWorld(World):
         )
 
     async def served(self) -> str:
-        """Whom the database serves to who connects with what alice's Secret holds."""
+        """Return the user that the database serves to the credentials in alice's Secret."""
         connection = await asyncpg.connect(self.secret_url())
         try:
             return str(await connection.fetchval("select userrealtime.served_user()"))

@@ -222,7 +222,7 @@ async def test_a_database_that_goes_away_later_is_told_of_a_pod_that_is_not_read
     world.database.away = True
     world.database.pings = 0
     assert await world.reconciler.reconcile("users", "alice") is None
-    assert world.database.pings == 0  # who is served does not ask
+    assert world.database.pings == 0  # a served user sends no request
     world.clock += 60
     world.become_available(pods=0)
     delay = await world.reconciler.reconcile("users", "alice")
@@ -359,7 +359,7 @@ async def test_an_upgrade_goes_from_user_to_user(world: World) -> None:
     await world.reconcile("alice")
     assert world.woken == ["bob"]
     assert "apply Deployment" in await world.reconcile("bob")
-    # One who is gone does not hold up the others.
+    # A removed user does not delay the others.
     del world.api.resources["users", "bob"]
     await world.reconcile("bob")
     assert world.woken == ["bob", "carol"]
@@ -401,7 +401,7 @@ async def test_an_operator_that_restarts_lets_in_nobody_while_others_are_stuck(w
         world.reconciler.resume_rollouts(world.api.resources.values())
         assert "apply Deployment" not in await world.reconcile("bob")
         assert world.condition("Progressing", "bob")[:2] == ("True", "RolloutWaiting")
-    # The right image, at last, is first for whoever is stuck.
+    # The corrected image is rolled out first to the users with a failed pod.
     assert "apply Deployment" in await world.reconcile("alice")
     world.become_available("alice")
     await world.reconcile("alice")

@@ -1,4 +1,4 @@
-"""How many get a new pod at once."""
+"""The number of simultaneous rollouts."""
 
 from __future__ import annotations
 

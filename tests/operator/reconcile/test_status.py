@@ -1,4 +1,4 @@
-"""What a resource says of itself."""
+"""The conditions of a resource."""
 
 from __future__ import annotations
 

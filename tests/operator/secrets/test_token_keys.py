@@ -1,4 +1,4 @@
-"""Replacing a token key: a machine that is looked at whenever it likes, by operators that come and go."""
+"""The rotation of token keys: a state machine that operators evaluate at any time, across restarts."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MONTHLY = KeyPolicy(rotate_after_s=720 * HOUR, overlap_s=24 * HOUR, publish_ahea
 
 
 def numbered() -> Callable[[], str]:
-    """Texts that stand in for random ones, told apart by a number."""
+    """Numbered texts in place of random ones."""
     numbers = itertools.count(1)
     return lambda: f"key number {next(numbers)} of those that were made"
 
@@ -255,7 +255,7 @@ steps = st.lists(
 def test_at_most_two_keys_and_none_gone_or_signing_too_early(
     steps: list[tuple[tuple[str, float], str | None, bool]], policy: KeyPolicy
 ) -> None:
-    """Looked at at any moments, with any requests, and with a write that fails now and then."""
+    """Evaluated at any times, with any requests, and with writes that sometimes fail."""
     life, witness = Life(policy), Witness()
     keys, wait = life.look()
     witness.see(keys, life.now, policy)

@@ -1,4 +1,4 @@
-"""What says that a user sleeps."""
+"""The signs that a user sleeps."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_replicas_or_annotations_alone_do_not(live: dict[str, Any] | None) -> No
 @pytest.mark.parametrize(
     ("requested", "pending"),
     [
-        (None, True),  # somebody has removed it: then it is another than before
+        (None, True),  # it was removed by hand: it differs from before
         ("2026-01-01T00:00:00.000000Z", False),
         ("2026-01-03T00:00:00.000000Z", True),
         ("2025-01-01T00:00:00.000000Z", True),  # a clock that is wrong wakes as well

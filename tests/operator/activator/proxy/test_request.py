@@ -1,4 +1,4 @@
-"""Requests, read and written anew."""
+"""Requests, parsed and written again."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def read(data: bytes) -> Request:
 
 
 def parsed(data: bytes) -> tuple[h11.Request, bytes, bytes]:
-    """A request as a server reads it: head, body and what is left."""
+    """A request as a server parses it: head, body and the remaining bytes."""
     server = h11.Connection(h11.SERVER)
     server.receive_data(data)
     head, body = server.next_event(), b""
