@@ -6,14 +6,14 @@ from __future__ import annotations
 import asyncio
 import base64
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from testing.operator.samples import CONFIG, body
 from userrealtime_operator.config import Config
 from userrealtime_operator.kube.client import Api, ApiError
-from userrealtime_operator.kube.types import Object, ObjectKey
+from userrealtime_operator.kube.types import NamespacedName, Object, ObjectKey
 from userrealtime_operator.model.labels import TOKEN_KEY_ROTATION_ANNOTATION
 from userrealtime_operator.model.naming import child_name
 from userrealtime_operator.model.presence import Presence
@@ -21,6 +21,8 @@ from userrealtime_operator.postgres.database import Database, DatabaseError
 from userrealtime_operator.process.metrics import Metrics
 from userrealtime_operator.reconcile.reconciler import Reconciler
 from userrealtime_operator.sleep.activator_endpoints import Activators
+
+Key = TypeVar("Key", contravariant=True)
 
 SECRET = ObjectKey("Secret", "users", child_name("alice"))
 
@@ -135,6 +137,16 @@ class StandInDatabase(Database):
         del self.known[resource]
 
 
+class Cache(Generic[Key]):
+    """A cache, given by its `get`."""
+
+    def __init__(self, get: Callable[[Key], Mapping[str, Any] | None]) -> None:
+        self._get = get
+
+    def get(self, key: Key) -> Mapping[str, Any] | None:
+        return self._get(key)
+
+
 class World:
     def __init__(self) -> None:
         self.api, self.database = StandInApi(), StandInDatabase()
@@ -154,8 +166,8 @@ class World:
             config,
             self.api,
             self.database,
-            self.resource,
-            self.child,
+            self.resource_cache,
+            self.child_cache,
             lambda user: self.woken.append(user.name),
             self.metrics,
             now=lambda: self.time,
@@ -165,6 +177,14 @@ class World:
 
     def add(self, item: Object) -> None:
         self.api.resources["users", item["metadata"]["name"]] = item
+
+    @property
+    def resource_cache(self) -> Cache[NamespacedName]:
+        return Cache(lambda user: self.resource(*user))
+
+    @property
+    def child_cache(self) -> Cache[ObjectKey]:
+        return Cache(self.child)
 
     def resource(self, namespace: str, name: str) -> Mapping[str, Any] | None:
         return self.api.resources.get((namespace, name))

@@ -89,17 +89,23 @@ class Api:
     `cluster` tells this cluster from others: a digest of the certificate authority of its API server, which can be
     known without any right. A cluster with a new authority counts as another one.
 
-    `seconds_to_write` says in how many seconds a write that begins now must be over; none begins when it says 0.
-    `stored` is told of every child and UserRealtime that was written, as the API server answered.
+    Args:
+        observe: called after every request.
+        on_stored: called with each child and UserRealtime that was written, as the API server returned it.
+        may_write: returns the seconds within which a write that starts now must end; with 0, no write starts.
     """
 
-    seconds_to_write: Callable[[], float]
-    stored: Callable[[Object], None]
-
-    def __init__(self, configuration: Configuration, observe: Observer | None = None) -> None:
-        self.seconds_to_write = lambda: REQUEST_TIMEOUT_S
-        self.stored = lambda _item: None
+    def __init__(
+        self,
+        configuration: Configuration,
+        observe: Observer | None = None,
+        *,
+        on_stored: Callable[[Object], None] | None = None,
+        may_write: Callable[[], float] | None = None,
+    ) -> None:
         self._observe = observe
+        self._on_stored = on_stored or (lambda _item: None)
+        self._may_write = may_write or (lambda: REQUEST_TIMEOUT_S)
         # Without a proxy there is nothing in the environment to look up, which would take a thread for each request.
         configuration.client_session_kwargs = {"trust_env": bool(getproxies())}
         # As userrealtime_core.trust has it for the contexts that are not made by this client.
@@ -110,7 +116,14 @@ class Api:
         self.cluster = hashlib.sha256(identity).hexdigest()[:32]
 
     @classmethod
-    async def connect(cls, observe: Observer | None = None, connections: int = 100) -> Self:
+    async def connect(
+        cls,
+        observe: Observer | None = None,
+        connections: int = 100,
+        *,
+        on_stored: Callable[[Object], None] | None = None,
+        may_write: Callable[[], float] | None = None,
+    ) -> Self:
         """From the pod's service account, or from the kubeconfig of whoever runs this outside a cluster.
 
         `connections` is how many there may be at once; a watch holds one as long as it lasts.
@@ -126,7 +139,7 @@ class Api:
                 await load_kube_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
             except ConfigException as error:
                 raise ApiError(0, f"no service account and no usable kubeconfig: {error}") from None
-        return cls(configuration, observe)
+        return cls(configuration, observe, on_stored=on_stored, may_write=may_write)
 
     def scope(self, namespace: str) -> str:
         """A namespace of this cluster, told from those of other clusters that share a database."""
@@ -289,7 +302,7 @@ class Api:
         return kinds
 
     def _noted(self, item: Object) -> Object:
-        self.stored(item)
+        self._on_stored(item)
         return item
 
     async def _page(self, path: str, query: str, token: str, accept: str = "application/json") -> Object:
@@ -315,7 +328,7 @@ class Api:
     ) -> Object:
         limit = REQUEST_TIMEOUT_S
         if method != "GET":
-            limit = min(limit, self.seconds_to_write())
+            limit = min(limit, self._may_write())
             if limit <= 0:
                 raise ApiError(0, "the write was not sent, because this operator does not hold the lease")
         started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Holding the Lease, and working only while it is held. What to do when is `lease`'s to say."""
+"""Holds the Lease, and runs the work only while it is held. `lease` decides when."""
 
 from __future__ import annotations
 
@@ -10,51 +10,62 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 
 from .client import Api, ApiError
-from .lease import Action, Seen, Settings, clock, decide, holder, lease_spec
+from .lease import Action, Seen, Settings, boot_clock, decide, holder, lease_spec
 
 logger = logging.getLogger(__name__)
 
-# An in-flight write must be answered or given up this long before another may lead.
+# A write in flight ends this long before another candidate may lead.
 MARGIN_S = 1.0
 
 
 class Election:
-    """One candidate. `lead` is called when the Lease is ours, and cancelled when it may not be any longer."""
+    """One candidate for the Lease.
+
+    Args:
+        me: the identity of this candidate.
+        clock: seconds; only its differences count.
+    """
 
     def __init__(
-        self, api: Api, namespace: str, name: str, me: str, lead: Callable[[], Awaitable[None]], settings: Settings
+        self,
+        api: Api,
+        namespace: str,
+        name: str,
+        me: str,
+        settings: Settings,
+        clock: Callable[[], float] = boot_clock,
     ) -> None:
         self._api = api
         self._namespace, self._name, self._me = namespace, name, me
-        self._lead = lead
+        self._clock = clock
         self._settings = settings
         self._renewed: float | None = None
-        self._seen = Seen(None, clock())
+        self._seen = Seen(None, self._clock())
         self._leading: asyncio.Task[None] | None = None
 
     @property
     def leads(self) -> bool:
-        """Whether this one works."""
+        """Whether this candidate leads."""
         return self._leading is not None
 
     def seconds_to_write(self) -> float:
-        """In how many seconds a write that begins now must be over; 0 where none may begin."""
-        if self._renewed is None or clock() >= self._renewed + self._settings.renew_deadline:
+        """Return the seconds within which a write that starts now must end; 0 if none may start."""
+        if self._renewed is None or self._clock() >= self._renewed + self._settings.renew_deadline:
             return 0.0
-        return self._renewed + self._settings.duration - MARGIN_S - clock()
+        return self._renewed + self._settings.duration - MARGIN_S - self._clock()
 
-    async def run(self) -> None:
-        """Until cancelled; then the work is stopped, and after it the Lease let go.
+    async def run(self, lead: Callable[[], Awaitable[None]]) -> None:
+        """Run `lead` while the Lease is held. When cancelled, stop the work, and then release the Lease.
 
         Raises:
-            whatever `lead` raised.
+            Exception: `lead` failed or returned.
         """
         try:
             while True:
-                await self._look()
+                await self._check(lead)
                 pause = self._settings.retry * random.uniform(0.9, 1.1)  # noqa: S311  (jitter)
                 if self._renewed is not None:
-                    pause = min(pause, max(0.0, self._renewed + self._settings.renew_deadline - clock()))
+                    pause = min(pause, max(0.0, self._renewed + self._settings.renew_deadline - self._clock()))
                 if self._leading is None:
                     await asyncio.sleep(pause)
                 elif (await asyncio.wait([self._leading], timeout=pause))[0]:
@@ -66,43 +77,43 @@ class Election:
             if held:
                 await self._release()
 
-    async def _look(self) -> None:
-        """One look at the Lease, and what follows from it."""
-        asked = clock()
+    async def _check(self, lead: Callable[[], Awaitable[None]]) -> None:
+        """Read the Lease once, and acquire, renew or lose it."""
+        asked = self._clock()
         try:
-            # While we lead, an answer is of use only up to the deadline.
+            # While this candidate leads, a response is useful only until the deadline.
             limit = self._settings.renew_deadline
             if self._renewed is not None:
                 limit = max(0.0, self._renewed + self._settings.renew_deadline - asked)
             async with asyncio.timeout(min(limit, 2 * self._settings.retry)):
                 lease = await self._api.get_lease(self._namespace, self._name)
-                self._seen = self._seen.observe(lease, clock())
-                action = decide(self._seen, self._me, self._renewed, clock(), self._settings)
+                self._seen = self._seen.observe(lease, self._clock())
+                action = decide(self._seen, self._me, self._renewed, self._clock(), self._settings)
                 if action in (Action.ACQUIRE, Action.RENEW):
                     spec = lease_spec(lease, self._me, datetime.now(UTC), self._settings)
                     stored = await self._api.put_lease(self._namespace, self._name, lease, spec)
-                    self._seen = Seen(stored, clock())
+                    self._seen = Seen(stored, self._clock())
                     self._renewed = asked
         except (ApiError, TimeoutError) as error:
-            # A conflict is another candidate that was quicker; the next look shows who.
+            # After a conflict, the next check shows the candidate that was faster.
             logger.log(
                 logging.INFO if getattr(error, "status", 0) == 409 else logging.WARNING,
                 "could not acquire the lease %s/%s, retrying: %s",
                 *(self._namespace, self._name, str(error) or "the request timed out"),
             )
-            action = decide(self._seen, self._me, self._renewed, clock(), self._settings)
+            action = decide(self._seen, self._me, self._renewed, self._clock(), self._settings)
         if action is Action.LOST:
             logger.warning("lost the lease; the holder is now %s", holder(self._seen.lease) or "nobody")
             await self._stop()
         elif self._renewed is not None and self._leading is None:
             logger.info("acquired the lease as %s", self._me)
-            self._leading = asyncio.ensure_future(self._lead())
+            self._leading = asyncio.ensure_future(lead())
 
     async def _stop(self) -> None:
-        """Stop the work before another may begin it. Work that does not stop ends with this process."""
+        """Stop the work before another candidate may start it. If it does not stop, end the process."""
         leading, self._leading = self._leading, None
-        left = 0.0 if self._renewed is None else self._renewed + self._settings.duration - MARGIN_S - clock()
-        self._renewed = None  # from here on no write begins
+        left = 0.0 if self._renewed is None else self._renewed + self._settings.duration - MARGIN_S - self._clock()
+        self._renewed = None  # from now on, no write starts
         if leading is None:
             return
         leading.cancel()
@@ -113,7 +124,7 @@ class Election:
         logger.info("stopped leading")
 
     async def _release(self) -> None:
-        """Let the next one begin at once. Only after the work has stopped."""
+        """Release the Lease, so that the next candidate can start immediately. The work has stopped."""
         try:
             async with asyncio.timeout(self._settings.retry):
                 lease = await self._api.get_lease(self._namespace, self._name)

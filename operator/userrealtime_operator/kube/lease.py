@@ -87,8 +87,8 @@ def lease_spec(lease: Mapping[str, Any] | None, me: str, at: datetime, settings:
     return {**spec, "holderIdentity": me, "leaseDurationSeconds": round(settings.duration), "renewTime": now}
 
 
-def clock() -> float:
-    """Seconds that also pass while the machine sleeps, where the system has such a clock."""
+def boot_clock() -> float:
+    """Return seconds, which on Linux also pass while the machine is suspended."""
     boot: int | None = getattr(time, "CLOCK_BOOTTIME", None)
     return time.monotonic() if boot is None else time.clock_gettime(boot)
 

@@ -15,7 +15,7 @@ import secrets as random_source
 import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from userrealtime_operator.config import Config, CredentialsType
@@ -59,6 +59,8 @@ from .status import PAST_RANGE, differs, next_status
 from .userrealtimes import patch_status, resource_uids
 
 logger = logging.getLogger(__name__)
+
+Key = TypeVar("Key", contravariant=True)
 
 TOKEN_KEY_BYTES = 32
 DATABASE_RETRY_S = 15.0
@@ -115,6 +117,13 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
+class Lister(Protocol[Key]):
+    """Reads a cache."""
+
+    def get(self, key: Key) -> Mapping[str, Any] | None:
+        """Return an object, None if there is none."""
+
+
 class Reconciler:
     """One per operator. `resource` and `child` look into the cached watches; `wake` has a user reconciled again."""
 
@@ -123,9 +132,9 @@ class Reconciler:
         config: Config,
         api: Api,
         database: Database,
-        resource: Callable[[str, str], Mapping[str, Any] | None],
-        child: Callable[[ObjectKey], Mapping[str, Any] | None],
-        wake: Callable[[NamespacedName], None],
+        resources: Lister[NamespacedName],
+        children: Lister[ObjectKey],
+        requeue: Callable[[NamespacedName], None],
         metrics: Metrics,
         now: Callable[[], datetime] = _now,
         roles: Roles | None = None,
@@ -136,9 +145,9 @@ class Reconciler:
         self._api = api
         self._database = database
         self._health = DatabaseHealth(database, clock)
-        self._resource = resource
-        self._child = child
-        self._wake = wake
+        self._resources = resources
+        self._children = children
+        self._requeue = requeue
         self._metrics = metrics
         self._now = now
         self._rollouts = Rollouts(config.relay.max_concurrent_rollouts)
@@ -166,7 +175,7 @@ class Reconciler:
         for body in resources:
             self._see_listener(body)
             namespace, name = body["metadata"]["namespace"], body["metadata"]["name"]
-            deployment = self._child(_deployment_key(namespace, body["spec"]["userId"]))
+            deployment = self._children.get(_deployment_key(namespace, body["spec"]["userId"]))
             if deployment_ready(deployment).true and deployment_progress(deployment).true:
                 self._rollouts.resume(NamespacedName(namespace, name))
 
@@ -176,7 +185,7 @@ class Reconciler:
         Raises:
             ApiError: to be tried again later.
         """
-        body = self._resource(namespace, name)
+        body = self._resources.get(NamespacedName(namespace, name))
         user = NamespacedName(namespace, name)
         if body is None or body["metadata"].get("deletionTimestamp"):
             self._end_rollout(user)
@@ -286,7 +295,7 @@ class Reconciler:
         """
         for kind in CHILD_KINDS:
             key = ObjectKey(kind, namespace, object_name(kind, name))
-            live = self._child(key)
+            live = self._children.get(key)
             if live is not None and owner_uid(live) is None:
                 await self._api.delete(*key)
                 logger.info("deleted %s %s/%s, which had no owner", *key)
@@ -323,7 +332,7 @@ class Reconciler:
     def _see_listener(self, body: Mapping[str, Any]) -> bool:
         """Whether this resource's pod listens, which is counted."""
         user = NamespacedName(body["metadata"]["namespace"], body["metadata"]["name"])
-        deployment = self._child(_deployment_key(user.namespace, body["spec"]["userId"]))
+        deployment = self._children.get(_deployment_key(user.namespace, body["spec"]["userId"]))
         awake = deployment is None or deployment["spec"].get("replicas", 1) > 0
         wish = body["spec"].get("relay", {}).get("signal")
         try:
@@ -335,7 +344,7 @@ class Reconciler:
 
     def _end_rollout(self, user: NamespacedName) -> None:
         for next_user in self._rollouts.end(user):
-            self._wake(next_user)
+            self._requeue(next_user)
 
     async def find_idle(self, namespace: str, resources: Iterable[Mapping[str, Any]]) -> None:
         """Have those of a namespace looked at who seem to have been idle for long enough.
@@ -344,10 +353,10 @@ class Reconciler:
             DatabaseError: nobody can be told to be idle.
         """
         for user in await self._sleep.find_idle(namespace, resources, self._deployment):
-            self._wake(user)
+            self._requeue(user)
 
     def _deployment(self, resource: UserRealtime) -> Mapping[str, Any] | None:
-        return self._child(_deployment_key(resource.namespace, resource.user_id))
+        return self._children.get(_deployment_key(resource.namespace, resource.user_id))
 
     async def _apply_children(
         self, resource: UserRealtime, body: Mapping[str, Any], database_is_there: bool
@@ -357,7 +366,10 @@ class Reconciler:
         keys = {
             kind: ObjectKey(kind, resource.namespace, object_name(kind, resource.child_name)) for kind in CHILD_KINDS
         }
-        live = {**{kind: self._child(key) for kind, key in keys.items()}, "Deployment": self._deployment(resource)}
+        live = {
+            **{kind: self._children.get(key) for kind, key in keys.items()},
+            "Deployment": self._deployment(resource),
+        }
         for kind, item in live.items():
             _check_owner(resource, kind, item)
         plan = await self._sleep.plan(resource, body, live)

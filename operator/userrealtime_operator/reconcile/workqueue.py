@@ -1,6 +1,7 @@
-"""A queue of keys to reconcile: a key waits at most once, is worked on by one worker at a time, and comes back
-later, ever later, while it fails. What is new about a key while it is being worked on brings it back once more. Urgent
-keys go before the others.
+"""A queue of keys, with the semantics of client-go's work queue.
+
+A key waits at most once and is processed by one worker at a time. A key that fails is retried with a growing delay. A
+key that is added while it is processed is processed once more. Urgent keys go first.
 """
 
 from __future__ import annotations
@@ -24,19 +25,18 @@ LAST_DELAY_S = 60.0
 
 
 class WorkQueue(Generic[Key]):
-    """Bounded by the number of distinct keys. `work` is called with one key; an exception brings it back.
+    """A queue whose size is bounded by the number of distinct keys.
 
-    `work` may return a number of seconds after which the key is to come back though it succeeded. `waited` is told
-    how many seconds a key waited for a worker, `failed` that one failed.
+    Args:
+        waited: called with the seconds that a key has waited for a worker.
+        failed: called after each failure.
     """
 
     def __init__(
         self,
-        work: Callable[[Key], Awaitable[float | None]],
         waited: Callable[[float], None] = lambda _seconds: None,
         failed: Callable[[], None] = lambda: None,
     ) -> None:
-        self._work = work
         self._waited = waited
         self._failed = failed
         self._ready: asyncio.PriorityQueue[tuple[bool, int, Key]] = asyncio.PriorityQueue()
@@ -66,19 +66,23 @@ class WorkQueue(Generic[Key]):
                 self._urgent.add(key)
             self._ready.put_nowait((not urgent, next(self._added), key))
 
-    async def run(self, workers: int) -> None:
-        """Work until cancelled, on so many keys at once. May be called again later: no key is forgotten meanwhile."""
+    async def run(self, work: Callable[[Key], Awaitable[float | None]], workers: int) -> None:
+        """Call `work` with each key, for as many keys at once as there are workers, until cancelled.
+
+        `work` returns the seconds after which the key is added again, or None; a key whose work raises an exception is
+        added again with a growing delay. `run` can be called again later; the queue keeps its keys in between.
+        """
         now = time.monotonic()
         self._waiting = dict.fromkeys(self._waiting, now)
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(workers):
-                    group.create_task(self._worker())
+                    group.create_task(self._worker(work))
         finally:
             for key in list(self._timers):
                 self.add(key)
 
-    async def _worker(self) -> None:
+    async def _worker(self, work: Callable[[Key], Awaitable[float | None]]) -> None:
         while True:
             _, _, key = await self._ready.get()
             if key not in self._waiting:
@@ -88,7 +92,7 @@ class WorkQueue(Generic[Key]):
             self._working.add(key)
             delay: float | None = None
             try:
-                delay = await self._work(key)
+                delay = await work(key)
                 self._failures.pop(key, None)
             except asyncio.CancelledError:
                 self._again.setdefault(key, False)

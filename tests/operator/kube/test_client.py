@@ -48,16 +48,20 @@ def script() -> Script:
 
 
 @pytest.fixture
-async def api(script: Script) -> AsyncIterator[Api]:
+async def port(script: Script) -> AsyncIterator[int]:
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", script.handle)
     runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
-    port = runner.addresses[0][1]
+    yield runner.addresses[0][1]
+    await runner.cleanup()
+
+
+@pytest.fixture
+async def api(port: int) -> AsyncIterator[Api]:
     async with Api(Configuration(host=f"http://127.0.0.1:{port}")) as api:
         yield api
-    await runner.cleanup()
 
 
 def says(status: int, body: Any = None, **headers: str) -> Answer:
@@ -138,13 +142,20 @@ async def test_a_server_that_breaks_off_gives_no_answer(script: Script, api: Api
     assert caught.value.status == 0
 
 
-async def test_what_was_written_is_told_as_it_is_stored(script: Script, api: Api) -> None:
-    told: list[Object] = []
-    api.stored = told.append
+async def test_on_stored_receives_each_written_object(script: Script, port: int) -> None:
+    written: list[Object] = []
     stored = {"kind": "Service", **service("a", 3)}
     script.answers = [says(200, stored)]
-    assert await api.apply({"kind": "Service", "metadata": {"namespace": "users", "name": "a"}}) == stored
-    assert told == [stored]
+    async with Api(Configuration(host=f"http://127.0.0.1:{port}"), on_stored=written.append) as api:
+        assert await api.apply({"kind": "Service", "metadata": {"namespace": "users", "name": "a"}}) == stored
+    assert written == [stored]
+
+
+async def test_no_write_starts_unless_it_may(script: Script, port: int) -> None:
+    async with Api(Configuration(host=f"http://127.0.0.1:{port}"), may_write=lambda: 0.0) as api:
+        with pytest.raises(ApiError, match="lease"):
+            await api.delete("Service", "users", "a")
+    assert script.requests == []
 
 
 async def test_uids_come_in_pages(script: Script, api: Api) -> None:

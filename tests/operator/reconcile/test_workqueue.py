@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
@@ -15,8 +15,10 @@ from userrealtime_operator.reconcile.workqueue import WorkQueue
 
 
 @contextlib.asynccontextmanager
-async def running(queue: WorkQueue[str], workers: int = 2) -> AsyncIterator[None]:
-    task = asyncio.create_task(queue.run(workers))
+async def running(
+    queue: WorkQueue[str], work: Callable[[str], Awaitable[float | None]], workers: int = 2
+) -> AsyncIterator[None]:
+    task = asyncio.create_task(queue.run(work, workers))
     try:
         yield
     finally:
@@ -38,11 +40,11 @@ async def test_a_key_added_often_is_worked_on_once() -> None:
     async def work(key: str) -> None:
         done.append(key)
 
-    queue: WorkQueue[str] = WorkQueue(work)
+    queue: WorkQueue[str] = WorkQueue()
     for _ in range(5):
         queue.add("a")
     queue.add("b")
-    async with running(queue):
+    async with running(queue, work):
         await eventually(lambda: len(done) == 2)
         await asyncio.sleep(0.05)
     assert sorted(done) == ["a", "b"]
@@ -62,9 +64,9 @@ async def test_one_worker_a_key_and_once_more_for_what_came_meanwhile() -> None:
         await release.wait()
         active -= 1
 
-    queue: WorkQueue[str] = WorkQueue(work)
+    queue: WorkQueue[str] = WorkQueue()
     queue.add("a")
-    async with running(queue, workers=4):
+    async with running(queue, work, workers=4):
         await eventually(lambda: rounds == 1)
         for _ in range(3):
             queue.add("a")
@@ -85,10 +87,10 @@ async def test_a_failing_key_comes_back_and_holds_up_no_other(monkeypatch: pytes
         if key == "bad" and attempts.count("bad") < 4:
             raise RuntimeError("not yet")
 
-    queue: WorkQueue[str] = WorkQueue(work)
+    queue: WorkQueue[str] = WorkQueue()
     queue.add("bad")
     queue.add("good")
-    async with running(queue, workers=1):
+    async with running(queue, work, workers=1):
         await eventually(lambda: attempts.count("bad") == 4)
     assert attempts.index("good") == 1
 
@@ -101,9 +103,9 @@ async def test_a_key_may_ask_to_come_back(monkeypatch: pytest.MonkeyPatch) -> No
         rounds += 1
         return 0.01 if rounds < 3 else None
 
-    queue: WorkQueue[str] = WorkQueue(work)
+    queue: WorkQueue[str] = WorkQueue()
     queue.add("a")
-    async with running(queue):
+    async with running(queue, work):
         await eventually(lambda: rounds == 3)
 
 
@@ -111,7 +113,7 @@ async def test_delays_grow_up_to_a_limit() -> None:
     async def work(_key: str) -> None:
         raise NotImplementedError
 
-    queue: WorkQueue[str] = WorkQueue(work)
+    queue: WorkQueue[str] = WorkQueue()
     delays = [queue._next_delay("a") for _ in range(40)]
     assert delays[0] < delays[3] < delays[6]
     assert max(delays) <= workqueue.LAST_DELAY_S * 1.2
@@ -125,9 +127,9 @@ async def test_a_failure_may_say_when_to_try_again() -> None:
         if len(failed_at) == 1:
             raise TryLater("overloaded", after_s=1.0)
 
-    queue: WorkQueue[str] = WorkQueue(work)
+    queue: WorkQueue[str] = WorkQueue()
     queue.add("a")
-    async with running(queue):
+    async with running(queue, work):
         await eventually(lambda: len(failed_at) == 2)
     # Its own first delay alone is at most 0.6 s.
     assert failed_at[1] - failed_at[0] >= 1.0
@@ -143,16 +145,16 @@ async def test_work_may_stop_and_go_on_and_no_key_is_forgotten() -> None:
             await release.wait()
         return 3600.0
 
-    queue: WorkQueue[str] = WorkQueue(work)
+    queue: WorkQueue[str] = WorkQueue()
     queue.add("in work")
     queue.add("has a timer")
-    async with running(queue):
+    async with running(queue, work):
         await eventually(lambda: len(started) == 2 and queue._timers)
     queue.add("new")
     release.set()
     assert len(queue) == 3
     started.clear()
-    async with running(queue):
+    async with running(queue, work):
         await eventually(lambda: len(started) == 3)
     assert sorted(started) == ["has a timer", "in work", "new"]
 
@@ -166,9 +168,9 @@ async def test_waits_and_failures_are_told(monkeypatch: pytest.MonkeyPatch) -> N
         if not failures:
             raise RuntimeError("not yet")
 
-    queue: WorkQueue[str] = WorkQueue(work, waits.append, lambda: failures.append(None))
+    queue: WorkQueue[str] = WorkQueue(waits.append, lambda: failures.append(None))
     queue.add("a")
-    async with running(queue):
+    async with running(queue, work):
         await eventually(lambda: len(waits) == 2)
     assert len(failures) == 1
     assert min(waits) >= 0
@@ -180,14 +182,14 @@ async def test_what_is_urgent_goes_first_and_once() -> None:
     async def work(key: str) -> None:
         done.append(key)
 
-    queue: WorkQueue[str] = WorkQueue(work)
+    queue: WorkQueue[str] = WorkQueue()
     for key in "abc":
         queue.add(key)
     queue.add("c", urgent=True)
     queue.add("d", urgent=True)
     queue.add("c", urgent=True)
     assert len(queue) == 4
-    async with running(queue, workers=1):
+    async with running(queue, work, workers=1):
         await eventually(lambda: len(done) == 4)
         await asyncio.sleep(0.05)
     assert done == ["c", "d", "a", "b"]
@@ -201,8 +203,8 @@ async def test_what_becomes_urgent_while_it_is_worked_on_comes_back_first() -> N
         done.append(key)
         await release.wait()
 
-    queue: WorkQueue[str] = WorkQueue(work)
-    async with running(queue, workers=1):
+    queue: WorkQueue[str] = WorkQueue()
+    async with running(queue, work, workers=1):
         queue.add("a")
         await eventually(lambda: done == ["a"])
         queue.add("b")

@@ -1,0 +1,114 @@
+"""Which tasks a change leads to. Pure: it only reads the caches."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from userrealtime_operator.kube.store import ObjectStore
+from userrealtime_operator.kube.types import NamespacedName, ObjectKey
+from userrealtime_operator.model.conditions import condition_of
+from userrealtime_operator.model.naming import child_name, child_of
+from userrealtime_operator.sleep.state import wake_pending
+
+from .resources import Resources
+
+
+class Kind(enum.StrEnum):
+    """The kind of a task."""
+
+    RESOURCE = "resource"
+    """Bring a user's objects to the state that the resource describes."""
+    SWEEP = "sweep"
+    """Remove the registrations, logs and roles of a namespace's deleted resources from the database."""
+    PRUNE = "prune"
+    """Delete events and messages that are older than the configured retention."""
+    IDLE = "idle"
+    """Find the users of a namespace that may sleep."""
+    ORPHAN = "orphan"
+    """Delete the objects with a name that belong to no resource."""
+
+
+class Task(NamedTuple):
+    """A key of the work queue."""
+
+    kind: Kind
+    namespace: str = ""
+    name: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.namespace}/{self.name}".rstrip("/")
+
+
+class Trigger(NamedTuple):
+    """A task to add to the work queue; an urgent one goes first."""
+
+    task: Task
+    urgent: bool = False
+
+
+class Triggers:
+    """The tasks that follow from each kind of change."""
+
+    def __init__(self, resources: Resources, children: ObjectStore) -> None:
+        self._resources = resources
+        self._children = children
+
+    def user(self, user: NamespacedName) -> Trigger:
+        """Return the task of a user. It is urgent if a connection waits for the user to wake."""
+        body = self._resources.get(user)
+        urgent = False
+        if body is not None:
+            deployment = self._children.get(ObjectKey("Deployment", user.namespace, child_name(body["spec"]["userId"])))
+            urgent = wake_pending(body, deployment)
+        return Trigger(Task(Kind.RESOURCE, *user), urgent)
+
+    def resource_deleted(self, namespace: str) -> Trigger:
+        """Return the task that follows the deletion of a resource."""
+        return Trigger(Task(Kind.SWEEP, namespace))
+
+    def child_changed(self, key: ObjectKey) -> Iterator[Trigger]:
+        """Yield the tasks of the users whose object has changed, or of an object without a user.
+
+        The object is matched by its name and not by its owner reference, which may be the part that was removed.
+        """
+        child = child_of(key.kind, key.name)
+        owners = self._resources.owners(key.namespace, child)
+        if not owners:
+            yield Trigger(Task(Kind.ORPHAN, key.namespace, child))
+        for name in owners:
+            yield self.user(NamespacedName(key.namespace, name))
+
+    def activators_changed(self) -> Iterator[Trigger]:
+        """Yield the tasks of users with connections to activators, and of users that could not sleep."""
+        for key in self._children:
+            if key.kind == "EndpointSlice":
+                for name in self._resources.owners(key.namespace, child_of(key.kind, key.name)):
+                    yield self.user(NamespacedName(key.namespace, name))
+        for place in self._resources:
+            if _reason(self._resources.get(place) or {}, "Asleep") == "ActivatorUnavailable":
+                yield self.user(NamespacedName(*place))
+
+    def lead(self, namespaces: Sequence[str], *, sleep: bool) -> Iterator[Trigger]:
+        """Yield the tasks of a new leader: all users, all orphans, and the periodic tasks.
+
+        Args:
+            sleep: users may sleep.
+        """
+        for namespace in namespaces:
+            yield Trigger(Task(Kind.SWEEP, namespace))
+            if sleep:
+                yield Trigger(Task(Kind.IDLE, namespace))
+        yield Trigger(Task(Kind.PRUNE))
+        for place in self._resources:
+            yield self.user(NamespacedName(*place))
+        for key in self._children:
+            child = child_of(key.kind, key.name)
+            if not self._resources.owners(key.namespace, child):
+                yield Trigger(Task(Kind.ORPHAN, key.namespace, child))
+
+
+def _reason(body: Mapping[str, Any], condition_type: str) -> str | None:
+    condition = condition_of(body.get("status", {}), condition_type)
+    return None if condition is None else str(condition["reason"])
