@@ -29,6 +29,7 @@ ADVICE: Final[Mapping[str, str]] = {
     "DuplicateUserId": "delete one of the two resources of this user; the older one still works",
     "InvalidSignal": "remove spec.relay.signal, or set it to auto, listen or poll",
     "ListenPastRange": "set up a broker (docs/signals.md): latency grows with the number of pods that LISTEN",
+    "InvalidSpec": "apply the CRD of the operator's version, and correct the field that the message names",
     "InvalidRoute": "correct spec.route: see the message",
     "Refused": "the API server rejected one of the user's objects: see the message",
     "DatabaseUnavailable": "the operator cannot reach the database, or its schema is missing: see the message",

@@ -286,8 +286,8 @@ async def test_a_changed_password_is_noticed_by_an_operator_that_starts(site: Si
     thief = await site.connect(old)
     await thief.execute(f"alter role {old.role} password 'of the attacker'")
     # What a new operator knows.
-    world.reconciler._roles = roles = Roles(site.database)
-    world.reconciler._ensured.clear()
+    world.reconciler._keeper._roles = roles = Roles(site.database)
+    world.reconciler._keeper._ensured.clear()
     await world.reconcile()
     assert world.condition("DatabaseReady")[1] == "RoleUnavailable"
     # The role of another user shows that the server lets roles in.

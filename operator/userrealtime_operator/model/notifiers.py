@@ -11,14 +11,17 @@ from pydantic.dataclasses import dataclass
 
 from userrealtime_core.environment import validate_broker_url
 
+from .errors import ResourceError
 from .settings import BROKER_URL, FILE, Duration, Limit, Section, Variable
 
 DEFAULT_LISTEN_RANGE = 100
 """Measured (docs/scale.md): with more pods, every commit wakes so many backends that latency grows noticeably."""
 
 
-class SignalError(ValueError):
+class SignalError(ResourceError):
     """A resource asks for a signal that is not configured."""
+
+    reason = "InvalidSignal"
 
 
 class SignalType(enum.StrEnum):

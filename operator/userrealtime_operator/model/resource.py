@@ -9,6 +9,7 @@ from typing import Any
 from userrealtime_operator.kube.duration import parse_duration
 from userrealtime_operator.kube.types import ResourceType
 
+from .errors import SpecError
 from .labels import PASSWORD_ROTATION_ANNOTATION, TOKEN_KEY_ROTATION_ANNOTATION
 from .naming import child_name
 
@@ -21,14 +22,25 @@ USERREALTIMES = ResourceType(API_VERSION, PLURAL)
 
 
 @dataclass(frozen=True, slots=True)
-class UserRealtime:
-    """The parts of a resource that the operator uses. None means not set."""
+class ResourceIdentity:
+    """Which resource and which user: the parts that every stored resource has."""
 
     namespace: str
     name: str
     uid: str
     generation: int
     user_id: str
+
+    @property
+    def child_name(self) -> str:
+        """The name of the user's Deployment, Service, Secret and Ingress."""
+        return child_name(self.user_id)
+
+
+@dataclass(frozen=True, slots=True)
+class UserRealtime(ResourceIdentity):
+    """The parts of a resource that the operator uses. Optional fields that are absent are None."""
+
     replicas: int
     image: str | None
     resources: Mapping[str, Any] | None
@@ -48,19 +60,37 @@ class UserRealtime:
     warm: bool
     """Whether the user never sleeps."""
 
-    @property
-    def child_name(self) -> str:
-        """The name of the user's Deployment, Service, Secret and Ingress."""
-        return child_name(self.user_id)
+
+def parse_identity(body: Mapping[str, Any]) -> ResourceIdentity:
+    """Parse the part of a resource that identifies it."""
+    metadata = body["metadata"]
+    return ResourceIdentity(
+        namespace=metadata["namespace"],
+        name=metadata["name"],
+        uid=metadata["uid"],
+        generation=metadata["generation"],
+        user_id=body["spec"]["userId"],
+    )
 
 
 def parse_resource(body: Mapping[str, Any]) -> UserRealtime:
-    """Return a resource from the object of the API server.
+    """Parse a resource as the API server returns it: validated, and with the defaults of the CRD.
 
     Raises:
-        KeyError: it was stored before the CRD had the field's default; apply it again.
-        ValueError: likewise, with a duration that is none.
+        SpecError: a field is missing or invalid. The likely cause is a CRD that is older than the operator.
     """
+    try:
+        return _parse(body)
+    except KeyError as error:
+        problem = f"a required field is missing: {error.args[0]}"
+    except (ValueError, TypeError, AttributeError) as error:
+        problem = str(error)
+    raise SpecError(
+        f"the stored spec cannot be parsed ({problem}); if the CRD is older than the operator, apply the current one"
+    )
+
+
+def _parse(body: Mapping[str, Any]) -> UserRealtime:
     metadata, spec = body["metadata"], body["spec"]
     idle = spec.get("idle", {})
     return UserRealtime(

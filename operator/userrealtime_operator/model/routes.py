@@ -10,6 +10,8 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
+from .errors import ResourceError
+
 _HOST = r"[a-z0-9{]([-a-z0-9.{}]*[a-z0-9}])?"
 _PORT = r"[0-9]{1,5}"
 _PATH = r"(/[A-Za-z0-9._~{}-]+)*"
@@ -18,8 +20,10 @@ URL: Final = rf"https?://{_HOST}(:{_PORT})?{_PATH}/?"
 _PARTS = re.compile(rf"(?P<scheme>https?)://(?P<host>{_HOST})(:(?P<port>{_PORT}))?(?P<path>{_PATH})/?")
 
 
-class RouteError(ValueError):
-    """A URL or URL template is invalid. The message contains the reason."""
+class RouteError(ResourceError):
+    """A URL or a URL template cannot be used; the message has the reason."""
+
+    reason = "InvalidRoute"
 
 
 @dataclass(frozen=True, slots=True)

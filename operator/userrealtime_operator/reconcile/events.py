@@ -11,7 +11,7 @@ from typing import Any
 from userrealtime_operator.kube.types import Object
 from userrealtime_operator.manifests.objects import digest
 from userrealtime_operator.model.conditions import NORMAL_REASONS
-from userrealtime_operator.model.resource import API_VERSION, KIND, UserRealtime
+from userrealtime_operator.model.resource import API_VERSION, KIND, ResourceIdentity
 
 NOTE_LENGTH = 1024  # the API's own limit, in bytes
 CONTROLLER = "userrealtime.dev/operator"
@@ -19,7 +19,9 @@ CONTROLLER = "userrealtime.dev/operator"
 Conditions = Iterable[Mapping[str, Any]]
 
 
-def events(resource: UserRealtime, before: Conditions, after: Conditions, now: str, instance: str) -> Iterator[Object]:
+def events(
+    resource: ResourceIdentity, before: Conditions, after: Conditions, now: str, instance: str
+) -> Iterator[Object]:
     """What there is to say of a change of conditions. `now` is RFC 3339 with microseconds; `instance` says who."""
     before = list(before)
     old = {condition["type"]: condition["reason"] for condition in before}
@@ -43,7 +45,7 @@ def transition(before: Conditions, after: Conditions) -> str | None:
     return "Slept" if is_ == {"True"} else "Woken"
 
 
-def _event(resource: UserRealtime, kind: str, reason: str, note: str, now: str, instance: str) -> Object:
+def _event(resource: ResourceIdentity, kind: str, reason: str, note: str, now: str, instance: str) -> Object:
     return {
         "apiVersion": "events.k8s.io/v1",
         "kind": "Event",

@@ -11,7 +11,7 @@ from typing import Any
 
 from userrealtime_operator.kube.types import Object
 from userrealtime_operator.model.conditions import ConditionResult
-from userrealtime_operator.model.resource import UserRealtime
+from userrealtime_operator.model.resource import ResourceIdentity
 from userrealtime_operator.model.routes import Route
 from userrealtime_operator.secrets.token_keys import TOKEN_KEY
 
@@ -46,7 +46,7 @@ def _conditions(
 
 
 def next_status(
-    resource: UserRealtime,
+    resource: ResourceIdentity,
     previous: Mapping[str, Any],
     route: Route | None,
     findings: Mapping[str, ConditionResult],

@@ -22,6 +22,7 @@ from userrealtime_operator.kube.client import Api
 from userrealtime_operator.kube.timestamps import parse_timestamp
 from userrealtime_operator.kube.types import NamespacedName
 from userrealtime_operator.model.conditions import ConditionResult, condition_of, pod_available
+from userrealtime_operator.model.errors import SpecError
 from userrealtime_operator.model.labels import SLICES_MANAGED_BY
 from userrealtime_operator.model.resource import UserRealtime, parse_resource
 from userrealtime_operator.postgres.database import Database, DatabaseError
@@ -108,7 +109,7 @@ class SleepController:
                 continue
             try:
                 resource = parse_resource(body)
-            except (KeyError, ValueError):
+            except SpecError:
                 continue  # its own reconciliation reports it
             reported = [row.instance for row in rows if row.seen_at > now - FRESH_S]
             decision = decide(reported, rows, self._after_s(resource), self._awake_since(body), now, warm=resource.warm)

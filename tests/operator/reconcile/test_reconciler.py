@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 
@@ -407,3 +408,37 @@ async def test_an_operator_that_restarts_lets_in_nobody_while_others_are_stuck(w
     await world.reconcile("alice")
     assert world.woken == ["bob"]
     assert "apply Deployment" in await world.reconcile("bob")
+
+
+@pytest.mark.parametrize(
+    ("break_spec", "named"),
+    [
+        (lambda spec: spec["limits"].pop("connections"), "connections"),
+        (lambda spec: spec.pop("route"), "route"),
+        (lambda spec: spec["idle"].update(after="soon"), "soon"),
+        (lambda spec: spec.update(limits=None), "NoneType"),
+    ],
+)
+async def test_a_stored_spec_that_cannot_be_parsed_is_reported(
+    world: World, break_spec: Callable[[Object], None], named: str
+) -> None:
+    await world.serve("alice")
+    children = dict(world.api.children)
+    item = copy.deepcopy(world.api.resources["users", "alice"])
+    break_spec(item["spec"])
+    item["metadata"]["generation"] += 1
+    world.add(item)
+    assert await world.reconcile() == ["status"]
+    status, reason, message = world.condition("Ready")
+    assert (status, reason) == ("False", "InvalidSpec")
+    assert named in message
+    assert world.condition("Progressing")[:2] == ("False", "InvalidSpec")
+    assert world.condition("DatabaseReady")[0] == "True"
+    assert world.api.events[-1] == "InvalidSpec"
+    assert world.api.children == children, "the user's objects have changed"
+    # Not written again, and not retried.
+    assert await world.reconcile() == []
+    world.add({**body(), "status": world.api.resources["users", "alice"]["status"]})
+    await world.reconcile()
+    assert world.condition("Ready")[0] == "True"
+    assert world.api.events[-1] == "Resolved"

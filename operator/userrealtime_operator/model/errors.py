@@ -1,0 +1,26 @@
+"""Why a resource cannot be served as it is."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class ResourceError(ValueError):
+    """A resource cannot be served until it, or the platform, changes. Base class.
+
+    It becomes the condition `Ready`, with `reason` and the error's text.
+    """
+
+    reason: ClassVar[str]
+
+
+class SpecError(ResourceError):
+    """The stored spec cannot be parsed."""
+
+    reason = "InvalidSpec"
+
+
+class Conflict(ResourceError):
+    """Another resource owns the objects of this user."""
+
+    reason = "DuplicateUserId"

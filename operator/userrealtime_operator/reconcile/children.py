@@ -1,0 +1,98 @@
+"""Writes the objects of a user, and compares them with the live ones."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from userrealtime_operator.kube.client import Api, ApiError
+from userrealtime_operator.kube.drift import is_subset
+from userrealtime_operator.kube.types import Object, ObjectKey
+from userrealtime_operator.manifests.objects import APPLIED_DIGEST
+from userrealtime_operator.model.errors import Conflict
+from userrealtime_operator.model.resource import GROUP, UserRealtime
+
+logger = logging.getLogger(__name__)
+
+Live = Mapping[str, Any] | None
+"""An object as the API server has it, None if there is none."""
+
+
+def owner_uid(item: Mapping[str, Any]) -> str | None:
+    """Return the uid of an object's controller, None if it has no controller."""
+    for owner in item["metadata"].get("ownerReferences", ()):
+        if owner.get("controller"):
+            uid: str = owner["uid"]
+            return uid
+    return None
+
+
+def check_owner(resource: UserRealtime, kind: str, live: Live) -> None:
+    """Check that an object belongs to a resource, or to none.
+
+    Raises:
+        Conflict: it belongs to another resource.
+    """
+    if live is not None and owner_uid(live) not in (None, resource.uid):
+        raise Conflict(f"{kind} {resource.child_name} belongs to another UserRealtime with userId {resource.user_id!r}")
+
+
+def is_up_to_date(live: Live, item: Object) -> bool:
+    """Return whether a live object is as its manifest. One that is being deleted counts: it is created again later."""
+    if live is None or live["metadata"].get("deletionTimestamp"):
+        return live is not None
+    annotations = live["metadata"].get("annotations", {})
+    return annotations.get(APPLIED_DIGEST) == item["metadata"]["annotations"][APPLIED_DIGEST] and is_subset(item, live)
+
+
+class ChildWriter:
+    """Writes the objects of users. All methods raise ApiError."""
+
+    def __init__(self, api: Api) -> None:
+        self._api = api
+
+    async def create(self, item: Object) -> Object | None:
+        """Create an object; return it as stored, or None if one exists that the cache does not have yet."""
+        try:
+            stored = await self._api.create(item)
+        except ApiError as error:
+            if error.status != 409:
+                raise
+            return None
+        _log_applied(item)
+        return stored
+
+    async def write(self, live: Live, item: Object) -> None:
+        """Apply an object. A Secret is created or replaced instead, so that no field of another manager stays."""
+        if item["kind"] != "Secret":
+            await self._api.apply(item)
+        elif live is None:
+            await self._api.create(item)
+        else:
+            await self._api.replace(_replacement(live, item))
+        _log_applied(item)
+
+    async def delete(self, key: ObjectKey, reason: str = "") -> None:
+        """Delete an object."""
+        await self._api.delete(*key)
+        logger.info("deleted %s %s/%s%s", *key, reason)
+
+
+def _log_applied(item: Object) -> None:
+    logger.info("applied %s %s/%s", item["kind"], item["metadata"]["namespace"], item["metadata"]["name"])
+
+
+def _replacement(live: Mapping[str, Any], item: Object) -> Object:
+    """Return an object that replaces `live`, with the labels and annotations that other managers added."""
+    metadata, wanted = live["metadata"], item["metadata"]
+    theirs = {name: text for name, text in metadata.get("annotations", {}).items() if not name.startswith(f"{GROUP}/")}
+    return {
+        **item,
+        "metadata": {
+            **metadata,
+            **wanted,
+            "labels": {**metadata.get("labels", {}), **wanted["labels"]},
+            "annotations": {**theirs, **wanted["annotations"]},
+        },
+    }

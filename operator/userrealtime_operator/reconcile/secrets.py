@@ -1,0 +1,215 @@
+"""The contents of users' Secrets, and the database roles that they give access to.
+
+A Secret holds values that cannot be computed again. So it is read from the API server before it is replaced, and the
+write fails if it has changed since: two outdated caches never both write it.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets as random_source
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+from urllib.parse import urlsplit
+
+from userrealtime_operator.config import Config, CredentialsType
+from userrealtime_operator.kube.client import Api
+from userrealtime_operator.kube.types import Object
+from userrealtime_operator.manifests.objects import DATABASE_URL, Secrets
+from userrealtime_operator.model.conditions import ConditionResult
+from userrealtime_operator.model.resource import UserRealtime
+from userrealtime_operator.postgres.database import DatabaseError
+from userrealtime_operator.postgres.roles import PasswordChanged, Roles
+from userrealtime_operator.secrets.database_passwords import Access, choose_access, read_credentials, role_names
+from userrealtime_operator.secrets.token_keys import advance, series_of
+
+from .children import ChildWriter, Live, check_owner, is_up_to_date
+
+logger = logging.getLogger(__name__)
+
+TOKEN_KEY_BYTES: Final = 32
+
+
+def random_text() -> str:
+    """Return 256 random bits as URL-safe text, for example as a new HS256 key."""
+    return random_source.token_urlsafe(TOKEN_KEY_BYTES)
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What a Secret must contain."""
+
+    secrets: Secrets
+    access: Access | None
+    """The pods' own role and password; None with shared credentials."""
+    due_s: float | None
+    """The seconds after which the next step of a rotation is due."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """The Secret of a user, as it is and as it must be."""
+
+    live: Live
+    contents: Contents
+    problem: ConditionResult | None
+    """Why the database does not have the pods' role."""
+    replaces_password: bool
+    """Whether the password is replaced because another party has changed it."""
+
+
+class SecretKeeper:
+    """Keeps the Secrets of all users, and the roles in the database. `roles` is None with shared credentials."""
+
+    def __init__(self, config: Config, api: Api, roles: Roles | None, now: Callable[[], datetime]) -> None:
+        self._config = config
+        self._api = api
+        self._roles = roles
+        self._now = now
+        self._writer = ChildWriter(api)
+        self._ensured: dict[str, tuple[str, int, str]] = {}
+        """What the database is known to have, by the resource's uid: the fingerprint of the password, the number of
+        pods, and the series of keys."""
+        self._lost: set[str] = set()
+        """The uids of resources whose database password another party has changed."""
+        self._settled: dict[str, str] = {}
+        """The roles that all pods of a resource use, by its uid; empty with shared credentials."""
+        self._rotated: set[str] = set()
+        """The uids of resources with a new role since `settle`."""
+
+    @property
+    def settled_roles(self) -> Mapping[str, str]:
+        """The roles that all pods of a resource use, by the resource's uid."""
+        return self._settled
+
+    def forget(self, uid: str) -> None:
+        """Forget what the database is known to have for a resource."""
+        self._ensured.pop(uid, None)
+        self._settled.pop(uid, None)
+        self._lost.discard(uid)
+        self._rotated.discard(uid)
+
+    async def keep(
+        self,
+        resource: UserRealtime,
+        live: Live,
+        build: Callable[[Secrets], Object],
+        *,
+        database_available: bool,
+        rolling_out: bool,
+    ) -> Kept:
+        """Decide the contents of a Secret, create it if there is none, and create its role in the database.
+
+        An existing Secret is not written here, but with the other objects.
+
+        Args:
+            live: the Secret in the cache.
+            build: returns the manifest of the Secret.
+            rolling_out: pods are being replaced. A password stays valid until that has ended, so none is rotated now.
+
+        Raises:
+            ApiError, Conflict: and whatever `build` raises.
+        """
+        replaces = database_available and resource.uid in self._lost
+        may_rotate = database_available and not rolling_out
+        contents = await self._contents(resource, live, may_rotate, replaces)
+        manifest = build(contents.secrets)
+        created = await self._writer.create(manifest) if live is None else None
+        if created is not None:
+            live = created
+        elif not is_up_to_date(live, manifest):
+            live = await self._api.get("Secret", resource.namespace, resource.child_name)
+            check_owner(resource, "Secret", live)
+            contents = await self._contents(resource, live, may_rotate, replaces)
+        problem: ConditionResult | None = None
+        if database_available:
+            problem = await self._ensure_role(resource, contents.access, contents.secrets.token_keys.series)
+        if problem and contents.access and (contents.access.rotated or replaces):
+            # No pod may get a password that the database does not have.
+            contents = await self._contents(resource, live, may_rotate=False, replaces=False)
+        if contents.access is not None and contents.access.rotated:
+            self._rotated.add(resource.uid)
+        return Kept(live, contents, problem, replaces)
+
+    def written(self, resource: UserRealtime) -> None:
+        """The Secret has been written, and the database has its role."""
+        self._lost.discard(resource.uid)
+
+    async def settle(self, resource: UserRealtime, access: Access | None) -> None:
+        """Note that all pods of a user have this role, and retire the previous role."""
+        role = access.credentials.role if access else ""
+        self._settled[resource.uid] = role
+        if self._roles is not None and resource.uid in self._rotated:
+            self._rotated.discard(resource.uid)
+            try:
+                await self._roles.retire(resource.uid, role)
+            except DatabaseError as error:
+                logger.warning("could not retire the role that %s replaces; the next sweep retries: %s", role, error)
+
+    async def is_locked_out(self, resource: UserRealtime, access: Access) -> bool:
+        """Return whether the database rejects the password. The next reconciliation then replaces it."""
+        if self._roles is None or self._ensured.get(resource.uid) is None:
+            return False
+        if not await self._roles.rejects_password(access.credentials):
+            return False
+        logger.warning("the database rejects the password of role %s; replacing the password", access.credentials.role)
+        self._lost.add(resource.uid)
+        self._ensured.pop(resource.uid, None)
+        return True
+
+    async def _contents(self, resource: UserRealtime, live: Live, may_rotate: bool, replaces: bool) -> Contents:
+        keys, keys_due_s = advance(live, resource.key_rotation, self._now(), self._config.token_keys, random_text)
+        url, policy = self._config.database_url, self._config.database
+        if policy.credentials is CredentialsType.SHARED:
+            return Contents(Secrets(keys, url), None, keys_due_s)
+        names = role_names(urlsplit(url).path, self._api.scope(resource.namespace), resource.user_id)
+        # A new series of keys means that the whole Secret was lost or disclosed.
+        lost = replaces or series_of(live) != keys.series
+        access, access_due_s = choose_access(
+            live,
+            DATABASE_URL,
+            names,
+            resource.password_rotation,
+            self._now(),
+            policy.rotate_after_s,
+            may_rotate,
+            random_text,
+            await self._last_role(names) if lost or read_credentials(live, DATABASE_URL) is None else None,
+            lost,
+        )
+        due = [due_s for due_s in (keys_due_s, access_due_s) if due_s is not None]
+        return Contents(
+            Secrets(keys, access.credentials.url(url), access.annotations()), access, min(due, default=None)
+        )
+
+    async def _last_role(self, names: tuple[str, str]) -> str | None:
+        """Return the latest role of a user. It is None also without a database: `Roles.ensure` then revokes it."""
+        if self._roles is None:
+            return None
+        try:
+            return await self._roles.newest(names)
+        except DatabaseError as error:
+            logger.info("could not find the previous role of a user: %s", error)
+            return None
+
+    async def _ensure_role(self, resource: UserRealtime, access: Access | None, series: str) -> ConditionResult | None:
+        """Create or update the pods' role. Return why that failed, None if the database has the role."""
+        if access is None or self._roles is None:
+            return None
+        credentials, uid = access.credentials, resource.uid
+        try:
+            wanted = credentials.fingerprint, resource.replicas, series
+            if self._ensured.get(uid) != wanted:
+                scope = self._api.scope(resource.namespace)
+                await self._roles.ensure(
+                    credentials, uid, scope, resource.user_id, resource.replicas, series, alone=uid in self._lost
+                )
+                self._ensured[uid] = wanted
+        except PasswordChanged as error:
+            self._lost.add(uid)
+            return ConditionResult(False, "RoleUnavailable", str(error))
+        except DatabaseError as error:
+            return ConditionResult(False, "RoleUnavailable", str(error))
+        return None

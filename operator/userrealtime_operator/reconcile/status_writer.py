@@ -1,0 +1,79 @@
+"""Writes the status of a resource, and the Events about its changes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import Any
+
+from userrealtime_operator.kube.client import Api, ApiError
+from userrealtime_operator.kube.timestamps import rfc3339
+from userrealtime_operator.model.conditions import ConditionResult, readiness
+from userrealtime_operator.model.naming import instance_name
+from userrealtime_operator.model.resource import ResourceIdentity
+from userrealtime_operator.model.routes import Route
+from userrealtime_operator.process.metrics import Metrics
+from userrealtime_operator.sleep.controller import Plan
+
+from .events import events, transition
+from .status import PAST_RANGE, differs, next_status
+from .userrealtimes import patch_status
+
+logger = logging.getLogger(__name__)
+
+
+class StatusWriter:
+    """Writes a status only if it has changed."""
+
+    def __init__(self, api: Api, metrics: Metrics, now: Callable[[], datetime]) -> None:
+        self._api = api
+        self._metrics = metrics
+        self._now = now
+        self._instance = instance_name()
+
+    async def write(
+        self,
+        resource: ResourceIdentity,
+        previous: Mapping[str, Any],
+        route: Route | None,
+        pod: ConditionResult,
+        progress: ConditionResult,
+        database: ConditionResult,
+        plan: Plan | None,
+        *,
+        past_range: bool,
+    ) -> None:
+        """Write the status that follows from these results, if it differs from `previous`.
+
+        Args:
+            plan: the plan of sleep, None if it is unknown.
+            past_range: the user's pod listens, and too many pods do.
+
+        Raises:
+            ApiError: the status was not written.
+        """
+        results = {"Ready": readiness(pod, database), "Progressing": progress, "DatabaseReady": database}
+        if plan is not None:
+            results["Asleep"] = plan.condition
+        if past_range:
+            results["SignalRange"] = PAST_RANGE
+        now = self._now()
+        asleep_since = plan.asleep.since if plan and plan.asleep else None
+        status = next_status(resource, previous, route, results, rfc3339(now), asleep_since)
+        if not differs(status, previous):
+            return
+        before = previous.get("conditions", ())
+        news = list(events(resource, before, status["conditions"], rfc3339(now, "microseconds"), self._instance))
+        await patch_status(self._api, resource.namespace, resource.name, status)
+        match transition(before, status["conditions"]):
+            case "Slept":
+                self._metrics.sleeps.inc()
+            case "Woken" if plan is not None:
+                self._metrics.wakes.labels(plan.condition.reason).inc()
+        for event in news:
+            try:
+                await self._api.create_event(resource.namespace, event)
+            except ApiError as error:
+                place = (resource.namespace, resource.name)
+                logger.warning("could not create the event %s for %s/%s: %s", event["reason"], *place, error)
