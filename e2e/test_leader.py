@@ -30,7 +30,12 @@ TAKEOVER_S = 20.0
 RELAY = "userrealtime-relay"
 WORKERS = 8
 REPLICAS = ("first", "second")
-MAY_WORK = {"apiGroups": ["", "apps", "discovery.k8s.io", "events.k8s.io", "networking.k8s.io", "userrealtime.dev"]}
+MAY_WORK = {
+    "apiGroups": [
+        *("", "apps", "discovery.k8s.io", "events.k8s.io", "networking.k8s.io", "policy"),
+        "userrealtime.dev",
+    ]
+}
 MAY_LEAD = {"apiGroups": ["coordination.k8s.io"]}
 
 
