@@ -87,7 +87,7 @@ async def over_nats(system: System, database: asyncpg.Connection, tmp_path: Path
         await database.execute(f"drop owned by {ROLE}; drop role {ROLE}")
 
 
-async def test_events_arrive_over_a_broker_that_is_killed_and_bridges_that_are(
+async def test_events_arrive_while_broker_and_bridges_are_killed(
     over_nats: System, users: MakeUser, database: asyncpg.Connection, database_url: str
 ) -> None:
     alice = await asyncio.to_thread(users, "alice")

@@ -243,7 +243,7 @@ def policy(system: System, values: dict[str, Any], of: str = "relays") -> dict[s
     return spec
 
 
-def test_a_relay_may_talk_to_dns_the_database_the_broker_and_the_issuer_alone(system: System) -> None:
+def test_a_relay_reaches_only_dns_database_broker_and_issuer(system: System) -> None:
     spec = policy(system, EVERYTHING)
     assert spec["policyTypes"] == ["Ingress", "Egress"]
     activators = {
@@ -336,7 +336,7 @@ def test_the_policy_is_about_the_pods_of_users(system: System, users: Callable[.
 
 
 @pytest.mark.parametrize("namespace", [USERS_NAMESPACE, OPERATOR_NAMESPACE])
-def test_the_namespaces_of_these_tests_enforce_the_restricted_standard(system: System, namespace: str) -> None:
+def test_the_test_namespaces_enforce_the_restricted_standard(system: System, namespace: str) -> None:
     """So every pod that runs in these tests meets it."""
     spec = {"containers": [{"name": "c", "image": "i"}]}
     pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": spec}

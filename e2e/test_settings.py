@@ -416,7 +416,7 @@ def test_a_value_just_outside_its_limits_is_rejected_with_its_path(given: dict[P
     assert faults(given) == {".".join(path) for path in given}
 
 
-def test_a_value_that_is_no_choice_is_rejected_by_the_chart_and_by_the_operator() -> None:
+def test_chart_and_operator_reject_an_unknown_choice() -> None:
     # Without route and activator, whose wrong values stop the templates.
     wrong: dict[Path, Any] = {
         each.path: "neither" for each in SETTINGS if each.choices and each.path[0] not in ("route", "activator")

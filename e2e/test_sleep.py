@@ -98,7 +98,7 @@ def test_an_idle_user_sleeps_and_wakes_on_request(system: System, users: MakeUse
     eventually(lambda: system.kubectl(*left, selector) == "", "all objects are gone")
 
 
-async def test_a_connected_client_keeps_the_user_awake_and_sleep_loses_nothing(
+async def test_a_client_keeps_its_user_awake_and_sleep_loses_no_event(
     system: System, users: MakeUser, database: asyncpg.Connection
 ) -> None:
     name = await asyncio.to_thread(users, "connected", idle=SLEEPY)

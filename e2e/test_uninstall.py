@@ -33,7 +33,7 @@ def helm_uninstall(system: System) -> None:
     assert f"configmap/{RELEASE}\n" not in left
 
 
-async def test_the_resources_go_and_the_logs_stay_until_the_operator_is_back(
+async def test_uninstall_removes_resources_and_keeps_logs(
     system: System, reinstalled: None, users: MakeUser, database: asyncpg.Connection
 ) -> None:
     user = await asyncio.to_thread(users, "dropped")

@@ -164,7 +164,7 @@ def pod_images(system: System) -> list[str]:
     return [pod["spec"]["containers"][0]["image"] for pod in pods if "deletionTimestamp" not in pod["metadata"]]
 
 
-async def test_users_stay_connected_through_an_upgrade_from_the_earlier_version(
+async def test_users_stay_connected_during_an_upgrade(
     system: System, previous_chart: tuple[Path, dict[str, Any]], restored: list[str], database_url: str
 ) -> None:
     chart, values = previous_chart
@@ -219,7 +219,7 @@ async def test_users_stay_connected_through_an_upgrade_from_the_earlier_version(
     await database.close(timeout=PATIENCE_S)
 
 
-async def test_a_relay_that_does_not_start_stops_at_the_first_users_and_heals(
+async def test_a_broken_relay_image_stops_the_rollout_and_recovers(
     system: System, users: MakeUser, restored: list[str], database_url: str
 ) -> None:
     names = [await asyncio.to_thread(users, "careful") for _ in range(4)]

@@ -18,9 +18,9 @@ SCENARIOS = {
         "e2e/test_sleep.py::test_an_idle_user_sleeps_and_wakes_on_request",
         "e2e/test_wake.py::test_what_came_while_asleep_arrives_on_the_connection_that_wakes",
     ),
-    "TLS to a broker": ("e2e/test_brokers.py::test_events_arrive_over_a_broker_that_is_killed_and_bridges_that_are",),
+    "TLS to a broker": ("e2e/test_brokers.py::test_events_arrive_while_broker_and_bridges_are_killed",),
     "uninstall": (
-        "e2e/test_uninstall.py::test_the_resources_go_and_the_logs_stay_until_the_operator_is_back",
+        "e2e/test_uninstall.py::test_uninstall_removes_resources_and_keeps_logs",
         "e2e/test_uninstall.py::test_users_are_served_without_the_operator_where_the_crd_is_kept",
     ),
 }

@@ -30,7 +30,7 @@ def test_the_newest_release_of_pyenv_comes_after_the_one_on_path(machine: Path) 
     assert [path.parts[-3] for path in found[1:]] == ["3.13.10", "3.13.9", "3.13.1"]
 
 
-def test_a_program_that_does_not_work_or_is_another_version_is_passed_over(machine: Path) -> None:
+def test_a_broken_program_or_another_version_is_skipped(machine: Path) -> None:
     program(machine / "bin" / "python3.13", "3.13", status=127)
     assert find("3.13") is None
     program(machine / "pyenv" / "versions" / "3.13.2" / "bin" / "python3.13", "3.12")

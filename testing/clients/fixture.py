@@ -36,7 +36,7 @@ MARKS: Final = {"websocket": b"HTTP/1.1 101", "sse": b"text/event-stream"}
 _numbers = itertools.count(1)
 
 
-class Stage:
+class ClientFixture:
     """All of it. A context manager: leaving it ends everything it started, and drops the database."""
 
     def __init__(self, server: LocalPostgres, **variables: str) -> None:
@@ -193,7 +193,7 @@ class Stage:
 
 
 @asynccontextmanager
-async def serving(stage: Stage, *folders: Path) -> AsyncIterator[str]:
+async def serving(stage: ClientFixture, *folders: Path) -> AsyncIterator[str]:
     """Tests in other languages reach the stage by this URL: `POST /do/METHOD` with JSON arguments, `GET /token`.
 
     Args:

@@ -243,7 +243,7 @@ class Writer:
         return True
 
 
-class World:
+class FaultEnvironment:
     """All of it. A context manager: leaving it ends everything it started, and drops the database."""
 
     def __init__(self, server: LocalPostgres, broker: LocalBroker | None = None) -> None:

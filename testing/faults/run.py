@@ -11,7 +11,7 @@ from testing.local.brokers import LocalBroker
 from testing.local.postgres import LocalPostgres
 
 from .client import Heard
-from .environment import World
+from .environment import FaultEnvironment
 from .steps import Step
 
 PLAN_LENGTH: Final = 40
@@ -36,7 +36,7 @@ class Outcome:
 
 async def run_plan(server: LocalPostgres, plan: Sequence[Step], broker: LocalBroker | None = None) -> Outcome:
     """Raises Violation, or whatever else went wrong, TimeoutError included. A given broker is running."""
-    async with asyncio.timeout(LIMIT_S), World(server, broker) as world:
+    async with asyncio.timeout(LIMIT_S), FaultEnvironment(server, broker) as world:
         for step in plan:
             await step.run(world)
             await asyncio.sleep(STEP_S)

@@ -1,4 +1,4 @@
-"""The steps in a `World`: small values, which can be printed, shrunk and repeated."""
+"""The steps in a `FaultEnvironment`: small values, which can be printed, shrunk and repeated."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Final
 from testing.relay.harness import USER
 
 from .client import TRANSPORTS, Transport
-from .environment import BRIDGES, RELAYS, WRITERS, World
+from .environment import BRIDGES, RELAYS, WRITERS, FaultEnvironment
 from .proxy import Mode
 
 GRACE_S: Final = 1.5
@@ -22,14 +22,14 @@ class Step(ABC):
     """One thing that happens."""
 
     @abstractmethod
-    async def run(self, world: World) -> None: ...
+    async def run(self, world: FaultEnvironment) -> None: ...
 
 
 @dataclass(frozen=True)
 class Pause(Step):
     seconds: float
 
-    async def run(self, world: World) -> None:
+    async def run(self, world: FaultEnvironment) -> None:
         await asyncio.sleep(self.seconds)
 
 
@@ -41,7 +41,7 @@ class Publish(Step):
     count: int
     size: int = 10
 
-    async def run(self, world: World) -> None:
+    async def run(self, world: FaultEnvironment) -> None:
         await world.writers[self.writer].publish(world.take_numbers(self.count), self.size)
 
 
@@ -49,7 +49,7 @@ class Publish(Step):
 class Begin(Step):
     writer: int
 
-    async def run(self, world: World) -> None:
+    async def run(self, world: FaultEnvironment) -> None:
         await world.writers[self.writer].begin()
 
 
@@ -57,7 +57,7 @@ class Begin(Step):
 class Savepoint(Step):
     writer: int
 
-    async def run(self, world: World) -> None:
+    async def run(self, world: FaultEnvironment) -> None:
         await world.writers[self.writer].savepoint()
 
 
@@ -65,7 +65,7 @@ class Savepoint(Step):
 class UndoToSavepoint(Step):
     writer: int
 
-    async def run(self, world: World) -> None:
+    async def run(self, world: FaultEnvironment) -> None:
         await world.writers[self.writer].undo_to_savepoint()
 
 
@@ -73,7 +73,7 @@ class UndoToSavepoint(Step):
 class Commit(Step):
     writer: int
 
-    async def run(self, world: World) -> None:
+    async def run(self, world: FaultEnvironment) -> None:
         await world.writers[self.writer].end(commit=True)
 
 
@@ -81,7 +81,7 @@ class Commit(Step):
 class Rollback(Step):
     writer: int
 
-    async def run(self, world: World) -> None:
+    async def run(self, world: FaultEnvironment) -> None:
         await world.writers[self.writer].end(commit=False)
 
 
@@ -90,7 +90,7 @@ class NewClient(Step):
     relay: int
     transport: Transport | None = None
 
-    async def run(self, world: World) -> None:
+    async def run(self, world: FaultEnvironment) -> None:
         await world.connect_client(self.relay, self.transport)
 
 
@@ -99,25 +99,25 @@ class _OfClient(Step):
     client: int
     """Modulo the number of clients, which is not known before."""
 
-    def index(self, world: World) -> int:
+    def index(self, world: FaultEnvironment) -> int:
         return self.client % len(world.clients)
 
 
 @dataclass(frozen=True)
 class DropClient(_OfClient):
-    async def run(self, world: World) -> None:
+    async def run(self, world: FaultEnvironment) -> None:
         world.clients[self.index(world)].drop()
 
 
 @dataclass(frozen=True)
 class Sleep(_OfClient):
-    async def run(self, world: World) -> None:
+    async def run(self, world: FaultEnvironment) -> None:
         world.clients[self.index(world)].sleep()
 
 
 @dataclass(frozen=True)
 class Wake(_OfClient):
-    async def run(self, world: World) -> None:
+    async def run(self, world: FaultEnvironment) -> None:
         world.clients[self.index(world)].awake.set()
 
 
@@ -127,7 +127,7 @@ class MoveClient(_OfClient):
 
     relay: int
 
-    async def run(self, world: World) -> None:
+    async def run(self, world: FaultEnvironment) -> None:
         link = world.client_links[self.index(world)]
         link.target = world.relays[self.relay].port
         link.cut()
@@ -140,13 +140,13 @@ class HoldClient(_OfClient):
     up: bool
     down: bool
 
-    async def run(self, world: World) -> None:
+    async def run(self, world: FaultEnvironment) -> None:
         world.client_links[self.index(world)].hold(up=self.up, down=self.down)
 
 
 @dataclass(frozen=True)
 class ReleaseClient(_OfClient):
-    async def run(self, world: World) -> None:
+    async def run(self, world: FaultEnvironment) -> None:
         world.client_links[self.index(world)].release()
 
 
@@ -154,7 +154,7 @@ class ReleaseClient(_OfClient):
 class StrandClient(_OfClient):
     """Its connection is dead without a close; it can connect again."""
 
-    async def run(self, world: World) -> None:
+    async def run(self, world: FaultEnvironment) -> None:
         world.client_links[self.index(world)].strand()
 
 
@@ -162,7 +162,7 @@ class StrandClient(_OfClient):
 class Kill(Step):
     relay: int
 
-    async def run(self, world: World) -> None:
+    async def run(self, world: FaultEnvironment) -> None:
         await world.relays[self.relay].stop(grace_s=0)
 
 
@@ -172,7 +172,7 @@ class Restart(Step):
 
     relay: int
 
-    async def run(self, world: World) -> None:
+    async def run(self, world: FaultEnvironment) -> None:
         await world.relays[self.relay].stop(grace_s=GRACE_S)
         await world.relays[self.relay].start()
 
@@ -181,7 +181,7 @@ class Restart(Step):
 class Start(Step):
     relay: int
 
-    async def run(self, world: World) -> None:
+    async def run(self, world: FaultEnvironment) -> None:
         await world.relays[self.relay].start()
 
 
@@ -193,7 +193,7 @@ class HoldPostgres(Step):
     up: bool
     down: bool
 
-    async def run(self, world: World) -> None:
+    async def run(self, world: FaultEnvironment) -> None:
         world.relays[self.relay].link.hold(up=self.up, down=self.down)
 
 
@@ -201,7 +201,7 @@ class HoldPostgres(Step):
 class ReleasePostgres(Step):
     relay: int
 
-    async def run(self, world: World) -> None:
+    async def run(self, world: FaultEnvironment) -> None:
         world.relays[self.relay].link.release()
 
 
@@ -211,7 +211,7 @@ class StrandPostgres(Step):
 
     relay: int
 
-    async def run(self, world: World) -> None:
+    async def run(self, world: FaultEnvironment) -> None:
         world.relays[self.relay].link.strand()
 
 
@@ -219,7 +219,7 @@ class StrandPostgres(Step):
 class CutPostgres(Step):
     relay: int
 
-    async def run(self, world: World) -> None:
+    async def run(self, world: FaultEnvironment) -> None:
         world.relays[self.relay].link.cut()
 
 
@@ -230,7 +230,7 @@ class Notify(Step):
     relay: int
     mode: Mode
 
-    async def run(self, world: World) -> None:
+    async def run(self, world: FaultEnvironment) -> None:
         world.relays[self.relay].mode[0] = self.mode
 
 
@@ -238,14 +238,14 @@ class Notify(Step):
 class KillBroker(Step):
     """Nothing, without one; so do the next ones."""
 
-    async def run(self, world: World) -> None:
+    async def run(self, world: FaultEnvironment) -> None:
         if world.broker is not None:
             await world.broker.kill()
 
 
 @dataclass(frozen=True)
 class StartBroker(Step):
-    async def run(self, world: World) -> None:
+    async def run(self, world: FaultEnvironment) -> None:
         if world.broker is not None:
             await world.broker.start()
 
@@ -254,7 +254,7 @@ class StartBroker(Step):
 class KillBridge(Step):
     bridge: int
 
-    async def run(self, world: World) -> None:
+    async def run(self, world: FaultEnvironment) -> None:
         if world.bridges:
             await world.bridges[self.bridge].stop(grace_s=0)
 
@@ -263,7 +263,7 @@ class KillBridge(Step):
 class StartBridge(Step):
     bridge: int
 
-    async def run(self, world: World) -> None:
+    async def run(self, world: FaultEnvironment) -> None:
         if world.bridges:
             await world.bridges[self.bridge].start()
 
@@ -276,7 +276,7 @@ class HoldBroker(Step):
     up: bool
     down: bool
 
-    async def run(self, world: World) -> None:
+    async def run(self, world: FaultEnvironment) -> None:
         link = world.relays[self.relay].broker_link
         if link is not None:
             link.hold(up=self.up, down=self.down)
@@ -286,7 +286,7 @@ class HoldBroker(Step):
 class ReleaseBroker(Step):
     relay: int
 
-    async def run(self, world: World) -> None:
+    async def run(self, world: FaultEnvironment) -> None:
         link = world.relays[self.relay].broker_link
         if link is not None:
             link.release()
@@ -296,7 +296,7 @@ class ReleaseBroker(Step):
 class CutBroker(Step):
     relay: int
 
-    async def run(self, world: World) -> None:
+    async def run(self, world: FaultEnvironment) -> None:
         link = world.relays[self.relay].broker_link
         if link is not None:
             link.cut()
@@ -308,7 +308,7 @@ class FalseAlarm(Step):
 
     payload: str
 
-    async def run(self, world: World) -> None:
+    async def run(self, world: FaultEnvironment) -> None:
         notify = "select pg_notify(userrealtime.channel($1), $2), pg_notify('userrealtime_doorbell', $2)"
         async with world.connected() as connection:
             await connection.execute(notify, USER, self.payload)
@@ -321,7 +321,7 @@ class Burst(Step):
     writer: int
     count: int
 
-    async def run(self, world: World) -> None:
+    async def run(self, world: FaultEnvironment) -> None:
         for _ in range(self.count):
             await world.writers[self.writer].publish(world.take_numbers(1), 10)
 
@@ -332,7 +332,7 @@ class ForceNumbering(Step):
 
     writer: int
 
-    async def run(self, world: World) -> None:
+    async def run(self, world: FaultEnvironment) -> None:
         await world.writers[self.writer].force_numbering()
 
 
@@ -343,7 +343,7 @@ class ReplicaRole(Step):
     writer: int
     replica: bool
 
-    async def run(self, world: World) -> None:
+    async def run(self, world: FaultEnvironment) -> None:
         await world.writers[self.writer].replicate(replica=self.replica)
 
 
@@ -351,14 +351,14 @@ class ReplicaRole(Step):
 class KillAnnouncer(Step):
     """Nothing, with a broker; so does the next one."""
 
-    async def run(self, world: World) -> None:
+    async def run(self, world: FaultEnvironment) -> None:
         for announcer in world.announcers:
             await announcer.stop(grace_s=0)
 
 
 @dataclass(frozen=True)
 class StartAnnouncer(Step):
-    async def run(self, world: World) -> None:
+    async def run(self, world: FaultEnvironment) -> None:
         for announcer in world.announcers:
             await announcer.start()
 
@@ -367,13 +367,13 @@ class StartAnnouncer(Step):
 class FillNotifications(Step):
     """The notification queue of the server is full. For a server whose queue is small."""
 
-    async def run(self, world: World) -> None:
+    async def run(self, world: FaultEnvironment) -> None:
         await world.fill_notifications()
 
 
 @dataclass(frozen=True)
 class DrainNotifications(Step):
-    async def run(self, world: World) -> None:
+    async def run(self, world: FaultEnvironment) -> None:
         await world.drain_notifications()
 
 
@@ -381,7 +381,7 @@ class DrainNotifications(Step):
 class TerminateBackends(Step):
     """Postgres ends the relays' connections."""
 
-    async def run(self, world: World) -> None:
+    async def run(self, world: FaultEnvironment) -> None:
         async with world.connected() as connection:
             await connection.execute(
                 "select pg_terminate_backend(pid) from pg_stat_activity "
@@ -391,7 +391,7 @@ class TerminateBackends(Step):
 
 @dataclass(frozen=True)
 class RestartPostgres(Step):
-    async def run(self, world: World) -> None:
+    async def run(self, world: FaultEnvironment) -> None:
         await world.restart_postgres("immediate")
 
 
@@ -399,7 +399,7 @@ class RestartPostgres(Step):
 class Retain(Step):
     keep: int
 
-    async def run(self, world: World) -> None:
+    async def run(self, world: FaultEnvironment) -> None:
         await world.retain(self.keep)
 
 
@@ -407,19 +407,19 @@ class Retain(Step):
 class SetBack(Step):
     by: int
 
-    async def run(self, world: World) -> None:
+    async def run(self, world: FaultEnvironment) -> None:
         await world.set_back(self.by)
 
 
 @dataclass(frozen=True)
 class BackUp(Step):
-    async def run(self, world: World) -> None:
+    async def run(self, world: FaultEnvironment) -> None:
         await world.back_up()
 
 
 @dataclass(frozen=True)
 class Restore(Step):
-    async def run(self, world: World) -> None:
+    async def run(self, world: FaultEnvironment) -> None:
         await world.restore()
 
 

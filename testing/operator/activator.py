@@ -40,7 +40,7 @@ def secret(*keys: str) -> dict[str, Any]:
     return {"data": {name: base64.b64encode(key.encode()).decode() for name, key in zip(names, keys, strict=False)}}
 
 
-class House:
+class FakeCluster:
     """The cluster, with one user: a wake starts a relay, a while later. `wakes` counts what was asked for.
 
     Args:
@@ -117,9 +117,9 @@ async def gate(
     timeout_s: float = 20,
     relay: dict[str, str] | None = None,
     **limits: Any,
-) -> AsyncIterator[tuple[ActivatorProxy, House, Metrics]]:
+) -> AsyncIterator[tuple[ActivatorProxy, FakeCluster, Metrics]]:
     """An activator whose one user sleeps. `relay` are settings of all relays."""
-    house = House(database_url, comes=comes, ghosts=ghosts, **(relay or {}))
+    cluster = FakeCluster(database_url, comes=comes, ghosts=ghosts, **(relay or {}))
     common = RelaySettings.from_environment(relay or {})
 
     async def read(route: Route) -> dict[str, Any]:
@@ -129,13 +129,13 @@ async def gate(
     routes = RouteTable()
     routes.put(resource(url="http://127.0.0.1"))
     metrics = Metrics()
-    wakes = Wakes(house, metrics, timeout_s=timeout_s)
+    wakes = Wakes(cluster, metrics, timeout_s=timeout_s)
     bounds = Limits(**limits)
     admission = Admission(routes, Origins(common.allowed_origins), Tokens(common, read), bounds)
     opened = ActivatorProxy(admission, wakes, metrics, bounds.idle_s)
     await opened.listen("127.0.0.1", 0)
     try:
-        yield opened, house, metrics
+        yield opened, cluster, metrics
     finally:
         await opened.drain(0)
-        await house.close()
+        await cluster.close()

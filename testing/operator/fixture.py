@@ -115,7 +115,7 @@ class StandInDatabase(Database):
 
     async def register(self, resource: str, scope: str, user_id: str) -> None:
         if self.away:
-            raise DatabaseError("gone fishing")
+            raise DatabaseError("connection refused")
         self.scopes.add(scope)
         self.known[resource] = user_id
 
@@ -123,14 +123,14 @@ class StandInDatabase(Database):
         self.pings += 1
         await asyncio.sleep(0)
         if self.away:
-            raise DatabaseError("gone fishing")
+            raise DatabaseError("connection refused")
 
     async def registered(self, scope: str) -> set[str]:
         return set(self.known) if scope in self.scopes else set()
 
     async def presence(self, scope: str, user_id: str | None = None) -> tuple[float, Mapping[str, Sequence[Presence]]]:
         if self.away:
-            raise DatabaseError("gone fishing")
+            raise DatabaseError("connection refused")
         return self.time, {name: rows for name, rows in self.said.items() if user_id in (None, name)}
 
     async def forget(self, resource: str) -> None:
@@ -147,7 +147,7 @@ class Cache(Generic[Key]):
         return self._get(key)
 
 
-class World:
+class ReconcilerFixture:
     def __init__(self) -> None:
         self.api, self.database = StandInApi(), StandInDatabase()
         self.stale: Mapping[ObjectKey, Object] | None = None

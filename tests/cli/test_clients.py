@@ -10,15 +10,15 @@ from collections.abc import AsyncIterator
 import pytest
 
 from testing.cli import ALICE, SECRET, Answers, Run, resource
-from testing.clients.fixture import Stage
+from testing.clients.fixture import ClientFixture
 from testing.local.postgres import LocalPostgres
 from testing.relay.harness import KEY, token
 
 
 @pytest.fixture
-async def stage(postgres_server: LocalPostgres, answers: Answers) -> AsyncIterator[Stage]:
+async def stage(postgres_server: LocalPostgres, answers: Answers) -> AsyncIterator[ClientFixture]:
     """A relay that the API server's alice leads to."""
-    async with Stage(postgres_server) as stage:
+    async with ClientFixture(postgres_server) as stage:
         answers[ALICE] = 200, resource("alice", "alice", url=stage.url)
         key = base64.b64encode(KEY.encode()).decode()
         answers[SECRET] = 200, {"metadata": {"name": "urt-alice"}, "data": {"TOKEN_KEY": key}}
@@ -26,7 +26,7 @@ async def stage(postgres_server: LocalPostgres, answers: Answers) -> AsyncIterat
 
 
 @pytest.mark.parametrize("transport", [(), ("--transport", "sse"), ("--transport", "poll")])
-async def test_events_are_shown_a_line_each(run: Run, stage: Stage, transport: tuple[str, ...]) -> None:
+async def test_events_are_shown_a_line_each(run: Run, stage: ClientFixture, transport: tuple[str, ...]) -> None:
     await stage.publish(3)
     status, out, err = await asyncio.to_thread(run, "tail", "alice", "--after", "1", "--count", "2", *transport)
     assert status == 0
@@ -38,7 +38,7 @@ async def test_events_are_shown_a_line_each(run: Run, stage: Stage, transport: t
 
 
 @pytest.mark.parametrize("transport", ["websocket", "sse", "poll"])
-async def test_data_is_shown_as_postgres_writes_it(run: Run, stage: Stage, transport: str) -> None:
+async def test_data_is_shown_as_postgres_writes_it(run: Run, stage: ClientFixture, transport: str) -> None:
     values = ("('{\"n\":1' || repeat('0', 5000) || '}')", "(repeat('[', 5000) || repeat(']', 5000))", "('1.10')")
     written = await stage.publish_values(values)
     arguments = ("tail", "alice", "--after", "0", "--count", "3", "--transport", transport)
@@ -47,7 +47,7 @@ async def test_data_is_shown_as_postgres_writes_it(run: Run, stage: Stage, trans
     assert [line.partition('"data": ')[2].removesuffix("}") for line in out.splitlines()] == written
 
 
-async def test_a_reset_is_a_line_too(run: Run, stage: Stage) -> None:
+async def test_a_reset_is_a_line_too(run: Run, stage: ClientFixture) -> None:
     await stage.publish(2)
     status, out, _ = await asyncio.to_thread(run, "tail", "alice", "--after", "9", "--timeout", "2s")
     (line,) = map(json.loads, out.splitlines())
@@ -55,7 +55,7 @@ async def test_a_reset_is_a_line_too(run: Run, stage: Stage) -> None:
 
 
 async def test_no_cluster_is_asked_with_a_url(
-    run: Run, stage: Stage, answers: Answers, monkeypatch: pytest.MonkeyPatch
+    run: Run, stage: ClientFixture, answers: Answers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers.clear()
     monkeypatch.setenv("USERREALTIME_TOKEN", token())
@@ -73,7 +73,7 @@ async def test_no_cluster_is_asked_with_a_url(
     assert "status.url" in (await asyncio.to_thread(run, "tail", "--connect", "alice"))[2]
 
 
-async def test_a_message_is_published_and_its_id_told(run: Run, stage: Stage) -> None:
+async def test_a_message_is_published_and_its_id_told(run: Run, stage: ClientFixture) -> None:
     arguments = ("publish", "alice", "--event", "note.added", "--data", '{"text": "ö"}', "--ref", "one")
     status, out, err = await asyncio.to_thread(run, *arguments)
     (stored,) = await stage.inbox()
@@ -83,7 +83,9 @@ async def test_a_message_is_published_and_its_id_told(run: Run, stage: Stage) ->
     assert len(await stage.inbox()) == 1
 
 
-async def test_why_a_message_is_not_stored_is_told(run: Run, stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_why_a_message_is_not_stored_is_told(
+    run: Run, stage: ClientFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     status, out, err = await asyncio.to_thread(run, "publish", "alice", "--event", "")
     assert (status, out) == (1, "")
     assert "not stored: invalid" in err

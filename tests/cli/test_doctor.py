@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from testing.cli import ALICE, SECRET, Answers, Run, refusal, resource
-from testing.clients.fixture import ROOT, Stage
+from testing.clients.fixture import ROOT, ClientFixture
 from testing.local.postgres import LocalPostgres, free_port
 from testing.patience import PATIENCE_S
 from testing.relay.harness import KEY
@@ -51,8 +51,8 @@ def alice(url: str | None, *conditions: dict[str, str], seen: int = 1) -> dict[s
 
 
 @pytest.fixture
-async def stage(postgres_server: LocalPostgres, answers: Answers) -> AsyncIterator[Stage]:
-    async with Stage(postgres_server) as stage:
+async def stage(postgres_server: LocalPostgres, answers: Answers) -> AsyncIterator[ClientFixture]:
+    async with ClientFixture(postgres_server) as stage:
         await stage.publish(2)
         answers[ALICE] = 200, alice(stage.url)
         answers[SECRET] = 200, secret(KEY)
@@ -63,11 +63,11 @@ def secret(key: str) -> dict[str, Any]:
     return {"metadata": {"name": "urt-alice"}, "data": {"TOKEN_KEY": base64.b64encode(key.encode()).decode()}}
 
 
-async def test_nothing_is_wrong(run: Run, stage: Stage) -> None:
+async def test_nothing_is_wrong(run: Run, stage: ClientFixture) -> None:
     assert await asyncio.to_thread(run, "doctor", "alice") == (0, GOOD, "")
 
 
-async def test_what_does_not_come_through_is_told(run: Run, stage: Stage) -> None:
+async def test_what_does_not_come_through_is_told(run: Run, stage: ClientFixture) -> None:
     await stage.block("websocket")
     status, out, _ = await asyncio.to_thread(run, "doctor", "alice")
     assert status == 0  # events arrive
@@ -75,7 +75,7 @@ async def test_what_does_not_come_through_is_told(run: Run, stage: Stage) -> Non
     assert "ok     sse: connected" in out
 
 
-async def test_a_key_that_is_another_is_told(run: Run, stage: Stage, answers: Answers) -> None:
+async def test_a_key_that_is_another_is_told(run: Run, stage: ClientFixture, answers: Answers) -> None:
     answers[SECRET] = 200, secret("a key that the relay does not know about")
     status, out, _ = await asyncio.to_thread(run, "doctor", "alice")
     assert status == 1
@@ -95,7 +95,7 @@ async def test_a_key_that_is_another_is_told(run: Run, stage: Stage, answers: An
     ],
 )
 async def test_what_is_wrong_is_told(
-    run: Run, stage: Stage, answers: Answers, path: str, answer: tuple[int, Any], told: str
+    run: Run, stage: ClientFixture, answers: Answers, path: str, answer: tuple[int, Any], told: str
 ) -> None:
     answers[path] = answer
     status, out, _ = await asyncio.to_thread(run, "doctor", "alice")
@@ -104,7 +104,7 @@ async def test_what_is_wrong_is_told(
     assert out.endswith("problems: 1\n")
 
 
-async def test_a_route_to_nowhere_is_told(run: Run, stage: Stage, answers: Answers) -> None:
+async def test_a_route_to_nowhere_is_told(run: Run, stage: ClientFixture, answers: Answers) -> None:
     url = f"http://127.0.0.1:{free_port()}/alice"
     answers[ALICE] = 200, alice(url)
     status, out, _ = await asyncio.to_thread(run, "doctor", "alice")
@@ -133,7 +133,9 @@ def stranger() -> Iterator[str]:
         thread.join(timeout=PATIENCE_S)
 
 
-async def test_a_route_to_somebody_else_is_told(run: Run, stage: Stage, answers: Answers, stranger: str) -> None:
+async def test_a_route_to_somebody_else_is_told(
+    run: Run, stage: ClientFixture, answers: Answers, stranger: str
+) -> None:
     answers[ALICE] = 200, alice(stranger)
     status, out, _ = await asyncio.to_thread(run, "doctor", "alice")
     assert status == 1

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from testing.browser import Page, browser, installed
-from testing.clients.fixture import Stage, serving
+from testing.clients.fixture import ClientFixture, serving
 from testing.local.postgres import LocalPostgres
 
 # What the transports share is tried with each of them in node.
@@ -66,13 +66,13 @@ def chromium_is_there() -> None:
 
 
 @pytest.fixture
-async def stage(postgres_server: LocalPostgres) -> AsyncIterator[Stage]:
-    async with Stage(postgres_server) as stage:
+async def stage(postgres_server: LocalPostgres) -> AsyncIterator[ClientFixture]:
+    async with ClientFixture(postgres_server) as stage:
         yield stage
 
 
 @pytest.fixture
-async def page(stage: Stage, application: Path) -> AsyncIterator[Page]:
+async def page(stage: ClientFixture, application: Path) -> AsyncIterator[Page]:
     folders = (application / "dist", application / "test" / "relay")
     async with serving(stage, *folders) as url, browser() as chromium, chromium.page() as page:
         await page.goto(f"{url}/relay/page.html")
@@ -87,7 +87,7 @@ async def test_scenarios(page: Page) -> None:
 
 
 @pytest.mark.parametrize("transport", ["websocket", "sse"])
-async def test_when_the_network_is_back_it_connects_at_once(page: Page, stage: Stage, transport: str) -> None:
+async def test_when_the_network_is_back_it_connects_at_once(page: Page, stage: ClientFixture, transport: str) -> None:
     await page.evaluate(CONNECT % (stage.url, transport))
     await page.wait_for("client.state === 'connected'")
     await stage.publish(2)
@@ -102,7 +102,7 @@ async def test_when_the_network_is_back_it_connects_at_once(page: Page, stage: S
     assert await page.evaluate("ids") == [1, 2, 3, 4]
 
 
-async def test_a_page_that_was_frozen_goes_on(page: Page, stage: Stage) -> None:
+async def test_a_page_that_was_frozen_goes_on(page: Page, stage: ClientFixture) -> None:
     await page.evaluate(CONNECT.replace("300_000", "100") % (stage.url, "websocket"))
     await page.wait_for("client.state === 'connected'")
     await page.call("Page.setWebLifecycleState", state="frozen")

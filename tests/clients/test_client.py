@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import pytest
 
-from testing.clients.fixture import Stage
+from testing.clients.fixture import ClientFixture
 from testing.local.postgres import LocalPostgres
 from testing.patience import PATIENCE_S
 from testing.relay.harness import token
@@ -29,8 +29,8 @@ QUICK: Final[dict[str, Any]] = {
 
 
 @pytest.fixture
-async def stage(postgres_server: LocalPostgres) -> AsyncIterator[Stage]:
-    async with Stage(postgres_server) as stage:
+async def stage(postgres_server: LocalPostgres) -> AsyncIterator[ClientFixture]:
+    async with ClientFixture(postgres_server) as stage:
         yield stage
 
 
@@ -38,7 +38,7 @@ async def fresh() -> str:
     return token()
 
 
-def connect(stage: Stage, *transports: Transport, **more: Any) -> Client:
+def connect(stage: ClientFixture, *transports: Transport, **more: Any) -> Client:
     options = Options(**{**QUICK, **more.pop("options", {}), **({"transports": transports} if transports else {})})
     return Client(stage.url, **{"token": fresh, "options": options, **more})
 
@@ -55,7 +55,7 @@ async def take(client: Client, count: int) -> list[Event | Reset | Loaded]:
 
 
 @contextlib.asynccontextmanager
-async def publishing(stage: Stage) -> AsyncIterator[None]:
+async def publishing(stage: ClientFixture) -> AsyncIterator[None]:
     """Meanwhile, an event every 20 ms."""
 
     async def publish_on() -> None:
@@ -71,7 +71,7 @@ async def publishing(stage: Stage) -> AsyncIterator[None]:
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def judge(stage: Stage, client: Client) -> None:
+async def judge(stage: ClientFixture, client: Client) -> None:
     """Every event that was ever published is taken from the client, once and in order; nothing else is."""
     last = await stage.publish()
     taken = await take(client, last)
@@ -80,7 +80,7 @@ async def judge(stage: Stage, client: Client) -> None:
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-async def test_events_come_once_and_in_order(stage: Stage, transport: Transport) -> None:
+async def test_events_come_once_and_in_order(stage: ClientFixture, transport: Transport) -> None:
     async with connect(stage, transport) as client:
         await until(client, "connected")
         await stage.publish(500)
@@ -92,7 +92,7 @@ async def test_events_come_once_and_in_order(stage: Stage, transport: Transport)
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-async def test_whatever_breaks(stage: Stage, transport: Transport) -> None:
+async def test_whatever_breaks(stage: ClientFixture, transport: Transport) -> None:
     states: list[str] = []
     async with connect(stage, transport, on_state=lambda state: states.append(state.state)) as client:
         await until(client, "connected")
@@ -115,7 +115,9 @@ async def test_whatever_breaks(stage: Stage, transport: Transport) -> None:
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-async def test_a_state_and_its_events_join_without_a_gap_or_a_duplicate(stage: Stage, transport: Transport) -> None:
+async def test_a_state_and_its_events_join_without_a_gap_or_a_duplicate(
+    stage: ClientFixture, transport: Transport
+) -> None:
     """The number of the last change goes up by one with each event, also across breaks and resets."""
     failures = ["an error of the application"]
     states: list[State] = []
@@ -168,7 +170,7 @@ async def test_a_state_and_its_events_join_without_a_gap_or_a_duplicate(stage: S
     assert [each.state for each in states][:3] == ["loading", "waiting", "loading"]
 
 
-async def test_a_state_without_a_position_of_the_database_is_reported(stage: Stage) -> None:
+async def test_a_state_without_a_position_of_the_database_is_reported(stage: ClientFixture) -> None:
     states: list[State] = []
 
     async def load() -> tuple[None, str]:
@@ -181,7 +183,7 @@ async def test_a_state_without_a_position_of_the_database_is_reported(stage: Sta
     )
 
 
-async def test_a_client_resumes_from_the_text_of_a_position(stage: Stage) -> None:
+async def test_a_client_resumes_from_the_text_of_a_position(stage: ClientFixture) -> None:
     await stage.publish(2)
     position = (await stage.snapshot())["position"]
     await stage.publish(2)
@@ -191,7 +193,7 @@ async def test_a_client_resumes_from_the_text_of_a_position(stage: Stage) -> Non
 
 
 @pytest.mark.parametrize("transport", ["websocket", "sse"])  # a poll has 35 s to be answered: see the vectors
-async def test_a_connection_that_goes_silent_for_good_is_replaced(stage: Stage, transport: Transport) -> None:
+async def test_a_connection_that_goes_silent_for_good_is_replaced(stage: ClientFixture, transport: Transport) -> None:
     states: list[str] = []
     async with connect(stage, transport, on_state=lambda state: states.append(state.state)) as client:
         await until(client, "connected")
@@ -202,7 +204,9 @@ async def test_a_connection_that_goes_silent_for_good_is_replaced(stage: Stage, 
         await judge(stage, client)
 
 
-async def test_after_sleep_the_connection_is_asked_at_once(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_after_sleep_the_connection_is_asked_at_once(
+    stage: ClientFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "WATCH_S", 0.1)
     slept = 0.0
     offset = Client._offset
@@ -224,7 +228,7 @@ async def test_after_sleep_the_connection_is_asked_at_once(stage: Stage, monkeyp
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-async def test_tokens_that_end_are_replaced(stage: Stage, transport: Transport) -> None:
+async def test_tokens_that_end_are_replaced(stage: ClientFixture, transport: Transport) -> None:
     asked: list[str] = []
     states: list[State] = []
 
@@ -246,7 +250,7 @@ async def test_tokens_that_end_are_replaced(stage: Stage, transport: Transport) 
         assert all(reason.startswith(("4001", "HTTP 401")) for reason in waits)
 
 
-async def test_what_does_not_come_through_is_got_round(stage: Stage) -> None:
+async def test_what_does_not_come_through_is_got_round(stage: ClientFixture) -> None:
     async with connect(stage) as client:
         await until(client, "connected")
         for blocked, transport in ((("websocket",), "sse"), (("websocket", "sse"), "poll"), (("sse",), "poll")):
@@ -260,7 +264,7 @@ async def test_what_does_not_come_through_is_got_round(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-async def test_a_gap_is_told(stage: Stage, transport: Transport) -> None:
+async def test_a_gap_is_told(stage: ClientFixture, transport: Transport) -> None:
     async with connect(stage, transport) as client:
         await until(client, "connected")
         await stage.publish(1)
@@ -284,7 +288,7 @@ async def test_a_gap_is_told(stage: Stage, transport: Transport) -> None:
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-async def test_what_is_published_is_stored_once_and_in_order(stage: Stage, transport: Transport) -> None:
+async def test_what_is_published_is_stored_once_and_in_order(stage: ClientFixture, transport: Transport) -> None:
     async with connect(stage, transport, receive=False) as client:
         waiting = [asyncio.create_task(client.publish("note.added", {"n": n})) for n in range(60)]
         while sum(task.done() for task in waiting) < 10:
@@ -302,14 +306,14 @@ async def test_what_is_published_is_stored_once_and_in_order(stage: Stage, trans
     assert [message["data"]["n"] for message in stored] == list(range(60))
 
 
-async def test_the_same_ref_is_stored_once(stage: Stage) -> None:
+async def test_the_same_ref_is_stored_once(stage: ClientFixture) -> None:
     async with connect(stage) as client:
         first = await client.publish("note.added", "what came first", ref="one")
         assert await client.publish("note.added", "another", ref="one") == first
     assert [message["data"] for message in await stage.inbox()] == ["what came first"]
 
 
-async def test_what_cannot_be_published_is_told(stage: Stage) -> None:
+async def test_what_cannot_be_published_is_told(stage: ClientFixture) -> None:
     async with connect(stage, options={"max_message_bytes": 10**7}) as client:
         for arguments, code in (((""), "invalid"), (("zero", "\0"), "refused"), (("big", "x" * 10**5), "too-big")):
             event, data = arguments if isinstance(arguments, tuple) else (arguments, None)
@@ -324,7 +328,7 @@ async def test_what_cannot_be_published_is_told(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-async def test_a_token_that_is_refused_twice_ends_the_client(stage: Stage, transport: Transport) -> None:
+async def test_a_token_that_is_refused_twice_ends_the_client(stage: ClientFixture, transport: Transport) -> None:
     asked = 0
 
     async def wrong() -> str:
@@ -338,7 +342,7 @@ async def test_a_token_that_is_refused_twice_ends_the_client(stage: Stage, trans
         assert (told.value.code, client.state, asked) == ("unauthorized", "closed", 2)
 
 
-async def test_a_token_that_cannot_be_had_is_asked_for_again(stage: Stage) -> None:
+async def test_a_token_that_cannot_be_had_is_asked_for_again(stage: ClientFixture) -> None:
     asked = 0
 
     async def at_last() -> str:
@@ -354,7 +358,7 @@ async def test_a_token_that_cannot_be_had_is_asked_for_again(stage: Stage) -> No
     assert reasons.count("no token: logged out") == 2
 
 
-async def test_a_client_that_does_not_take_its_events_lets_go_and_misses_nothing(stage: Stage) -> None:
+async def test_a_slow_client_reconnects_and_misses_no_event(stage: ClientFixture) -> None:
     async with connect(stage, token=token()) as client:
         await until(client, "connected")
         await stage.publish(3000)
@@ -362,7 +366,7 @@ async def test_a_client_that_does_not_take_its_events_lets_go_and_misses_nothing
         await judge(stage, client)
 
 
-async def test_a_listener_that_fails_ends_nothing(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_listener_that_fails_ends_nothing(stage: ClientFixture, caplog: pytest.LogCaptureFixture) -> None:
     def fail(state: State) -> None:
         raise LookupError(state.state)
 
@@ -372,7 +376,7 @@ async def test_a_listener_that_fails_ends_nothing(stage: Stage, caplog: pytest.L
     assert "on_state failed" in caplog.text
 
 
-async def test_a_client_that_only_publishes_keeps_nothing(stage: Stage) -> None:
+async def test_a_client_that_only_publishes_keeps_nothing(stage: ClientFixture) -> None:
     async with connect(stage, receive=False) as client:
         await until(client, "connected")
         await stage.publish(3000)
@@ -388,7 +392,7 @@ def test_a_url_that_is_none_is_told(url: str) -> None:
         Client(url, token="t")
 
 
-async def test_a_client_that_is_not_entered_says_so(stage: Stage) -> None:
+async def test_a_client_that_is_not_entered_says_so(stage: ClientFixture) -> None:
     client = connect(stage)
     with pytest.raises(RuntimeError, match="async with"):
         await anext(client)
@@ -410,7 +414,9 @@ HARD_VALUES: Final = (
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-async def test_any_value_of_jsonb_arrives_and_so_do_the_events_after_it(stage: Stage, transport: Transport) -> None:
+async def test_any_value_of_jsonb_arrives_and_so_do_the_events_after_it(
+    stage: ClientFixture, transport: Transport
+) -> None:
     written = await stage.publish_values(HARD_VALUES)
     async with connect(stage, transport, position=Position(0, None)) as client:
         first = await take(client, len(HARD_VALUES))
@@ -433,7 +439,7 @@ async def test_any_value_of_jsonb_arrives_and_so_do_the_events_after_it(stage: S
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-async def test_data_that_the_application_cannot_parse_is_reported(stage: Stage, transport: Transport) -> None:
+async def test_data_that_the_application_cannot_parse_is_reported(stage: ClientFixture, transport: Transport) -> None:
     def parse(text: str) -> object:
         if text == '{"n": 2}':
             raise OverflowError("two is too much")

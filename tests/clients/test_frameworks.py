@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from testing.browser import Page, browser, installed
-from testing.clients.fixture import Stage, serving
+from testing.clients.fixture import ClientFixture, serving
 from testing.clients.javascript import run
 from testing.local.postgres import LocalPostgres
 
@@ -48,13 +48,13 @@ def bundle(application: Path) -> Path:
 
 
 @pytest.fixture
-async def stage(postgres_server: LocalPostgres) -> AsyncIterator[Stage]:
-    async with Stage(postgres_server) as stage:
+async def stage(postgres_server: LocalPostgres) -> AsyncIterator[ClientFixture]:
+    async with ClientFixture(postgres_server) as stage:
         yield stage
 
 
 @pytest.fixture
-async def page(stage: Stage, bundle: Path) -> AsyncIterator[Page]:
+async def page(stage: ClientFixture, bundle: Path) -> AsyncIterator[Page]:
     async with serving(stage, bundle) as url, browser() as chromium, chromium.page() as page:
         await page.goto(f"{url}/frameworks/page.html")
         await page.wait_for("window.ready === true")
@@ -70,7 +70,7 @@ async def seen(page: Page, *names: str) -> list[Any]:
     return [await page.evaluate(f"seen.{name}") for name in names]
 
 
-async def test_any_number_of_react_components_share_one_connection(page: Page, stage: Stage) -> None:
+async def test_any_number_of_react_components_share_one_connection(page: Page, stage: ClientFixture) -> None:
     """In StrictMode, which runs every effect twice."""
     await stage.publish(3)
     await page.evaluate("draw('one', ['a', 'b', 'c'])")
@@ -101,7 +101,7 @@ async def test_any_number_of_react_components_share_one_connection(page: Page, s
     assert await seen(page, "opened", "open", "loads") == [2, 1, 2]
 
 
-async def test_a_react_page_is_right_after_a_reset_and_a_restart(page: Page, stage: Stage) -> None:
+async def test_a_react_page_is_right_after_a_reset_and_a_restart(page: Page, stage: ClientFixture) -> None:
     await page.evaluate("draw('one', ['a'])")
     await shows(page, "a", "0 connected")
     await stage.publish()
@@ -119,7 +119,7 @@ async def test_a_react_page_is_right_after_a_reset_and_a_restart(page: Page, sta
     assert await page.evaluate("seen.loads") == 3
 
 
-async def test_a_page_that_a_server_rendered_goes_on_from_its_state(page: Page, stage: Stage) -> None:
+async def test_a_page_that_a_server_rendered_goes_on_from_its_state(page: Page, stage: ClientFixture) -> None:
     await stage.publish(4)
     assert await page.evaluate("hydrate('one', 'a')") == "4 loading"
     await shows(page, "a", "6 connected")
@@ -128,7 +128,7 @@ async def test_a_page_that_a_server_rendered_goes_on_from_its_state(page: Page, 
     assert await seen(page, "opened", "loads") == [1, 0]
 
 
-async def test_without_a_user_nothing_is_connected(page: Page, stage: Stage) -> None:
+async def test_without_a_user_nothing_is_connected(page: Page, stage: ClientFixture) -> None:
     await page.evaluate("draw('one', ['a'], {url: null})")
     await shows(page, "a", "none closed")
     assert await seen(page, "opened", "loads") == [0, 0]
@@ -140,7 +140,7 @@ async def test_without_a_user_nothing_is_connected(page: Page, stage: Stage) -> 
 
 
 @pytest.mark.parametrize("framework", ["vue", "svelte"])
-async def test_others_on_the_same_core(page: Page, stage: Stage, framework: str) -> None:
+async def test_others_on_the_same_core(page: Page, stage: ClientFixture, framework: str) -> None:
     await stage.publish()
     await page.evaluate(f"{framework}('one', 'a')")
     await page.evaluate("draw('two', ['b'])")

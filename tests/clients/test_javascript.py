@@ -7,7 +7,7 @@ import os
 import subprocess
 from pathlib import Path
 
-from testing.clients.fixture import ROOT, Stage, serving
+from testing.clients.fixture import ROOT, ClientFixture, serving
 from testing.clients.javascript import program, run
 from testing.local.postgres import LocalPostgres
 
@@ -28,7 +28,7 @@ async def test_scenarios(application: Path, postgres_server: LocalPostgres) -> N
     node = program("node", "nodejs")
     major = int(run(node, "--version", folder=application).removeprefix("v").partition(".")[0])
     options = ["--experimental-websocket"] if major < 22 else []
-    async with Stage(postgres_server) as stage, serving(stage) as url:
+    async with ClientFixture(postgres_server) as stage, serving(stage) as url:
         process = await asyncio.create_subprocess_exec(
             node,
             *options,

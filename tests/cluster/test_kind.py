@@ -280,7 +280,7 @@ def test_policies_that_the_kernel_refuses_are_not_taken_for_enforced(machine: Ma
         pytest.fail("policies are not enforced")
 
 
-def test_a_plugin_that_reports_nothing_is_not_taken_to_enforce_policies(machine: Machine) -> None:
+def test_a_silent_plugin_does_not_count_as_enforcing_policies(machine: Machine) -> None:
     (machine.directory / "kindnet.log").write_text("")
     with pytest.raises(UnknownError, match="shows nothing"), KindCluster().enforcing_policies():
         pytest.fail("policies are not enforced")

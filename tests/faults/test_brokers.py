@@ -8,7 +8,7 @@ from typing import Final
 import pytest
 
 from testing.faults.client import Heard
-from testing.faults.environment import World
+from testing.faults.environment import FaultEnvironment
 from testing.faults.run import PLAN_LENGTH, run_plan
 from testing.faults.steps import (
     CutBroker,
@@ -46,7 +46,7 @@ async def broker(request: pytest.FixtureRequest) -> AsyncIterator[LocalBroker]:
 
 async def kept(server: LocalPostgres, broker: LocalBroker, plan: Sequence[Step], delivered: int, *resets: str) -> None:
     """The plan's promise is kept without a repair."""
-    async with World(server, broker) as world:
+    async with FaultEnvironment(server, broker) as world:
         for step in plan:
             await step.run(world)
         await world.settle(mending=False)

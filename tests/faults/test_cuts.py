@@ -12,7 +12,7 @@ from typing import Final
 import pytest
 
 from testing.faults.client import Asked, Heard
-from testing.faults.environment import World
+from testing.faults.environment import FaultEnvironment
 from testing.local.postgres import LocalPostgres
 
 CUTS: Final = 3
@@ -24,7 +24,7 @@ EVENT_EVERY_S: Final = 0.02
 async def test_two_second_cuts_again_and_again(
     postgres_server: LocalPostgres, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    async with World(postgres_server) as world:
+    async with FaultEnvironment(postgres_server) as world:
         await world.connect_client(1, "websocket")
         reset, silent = world.client_links
         over = asyncio.Event()

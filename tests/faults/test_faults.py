@@ -10,7 +10,7 @@ from typing import Final
 
 import pytest
 
-from testing.faults.environment import World
+from testing.faults.environment import FaultEnvironment
 from testing.faults.proxy import Mode
 from testing.faults.run import PLAN_LENGTH, run_plan
 from testing.faults.steps import (
@@ -72,7 +72,7 @@ async def kept(server: LocalPostgres, plan: Sequence[Step], *resets: str, delive
 
 async def kept_unmended(server: LocalPostgres, plan: Sequence[Step]) -> None:
     """The plan's promise is kept without a repair: relays and clients recover without help."""
-    async with World(server) as world:
+    async with FaultEnvironment(server) as world:
         for step in plan:
             await step.run(world)
         await world.settle(mending=False)
@@ -84,7 +84,7 @@ async def test_the_announcer_is_killed_while_it_polls(postgres_server: LocalPost
     await kept_unmended(postgres_server, plan)
 
 
-async def test_a_transaction_numbers_early_and_stays_open_until_the_announcer_waits(
+async def test_the_announcer_waits_for_a_long_transaction(
     postgres_server: LocalPostgres,
 ) -> None:
     plan = [Burst(0, 40), Begin(1), Publish(1, 4), ForceNumbering(1), Pause(2.5), Commit(1)]
@@ -108,7 +108,7 @@ async def test_the_notification_queue_is_full() -> None:
         await kept(server, [FOUR, FillNotifications(), FOUR, DrainNotifications(), Burst(0, 40)], delivered=4 * 2 + 41)
 
 
-async def test_transactions_are_delivered_as_they_commit_and_never_otherwise(postgres_server: LocalPostgres) -> None:
+async def test_only_committed_transactions_are_delivered(postgres_server: LocalPostgres) -> None:
     plan = [Begin(0), FOUR, Begin(1), Publish(1, 3), Savepoint(0), Publish(0, 2), UndoToSavepoint(0), Publish(0, 1)]
     plan += [Commit(1), Pause(0.2), Commit(0), Begin(1), Publish(1, 9), Rollback(1)]
     await kept(postgres_server, plan, delivered=4 + 3 + 1 + 1)

@@ -113,7 +113,7 @@ async def test_a_cut_ends_both_ends_and_the_next_connection_works() -> None:
 
 
 @pytest.mark.parametrize("refusing", [True, False])
-async def test_whoever_connects_is_sent_away_if_refused_or_if_nobody_is_there(refusing: bool) -> None:
+async def test_a_client_is_disconnected_if_the_target_rejects_it(refusing: bool) -> None:
     async with echo() as port:
         target = port
     async with Link(target) as link:

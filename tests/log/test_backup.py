@@ -132,7 +132,7 @@ async def test_a_backup_role_can_dump_everything(
         assert rows.count(f"\n{USER}\t") == 3
 
 
-async def test_a_move_by_logical_replication_keeps_epochs_numbers_and_the_inbox() -> None:
+async def test_logical_replication_keeps_epochs_numbers_and_inbox() -> None:
     with LocalPostgres(settings={"wal_level": "logical"}) as server:
         old, new = Database(server, "old"), Database(server, "new")
         owner = await asyncpg.connect(server.url())

@@ -36,7 +36,7 @@ async def test_insert_update_and_delete(orders: asyncpg.Connection) -> None:
     ]
 
 
-async def test_a_row_that_changes_hands_leaves_one_user_and_reaches_the_other(orders: asyncpg.Connection) -> None:
+async def test_a_changed_user_id_is_a_delete_and_an_insert(orders: asyncpg.Connection) -> None:
     await orders.execute("insert into orders values (1, 'alice', 1)")
     await orders.execute("update orders set owner = 'bob'")
     assert sorted(await published(orders), key=str)[:3] == [
@@ -260,7 +260,7 @@ async def test_virtual_generated_columns_have_their_values(connection: asyncpg.C
     ]
 
 
-async def test_a_row_that_moves_to_another_partition_is_deleted_and_inserted(connection: asyncpg.Connection) -> None:
+async def test_a_move_between_partitions_is_a_delete_and_an_insert(connection: asyncpg.Connection) -> None:
     await connection.execute(
         """
         create table readings (day date, owner text) partition by range (day);

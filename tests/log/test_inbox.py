@@ -102,7 +102,7 @@ async def test_nobody_else_may_use_it(connection: asyncpg.Connection) -> None:
     await connection.execute("reset role; drop owned by stranger; drop role stranger")
 
 
-async def test_workers_share_the_queue_and_one_that_dies_gives_back_what_it_took(
+async def test_workers_share_the_queue_and_a_dead_one_returns_its_items(
     migrated: Database, connection: asyncpg.Connection
 ) -> None:
     for number in range(50):

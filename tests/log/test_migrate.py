@@ -85,7 +85,7 @@ async def test_several_migrators_apply_everything_once(postgres: Database) -> No
     assert sorted(len(outcome) for outcome in outcomes) == [0, 0, 0, 0, len(ALL)]
 
 
-async def test_repeatable_files_may_be_applied_again_while_events_are_published(migrated: Database) -> None:
+async def test_repeatable_files_can_be_applied_during_publishing(migrated: Database) -> None:
     """Functions, triggers and policies are replaced in place, with the rights that were granted on them."""
     connection = await asyncpg.connect(migrated.url)
     role = f"publisher_{migrated.name}"

@@ -125,9 +125,7 @@ async def test_any_transaction_of_events_savepoints_and_forced_numbering(
         assert await connection.fetchval(f"select count(*) from userrealtime.{table}") == 0
 
 
-async def test_eight_writers_over_the_same_users_leave_no_gap_and_no_deadlock(
-    migrated: Database, connection: asyncpg.Connection
-) -> None:
+async def test_eight_writers_cause_no_gap_and_no_deadlock(migrated: Database, connection: asyncpg.Connection) -> None:
     """Every transaction takes a ticket right after its commit. Of two transactions of which one ended before the
     other began, the earlier must have the lower numbers."""
     clock = iter(range(10**9))

@@ -68,7 +68,7 @@ def longest_token() -> str:
 
 
 @pytest.mark.parametrize("cookie", [0, 7_000])
-async def test_a_token_of_the_documented_size_is_accepted_by_every_transport(migrated: Database, cookie: int) -> None:
+async def test_every_transport_accepts_a_token_of_documented_size(migrated: Database, cookie: int) -> None:
     bearer = longest_token()
     assert MAX_TOKEN_BYTES - 3 < len(bearer) <= MAX_TOKEN_BYTES
     headers = {"Cookie": f"a={'x' * cookie}"}

@@ -82,7 +82,7 @@ async def test_origins_that_are_no_sites_connect(migrated: Database, origin: str
                 pass
 
 
-async def test_by_default_there_is_no_cors_and_a_websocket_may_come_from_anywhere(migrated: Database) -> None:
+async def test_by_default_no_cors_headers_and_any_websocket_origin(migrated: Database) -> None:
     async with running(migrated.url) as relay, client(relay, headers={"Origin": EVIL}) as alice:
         assert (await receive(alice))["type"] == "connected"
         answer = await request(relay, "/poll", headers={"Origin": EVIL})

@@ -85,7 +85,7 @@ async def test_many_at_once_are_answered_in_order_and_events_go_on(
 
 
 @pytest.mark.parametrize("data", ['"\\u0000"', "NaN", "1e999", '"\\ud800"'])
-async def test_what_postgres_cannot_store_is_refused_and_the_connection_kept(
+async def test_unstorable_data_is_rejected_and_the_connection_kept(
     migrated: Database, connection: asyncpg.Connection, data: str
 ) -> None:
     body = f'{{"type":"publish","ref":"r","event":"note","data":{data}}}'

@@ -81,7 +81,7 @@ def test_where_a_token_is_looked_for(given: dict[str, str], token: str | None) -
     assert opening(**given).token == token
 
 
-def test_a_token_in_the_url_only_where_it_is_switched_on_and_after_all_others() -> None:
+def test_a_token_in_the_url_is_optional_and_has_least_priority() -> None:
     for header, token in ([], "u"), (["Bearer h"], "h"), (["Basic b"], ""):
         parsed = ConnectRequest.parse(query="token=u", authorization=header, last_event_id=[], query_token=True)
         assert parsed.token == token
@@ -194,7 +194,7 @@ def test_a_token_expires() -> None:
     assert made.closing == CloseFrame(CloseCode.TOKEN_EXPIRED, "Token expired")
 
 
-def test_a_cursor_that_is_none_closes_once_the_token_is_known_to_be_good() -> None:
+def test_an_invalid_cursor_closes_after_the_token_is_verified() -> None:
     made = session(None, resume=None)
     assert made.closing is None
     made.receive('{"type":"auth","token":"100"}', 1)

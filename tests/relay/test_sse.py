@@ -290,7 +290,7 @@ def test_what_many_get_is_encoded_once() -> None:
     assert encoder(encode_text("{}"), 1, "two\nlines") == b"id: 1\ndata: {}\n\n"
 
 
-async def test_one_that_is_cut_off_between_greeting_and_reset_does_not_skip_the_gap(
+async def test_a_cut_between_greeting_and_reset_skips_no_gap(
     migrated: Database, connection: asyncpg.Connection
 ) -> None:
     await publish(connection, 3)

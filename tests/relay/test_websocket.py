@@ -333,7 +333,7 @@ async def test_a_restart_of_postgres_loses_nothing(own_server: Database) -> None
             assert await receive_ids(alice, 20) == list(range(11, 21))
 
 
-async def test_a_client_that_comes_before_postgres_is_greeted_when_it_is_there(own_server: Database) -> None:
+async def test_a_client_before_postgres_is_greeted_when_it_starts(own_server: Database) -> None:
     await asyncio.to_thread(own_server.server.stop)
     async with (
         Relay(config(own_server.url)) as relay,
@@ -555,7 +555,7 @@ async def test_a_client_that_is_too_slow_is_told_so_if_it_reads_on(
         assert await closed(slow) == (4008, "Too slow")
 
 
-async def test_a_client_that_takes_half_an_event_is_too_slow_though_nothing_follows(
+async def test_a_client_that_reads_half_an_event_is_too_slow(
     migrated: Database, connection: asyncpg.Connection
 ) -> None:
     async with (

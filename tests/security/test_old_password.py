@@ -14,7 +14,7 @@ import pytest
 from testing.installation import SCOPE, Installation, installation
 from testing.operator.fixture import SECRET
 from testing.patience import PATIENCE_S
-from tests.operator.reconcile.test_reconcile_roles import RoleWorld
+from tests.operator.reconcile.test_reconcile_roles import RoleFixture
 from userrealtime_operator.kube.types import ObjectKey
 from userrealtime_operator.model.naming import child_name
 from userrealtime_operator.postgres import roles as roles_module
@@ -108,7 +108,7 @@ async def test_a_replaced_password_opens_nothing(site: Site, stuck: bool) -> Non
         assert [row[0] for row in await site.admin.fetch("select name from userrealtime.revoked_role")] == [old.role]
 
 
-async def test_the_password_of_a_deleted_user_opens_nothing_in_a_second_life(site: Site) -> None:
+async def test_an_old_password_is_invalid_for_a_recreated_user(site: Site) -> None:
     first = await site.given()
     second = await site.rotate(first, 1)
     for each in (first, second):
@@ -208,7 +208,7 @@ async def test_many_large_objects_use_up_no_locks(site: Site, monkeypatch: pytes
     assert await site.admin.fetch("select from userrealtime.revoked_role") == []
 
 
-class EmergencyWorld(RoleWorld):
+class EmergencyFixture(RoleFixture):
     """A user whose pod serves, while no other rollout may begin."""
 
     def __init__(self, site: Site) -> None:
@@ -217,7 +217,7 @@ class EmergencyWorld(RoleWorld):
         self.pods = ObjectKey("Deployment", "users", child_name("alice"))
 
     @classmethod
-    async def serving(cls, site: Site) -> EmergencyWorld:
+    async def serving(cls, site: Site) -> EmergencyFixture:
         world = cls(site)
         await world.reconcile()
         world.become_available()
@@ -234,8 +234,8 @@ class EmergencyWorld(RoleWorld):
 
 
 @pytest.mark.parametrize("how", ["deleted", "emptied", "without its series", "other key"])
-async def test_the_emergency_procedure_ends_sessions_and_waits_for_no_rollout(site: Site, how: str) -> None:
-    world = await EmergencyWorld.serving(site)
+async def test_the_emergency_procedure_ends_sessions_immediately(site: Site, how: str) -> None:
+    world = await EmergencyFixture.serving(site)
     old, generation = world.credentials(), world.generation()
     await site.keep_from_being_dropped(old)
     session = await site.connect(old)
@@ -256,8 +256,8 @@ async def test_the_emergency_procedure_ends_sessions_and_waits_for_no_rollout(si
     await site.expect_useful(world.credentials())
 
 
-async def test_a_password_that_somebody_else_has_changed_is_noticed_and_replaced(site: Site) -> None:
-    world = await EmergencyWorld.serving(site)
+async def test_a_foreign_password_change_is_detected_and_replaced(site: Site) -> None:
+    world = await EmergencyFixture.serving(site)
     old, generation = world.credentials(), world.generation()
     thief = await site.connect(old)
     await thief.execute(f"alter role {old.role} password 'of the attacker'")
@@ -281,7 +281,7 @@ async def test_a_password_that_somebody_else_has_changed_is_noticed_and_replaced
 
 
 async def test_a_changed_password_is_noticed_by_an_operator_that_starts(site: Site) -> None:
-    world = await EmergencyWorld.serving(site)
+    world = await EmergencyFixture.serving(site)
     old = world.credentials()
     thief = await site.connect(old)
     await thief.execute(f"alter role {old.role} password 'of the attacker'")

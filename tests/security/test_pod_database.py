@@ -13,7 +13,7 @@ import pytest
 from testing.installation import SCOPE, Installation, installation
 from testing.operator.samples import body
 from testing.patience import PATIENCE_S
-from tests.operator.reconcile.test_reconcile_roles import RoleWorld
+from tests.operator.reconcile.test_reconcile_roles import RoleFixture
 from userrealtime_core.secret import Secret
 from userrealtime_operator.kube.types import ObjectKey
 from userrealtime_operator.model.naming import child_name
@@ -229,7 +229,7 @@ async def test_the_watchdog_runs_by_itself() -> None:
 async def test_a_held_row_delays_the_erasure_of_no_user() -> None:
     async with installation() as site, Database(site.operator_url) as database:
         admin = await asyncpg.connect(site.admin_url)
-        world = RoleWorld(site.operator_url, database)
+        world = RoleFixture(site.operator_url, database)
         world.api.resources.clear()
         for name in (MALLORY, "bob", "carol"):
             item = body(name)
@@ -255,7 +255,7 @@ async def test_a_held_row_delays_the_erasure_of_no_user() -> None:
         await admin.close()
 
 
-async def test_a_held_row_of_another_session_is_not_waited_for_without_limit() -> None:
+async def test_the_wait_for_a_locked_row_has_a_limit() -> None:
     async with installation() as site, Database(site.operator_url) as database:
         admin = await asyncpg.connect(site.admin_url)
         resource = str(uuid.uuid4())

@@ -120,7 +120,7 @@ async def test_websockets_without_a_token_make_room(migrated: Database) -> None:
             each.transport.abort()
 
 
-async def test_a_client_with_a_token_is_served_while_strangers_come_back_again_and_again(migrated: Database) -> None:
+async def test_a_client_with_a_token_is_served_under_a_flood(migrated: Database) -> None:
     opened = 0
 
     async def come_back(relay: Relay) -> None:
@@ -142,7 +142,7 @@ async def test_a_client_with_a_token_is_served_while_strangers_come_back_again_a
             each.cancel()
 
 
-async def test_a_request_with_a_token_is_not_displaced_while_its_body_arrives(migrated: Database) -> None:
+async def test_a_token_protects_a_request_while_its_body_arrives(migrated: Database) -> None:
     body = json.dumps({"ref": "slow", "event": "e", "data": 1}).encode()
     async with running(migrated.url, MAX_CONNECTIONS="3") as relay:
         reader, writer = await asyncio.open_connection("127.0.0.1", relay.ws_port)
@@ -241,22 +241,22 @@ async def woken(opened: ActivatorProxy) -> None:
 @pytest.mark.parametrize("start", [b"", b"GET /poll HTTP/1.1\r\nX: "], ids=["idle", "half a head"])
 async def test_at_the_activator_connections_without_a_request_make_room(migrated: Database, start: bytes) -> None:
     async with (
-        gate(migrated.url, unauthenticated=5) as (opened, house, metrics),
+        gate(migrated.url, unauthenticated=5) as (opened, cluster, metrics),
         connections(opened.port, 12, start) as held,
     ):
         async with asyncio.timeout(PATIENCE_S):
             assert all([await ended(reader) for reader in held[:7]])
-        assert house.wakes == 0
+        assert cluster.wakes == 0
         await woken(opened)
         assert metrics.value("unauthenticated") <= 5
         assert metrics.value("outcomes_total", outcome="evicted") >= 7
 
 
 async def test_at_the_activator_websockets_without_a_token_make_room(migrated: Database) -> None:
-    async with gate(migrated.url, unauthenticated=5, user_connections=3) as (opened, house, metrics):
+    async with gate(migrated.url, unauthenticated=5, user_connections=3) as (opened, cluster, metrics):
         strangers = [await connect(f"ws://127.0.0.1:{opened.port}/ws") for _ in range(12)]
         assert [await closed(each) for each in strangers[:7]] == [EVICTED] * 7
-        assert house.wakes == 0
+        assert cluster.wakes == 0
         await woken(opened)
         assert metrics.value("outcomes_total", outcome="overloaded") == 0
         for each in strangers:
@@ -276,27 +276,25 @@ async def test_at_the_activator_a_carried_client_is_not_displaced(migrated: Data
 
 
 @pytest.mark.parametrize("host", ["nobody.example", SERVICE["Host"]])
-async def test_at_the_activator_the_body_of_a_request_without_a_token_is_not_parsed(
-    migrated: Database, chunks: list[Any], host: str
-) -> None:
-    async with gate(migrated.url) as (opened, house, _):
+async def test_the_activator_parses_no_body_without_a_token(migrated: Database, chunks: list[Any], host: str) -> None:
+    async with gate(migrated.url) as (opened, cluster, _):
         head = f"POST /publish HTTP/1.1\r\nHost: {host}\r\n".encode()
         said = await answer(opened.port, head + CHUNKED, TINY_CHUNKS)
         assert said.split(b" ")[1] in (b"401", b"404")
         assert chunks == []
-        assert house.wakes == 0
+        assert cluster.wakes == 0
         await woken(opened)
 
 
 async def test_at_the_activator_tiny_chunks_are_limited_with_a_token(migrated: Database, chunks: list[Any]) -> None:
     head = f"POST /publish HTTP/1.1\r\nHost: {SERVICE['Host']}\r\nAuthorization: Bearer {token()}\r\n".encode()
-    async with gate(migrated.url) as (opened, house, _):
+    async with gate(migrated.url) as (opened, cluster, _):
         assert b" 413 " in await answer(opened.port, head + CHUNKED, TINY_CHUNKS)
         assert len(chunks) == MAX_BODY_PIECES + 1
-        assert house.wakes == 0
+        assert cluster.wakes == 0
 
 
-async def test_at_the_activator_frames_before_the_token_are_parsed_up_to_a_limit(
+async def test_the_activator_limits_the_frames_before_the_token(
     migrated: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parsed = 0

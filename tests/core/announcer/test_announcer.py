@@ -117,7 +117,7 @@ async def test_a_transaction_that_outlasts_the_lease_is_announced(
     await slow.close()
 
 
-async def test_a_transaction_from_before_the_doorbell_was_armed_is_announced(
+async def test_a_transaction_before_the_doorbell_is_announced(
     migrated: Database, connection: asyncpg.Connection
 ) -> None:
     slow = await asyncpg.connect(migrated.url)

@@ -81,7 +81,7 @@ class Api:
         return {"data": {"TOKEN_KEY": "a2V5"}}
 
 
-class World:
+class ReconcilerFixture:
     """An activator's cluster, and the API server."""
 
     def __init__(self) -> None:
@@ -99,14 +99,14 @@ class World:
 
 
 @pytest.fixture
-def world() -> World:
+def world() -> ReconcilerFixture:
     """A cluster with alice, who has never been woken."""
-    world = World()
+    world = ReconcilerFixture()
     world.requests.put(resource())
     return world
 
 
-async def test_a_request_is_conditional_on_the_last_observed_version(world: World) -> None:
+async def test_a_request_is_conditional_on_the_last_observed_version(world: ReconcilerFixture) -> None:
     await world.cluster.request_wake(ALICE)
     world.requests.put(resource(2))
     await world.cluster.request_wake(ALICE)
@@ -114,20 +114,20 @@ async def test_a_request_is_conditional_on_the_last_observed_version(world: Worl
     assert world.requested() == 2
 
 
-async def test_the_request_of_another_replica_is_not_repeated(world: World) -> None:
+async def test_the_request_of_another_replica_is_not_repeated(world: ReconcilerFixture) -> None:
     world.requests.put(resource(2, FIRST))
     await world.cluster.request_wake(ALICE)
     assert world.api.versions == []
 
 
-async def test_a_request_that_was_there_at_the_start_belongs_to_an_earlier_wake() -> None:
-    world = World()
+async def test_a_request_from_before_the_start_is_an_earlier_wake() -> None:
+    world = ReconcilerFixture()
     world.requests.put(resource(1, FIRST))
     await world.cluster.request_wake(ALICE)
     assert world.api.versions == ["1"]
 
 
-async def test_a_request_before_the_last_ready_pod_belongs_to_an_earlier_wake(world: World) -> None:
+async def test_a_request_before_the_last_ready_pod_is_an_earlier_wake(world: ReconcilerFixture) -> None:
     world.requests.put(resource(2, FIRST))
     world.cluster._pods.put(pod(ready=True))
     world.cluster._pods.remove(pod(ready=True))
@@ -135,7 +135,7 @@ async def test_a_request_before_the_last_ready_pod_belongs_to_an_earlier_wake(wo
     assert world.api.versions == ["2"]
 
 
-async def test_a_request_without_effect_is_repeated(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_request_without_effect_is_repeated(world: ReconcilerFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     world.requests.put(resource(2, FIRST))
     later = time.monotonic() + PENDING_S
     monkeypatch.setattr("userrealtime_operator.activator.cluster.time.monotonic", lambda: later)
@@ -143,7 +143,7 @@ async def test_a_request_without_effect_is_repeated(world: World, monkeypatch: p
     assert world.api.versions == ["2"]
 
 
-async def test_a_conflict_with_another_replica_ends_with_its_request(world: World) -> None:
+async def test_a_conflict_with_another_replica_ends_with_its_request(world: ReconcilerFixture) -> None:
     world.api.conflicts = 1
     requesting = asyncio.create_task(world.cluster.request_wake(ALICE))
     async with asyncio.timeout(PATIENCE_S):
@@ -155,7 +155,9 @@ async def test_a_conflict_with_another_replica_ends_with_its_request(world: Worl
     assert world.requested() == 0
 
 
-async def test_frequent_writes_by_others_do_not_prevent_a_wake(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_frequent_writes_by_others_do_not_prevent_a_wake(
+    world: ReconcilerFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "_WATCH_DELAY_S", 0.01)
     world.api.conflicts = 100
     await world.cluster.request_wake(ALICE)
@@ -163,7 +165,7 @@ async def test_frequent_writes_by_others_do_not_prevent_a_wake(world: World, mon
     assert world.requested() == 1
 
 
-async def test_an_api_server_that_fails_is_an_os_error(world: World) -> None:
+async def test_an_api_server_that_fails_is_an_os_error(world: ReconcilerFixture) -> None:
     world.api.error = ApiError(0, "no answer")
     with pytest.raises(OSError, match="no answer"):
         await world.cluster.request_wake(ALICE)
@@ -171,11 +173,11 @@ async def test_an_api_server_that_fails_is_an_os_error(world: World) -> None:
         await world.cluster.secret(ALICE)
 
 
-async def test_a_secret_is_read_by_the_name_of_the_users_objects(world: World) -> None:
+async def test_a_secret_is_read_by_the_name_of_the_users_objects(world: ReconcilerFixture) -> None:
     assert await world.cluster.secret(ALICE) == {"data": {"TOKEN_KEY": "a2V5"}}
 
 
-async def test_a_registered_address_is_used_until_the_watch_reports_a_pod(world: World) -> None:
+async def test_a_registered_address_is_used_until_the_watch_reports_a_pod(world: ReconcilerFixture) -> None:
     changed = asyncio.create_task(world.cluster.wait_for_change(ALICE))
     await asyncio.sleep(0)
     world.cluster.register_address(ALICE, "10.0.0.9")
@@ -191,7 +193,7 @@ async def test_a_registered_address_is_used_until_the_watch_reports_a_pod(world:
 
 
 async def test_the_watches_maintain_the_users_and_the_pods() -> None:
-    world = World()
+    world = ReconcilerFixture()
     world.api.objects = {"userrealtimes": [resource(), resource(name="bob")], "pods": [pod(ready=False)]}
     async with (
         asyncio.timeout(PATIENCE_S),
@@ -214,7 +216,7 @@ async def test_the_watches_maintain_the_users_and_the_pods() -> None:
 
 
 async def test_a_watch_that_fails_unexpectedly_ends_the_process() -> None:
-    world = World()
+    world = ReconcilerFixture()
     world.api.objects["pods"] = [{"metadata": {"name": "a"}}]
     with pytest.raises(KeyError):
         async with world.cluster.watching(world.api, ["users"]) as listed:  # type: ignore[arg-type]
@@ -235,7 +237,7 @@ def test_a_new_list_removes_users_that_are_not_in_it() -> None:
     assert routes.find(NAME, "/ws") == ALICE
 
 
-async def test_a_request_counts_from_its_observation_and_not_by_its_own_time() -> None:
+async def test_a_request_counts_from_its_observation() -> None:
     tracker = WakeRequestTracker(RouteTable())
     before = time.monotonic()
     tracker.put(resource(1, FIRST))

@@ -50,7 +50,7 @@ def test_a_pod_counts_from_its_address_until_it_goes() -> None:
     assert best(pods) is None
 
 
-def test_a_ready_pod_goes_before_a_newer_one_and_a_newer_one_before_an_older() -> None:
+def test_ready_pods_come_first_then_newer_ones() -> None:
     pods = Pods()
     pods.put(pod("a", "10.0.0.1", ready=True, created=1))
     pods.put(pod("b", "10.0.0.2", created=2))
@@ -98,7 +98,7 @@ async def test_every_change_is_told_to_all_who_wait() -> None:
     waiting[0].cancel()
 
 
-async def test_a_pod_that_announces_itself_counts_until_the_cluster_tells_of_one() -> None:
+async def test_a_registered_pod_is_used_until_the_cluster_reports_one() -> None:
     pods = Pods()
     changed = asyncio.create_task(pods.wait_for_change(ALICE))
     await asyncio.sleep(0)
@@ -112,7 +112,7 @@ async def test_a_pod_that_announces_itself_counts_until_the_cluster_tells_of_one
     assert best(pods) is None
 
 
-def test_a_pod_that_the_cluster_knows_goes_before_one_that_announces_itself() -> None:
+def test_a_pod_from_the_cluster_precedes_a_registered_one() -> None:
     pods = Pods()
     pods.put(pod())
     pods.add_registered(ALICE, "10.0.0.9")

@@ -163,7 +163,7 @@ async def test_a_list_that_fails_starts_again_at_its_first_page(delays: list[flo
     ]
 
 
-async def test_the_delay_doubles_to_its_limit_and_starts_again_after_an_event(delays: list[float]) -> None:
+async def test_the_delay_doubles_to_a_limit_and_resets_after_an_event(delays: list[float]) -> None:
     failures = [[ApiError(0, "no answer")]] * 8
     await run([page(5)], *failures, [("ADDED", item("a", 6)), ApiError(0, "no answer")])
     assert delays == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0, 0.1]

@@ -160,7 +160,7 @@ def template(config: Config = CONFIG, secrets: Secrets = SECRETS, **spec: Any) -
     return found
 
 
-def test_another_url_or_series_rolls_the_pod_out_and_another_key_does_not() -> None:
+def test_a_new_url_rolls_out_the_pod_and_a_new_key_does_not() -> None:
     assert template() != template(secrets=replace(SECRETS, database_url="postgresql://elsewhere/app"))
     assert template() != template(secrets=replace(SECRETS, token_keys=replace(KEYS, series="series two")))
     rotated = replace(KEYS, current="other-key-" * 4, previous=KEYS.current, honoured="1")
@@ -180,7 +180,7 @@ def test_the_keys_are_files_and_those_that_come_and_go_may_be_missing() -> None:
     }
 
 
-def test_certificates_that_are_trusted_are_a_file_that_openssl_and_libpq_are_told_of() -> None:
+def test_trusted_certificates_are_a_file_for_openssl_and_libpq() -> None:
     pod = template(replace(CONFIG, trust=Trust("authorities", "bundle.pem")))["spec"]
     [volume] = [each for each in pod["volumes"] if "configMap" in each]
     assert (volume["configMap"]["name"], volume["configMap"]["items"][0]["key"]) == ("authorities", "bundle.pem")
@@ -251,7 +251,7 @@ class Recorder(dict[str, str]):
         return super().get(key, default)
 
 
-def test_the_relay_understands_every_setting_and_each_is_offered_or_kept_back_on_purpose(tmp_path: Path) -> None:
+def test_every_relay_setting_is_offered_or_excluded_explicitly(tmp_path: Path) -> None:
     (tmp_path / "TOKEN_KEY").write_text(KEYS.current)
     pod = template(FULL, relay={"logLevel": "debug"}, limits={"messagesPerSecond": 7})
     environment = Recorder(relay_environment(pod))
@@ -307,7 +307,7 @@ def test_the_digest_covers_the_whole_object() -> None:
     assert changed == {"Deployment"}
 
 
-def test_several_pods_are_spread_over_nodes_unless_the_platform_says_how() -> None:
+def test_pods_are_spread_over_nodes_by_default() -> None:
     [spread] = template(replicas=3)["spec"]["topologySpreadConstraints"]
     assert (spread["topologyKey"], spread["whenUnsatisfiable"]) == ("kubernetes.io/hostname", "ScheduleAnyway")
     assert spread["labelSelector"]["matchLabels"]["app.kubernetes.io/instance"] == resource().child_name
@@ -351,7 +351,7 @@ ASLEEP = Asleep("2026-01-02T03:04:05.000006Z", "2026-01-01T00:00:00.000000Z")
 ACTIVATORS = Endpoints("IPv4", ("10.0.0.1", "10.0.0.2"), 8080)
 
 
-def test_a_sleeping_user_differs_in_the_replicas_the_annotations_and_the_slice() -> None:
+def test_sleep_changes_only_replicas_annotations_and_slice() -> None:
     awake = by_kind()
     sleeping = {item["kind"]: item for item in desired_objects(resource("alice"), CONFIG, SECRETS, ASLEEP, ACTIVATORS)}
     assert list(sleeping) == ["Secret", "Service", "EndpointSlice", "Deployment", "Ingress"]
@@ -362,7 +362,7 @@ def test_a_sleeping_user_differs_in_the_replicas_the_annotations_and_the_slice()
         assert sleeping[kind] == awake[kind]
 
 
-def test_the_slice_is_one_of_the_users_service_that_the_cluster_leaves_alone() -> None:
+def test_the_cluster_does_not_manage_the_activator_slice() -> None:
     objects = {item["kind"]: item for item in desired_objects(resource("alice"), CONFIG, SECRETS, ASLEEP, ACTIVATORS)}
     service, found = objects["Service"], objects["EndpointSlice"]
     metadata = found["metadata"]

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from testing.operator.fixture import World
+from testing.operator.fixture import ReconcilerFixture
 from testing.operator.samples import CONFIG, SECRETS, body, resource
 from userrealtime_operator.config import ConfigError, parse_config
 from userrealtime_operator.kube.types import Object, ObjectKey
@@ -67,7 +67,7 @@ def test_a_broker_that_is_not_set_up_is_refused() -> None:
 
 
 async def test_it_says_so_of_itself() -> None:
-    world = World()
+    world = ReconcilerFixture()
     world.add(body("alice", relay={"signal": "nats"}))
     await world.reconcile()
     assert world.condition("Ready")[:2] == ("False", "InvalidSignal")
@@ -112,7 +112,7 @@ def test_too_many_is_said_until_they_are_a_fifth_fewer() -> None:
 
 async def test_past_the_range_users_say_so_when_they_are_written_anyway() -> None:
     config = replace(CONFIG, signals=SignalDefaults(listen_range=2))
-    world = World()
+    world = ReconcilerFixture()
     world.restart(config)
     await world.serve("bob", "carol")
     assert "SignalRange" not in str(world.api.resources)

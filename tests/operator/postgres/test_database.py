@@ -59,7 +59,7 @@ async def test_the_log_goes_with_the_last_resource(
     assert await left(connection) == {"registration": 1, "log": 1, "event": 1, "inbox": 1}
 
 
-async def test_a_log_that_a_new_resource_has_by_now_does_not_go_with_the_old_one(
+async def test_a_log_reused_by_a_new_resource_is_not_removed(
     database: Database, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await database.register(ONE, SCOPE, "alice")

@@ -240,7 +240,7 @@ async def waits_for_a_row(connection: asyncpg.Connection) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_a_role_that_a_new_resource_takes_over_is_not_dropped_with_the_old_one(
+async def test_a_role_reused_by_a_new_resource_is_not_dropped(
     database: Database, connection: asyncpg.Connection, migrated: OwnDatabase
 ) -> None:
     roles = Roles(database)

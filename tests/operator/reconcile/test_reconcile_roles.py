@@ -12,7 +12,7 @@ import asyncpg
 import pytest
 
 from testing.database import Database as OwnDatabase
-from testing.operator.fixture import SECRET, World
+from testing.operator.fixture import SECRET, ReconcilerFixture
 from testing.operator.samples import CONFIG, body
 from userrealtime_operator.config import DatabaseAccess
 from userrealtime_operator.model.labels import PASSWORD_ROTATION_ANNOTATION
@@ -22,7 +22,7 @@ from userrealtime_operator.process.metrics import Metrics
 from userrealtime_operator.reconcile.reconciler import Reconciler
 
 
-class RoleWorld(World):
+class RoleFixture(ReconcilerFixture):
     """A world with a database."""
 
     def __init__(self, url: str, database: Database) -> None:
@@ -56,12 +56,12 @@ class RoleWorld(World):
 
 
 @pytest.fixture
-async def world(migrated: OwnDatabase) -> AsyncIterator[RoleWorld]:
+async def world(migrated: OwnDatabase) -> AsyncIterator[RoleFixture]:
     async with Database(migrated.url) as database:
-        yield RoleWorld(migrated.url, database)
+        yield RoleFixture(migrated.url, database)
 
 
-async def test_a_user_gets_a_role_and_then_nothing_is_written(world: RoleWorld) -> None:
+async def test_a_user_gets_a_role_and_then_nothing_is_written(world: RoleFixture) -> None:
     await world.reconcile()
     assert await world.served() == "alice"
     world.become_available()
@@ -70,7 +70,7 @@ async def test_a_user_gets_a_role_and_then_nothing_is_written(world: RoleWorld) 
 
 
 async def test_a_password_is_replaced_on_request_beside_the_old_one(
-    world: RoleWorld, connection: asyncpg.Connection
+    world: RoleFixture, connection: asyncpg.Connection
 ) -> None:
     await world.reconcile()
     old = world.secret_url()
@@ -88,7 +88,7 @@ async def test_a_password_is_replaced_on_request_beside_the_old_one(
     assert [row[0] for row in await connection.fetch(retired)] == [True, False]
 
 
-async def test_a_dropped_role_comes_back(world: RoleWorld, connection: asyncpg.Connection) -> None:
+async def test_a_dropped_role_comes_back(world: RoleFixture, connection: asyncpg.Connection) -> None:
     await world.reconcile()
     await connection.execute(f"drop role {world.secret_url().split('//')[1].split(':')[0]}")
     await world.reconciler.sweep("users")
@@ -98,7 +98,7 @@ async def test_a_dropped_role_comes_back(world: RoleWorld, connection: asyncpg.C
     assert await world.served() == "alice"
 
 
-async def test_a_role_goes_with_its_resource(world: RoleWorld) -> None:
+async def test_a_role_goes_with_its_resource(world: RoleFixture) -> None:
     await world.reconcile()
     url = world.secret_url()
     world.api.resources.clear()
@@ -107,7 +107,7 @@ async def test_a_role_goes_with_its_resource(world: RoleWorld) -> None:
         await asyncpg.connect(url)
 
 
-async def test_a_damaged_password_is_replaced_by_one_of_the_other_role(world: RoleWorld) -> None:
+async def test_a_damaged_password_is_replaced_by_one_of_the_other_role(world: RoleFixture) -> None:
     await world.reconcile()
     world.become_available()
     await world.reconcile()

@@ -52,7 +52,7 @@ def test_a_status_of_ours_is_no_news_and_one_of_somebody_else_is() -> None:
     assert resources.put(resource(4, status={"url": "b"}))
 
 
-def test_what_others_ask_for_in_a_status_is_news_also_in_the_answer_to_ours() -> None:
+def test_a_foreign_status_change_in_a_response_is_new() -> None:
     resources = Resources()
     resources.put(resource(1))
     assert resources.put(resource(3, status={"url": "a", "wakeRequestedAt": "now"}), ours=True)

@@ -127,7 +127,7 @@ def test_what_a_secret_holds_of_another_role_is_replaced() -> None:
     assert not chooser.choose("from before").rotated
 
 
-def test_credentials_that_are_lost_are_replaced_by_those_of_the_other_role() -> None:
+def test_lost_credentials_are_replaced_by_the_other_role() -> None:
     now, names = datetime(2026, 1, 2, tzinfo=UTC), ("urt_a", "urt_b")
 
     def chosen(secret: dict[str, Any] | None, last: str | None, *, lost: bool) -> Credentials:

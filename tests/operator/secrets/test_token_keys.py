@@ -104,7 +104,7 @@ def test_a_request_during_the_overlap_waits_for_its_end() -> None:
     assert following.honoured == "2"
 
 
-def test_a_request_while_a_key_is_being_replaced_anyway_is_honoured_by_that() -> None:
+def test_a_request_during_a_rotation_is_fulfilled_by_it() -> None:
     life = Life()
     life.look()
     life.request = "1"
@@ -150,7 +150,7 @@ def test_waits_end_where_something_is_due() -> None:
     assert all(one != other for one, other in itertools.pairwise(keys))
 
 
-def test_a_schedule_that_is_changed_counts_from_when_the_key_began_to_sign() -> None:
+def test_a_changed_schedule_counts_from_the_keys_first_use() -> None:
     life = Life()
     life.look()
     assert life.look(800 * HOUR)[0].next is None

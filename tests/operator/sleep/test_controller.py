@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from testing.operator.fixture import World
+from testing.operator.fixture import ReconcilerFixture
 from testing.operator.samples import CONFIG, body
 from userrealtime_operator.config import Activator, Config, IdleDefaults
 from userrealtime_operator.kube.client import ApiError
@@ -39,7 +39,7 @@ def endpoints(*addresses: str) -> Object:
     }
 
 
-class SleepWorld(World):
+class SleepFixture(ReconcilerFixture):
     """One where users may sleep. `self.time` and `self.database.time` are one clock, `self.clock` another."""
 
     def __init__(self) -> None:
@@ -124,9 +124,9 @@ class SleepWorld(World):
 
 
 @pytest.fixture
-async def world() -> SleepWorld:
+async def world() -> SleepFixture:
     """Alice is awake, and has been idle for long."""
-    world = SleepWorld()
+    world = SleepFixture()
     await world.ready("10.0.0.1", "10.0.0.2")
     await world.reconcile()
     world.have_pod()
@@ -136,7 +136,7 @@ async def world() -> SleepWorld:
     return world
 
 
-async def test_the_slice_comes_first_and_then_the_pod_goes(world: SleepWorld) -> None:
+async def test_the_slice_comes_first_and_then_the_pod_goes(world: SleepFixture) -> None:
     await world.look()
     assert world.woken == ["alice"]
     assert await world.reconcile() == ["pods", "apply EndpointSlice"]
@@ -150,7 +150,7 @@ async def test_the_slice_comes_first_and_then_the_pod_goes(world: SleepWorld) ->
     assert (world.replicas, world.addresses) == (0, ["10.0.0.1", "10.0.0.2"])
 
 
-async def test_the_settle_time_begins_when_the_slice_is_seen(world: SleepWorld) -> None:
+async def test_the_settle_time_begins_when_the_slice_is_seen(world: SleepFixture) -> None:
     await world.look()
     world.stale = copy.deepcopy(world.api.children)
     await world.reconcile()
@@ -161,7 +161,7 @@ async def test_the_settle_time_begins_when_the_slice_is_seen(world: SleepWorld) 
     assert world.replicas == 1
 
 
-async def test_a_slice_that_goes_in_the_settle_time_begins_it_anew(world: SleepWorld) -> None:
+async def test_a_slice_that_goes_in_the_settle_time_begins_it_anew(world: SleepFixture) -> None:
     await world.settle()
     del world.api.children[SLICE]
     assert await world.reconcile() == ["apply EndpointSlice"]
@@ -169,7 +169,7 @@ async def test_a_slice_that_goes_in_the_settle_time_begins_it_anew(world: SleepW
     assert world.replicas == 1
 
 
-async def test_a_sleeping_user_is_as_wanted_and_costs_nothing(world: SleepWorld) -> None:
+async def test_a_sleeping_user_is_as_wanted_and_costs_nothing(world: SleepFixture) -> None:
     await world.fall_asleep()
     assert world.condition("Asleep")[:2] == ("True", "Idle")
     assert world.condition("Ready")[:2] == ("True", "Asleep")
@@ -180,7 +180,7 @@ async def test_a_sleeping_user_is_as_wanted_and_costs_nothing(world: SleepWorld)
     assert await world.reconcile() == []
 
 
-async def test_a_client_in_the_settle_time_wins(world: SleepWorld) -> None:
+async def test_a_client_in_the_settle_time_wins(world: SleepFixture) -> None:
     await world.settle()
     world.say(clients=1, since_s=0)
     assert await world.reconcile() == ["pods", "delete EndpointSlice"]
@@ -190,7 +190,7 @@ async def test_a_client_in_the_settle_time_wins(world: SleepWorld) -> None:
     assert await world.reconcile() == []
 
 
-async def test_a_wake_request_in_the_settle_time_wins(world: SleepWorld) -> None:
+async def test_a_wake_request_in_the_settle_time_wins(world: SleepFixture) -> None:
     await world.look()
     await world.reconcile()
     world.ask()
@@ -204,7 +204,7 @@ async def test_a_wake_request_in_the_settle_time_wins(world: SleepWorld) -> None
     assert world.woken == []
 
 
-async def test_a_wake_request_that_the_last_step_did_not_see_wakes(world: SleepWorld) -> None:
+async def test_a_wake_request_that_the_last_step_did_not_see_wakes(world: SleepFixture) -> None:
     """It came while the pod was being put to sleep."""
     await world.settle()
     await world.reconcile()
@@ -214,7 +214,7 @@ async def test_a_wake_request_that_the_last_step_did_not_see_wakes(world: SleepW
     assert not world.sleeping
 
 
-async def test_a_wake_is_one_write_before_all_others(world: SleepWorld) -> None:
+async def test_a_wake_is_one_write_before_all_others(world: SleepFixture) -> None:
     await world.fall_asleep()
     world.ask()
     calls = await world.reconcile()
@@ -228,7 +228,7 @@ async def test_a_wake_is_one_write_before_all_others(world: SleepWorld) -> None:
     assert world.counted("wakes_total", reason="WakeRequested") == 1
 
 
-async def test_the_slice_stays_until_the_pod_is_among_the_endpoints(world: SleepWorld) -> None:
+async def test_the_slice_stays_until_the_pod_is_among_the_endpoints(world: SleepFixture) -> None:
     await world.fall_asleep()
     world.ask()
     await world.reconcile()
@@ -246,7 +246,7 @@ async def test_the_slice_stays_until_the_pod_is_among_the_endpoints(world: Sleep
     assert await world.reconcile() == []
 
 
-async def test_an_old_request_wakes_nobody(world: SleepWorld) -> None:
+async def test_an_old_request_wakes_nobody(world: SleepFixture) -> None:
     world.ask()
     await world.reconcile()
     world.pass_time(1000)
@@ -256,7 +256,7 @@ async def test_an_old_request_wakes_nobody(world: SleepWorld) -> None:
     assert world.sleeping
 
 
-async def test_an_operator_that_restarts_lets_sleep_and_begins_anew_what_was_not_done(world: SleepWorld) -> None:
+async def test_restart_resumes_interrupted_sleep(world: SleepFixture) -> None:
     await world.look()
     await world.reconcile()
     world.restart(SLEEPY)
@@ -267,7 +267,7 @@ async def test_an_operator_that_restarts_lets_sleep_and_begins_anew_what_was_not
     assert world.sleeping
 
 
-async def test_a_wake_that_an_operator_leaves_undone_is_done_by_the_next(world: SleepWorld) -> None:
+async def test_a_wake_that_an_operator_leaves_undone_is_done_by_the_next(world: SleepFixture) -> None:
     await world.fall_asleep()
     world.ask()
     world.restart(SLEEPY)
@@ -275,7 +275,7 @@ async def test_a_wake_that_an_operator_leaves_undone_is_done_by_the_next(world: 
     assert world.replicas == 1
 
 
-async def test_changes_reach_a_sleeping_user_without_waking(world: SleepWorld) -> None:
+async def test_changes_reach_a_sleeping_user_without_waking(world: SleepFixture) -> None:
     await world.fall_asleep()
     since = asleep(world.api.children[DEPLOYMENT])
     changed = world.api.resources["users", "alice"]
@@ -301,7 +301,7 @@ async def test_changes_reach_a_sleeping_user_without_waking(world: SleepWorld) -
     assert world.condition("Asleep")[0] == "True"
 
 
-async def test_neither_sleep_nor_wake_waits_for_rollouts(world: SleepWorld) -> None:
+async def test_neither_sleep_nor_wake_waits_for_rollouts(world: SleepFixture) -> None:
     await world.fall_asleep()
     await world.serve("bob", "carol")
     config = replace(SLEEPY, relay=replace(SLEEPY.relay, image="relay:2", max_concurrent_rollouts=1))
@@ -315,7 +315,7 @@ async def test_neither_sleep_nor_wake_waits_for_rollouts(world: SleepWorld) -> N
     assert "apply Deployment" not in await world.reconcile("carol"), "alice has taken nobody's turn, and gave none"
 
 
-async def test_scaling_by_hand(world: SleepWorld) -> None:
+async def test_scaling_by_hand(world: SleepFixture) -> None:
     world.api.children[DEPLOYMENT]["spec"]["replicas"] = 0
     await world.reconcile()
     assert world.replicas == 1
@@ -327,7 +327,7 @@ async def test_scaling_by_hand(world: SleepWorld) -> None:
     assert world.condition("Asleep")[:2] == ("False", "Awake")
 
 
-async def test_a_database_that_is_away_puts_nobody_to_sleep_and_wakes_nobody(world: SleepWorld) -> None:
+async def test_a_database_outage_changes_no_sleep_state(world: SleepFixture) -> None:
     await world.look()
     world.database.away = True
     await world.reconcile()
@@ -355,7 +355,7 @@ async def test_a_database_that_is_away_puts_nobody_to_sleep_and_wakes_nobody(wor
         ({}, replace(SLEEPY, idle=IdleDefaults(0))),
     ],
 )
-async def test_whoever_is_not_to_sleep_is_awake(world: SleepWorld, spec: dict[str, Any], config: Config) -> None:
+async def test_whoever_is_not_to_sleep_is_awake(world: SleepFixture, spec: dict[str, Any], config: Config) -> None:
     await world.fall_asleep()
     asked = body(**spec)
     asked["status"] = world.api.resources["users", "alice"]["status"]
@@ -372,7 +372,7 @@ async def test_whoever_is_not_to_sleep_is_awake(world: SleepWorld, spec: dict[st
     assert world.woken == []
 
 
-async def test_without_an_activator_in_the_configuration_all_are_woken(world: SleepWorld) -> None:
+async def test_without_an_activator_in_the_configuration_all_are_woken(world: SleepFixture) -> None:
     await world.fall_asleep()
     world.activators = None
     world.restart(CONFIG)
@@ -385,7 +385,7 @@ async def test_without_an_activator_in_the_configuration_all_are_woken(world: Sl
     assert world.woken == ["alice"], "that is from before"
 
 
-async def test_a_duration_of_their_own(world: SleepWorld) -> None:
+async def test_a_duration_of_their_own(world: SleepFixture) -> None:
     world.api.resources["users", "alice"]["spec"]["idle"] = {"after": "2m"}
     await world.look()
     assert world.woken == []
@@ -394,7 +394,7 @@ async def test_a_duration_of_their_own(world: SleepWorld) -> None:
     assert world.woken == ["alice"]
 
 
-async def test_activators_that_change_are_followed(world: SleepWorld) -> None:
+async def test_activators_that_change_are_followed(world: SleepFixture) -> None:
     await world.fall_asleep()
     world.changes.clear()
     await world.ready("10.0.0.3")
@@ -405,7 +405,7 @@ async def test_activators_that_change_are_followed(world: SleepWorld) -> None:
     assert len(world.changes) == 1
 
 
-async def test_without_a_ready_activator_nobody_falls_asleep_and_who_sleeps_is_woken(world: SleepWorld) -> None:
+async def test_without_a_ready_activator_all_users_are_awake(world: SleepFixture) -> None:
     await world.fall_asleep()
     await world.ready()
     assert await world.reconcile() == [], "two that restart at once are given a moment"
@@ -430,7 +430,7 @@ async def test_without_a_ready_activator_nobody_falls_asleep_and_who_sleeps_is_w
     assert world.sleeping
 
 
-async def test_activators_that_go_while_a_user_falls_asleep_leave_them_awake(world: SleepWorld) -> None:
+async def test_lost_activators_cancel_falling_asleep(world: SleepFixture) -> None:
     await world.settle()
     await world.ready()
     await world.reconcile()
@@ -438,7 +438,7 @@ async def test_activators_that_go_while_a_user_falls_asleep_leave_them_awake(wor
 
 
 async def test_what_cannot_be_read_of_the_activators_stays_as_it_was(
-    world: SleepWorld, monkeypatch: pytest.MonkeyPatch
+    world: SleepFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def refuse(*_: str) -> list[Object]:
         raise ApiError(0, "no answer")
@@ -452,14 +452,14 @@ async def test_what_cannot_be_read_of_the_activators_stays_as_it_was(
     assert world.activators.endpoints("IPv6") is None
 
 
-async def test_a_pod_that_has_not_spoken_keeps_its_user_awake(world: SleepWorld) -> None:
+async def test_a_pod_that_has_not_spoken_keeps_its_user_awake(world: SleepFixture) -> None:
     world.api.living_pods.append({"metadata": {"name": "alice-new"}})
     await world.look()
     assert await world.reconcile() == ["pods"]
     assert world.addresses is None
 
 
-async def test_pods_that_have_ended_or_are_going_do_not(world: SleepWorld) -> None:
+async def test_pods_that_have_ended_or_are_going_do_not(world: SleepFixture) -> None:
     world.api.living_pods += [
         {"metadata": {"name": "evicted"}, "status": {"phase": "Failed"}},
         {"metadata": {"name": "going", "deletionTimestamp": "now"}, "status": {"phase": "Running"}},
@@ -468,7 +468,7 @@ async def test_pods_that_have_ended_or_are_going_do_not(world: SleepWorld) -> No
     assert world.sleeping
 
 
-async def test_who_is_gone_is_forgotten(world: SleepWorld) -> None:
+async def test_a_removed_user_is_forgotten(world: SleepFixture) -> None:
     await world.settle()
     again = copy.deepcopy(world.api.resources["users", "alice"])
     del world.api.resources["users", "alice"]
@@ -480,7 +480,7 @@ async def test_who_is_gone_is_forgotten(world: SleepWorld) -> None:
     assert world.replicas == 1, "the steps of the former user do not count"
 
 
-async def test_a_broken_resource_keeps_nobody_else_awake(world: SleepWorld) -> None:
+async def test_a_broken_resource_keeps_nobody_else_awake(world: SleepFixture) -> None:
     broken = body("broken")
     del broken["spec"]["limits"]["connections"]
     world.add(broken)
@@ -489,14 +489,14 @@ async def test_a_broken_resource_keeps_nobody_else_awake(world: SleepWorld) -> N
     assert world.woken == ["alice"]
 
 
-class Chance:
+class RandomSchedule:
     """Alice, her relay, her clients, the activators and the operator, who do things in any order.
 
     A relay tells of its clients up to a second late. Clients come to the pod where there is one, and else through an
     activator, which asks for a wake.
     """
 
-    def __init__(self, world: SleepWorld, seed: int) -> None:
+    def __init__(self, world: SleepFixture, seed: int) -> None:
         self.world = world
         self.random = random.Random(seed)  # noqa: S311
         self.came: list[float] = []
@@ -596,11 +596,9 @@ class Chance:
 
 
 @pytest.mark.parametrize("seed", range(20))
-async def test_whatever_happens_no_client_is_cut_that_could_be_seen_and_none_is_left_waiting(
-    world: SleepWorld, seed: int
-) -> None:
+async def test_random_schedules_cut_no_client_and_leave_none_waiting(world: SleepFixture, seed: int) -> None:
     world.restart(HASTY)
-    chance = Chance(world, seed)
+    chance = RandomSchedule(world, seed)
     for _ in range(1000):
         await chance.step()
     assert chance.slept

@@ -158,7 +158,7 @@ def test_the_wake_ends_when_the_pod_serves() -> None:
     assert next_step(step.memory, seen(was_woken=True)).condition.reason == "WakeRequested"
 
 
-def test_a_slice_of_an_earlier_operator_is_removed_when_the_pod_serves() -> None:
+def test_a_slice_of_an_earlier_operator_is_removed() -> None:
     assert next_step(Memory(), seen(slice_exists=True)).check is Check.ENDPOINTS
     step = next_step(Memory(), seen(slice_exists=True, pod_serves=True))
     assert (step.slice, step.events, step.wake_s) == (False, (Event.SLICE_FOUND, Event.POD_SERVES), None)

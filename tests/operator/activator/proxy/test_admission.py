@@ -117,7 +117,7 @@ async def test_cheap_checks_come_before_the_token(head: str, status: int, outcom
     assert setup.tokens.checked == []
 
 
-async def test_the_host_is_checked_before_the_origin_and_the_origin_before_the_token() -> None:
+async def test_checks_run_in_the_order_host_origin_token() -> None:
     setup = Setup()
     foreign = "Origin: https://evil.example.com"
     assert await setup.rejection(upgrade(foreign).replace(HOST, "other.example.com")) == (404, "unknown_host")

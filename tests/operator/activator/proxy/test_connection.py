@@ -209,7 +209,7 @@ async def test_an_eviction_does_not_wait_and_is_not_a_second_response() -> None:
             assert await reader.read() in (b"", b"HTTP/1.1 200 OK\r\n")
 
 
-async def test_a_draining_connection_asks_the_client_to_reconnect_only_between_messages() -> None:
+async def test_a_drain_closes_a_connection_between_messages() -> None:
     async with client() as (connection, (reader, writer)):
         await connection.drain()
         connection.writer.close()

@@ -24,14 +24,14 @@ STRANGER = "a key of a stranger's that is long enough"
 
 async def test_a_websocket_gets_what_came_while_asleep(migrated: Database, connection: asyncpg.Connection) -> None:
     await publish(connection, 3)
-    async with gate(migrated.url) as (opened, house, _), client(opened.port, last_event_id="1") as alice:
+    async with gate(migrated.url) as (opened, cluster, _), client(opened.port, last_event_id="1") as alice:
         assert (await receive(alice))["type"] == "connected"
         assert await receive_ids(alice, 3) == [2, 3]
         await publish(connection)
         assert await receive_ids(alice, 4) == [4]
         await alice.send(json.dumps({"type": "publish", "ref": "1", "event": "x", "data": {}}))
         assert (await receive(alice))["type"] == "ack"
-        assert house.wakes == 1
+        assert cluster.wakes == 1
 
 
 async def test_large_cookies_are_accepted(migrated: Database) -> None:
@@ -47,7 +47,7 @@ async def test_large_cookies_are_accepted(migrated: Database) -> None:
 @pytest.mark.parametrize("early", [False, True])
 async def test_a_first_message_with_the_token(migrated: Database, connection: asyncpg.Connection, early: bool) -> None:
     await publish(connection, 2)
-    async with gate(migrated.url) as (opened, house, _), client(opened.port, None) as alice:
+    async with gate(migrated.url) as (opened, cluster, _), client(opened.port, None) as alice:
         assert alice.response is not None
         assert "Sec-WebSocket-Extensions" not in alice.response.headers
         await alice.send(json.dumps({"type": "auth", "token": token()}))
@@ -60,7 +60,7 @@ async def test_a_first_message_with_the_token(migrated: Database, connection: as
         while messages[-1].get("id") != 2:
             messages.append(await receive(alice))
         assert [message["id"] for message in messages if message["type"] == "event"] == [1, 2]
-        assert house.wakes == 1
+        assert cluster.wakes == 1
 
 
 async def test_the_token_as_a_subprotocol(migrated: Database) -> None:
@@ -73,24 +73,24 @@ async def test_the_token_as_a_subprotocol(migrated: Database) -> None:
 async def test_a_stream_gets_what_came_while_asleep(migrated: Database, connection: asyncpg.Connection) -> None:
     await publish(connection, 3)
     headers = {**SERVICE, "Last-Event-ID": "1"}
-    async with gate(migrated.url) as (opened, house, _), stream(opened.port, headers=headers) as events:
+    async with gate(migrated.url) as (opened, cluster, _), stream(opened.port, headers=headers) as events:
         greeting = await events.event()
         assert greeting is not None
         assert greeting["type"] == "connected"
         assert await events.ids(3) == [2, 3]
         await publish(connection)
         assert await events.ids(4) == [4]
-        assert house.wakes == 1
+        assert cluster.wakes == 1
 
 
 async def test_a_poll_gets_what_came_while_asleep(migrated: Database, connection: asyncpg.Connection) -> None:
     await publish(connection, 3)
-    async with gate(migrated.url) as (opened, house, _):
+    async with gate(migrated.url) as (opened, cluster, _):
         answer = await request(opened.port, "/poll?" + urlencode({"last_event_id": 1}), headers=SERVICE)
         assert answer.status == 200
         assert answer.headers["connection"] == "close"
         assert [event["id"] for event in answer.json["events"]] == [2, 3]
-        assert house.wakes == 1
+        assert cluster.wakes == 1
 
 
 async def test_a_publish_arrives_whole(migrated: Database, connection: asyncpg.Connection) -> None:
@@ -103,7 +103,7 @@ async def test_a_publish_arrives_whole(migrated: Database, connection: asyncpg.C
 
 
 async def test_a_hundred_clients_cost_one_wake(migrated: Database) -> None:
-    async with gate(migrated.url) as (opened, house, _):
+    async with gate(migrated.url) as (opened, cluster, _):
 
         async def visit() -> str:
             async with client(opened.port) as alice:
@@ -112,12 +112,12 @@ async def test_a_hundred_clients_cost_one_wake(migrated: Database) -> None:
 
         async with asyncio.timeout(PATIENCE_S):
             assert await asyncio.gather(*(visit() for _ in range(100))) == ["connected"] * 100
-        assert house.wakes == 1
+        assert cluster.wakes == 1
 
 
 async def test_a_wrong_token_wakes_nobody(migrated: Database) -> None:
     wrong = token(key=STRANGER)
-    async with gate(migrated.url) as (opened, house, metrics):
+    async with gate(migrated.url) as (opened, cluster, metrics):
         for path in ("/sse", "/poll"):
             assert (await request(opened.port, path, wrong, headers=SERVICE)).status == 401
             assert (await request(opened.port, path, None, headers=SERVICE)).status == 401
@@ -128,32 +128,32 @@ async def test_a_wrong_token_wakes_nobody(migrated: Database) -> None:
             assert await closed(alice) == (1008, "Unauthorized")
         async with client(opened.port, token(sub="bob")) as alice:
             assert await closed(alice) == (1008, "Unauthorized")
-        assert house.wakes == 0
+        assert cluster.wakes == 0
         assert metrics.value("outcomes_total", outcome="unauthorized") == 7
 
 
 async def test_strangers_and_other_paths_wake_nobody(migrated: Database) -> None:
-    async with gate(migrated.url) as (opened, house, _):
+    async with gate(migrated.url) as (opened, cluster, _):
         assert (await request(opened.port, "/sse", headers={"Host": "urt-bob"})).status == 404
         assert (await request(opened.port, "/other", headers=SERVICE)).status == 404
         assert (await request(opened.port, "/sse", method="POST", headers=SERVICE)).status == 405
-        assert house.wakes == 0
+        assert cluster.wakes == 0
 
 
 async def test_a_pod_that_does_not_come_is_an_error_in_time(migrated: Database) -> None:
-    async with gate(migrated.url, comes=False, timeout_s=0.2) as (opened, house, _):
+    async with gate(migrated.url, comes=False, timeout_s=0.2) as (opened, cluster, _):
         answer = await request(opened.port, "/sse", headers=SERVICE)
         assert answer.status == 503
         assert int(answer.headers["retry-after"]) > 0
         async with client(opened.port) as alice:
             assert (await closed(alice))[0] == 1013
-        assert house.wakes == 2
+        assert cluster.wakes == 2
 
 
 async def test_only_so_many_connections_of_one_user(migrated: Database) -> None:
-    async with gate(migrated.url, comes=False, user_connections=1) as (opened, house, metrics):
+    async with gate(migrated.url, comes=False, user_connections=1) as (opened, cluster, metrics):
         waiting = asyncio.create_task(request(opened.port, "/poll", headers=SERVICE))
-        await until(lambda: house.wakes == 1)
+        await until(lambda: cluster.wakes == 1)
         assert (await request(opened.port, "/sse", headers=SERVICE)).status == 503
         assert metrics.value("outcomes_total", outcome="overloaded") == 1
         waiting.cancel()
@@ -161,10 +161,10 @@ async def test_only_so_many_connections_of_one_user(migrated: Database) -> None:
 
 
 async def test_only_so_many_connections_in_all(migrated: Database) -> None:
-    async with gate(migrated.url, connections=0) as (opened, house, metrics):
+    async with gate(migrated.url, connections=0) as (opened, cluster, metrics):
         assert (await request(opened.port, "/poll", headers=SERVICE)).status == 503
         assert metrics.value("outcomes_total", outcome="overloaded") == 1
-        assert house.wakes == 0
+        assert cluster.wakes == 0
 
 
 async def test_what_says_nothing_is_cut(migrated: Database) -> None:
@@ -208,7 +208,7 @@ async def test_a_page_of_another_site_is_answered_as_the_relay_answers(migrated:
     page = {**SERVICE, "Origin": "https://app.example.com"}
     asks = {**page, "Access-Control-Request-Method": "GET", "Access-Control-Request-Headers": "authorization"}
     relay = {"ALLOWED_ORIGINS": "https://app.example.com"}
-    async with gate(migrated.url, relay=relay) as (opened, house, metrics):
+    async with gate(migrated.url, relay=relay) as (opened, cluster, metrics):
         asleep = [
             await request(opened.port, "/sse", None, method="OPTIONS", headers=asks),
             await request(opened.port, "/sse", None, method="OPTIONS", headers={**asks, "Origin": "https://evil.test"}),
@@ -218,9 +218,9 @@ async def test_a_page_of_another_site_is_answered_as_the_relay_answers(migrated:
             async with client(opened.port, headers={"Origin": "https://evil.test"}):
                 pass
         assert refused.value.response.status_code == 403
-        assert house.wakes == 0
+        assert cluster.wakes == 0
         assert metrics.value("outcomes_total", outcome="preflight") == 1
-        port = (await house.start()).ws_port
+        port = (await cluster.start()).ws_port
         awake = [
             await request(port, "/sse", None, method="OPTIONS", headers=asks),
             await request(port, "/sse", None, method="OPTIONS", headers={**asks, "Origin": "https://evil.test"}),
@@ -236,18 +236,16 @@ async def test_a_page_of_another_site_is_answered_as_the_relay_answers(migrated:
 
 
 async def test_one_who_is_awake_is_not_asked_to_wake(migrated: Database) -> None:
-    async with gate(migrated.url) as (opened, house, metrics):
-        relay = await house.start()
-        house.ready(relay.ws_port)
+    async with gate(migrated.url) as (opened, cluster, metrics):
+        relay = await cluster.start()
+        cluster.ready(relay.ws_port)
         async with client(opened.port) as alice:
             assert (await receive(alice))["type"] == "connected"
-        assert house.wakes == 0
+        assert cluster.wakes == 0
         assert metrics.value("wake_seconds_count") == 0
 
 
-async def test_a_draining_activator_closes_a_carried_websocket_between_two_frames(
-    migrated: Database, connection: asyncpg.Connection
-) -> None:
+async def test_a_drain_closes_a_tunnel_between_two_frames(migrated: Database, connection: asyncpg.Connection) -> None:
     async with gate(migrated.url) as (opened, _, metrics):
         narrow = socket.socket()
         narrow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
@@ -268,14 +266,14 @@ async def test_a_draining_activator_closes_a_carried_websocket_between_two_frame
 
 async def test_a_draining_activator_tells_those_who_wait_to_come_again(migrated: Database) -> None:
     async with (
-        gate(migrated.url, comes=False) as (opened, house, _),
+        gate(migrated.url, comes=False) as (opened, cluster, _),
         client(opened.port, None) as alice,
         asyncio.TaskGroup() as group,
     ):
         await alice.send(json.dumps({"type": "auth", "token": token()}))
         poll = group.create_task(request(opened.port, "/poll", headers=SERVICE))
         early = group.create_task(_close_code(opened.port))
-        await until(lambda: opened.connections == 3 and house.wakes == 1)
+        await until(lambda: opened.connections == 3 and cluster.wakes == 1)
         await opened.drain(0)
         assert await closed(alice) == (1012, "Restarting")
         assert await early == 1012

@@ -61,7 +61,7 @@ async def test_a_pod_that_does_not_listen_may_be_tried_again() -> None:
 
 
 @pytest.mark.parametrize(("data", "may_retry"), [(GET, True), (UPGRADE, True), (POST, False)])
-async def test_a_request_without_a_response_is_repeated_only_if_it_has_no_effect(data: bytes, may_retry: bool) -> None:
+async def test_only_an_unanswered_request_without_effect_is_repeated(data: bytes, may_retry: bool) -> None:
     async with ends() as here:
         sending = asyncio.create_task(here.pod.send_request(request(data), PATIENCE_S))
         await here.pod_reader.readuntil(b"\r\n\r\n")
@@ -84,7 +84,7 @@ async def test_the_head_of_a_handshake_is_read_alone() -> None:
         assert await here.pod.reader.read(100) == b"frames"
 
 
-async def test_a_response_is_forwarded_to_its_end_and_the_clients_bytes_are_not() -> None:
+async def test_a_response_is_forwarded_without_further_client_bytes() -> None:
     async with ends() as here:
         running = asyncio.create_task(here.tunnel.run(request(GET), b"HTTP/1.1 200 OK\r\n"))
         here.client_writer.write(b"GET /another HTTP/1.1\r\n\r\n")
@@ -121,7 +121,7 @@ async def test_a_rejected_handshake_is_forwarded_without_the_clients_bytes() -> 
         assert await here.pod_reader.read() == b""
 
 
-async def test_a_rejected_handshake_that_was_accepted_before_is_a_bad_gateway() -> None:
+async def test_a_handshake_rejected_by_the_relay_is_a_bad_gateway() -> None:
     async with ends() as here:
         here.connection.websocket = ServerProtocol()
         with pytest.raises(Rejected) as caught:
