@@ -32,7 +32,7 @@ from testing.relay.harness import (
     until,
 )
 from userrealtime_relay.server import Relay
-from userrealtime_relay.transports import websocket
+from userrealtime_relay.transports import websocket_connection
 from userrealtime_relay.wire.session import MAX_ERRORS
 
 
@@ -474,11 +474,11 @@ async def test_a_handshake_that_is_none_is_refused(migrated: Database) -> None:
             assert (await reader.read()).startswith(b"HTTP/1.1 400 ")
         writer.close()
         await writer.wait_closed()
-        await until(lambda: not relay.websockets.handler_tasks)
+        await until(lambda: not relay.websockets.tasks)
 
 
 async def test_a_silent_client_is_found(migrated: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(websocket, "CLOSE_TIMEOUT", 0.3)
+    monkeypatch.setattr(websocket_connection, "CLOSE_TIMEOUT", 0.3)
     async with running(migrated.url, PING_INTERVAL="0.2") as relay, client(relay, ping_interval=None) as alice:
         await receive(alice)
         alice.transport.pause_reading()  # so it will not answer pings
@@ -489,7 +489,7 @@ async def test_a_silent_client_is_found(migrated: Database, monkeypatch: pytest.
 async def test_a_client_that_answers_pings_stays(migrated: Database, connection: asyncpg.Connection) -> None:
     async with running(migrated.url, PING_INTERVAL="0.1") as relay, client(relay, ping_interval=None) as alice:
         await receive(alice)
-        [pinged] = relay.websockets._carriers
+        [pinged] = relay.websockets._writers
         answered = 0
         async with asyncio.timeout(PATIENCE_S):
             while answered < 5:
@@ -501,7 +501,7 @@ async def test_a_client_that_answers_pings_stays(migrated: Database, connection:
         await publish(connection)
         assert await receive_ids(alice, 1) == [1]
         assert not pinged.silent
-    assert not relay.websockets._carriers
+    assert not relay.websockets._writers
 
 
 # --- a client that does not read
@@ -519,7 +519,7 @@ def small_socket(relay: Relay) -> socket.socket:
 async def test_a_slow_client_delays_nobody_and_is_cut_off(
     migrated: Database, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(websocket, "CLOSE_TIMEOUT", 0.3)
+    monkeypatch.setattr(websocket_connection, "CLOSE_TIMEOUT", 0.3)
     async with (
         running(migrated.url, SEND_TIMEOUT="0.3", RING_EVENTS="20") as relay,
         client(relay, sock=small_socket(relay)) as slow,
@@ -632,7 +632,7 @@ async def test_draining_sends_what_is_in_the_ring_then_1012(migrated: Database, 
 async def test_draining_does_not_wait_for_a_client_that_does_not_read(
     migrated: Database, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(websocket, "CLOSE_TIMEOUT", 0.3)
+    monkeypatch.setattr(websocket_connection, "CLOSE_TIMEOUT", 0.3)
     async with running(migrated.url, DRAIN_TIMEOUT="0.3") as relay, client(relay, sock=small_socket(relay)) as slow:
         await receive(slow)
         slow.transport.pause_reading()

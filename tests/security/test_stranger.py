@@ -20,12 +20,13 @@ from testing.database import Database
 from testing.operator.activator import SERVICE, gate
 from testing.relay.harness import PATIENCE_S, client, closed, get, metric, receive, running, token, until
 from testing.relay.http_client import request
+from userrealtime_core import probes
 from userrealtime_operator.activator.proxy import connection as activator
 from userrealtime_operator.activator.proxy.proxy import ActivatorProxy
 from userrealtime_operator.activator.proxy.request import MAX_BODY_PIECES
-from userrealtime_relay.process import probes
 from userrealtime_relay.server import Relay
-from userrealtime_relay.transports import http, websocket
+from userrealtime_relay.transports import http
+from userrealtime_relay.transports.websocket_connection import EARLY_FRAMES, EARLY_PIECE, WebSocketConnection
 
 EVICTED = (1013, "Too many unauthenticated connections")
 TINY_CHUNKS = b"1\r\nx\r\n" * 60_000
@@ -200,19 +201,19 @@ async def test_frames_before_the_token_are_parsed_up_to_a_limit(
     migrated: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parsed = 0
-    process_event = websocket._Connection.process_event
+    process_frame = WebSocketConnection._process_frame
 
-    def spy(connection: websocket._Connection, event: Any) -> None:
+    def spy(connection: WebSocketConnection, frame: Frame) -> None:
         nonlocal parsed
         parsed += 1
-        process_event(connection, event)
+        process_frame(connection, frame)
 
-    monkeypatch.setattr(websocket._Connection, "process_event", spy)
+    monkeypatch.setattr(WebSocketConnection, "_process_frame", spy)
     ping = Frame(Opcode.PING, b"").serialize(mask=True)
     async with running(migrated.url, AUTH_TIMEOUT="2") as relay, client(relay, None) as stranger:
         stranger.transport.write(ping * 50_000)
         assert await closed(stranger) == (1008, "Unauthorized")
-        assert websocket.EARLY_FRAMES <= parsed < websocket.EARLY_FRAMES + websocket.EARLY_PIECE
+        assert EARLY_FRAMES <= parsed < EARLY_FRAMES + EARLY_PIECE
 
 
 async def test_what_follows_the_token_at_once_is_received(migrated: Database) -> None:
