@@ -177,7 +177,7 @@ async def measure_shared(server: LocalApiServer, url: str, count: int) -> tuple[
                 await quiet(operator, LIMIT_S)
                 assert operator.process is not None  # noqa: S101  (it was started)
                 (operator_memory, operator_cpu), (memory, cpu) = await asyncio.gather(
-                    idle([operator.process.pid], [operator.port], "/readyz", SHARED_READY_S),
+                    idle([operator.process.pid], [operator.port], "/ready", SHARED_READY_S),
                     idle([activator], [port], "/ready", SHARED_READY_S),
                 )
                 return operator_memory, operator_cpu, memory, cpu

@@ -10,11 +10,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from userrealtime_core import logging_setup
+
 from . import __version__
 from .postgres.migrate import MigrationError, migrate
 
-LIVENESS_PORT = 8080
-METRICS_PORT = 8081
+HEALTH_PORT = 3000
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -36,14 +37,11 @@ def _parser() -> argparse.ArgumentParser:
         help="the Lease for leader election between replicas (default: none; run one replica only)",
     )
     run.add_argument(
-        "--health-port", type=int, default=LIVENESS_PORT, metavar="PORT", help="for /healthz (default: %(default)s)"
-    )
-    run.add_argument(
-        "--metrics-port",
+        "--health-port",
         type=int,
-        default=METRICS_PORT,
+        default=HEALTH_PORT,
         metavar="PORT",
-        help="for /metrics and /readyz (default: %(default)s)",
+        help="for /health, /ready and /metrics (default: %(default)s)",
     )
     migration = commands.add_parser("migrate", help="install or upgrade the schema of the log, then exit")
     migration.add_argument(
@@ -62,12 +60,9 @@ def _place(text: str) -> tuple[str, str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return the exit status."""
     options = _parser().parse_args(arguments)
-    logging.basicConfig(
-        level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
-    )
-    # A line an event of every object, and one a probe, say nothing that an operator of this would want to read.
-    for name in ("kopf.objects", "aiohttp.access"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    logging_setup.set_up(options.log_level, "userrealtime_operator", "kopf")
+    # kopf logs a line for every event of every object.
+    logging.getLogger("kopf.objects").setLevel(logging.WARNING)
     if options.command == "migrate":
         return _migrate(options.wait)
     # kopf and the Kubernetes client take half a second to import; migrate needs neither.
@@ -81,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"userrealtime-operator: invalid configuration in {options.config}:\n{error}", file=sys.stderr)
         return 2
     try:
-        return run(config, f"http://0.0.0.0:{options.health_port}/healthz", options.lease, options.metrics_port)
+        return run(config, options.lease, options.health_port)
     except ApiError as error:
         print(f"userrealtime-operator: {error}", file=sys.stderr)
         return 1

@@ -102,6 +102,7 @@ class Operator:
             OSError: the port is not available.
         """
         enter = self._stack.enter_async_context
+        await enter(serve("0.0.0.0", self._port, self._expose, self._not_ready_reason))  # noqa: S104
         election: Election | None = None
         if self._lease is not None:
             # A separate connection pool: a renewal waits for no other request.
@@ -122,8 +123,6 @@ class Operator:
         if self._config.activator is not None:
             activators = Activators(api, self._config.activator, self._feed.activators_changed)
             self._start(activators.run(), "activators")
-        probes = {"/readyz": lambda: None if self._feed.has_synced else "the caches are not synchronized yet"}
-        await enter(serve("0.0.0.0", self._port, self._expose, probes))  # noqa: S104
         self._start(self._sync(api), "sync")
         leader = Leader(
             self._config,
@@ -190,6 +189,9 @@ class Operator:
                 return True
             await asyncio.sleep(SYNC_INTERVAL_S)
         return False
+
+    def _not_ready_reason(self) -> str | None:
+        return None if self._feed.has_synced else "the caches are not synchronized yet"
 
     def _expose(self) -> bytes:
         self._metrics.depth.set(len(self._queue))
@@ -298,11 +300,10 @@ async def _child_kinds(config: Config) -> ChildKinds:
     return kinds
 
 
-def run(config: Config, liveness_url: str, lease: Place | None, port: int) -> int:
+def run(config: Config, lease: Place | None, port: int) -> int:
     """Run the operator until a signal stops it; return the exit status.
 
     Args:
-        liveness_url: where kopf answers the kubelet's probe.
         lease: see `Operator`.
         port: see `Operator`.
 
@@ -316,7 +317,6 @@ def run(config: Config, liveness_url: str, lease: Place | None, port: int) -> in
         registry=registry,
         settings=framework_settings(),
         namespaces=config.namespaces,
-        liveness_endpoint=liveness_url,
         stop_flag=operator.stopped,
     )
     return 1 if operator.stopped.is_set() else 0

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-
-CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+from userrealtime_core.metrics import MetricsRegistry
 
 _LATENCY_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
 
-class Metrics:
+class Metrics(MetricsRegistry):
     """All of the relay's metrics, in a registry of their own. Names start with `userrealtime_relay_`."""
 
     def __init__(self) -> None:
-        self._registry = CollectorRegistry(auto_describe=False)
+        super().__init__("userrealtime_relay", buckets=_LATENCY_BUCKETS)
         self.ready = self._gauge("ready", "1 if the relay takes connections, else 0.")
         self.connections = self._gauge("connections", "Clients that are authenticated and connected.")
         self.unauthenticated = self._gauge("unauthenticated", "Connections that have not authenticated.")
@@ -46,20 +44,8 @@ class Metrics:
         self.submissions = self._counter(
             "submissions", "Messages that clients published: stored, refused or unavailable.", "outcome"
         )
-        self.latency = Histogram(
-            "userrealtime_relay_latency_seconds",
+        self.latency = self._histogram(
+            "latency_seconds",
             "From the event's commit, on Postgres' clock, to the write to a socket, on ours; one observation a write, "
             "of its first event, and only for clients that were waiting at the head.",
-            buckets=_LATENCY_BUCKETS,
-            registry=self._registry,
         )
-
-    def expose(self) -> bytes:
-        """The text that `/metrics` answers."""
-        return generate_latest(self._registry)
-
-    def _gauge(self, name: str, description: str) -> Gauge:
-        return Gauge(f"userrealtime_relay_{name}", description, registry=self._registry)
-
-    def _counter(self, name: str, description: str, *labels: str) -> Counter:
-        return Counter(f"userrealtime_relay_{name}", description, labels, registry=self._registry)

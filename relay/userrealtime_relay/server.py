@@ -19,6 +19,7 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from userrealtime_core.auth.tokens import KeySet
+from userrealtime_core.probes import CONNECTIONS, TIMEOUT_S
 from userrealtime_core.unauthenticated import Unauthenticated
 from userrealtime_core.wire import cors
 
@@ -85,8 +86,8 @@ class Relay:
             Router(probes.routes(lambda: self.not_ready_reason, self.metrics.expose), default=_not_found),
             config.host,
             config.health_port,
-            unauthenticated=Unauthenticated(probes.CONNECTIONS),
-            request_timeout=probes.TIMEOUT,
+            unauthenticated=Unauthenticated(CONNECTIONS),
+            request_timeout=TIMEOUT_S,
         )
         try:
             self._public = await listen(

@@ -44,7 +44,7 @@ class LocalOperator:
         self.port = free_port()
         self._command = [
             *(sys.executable, "-m", "userrealtime_operator", "run", "--config", str(config), "--lease", lease),
-            *("--health-port", str(free_port()), "--metrics-port", str(self.port)),
+            *("--health-port", str(self.port)),
         ]
         self._environment = {
             **os.environ,
@@ -81,7 +81,7 @@ class LocalOperator:
         deadline = time.monotonic() + timeout
         while True:
             with contextlib.suppress(OSError):
-                urllib.request.urlopen(f"http://127.0.0.1:{self.port}/readyz", timeout=5).close()
+                urllib.request.urlopen(f"http://127.0.0.1:{self.port}/ready", timeout=5).close()
                 return
             assert self.process is not None
             if self.process.poll() is not None or time.monotonic() > deadline:

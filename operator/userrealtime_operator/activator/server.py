@@ -78,9 +78,8 @@ async def serve(settings: Settings) -> None:
                 return None if listed.done() else "the users and pods were not listed yet"
 
             metrics.ready.set_function(lambda: not_ready_reason() is None)
-            probes = {"/health": lambda: None, "/ready": not_ready_reason}
             async with (
-                serve_probes(settings.host, settings.health_port, metrics.expose, probes),
+                serve_probes(settings.host, settings.health_port, metrics.expose, not_ready_reason),
                 announcements.serve(settings.host, settings.announce_port, wakes, tokens, metrics),
             ):
                 stop = asyncio.create_task(stopping.wait())

@@ -5,21 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
-
 from userrealtime_core import announcer
-
-CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+from userrealtime_core.metrics import MetricsRegistry
 
 _BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
-class Metrics:
+class Metrics(MetricsRegistry):
     """All of the operator's metrics, in a registry of their own. Names start with `userrealtime_operator_`."""
 
     def __init__(self) -> None:
-        self._registry = CollectorRegistry(auto_describe=False)
-        ProcessCollector(registry=self._registry)
+        super().__init__("userrealtime_operator", process=True, buckets=_BUCKETS)
         self.leader = self._gauge("leader", "1 if this replica is the leader, otherwise 0.")
         self.resources = self._gauge(
             "resources", "UserRealtime resources by condition and status.", "condition", "status"
@@ -66,18 +62,3 @@ class Metrics:
                 self.resources.labels(kind, status)
         for (kind, status), number in conditions.items():
             self.resources.labels(kind, status).set(number)
-
-    def expose(self) -> bytes:
-        """The text that `/metrics` answers."""
-        return generate_latest(self._registry)
-
-    def _gauge(self, name: str, description: str, *labels: str) -> Gauge:
-        return Gauge(f"userrealtime_operator_{name}", description, labels, registry=self._registry)
-
-    def _counter(self, name: str, description: str, *labels: str) -> Counter:
-        return Counter(f"userrealtime_operator_{name}", description, labels, registry=self._registry)
-
-    def _histogram(self, name: str, description: str, *labels: str) -> Histogram:
-        return Histogram(
-            f"userrealtime_operator_{name}", description, labels, buckets=_BUCKETS, registry=self._registry
-        )

@@ -8,48 +8,56 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
+from http import HTTPStatus
 from typing import Final
 
 from aiohttp import web
 
+from userrealtime_core import probes
+from userrealtime_core.metrics import CONTENT_TYPE
 from userrealtime_core.unauthenticated import Unauthenticated
 
-from .metrics import CONTENT_TYPE
-
-CONNECTIONS: Final = 64
-"""Concurrent connections of one port. A further connection closes the oldest one."""
 LIFETIME_S: Final = 10.0
 """Seconds for a request to arrive and for its response to be read."""
 
-Probe = Callable[[], str | None]
-"""Returns the reason why the probe fails, or None."""
-
 
 @contextlib.asynccontextmanager
-async def serve(host: str, port: int, expose: Callable[[], bytes], probes: Mapping[str, Probe]) -> AsyncIterator[int]:
-    """Serve metrics and probes while the block runs, and yield the port. `probes` maps paths to checks.
+async def serve(
+    host: str, port: int, expose: Callable[[], bytes], not_ready_reason: Callable[[], str | None]
+) -> AsyncIterator[int]:
+    """Serve `/health`, `/ready` and `/metrics` while the block runs, and yield the port.
+
+    Args:
+        expose: returns the text of the metrics.
+        not_ready_reason: returns why the process should get no work; None if it may.
 
     Raises:
         OSError: the port is unavailable.
     """
 
-    async def metrics(_request: web.Request) -> web.Response:
+    async def metrics(_: web.Request) -> web.Response:
         return web.Response(body=expose(), headers={"Content-Type": CONTENT_TYPE})
 
-    async def probe(request: web.Request) -> web.Response:
-        not_ready_reason = probes[request.path]()
-        return web.Response(text="ok") if not_ready_reason is None else web.Response(status=503, text=not_ready_reason)
+    async def health(_: web.Request) -> web.Response:
+        return _json(*probes.health())
+
+    async def ready(_: web.Request) -> web.Response:
+        return _json(*probes.ready(not_ready_reason()))
 
     app = web.Application()
-    app.add_routes([web.get("/metrics", metrics), *(web.get(path, probe) for path in probes)])
+    app.add_routes([web.get(probes.METRICS, metrics), web.get(probes.HEALTH, health), web.get(probes.READY, ready)])
     async with listen(app, host, port) as number:
         yield number
 
 
+def _json(status: HTTPStatus, body: bytes) -> web.Response:
+    return web.Response(status=status, body=body, content_type="application/json")
+
+
 @contextlib.asynccontextmanager
 async def listen(
-    app: web.Application, host: str, port: int, *, connections: int = CONNECTIONS, lifetime_s: float = LIFETIME_S
+    app: web.Application, host: str, port: int, *, connections: int = probes.CONNECTIONS, lifetime_s: float = LIFETIME_S
 ) -> AsyncIterator[int]:
     """Serve an application to the cluster while the block runs, and yield the port.
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
-
 from userrealtime_core import announcer
+from userrealtime_core.metrics import MetricsRegistry
 
 
-class Metrics:
+class Metrics(MetricsRegistry):
     """All metrics of the bridge, in a separate registry. Names start with `userrealtime_bridge_`."""
 
     def __init__(self) -> None:
-        self._registry = CollectorRegistry(auto_describe=False)
+        super().__init__("userrealtime_bridge")
         self.ready = self._gauge("ready", "1 if the bridge is connected to Postgres and to the broker, else 0.")
         self.pending = self._gauge("pending_users", "Users whose signal has not been published to the broker yet.")
         self.dropped = self._gauge(
@@ -22,13 +21,3 @@ class Metrics:
         self.signals = self._counter("signals", "Signals that the broker has accepted.")
         self.postgres_failures = self._counter("postgres_failures", "Connections to Postgres that failed or were lost.")
         self.broker_failures = self._counter("broker_failures", "Connections to the broker that failed or were lost.")
-
-    def expose(self) -> bytes:
-        """The text that `/metrics` answers."""
-        return generate_latest(self._registry)
-
-    def _gauge(self, name: str, description: str) -> Gauge:
-        return Gauge(f"userrealtime_bridge_{name}", description, registry=self._registry)
-
-    def _counter(self, name: str, description: str) -> Counter:
-        return Counter(f"userrealtime_bridge_{name}", description, registry=self._registry)

@@ -12,6 +12,7 @@ from starlette.routing import Router
 
 from userrealtime_core.announcer import Announcer
 from userrealtime_core.backoff import backoff
+from userrealtime_core.probes import CONNECTIONS, TIMEOUT_S
 from userrealtime_core.unauthenticated import Unauthenticated
 from userrealtime_core.wire.position import LogMoved
 from userrealtime_relay.notify import Publish, Unreachable
@@ -71,8 +72,8 @@ class Bridge:
             Router(probes.routes(lambda: self.not_ready_reason, self.metrics.expose)),
             self._config.host,
             self._config.health_port,
-            unauthenticated=Unauthenticated(probes.CONNECTIONS),
-            request_timeout=probes.TIMEOUT,
+            unauthenticated=Unauthenticated(CONNECTIONS),
+            request_timeout=TIMEOUT_S,
         )
         self.working = asyncio.create_task(self._work())
         return self

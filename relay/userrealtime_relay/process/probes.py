@@ -1,36 +1,37 @@
-"""What the cluster asks of a process: is it alive, may it get work, how is it doing."""
+"""The private port, as routes of Starlette."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from http import HTTPStatus
-from typing import Final
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
-from userrealtime_relay.metrics import CONTENT_TYPE
-
-CONNECTIONS: Final = 64
-"""At a time, on the port of these."""
-TIMEOUT: Final = 5
-"""Seconds for a request to arrive."""
+from userrealtime_core import probes
+from userrealtime_core.metrics import CONTENT_TYPE
 
 
 def routes(not_ready_reason: Callable[[], str | None], metrics: Callable[[], bytes]) -> list[Route]:
-    """`/health`, `/ready` and `/metrics`. `not_ready_reason` says why it is not ready, in words; None if it is."""
+    """Return the routes of the probes and of the metrics.
+
+    Args:
+        not_ready_reason: returns why the process should get no work; None if it may.
+        metrics: returns the text of the metrics.
+    """
 
     async def health(_: Request) -> Response:
-        return JSONResponse({"status": "ok"})
+        return _json(*probes.health())
 
     async def ready(_: Request) -> Response:
-        reason = not_ready_reason()
-        if reason is None:
-            return JSONResponse({"status": "ready"})
-        return JSONResponse({"status": "not ready", "reason": reason}, HTTPStatus.SERVICE_UNAVAILABLE)
+        return _json(*probes.ready(not_ready_reason()))
 
     async def expose(_: Request) -> Response:
         return Response(metrics(), media_type=CONTENT_TYPE)
 
-    return [Route("/health", health), Route("/ready", ready), Route("/metrics", expose)]
+    return [Route(probes.HEALTH, health), Route(probes.READY, ready), Route(probes.METRICS, expose)]
+
+
+def _json(status: HTTPStatus, body: bytes) -> Response:
+    return Response(body, status, media_type="application/json")

@@ -7,6 +7,7 @@ import asyncio
 from aiohttp import ClientSession, web
 
 from testing.relay.harness import PATIENCE_S, get
+from userrealtime_core.probes import CONNECTIONS
 from userrealtime_operator.process import probes as endpoints
 
 
@@ -20,26 +21,32 @@ async def ended(reader: asyncio.StreamReader) -> bool:
 
 
 async def test_metrics_and_probes_are_answered_one_on_a_connection() -> None:
-    probes = {"/health": lambda: None, "/ready": lambda: "draining"}
-    async with endpoints.serve("127.0.0.1", 0, lambda: b"a 1\n", probes) as port, ClientSession() as session:
+    async with (
+        endpoints.serve("127.0.0.1", 0, lambda: b"a 1\n", lambda: "draining") as port,
+        ClientSession() as session,
+    ):
         answers = []
         for path in ("/metrics", "/health", "/ready", "/other"):
             async with session.get(f"http://127.0.0.1:{port}{path}") as answer:
                 assert answer.headers["Connection"] == "close"
                 answers.append((answer.status, await answer.text()))
-    assert answers[:3] == [(200, "a 1\n"), (200, "ok"), (503, "draining")]
+    assert answers[:3] == [
+        (200, "a 1\n"),
+        (200, '{"status":"ok"}'),
+        (503, '{"status":"not ready","reason":"draining"}'),
+    ]
     assert answers[3][0] == 404
 
 
 async def test_incomplete_requests_make_room() -> None:
-    async with endpoints.serve("127.0.0.1", 0, lambda: b"", {"/ready": lambda: None}) as port:
+    async with endpoints.serve("127.0.0.1", 0, lambda: b"", lambda: None) as port:
         held = []
-        for _ in range(endpoints.CONNECTIONS + 10):
+        for _ in range(CONNECTIONS + 10):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(b"GET /metrics HTTP/1.1\r\nX: ")
             held.append((reader, writer))
         assert all([await ended(reader) for reader, _ in held[:10]])
-        assert await get(port, "/ready") == (200, "ok")
+        assert await get(port, "/ready") == (200, '{"status":"ready"}')
         for _, writer in held:
             writer.transport.abort()
 
