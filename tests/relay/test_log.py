@@ -10,7 +10,8 @@ import pytest
 from testing.database import Database
 from testing.relay.harness import PATIENCE_S, USER, events, numbers, publish
 from userrealtime_core.secret import Secret
-from userrealtime_relay.log.log import ERRORS, Log, LogReplaced, Opened
+from userrealtime_core.wire.position import LogState
+from userrealtime_relay.log.log import ERRORS, Log, LogReplaced
 
 
 @pytest.fixture
@@ -21,8 +22,8 @@ async def log(migrated: Database) -> AsyncIterator[Log]:
 
 
 async def test_a_log_without_events_is_open(log: Log) -> None:
-    opened = await log.open()
-    assert opened == Opened(0, 1, opened.epoch, opened.channel)
+    opened, _ = await log.open()
+    assert opened == LogState(0, 1, opened.epoch)
     assert opened.epoch is not None
     assert not await log.page(0, max_events=10, max_bytes=1000)
 
@@ -30,11 +31,11 @@ async def test_a_log_without_events_is_open(log: Log) -> None:
 async def test_open_tells_where_the_log_stands(log: Log, connection: asyncpg.Connection) -> None:
     await publish(connection, 5)
     await connection.execute("delete from userrealtime.event where id <= 2")
-    opened = await log.open()
+    opened, _ = await log.open()
     assert (opened.head, opened.earliest) == (5, 3)
     assert opened.epoch
     await connection.execute("delete from userrealtime.event")
-    assert (await log.open()).earliest == 6
+    assert (await log.open())[0].earliest == 6
 
 
 async def test_a_page_is_what_comes_after_a_number(log: Log, connection: asyncpg.Connection) -> None:
@@ -107,7 +108,7 @@ async def test_the_first_epoch_is_not_another(log: Log, connection: asyncpg.Conn
 async def test_listening_wakes_at_each_commit_and_at_the_end(log: Log, connection: asyncpg.Connection) -> None:
     wakes: asyncio.Queue[None] = asyncio.Queue()
     await log.attend("pod", listens=True)
-    await log.listen((await log.open()).channel, lambda: wakes.put_nowait(None))
+    await log.listen((await log.open())[1], lambda: wakes.put_nowait(None))
     async with asyncio.timeout(PATIENCE_S):
         await publish(connection)
         await wakes.get()
@@ -148,7 +149,7 @@ async def test_a_url_that_cannot_be_parsed_is_not_quoted(url: str) -> None:
 
 
 async def test_no_transaction_stays_open(log: Log, connection: asyncpg.Connection) -> None:
-    await log.listen((await log.open()).channel, lambda: None)
+    await log.listen((await log.open())[1], lambda: None)
     await log.page(0, max_events=10, max_bytes=10)
     states = await connection.fetch("select state from pg_stat_activity where application_name = 'userrealtime-relay'")
     assert [row["state"] for row in states if row["state"] != "idle"] == []

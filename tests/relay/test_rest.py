@@ -155,7 +155,7 @@ async def test_forged_signals_put_the_poll_off_no_further_than_a_limit(
     variables = {**broker.variables, "DATABASE_IDLE_AFTER": "0", "POLL_INTERVAL": "0.2"}
     async with running(migrated.url, None, **variables) as relay:
         await resting(relay, connection)
-        epoch = relay.tail.position.epoch
+        epoch = relay.tail.state.epoch
         assert epoch is not None
         await publish(connection)
         async with asyncio.timeout(PATIENCE_S):
@@ -169,7 +169,7 @@ async def test_only_news_wakes(migrated: Database, connection: asyncpg.Connectio
     await publish(connection, 3)
     async with running(migrated.url, None, **broker.variables, **SOON) as relay:
         await resting(relay, connection)
-        epoch = relay.tail.position.epoch
+        epoch = relay.tail.state.epoch
         assert epoch is not None
         before = await metric(relay, "log_connections_total")
         for position in (LogPosition(3, epoch), LogPosition(2, epoch), LogPosition(3, epoch)):

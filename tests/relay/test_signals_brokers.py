@@ -172,8 +172,8 @@ class TestWithNats:
             bridging(migrated.url, broker, POLL_INTERVAL=NEVER),
             running(migrated.url, None, **broker.variables, POLL_INTERVAL=NEVER) as relay,
         ):
-            await until(lambda: relay.tail.position.epoch is not None)
+            await until(lambda: relay.tail.state.epoch is not None)
             ring = relay.tail.ring
             await connection.execute("update userrealtime.log set epoch = 'restored'")
             await until(lambda: relay.tail.ring is not ring)
-            assert relay.tail.position.epoch == "restored"
+            assert relay.tail.state.epoch == "restored"

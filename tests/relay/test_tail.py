@@ -63,7 +63,7 @@ async def test_the_ring_begins_at_the_head_and_follows(migrated: Database, conne
         await publish(connection, 2)
         await until(lambda: tail.ring.head == 5)
         assert len(tail.ring) == 2
-        assert tail.position.head == 5
+        assert tail.state.head == 5
 
 
 async def test_many_pages_are_read(migrated: Database, connection: asyncpg.Connection) -> None:
@@ -115,9 +115,9 @@ async def test_the_first_event_of_a_user_brings_the_epoch(migrated: Database, co
     async with following(migrated.url, POLL_INTERVAL=NEVER) as tail:
         await until(lambda: tail.not_ready_reason is None)
         ring = tail.ring
-        assert tail.position == LogState(0, 1, None)
+        assert tail.state == LogState(0, 1, None)
         await publish(connection)
-        await until(lambda: tail.position.epoch is not None)
+        await until(lambda: tail.state.epoch is not None)
         assert tail.ring is ring
         assert tail.ring.head == 1
 
@@ -191,7 +191,7 @@ async def test_another_epoch_makes_another_ring(migrated: Database, connection: 
         await connection.execute("update userrealtime.log set epoch = 'restored'")
         await until(lambda: tail.ring is not ring)
         assert changed.is_set()
-        assert tail.position == LogState(3, 1, "restored")
+        assert tail.state == LogState(3, 1, "restored")
 
 
 async def test_a_log_that_is_shorter_makes_another_ring(migrated: Database, connection: asyncpg.Connection) -> None:
@@ -203,7 +203,7 @@ async def test_a_log_that_is_shorter_makes_another_ring(migrated: Database, conn
             await connection.execute("update userrealtime.log set head = 2")
             await connection.execute("delete from userrealtime.event where id = 3")
         await until(lambda: tail.ring is not ring)
-        assert tail.position.head == 2
+        assert tail.state.head == 2
 
 
 async def test_a_log_that_is_gone_makes_another_ring(migrated: Database, connection: asyncpg.Connection) -> None:
@@ -213,7 +213,7 @@ async def test_a_log_that_is_gone_makes_another_ring(migrated: Database, connect
         ring = tail.ring
         await connection.execute("truncate userrealtime.log, userrealtime.event")
         await until(lambda: tail.ring is not ring)
-        assert tail.position == LogState(0, 1, None)
+        assert tail.state == LogState(0, 1, None)
 
 
 async def test_what_the_log_let_go_of_meanwhile_is_skipped(migrated: Database, connection: asyncpg.Connection) -> None:
@@ -236,12 +236,12 @@ async def test_asking_where_the_log_stands_is_a_signal_too(migrated: Database, c
         await until(lambda: tail.not_ready_reason is None)
         await publish(connection, 2)
         await tail.locate()
-        assert tail.position.head == 5
+        assert tail.state.head == 5
         await until(lambda: tail.ring.head == 5)
         await publish(connection, 5)
         await connection.execute("delete from userrealtime.event where id <= 8")
         await tail.locate()
-        assert (tail.position.head, tail.position.earliest) == (10, 9)
+        assert (tail.state.head, tail.state.earliest) == (10, 9)
         await until(lambda: tail.ring.head == 10)
         assert tail.ring.first == 9
 
@@ -252,7 +252,7 @@ async def test_who_forgets_is_not_called(migrated: Database, connection: asyncpg
         kept, forgotten = asyncio.Event(), asyncio.Event()
         tail.call_once(kept.set)
         tail.call_once(forgotten.set)
-        tail.forget(forgotten.set)
+        tail.cancel_call(forgotten.set)
         await publish(connection)
         await until(kept.is_set)
         assert not forgotten.is_set()

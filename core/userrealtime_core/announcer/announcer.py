@@ -19,8 +19,8 @@ from typing import Final
 
 import asyncpg
 
-from userrealtime_core.backoff import backoff
 from userrealtime_core.postgres import CONNECTION_ERRORS, is_direct, open_session, receives_notifications
+from userrealtime_core.reconnect import Reconnect
 from userrealtime_core.secret import Secret
 from userrealtime_core.wire.position import LogMoved
 
@@ -84,31 +84,25 @@ class Announcer:
 
     async def run(self) -> None:
         """Announce until cancelled."""
-        attempt = 0
-        while True:
+        reconnect = Reconnect(CONNECTION_ERRORS, _logger, "no connection to Postgres for announcements, retrying")
+
+        async def session() -> None:
             try:
                 connection = await self._open()
                 try:
                     await self._serve(connection)
                 finally:
                     connection.terminate()
-            except CONNECTION_ERRORS as error:
-                self._metrics.failures.inc()
-                attempt = 0 if self.connected else attempt + 1
-                self.connected = False
-                delay = backoff(attempt)
-                _logger.warning(
-                    "no connection to Postgres for announcements, retrying",
-                    extra={
-                        "fields": {
-                            "error": f"{type(error).__name__}: {str(error) or 'timed out'}",
-                            "retry_in_s": round(delay, 2),
-                        }
-                    },
-                )
-                await asyncio.sleep(delay)
             finally:
                 self._metrics.leased.set(0)
+
+        def failed() -> None:
+            self._metrics.failures.inc()
+            if self.connected:
+                reconnect.succeeded()
+            self.connected = False
+
+        await reconnect.run(session, failed)
 
     async def _open(self) -> asyncpg.Connection:
         return await open_session(

@@ -13,7 +13,7 @@ from typing import Final
 
 import asyncpg
 
-from userrealtime_core.backoff import backoff
+from userrealtime_core.reconnect import Reconnect
 from userrealtime_core.secret import Secret
 from userrealtime_core.wire.position import LogMoved, LogPosition
 from userrealtime_relay.log.log import ERRORS, connect
@@ -51,30 +51,23 @@ class Poller:
 
     async def run(self) -> None:
         """Poll until cancelled."""
-        attempt = 0
-        while True:
+        reconnect = Reconnect(ERRORS, _logger, "no connection to Postgres, retrying")
+
+        async def session() -> None:
+            # A transaction pooler does not support prepared statements.
+            connection = await connect(self._url, name=NAME, statement_cache_size=0)
             try:
-                # A transaction pooler does not support prepared statements.
-                connection = await connect(self._url, name=NAME, statement_cache_size=0)
-                try:
-                    await self._follow(connection)
-                finally:
-                    connection.terminate()
-            except ERRORS as error:
-                self._metrics.postgres_failures.inc()
-                attempt = 0 if self.connected else attempt + 1
-                self.connected = False
-                delay = backoff(attempt)
-                _logger.warning(
-                    "no connection to Postgres, retrying",
-                    extra={
-                        "fields": {
-                            "error": f"{type(error).__name__}: {str(error) or 'timed out'}",
-                            "retry_in_s": round(delay, 2),
-                        }
-                    },
-                )
-                await asyncio.sleep(delay)
+                await self._follow(connection)
+            finally:
+                connection.terminate()
+
+        def failed() -> None:
+            self._metrics.postgres_failures.inc()
+            if self.connected:
+                reconnect.succeeded()
+            self.connected = False
+
+        await reconnect.run(session, failed)
 
     async def _follow(self, connection: asyncpg.Connection) -> None:
         """Poll over this connection, until it fails with one of ERRORS."""

@@ -261,7 +261,7 @@ class Client:
                     await self.wake.wait()
             self._flush()
         finally:
-            self._tail.forget(self.wake.set)
+            self._tail.cancel_call(self.wake.set)
             if self._timer is not None:
                 self._timer.cancel()
             if self._asked is not None:
@@ -336,7 +336,7 @@ class Client:
 
     def _locate(self) -> None:
         ring = self._tail.ring
-        refusal = self.session.locate(self._tail.position)
+        refusal = self.session.locate(self._tail.state)
         if self.session.question is None:
             self._ring = ring
             outcome: str = "head"
@@ -347,7 +347,7 @@ class Client:
             self._metrics.starts.labels(outcome).inc()
 
     def _change_ring(self) -> bool:
-        self._metrics.starts.labels(self.session.reset_to_new_log(self._tail.position)).inc()
+        self._metrics.starts.labels(self.session.reset_to_new_log(self._tail.state)).inc()
         self._ring = self._tail.ring
         return True
 
@@ -376,11 +376,11 @@ class Client:
             self._deliver(b"".join(page.frames()), page.last)
         else:
             # The log has let go of what comes next, since it was last asked for its earliest number.
-            session.reset("too-old", self._tail.position)
+            session.reset("too-old", self._tail.state)
             self._metrics.starts.labels("too-old").inc()
 
     def _deliver(self, frames: bytes, cursor: int) -> None:
-        self.carrier.write_events(frames, cursor, self._tail.position.epoch)
+        self.carrier.write_events(frames, cursor, self._tail.state.epoch)
         self._metrics.delivered_events.inc(cursor - self.session.cursor)
         self._metrics.delivered_bytes.inc(len(frames))
         self.session.cursor = cursor

@@ -1,17 +1,16 @@
 """Keeps the ring at the end of the log, whatever happens to Postgres.
 
-One task: connect, `open` (where does the log stand, which channel), LISTEN, read from the ring's head, then read again
-at every signal and at least every poll interval. LISTEN comes before the first read, so that nothing falls between
-them. A failure of any kind gives up the connection and starts over, from the head the ring has: nothing is lost and
-nothing comes twice. The poll asks `open` again, which tells a dead connection and another epoch alike.
+One task connects, opens the log (its state and its channel), listens, reads from the ring's head, and then reads again
+at every notification and at least once every poll interval. It listens before the first read, so that no event falls
+between the two. Any failure discards the connection and starts over from the head of the ring: no event is lost and
+none comes twice. The poll opens the log again, which detects a dead connection and another epoch.
 
-With a broker the signals come over another connection, and say where the log stands: what is known already needs no
-look. So the tail may *rest*: it closes a connection that was not used for a while, and opens one when a signal says
-more than it knows, when somebody asks for the log, or when it heard nothing for a poll interval.
+With a broker, signals come over another connection and contain the position of the log, so that a signal of a known
+position needs no read. The tail then closes a connection that has been idle. It opens one when a signal reports an
+unknown position, when a client needs the log, or when no signal has arrived for a poll interval.
 
-The numbers of one epoch only grow. When the log turns out to be another one, or to be shorter than what was read, its
-numbers mean other events: the ring is *replaced* by a new one, by which every client sees that it must reset. A client
-therefore holds on to the ring its cursor belongs to.
+The numbers of one epoch only grow. When the log turns out to be another one, or shorter than what was read, its numbers
+mean other events: a new ring replaces the old one, and every client that still holds the old one resets.
 """
 
 from __future__ import annotations
@@ -20,16 +19,16 @@ import asyncio
 import logging
 import math
 import random
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 import asyncpg
 
-from userrealtime_core.backoff import backoff
+from userrealtime_core.reconnect import Reconnect
 from userrealtime_core.wire.position import LogPosition, LogState
 from userrealtime_relay.config import Config
-from userrealtime_relay.log.log import CONNECT_TIMEOUT, ERRORS, Log, Opened, Page
+from userrealtime_relay.log.connection import LogConnection
+from userrealtime_relay.log.log import ERRORS, Log, Page
 from userrealtime_relay.metrics import Metrics
 from userrealtime_relay.notify import Notifier
 from userrealtime_relay.wire.submission import Submission, Unavailable
@@ -38,27 +37,25 @@ from .ring import Ring
 
 PAGE_EVENTS: Final = 1000
 PAGE_BYTES: Final = 256 << 10
-"""What is read into the ring at a time: each page waits for Postgres to be woken, so few events a page are slow."""
+"""What is read into the ring at a time. Each page waits for a round trip, so small pages would be slow."""
 CHUNK_EVENTS: Final = 500
-"""What is read for one client at a time, of whom there may be many, each with a chunk in memory."""
+"""What is read for one client at a time. Many clients may each have a chunk in memory."""
 POLL_INTERVAL: Final = 15.0
-"""Seconds after which the log is looked at without a signal, unless the configuration says otherwise."""
+"""Seconds after which the log is read without a signal, unless the configuration differs."""
 MAX_SUBMITTING: Final = 4
-"""Messages of clients on their way to Postgres at a time: reading the log waits behind no more than these."""
+"""Messages of clients that are stored at the same time. Reads of the log wait for no more than these."""
 RESUME_JITTER_S: Final = 2.0
-"""In which relays that rest look at the log, when the broker is there again."""
+"""Seconds over which relays without a connection read the log when the broker is back."""
 STRETCH: Final = 5
-"""Poll intervals within which the log is read in any case. Signals put the next poll off, but no further than this."""
+"""Poll intervals within which the log is read in any case. Signals postpone the next poll, but no further than this."""
 ATTEND_AFTER: Final = 90.0
 """Seconds after which a relay reports again, before it reads, that it runs: a report counts for 180 seconds."""
-BUSY_RECHECK_S: Final = 0.1
-"""Between two looks at whether a connection that was to be closed is still being used."""
 
 _logger = logging.getLogger(__name__)
 
 
-class _Ask(NamedTuple):
-    """Which page of a log."""
+class _PageRequest(NamedTuple):
+    """Which page of a log to read."""
 
     log: Log
     after: int
@@ -69,244 +66,233 @@ class _Ask(NamedTuple):
         return await self.log.page(self.after, max_events=self.max_events, max_bytes=self.max_bytes)
 
 
-class _Ahead:
-    """A page that is being read before anybody has asked for it. At most one is kept."""
+class _ReadAhead:
+    """A page that is read before it is requested. At most one is kept."""
 
-    def __init__(self, ask: _Ask) -> None:
-        self.ask = ask
-        self.task = asyncio.create_task(ask.read())
-        # Nobody may ever ask for it; whoever does gets the failure.
+    def __init__(self, request: _PageRequest) -> None:
+        self.request = request
+        self.task = asyncio.create_task(request.read())
+        # If the page is requested, the reader gets the failure.
         self.task.add_done_callback(lambda task: task.cancelled() or task.exception())
 
 
 class Tail:
-    """Follows one user's log. `run` it in one task; the rest may be called from any task of the same loop."""
+    """Follows one user's log. Call `run` in one task; the other methods may be called from any task of its loop."""
 
-    def __init__(self, config: Config, signal: Notifier, metrics: Metrics) -> None:
+    def __init__(self, config: Config, notifier: Notifier, metrics: Metrics) -> None:
         self._config = config
         self._poll_interval = config.poll_interval or POLL_INTERVAL
         self._pooled = {"listen": False, "poll": True}.get(config.signal)
-        self._rests = config.broker_url is not None
-        self._signal = signal
+        self._has_broker = config.broker_url is not None
+        self._notifier = notifier
         self._metrics = metrics
-        self._ahead: _Ahead | None = None
+        self._connection = LogConnection(config.idle_after if self._has_broker else None, metrics)
+        self._reconnect = Reconnect(ERRORS, _logger, "no connection to Postgres, retrying")
+        self._ahead: _ReadAhead | None = None
         self._ring = self._new_ring(0)
-        self._opened = Opened(0, 1, None, "")
+        self._state = LogState(0, 1, None)
         self.located = False
-        """Whether Postgres was ever reached; before, `ring` and `position` mean nothing."""
-        self._log: Log | None = None
-        self._reachable = asyncio.Event()
+        """Whether the log was opened before. Until then, `ring` and `state` mean nothing."""
         self._submitting = asyncio.Semaphore(MAX_SUBMITTING)
-        self._wake = asyncio.Event()
-        self._needed = asyncio.Event()
+        self._notified = asyncio.Event()
         self._caught_up = False
-        self._resting = False
-        self._lent = 0
-        self._used_at = self._heard_at = self._polled_at = self._attended_at = -math.inf  # on the loop's clock
-        self._patience = 0.0
-        self._attempt = 0
+        self._signalled_at = self._polled_at = self._attended_at = -math.inf  # on the loop's clock
+        self._poll_after = 0.0
         self._waiting: set[Callable[[], None]] = set()
         self._readers = 0
-        self._told = 0  # the head that a broker told of last, where it is news
+        self._signalled_head = 0  # the head that the last signal of a broker reported, if it was unknown
 
     @property
     def ring(self) -> Ring:
-        """The ring of the log as it is now."""
+        """The ring of the present log."""
         return self._ring
 
     @property
-    def position(self) -> LogState:
+    def state(self) -> LogState:
         """Where the log stands."""
-        return LogState(max(self._opened.head, self._ring.head), self._opened.earliest, self._opened.epoch)
+        return LogState(max(self._state.head, self._ring.head), self._state.earliest, self._state.epoch)
 
     @property
     def not_ready_reason(self) -> str | None:
-        """Why this relay should get no new clients, in words; None if it may."""
-        if self._log is None and not self._resting:
+        """The reason why this relay should get no new clients; None if it may."""
+        if self._connection.lost:
             return "not connected to Postgres"
         if not self._caught_up:
             return "reading the log"
         return None
 
     def call_once(self, wake: Callable[[], None]) -> None:
-        """Call `wake` at the next change of the ring or the position, once."""
+        """Call `wake` at the next change of the ring or the state, once."""
         self._waiting.add(wake)
 
-    def forget(self, wake: Callable[[], None]) -> None:
+    def cancel_call(self, wake: Callable[[], None]) -> None:
         """Undo `call_once`, if it has not happened."""
         self._waiting.discard(wake)
 
     def on_signal(self, position: LogPosition | None) -> None:
-        """A broker says where the log stands or, by None, that it may have said so unheard."""
+        """Process a signal of the broker: the position of the log, or None if signals may have been missed."""
         loop = asyncio.get_running_loop()
-        if position is None and self._log is None:
-            # All relays see the broker return at the same moment. Most receive soon a signal that they are up to date.
-            # A connection that is being made reads the log when it is there.
-            if self._resting:
-                loop.call_later(random.uniform(0, RESUME_JITTER_S), self._look, loop.time())  # noqa: S311 (no secret)
+        if position is None and self._connection.log is None:
+            # All relays notice the return of the broker at the same moment. Most of them soon receive a signal with a
+            # position that they know. A connection that is being made reads the log anyway.
+            if self._connection.idle:
+                delay = random.uniform(0, RESUME_JITTER_S)  # noqa: S311 (no secret)
+                loop.call_later(delay, self._connect_unless_signalled, loop.time())
             return
         if position is not None:
-            # A signal may be old or forged: it never stands for more than a look at what is here already.
-            if self._opened.epoch == position.epoch and self._ring.head > position.head:
+            # A signal may be old or forged, so it causes no more than a read.
+            if self._state.epoch == position.epoch and self._ring.head > position.head:
                 return
-            self._heard_at = loop.time()
-            if self._opened.epoch == position.epoch and self._ring.head == position.head:
+            self._signalled_at = loop.time()
+            if self._state.epoch == position.epoch and self._ring.head == position.head:
                 return
-            self._told = position.head
-        self._wake.set()
-        if self._log is None:
-            self._needed.set()
+            self._signalled_head = position.head
+        self._notified.set()
+        if self._connection.log is None:
+            self._connection.needed.set()
 
-    def _look(self, unless_heard_since: float) -> None:
-        if self._heard_at < unless_heard_since:
-            self._needed.set()
+    def _connect_unless_signalled(self, since: float) -> None:
+        if self._signalled_at < since:
+            self._connection.needed.set()
 
     async def locate(self) -> None:
-        """Ask the log itself for its `position`. Waits, without limit, until Postgres answers."""
+        """Refresh `state` from the log. Waits, without limit, until Postgres answers."""
         while True:
-            async with self._lend() as log:
+            async with self._connection.acquire() as log:
                 try:
                     return await self._reopen(log)
                 except ERRORS:
-                    self._give_up(log)
+                    self._connection.discard(log)
 
     async def page(self, after: int, max_bytes: int) -> Page:
-        """Events of the log that the ring may have let go of. Waits, without limit, until Postgres answers.
+        """Read events that the ring may not hold any more. Waits, without limit, until Postgres answers.
 
         The caller checks that `ring` is still the one its cursor belongs to, and that the first number fits.
         """
         while True:
-            async with self._lend() as log:
+            async with self._connection.acquire() as log:
                 try:
-                    return await self._read(_Ask(log, after, CHUNK_EVENTS, max_bytes))
+                    return await self._read(_PageRequest(log, after, CHUNK_EVENTS, max_bytes))
                 except ERRORS:
-                    self._give_up(log)
+                    self._connection.discard(log)
 
     async def submit(self, submission: Submission) -> int:
-        """Store a message for the application; returns its id.
+        """Store a message for the application; return its id.
 
         Raises:
-            Unavailable: Postgres is away, or did not answer; the message may have been stored all the same.
-            Refused: it cannot be stored.
+            Unavailable: Postgres is unreachable or did not answer; the message may have been stored.
+            Refused: the message cannot be stored.
         """
-        async with self._submitting, self._lend_soon() as log:
+        async with self._submitting, self._connection.acquire_soon() as log:
             try:
                 return await log.submit(submission)
             except ERRORS as error:
                 if not isinstance(error, asyncpg.PostgresError):
-                    self._give_up(log)
-                _logger.warning("cannot store a message", extra={"fields": {"error": type(error).__name__}})
-                raise Unavailable("the database did not answer; repeat it with the same ref") from None
+                    self._connection.discard(log)
+                _logger.warning("could not store a message", extra={"fields": {"error": type(error).__name__}})
+                raise Unavailable("the database did not answer; repeat the message with the same ref") from None
 
     async def reachable(self) -> None:
-        """Wait, without limit, until Postgres answers or, as far as is known, would."""
-        if not self._resting:
-            await self._reach()
+        """Wait, without limit, until Postgres is connected or the connection was closed only because it was idle."""
+        if not self._connection.idle:
+            await self._connection.wait()
 
     async def present(self, instance: str, clients: int | None) -> None:
-        """Say how many clients this pod has.
+        """Report how many clients this pod has.
 
         Raises:
-            Unavailable: Postgres is away, or did not take it.
+            Unavailable: Postgres is unreachable or has rejected the report.
         """
-        async with self._lend_soon(using=False) as log:
+        async with self._connection.acquire_soon(using=False) as log:
             try:
                 await log.present(instance, clients, listens=self._listens(log))
                 self._attended_at = asyncio.get_running_loop().time()
             except ERRORS as error:
                 if not isinstance(error, asyncpg.PostgresError):
-                    self._give_up(log)
+                    self._connection.discard(log)
                 raise Unavailable(type(error).__name__) from None
 
     async def run(self) -> None:
         """Follow the log until cancelled."""
-        while True:
-            try:
-                await self._rest()
-                log = await Log.connect(
-                    self._config.database_url, self._config.user_id, pooled=self._pooled, listening=not self._rests
-                )
-                self._metrics.log_connections.inc()
-                if self._rests:
-                    self._pooled = log.pooled  # found out once, not at every signal
-                try:
-                    await self._follow(log)
-                    self._resting = True
-                    self._leave(log)
-                    await log.close()
-                finally:
-                    self._give_up(log)
-            except ERRORS as error:
-                self._resting = False
-                if self._rests:
-                    self._pooled = None
-                self._metrics.log_failures.inc()
-                delay = backoff(self._attempt)
-                self._attempt += 1
-                _logger.warning(
-                    "no connection to Postgres",
-                    extra={
-                        "fields": {
-                            "error": f"{type(error).__name__}: {str(error) or 'timed out'}",
-                            "retry_in_s": round(delay, 2),
-                        }
-                    },
-                )
-                await asyncio.sleep(delay)
+        await self._reconnect.run(self._session, self._failed)
 
-    async def _rest(self) -> None:
-        """Wait until a connection is needed; not at all if the last one was not closed for want of use."""
-        while self._resting and not self._needed.is_set():
+    async def _session(self) -> None:
+        """Follow the log over one connection, until it fails or has been idle."""
+        await self._wait_until_needed()
+        config = self._config
+        log = await Log.connect(
+            config.database_url, config.user_id, pooled=self._pooled, listening=not self._has_broker
+        )
+        self._metrics.log_connections.inc()
+        if self._has_broker:
+            self._pooled = log.pooled  # found out once, not for every connection
+        try:
+            await self._follow(log)
+            self._connection.idle = True
+            self._connection.detach(log)
+            await log.close()
+        finally:
+            self._connection.discard(log)
+
+    def _failed(self) -> None:
+        self._connection.idle = False
+        if self._has_broker:
+            self._pooled = None
+        self._metrics.log_failures.inc()
+
+    async def _wait_until_needed(self) -> None:
+        """Wait until a connection is needed, if the last one was closed because it was idle."""
+        while self._connection.idle and not self._connection.needed.is_set():
             try:
                 async with asyncio.timeout_at(self._next_poll()):
-                    await self._needed.wait()
+                    await self._connection.needed.wait()
             except TimeoutError:
-                if asyncio.get_running_loop().time() >= self._next_poll():  # nothing was heard meanwhile
+                if asyncio.get_running_loop().time() >= self._next_poll():  # no signal has postponed it
                     return
 
     def _next_poll(self) -> float:
-        """When the log is read without a signal. A signal that reports nothing new puts it off, up to a limit."""
-        return min(max(self._heard_at, self._polled_at) + self._patience, self._polled_at + STRETCH * self._patience)
+        """When the log is read without a signal. A signal of a known position postpones it, up to a limit."""
+        return min(
+            max(self._signalled_at, self._polled_at) + self._poll_after, self._polled_at + STRETCH * self._poll_after
+        )
 
     def _polled(self) -> None:
         self._polled_at = asyncio.get_running_loop().time()
-        # Random, so that a fleet does not look all at once.
-        self._patience = self._poll_interval * random.uniform(0.8, 1)  # noqa: S311 (no secret)
+        # Random, so that a fleet does not poll at the same moment.
+        self._poll_after = self._poll_interval * random.uniform(0.8, 1)  # noqa: S311 (no secret)
 
     async def _follow(self, log: Log) -> None:
-        """Keep the ring at the log's end, over this connection. Returns when the tail may rest."""
+        """Keep the ring at the log's end, over this connection. Returns when the connection has been idle."""
         loop = asyncio.get_running_loop()
         floor = self._ring.head
         await self._attend(log)
-        opened = await log.open()
-        async with self._signal(log, opened.channel, self._wake.set):
-            self._adopt(opened, floor)
-            self._log = log
-            self._needed.clear()  # what it was set for is read below
-            self._reachable.set()
-            self._metrics.log_connected.set(1)
+        state, channel = await log.open()
+        async with self._notifier(log, channel, self._notified.set):
+            self._adopt(state, floor)
+            self._connection.attach(log)
             _logger.log(
-                logging.DEBUG if self._resting else logging.INFO,
+                logging.DEBUG if self._connection.idle else logging.INFO,
                 "connected to Postgres",
-                extra={"fields": {"head": opened.head, "ring_head": self._ring.head, "epoch": opened.epoch}},
+                extra={"fields": {"head": state.head, "ring_head": self._ring.head, "epoch": state.epoch}},
             )
             self._polled()
             while True:
-                self._wake.clear()
+                self._notified.clear()
                 await self._catch_up(log)
                 self._caught_up = True
                 try:
-                    async with asyncio.timeout_at(min(self._next_poll(), self._rest_at())):
-                        await self._wake.wait()
+                    async with asyncio.timeout_at(min(self._next_poll(), self._connection.close_at())):
+                        await self._notified.wait()
                     continue
                 except TimeoutError:
                     pass
                 if loop.time() >= self._next_poll():
                     await self._reopen(log)
                     self._polled()
-                    self._attempt = 0  # not sooner: a connection that is lost again and again is a failing one
-                if loop.time() >= self._rest_at() and not self._wake.is_set():
-                    self._attempt = 0
+                    # Not earlier: a connection that is lost again and again counts as failing.
+                    self._reconnect.succeeded()
+                if loop.time() >= self._connection.close_at() and not self._notified.is_set():
+                    self._reconnect.succeeded()
                     return
 
     async def _attend(self, log: Log) -> None:
@@ -319,131 +305,73 @@ class Tail:
     def _listens(self, log: Log) -> bool:
         return self._config.signal == "listen" or (self._config.signal == "auto" and not log.pooled)
 
-    def _rest_at(self) -> float:
-        """When the connection may be closed, if nothing happens until then."""
-        if not self._rests:
-            return math.inf
-        if self._lent:
-            return asyncio.get_running_loop().time() + BUSY_RECHECK_S
-        return self._used_at + self._config.idle_after
-
     async def _catch_up(self, log: Log) -> None:
         more = True
         while more:
             ring, after = self._ring, self._ring.head
-            page = await log.event(after + 1) if self._told == after + 1 else None
-            if not page:  # it may have been let go of, with later ones there
-                page = await self._read(_Ask(log, after, PAGE_EVENTS, PAGE_BYTES))
+            page = await log.event(after + 1) if self._signalled_head == after + 1 else None
+            if not page:  # retention may have removed it, and later ones may exist
+                page = await self._read(_PageRequest(log, after, PAGE_EVENTS, PAGE_BYTES))
             if self._ring is not ring or ring.head != after:
-                continue  # `locate` found, meanwhile, that the log is another one, or has lost its beginning
+                continue  # meanwhile `locate` has found another log, or a later first event
             if not page:
                 break
             if page.first != after + 1:
                 ring.skip_to(page.first - 1)
             frames = page.frames()
             ring.extend(page.first, frames, page.times())
-            self._used_at = asyncio.get_running_loop().time()
+            self._connection.used()
             self._changed()
             # A frame is longer than its data, so a page that was cut short is always recognized.
             more = len(page) == PAGE_EVENTS or sum(map(len, frames)) >= PAGE_BYTES
-        if self._opened.epoch is None and self._ring.head > 0:
-            await self._reopen(log)  # the first event of a user makes the log, and its epoch
+        if self._state.epoch is None and self._ring.head > 0:
+            await self._reopen(log)  # the first event of a user creates the log and its epoch
 
-    async def _read(self, ask: _Ask) -> Page:
-        """A page of the log. While it is made use of, Postgres reads the next one, if only one is reading."""
+    async def _read(self, request: _PageRequest) -> Page:
+        """Read a page of the log. If there is only one reader, the next page is requested before this one is used."""
         ahead, self._ahead = self._ahead, None
         self._readers += 1
         try:
-            page = await ahead.task if ahead is not None and ahead.ask == ask else None
-            if not page:  # none then is not none now
-                page = await ask.read()
-            if len(page) == ask.max_events and self._readers == 1:
-                self._ahead = _Ahead(ask._replace(after=page.last))
-                await asyncio.sleep(0)  # so that Postgres is asked before the caller begins
+            page = await ahead.task if ahead is not None and ahead.request == request else None
+            if not page:  # an empty page may have been filled since
+                page = await request.read()
+            if len(page) == request.max_events and self._readers == 1:
+                self._ahead = _ReadAhead(request._replace(after=page.last))
+                await asyncio.sleep(0)  # sends the query before the caller begins its work
             return page
         finally:
             self._readers -= 1
 
     async def _reopen(self, log: Log) -> None:
         floor = self._ring.head
-        self._adopt(await log.open(), floor)
+        state, _ = await log.open()
+        self._adopt(state, floor)
 
-    def _adopt(self, opened: Opened, floor: int) -> None:
-        """Take in where the log stands. `floor` is the ring's head from before the log was asked."""
-        before, self._opened = self._opened, opened
+    def _adopt(self, state: LogState, floor: int) -> None:
+        """Take over the state of the log. `floor` is the ring's head from before the log was read."""
+        before, self._state = self._state, state
         if not self.located:
             self.located = True
-            self._ring = self._new_ring(opened.head)
-        elif opened.head < floor or (before.epoch is not None and opened.epoch != before.epoch):
+            self._ring = self._new_ring(state.head)
+        elif state.head < floor or (before.epoch is not None and state.epoch != before.epoch):
             _logger.warning(
-                "the log is not the one it was: every client is reset",
+                "the log was replaced or has lost events; all clients are reset",
                 extra={
-                    "fields": {
-                        "old_head": floor,
-                        "old_epoch": before.epoch,
-                        "head": opened.head,
-                        "epoch": opened.epoch,
-                    }
+                    "fields": {"old_head": floor, "old_epoch": before.epoch, "head": state.head, "epoch": state.epoch}
                 },
             )
-            self._ring = self._new_ring(opened.head)
-        elif opened.earliest - 1 > self._ring.head:
-            self._ring.skip_to(opened.earliest - 1)
-        if opened.head > self._ring.head:
-            self._wake.set()
+            self._ring = self._new_ring(state.head)
+        elif state.earliest - 1 > self._ring.head:
+            self._ring.skip_to(state.earliest - 1)
+        if state.head > self._ring.head:
+            self._notified.set()
         self._changed()
 
     def _new_ring(self, head: int) -> Ring:
-        self._ahead = None  # it may be of the log as it was
+        self._ahead = None  # it may belong to the former log
         return Ring(head, max_events=self._config.ring_events, max_bytes=self._config.ring_bytes)
 
     def _changed(self) -> None:
         waiting, self._waiting = self._waiting, set()
         for wake in waiting:
             wake()
-
-    async def _reach(self) -> Log:
-        while self._log is None:
-            self._needed.set()
-            await self._reachable.wait()
-        return self._log
-
-    @asynccontextmanager
-    async def _lend(self, *, using: bool = True) -> AsyncIterator[Log]:
-        """The connection, which is not closed meanwhile nor, if it is `using` it, soon after. Waits without limit."""
-        self._lent += 1
-        try:
-            yield await self._reach()
-        finally:
-            self._lent -= 1
-            if using:
-                self._used_at = asyncio.get_running_loop().time()
-
-    @asynccontextmanager
-    async def _lend_soon(self, *, using: bool = True) -> AsyncIterator[Log]:
-        """As `_lend`, for who cannot wait.
-
-        Raises:
-            Unavailable: Postgres is away; at once, if that is known.
-        """
-        away = Unavailable("the database is away; repeat it with the same ref")
-        if self._log is None and not self._resting:
-            raise away
-        try:
-            async with asyncio.timeout(CONNECT_TIMEOUT) as limit, self._lend(using=using) as log:
-                limit.reschedule(None)  # what is asked for has time limits of its own
-                yield log
-        except TimeoutError:
-            if limit.expired():
-                raise away from None
-            raise
-
-    def _leave(self, log: Log) -> None:
-        if self._log is log:
-            self._log = None
-            self._reachable.clear()
-            self._metrics.log_connected.set(0)
-
-    def _give_up(self, log: Log) -> None:
-        log.abandon()  # which wakes `_follow`, whose next query then fails, as does what is read ahead
-        self._leave(log)

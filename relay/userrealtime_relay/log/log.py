@@ -14,12 +14,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final, Self
 
 import asyncpg
 
 from userrealtime_core import postgres
 from userrealtime_core.secret import Secret
+from userrealtime_core.wire.position import LogState
 from userrealtime_relay.wire.frames import encode_events
 from userrealtime_relay.wire.submission import Refused, Submission
 
@@ -99,15 +100,6 @@ class Page:
         return [row["at"] for row in self._rows]
 
 
-class Opened(NamedTuple):
-    """Where a log stands. `earliest` is `head + 1` when no event is kept; `epoch` is None before the first one."""
-
-    head: int
-    earliest: int
-    epoch: str | None
-    channel: str
-
-
 def channel(user_id: str) -> str:
     """The name under which a user's signals are sent; `userrealtime.channel` in the database says the same."""
     return f"urt_{hashlib.sha256(user_id.encode()).hexdigest()[:32]}"
@@ -148,12 +140,12 @@ class Log:
             raise
         return cls(connection, user_id, pooled=pooled)
 
-    async def open(self) -> Opened:
-        """Where the log stands now. Also proves that the connection still works."""
+    async def open(self) -> tuple[LogState, str]:
+        """Return the state of the log, and the channel of its notifications. Also checks the connection."""
         [row] = await self._fetch(_OPEN, self._user_id)
-        opened = Opened(*row)
-        self._epoch = opened.epoch
-        return opened
+        head, earliest, epoch, channel = row
+        self._epoch = epoch
+        return LogState(head, earliest, epoch), channel
 
     async def page(self, after: int, *, max_events: int, max_bytes: int) -> Page:
         """The events after number `after`.

@@ -71,11 +71,11 @@ async def test_a_relay_works_with_its_own_role(migrated: OwnDatabase, database: 
     log = await Log.connect(Secret(credentials.url(migrated.url)), "alice")
     try:
         await database.pool.execute("select userrealtime.publish('alice', 'x'), userrealtime.publish('bob', 'y')")
-        opened = await log.open()
+        opened, channel = await log.open()
         assert (opened.head, opened.earliest) == (1, 1)
         assert len(await log.page(0, max_events=10, max_bytes=1000)) == 1
         assert await log.submit(Submission("ref", "e", "{}")) == await log.submit(Submission("ref", "e", "{}"))
-        await log.listen(opened.channel, lambda: None)
+        await log.listen(channel, lambda: None)
     finally:
         log.abandon()
 
