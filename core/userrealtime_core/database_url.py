@@ -78,7 +78,7 @@ _LIBPQ: Final = frozenset(
 
 
 def validate_database_url(url: str) -> str | None:
-    """What is wrong with the parameters of a URL, without a password; None if nothing is, or if it is no URL."""
+    """Return the problem of the parameters of a URL, without its password; None if there is none or it is no URL."""
     for name, value in _parameters(url):
         if _is_without_effect(name, value):
             continue

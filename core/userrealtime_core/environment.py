@@ -1,7 +1,7 @@
 """Settings from the environment of a process. No message and no repr contains the value of a secret.
 
-All invalid variables are reported together, each with what it accepts, so that one log line of a pod that does not
-start is enough.
+All invalid variables are reported together, each with the accepted values: one message of a pod that does not start is
+then enough.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class ConfigError(Exception):
 
 
 class Reader:
-    """Reads variables and collects what is wrong with them. After a problem, a value of the right type goes on."""
+    """Reads variables and collects their problems. An invalid variable yields a value of the right type."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._environment = environment
@@ -49,7 +49,7 @@ class Reader:
             raise ConfigError("the environment is wrong:\n" + "\n".join(f"  {problem}" for problem in self.problems))
 
     def text(self, name: str, default: str) -> str:
-        # An empty variable is an unset one: templates leave such behind.
+        # An empty variable counts as unset: templates leave such variables.
         return self._environment.get(name, "") or default
 
     def integer(self, name: str, default: int, low: int, high: int) -> int:
@@ -101,7 +101,7 @@ class Reader:
         return Secret(text)
 
     def broker_url(self, broker: str) -> Secret:
-        """That of one of `BROKER_SCHEMES`, from the variable of its name."""
+        """Read the URL of one of `BROKER_SCHEMES`, such as NATS_URL."""
         name = f"{broker.upper()}_URL"
         text = self.text(name, "")
         if (problem := validate_broker_url(broker, text)) is not None:
@@ -177,7 +177,7 @@ class Reader:
 
 
 def validate_broker_url(broker: str, url: str) -> str | None:
-    """What is wrong with the URL of one of `BROKER_SCHEMES`, without quoting it; None if nothing is."""
+    """Return the problem of the URL of one of `BROKER_SCHEMES`, without quoting it; None if it is valid."""
     schemes = BROKER_SCHEMES[broker]
     if all(_is_server(each, schemes) for each in url.split(",")):
         return None

@@ -1,4 +1,4 @@
-"""The metrics of one process, in a registry of its own."""
+"""The metrics of one process, in a separate registry."""
 
 from __future__ import annotations
 

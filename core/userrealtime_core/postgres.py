@@ -19,7 +19,7 @@ CONNECTION_ERRORS: Final = (
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,
 )
-"""What any use of a connection may raise. The connection is then given up."""
+"""What any use of a connection may raise. The connection is then unusable."""
 
 PROBE_TIMEOUT: Final = 2.0
 """Seconds in which a notification must pass through a pooler."""
@@ -50,10 +50,10 @@ async def connect(dsn: str | None = None, *arguments: Any, **options: Any) -> as
     except OSError:
         raise  # a certificate that is not to be trusted is a ValueError as well
     except ValueError as error:  # which may quote the URL
-        said = str(error)
-        if isinstance(error, asyncpg.ClientConfigurationError) and said.startswith("root certificate"):
+        text = str(error)
+        if isinstance(error, asyncpg.ClientConfigurationError) and text.startswith("root certificate"):
             raise UnusableUrl(_NO_AUTHORITIES) from None
-        if isinstance(error, asyncpg.ClientConfigurationError) and said.startswith("`sslmode`"):
+        if isinstance(error, asyncpg.ClientConfigurationError) and text.startswith("`sslmode`"):
             raise UnusableUrl(_SSLMODE) from None
         raise UnusableUrl(_UNPARSABLE) from None
 

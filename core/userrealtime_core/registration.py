@@ -8,27 +8,27 @@ from typing import Final
 import jwt
 
 LIFETIME: Final = 30
-"""Seconds for which what was said is good."""
+"""Seconds for which a registration is valid."""
 TYPE: Final = "announcement+jwt"
-"""No client's token: a relay lets nobody in by it (RFC 8725, 3.11)."""
+"""The `typ` of a registration. A relay does not accept it as a client's token (RFC 8725, 3.11)."""
 AUDIENCE: Final = "userrealtime-activator"
 
 
 class BadRegistration(Exception):
-    """It does not come from the user's own relay, or is not of now."""
+    """The registration was not signed by the user's relay, or has expired."""
 
 
 def sign(key: str, address: str) -> str:
-    """An announcement of an IP address, as a JWT signed with a user's HS256 key."""
+    """Return the registration of an IP address, as a JWT signed with a user's HS256 key."""
     claims = {"aud": AUDIENCE, "address": address, "exp": int(time.time()) + LIFETIME}
     return jwt.encode(claims, key, algorithm="HS256", headers={"typ": TYPE})
 
 
 def read(token: str, keys: tuple[str, ...]) -> str:
-    """The address that an announcement tells, if one of these keys has signed it.
+    """Return the address in a registration that one of these keys has signed.
 
     Raises:
-        BadAnnouncement: none has, it has expired, or it is something else.
+        BadRegistration: no key has signed it, it has expired, or it is not a registration.
     """
     try:
         if jwt.get_unverified_header(token).get("typ") != TYPE:

@@ -23,7 +23,7 @@ class RelaySettings(AuthSettings):
 
     base_path: str
     allowed_origins: tuple[str, ...]
-    """Of other sites whose pages may connect; `*` is any. Empty: no CORS, and no look at a WebSocket's Origin."""
+    """Other sites whose pages may connect; `*` is any. Empty: no CORS, and the Origin of a WebSocket is not checked."""
     allow_query_token: bool
     ring_events: int
     ring_bytes: int
@@ -34,7 +34,7 @@ class RelaySettings(AuthSettings):
     ping_interval: float
     signal: str
     poll_interval: float | None
-    """None: as suits the signal."""
+    """None: the default of the signal."""
     idle_after: float
     """With a broker: how long a connection to Postgres is kept without use."""
     send_timeout: float

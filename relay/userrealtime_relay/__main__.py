@@ -16,12 +16,12 @@ all.
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the relay until it is told to stop. Returns the exit status: 2 if it was started wrongly."""
+    """Run the relay until SIGTERM or SIGINT. Return the exit status: 2 for invalid arguments or configuration."""
     return command.start("userrealtime-relay", USAGE, arguments, _run)
 
 
 def _run() -> int:
-    # Late, so that --help is quick and works without the relay's dependencies.
+    # Imported late: --help is quick and works without the dependencies.
     import asyncio
     import os
 
@@ -36,7 +36,7 @@ def _run() -> int:
         print(f"userrealtime-relay cannot start: {error}", file=sys.stderr)
         return 2
     if config.jwks_url is None:
-        # PyJWT imports it where it is installed: 9 MiB, once per user, that HS256 has no use for.
+        # PyJWT imports it if it is installed: 9 MiB for every user, which HS256 does not need.
         sys.modules["cryptography"] = None  # type: ignore[assignment]
     from .server import serve
 

@@ -1,6 +1,6 @@
 """The relay's configuration: its environment, read once, into one frozen value.
 
-`userrealtime_core.relay_settings` has what the pods of all users may have in common; here is what one pod has besides.
+`userrealtime_core.relay_settings` has the settings that all pods may share; this module adds those of one pod.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ class Config(RelaySettings):
     user_id: str
     database_url: Secret
     token_keys: TokenKeys
-    """None of them: HS256 is refused."""
+    """Without any key, HS256 is rejected."""
     host: str
     ws_port: int
     health_port: int
     broker_url: Secret | None
-    """Of the broker that `signal` names, if it names one."""
+    """The URL of the broker, if `signal` is one."""
     instance: str
-    """This pod among those of the user."""
+    """The name of this pod."""
     announce_url: str | None
-    """Where the activators hear that this relay listens. Taken only with `pod_ip` and a token key of the user's own."""
+    """Where the relay registers its address with the activators. Needs `pod_ip` and a token key of the user."""
     pod_ip: str | None
 
     @classmethod
@@ -60,5 +60,5 @@ class Config(RelaySettings):
         return config
 
     def paths(self, path: str) -> tuple[str, ...]:
-        """Where on the public port a path is served: under the base path too, which is then the last of them."""
+        """Return the paths that serve `path` on the public port: itself and, last, the same under the base path."""
         return (path, self.base_path + path) if self.base_path else (path,)

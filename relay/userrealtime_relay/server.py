@@ -1,7 +1,7 @@
 """The process: two ports, one tail, and an orderly end.
 
-SIGTERM or SIGINT: `/ready` turns 503 at once, new clients are told to reconnect, those there are closed spread over
-the drain timeout, then the process ends with 0. A second signal ends it on the spot.
+After SIGTERM or SIGINT, `/ready` returns 503, new clients get a close frame that asks them to reconnect, the others are
+closed over the drain timeout, and the process exits with 0. A second signal exits immediately.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from .notify import Notifier
 from .notify import broker as brokers
 from .notify.choice import choose
 from .process import probes, uptime
-from .process.registration import announce
+from .process.registration import register_address
 from .transports.http import MAX_CHUNKS, listen
 from .transports.longpoll import Polls
 from .transports.publish import Publishing
@@ -48,9 +48,11 @@ _logger = logging.getLogger(__name__)
 
 
 class Relay:
-    """The relay's parts, put together. A context manager: inside, it serves; leaving it ends everything at once.
+    """The parts of the relay. A context manager: it serves inside the block, and ends all connections after it.
 
-    Making it raises ConfigError if the library of the broker is missing; entering, OSError if a port cannot be had.
+    Raises:
+        ConfigError: from the constructor, if the library of the broker is missing.
+        OSError: on entering, if a port is in use.
     """
 
     def __init__(self, config: Config, signal: Notifier | None = None) -> None:
@@ -69,7 +71,7 @@ class Relay:
 
     @property
     def not_ready_reason(self) -> str | None:
-        """Why this relay should get no new clients, in words; None if it may."""
+        """The reason why this relay should get no new clients; None if it may."""
         return "draining" if self._draining else self.tail.not_ready_reason
 
     @property
@@ -104,9 +106,9 @@ class Relay:
             self._private.close()
             raise
         self.following = asyncio.create_task(self._follow())
-        self._telling = asyncio.create_task(self._presence.run())
+        self._reporting = asyncio.create_task(self._presence.run())
         self._pinging = asyncio.create_task(self.websockets.run())
-        self._announcing = asyncio.create_task(self._announce())
+        self._registering = asyncio.create_task(self._register())
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -114,7 +116,7 @@ class Relay:
         self._private.close()
         await self.websockets.abort_all()
         await self.clients.abort_all()
-        beside = [self._telling, self._pinging, self._announcing]
+        beside = [self._reporting, self._pinging, self._registering]
         for task in beside:
             task.cancel()
         await asyncio.wait(beside)
@@ -122,10 +124,10 @@ class Relay:
         self.following.cancel()
         await asyncio.wait([self.following])
 
-    async def _announce(self) -> None:
+    async def _register(self) -> None:
         config, keys = self._config, self._config.token_keys()
         if config.announce_url is not None and config.pod_ip is not None and keys:
-            await announce(config.announce_url, config.pod_ip, keys[0])
+            await register_address(config.announce_url, config.pod_ip, keys[0])
 
     async def _follow(self) -> None:
         config = self._config
@@ -137,16 +139,16 @@ class Relay:
                 )
 
     async def drain(self) -> None:
-        """Send the clients away, in order; see `Clients.drain` for how long it lasts."""
+        """Close all clients in order; see `Clients.drain` for the duration."""
         self._draining = True
         await self.clients.drain()
 
 
 async def serve(config: Config) -> None:
-    """Serve until a signal says to stop; returns when the clients are gone.
+    """Serve until SIGTERM or SIGINT; return when all clients are closed.
 
     Raises:
-        OSError: a port cannot be had.
+        OSError: a port is in use.
     """
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -180,7 +182,7 @@ def key_set(config: Config) -> KeySet | None:
 
 
 def _public(config: Config, clients: Clients) -> ASGIApp:
-    """What is answered on the public port to what is no WebSocket."""
+    """Return the application of the public port for requests other than WebSockets."""
     streams, polls, publishing = Streams(clients), Polls(clients), Publishing(clients)
 
     async def upgrade(_: Request) -> Response:
@@ -215,7 +217,7 @@ def _public(config: Config, clients: Clients) -> ASGIApp:
 
 
 class _Only:
-    """An application that is asked by one method alone. A class, since Starlette takes a function for another kind."""
+    """Restricts an application to one method. A class, since Starlette treats functions differently."""
 
     def __init__(self, method: str, app: ASGIApp) -> None:
         self._method = method

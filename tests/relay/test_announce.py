@@ -118,7 +118,7 @@ async def test_activators_that_are_away_or_silent_are_no_obstacle(monkeypatch: p
     monkeypatch.setattr(registration, "TIMEOUT", 0.2)
     async with listening(Activator(silent=True)) as silent, asyncio.timeout(PATIENCE_S):
         for url in (DEAD, silent, "http://nowhere.invalid:8081/x"):
-            await registration.announce(url, "127.0.0.1", KEY)
+            await registration.register_address(url, "127.0.0.1", KEY)
 
 
 async def test_a_relay_ends_while_it_still_tells(migrated: Database) -> None:

@@ -352,7 +352,7 @@ async def test_requests_wait_for_the_keys(migrated: Database, path: str) -> None
     async with endpoint() as issuer, running(migrated.url, JWKS_URL=issuer.url, TOKEN_KEY="") as relay:
         issuer.status = 503
         answer = await request(relay, path, sign(EC, "e"), method=method, body=body)
-        assert (answer.status, answer.json) == (503, {"error": "Keys of tokens unavailable"})
+        assert (answer.status, answer.json) == (503, {"error": "Signing keys unavailable"})
         assert "retry-after" in answer.headers
 
 
@@ -369,9 +369,9 @@ async def test_while_there_are_no_keys_clients_are_told_to_come_back(migrated: D
     async with endpoint() as issuer, running(migrated.url, JWKS_URL=issuer.url, TOKEN_KEY="") as relay:
         issuer.status = 503
         async with client(relay, sign(EC, "e")) as alice:
-            assert await closed(alice) == (1013, "Keys of tokens unavailable")
+            assert await closed(alice) == (1013, "Signing keys unavailable")
         async with client(relay, sign(EC, "e", exp=1)) as alice:
-            assert await closed(alice) == (1013, "Keys of tokens unavailable")
+            assert await closed(alice) == (1013, "Signing keys unavailable")
 
 
 @pytest.mark.parametrize("with_it", [False, True])

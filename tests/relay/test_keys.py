@@ -46,7 +46,7 @@ class Mount:
 
 @pytest.fixture
 def mount(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Mount:
-    monkeypatch.setattr(keys, "LOOK_INTERVAL", 0)
+    monkeypatch.setattr(keys, "READ_INTERVAL", 0)
     mount = Mount(tmp_path)
     mount.set(TOKEN_KEY=OLD)
     return mount
@@ -74,11 +74,11 @@ def test_a_mounted_secret_is_followed(mount: Mount) -> None:
 
 
 def test_it_is_not_looked_at_all_the_time(mount: Mount, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keys, "LOOK_INTERVAL", 600)
+    monkeypatch.setattr(keys, "READ_INTERVAL", 600)
     current = TokenKeys.in_directory(mount.path)
     mount.set(TOKEN_KEY=NEW)
     assert current() == (OLD,)
-    monkeypatch.setattr(keys, "LOOK_INTERVAL", 0)
+    monkeypatch.setattr(keys, "READ_INTERVAL", 0)
     assert current() == (NEW,)
 
 

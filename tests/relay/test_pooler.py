@@ -87,7 +87,7 @@ async def test_a_direct_connection_is_known_as_one_by_itself(
     async def connect_twice(_: Secret) -> bool:
         raise AssertionError("there was no need")
 
-    monkeypatch.setattr("userrealtime_relay.log.log.hears", connect_twice)
+    monkeypatch.setattr("userrealtime_relay.log.log.receives_notifications", connect_twice)
     log = await Log.connect(Secret(migrated.url), USER)
     assert not log.pooled
     settings = await log._fetch("select current_setting('statement_timeout'), current_setting('tcp_keepalives_idle')")

@@ -75,7 +75,7 @@ async def test_what_is_known_needs_no_look(
     migrated: Database, connection: asyncpg.Connection, broker: LocalBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While messages of the broker arrive, the log is not polled, even with a short interval."""
-    monkeypatch.setattr(presence, "HEARTBEAT", 600)
+    monkeypatch.setattr(presence, "REPEAT_INTERVAL_S", 600)
     await publish(connection, 2)
     variables = {**broker.variables, "DATABASE_IDLE_AFTER": "0", "POLL_INTERVAL": "2"}
     async with running(migrated.url, None, **variables) as relay:
@@ -150,7 +150,7 @@ async def test_forged_signals_put_the_poll_off_no_further_than_a_limit(
     migrated: Database, connection: asyncpg.Connection, broker: LocalBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A broker that repeats an old position, or the present one, does not withhold an event."""
-    monkeypatch.setattr(presence, "HEARTBEAT", 600)
+    monkeypatch.setattr(presence, "REPEAT_INTERVAL_S", 600)
     await publish(connection, 2)
     variables = {**broker.variables, "DATABASE_IDLE_AFTER": "0", "POLL_INTERVAL": "0.2"}
     async with running(migrated.url, None, **variables) as relay:

@@ -557,7 +557,7 @@ def test_a_client_may_not_say_much_meanwhile() -> None:
 def test_without_keys_it_is_not_the_clients_fault() -> None:
     alice = waiting(Keys())
     alice.retry(5)
-    assert alice.closing == CloseFrame(CloseCode.TRY_LATER, "Keys of tokens unavailable")
+    assert alice.closing == CloseFrame(CloseCode.TRY_LATER, "Signing keys unavailable")
     assert alice.question is None
 
 

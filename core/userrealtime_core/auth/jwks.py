@@ -1,12 +1,12 @@
-"""The public keys of whoever signs tokens, from JWKS_URL (RFC 7517).
+"""The public keys of the identity provider that signs tokens, from JWKS_URL (RFC 7517).
 
-Asked when a token needs them and never otherwise: the first time, once they are `LIFETIME` old, and for a key that is
-not known; but not within `COOLDOWN` of the last time, so that strangers with made-up tokens cause no more requests than
-that. A key that has been published for `COOLDOWN` is always found. While the endpoint is away, the last keys stay.
+They are fetched when a token needs them: the first time, when they are older than `LIFETIME`, and for an unknown key;
+but never within `COOLDOWN` of the last request, which limits the requests that forged tokens can cause. A key that has
+been published for `COOLDOWN` is always found. While the endpoint is unreachable, the last keys remain in use.
 
-A key serves the one algorithm that its kind is for here: RSA for RS256, P-256 for ES256, Ed25519 for EdDSA. Other keys
-of the set, and all that is private or secret in it, are passed over. The request has limits of time and size, and
-follows no redirect. Only this module needs `cryptography`, which PyJWT imports if it can: see `__main__`.
+A key is used for one algorithm: RSA for RS256, P-256 for ES256, Ed25519 for EdDSA. Other keys of the set, and all
+private or secret parts, are ignored. The request has limits of time and size, and follows no redirect. Only this module
+needs `cryptography`, which PyJWT imports if it is installed: see `__main__` of the relay.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _logger = logging.getLogger(__name__)
 
 
 class JwksError(Exception):
-    """The key set cannot be had, or is none; says why."""
+    """The key set could not be fetched or is invalid. The message has the reason."""
 
 
 class Key(NamedTuple):
@@ -64,7 +64,7 @@ class Jwks:
         """The one key that a token names or, if it names none, the only key for its algorithm.
 
         Raises:
-            KeySetStale: the endpoint is to be asked first or, if it was asked already, could not be.
+            KeySetStale: the keys must be fetched first or, after a fetch, could not be.
             Unauthorized: there is no such key.
         """
         now = time.monotonic()
@@ -76,15 +76,15 @@ class Jwks:
             return found
         if may_ask or self._away:
             raise KeySetStale
-        raise Unauthorized("of an unknown key")
+        raise Unauthorized("unknown signing key")
 
     async def refresh(self) -> None:
-        """Ask for the keys, together with all who ask at the time, unless that was done within the last `COOLDOWN`."""
+        """Fetch the keys, unless that was done within the last `COOLDOWN`. Concurrent calls share one request."""
         if self._request is None:
             if time.monotonic() < self._next_request:
                 return
             self._request = asyncio.create_task(self._fetch())
-        # One who leaves takes nothing from the others.
+        # A caller that is cancelled does not cancel the request of the others.
         await asyncio.shield(self._request)
 
     async def _fetch(self) -> None:
@@ -92,11 +92,11 @@ class Jwks:
             self._keys = parse(await fetch(self._url))
             self._fetched = time.monotonic()
             self._away = False
-            _logger.info("fetched the keys of tokens", extra={"fields": {"keys": len(self._keys)}})
+            _logger.info("fetched the signing keys", extra={"fields": {"keys": len(self._keys)}})
         except (OSError, TimeoutError, ValueError, JwksError, h11.ProtocolError) as error:
             self._away = True
             _logger.warning(
-                "the keys of tokens cannot be fetched from JWKS_URL; the last ones stay",
+                "could not fetch the signing keys from JWKS_URL; the last ones remain in use",
                 extra={"fields": {"error": f"{type(error).__name__}: {str(error) or 'timed out'}"}},
             )
         finally:
@@ -105,13 +105,13 @@ class Jwks:
 
 
 async def fetch(url: str) -> bytes:
-    """The body that a GET of `url` is answered with, within `FETCH_TIMEOUT`.
+    """Return the body of the response to a GET of `url`, within `FETCH_TIMEOUT`.
 
     Raises:
-        OSError, TimeoutError, ValueError, JwksError, h11.ProtocolError: there is none.
+        OSError, TimeoutError, ValueError, JwksError, h11.ProtocolError: the request failed.
     """
     parts = urlsplit(url)
-    # Made anew each time: the certificates that are trusted may have changed.
+    # A new one for each request: the trusted certificates may have changed.
     context = client_context() if parts.scheme == "https" else None
     port = parts.port or (443 if context is not None else 80)
     async with asyncio.timeout(FETCH_TIMEOUT):
@@ -148,10 +148,10 @@ async def _body(connection: h11.Connection, reader: asyncio.StreamReader) -> byt
 
 
 def parse(body: bytes) -> Sequence[Key]:
-    """The keys of a set that are of use here.
+    """Return the usable keys of a set.
 
     Raises:
-        JwksError: it is no key set.
+        JwksError: this is not a key set.
     """
     try:
         entries = json.loads(body)["keys"]
@@ -187,7 +187,7 @@ def _key(entry: dict[str, Any]) -> Key | None:
     if not usable:
         return None
     try:
-        # Of the numbers, the public ones alone: with the private ones it would be a key to sign with.
+        # Only the public numbers: with the private ones it would be a key to sign with.
         return Key(kid, algorithm, jwt.PyJWK({**kind, **{name: entry[name] for name in numbers}}, algorithm))
     except (jwt.PyJWTError, ValueError):
         return None

@@ -1,9 +1,9 @@
 """The keys of HS256 tokens: the current one and, while it is being replaced, the next one or the one before.
 
-They come from the environment, or from a directory that a Secret is mounted at. That is looked at again while the relay
-runs, so that a key is replaced without a restart: at most once a second, and only when there is a token to check. A
-mounted Secret changes all of its files at once, by turning one symbolic link; so the link is followed once, and all
-files are read from where it led. What is wrong with new keys is logged, and the last good ones stay.
+They come from the environment, or from a directory where a Secret is mounted. The directory is read again while the
+relay runs, at most once a second and only when there is a token to check: so a key is replaced without a restart. The
+kubelet replaces all files of a mounted Secret by one change of a symbolic link; the link is resolved once, and all
+files are read from its target. If new keys are invalid, the error is logged and the last valid keys remain in use.
 """
 
 from __future__ import annotations
@@ -16,52 +16,52 @@ from typing import Final
 
 CURRENT: Final = "TOKEN_KEY"
 NEXT: Final = "TOKEN_KEY_NEXT"
-"""In directories alone: a key that is to sign soon, published here first so that its first tokens are good."""
+"""Only in directories: a key that will sign soon. It is published first, and its first tokens are then valid."""
 PREVIOUS: Final = "TOKEN_KEY_PREVIOUS"
 MINIMUM_KEY_BYTES: Final = 32  # RFC 7518, 3.2: an HS256 key is at least as long as its hash
 MAXIMUM_KEY_BYTES: Final = 4096
-LOOK_INTERVAL: Final = 1.0
-"""Seconds between two looks at a directory, at least."""
+READ_INTERVAL: Final = 1.0
+"""The shortest time in seconds between two reads of a directory."""
 
 _logger = logging.getLogger(__name__)
 
 
 class TokenKeys:
-    """The keys as they are now. Shows none of them in a repr."""
+    """The current keys. They do not appear in its repr."""
 
-    __slots__ = ("_directory", "_keys", "_looked", "_problem")
+    __slots__ = ("_directory", "_keys", "_problem", "_read_at")
 
     def __init__(self, *keys: str, directory: Path | None = None) -> None:
         self._keys = keys
         self._directory = directory
-        self._looked = time.monotonic()
+        self._read_at = time.monotonic()
         self._problem: str | None = None
 
     @classmethod
     def in_directory(cls, directory: Path) -> TokenKeys:
-        """The keys in a directory, now and later.
+        """Return the keys in a directory, which is read again later.
 
         Raises:
-            OSError, ValueError: they cannot be read, or are none.
+            OSError, ValueError: they cannot be read or are invalid.
         """
         return cls(*_read(directory), directory=directory)
 
     def __call__(self) -> tuple[str, ...]:
-        """The keys, the current one first; none at all if HS256 is not in use."""
+        """Return the keys, the current one first; none if HS256 is not used."""
         now = time.monotonic()
-        if self._directory is not None and now >= self._looked + LOOK_INTERVAL:
-            self._looked = now
-            self._look(self._directory)
+        if self._directory is not None and now >= self._read_at + READ_INTERVAL:
+            self._read_at = now
+            self._refresh(self._directory)
         return self._keys
 
-    def _look(self, directory: Path) -> None:
+    def _refresh(self, directory: Path) -> None:
         try:
             keys = _read(directory)
         except (OSError, ValueError) as error:
             if str(error) != self._problem:
                 self._problem = str(error)
                 _logger.error(
-                    "the token keys cannot be read again; the last ones stay",
+                    "could not read the token keys; the last ones remain in use",
                     extra={"fields": {"error": self._problem}},
                 )
             return
@@ -71,7 +71,7 @@ class TokenKeys:
 
 
 def validate_key(key: str) -> str | None:
-    """What is wrong with a key, in words that do not contain it; None if nothing is."""
+    """Return the problem of a key, without quoting it; None if it is valid."""
     # Surrogates are bytes of the environment that are not UTF-8.
     size = len(key.encode(errors="surrogatepass"))
     if size < MINIMUM_KEY_BYTES:
@@ -92,7 +92,7 @@ def _read(directory: Path) -> tuple[str, ...]:
 def _read_key(path: Path) -> str:
     with path.open("rb") as file:
         content = file.read(MAXIMUM_KEY_BYTES + 3)
-    # An editor or `echo` leaves a line's end behind, which is no part of a key.
+    # Editors and `echo` add a line end, which is not part of the key.
     key = content.decode(errors="surrogateescape").rstrip("\r\n")
     problem = validate_key(key)
     if problem is not None:

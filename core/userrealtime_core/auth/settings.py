@@ -1,4 +1,4 @@
-"""Which tokens are accepted. PyJWT is not imported here: it is imported once the settings say what it needs."""
+"""Which tokens are accepted. PyJWT is not imported here: whether it needs `cryptography` depends on the settings."""
 
 from __future__ import annotations
 

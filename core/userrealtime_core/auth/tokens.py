@@ -1,11 +1,11 @@
-"""Tokens: JWTs of this user, signed with a key that this relay was told of, by an algorithm that the key is for.
+"""Tokens: JWTs of one user, signed with a known key by the algorithm of that key.
 
-The algorithm of a token only says where to look for its key: HS256 among the user's own keys, which are secrets; RS256,
-ES256 and EdDSA in the key set at JWKS_URL, where each key has one algorithm. So neither `none` nor a public key passed
-off as a secret is accepted. Keys that a token brings along or points to (`jwk`, `jku`, `x5u`) are not looked at.
+The algorithm of a token only selects where its key is searched: HS256 among the keys of the user, which are secrets;
+RS256, ES256 and EdDSA in the key set at JWKS_URL, where each key has one algorithm. So neither `none` nor a public key
+used as a secret is accepted. Keys that a token contains or refers to (`jwk`, `jku`, `x5u`) are ignored.
 
-PyJWT checks signatures. Claims are read here, by rules of a line each, stricter than its own: a time is a number,
-and no claim comes twice, so that no two readers of a token can disagree.
+PyJWT checks signatures. Claims are checked here, more strictly than PyJWT does: a time is a number, and no claim occurs
+twice, since two parsers could read such a token differently.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .settings import AuthSettings
 MAX_TOKEN_BYTES: Final = 8192
 ASYMMETRIC: Final = ("RS256", "ES256", "EdDSA")
 TYPES: Final = (None, "jwt", "at+jwt")
-"""Of tokens: not said, any, or an access token (RFC 9068). Others, as of a log-out, are not to let somebody in."""
+"""The accepted values of `typ`: none, any JWT, or an access token (RFC 9068). A log-out token, for example, is not."""
 
 _logger = logging.getLogger(__name__)
 
@@ -58,11 +58,11 @@ class TokenVerifier:
         self._jwks = jwks
 
     def __call__(self, token: str) -> float:
-        """How many seconds the token is still good for, the leeway included.
+        """Return for how many seconds the token is still valid, including the leeway.
 
         Raises:
-            Unauthorized: the token is malformed, too early or too late, or of another key, issuer, audience or user.
-            KeySetStale: that cannot be told yet.
+            Unauthorized: the token is malformed, expired, not valid yet, or for another key, issuer, audience or user.
+            KeySetStale: the keys must be fetched first.
         """
         try:
             return self._judge(_claims(self._open(token)), time.time())
@@ -70,14 +70,14 @@ class TokenVerifier:
             why = str(error)
         except (jwt.PyJWTError, ValueError, RecursionError) as error:
             why = type(error).__name__
-        _logger.info("token refused", extra={"fields": {"why": why}})
+        _logger.info("token rejected", extra={"fields": {"why": why}})
         raise Unauthorized(why) from None
 
     def check_claims(self, token: str) -> None:
-        """Check what a token claims, without its signature: so an attacker can cause no work with any other token.
+        """Check the claims of a token without its signature, before any work that an attacker could cause.
 
         Raises:
-            Unauthorized: it would not be accepted whoever signed it.
+            Unauthorized: the token is not accepted, whatever its signature.
         """
         try:
             if len(token) > MAX_TOKEN_BYTES:
@@ -88,20 +88,20 @@ class TokenVerifier:
             raise Unauthorized(type(error).__name__) from None
 
     async def refresh(self) -> None:
-        """Ask for the keys at JWKS_URL, unless that was done a moment ago. Takes a few seconds at most; never fails."""
+        """Fetch the keys at JWKS_URL, unless that was done a moment ago. Takes a few seconds at most; never fails."""
         if self._jwks is not None:
             await self._jwks.refresh()
 
     def _open(self, token: str) -> bytes:
-        """What is signed."""
+        """Check the signature; return the signed content."""
         if len(token) > MAX_TOKEN_BYTES:
             raise Unauthorized("too long")
         header = self._jws.get_unverified_header(token)
         if "crit" in header:
-            raise Unauthorized("with extensions that it says must be understood")
+            raise Unauthorized("unsupported critical extension")
         kind = header.get("typ")
         if (kind.lower().removeprefix("application/") if isinstance(kind, str) else kind) not in TYPES:
-            raise Unauthorized("of another type")
+            raise Unauthorized("unsupported typ")
         algorithm, keys = self._keys(header)
         for key in keys:
             try:
@@ -109,7 +109,7 @@ class TokenVerifier:
             except jwt.InvalidSignatureError:
                 continue
             return content
-        raise Unauthorized("of another key")
+        raise Unauthorized("unknown signing key")
 
     def _keys(self, header: dict[str, Any]) -> tuple[str, Sequence[str | jwt.PyJWK]]:
         algorithm = header.get("alg")
@@ -118,14 +118,14 @@ class TokenVerifier:
             return "HS256", secrets
         if algorithm in ASYMMETRIC and self._jwks is not None:
             return algorithm, self._jwks.find(header.get("kid"), algorithm)
-        raise Unauthorized("of another algorithm")
+        raise Unauthorized("unsupported algorithm")
 
     def _judge(self, claims: dict[str, Any], now: float) -> float:
         settings = self._settings
         expiry = _time(claims, "exp")
         if expiry is None:
-            raise Unauthorized("without exp")
-        # Never a sum with what it claims: JSON has integers that no float holds.
+            raise Unauthorized("no exp")
+        # Compared without arithmetic on the claim: JSON has integers that exceed a float.
         if expiry <= now - settings.token_leeway:
             raise Unauthorized("expired")
         if expiry > now + settings.token_max_lifetime + settings.token_leeway:
@@ -133,44 +133,44 @@ class TokenVerifier:
         for name in ("nbf", "iat"):
             begin = _time(claims, name)
             if begin is not None and begin > now + settings.token_leeway:
-                raise Unauthorized(f"before its {name}")
+                raise Unauthorized(f"{name} is in the future")
             if name == "iat" and begin is not None and begin < expiry - settings.token_max_lifetime:
                 raise Unauthorized("issued for longer than TOKEN_MAX_LIFETIME")
         if settings.token_issuer is not None and claims.get("iss") != settings.token_issuer:
-            raise Unauthorized("of another issuer")
+            raise Unauthorized("wrong issuer")
         if settings.token_audience is not None:
             audience = claims.get("aud")
             if settings.token_audience not in (audience if isinstance(audience, list) else [audience]):
-                raise Unauthorized("for another audience")
+                raise Unauthorized("wrong audience")
         if claims.get(settings.token_user_claim) != self._user_id:
-            raise Unauthorized("of another user")
+            raise Unauthorized("wrong user")
         return expiry - now + settings.token_leeway
 
 
 def _claims(content: bytes) -> dict[str, Any]:
-    # As text: of bytes, json would guess the encoding.
+    # Decoded here: json would guess the encoding of bytes.
     claims = json.loads(content.decode(), object_pairs_hook=_unique, parse_constant=_refuse_constant)
     if not isinstance(claims, dict):
-        raise Unauthorized("without claims")
+        raise Unauthorized("claims are not an object")
     return claims
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) < len(pairs):
-        raise Unauthorized("with a claim twice")
+        raise Unauthorized("duplicate claim")
     return fields
 
 
 def _refuse_constant(_: str) -> None:
-    raise Unauthorized("not JSON")  # NaN and the infinities, which Python reads
+    raise Unauthorized("not JSON")  # NaN and infinities, which Python accepts
 
 
 def _time(claims: dict[str, Any], name: str) -> int | float | None:
-    """A claim in seconds since 1970, if it is there."""
+    """Return a claim in seconds since 1970, if it is present."""
     if name not in claims:
         return None
     value = claims[name]
     if type(value) is int or (type(value) is float and math.isfinite(value)):
         return value
-    raise Unauthorized(f"with an {name} that is no time")
+    raise Unauthorized(f"{name} is not a number")

@@ -16,7 +16,7 @@ Reason = Literal["too-old", "ahead", "epoch"]
 
 
 class CloseCode(enum.IntEnum):
-    """The close codes that the relay sends. docs/relay.md says what a client is to do about each."""
+    """The close codes that the relay sends. docs/relay.md describes the reaction of a client to each."""
 
     POLICY_VIOLATION = 1008
     RESTARTING = 1012
@@ -26,13 +26,13 @@ class CloseCode(enum.IntEnum):
 
 
 class Resume(NamedTuple):
-    """Where a client wants to begin: after an event that it has seen, or at the head."""
+    """Where a client wants to begin: after an event that it has received, or at the head."""
 
     cursor: int | None = None
     epoch: str | None = None
 
     def refusal(self, position: LogState) -> Reason | None:
-        """Why the log cannot be read from here on, if so."""
+        """Return why the log cannot be read from this position; None if it can."""
         if self.cursor is None:
             return None
         if self.epoch is not None and self.epoch != position.epoch:
@@ -45,7 +45,7 @@ class Resume(NamedTuple):
 
 
 class ConnectRequest(NamedTuple):
-    """What the opening request says. `resume` is None if it names a cursor that is none."""
+    """The parts of the request that matter. `resume` is None if the cursor is invalid."""
 
     token: str | None
     resume: Resume | None
@@ -60,13 +60,13 @@ class ConnectRequest(NamedTuple):
         subprotocols: Iterable[str] = (),
         query_token: bool = False,
     ) -> ConnectRequest:
-        """Read the parts of an HTTP request that matter; the header's values may be none, one or more.
+        """Parse an HTTP request. Each header may have no value, one or several.
 
-        A `Last-Event-ID` header goes before the URL's: an EventSource sends the header anew, and the URL as it was.
-        For the same reason an id may carry the epoch of its log, as `42:5f0c`, which goes before the URL's.
+        A `Last-Event-ID` header takes precedence over the URL: an EventSource updates the header, and never the URL.
+        For the same reason an id may contain the epoch of its log, as `42:5f0c`, which takes precedence as well.
 
         Args:
-            query_token: whether a token in the URL, `token=`, is looked at, after all others.
+            query_token: whether a token in the URL, `token=`, is accepted if there is no other one.
         """
         tokens = [_bearer(value) for value in authorization]
         tokens += [name[len(_TOKEN_SUBPROTOCOL) :] for name in subprotocols if name.startswith(_TOKEN_SUBPROTOCOL)]
@@ -87,6 +87,6 @@ class ConnectRequest(NamedTuple):
 
 
 def _bearer(authorization: str) -> str:
-    """The token of an Authorization header; of another scheme, a token that nobody accepts."""
+    """Return the token of an Authorization header; an invalid token if the scheme is another one."""
     scheme, _, token = authorization.partition(" ")
     return token.strip() if scheme.lower() == "bearer" else ""

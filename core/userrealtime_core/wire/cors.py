@@ -1,4 +1,4 @@
-"""What pages of other sites may send and read (CORS), wherever a user's requests are answered."""
+"""What pages of other sites may send and read (CORS)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ORIGIN: Final = (
 
 
 def validate_origin(origin: str) -> str | None:
-    """What is wrong with an entry of ALLOWED_ORIGINS; None if nothing is."""
+    """Return the problem of an entry of ALLOWED_ORIGINS; None if it is valid."""
     if re.fullmatch(ORIGIN, origin):
         return None
     if "*" in origin:

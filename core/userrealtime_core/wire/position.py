@@ -23,7 +23,7 @@ class LogMoved(NamedTuple):
 
 
 class LogState(NamedTuple):
-    """The state of a log as far as this relay knows. `earliest`, the oldest number kept, may have grown since then."""
+    """The last known state of a log. `earliest`, the oldest number kept, may have grown since then."""
 
     head: int
     earliest: int

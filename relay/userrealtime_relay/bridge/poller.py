@@ -83,7 +83,7 @@ class Poller:
                 _logger.info("connected to Postgres", extra={"fields": {"users": len(rows)}})
             spread = 0 if at_once else period * SPREAD
             await self._publish(rows, spread)
-            # A poll that was published at once is followed by a spread one no later than a period after it.
+            # A poll without spread is followed by one with spread no later than a period after it.
             at_once = await self._is_due(period * (1 - SPREAD))
 
     async def _publish(self, rows: list[asyncpg.Record], spread: float) -> None:

@@ -1,8 +1,8 @@
-"""What all transports share: a client is a session and a cursor, and a *carrier* takes what it is given to the socket.
+"""The clients of all transports: a client is a session and a cursor, and a *writer* that writes to its socket.
 
-One task a client does all the sending. It waits in one place, for one event, which everything sets that may give it
-something to do: the ring, the client's messages, a deadline, an answer of Postgres, the socket being writable again,
-drain. A carrier never waits: it writes into its socket's buffer, and says when that is full.
+One task per client does all the sending. It waits in one place for one event, which is set by everything that may
+require work: the ring, the client's messages, a deadline, a reply of Postgres, the socket being writable again, the
+drain. A writer never waits: it writes into the buffer of its socket, and reports when the buffer is full.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from .tail import Tail
 from .wakeup import WakeupEvent
 
 CHUNK_BYTES: Final = 64 << 10
-"""What a client is given at a time, of the ring or of the log, unless one event is bigger."""
+"""What a client gets at a time, from the ring or the log, unless one event is larger."""
 WRITE_LIMIT: Final = 32 << 10
-"""Bytes waiting in the process for a client's socket, from which on it is given no more."""
+"""Bytes in the process that wait for a client's socket; above this limit, the client gets no more."""
 UNSENT_LIMIT: Final = 128 << 10
-"""The same in the kernel, which would else take megabytes for a client that does not read."""
+"""The same limit in the kernel, which would otherwise buffer megabytes for a client that does not read."""
 CLOSE_TIMEOUT: Final = 5
-"""Seconds for a close to be taken by the client; then the connection is cut."""
+"""Seconds for the closing handshake; then the connection is aborted."""
 DRAIN_SPACING: Final = 0.1
-"""Seconds between two closes while draining, at the most: a thousand clients take the time allowed, one takes none."""
+"""The longest time between two closes while draining: few clients do not use the whole drain timeout."""
 RESTARTING_REASON: Final = "Restarting: reconnect"
 TOO_MANY_REASON: Final = "Too many connections"
 EVICTED_REASON: Final = "Too many unauthenticated connections"
@@ -48,41 +48,41 @@ _LIMITS: Final = {
     TOO_MANY_MESSAGES.reason: "messages",
     TOO_SLOW_REASON: "slow",
 }
-"""Which limit it was, by the reason of the close."""
+"""The label of the limit, by the reason of the close."""
 
 T = TypeVar("T")
 
 
 class TransportWriter(Protocol):
-    """One client's connection, of whatever transport."""
+    """Writes to the connection of one client. Every transport has one."""
 
     @property
     def open(self) -> bool:
-        """Whether there is any use in going on."""
+        """Whether the client can still receive something."""
 
     @property
     def paused(self) -> bool:
-        """Whether the socket has enough to send."""
+        """Whether the buffer of the socket is full."""
 
     @property
     def unsent(self) -> int:
         """Bytes waiting in the process for the socket."""
 
     def authenticated(self) -> None:
-        """Note that the client has authenticated: its connection leaves the budget of the unauthenticated ones."""
+        """Note that the client has authenticated: its connection leaves the budget of unauthenticated connections."""
 
     def abort(self) -> None:
-        """Cut the connection."""
+        """Abort the connection."""
 
     def write_messages(self, messages: Sequence[str], cursor: int, epoch: str | None) -> None:
-        """Send messages of the session, at least one, and where in the log the client is after all of them."""
+        """Send messages of the session, at least one, and the position of the client after them."""
 
     def write_events(self, frames: bytes, cursor: int, epoch: str | None) -> None:
-        """Send events, given as their WebSocket frames, joined; the last is number `cursor`, of the log `epoch`."""
+        """Send events, given as joined WebSocket frames. The last one has the number `cursor`, in the log `epoch`."""
 
 
 class Clients:
-    """All clients of the relay, and the places they take."""
+    """All clients of the relay, up to its limit."""
 
     def __init__(self, config: Config, tail: Tail, metrics: Metrics, key_set: KeySet | None = None) -> None:
         self.config = config
@@ -91,19 +91,19 @@ class Clients:
         self.verify = TokenVerifier(config, config.user_id, config.token_keys, key_set)
         self.draining = False
         self.unauthenticated = Unauthenticated(
-            # All clients of a relay may come at once, as after its restart.
+            # All clients of a relay may connect at the same time, as after its restart.
             config.max_connections,
             lambda: metrics.limited.labels("unauthenticated").inc(),
         )
         """The connections of the public port that have not authenticated."""
         self.changed: Callable[[], None] = lambda: None
-        """Called when a client has got a place, or left."""
+        """Called when a client was admitted or has left."""
         self._tasks: dict[Client, asyncio.Task[Any]] = {}
         self._admitted: set[Client] = set()
         metrics.connections.set_function(lambda: len(self._admitted))
         metrics.unauthenticated.set_function(lambda: len(self.unauthenticated))
         metrics.lag_events.set_function(lambda: max((client.lag for client in self._admitted), default=0))
-        metrics.unsent_bytes.set_function(lambda: sum(client.carrier.unsent for client in self._admitted))
+        metrics.unsent_bytes.set_function(lambda: sum(client.writer.unsent for client in self._admitted))
 
     def __iter__(self) -> Iterator[Client]:
         return iter(list(self._tasks))
@@ -113,11 +113,11 @@ class Clients:
 
     @property
     def connected(self) -> int:
-        """How many have a place."""
+        """The number of admitted clients."""
         return len(self._admitted)
 
     async def authenticate(self, opening: ConnectRequest) -> Session:
-        """The session of a client that says all in its opening: it is authenticated, or closing."""
+        """Return the session of a client that sends its token with the request: authenticated, or closing."""
         session = self.session(opening)
         if session.question is PendingLookup.KEYS:
             await self.verify.refresh()
@@ -127,7 +127,7 @@ class Clients:
         return session
 
     def session(self, opening: ConnectRequest) -> Session:
-        """A new client's session."""
+        """Return the session of a new client."""
         return Session(
             opening,
             user_id=self.config.user_id,
@@ -139,7 +139,7 @@ class Clients:
 
     @contextlib.contextmanager
     def present(self, client: Client) -> Iterator[None]:
-        """While inside, in the task that carries the client, its close included, it is known here."""
+        """Register a client inside the block, which runs in the task that serves and closes it."""
         self._tasks[client] = cast("asyncio.Task[Any]", asyncio.current_task())
         try:
             yield
@@ -162,13 +162,13 @@ class Clients:
         return number
 
     def count_close(self, label: str, closing: CloseFrame | None) -> None:
-        """Note for the metrics how a client's connection ended, and which limit it met, if any."""
+        """Count the end of a client's connection, and the limit that it exceeded, if any."""
         self.metrics.closes.labels(label).inc()
         if closing is not None and closing.reason in _LIMITS:
             self.metrics.limited.labels(_LIMITS[closing.reason]).inc()
 
     def admit(self, client: Client) -> bool:
-        """Whether an authenticated client gets one of the places."""
+        """Admit an authenticated client. Return False if there are too many."""
         if len(self._admitted) >= self.config.max_connections:
             return False
         self._admitted.add(client)
@@ -177,9 +177,9 @@ class Clients:
         return True
 
     async def drain(self) -> None:
-        """Close every client, spread over time, each once it has what is in the ring; refuse new ones meanwhile.
+        """Close every client, spread over time, each after the events in the ring; reject new ones meanwhile.
 
-        Lasts at most `drain_timeout` seconds and a close, and with few clients much less.
+        Takes at most `drain_timeout` seconds and one close; with few clients, much less.
         """
         self.draining = True
         loop = asyncio.get_running_loop()
@@ -193,30 +193,30 @@ class Clients:
             await asyncio.wait([task for _, task in clients], timeout=self.config.drain_timeout + CLOSE_TIMEOUT)
 
     async def abort_all(self) -> None:
-        """End what is left, at once."""
+        """Abort the remaining connections."""
         for client in self:
-            client.carrier.abort()
+            client.writer.abort()
         if self._tasks:
             await asyncio.wait(list(self._tasks.values()), timeout=CLOSE_TIMEOUT)
 
 
 class Client:
-    """One client: its session, and its place in the ring."""
+    """One client: its session, and its position in the ring."""
 
-    def __init__(self, session: Session, clients: Clients, carrier: TransportWriter, wake: WakeupEvent) -> None:
+    def __init__(self, session: Session, clients: Clients, writer: TransportWriter, wake: WakeupEvent) -> None:
         self.session = session
-        self.carrier = carrier
+        self.writer = writer
         self.wake = wake
-        """Set whenever there may be something to do."""
+        """Set when there may be work."""
         self._clients = clients
         self._tail = clients.tail
         self._metrics = clients.metrics
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
-        self._ring: Ring | None = None  # the one that the cursor belongs to
+        self._ring: Ring | None = None  # the ring of the cursor
         self._admitted = False
         self._leaving = False
-        self._live = False  # waiting at the head, so that the next event's age is its latency
+        self._live = False  # waiting at the head: the age of the next event is its latency
         self._asked: tuple[asyncio.Task[Any], Callable[[Any], None]] | None = None
         self._unsent = 0  # bytes waiting for the socket when it was last seen to take some
         self._unsent_since: float | None = None  # and when that was
@@ -232,7 +232,7 @@ class Client:
         self.wake.set()
 
     async def process_submissions(self) -> None:
-        """Do what the client asked for that takes time: store what it publishes, find keys for a new token."""
+        """Do the slow work for the client: store its messages, fetch keys for a new token."""
         session = self.session
         while session.submissions:
             submission = session.submissions.pop(0)
@@ -248,14 +248,14 @@ class Client:
             self.wake.set()
 
     async def run(self) -> None:
-        """Serve the client until its session closes, whose last words are then sent, or its connection is over."""
+        """Serve the client until its session closes, and send the last messages; or until its connection ends."""
         session = self.session
         try:
-            while self.carrier.open and session.closing is None:
+            while self.writer.open and session.closing is None:
                 self.wake.clear()
                 if self._advance():
                     await asyncio.sleep(0)
-                elif self.carrier.open:  # it may have been enough
+                elif self.writer.open:  # sending may have ended it
                     self._set_timer()
                     self._tail.call_once(self.wake.set)
                     await self.wake.wait()
@@ -269,7 +269,7 @@ class Client:
                 await asyncio.gather(self._asked[0], return_exceptions=True)
 
     def _advance(self) -> bool:
-        """Do the next thing that can be done without waiting. False if there is none."""
+        """Do the next step that needs no waiting. Return False if there is none."""
         session = self.session
         if not session.authenticated and session.deadline <= self._loop.time():
             self._metrics.limited.labels("request_time").inc()
@@ -279,7 +279,7 @@ class Client:
         self._flush()
         if session.closing is not None:
             return True
-        if self.carrier.paused:
+        if self.writer.paused:
             return False
         if self._asked is not None:
             return self._take_answer(*self._asked)
@@ -297,14 +297,14 @@ class Client:
     async def _find_keys(self) -> None:
         await self._clients.verify.refresh()
         self.session.retry(self._loop.time())
-        await self.process_submissions()  # to what came meanwhile
+        await self.process_submissions()  # for messages that have arrived meanwhile
 
     def _flush(self) -> None:
         if messages := self.session.take():
-            self.carrier.write_messages(messages, self.session.cursor, self.session.epoch)
+            self.writer.write_messages(messages, self.session.cursor, self.session.epoch)
 
     def _ask(self, question: Coroutine[Any, Any, T], answer: Callable[[T], None]) -> None:
-        """Ask Postgres or JWKS_URL, and go on with `answer`, in the client's own task, when it has answered."""
+        """Start a query to Postgres or JWKS_URL. The client's task calls `answer` with the result."""
         task = asyncio.create_task(question)
         task.add_done_callback(lambda _: self.wake.set())
         self._asked = task, answer
@@ -323,7 +323,7 @@ class Client:
 
     def _find_position(self, question: PendingLookup) -> bool:
         if not self._admitted:
-            self.carrier.authenticated()
+            self.writer.authenticated()
             if not self._clients.admit(self):
                 self.session.close(CloseCode.TRY_LATER, TOO_MANY_REASON)
                 return True
@@ -371,26 +371,26 @@ class Client:
     def _send_page(self, ring: Ring, cursor: int, page: Page) -> None:
         session = self.session
         if self._tail.ring is not ring or session.cursor != cursor or session.question is not None:
-            return  # it was read for a cursor that is no more
+            return  # the cursor has changed since the read
         if page and page.first == cursor + 1:
             self._deliver(b"".join(page.frames()), page.last)
         else:
-            # The log has let go of what comes next, since it was last asked for its earliest number.
+            # Retention has removed the next events since the state of the log was read.
             session.reset("too-old", self._tail.state)
             self._metrics.starts.labels("too-old").inc()
 
     def _deliver(self, frames: bytes, cursor: int) -> None:
-        self.carrier.write_events(frames, cursor, self._tail.state.epoch)
+        self.writer.write_events(frames, cursor, self._tail.state.epoch)
         self._metrics.delivered_events.inc(cursor - self.session.cursor)
         self._metrics.delivered_bytes.inc(len(frames))
         self.session.cursor = cursor
 
     def _stuck_at(self) -> float:
-        """When the client is too slow: a send timeout after it last took something, if data waits for it."""
-        if not self.carrier.paused:
+        """Return when the client is too slow: a send timeout after it last read something, if data waits for it."""
+        if not self.writer.paused:
             self._unsent_since = None
             return math.inf
-        unsent = self.carrier.unsent
+        unsent = self.writer.unsent
         if self._unsent_since is None or unsent < self._unsent:
             self._unsent_since, self._unsent = self._loop.time(), unsent
         return self._unsent_since + self._clients.config.send_timeout

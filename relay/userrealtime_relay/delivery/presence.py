@@ -1,7 +1,7 @@
-"""Tells the database how many clients this pod has, for applications to ask who is online (docs/presence.md).
+"""Reports to the database how many clients this pod has, for applications that show presence (docs/presence.md).
 
-Said when it changes, at most once a second, and again every minute, since silence means that the pod is gone. No client
-ever waits for it.
+The number is reported when it changes, at most once a second, and repeated every minute: a pod without reports counts
+as ended. No client ever waits for a report.
 """
 
 from __future__ import annotations
@@ -16,56 +16,56 @@ from userrealtime_relay.wire.submission import Unavailable
 from .tail import Tail
 
 MIN_REPORT_INTERVAL_S: Final = 1.0
-"""Seconds between two changes that are told, at least."""
-HEARTBEAT: Final = 60.0
-"""Seconds after which the same is said again; the view `online` gives a silent pod up after three times as many."""
+"""The shortest time between two reports of a change."""
+REPEAT_INTERVAL_S: Final = 60.0
+"""Seconds after which a report is repeated. The view `online` ignores a pod without reports for three times as many."""
 SHUTDOWN_TIMEOUT_S: Final = 2.0
-"""Seconds that the end may take."""
+"""Seconds that the last report may take."""
 
 _logger = logging.getLogger(__name__)
 
 
 class Presence:
-    """`run` it in one task. `changed` is to be called whenever the number of clients may have changed."""
+    """Call `run` in one task, and `changed` whenever the number of clients may have changed."""
 
     def __init__(self, tail: Tail, instance: str, clients: Callable[[], int]) -> None:
         self._tail = tail
         self._instance = instance
         self._clients = clients
         self._changed = asyncio.Event()
-        self._said: int | None = None
+        self._reported: int | None = None
 
     def changed(self) -> None:
-        """Look at the number of clients again."""
-        if self._clients() != self._said:
+        """Report the number of clients, if it has changed."""
+        if self._clients() != self._reported:
             self._changed.set()
 
     async def run(self) -> None:
-        """Keep the database told until cancelled."""
+        """Report until cancelled."""
         while True:
             await self._tail.reachable()
             self._changed.clear()
             clients = self._clients()
-            self._said = clients if await self._say(clients) else None
+            self._reported = clients if await self._report(clients) else None
             await asyncio.sleep(MIN_REPORT_INTERVAL_S)
             try:
-                async with asyncio.timeout(HEARTBEAT):
+                async with asyncio.timeout(REPEAT_INTERVAL_S):
                     await self._changed.wait()
             except TimeoutError:
                 pass
 
     async def leave(self) -> None:
-        """Say that this pod is going, if the database is there."""
+        """Report that this pod ends, if the database is reachable."""
         try:
             async with asyncio.timeout(SHUTDOWN_TIMEOUT_S):
-                await self._say(None)
+                await self._report(None)
         except TimeoutError:
-            pass  # it is given up as any pod that falls silent
+            pass  # the pod then counts as ended after a while
 
-    async def _say(self, clients: int | None) -> bool:
+    async def _report(self, clients: int | None) -> bool:
         try:
             await self._tail.present(self._instance, clients)
         except Unavailable as error:
-            _logger.warning("presence could not be told", extra={"fields": {"error": str(error)}})
+            _logger.warning("could not report the number of clients", extra={"fields": {"error": str(error)}})
             return False
         return True

@@ -41,7 +41,7 @@ class Ring:
         self._ends = [0] * max_events  # bytes of all frames up to this one, since the ring began
         self._begin = 0  # the same up to the one before `first`
         self._end = 0
-        self._shared: tuple[int, int, Batch] | None = None  # what was read last: clients mostly stand at one place
+        self._shared: tuple[int, int, Batch] | None = None  # the last result: most clients have the same cursor
 
     def __len__(self) -> int:
         return self.head + 1 - self.first

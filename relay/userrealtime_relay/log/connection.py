@@ -1,7 +1,7 @@
 """The connection to the log that the tail opens and that all clients of the relay use.
 
-With a broker, the tail closes a connection that has been idle. The connection then counts as *idle* and not as lost: it
-is opened again as soon as somebody acquires it.
+With a broker, the tail closes a connection that has been idle. The connection then counts as *idle* and not as lost:
+the next `acquire` opens it again.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ class LogConnection:
 
     def __init__(self, idle_after: float | None, metrics: Metrics) -> None:
         self.log: Log | None = None
-        """The connection, while there is one that works."""
+        """The connection; None while there is no working one."""
         self.idle = False
-        """Whether the last connection was closed because nobody used it."""
+        """Whether the last connection was closed because it was not used."""
         self.needed = asyncio.Event()
         """Set when a connection should be opened."""
         self._idle_after = idle_after
@@ -54,7 +54,7 @@ class LogConnection:
         self._metrics.log_connected.set(1)
 
     def detach(self, log: Log) -> None:
-        """Let nobody acquire this connection any more."""
+        """End the use of this connection: `acquire` waits for another one."""
         if self.log is log:
             self.log = None
             self._available.clear()
@@ -89,7 +89,7 @@ class LogConnection:
         """Wait, without limit, for the connection. It stays open inside the block.
 
         Args:
-            using: whether this counts as use, so that the connection stays open for a while afterwards.
+            using: whether this counts as use, which keeps the connection open for a while.
         """
         self._users += 1
         try:
@@ -111,7 +111,7 @@ class LogConnection:
             raise unreachable
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT) as limit, self.acquire(using=using) as log:
-                limit.reschedule(None)  # queries have time limits of their own
+                limit.reschedule(None)  # every query has a time limit
                 yield log
         except TimeoutError:
             if limit.expired():

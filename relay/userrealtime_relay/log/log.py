@@ -1,12 +1,12 @@
 """One user's log in Postgres, over one connection that both LISTENs and reads.
 
-No transaction is ever open on it: a LISTENing connection inside one gets no notification and holds back vacuum. Every
-query has a time limit, which is also how a half-open connection is found; keepalives let the server find its half.
+No transaction stays open on it: inside one, a LISTENing connection gets no notification and holds back vacuum. Every
+query has a time limit, which also detects a half-open connection; keepalives let the server detect its half.
 
-Behind a pooler of transactions, such as PgBouncer, each transaction may come to another backend. Notifications are lost
-then, and what one transaction leaves behind (settings, prepared statements) is not there in the next, or in its way. So
-each query is a transaction of its own there, with an unnamed statement and the time limit inside. Whether something is
-in between shows in the number of the backend, which a pooler cannot know when the connection begins.
+Behind a transaction pooler, such as PgBouncer, each transaction may use another backend. Notifications are then lost,
+and settings and prepared statements of one transaction are missing in the next, or in conflict with it. There, each
+query is a separate transaction with an unnamed statement and its own time limit. A pooler is detected by the process id
+of the backend, which a pooler does not know when the connection begins.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from userrealtime_relay.wire.submission import Refused, Submission
 CONNECT_TIMEOUT: Final = 10
 CLOSE_TIMEOUT: Final = 2
 QUERY_TIMEOUT: Final = 20
-"""Seconds. The server gives up a little before the client, so that an overloaded one is not left working on."""
+"""Seconds. The limit of the server is a little shorter: an overloaded server does not continue a useless query."""
 
 
 class LogReplaced(Exception):
-    """The log is of another epoch than the one that was opened: its numbers mean other events."""
+    """The epoch of the log has changed since it was opened: its numbers mean other events."""
 
 
 ERRORS: Final = (*postgres.CONNECTION_ERRORS, LogReplaced)
-"""What any use of a `Log` may raise: the connection is then given up."""
+"""What any use of a `Log` may raise. Abandon the connection then."""
 
 _STATEMENT_TIMEOUT: Final = int(QUERY_TIMEOUT * 1000 * 0.9)
-# Not sent along with the connection: a pooler refuses what it does not know. Times and plans are those of
+# Not sent with the connection: a pooler rejects unknown parameters. Times and plans are those of
 # userrealtime.events: one plan, with no scan that small tables are best read by, as they grow.
 _SETTINGS: Final = f"""
 set statement_timeout = {_STATEMENT_TIMEOUT};
@@ -72,19 +72,19 @@ where l.user_id = $1
 
 
 class Page:
-    """Events of the log, without a gap between them, oldest first; maybe none.
+    """Events of the log, without a gap between them, oldest first; possibly none.
 
-    They stay as they were read until they are asked for: the next page can be on its way by then.
+    They are encoded only when needed: the next page can be requested before.
     """
 
     def __init__(self, rows: Sequence[asyncpg.Record]) -> None:
-        """`rows` are of `epoch, id, event, at, data`; what comes after a gap is left out."""
+        """`rows` have `epoch, id, event, at, data`; rows after a gap are ignored."""
         first = rows[0]["id"] if rows else 1
         if rows and rows[-1]["id"] - first >= len(rows):
             rows = [row for place, row in enumerate(rows) if row["id"] == first + place]
         self._rows = rows
         self.first = first
-        """The number of the first event, if there is any."""
+        """The number of the first event, if there is one."""
         self.last = first + len(rows) - 1
         """The number of the last."""
 
@@ -92,29 +92,29 @@ class Page:
         return len(self._rows)
 
     def frames(self) -> list[bytes]:
-        """Each event as the bytes of its frame."""
+        """Return the bytes of the frame of each event."""
         return encode_events(self._rows)
 
     def times(self) -> list[str]:
-        """When each event happened: ISO 8601, in UTC, as Postgres writes it."""
+        """Return the time of each event: ISO 8601, in UTC, as Postgres writes it."""
         return [row["at"] for row in self._rows]
 
 
 def channel(user_id: str) -> str:
-    """The name under which a user's signals are sent; `userrealtime.channel` in the database says the same."""
+    """Return the channel of a user's signals, as the function `userrealtime.channel` of the database does."""
     return f"urt_{hashlib.sha256(user_id.encode()).hexdigest()[:32]}"
 
 
 class Log:
-    """A connection to one user's log. Once a method has raised one of `ERRORS`, `abandon` it and connect anew."""
+    """A connection to one user's log. After one of `ERRORS`, `abandon` it and connect again."""
 
     def __init__(self, connection: asyncpg.Connection, user_id: str, *, pooled: bool) -> None:
         self._connection = connection
         self._user_id = user_id
         self.pooled = pooled
-        """Whether transactions go through a pooler, so that `listen` would hear nothing."""
-        self._epoch: str | None = None  # as `open` saw it last
-        # A connection carries one query at a time, and there are as many askers as clients that catch up.
+        """Whether a transaction pooler is in between: `listen` would receive nothing."""
+        self._epoch: str | None = None  # as of the last `open`
+        # A connection has one query at a time, and every client that catches up makes queries.
         self._turn = asyncio.Lock()
 
     @classmethod
@@ -122,17 +122,17 @@ class Log:
         """Connect, within `CONNECT_TIMEOUT` seconds, and set the connection up, within another `QUERY_TIMEOUT`.
 
         Args:
-            pooled: whether there is a pooler of transactions in between; by default, that is found out.
-            listening: whether `listen` is wanted. If not, any pooler is taken for one of transactions.
+            pooled: whether a transaction pooler is in between; detected by default.
+            listening: whether `listen` will be called. If not, any pooler is treated as a transaction pooler.
 
         Raises:
-            ERRORS: the database is not there, or refuses, or the URL cannot be parsed. None of them quotes the URL.
+            ERRORS: the database is unreachable or rejects the connection, or the URL is invalid. None quotes the URL.
         """
         connection = await connect(url)
         try:
             async with asyncio.timeout(QUERY_TIMEOUT):
                 if pooled is None:
-                    pooled = not await is_direct(connection) and not (listening and await hears(url))
+                    pooled = not await is_direct(connection) and not (listening and await receives_notifications(url))
                 if not pooled:
                     await connection.execute(_SETTINGS)
         except BaseException:
@@ -148,18 +148,17 @@ class Log:
         return LogState(head, earliest, epoch), channel
 
     async def page(self, after: int, *, max_events: int, max_bytes: int) -> Page:
-        """The events after number `after`.
+        """Return the events after number `after`.
 
-        At most `max_events`; none is added once their data has `max_bytes`, so the last may exceed that.
+        At most `max_events`, and as many as have `max_bytes` of data; the last one may exceed that.
 
         Raises:
-            LogReplaced: they would be events of another log than the one that was opened. One that had no epoch yet,
-                for want of events, may have got its first.
+            LogReplaced: the log is not the one that was opened. A log without an epoch may have got one since.
         """
         return self._page(await self._fetch(_EVENTS, self._user_id, after, max_events, max_bytes))
 
     async def event(self, number: int) -> Page:
-        """The event with this number, or none: as a `page`, for two thirds of what one costs Postgres.
+        """Return the event with this number, or none, as a page. It costs Postgres two thirds of `page`.
 
         Raises:
             LogReplaced: as `page`.
@@ -168,7 +167,7 @@ class Log:
 
     def _page(self, rows: Sequence[asyncpg.Record]) -> Page:
         if rows and self._epoch not in (None, rows[0]["epoch"]):
-            raise LogReplaced("the log is not the one that was opened")
+            raise LogReplaced("the log was replaced since it was opened")
         return Page([] if not rows or rows[0]["id"] is None else rows)
 
     async def _fetch(self, query: str, *arguments: object) -> list[asyncpg.Record]:
@@ -181,12 +180,12 @@ class Log:
         """Store a message for the application, once per ref. Returns its id.
 
         Raises:
-            Refused: it cannot be stored, whoever tries.
+            Refused: the message cannot be stored.
         """
         try:
             [row] = await self._fetch(_SUBMIT, self._user_id, *submission)
         except (asyncpg.DataError, asyncpg.ProgramLimitExceededError) as error:
-            # The kind alone: what Postgres says may quote the data.
+            # Only the type: the message of Postgres may quote the data.
             raise Refused(f"this cannot be stored: {type(error).__name__}") from None
         return int(row[0])
 
@@ -209,29 +208,29 @@ class Log:
             await self._connection.add_listener(channel, notified)
 
     async def close(self) -> None:
-        """End the connection in order, within `CLOSE_TIMEOUT` seconds, or drop it."""
+        """Close the connection, within `CLOSE_TIMEOUT` seconds, or abandon it."""
         try:
             await self._connection.close(timeout=CLOSE_TIMEOUT)
         except ERRORS:
             self.abandon()
 
     def abandon(self) -> None:
-        """Drop the connection without a word to the server. Queries under way fail. Never blocks."""
+        """Drop the connection without notice to the server. Running queries fail. Never blocks."""
         self._connection.terminate()
 
 
 async def connect(url: Secret, *, name: str = "userrealtime-relay", **options: Any) -> asyncpg.Connection:
-    """A connection, as `Log.connect` makes it. `name` is its application name."""
+    """Return a connection, as `Log.connect` makes it. `name` is its application name."""
     return await postgres.open_session(
         url, name=name, connect_timeout=CONNECT_TIMEOUT, query_timeout=QUERY_TIMEOUT, **options
     )
 
 
 async def is_direct(connection: asyncpg.Connection) -> bool:
-    """Whether there is no pooler of transactions in between."""
+    """Return whether no transaction pooler is in between."""
     return await postgres.is_direct(connection, _TRANSACTION_SETTINGS)
 
 
-async def hears(url: Secret) -> bool:
-    """Whether notifications pass what is in between."""
+async def receives_notifications(url: Secret) -> bool:
+    """Return whether notifications arrive, as they do through a session pooler."""
     return await postgres.receives_notifications(lambda: connect(url, statement_cache_size=0))

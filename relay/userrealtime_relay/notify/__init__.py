@@ -1,10 +1,10 @@
-"""What wakes the relay when there may be more in the log.
+"""Notification of relays that their log may have grown.
 
-A signal is a hint: whoever is woken reads the log. So a signal that is doubled, wrong or late costs at most one empty
-read, a lost one is made up for by the safety poll, and a new broker is one small module.
+A signal is a hint, after which the relay reads the log. A duplicated, wrong or late signal costs at most one empty
+read, a lost one delays events until the next poll, and a new broker is one small module.
 
-There are two kinds. What comes with a connection to Postgres is a `Notifier`: `listen` and `poll`. What comes from a
-`Broker` says where the log stands, so that a relay that knows may go on without a connection to Postgres.
+There are two kinds. A `Notifier` needs a connection to Postgres: `listen` and `poll`. The signals of a `Broker` contain
+the position of the log: a relay that has this position already needs no connection to Postgres.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ Notifier = Callable[[Log, str, Notify], AbstractAsyncContextManager[None]]
 
 
 class Unreachable(Exception):
-    """A broker is away, refuses or was lost. The message says which of these, and holds no secret."""
+    """The broker is unreachable, rejects the connection, or was lost. The message has the reason and no secret."""
 
 
 OnMessage = Callable[[bytes], None]
-"""Called with each message as it came; with an empty one once messages may come: earlier ones may be lost."""
+"""Called with each message; and with an empty one once messages can arrive, since earlier ones may be lost."""
 Publish = Callable[[Sequence[LogMoved]], Awaitable[None]]
-"""Returns once the broker has them; with none, that it still answers is all. Raises Unreachable."""
+"""Returns once the broker has accepted all; with none, checks that the broker answers. Raises Unreachable."""
 
 
 class Broker(Protocol):
@@ -40,7 +40,7 @@ class Broker(Protocol):
         """OnMessage of one user, until cancelled.
 
         Raises:
-            Unreachable: also when it was lost later.
+            Unreachable: the connection failed, or was lost later.
         """
 
     def publishing(self, url: Secret, /) -> AbstractAsyncContextManager[Publish]:
@@ -53,7 +53,7 @@ def encode(position: LogPosition) -> bytes:
 
 
 def decode(message: bytes) -> LogPosition | None:
-    """What a message says; None if it says nothing that can be understood."""
+    """Return the position in a message; None if the message is invalid."""
     head, _, epoch = message.decode(errors="replace").partition(" ")
     if not (head.isascii() and head.isdecimal() and len(head) < 20):
         return None

@@ -1,7 +1,6 @@
-"""Hearing from a broker, whichever it is, for as long as the relay lives.
+"""The subscription of a relay to its broker.
 
-A broker may be away for as long as it likes: it only makes events wait for the safety poll. Each time that it is there
-again counts as a signal.
+Without the broker, events wait for the next poll. Each new connection to the broker counts as a signal.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ def load(name: str) -> Broker:
 async def follow(
     broker: Broker, url: Secret, user_id: str, on_message: Callable[[LogPosition | None], None], metrics: Metrics
 ) -> None:
-    """Tell `on_message` what a broker says of one user, until cancelled; None where something may have been missed."""
+    """Pass the signals of a broker for one user to `on_message`, until cancelled; None if some may have been missed."""
     attempt = 0
 
     def heard(message: bytes) -> None:
@@ -63,7 +62,7 @@ async def follow(
             delay = backoff(attempt)
             attempt += 1
             _logger.warning(
-                "no signals from the broker: the log is looked at every poll interval",
+                "no connection to the broker, retrying; the log is polled meanwhile",
                 extra={"fields": {"error": str(error), "retry_in_s": round(delay, 2)}},
             )
             await asyncio.sleep(delay)

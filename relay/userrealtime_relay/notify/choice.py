@@ -1,4 +1,4 @@
-"""Which signal a relay follows: SIGNAL."""
+"""The choice of the notifier by SIGNAL."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ _logger = logging.getLogger(__name__)
 
 
 def choose(config: Config) -> Notifier:
-    """The signal that comes with a connection. With `auto`, it is chosen by what that lets through; with a broker,
-    there is none."""
+    """Return the notifier. `auto` chooses by the connection; with a broker, the notifier does nothing."""
     interval = config.poll_interval or INTERVAL
     polling = poll(interval)
 
@@ -26,8 +25,8 @@ def choose(config: Config) -> Notifier:
     async def auto(log: Log, channel: str, notify: Notify) -> AsyncIterator[None]:
         if log.pooled:
             _logger.warning(
-                "LISTEN does not work here: DATABASE_URL leads to a pooler of transactions. The log is polled instead; "
-                "give a direct connection, or set SIGNAL=poll if this is meant",
+                "LISTEN does not work here: DATABASE_URL leads to a transaction pooler. The log is polled instead. "
+                "Use a direct connection, or set SIGNAL=poll if this is intended",
                 extra={"fields": {"poll_interval_s": interval}},
             )
         async with (polling if log.pooled else listen)(log, channel, notify):
@@ -35,6 +34,6 @@ def choose(config: Config) -> Notifier:
 
     @asynccontextmanager
     async def silent(_log: Log, _channel: str, _wake: Notify) -> AsyncIterator[None]:
-        yield  # the broker tells
+        yield  # the broker notifies
 
     return {"auto": auto, "listen": listen, "poll": polling}.get(config.signal, silent)

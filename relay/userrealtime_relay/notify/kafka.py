@@ -1,7 +1,7 @@
-"""Kafka, for who runs it anyway: a compacted topic, keyed by the user, of which the newest message of each is enough.
+"""Kafka, for installations that have it already: a compacted topic whose key is the user.
 
-Who follows one user reads the whole partition that the user is in, so that the topic wants many. The client looks for
-a broker that is away by itself, and goes on where it was; what it reads then is what counts as a signal.
+A relay reads the whole partition of its user, so the topic should have many partitions. The client reconnects to a lost
+broker and continues at its offset; the messages that it then reads count as signals.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CLOSE_TIMEOUT: Final = 2
 async def subscribe(url: Secret, user_id: str, on_message: OnMessage) -> None:
     """As `Broker.subscribe`."""
     key = user_id.encode()
-    # Naming the topic makes it known, and would mean all of its partitions.
+    # Naming the topic loads its metadata, but would also subscribe to all of its partitions.
     consumer = AIOKafkaConsumer(
         TOPIC, **_connection(url), group_id=None, enable_auto_commit=False, auto_offset_reset="latest"
     )
@@ -74,8 +74,8 @@ async def publishing(url: Secret) -> AsyncIterator[Publish]:
 
 
 def _connection(url: Secret) -> dict[str, Any]:
-    """What a URL says: `kafka://user:password@host:port?mechanism=SCRAM-SHA-512`, with TLS as `kafka+tls://`; more
-    servers after commas."""
+    """The options in a URL such as `kafka://user:password@host:port?mechanism=SCRAM-SHA-512`. `kafka+tls://` uses TLS.
+    Commas separate several servers."""
     servers = [urlsplit(each) for each in url.reveal().split(",")]
     first = servers[0]
     tls = first.scheme == "kafka+tls"

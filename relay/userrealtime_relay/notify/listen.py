@@ -1,4 +1,4 @@
-"""The signal that needs nothing but Postgres: NOTIFY, on the connection that also reads."""
+"""LISTEN, on the connection that also reads the log."""
 
 from __future__ import annotations
 
@@ -12,6 +12,6 @@ from . import Notify
 
 @asynccontextmanager
 async def listen(log: Log, channel: str, notify: Notify) -> AsyncIterator[None]:
-    """Wakes at each NOTIFY. Listening ends with the connection, so there is nothing to undo."""
+    """Notify at each NOTIFY. Listening ends with the connection."""
     await log.listen(channel, notify)
     yield

@@ -1,6 +1,6 @@
-"""NATS, as it is without JetStream: a message that nobody hears is gone, which is all that a signal needs.
+"""NATS without JetStream: a message without a subscriber is dropped, which is sufficient for a signal.
 
-The subject is `userrealtime.` and a hash of the user: a subject must not hold what a user id may.
+The subject is `userrealtime.` and a hash of the user: a user id may contain characters that a subject must not.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CONNECT_TIMEOUT: Final = 5
 FLUSH_TIMEOUT: Final = 5
 CLOSE_TIMEOUT: Final = 2
 PING_INTERVAL: Final = 10
-"""Seconds; a server that has not answered two pings is given up."""
+"""Seconds. A server that has not answered two pings counts as lost."""
 PENDING_MESSAGES: Final = 1024
 
 
@@ -66,11 +66,15 @@ async def publishing(url: Secret) -> AsyncIterator[Publish]:
 
 
 class _Client(Client):
-    """A client that sends nothing to a server without TLS if the URL asks for TLS; the library's sends the password."""
+    """A client that does not send the password to a server without TLS if the URL asks for TLS.
+
+    nats-py sends it, and has no public hook between the server's INFO and the client's CONNECT: so a private method is
+    overridden. `tests/relay/test_contracts.py` fails if a version of nats-py does not call it.
+    """
 
     @property
     def ssl_context(self) -> ssl.SSLContext:
-        """The context for a server that requires TLS; one with `nats://` may. No relay without TLS pays for one."""
+        """The context for a server that requires TLS. It is created only then, since it takes memory."""
         return client_context()
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
@@ -82,7 +86,7 @@ class _Client(Client):
 
 @asynccontextmanager
 async def _connected(url: Secret) -> AsyncIterator[tuple[Client, asyncio.Event]]:
-    """A client, and what tells that its connection was lost. It does not reconnect: who asked for it does."""
+    """A client, and an event that is set when its connection was lost. It does not reconnect: the caller does."""
     client, lost = _Client(), asyncio.Event()
     reasons: list[Exception] = []
 
@@ -117,7 +121,7 @@ async def _connected(url: Secret) -> AsyncIterator[tuple[Client, asyncio.Event]]
 
 
 def _credentials(url: Secret) -> dict[str, Any]:
-    """Those of the first server, for all: the library takes each from its URL, and as it is written there."""
+    """The decoded credentials of the first server, for all servers: the library would not decode them."""
     first = urlsplit(url.reveal().split(",")[0])
     if first.username is None:
         return {}
@@ -131,9 +135,9 @@ def _failures(reasons: Sequence[Exception] = ()) -> Iterator[None]:
     try:
         yield
     except (Error, OSError, TimeoutError) as error:
-        # That no server is left is what the client says after any reason.
+        # After any error, the client reports only that no server remains.
         reason = reasons[-1] if reasons and isinstance(error, NoServersError) else error
         raise Unreachable(f"{type(reason).__name__}: {reason}") from None
-    # The client takes a cancellation that comes while it flushes for the end of that, and goes on.
+    # While the client flushes, it takes a cancellation for the end of the flush, and continues.
     if (task := asyncio.current_task()) is not None and task.cancelling():
         raise asyncio.CancelledError

@@ -1,4 +1,4 @@
-"""The signal for where NOTIFY does not come through: time that has passed."""
+"""Polling, where NOTIFY does not work."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from userrealtime_relay.log.log import Log
 from . import Notifier, Notify
 
 INTERVAL: Final = 1.0
-"""Seconds, unless POLL_INTERVAL says otherwise."""
+"""Seconds, unless POLL_INTERVAL is set."""
 
 
 def poll(interval: float) -> Notifier:
-    """A signal that wakes every `interval` seconds, whether there is more or not."""
+    """Return a notifier that notifies every `interval` seconds."""
 
     @asynccontextmanager
     async def signal(_log: Log, _channel: str, notify: Notify) -> AsyncIterator[None]:

@@ -1,7 +1,7 @@
-"""Redis, by its publish and subscribe: a message that nobody hears is gone, which is all that a signal needs.
+"""Redis publish/subscribe: a message without a subscriber is dropped, which is sufficient for a signal.
 
-The channel is `user:{id}:events`. Redis' protocol, RESP2, is spoken here itself: the client library takes 19 MiB,
-once per user, for four commands.
+The channel is `user:{id}:events`. The protocol, RESP2, is implemented here: the client library would take 19 MiB for
+every user, for four commands.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ DEFAULT_PORT: Final = 6379
 CONNECT_TIMEOUT: Final = 5
 ANSWER_TIMEOUT: Final = 5
 PING_INTERVAL: Final = 10
-"""Seconds; a server that does not answer the ping either is given up."""
+"""Seconds. A server that does not answer a ping counts as lost."""
 MAX_DEPTH: Final = 4
 MAX_BYTES: Final = 64 << 10
-"""Of one line or string: signals, and answers to what is asked here, are far smaller."""
+"""The longest line or string. Signals and the replies to our commands are far smaller."""
 
 Reply = bytes | int | list["Reply"] | None
 
@@ -35,7 +35,7 @@ class _Refused(Exception):
 
 
 class _Malformed(Exception):
-    """What came is no RESP."""
+    """The server does not speak RESP."""
 
 
 def channel(user_id: str) -> str:
@@ -75,14 +75,14 @@ async def publishing(url: Secret) -> AsyncIterator[Publish]:
 
 
 class _Connection:
-    """One connection, on which answers come in the order of the commands."""
+    """One connection. Replies come in the order of the commands."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
 
     def send(self, *words: str | bytes) -> None:
-        """Send a command. Never waits: what is sent is small, and its answers are waited for."""
+        """Send a command without waiting: commands are small, and the caller waits for the replies."""
         parts = [b"*%d\r\n" % len(words)]
         for word in words:
             data = word.encode() if isinstance(word, str) else word
@@ -90,10 +90,10 @@ class _Connection:
         self._writer.write(b"".join(parts))
 
     async def receive(self, depth: int = 0) -> Reply:
-        """The next answer or message. If this is cancelled, the connection is of no more use.
+        """Return the next reply or message. After a cancellation, the connection is unusable.
 
         Raises:
-            _Refused, _Malformed, OSError, EOFError, asyncio.LimitOverrunError: neither is it then.
+            _Refused, _Malformed, OSError, EOFError, asyncio.LimitOverrunError: the connection is then unusable.
         """
         line = (await self._reader.readuntil(b"\r\n"))[:-2]
         kind, rest = line[:1], line[1:]
@@ -115,9 +115,9 @@ class _Connection:
 
 
 async def _replies(connection: _Connection) -> AsyncIterator[Reply]:
-    """All that comes, while the server answers when it is asked whether it is there."""
+    """Yield all replies and messages, as long as the server answers pings."""
     while True:
-        # A task, since what has come in part must not be dropped when it is time to ask.
+        # A task: a reply that has arrived in part must not be dropped when a ping is due.
         receiving = asyncio.create_task(connection.receive())
         try:
             done, _ = await asyncio.wait([receiving], timeout=PING_INTERVAL)

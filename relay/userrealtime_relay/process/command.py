@@ -1,4 +1,4 @@
-"""The command line of a process that has no arguments, only an environment."""
+"""The command line of a process that is configured by its environment."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from userrealtime_relay import __version__
 
 
 def start(program: str, usage: str, arguments: list[str] | None, run: Callable[[], int]) -> int:
-    """Answer `--help` and `--version`, or `run`. Returns the exit status: 2 if it was started wrongly."""
+    """Answer `--help` and `--version`, or call `run`. Return the exit status: 2 for invalid arguments."""
     given = sys.argv[1:] if arguments is None else arguments
     if given in (["--help"], ["-h"]):
         print(usage, end="")
@@ -18,7 +18,7 @@ def start(program: str, usage: str, arguments: list[str] | None, run: Callable[[
         print(f"{program} {__version__}")
         return 0
     if given:
-        # Not what was given: it may be a secret that does not belong on a command line.
+        # The arguments are not printed: they may contain a secret.
         print(f"{program} takes no arguments\n\n{usage}", end="", file=sys.stderr)
         return 2
     return run()

@@ -1,4 +1,4 @@
-"""Registers the address of this relay with the activators, so that waiting clients need not wait for the cluster.
+"""Registers the address of this relay with the activators, which clients of a new pod wait for.
 
 A kubelet polls its container runtime once a second, and only then is the pod's address in the API. The relay knows its
 address when it starts: it sends it to each activator, once, signed with its user's own key. An activator that does not
@@ -16,13 +16,13 @@ from urllib.parse import urlsplit
 from userrealtime_core.registration import sign
 
 TIMEOUT: Final = 2
-"""Seconds for all of it."""
+"""Seconds for the whole registration."""
 
 _logger = logging.getLogger(__name__)
 
 
-async def announce(url: str, address: str, key: str) -> None:
-    """Tell all whom the host of `url` stands for that this relay listens at `address`. Raises nothing."""
+async def register_address(url: str, address: str, key: str) -> None:
+    """Send the address to every host that the name in `url` resolves to. Raises nothing."""
     parts = urlsplit(url)
     host, port = parts.hostname or "", parts.port or 80
     request = (
@@ -32,14 +32,14 @@ async def announce(url: str, address: str, key: str) -> None:
     try:
         async with asyncio.timeout(TIMEOUT):
             found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-            outcomes = await asyncio.gather(*(_tell(str(place[4][0]), port, request) for place in found))
+            outcomes = await asyncio.gather(*(_send(str(place[4][0]), port, request) for place in found))
     except (OSError, TimeoutError) as error:
         outcomes = [type(error).__name__]
-    _logger.debug("announced", extra={"fields": {"outcomes": outcomes}})
+    _logger.debug("registered the address", extra={"fields": {"outcomes": outcomes}})
 
 
-async def _tell(host: str, port: int, request: bytes) -> str:
-    """The status that one of them answers, or what went wrong."""
+async def _send(host: str, port: int, request: bytes) -> str:
+    """Return the status line of the response, or the error."""
     try:
         reader, writer = await asyncio.open_connection(host, port)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What the kernel knows of this process."""
+"""The age of this process."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def age() -> float | None:
-    """Seconds since the process was started, before Python was; None where the kernel does not say."""
+    """Return the seconds since the process was started, before Python began; None if the kernel has no /proc."""
     try:
         fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
         return time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")

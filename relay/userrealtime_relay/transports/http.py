@@ -1,11 +1,14 @@
-"""HTTP, carried by uvicorn's protocol on asyncio's server.
+"""HTTP by uvicorn's protocol on asyncio's server.
 
-uvicorn's own `Server` is left out: it would take the process's signals, and wake ten times a second in every pod, for
-a Date header. What uvicorn does not limit is limited here: how many connections may be unauthenticated, how long a
-request may take to arrive, and the work that its body causes.
+uvicorn's `Server` is not used: it would take over the signals of the process, and wake ten times a second in every pod
+for a Date header. This module adds limits that uvicorn lacks: of the unauthenticated connections, of the time in which
+a request must arrive, and of the work that its body causes.
 
-The body of a request is not parsed before the application asks for it, which it does after it has checked the token.
-The response to a request whose body was not read whole is the last one of its connection.
+The body of a request is parsed only when the application requests it, after it has checked the token. The response to a
+request whose body was not read completely is the last one of its connection.
+
+uvicorn has no public interface for this: `Connection` overrides methods of its `H11Protocol` and uses its attributes.
+`tests/relay/test_contracts.py` names them, and pyproject.toml has an upper bound for uvicorn.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ from userrealtime_core.unauthenticated import Unauthenticated
 from userrealtime_relay.delivery.clients import UNSENT_LIMIT, WRITE_LIMIT
 
 MAX_REQUEST_HEAD: Final = 16 << 10
-"""Bytes of a request's line and headers; over twice as many, always 400."""
+"""Bytes of the request line and the headers. More than twice as many always get 400."""
 BACKLOG: Final = 512
 KEEP_ALIVE: Final = 5
 """Seconds that a connection may be idle after a response; a new one costs a client little."""
@@ -36,11 +39,11 @@ MAX_CHUNKS: Final = 1024
 LINGER_S: Final = 2
 """Seconds for which the rest of an unread body is dropped, after the response to it."""
 LINGER_BYTES: Final = 1 << 20
-"""Bytes of such a rest that are dropped; then the connection is cut."""
+"""Bytes of such a rest that are dropped; then the connection is aborted."""
 
 
 class _Requests(h11.Connection):
-    """h11's side of a server, which leaves a body unparsed until it is wanted, and limits the number of its pieces."""
+    """h11's server side. It leaves a body unparsed until it is requested, and limits the number of its chunks."""
 
     def __init__(self, max_chunks: int) -> None:
         super().__init__(h11.SERVER, MAX_REQUEST_HEAD)
@@ -88,7 +91,7 @@ def _has_body(request: h11.Request) -> bool:
 class Connection(H11Protocol):
     """One connection; after an upgrade, another protocol takes over its transport.
 
-    An application finds it in `scope["state"]["connection"]`. One that answers for long may `hold` it.
+    An application finds it in `scope["state"]["connection"]`, and calls `hold` for a long response.
     """
 
     def __init__(
@@ -129,7 +132,7 @@ class Connection(H11Protocol):
         self.handle_events()
 
     async def discard_body(self) -> None:
-        """Drop what still arrives of an unread body, without parsing it, so that its sender can read the response.
+        """Drop the rest of an unread body without parsing it, so the client can read the response.
 
         If the connection were closed with unread data, the kernel would reset it, and the response could be lost.
         """
@@ -140,7 +143,7 @@ class Connection(H11Protocol):
                 await self.lost.wait()
 
     def authenticated(self) -> None:
-        """Until the response is complete, this connection is not one of the unauthenticated ones."""
+        """Remove the connection from the unauthenticated ones, until the response is complete."""
         self._unauthenticated.leave(self.transport)
 
     def hold(self, changed: Callable[[], None], *, dead_after: float) -> None:
@@ -148,7 +151,7 @@ class Connection(H11Protocol):
 
         Args:
             changed: called when the socket takes more, and when the connection is lost.
-            dead_after: seconds after which a peer that acknowledges nothing is given up.
+            dead_after: seconds after which a peer without any acknowledgement counts as lost.
         """
         if self.lost.is_set():
             return
@@ -176,7 +179,7 @@ class Connection(H11Protocol):
             self.transport.write(self.conn.send(h11.Data(data=data)) or b"")
 
     async def finish(self, ending: Awaitable[None], *, patience: float) -> None:
-        """Await the end of a response; cut the connection if it takes more than `patience` seconds."""
+        """Await the end of a response; abort the connection if it takes more than `patience` seconds."""
         try:
             async with asyncio.timeout(patience):
                 await ending
@@ -184,7 +187,7 @@ class Connection(H11Protocol):
             await self.abort()
 
     async def abort(self) -> None:
-        """End the connection, and wait until it has ended."""
+        """Abort the connection, and wait for its end."""
         self.transport.abort()
         await self.lost.wait()
 
@@ -217,12 +220,12 @@ class Connection(H11Protocol):
 
     def handle_websocket_upgrade(self, event: h11.Request) -> None:
         super().handle_websocket_upgrade(event)
-        # The connection is another protocol's now, with what the client did not wait to send. What this one holds goes
-        # at once, not when cycles are looked for.
+        # Another protocol owns the connection now, with the data that the client has already sent. The memory of this
+        # one is released here, and not by the garbage collector later.
         early, _ = self.conn.trailing_data
         if early:
             cast(asyncio.Protocol, self.transport.get_protocol()).data_received(early)
-        cast(dict[str, Any], self.scope).clear()  # whose state leads back here
+        cast(dict[str, Any], self.scope).clear()  # its state refers to this object
         self.app_state = {}
         if self._timer is not None:
             self._timer.cancel()
@@ -233,7 +236,7 @@ class Connection(H11Protocol):
         if self.cycle is None or self.cycle.response_complete:
             super().send_400_response(msg)
         else:
-            self.transport.abort()  # the body of a request that is being answered: there is no room for another answer
+            self.transport.abort()  # the request has a response already
 
     def on_response_complete(self) -> None:
         self._changed = None
@@ -269,7 +272,7 @@ class Connection(H11Protocol):
 
 
 class Listener:
-    """A port that is served."""
+    """A port on which an application is served."""
 
     def __init__(self, server: asyncio.Server, connections: set[Any]) -> None:
         self._server = server
@@ -277,12 +280,12 @@ class Listener:
 
     @property
     def port(self) -> int:
-        """The number of the port, which the system has chosen if 0 was asked for."""
+        """The number of the port; the system chooses one for 0."""
         port: int = self._server.sockets[0].getsockname()[1]
         return port
 
     def close(self) -> None:
-        """Take no more connections, and cut those that ask; those that are held are their holders' to end."""
+        """Stop listening, and abort all connections except those on `hold`, which their applications end."""
         self._server.close()
         for connection in list(self._connections):
             connection.transport.abort()
@@ -309,7 +312,7 @@ async def listen(
         max_chunks: pieces in which the body of a request may arrive.
 
     Raises:
-        OSError: the port cannot be had.
+        OSError: the port is in use.
     """
     config = uvicorn.Config(
         cast(Any, functools.partial(_answer, app)),
@@ -318,12 +321,12 @@ async def listen(
         lifespan="off",
         interface="asgi3",
         log_config=None,
-        access_log=False,  # a URL may hold what is not for a log
+        access_log=False,  # a URL may contain a token
         proxy_headers=False,
         server_header=False,
         date_header=False,
         h11_max_incomplete_event_size=MAX_REQUEST_HEAD,
-        limit_concurrency=None,  # it would count streams, which have limits of their own
+        limit_concurrency=None,  # it would count streams, which have other limits
         timeout_keep_alive=KEEP_ALIVE,
         backlog=BACKLOG,
     )

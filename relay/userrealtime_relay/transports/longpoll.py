@@ -1,7 +1,7 @@
-"""Long poll: one request, answered at once if there is something, else when there is, or when its time is over.
+"""Long poll: a request is answered immediately if there are events, or else when one arrives or the timeout passes.
 
-Each request is a client of its own, for as long as it waits; the cursor that it gets is all that lasts. An answer has
-at most one chunk of events: who is behind asks again, and is answered at once.
+Each request is a separate client while it waits; only the cursor of its response lasts. A response has at most one
+chunk of events: a client that is behind repeats the request, and is answered immediately.
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ class Polls:
         wake = WakeupEvent()
         config = clients.config
         connection.hold(wake.set, dead_after=2 * max(config.ping_interval, config.send_timeout))
-        carrier = _Carrier(connection, resumes=session.resumes)
-        client = Client(session, clients, carrier, wake)
+        writer = _Writer(connection, resumes=session.resumes)
+        client = Client(session, clients, writer, wake)
 
         def time_out() -> None:
-            carrier.answered = True
+            writer.answered = True
             wake.set()
 
         timer = asyncio.get_running_loop().call_later(timeout, time_out)
@@ -69,18 +69,18 @@ class Polls:
                 await client.run()
             finally:
                 timer.cancel()
-            await connection.finish(self._respond(client, carrier, scope, receive, send), patience=config.send_timeout)
+            await connection.finish(self._respond(client, writer, scope, receive, send), patience=config.send_timeout)
         if session.closing is not None:
             clients.count_close(str(int(session.closing.code)), session.closing)
 
-    async def _respond(self, client: Client, carrier: _Carrier, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _respond(self, client: Client, writer: _Writer, scope: Scope, receive: Receive, send: Send) -> None:
         closing = client.session.closing
-        if closing is not None and (closing.code is not CloseCode.RESTARTING or not carrier.located):
+        if closing is not None and (closing.code is not CloseCode.RESTARTING or not writer.located):
             await refusal(closing)(scope, receive, send)
-        elif not carrier.located:
+        elif not writer.located:
             await refusal(UNAVAILABLE)(scope, receive, send)
         else:
-            body = carrier.answer(client.session.cursor)
+            body = writer.answer(client.session.cursor)
             headers = [
                 (b"content-type", b"application/json"),
                 (b"content-length", str(len(body)).encode()),
@@ -93,8 +93,8 @@ class Polls:
             await send({"type": "http.response.body"})  # which waits for room
 
 
-class _Carrier:
-    """Collects the answer of one poll, as `Client` gives it out; it ends the client by being no longer `open`."""
+class _Writer:
+    """Collects the response to one poll. The client ends when the writer is not `open` any more."""
 
     def __init__(self, connection: Connection, *, resumes: bool) -> None:
         self._connection = connection
@@ -103,9 +103,9 @@ class _Carrier:
         self._epoch: str | None = None
         self._reset: dict[str, str] = {}
         self.located = False
-        """Whether the client was told where it is in the log; before, there is no answer."""
+        """Whether the position of the client is known; before that, there is no response."""
         self.answered = False
-        """Whether there is nothing to wait for any more."""
+        """Whether the response is complete."""
 
     @property
     def open(self) -> bool:
@@ -140,7 +140,7 @@ class _Carrier:
         self.answered = True
 
     def answer(self, cursor: int) -> bytes:
-        """The body of the answer to a client that is now at `cursor`."""
+        """Return the body of the response to a client that is now at `cursor`."""
         rest = json.dumps({"cursor": cursor, "epoch": self._epoch, **self._reset}, separators=(",", ":"))
         return b"".join((b'{"events":[', b",".join(self._events), b"],", rest[1:].encode()))
 
@@ -149,11 +149,11 @@ def _parameters(scope: Scope) -> dict[str, str]:
     try:
         return dict(parse_qsl(scope["query_string"].decode("latin-1"), max_num_fields=32))
     except ValueError:
-        return {}  # which the session refuses, as it reads the same
+        return {}  # the session rejects it for the same reason
 
 
 def _timeout(text: str) -> float | None:
-    """The timeout that a request asks for, in seconds; None if it is none."""
+    """Return the timeout of a request in seconds; None if it is invalid."""
     if not text:
         return DEFAULT_TIMEOUT
     if not re.fullmatch(r"[0-9]{1,2}(\.[0-9]{1,3})?", text) or float(text) > LONGEST_TIMEOUT:

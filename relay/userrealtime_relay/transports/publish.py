@@ -1,4 +1,4 @@
-"""What a client sends without a WebSocket: `POST /publish`, the same JSON object, the same answer."""
+"""`POST /publish`, for clients without a WebSocket: the same JSON object and the same reply."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Publishing:
 
     def __init__(self, clients: Clients) -> None:
         self._clients = clients
-        # One for all requests: each is a connection of its own, if the client likes, but the user is one.
+        # Shared by all requests: a client may use a new connection for each one.
         self._allowance = TokenBucket(clients.config.max_messages_per_second, asyncio.get_running_loop().time())
         self._requests = 0  # that are authenticated and not answered
 
@@ -60,7 +60,7 @@ class Publishing:
                 body = await _body(receive, clients.config.max_message_bytes)
         except TimeoutError:
             clients.metrics.limited.labels("request_time").inc()
-            return _final(refuse(HTTPStatus.REQUEST_TIMEOUT, "the body did not come in time"))
+            return _final(refuse(HTTPStatus.REQUEST_TIMEOUT, "the body did not arrive in time"))
         if body is None:
             clients.metrics.limited.labels("message_bytes").inc()
             error = f"a message may have {clients.config.max_message_bytes} bytes"
@@ -81,7 +81,7 @@ class Publishing:
 
 
 async def _body(receive: Receive, limit: int) -> bytes | None:
-    """A request's body; None if it is over the limit. Of a client that is gone, what has come."""
+    """Return the body of a request, as far as it has arrived before a disconnect; None if it is over the limit."""
     body = b""
     more = True
     while more:
@@ -94,6 +94,6 @@ async def _body(receive: Receive, limit: int) -> bytes | None:
 
 
 def _final(response: Response) -> Response:
-    """The last response of its connection, since what comes after its request is not known."""
+    """Close the connection after this response: the end of the request is unknown."""
     response.headers["Connection"] = "close"
     return response

@@ -1,4 +1,4 @@
-"""What the HTTP transports have in common: a request's token and cursor, and refusals in JSON."""
+"""What the HTTP transports share: the connect request, and error responses in JSON."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .http import Connection
 
 RETRY_SOON: Final = (1.0, 3.0)
 RETRY_LATER: Final = (10.0, 30.0)
-"""Between which a client is told to wait, in seconds: random, so that clients do not come back all at once."""
+"""The range of the delay, in seconds, before a client retries. It is random, to spread the clients."""
 
 
 def connection_of(scope: Scope) -> Connection:
@@ -27,7 +27,7 @@ def connection_of(scope: Scope) -> Connection:
 
 
 def connect_request_of(scope: Scope, config: Config, *, cursor: str = "") -> ConnectRequest:
-    """What a request says of its client. A `cursor` goes before all others."""
+    """Return the connect request of an HTTP request. A `cursor` takes precedence over the others."""
     headers = Headers(scope=scope)
     return ConnectRequest.parse(
         query=scope["query_string"].decode("latin-1"),
@@ -38,12 +38,12 @@ def connect_request_of(scope: Scope, config: Config, *, cursor: str = "") -> Con
 
 
 def retry_after(closing: CloseFrame | None) -> float:
-    """Seconds that a client is to wait before it connects again."""
+    """Return the seconds before the client should connect again."""
     return random.uniform(*(RETRY_LATER if closing is not None and closing.code is CloseCode.TRY_LATER else RETRY_SOON))  # noqa: S311 (no secret)
 
 
 def refuse(status: HTTPStatus, error: str, *, retry_s: float | None = None) -> Response:
-    """A response that says what was wrong, and when to try again."""
+    """Return a response with the error, and with the delay before a retry."""
     headers = {"Cache-Control": "no-store"}
     if status is HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = "Bearer"
@@ -53,7 +53,7 @@ def refuse(status: HTTPStatus, error: str, *, retry_s: float | None = None) -> R
 
 
 def refusal(closing: CloseFrame) -> Response:
-    """A close, as the response to a request that has had none."""
+    """Return the response for a close, if the request has not been answered."""
     if closing == UNAUTHORIZED or closing.code is CloseCode.TOKEN_EXPIRED:
         return refuse(HTTPStatus.UNAUTHORIZED, closing.reason)
     if closing.code is CloseCode.POLICY_VIOLATION:

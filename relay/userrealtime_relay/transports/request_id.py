@@ -1,6 +1,6 @@
-"""The id of a request: what its log lines, here and in the proxies before it, can be found by.
+"""The id of a request, in its log lines here and in the proxies before it.
 
-A proxy's `X-Request-Id` is taken over, if it is one; else an id is made. The answer carries it too.
+A valid `X-Request-Id` of a proxy is used; otherwise an id is generated. The response contains it.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ current: Final = logging_setup.request_id
 
 
 def adopt(given: str | None) -> str:
-    """The id for a request, from now on the `current` one; `given` is its header."""
+    """Return the id of a request, and make it the `current` one. `given` is the header of the request."""
     request_id = given if given is not None and _GOOD.fullmatch(given) else secrets.token_hex(16)
     current.set(request_id)
     return request_id
 
 
 class RequestIds:
-    """ASGI middleware: gives every request its id."""
+    """ASGI middleware that gives every request an id."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -1,11 +1,11 @@
 """Server-Sent Events: a response without an end, whose every message is one `data:` line, the JSON of the WebSocket.
 
-All are messages without a name, so that `EventSource.onmessage` gets each, and all that move the client carry an `id`.
-It is the event's number, a colon, and the epoch of the log: an EventSource sends nothing but the last id when it comes
-back, and a number alone does not say of which log it is.
+Messages have no name, so `EventSource.onmessage` receives all of them. Messages that change the client's position have
+an `id`: the event's number, a colon, and the epoch of the log. When an EventSource reconnects, it sends only the last
+id, and a number without its epoch does not identify the log.
 
-A stream that the relay ends says so first, in a message `close`: there are no close codes here. It is told in a stream
-even to those who come while the relay drains, since an EventSource gives up for good at any status but 200.
+Before the relay ends a stream, it sends a message `close`, since SSE has no close codes. While the relay drains, new
+clients also get a stream with this message: after any other status than 200, an EventSource does not reconnect.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from .request import connect_request_of, connection_of, refusal, retry_after
 HEADERS: Final = [
     (b"content-type", b"text/event-stream"),
     (b"cache-control", b"no-store, no-transform"),
-    (b"x-accel-buffering", b"no"),  # nginx would wait for more
+    (b"x-accel-buffering", b"no"),  # otherwise nginx would buffer the response
     (b"connection", b"close"),
 ]
 KEEP_ALIVE: Final = b":\n\n"
 GONE: Final = "1006"
-"""How a connection that the client ended is counted, as among WebSockets."""
+"""The label for a connection that the client ended, as for WebSockets."""
 
 _logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class Streams:
         wake = WakeupEvent()
         config = clients.config
         connection.hold(wake.set, dead_after=2 * max(config.ping_interval, config.send_timeout))
-        client = Client(session, clients, _Carrier(connection, self._encoder), wake)
+        client = Client(session, clients, _Writer(connection, self._encoder), wake)
         with clients.present(client):
             try:
                 await self._carry(client, connection, send)
@@ -91,7 +91,7 @@ class Streams:
 
 
 class Encoder:
-    """Frames as messages of a stream. Clients at the head are given the same in turn: it is encoded once, and kept."""
+    """Encodes frames as messages of a stream. Clients at the head get the same frames, so the last result is kept."""
 
     def __init__(self) -> None:
         self._last: tuple[bytes, str | None, bytes] = b"", None, b""
@@ -107,8 +107,8 @@ class Encoder:
         return encoded
 
 
-class _Carrier:
-    """A client's stream, as `Client` sees it."""
+class _Writer:
+    """The writer of a client's stream."""
 
     def __init__(self, connection: Connection, encoder: Encoder) -> None:
         self._connection = connection
@@ -133,7 +133,7 @@ class _Carrier:
         self._connection.transport.abort()
 
     def write_messages(self, messages: Sequence[str], cursor: int, epoch: str | None) -> None:
-        # The last alone moves the client: one that is cut off between `connected` and `reset` must not skip the gap.
+        # Only the last one has an id: a client that disconnects between `connected` and `reset` must not skip the gap.
         *before, last = (message.encode() for message in messages)
         self._connection.write(b"".join((*map(_message, before), _message(last, _id(cursor, epoch)))))
 
@@ -143,7 +143,7 @@ class _Carrier:
 
 @contextmanager
 def _keeping_alive(connection: Connection, interval: float) -> Iterator[None]:
-    """A comment every `interval` seconds, for proxies that end what is silent, and to find out who is gone."""
+    """Send a comment every `interval` seconds, for proxies with an idle timeout, and to detect lost clients."""
     loop = asyncio.get_running_loop()
     timer = loop.call_later(interval, lambda: beat())
 
@@ -160,7 +160,7 @@ def _keeping_alive(connection: Connection, interval: float) -> Iterator[None]:
 
 
 def _id(cursor: int, epoch: str | None) -> bytes:
-    # An epoch is a UUID unless somebody has set one that no line can carry.
+    # An epoch is a UUID, unless an administrator has set one that does not fit in a line.
     if epoch is None or not (epoch.isascii() and epoch.isprintable()):
         return b"id: %d\n" % cursor
     return b"id: %d:%b\n" % (cursor, epoch.encode())

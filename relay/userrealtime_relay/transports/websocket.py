@@ -216,7 +216,7 @@ async def _read(connection: WebSocketConnection, client: Client) -> None:
 
 
 def _close_label(protocol: ServerProtocol) -> str:
-    """The close code for the metrics. Codes that a client makes up share one label, so that the labels stay few."""
+    """The close code for the metrics. All codes that a client chooses freely share one label."""
     if protocol.close_sent is not None and not protocol.close_rcvd_then_sent:
         return str(int(protocol.close_sent.code))
     code = protocol.close_code

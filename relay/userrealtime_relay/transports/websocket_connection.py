@@ -2,7 +2,7 @@
 
 It receives messages into a short queue and stops reading from the socket while the queue is full. Event frames are
 written straight to the transport: what the protocol has to send (pongs, the close frame) is written in the same turn of
-the loop as it is produced, so that both stay in order.
+the loop as it is produced, and both stay in order.
 
 Before the client has authenticated, only a limited number of its bytes and frames are parsed. The rest waits.
 """

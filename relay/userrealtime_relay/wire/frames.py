@@ -1,7 +1,7 @@
 """An event as the bytes of its WebSocket frame.
 
-Encoded once, whoever it goes to: the server's frames are unmasked and, without compression, the same for every
-client. The event's data is spliced in as the text Postgres wrote; it is never parsed here.
+Each event is encoded once: the frames of a server are unmasked and, without compression, the same for every client.
+The event's data is inserted as the text that Postgres wrote; it is never parsed here.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ _TIME_LENGTH = len("2026-01-02 03:04:05.678901+00")
 
 @lru_cache(maxsize=256)
 def _quoted(event: str) -> str:
-    """The kind of an event as JSON; an application has few of them."""
+    """Return the name of an event as JSON. An application has few names."""
     return json.dumps(event, ensure_ascii=False)
 
 
 @lru_cache(maxsize=2048)
 def _head(size: int) -> bytes:
-    """What a frame of so many bytes begins with; those of a log are much of a size."""
+    """Return the head of a frame with so many bytes. The frames of one log have similar sizes."""
     if size < 126:
         return bytes((_TEXT_FINAL, size))
     if size < 1 << 16:
@@ -63,7 +63,7 @@ def rfc3339(text: str) -> str:
 
 
 def payloads(frames: bytes) -> Iterator[memoryview]:
-    """The texts of frames that were made here, joined: what other transports send of them."""
+    """Yield the texts of joined frames, which the other transports send."""
     view = memoryview(frames)
     start = 0
     while start < len(view):

@@ -1,10 +1,10 @@
-"""How often something may be done: a token bucket, without a clock."""
+"""A rate limit."""
 
 from __future__ import annotations
 
 
 class TokenBucket:
-    """`rate` times a second, and as many at once after a second of nothing. `now` is in seconds, and only grows."""
+    """Allows `rate` uses a second, and a burst of as many. Times are in seconds of any clock that only grows."""
 
     def __init__(self, rate: float, now: float) -> None:
         self._rate = rate
@@ -12,7 +12,7 @@ class TokenBucket:
         self._since = now
 
     def take(self, now: float) -> bool:
-        """Whether it may be done once more; if so, it counts."""
+        """Count one use. Return whether it is allowed."""
         self._left = min(self._rate, self._left + (now - self._since) * self._rate)
         self._since = now
         if self._left < 1:

@@ -1,16 +1,16 @@
 """The protocol with one client, without I/O and without a clock.
 
-A transport makes a session from the opening request, feeds it what the client says and what the log says, and carries
-out what it answers: `take` the messages to send, `tick` at `deadline`, answer `question` with `locate`, and close once
-`closing` is set. Events are not its business: once there is no question, the transport delivers what comes after
-`cursor`, and moves it on.
+A transport creates a session from the connect request, passes the client's messages and the state of the log to it, and
+carries out its results: `take` the messages to send, `tick` at `deadline`, answer `question` with `locate`, and close
+once `closing` is set. The session does not handle events: while there is no question, the transport sends the events
+after `cursor`, and advances it.
 
     authenticating --token--> open: "where is the log?" --locate--> open, with a cursor --> closing
 
-A token may lead to a question too, before it is accepted: which keys are there now? It is answered by `retry`.
+A token may also raise a question before it is accepted: which signing keys are current? `retry` answers it.
 
-A cursor that the log cannot serve is answered by `reset`, so that no gap is silent. Before refusing a cursor that is
-ahead, or of another epoch, the log itself is asked: another relay may have delivered what this one is about to read.
+If the log cannot serve a cursor, the client receives `reset`: no gap is silent. Before a cursor that is ahead, or of
+another epoch, is rejected, the log is read: another relay may have sent events that this one has not read yet.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from .rate_limit import TokenBucket
 from .submission import Invalid, Refused, Submission, Unavailable
 
 MAX_ERRORS: Final = 10
-"""Messages that cannot be understood, over the life of a connection, before it is closed."""
+"""Invalid messages on one connection before it is closed."""
 MAX_EARLY: Final = 8
-"""Messages that may come while the keys are asked for."""
+"""Messages that may arrive while the signing keys are fetched."""
 
 
 class CloseFrame(NamedTuple):
@@ -45,23 +45,23 @@ UNAUTHORIZED: Final = CloseFrame(CloseCode.POLICY_VIOLATION, "Unauthorized")
 
 
 class PendingLookup(enum.Enum):
-    """What the session must know before it goes on."""
+    """What the session must know before it continues."""
 
     POSITION = enum.auto()
-    """Where the log stands, as far as this relay knows."""
+    """The state of the log, as last known."""
     FRESH_POSITION = enum.auto()
-    """Where the log stands, asked of the log now."""
+    """The state of the log, read again."""
     KEYS = enum.auto()
-    """The keys that the token may be signed with, asked of who has them now. Answered by `retry`."""
+    """The current signing keys, fetched again. Answered by `retry`."""
 
 
 class Session:
     """One client. `now` is in seconds, of any clock that only goes forward.
 
     Args:
-        verify: how many seconds a token is still good for, or raises Unauthorized, or KeySetStale.
-        auth_timeout: seconds to authenticate in.
-        messages_per_second: how many the client may send, and at once.
+        verify: returns for how many seconds a token is still valid; raises Unauthorized or KeySetStale.
+        auth_timeout: seconds within which the client must authenticate.
+        messages_per_second: the limit of the client's messages, and of a burst.
     """
 
     def __init__(
@@ -80,21 +80,20 @@ class Session:
         self._allowance = TokenBucket(messages_per_second, now)
         self._errors = 0
         self._early: list[str | bytes] = []
-        self._token = ""  # one that waits for keys
+        self._token = ""  # waits for keys
         self._greeted = False
         self._resume = opening.resume or Resume()
         self._resume_understood = opening.resume is not None
         self.authenticated = False
         self.cursor = 0
-        """The number of the last event that the client has, or was told to go on after; means nothing while there is
-        a question."""
+        """The number after which the client receives events; meaningless while there is a question."""
         self.epoch: str | None = None
-        """That of the log when the client was last told of it."""
+        """The epoch that the client knows."""
         self.question: PendingLookup | None = None
         self.submissions: list[Submission] = []
         """Messages that the client published. Take them from here, store them, and `acknowledge` each of them."""
         self.renewing = False
-        """Whether a new token waits for keys: to be asked for, and answered by `renew`."""
+        """Whether a new token waits for keys. Fetch them, and call `renew`."""
         self.closing: CloseFrame | None = None
         self.deadline = now + auth_timeout
         """When to call `tick`."""
@@ -103,11 +102,11 @@ class Session:
 
     @property
     def resumes(self) -> bool:
-        """Whether the client has said where to begin."""
+        """Whether the client has sent a cursor."""
         return self._resume.cursor is not None
 
     def take(self) -> list[str]:
-        """The messages to send now, in order; each is given out once. `connected` comes before all others."""
+        """Return the messages to send now, in order, and remove them. `connected` comes before all others."""
         if not self._greeted and self.closing is None:
             return []
         messages, self._messages = self._messages, []
@@ -120,7 +119,7 @@ class Session:
             self.question = None
 
     def tick(self, now: float) -> None:
-        """Let time pass."""
+        """Check the deadline."""
         if now >= self.deadline:
             if self.authenticated:
                 self.close(CloseCode.TOKEN_EXPIRED, "Token expired")
@@ -128,7 +127,7 @@ class Session:
                 self.close(*UNAUTHORIZED)
 
     def receive(self, message: str | bytes, now: float) -> None:
-        """Take in one message of the client."""
+        """Process one message of the client."""
         if self.closing is not None:
             return
         if not self._allowance.take(now):
@@ -151,7 +150,7 @@ class Session:
             else:
                 self.close(*UNAUTHORIZED)
         elif fields is None and isinstance(message, str) and (begin := _PUBLISH.match(message)):
-            # Without the ref, the client would wait for an acknowledgement, and repeat the message forever.
+            # Without the ref, the client would wait for an acknowledgement and repeat the message forever.
             self._error(
                 "invalid-publish",
                 "this cannot be parsed: no JSON, nested too deeply, or a number too long",
@@ -173,7 +172,7 @@ class Session:
             self._error("unknown-type", 'the types understood here are "auth", "ping", "publish" and "resume"')
 
     def acknowledge(self, ref: str, outcome: int | Refused | Unavailable) -> None:
-        """Answer what the client published as `ref`: with the id that it has, or why it has none."""
+        """Answer the message that the client published as `ref`: with its id, or with the reason of the failure."""
         if isinstance(outcome, int):
             self._send(type="ack", ref=ref, id=outcome)
         else:
@@ -181,13 +180,13 @@ class Session:
             self._send(type="error", code=code, message=str(outcome), ref=ref)
 
     def retry(self, now: float) -> None:
-        """Answer `PendingLookup.KEYS`: they were asked for, with or without success."""
+        """Answer `PendingLookup.KEYS`: they were fetched, with or without success."""
         if self.question is not PendingLookup.KEYS:
             return  # closed meanwhile
         self.question = None
         self._authenticate(self._token, now)
         if self.question is PendingLookup.KEYS:
-            self.close(CloseCode.TRY_LATER, "Keys of tokens unavailable")
+            self.close(CloseCode.TRY_LATER, "Signing keys unavailable")
         self._token = ""
         early, self._early = self._early, []
         for message in early:
@@ -197,7 +196,7 @@ class Session:
         """Answer `question`; it may be followed by another.
 
         Returns:
-            the reason, if the client was reset.
+            the reason if the client was reset.
         """
         resume = self._resume
         refusal = resume.refusal(position)
@@ -222,13 +221,13 @@ class Session:
         return refusal
 
     def reset_to_new_log(self, position: LogState) -> Reason:
-        """The log is another one, or shorter than it was: go on at its head. Returns the reason given."""
+        """Continue at the head of a log that was replaced or is shorter than before. Return the reason of the reset."""
         reason: Reason = "ahead" if position.epoch == self.epoch else "epoch"
         self.reset(reason, position)
         return reason
 
     def reset(self, reason: Reason, position: LogState) -> None:
-        """Tell the client that events between its cursor and the head will not come, and go on at the head."""
+        """Report to the client that it will not receive the events up to the head, and continue at the head."""
         self.epoch = position.epoch
         self.cursor = position.head
         self._send(
@@ -257,13 +256,13 @@ class Session:
         self.question = PendingLookup.POSITION
 
     def renew(self, now: float) -> None:
-        """Answer `renewing`: keys were asked for, with or without success."""
+        """Answer `renewing`: the keys were fetched, with or without success."""
         self._renew(now)
         if self.renewing:
             self.renewing = False
             self._token = ""
             self._send(
-                type="error", code="unavailable", message="the keys of tokens cannot be had: send it again later"
+                type="error", code="unavailable", message="signing keys are temporarily unavailable; retry later"
             )
 
     def _renew(self, now: float) -> None:
@@ -281,7 +280,7 @@ class Session:
         self._send(type="renewed", expiresIn=int(remaining))
 
     def _pong(self) -> None:
-        # One answers all pings before it: what waits to be greeted does not pile up.
+        # One pong answers all pings before it, so the queue of a client that is not located yet stays short.
         if self._messages[-1:] != [_PONG]:
             self._messages.append(_PONG)
 

@@ -1,7 +1,7 @@
-"""What a client publishes: a message for the application, named by a `ref` of the client's own.
+"""A message that a client publishes for the application, identified by a `ref` that the client chooses.
 
-It is stored once, however often it is repeated with the same ref. So whatever goes wrong, a client repeats what has no
-`ack`, and nothing is lost or doubled.
+It is stored once, however often it is repeated with the same ref. After any failure, a client repeats the messages
+without an `ack`, and none is lost or duplicated.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ LONGEST_NAME: Final = 253
 
 
 class Invalid(Exception):
-    """What a client has sent is no message. Says why; `ref` is what it calls it, if that can be told."""
+    """The message is invalid; the text has the reason. `ref` is the message's ref, if it is readable."""
 
     def __init__(self, why: str, ref: str | None) -> None:
         super().__init__(why)
@@ -23,11 +23,11 @@ class Invalid(Exception):
 
 
 class Refused(Exception):
-    """The database will not have a message, now or ever. Says why, without quoting it."""
+    """The database rejects the message for good. The text has the reason and does not quote the message."""
 
 
 class Unavailable(Exception):
-    """The database cannot be asked, or has not answered: to be repeated with the same ref."""
+    """The database is unreachable or has not answered. The client repeats the message with the same ref."""
 
 
 class Submission(NamedTuple):
@@ -42,16 +42,16 @@ class Submission(NamedTuple):
         """Read a `publish` message.
 
         Raises:
-            Invalid: it is none.
+            Invalid: the message is invalid.
         """
         if not isinstance(fields, dict):
             raise Invalid("send a JSON object", None)
         ref, event = fields.get("ref"), fields.get("event")
         if not _is_name(ref):
-            raise Invalid(f'"ref" must be a string of 1 to {LONGEST_NAME} characters, none of them a control one', None)
+            raise Invalid(f'"ref" must be a string of 1 to {LONGEST_NAME} characters, without control characters', None)
         if not _is_name(event):
             raise Invalid(
-                f'"event" must be a string of 1 to {LONGEST_NAME} characters, none of them a control one', ref
+                f'"event" must be a string of 1 to {LONGEST_NAME} characters, without control characters', ref
             )
         try:
             data = json.dumps(fields.get("data", {}), separators=(",", ":"))

@@ -21,7 +21,7 @@ from userrealtime_operator.activator.routes import Route
 from userrealtime_operator.activator.tokens import Tokens
 from userrealtime_operator.activator.wakes import Wakes
 from userrealtime_operator.kube.types import NamespacedName
-from userrealtime_relay.process.registration import announce
+from userrealtime_relay.process.registration import register_address
 
 ALICE = Route(NamespacedName("users", "alice"), "alice", "")
 PATH = f"/users/{ALICE.child_name}"
@@ -63,7 +63,7 @@ async def test_who_waits_is_led_to_the_pod_that_speaks() -> None:
         waiting = asyncio.create_task(here.wakes.wake_and_wait(ALICE))
         await asyncio.sleep(0.05)
         assert not waiting.done()
-        await announce(here.url + PATH, "127.0.0.1", KEY)
+        await register_address(here.url + PATH, "127.0.0.1", KEY)
         assert await waiting == ("127.0.0.1", here.pods.port)
         assert here.counted("accepted") == 1
         # No client waits any more.
