@@ -28,8 +28,8 @@ def test_an_exception_is_in_the_line() -> None:
 
 
 def test_libraries_are_not_heard_below_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
-    root, own = logging.getLogger(), logging.getLogger("userrealtime_relay")
-    before = root.handlers[:], root.level, own.level
+    root, packages = logging.getLogger(), [logging.getLogger(f"userrealtime_{name}") for name in ("core", "relay")]
+    handlers, level, levels = root.handlers[:], root.level, [package.level for package in packages]
     try:
         set_up("debug", "userrealtime_relay")
         logging.getLogger("websockets.server").info("GET /ws?token=...")
@@ -38,8 +38,9 @@ def test_libraries_are_not_heard_below_a_warning(capsys: pytest.CaptureFixture[s
         set_up("error", "userrealtime_relay")
         logging.getLogger("userrealtime_relay.delivery.tail").warning("unheard")
     finally:
-        root.handlers[:], _, _ = before
-        root.setLevel(before[1])
-        own.setLevel(before[2])
+        root.handlers[:] = handlers
+        root.setLevel(level)
+        for package, former in zip(packages, levels, strict=True):
+            package.setLevel(former)
     lines = [json.loads(line)["message"] for line in capsys.readouterr().out.splitlines()]
     assert lines == ["careful", "detail"]

@@ -245,7 +245,7 @@ async def test_no_secret_is_ever_said(migrated: Database, connection: asyncpg.Co
         await other.execute("alter database " + migrated.name + " with allow_connections false")
         await other.close()
         await terminate(connection)
-        failure = await relay.wait_for("no connection to Postgres")
+        failure = await relay.wait_for("no connection to Postgres, retrying")
         assert "error" in failure
         relay.send(signal.SIGTERM)
         assert await relay.end() == 0

@@ -17,7 +17,7 @@ QUESTION = "select coalesce(sum(clients), 0) from userrealtime.online where user
 
 @pytest.fixture(autouse=True)
 def calm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(presence, "CALM", 0.05)
+    monkeypatch.setattr(presence, "MIN_REPORT_INTERVAL_S", 0.05)
     monkeypatch.setattr(presence, "REPEAT_INTERVAL_S", 0.3)
 
 
