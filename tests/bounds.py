@@ -23,7 +23,7 @@ from packaging.version import Version
 from testing.cluster.paths import REPOSITORY
 from testing.cluster.progress import heed_sigterm, step
 
-PRODUCTS: Final = ("operator", "client", "cli", "relay", "nats", "kafka")
+PRODUCTS: Final = ("operator", "client", "server", "cli", "relay", "nats", "kafka")
 """The extras of pyproject.toml that users install. The tools for development keep their locked versions."""
 EDGES: Final = ("lowest", "newest")
 LIMIT_S: Final = 1800.0

@@ -55,7 +55,7 @@ def test_uvicorn() -> None:
     parameters = list(inspect.signature(H11Protocol.__init__).parameters)
     assert parameters[1:4] == ["config", "server_state", "app_state"], "uvicorn: other arguments of H11Protocol"
     state = ServerState()
-    protocol = H11Protocol(uvicorn.Config(lambda: None, log_config=None), state, {})
+    protocol = H11Protocol(uvicorn.Config(lambda: None, ws="none", log_config=None), state, {})
     used = ("conn", "connections", "cycle", "flow", "headers", "app_state", "scope", "transport")
     missing = [name for name in used if name not in vars(protocol)]
     assert not missing, f"uvicorn: H11Protocol has no attribute {missing}, which http.Connection uses"

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from websockets.frames import TEXT, Frame
+from websockets.frames import Frame, Opcode
 from websockets.streams import StreamReader
 
 from userrealtime_relay.wire.frames import encode_events, encode_text, payloads
@@ -19,7 +19,7 @@ def decode(data: bytes) -> str:
         next(parser)
     except StopIteration as parsed:
         frame: Frame = parsed.value
-    assert frame.opcode is TEXT
+    assert frame.opcode is Opcode.TEXT
     assert frame.fin
     next(reader.at_eof(), None)
     assert len(reader.buffer) == 0
