@@ -45,7 +45,7 @@ def test_websockets() -> None:
     assert Frame(Opcode.PING, b"").serialize(mask=False) == websocket_connection.PING
 
 
-def test_uvicorn() -> None:
+async def test_uvicorn() -> None:
     overridden = (
         *("_get_upgrade", "handle_websocket_upgrade", "send_400_response", "on_response_complete", "handle_events"),
         *("connection_made", "connection_lost", "data_received", "resume_writing"),
@@ -71,7 +71,7 @@ def test_h11() -> None:
     assert isinstance(connection.next_event(), h11.Data), "h11: a body is not parsed on demand"
 
 
-def test_nats() -> None:
+async def test_nats() -> None:
     assert inspect.iscoroutinefunction(getattr(NatsClient, "_process_info", None)), (
         "nats-py: Client._process_info, in which the relay checks TLS before the password is sent, is gone"
     )
