@@ -66,7 +66,7 @@ class Operator:
 
     Args:
         lease: the namespace and name of the Lease to hold while working. Without one, this is the only replica.
-        port: the port of `/metrics` and `/readyz`.
+        port: the port of `/health`, `/ready` and `/metrics`.
     """
 
     def __init__(self, config: Config, child_kinds: ChildKinds, lease: Place | None, port: int) -> None:

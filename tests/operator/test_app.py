@@ -127,10 +127,13 @@ def event(kind: str | None) -> Any:
 async def test_the_operator_is_ready_when_all_caches_are_complete() -> None:
     async with running() as (operator, port):
         await until(lambda: len(FakeApi.made[0].lists) == 2)
-        assert await get(port, "/readyz") == (503, "the caches are not synchronized yet")
+        assert await get(port, "/ready") == (
+            503,
+            '{"status":"not ready","reason":"the caches are not synchronized yet"}',
+        )
         await operator.resource_event(event=event(None))
         async with asyncio.timeout(PATIENCE_S):
-            while await get(port, "/readyz") != (200, "ok"):
+            while await get(port, "/ready") != (200, '{"status":"ready"}'):
                 await asyncio.sleep(0.01)
 
 
