@@ -17,9 +17,9 @@ ANNOUNCE_PORT = 8081
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="userrealtime-activator",
-        description="Takes the connections of users who sleep, wakes them, and carries each connection to the pod.",
-        epilog="It reads the operator's configuration file, of which it needs the namespaces and what relays have in "
-        "common. It needs no database.",
+        description="Accepts the connections of sleeping users, wakes them, and forwards each connection to the pod.",
+        epilog="It reads the operator's configuration file, of which it uses the namespaces and the settings of "
+        "relays. It needs no database.",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
@@ -27,32 +27,32 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--no-user-keys",
         action="store_true",
-        help="wake nobody by a token that the user's own key signs, and read no Secret; takes relay.auth.jwksUrl",
+        help="reject tokens that are signed with a user's own key, and read no Secret; requires relay.auth.jwksUrl",
     )
     parser.add_argument(
-        "--port", type=int, default=PORT, metavar="PORT", help="of users' connections (default: %(default)s)"
+        "--port", type=int, default=PORT, metavar="PORT", help="the port of users' connections (default: %(default)s)"
     )
     parser.add_argument(
         "--health-port",
         type=int,
         default=HEALTH_PORT,
         metavar="PORT",
-        help="of /health, /ready and /metrics (default: %(default)s)",
+        help="the port of /health, /ready and /metrics (default: %(default)s)",
     )
     parser.add_argument(
         "--announce-port",
         type=int,
         default=ANNOUNCE_PORT,
         metavar="PORT",
-        help="where users' pods say that they listen (default: %(default)s)",
+        help="the port of the announcements of users' pods (default: %(default)s)",
     )
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run until told to stop. Returns the exit status: 2 if it was started wrongly."""
+    """Run until a signal. Returns the exit status, which is 2 for an invalid configuration."""
     options = _parser().parse_args(arguments)
-    # Late, so that --help is quick.
+    # Imported here because --help does not need them.
     import asyncio
 
     from userrealtime_core import logging_setup
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 raise ConfigError(
                     "--no-user-keys: requires relay.auth.jwksUrl; otherwise every token would be rejected"
                 )
-            # PyJWT imports it where it is installed; HS256 has no use for it.
+            # PyJWT imports it if it is installed, but HS256 does not need it.
             sys.modules["cryptography"] = None  # type: ignore[assignment]
         relays = RelaySettings.from_environment(config.relay_settings)
     except ConfigError as error:

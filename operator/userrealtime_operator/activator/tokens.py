@@ -58,9 +58,9 @@ class Tokens:
     """Checks the tokens of all users.
 
     Args:
-        settings: those of all relays.
-        read: gives a user's Secret, None where there is none; raises OSError if it cannot be had. None: users' own
-            keys are not looked at, and only tokens of the identity provider are good.
+        settings: the settings that all relays share.
+        read: returns a user's Secret, None if there is none; raises OSError if it cannot be read. If `read` is None,
+            users' own keys are not used, and only tokens of the identity provider are valid.
     """
 
     def __init__(self, settings: AuthSettings, read: Callable[[Route], Awaitable[Secret | None]] | None) -> None:

@@ -49,11 +49,11 @@ class Plan:
     condition: ConditionResult
     """The condition Asleep."""
     asleep: Asleep | None = None
-    """What the Deployment is to record; None if the user is to be awake."""
+    """The sleep that the Deployment must record; None if the user must be awake."""
     slice: bool = False
-    """Whether the slice that leads to the activators is to exist."""
+    """Whether the slice that leads to the activators must exist."""
     activators: Endpoints | None = None
-    """The endpoints of the slice; None if they are unknown, and an existing slice is to stay as it is."""
+    """The endpoints of the slice; None if they are unknown, and an existing slice stays unchanged."""
     recheck_s: float | None = None
     """The time until the user is reconciled again; None if that follows a change in the cluster."""
 
@@ -150,7 +150,7 @@ class SleepController:
     def _observe(
         self, resource: UserRealtime, body: Mapping[str, Any], live: Live, activators: Endpoints | None
     ) -> Observation:
-        """Return what is known of a user without further requests."""
+        """Return the facts about a user that need no further requests."""
         stored = condition_of(body.get("status", {}), "Asleep") or {}
         awake = f"the user sleeps after {self._after_s(resource):g} s without clients"
         return Observation(

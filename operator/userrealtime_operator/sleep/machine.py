@@ -4,8 +4,8 @@
 An event of a user leads to the next state. A state has at most one event at a time, and several events can follow one
 another in one step, such as the end of a drain and the removal of its slice.
 
-`ASLEEP` is recorded in the user's Deployment, so that it survives a restart of the operator. The other states are
-remembered by the process alone: an operator that takes over finds the user awake, and begins again.
+`ASLEEP` is recorded in the user's Deployment and survives a restart of the operator. Only the process remembers the
+other states: an operator that takes over finds the user awake, and begins again.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ TRANSITIONS: Final[Mapping[State, Mapping[Event, State]]] = {
         Event.SEEMS_IDLE: State.IDLE_CANDIDATE,
     },
 }
-"""The next state, by state and event. Any other event leaves the state as it is, or is an error of `next_step`."""
+"""The next state, by state and event. No other event is possible in a state."""
 
 WITH_SLICE: Final = frozenset({State.DRAINING, State.ASLEEP, State.WAKING})
 """The states in which the user's Service has a slice that leads to the activators."""
@@ -124,7 +124,7 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What is known of a user and of the activators at the time of a step."""
+    """The facts about a user and the activators at the time of a step."""
 
     now: datetime
     clock: float
@@ -139,7 +139,7 @@ class Observation:
     blocker: ConditionResult | None
     """Why the user must not sleep."""
     activators_known: bool
-    """Whether the addresses of ready activators are known, so that a slice can be written."""
+    """Whether the addresses of ready activators are known. A slice needs them."""
     awake: ConditionResult
     """The condition of a user that is awake and was not woken."""
     was_woken: bool = False
@@ -160,7 +160,7 @@ class Step:
     condition: ConditionResult
     """The condition Asleep."""
     check: Check | None = None
-    """If set, nothing is to be done yet: make this observation, and call `next_step` again with the same memory."""
+    """If set, do nothing yet: make this observation, and call `next_step` again with `memory`."""
     recheck_s: float | None = None
     """The time until the next step; None if it follows a change in the cluster."""
     wake_s: float | None = None
@@ -170,12 +170,12 @@ class Step:
 
     @property
     def asleep(self) -> Asleep | None:
-        """The sleep that the Deployment is to record."""
+        """The sleep that the Deployment must record, None if the user must be awake."""
         return self.memory.asleep if self.memory.state is State.ASLEEP else None
 
     @property
     def slice(self) -> bool:
-        """Whether the slice is to exist."""
+        """Whether the slice must exist."""
         return self.memory.state in WITH_SLICE
 
 
@@ -187,7 +187,7 @@ def mark_idle(memory: Memory) -> Memory:
 
 
 def next_step(memory: Memory, seen: Observation) -> Step:
-    """Return what to do for a user, given the state that is remembered and what is known now."""
+    """Return the next step for a user, from the remembered state and the current facts."""
     began = memory = _current(memory, seen)
     wake_s: float | None = None
     events: list[Event] = []
@@ -216,7 +216,7 @@ def _current(memory: Memory, seen: Observation) -> Memory:
     """Return the memory as corrected by the Deployment and the slice."""
     if seen.recorded is not None:
         return Memory(State.ASLEEP, seen.recorded)
-    if memory.state is State.ASLEEP:  # the write failed, or somebody has scaled the Deployment up
+    if memory.state is State.ASLEEP:  # the write failed, or the Deployment was scaled up by hand
         return Memory()
     if memory.state is not State.DRAINING:
         return memory
@@ -251,7 +251,7 @@ def _event(memory: Memory, seen: Observation, *, served: bool) -> Event | Check 
                 return Event.WAKE_REQUESTED
             return None
         case State.WAKING:
-            if seen.recorded is not None:  # the Deployment is to be scaled up first
+            if seen.recorded is not None:  # the Deployment must be scaled up first
                 return None
             if not seen.slice_exists:
                 return Event.SLICE_MISSING

@@ -1,7 +1,8 @@
 """The record of sleep in a user's Deployment, and the endpoints of connections during sleep. No I/O.
 
-A Deployment with 0 replicas and the annotations below records that its user sleeps. It is a single object, so that no
-two can disagree. Scaling it up by hand wakes the user; scaling it down by hand is corrected like any other change.
+A Deployment with 0 replicas and the annotations below records that its user sleeps. One object holds the whole record,
+and no two can disagree. Scaling it up by hand wakes the user. Scaling it down by hand is corrected, like any other
+change.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ class Asleep:
     since: str
     """The time from which connections could reach an activator: RFC 3339 with microseconds."""
     wake_seen: str
-    """`status.wakeRequestedAt` at that time, empty if there was none. Any other value is a wake request, so that the
-    clocks of two machines are never compared."""
+    """`status.wakeRequestedAt` at that time, empty if there was none. Any other value is a wake request.
+    Therefore the clocks of two machines are never compared."""
 
     def annotations(self) -> dict[str, str]:
         """Return the annotations of the Deployment."""

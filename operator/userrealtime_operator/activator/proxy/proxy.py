@@ -4,8 +4,8 @@
 
 No user is woken before the token was accepted, by the code that the relay uses. Each stage has a time limit, each
 connection one bounded buffer per direction, and the number of connections is limited.
-Unauthenticated connections have a limit of their own: the oldest of them is closed for a new one, so that they take
-the place of no client with a valid token.
+Unauthenticated connections have a separate limit: the oldest of them is closed for a new one. They never take the place
+of a client with a valid token.
 
 While the proxy drains, clients that wait for a pod and forwarded WebSockets are asked to reconnect. Any other response
 that has started is cut off, and its client continues after the last complete event.
@@ -34,7 +34,7 @@ _logger = logging.getLogger(__name__)
 
 
 class ActivatorProxy:
-    """Accepts all connections of the activator, and forwards those that `admission` admits.
+    """Accepts all connections of the activator, and forwards the admitted ones.
 
     Args:
         idle_s: how long both directions of a forwarded connection may be silent.

@@ -52,7 +52,7 @@ def test_a_body_in_chunks_gets_a_length() -> None:
 
 
 @given(st.binary(max_size=100), st.binary(max_size=100), st.integers(1, 50))
-def test_one_request_comes_out_whatever_follows_it(body: bytes, rest: bytes, step: int) -> None:
+def test_the_bytes_after_a_request_are_discarded(body: bytes, rest: bytes, step: int) -> None:
     data = POST + b"Content-Length: %d\r\n\r\n" % len(body) + body
     reader = RequestReader()
     request = whole = None
@@ -86,12 +86,12 @@ def test_one_request_comes_out_whatever_follows_it(body: bytes, rest: bytes, ste
         b"x" * (MAX_HEAD_BYTES + 1),
     ],
 )
-def test_what_two_could_read_in_two_ways_is_refused(data: bytes) -> None:
+def test_ambiguous_requests_are_rejected(data: bytes) -> None:
     with pytest.raises(BadRequest):
         read(data)
 
 
-def test_a_body_has_a_largest_size() -> None:
+def test_the_size_of_a_body_is_limited() -> None:
     reader = RequestReader()
     assert reader.read_head(POST + b"Content-Length: %d\r\n\r\n" % (MAX_BODY_BYTES + 1)) is not None
     with pytest.raises(BadRequest) as caught:
@@ -99,7 +99,7 @@ def test_a_body_has_a_largest_size() -> None:
     assert caught.value.status == 413
 
 
-def test_a_body_has_a_largest_number_of_pieces() -> None:
+def test_the_pieces_of_a_body_are_limited() -> None:
     reader = RequestReader()
     assert reader.read_head(POST + b"Transfer-Encoding: chunked\r\n\r\n") is not None
     assert reader.read_body(b"1\r\nx\r\n" * MAX_BODY_PIECES) is None
