@@ -1,6 +1,6 @@
-"""The Events of a resource: one for each new trouble, and one for its end; and one for each sleep and its end. Pure.
+"""The Events of a resource: one for each new problem and for its end, and one for each sleep and wake. Pure.
 
-What else goes its usual way makes no Event: thousands of users are created without one.
+The usual changes cause no Event, so thousands of users are created without one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,12 @@ Conditions = Iterable[Mapping[str, Any]]
 def events(
     resource: ResourceIdentity, before: Conditions, after: Conditions, now: str, instance: str
 ) -> Iterator[Object]:
-    """What there is to say of a change of conditions. `now` is RFC 3339 with microseconds; `instance` says who."""
+    """Yield the Events for a change of conditions.
+
+    Args:
+        now: the time, as RFC 3339 with microseconds.
+        instance: the name of this operator.
+    """
     before = list(before)
     old = {condition["type"]: condition["reason"] for condition in before}
     new = {condition["type"]: condition for condition in after}
@@ -38,7 +43,7 @@ def events(
 
 
 def transition(before: Conditions, after: Conditions) -> str | None:
-    """Whether a user has just been `Slept`, or `Woken`, by the conditions. What was not known before is neither."""
+    """Return `Slept` or `Woken` if the condition `Asleep` has changed, None also if it was unknown before."""
     was, is_ = ({each["status"] for each in conditions if each["type"] == "Asleep"} for conditions in (before, after))
     if not was or not is_ or was == is_:
         return None

@@ -1,7 +1,7 @@
-"""What keeps a pod from serving, in words that tell what to do. Pure.
+"""Why a pod does not serve, with advice. Pure.
 
-The kubelet's own reasons and messages change with every attempt ("ErrImagePull", "ImagePullBackOff", "back-off 40s").
-Here the same trouble always reads the same, so that a status is written once for it.
+The kubelet's reasons and messages change with every attempt ("ErrImagePull", "ImagePullBackOff", "back-off 40s"). Here
+the same problem always has the same text, so that it is written to the status once.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _CRASH = "CrashLoopBackOff"
 
 
 def pod_trouble(pods: Iterable[Mapping[str, Any]]) -> ConditionResult | None:
-    """What keeps the newest pod of a user from serving, None if nothing is known to."""
+    """Return why the newest pod of a user does not serve, None if no reason is known."""
     living = [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
     if not living:
         return None

@@ -1,8 +1,8 @@
-"""How many users get a new pod at once when it is not they who asked for it: a new relay image, another setting.
+"""Limits the rollouts that the resource itself did not request: a new relay image, or another setting. Pure.
 
-All of them at once would double the pods of the cluster, and have every client reconnect within the same seconds. One
-that does not arrive keeps its turn, so a relay that does not start stops at the first few users, whose old pods go
-on serving. An operator that restarts resumes what it finds under way. Pure.
+If all pods were replaced together, the number of pods would double, and all clients would reconnect within seconds.
+A rollout that does not complete keeps its place, so a relay that does not start stops at the first few users, whose
+old pods continue to serve. An operator that restarts resumes the rollouts that have begun.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from userrealtime_operator.kube.types import NamespacedName
 
 
 class Rollouts:
-    """At most `limit` users at once; those who wait are let in in the order they came."""
+    """Allows `limit` rollouts at the same time, in the order in which they were requested."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -19,11 +19,11 @@ class Rollouts:
         self._waiting: dict[NamespacedName, None] = {}
 
     def resume(self, user: NamespacedName) -> None:
-        """A user's rollout has begun already, before this was made. Counts, even beyond the limit."""
+        """Count a rollout that began before this object existed, even beyond the limit."""
         self._active.add(user)
 
     def begin(self, user: NamespacedName) -> bool:
-        """Whether a user's rollout may begin now. If not, `end` will name the user when it is their turn."""
+        """Return whether the rollout of a user may begin now. If not, `end` later returns the user."""
         if user in self._active or len(self._active) < self._limit:
             self._active.add(user)
             self._waiting.pop(user, None)
@@ -32,7 +32,7 @@ class Rollouts:
         return False
 
     def end(self, user: NamespacedName) -> list[NamespacedName]:
-        """A user has no rollout, or no longer. Gives those whose turn may have come."""
+        """Note that a user has no rollout; return the users whose rollout may begin now."""
         self._waiting.pop(user, None)
         self._active.discard(user)
         return list(self._waiting)[: max(0, self._limit - len(self._active))]

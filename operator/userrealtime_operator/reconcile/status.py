@@ -1,7 +1,7 @@
-"""What a resource says of itself: conditions in the manner of the API conventions. Pure.
+"""The status of a resource, with conditions as the API conventions define them. Pure.
 
-`Ready` sums up; `Progressing`, `DatabaseReady` and `Asleep` say where it stands. A condition keeps the time of its last
-change of status, and a status that says the same is not written again, so there are no heartbeats.
+`Ready` is the summary; `Progressing`, `DatabaseReady` and `Asleep` have the details. A condition keeps the time of its
+last change of status, and an unchanged status is not written, so there are no heartbeats.
 """
 
 from __future__ import annotations
