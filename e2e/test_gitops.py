@@ -48,6 +48,8 @@ class Target:
             "activator": {"replicas": 1},
             "relay": values["relay"],
             "route": values["route"],
+            # Of a range that OpenShift assigns to a namespace.
+            "runAsUser": 1000670000,
         }
 
     def kubectl(self, *arguments: str, input: str | None = None) -> str:

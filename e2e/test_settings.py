@@ -44,6 +44,7 @@ NOT_VALUES: Final = {
     ("relay", "image"),
     ("relay", "imagePullPolicy"),
     ("relay", "imagePullSecrets"),
+    ("relay", "runAsUser"),
     ("activator", "namespace"),
     ("activator", "service"),
     ("activator", "port"),
@@ -80,6 +81,7 @@ FREE: Final[dict[Path, Any]] = {
     ("relay", "auth", "jwksUrl"): "http://keys.auth.svc:8080/keys",
     ("relay", "auth", "userClaim"): "email",
     ("route", "gateway"): {"name": "public", "namespace": "gateways", "sectionName": "https"},
+    ("route", "requestTimeout"): "0s",
     ("route", "url"): "https://realtime.example.com/{name}",
 }
 

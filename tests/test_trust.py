@@ -31,7 +31,7 @@ from userrealtime_cli import http
 from userrealtime_cli.cluster import Cluster as CliCluster
 from userrealtime_client import Client as UserRealtimeClient
 from userrealtime_core.auth import jwks
-from userrealtime_core.trust import client_context
+from userrealtime_core.trust import client_context, kept_current, reloading
 from userrealtime_operator.kube.client import Api
 from userrealtime_operator.kube.login import login
 
@@ -272,3 +272,35 @@ def test_a_file_without_certificates_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "ca.crt").write_text("nothing")
     with pytest.raises(OSError, match=r"(?i)no.certificate"):
         client_context(tmp_path / "ca.crt")
+
+
+async def test_authorities_that_are_replaced_while_a_process_runs_are_loaded(tmp_path: Path) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    for folder in (old, new):
+        pki.make(folder, [pki.Identity("server", "/CN=server", ("DNS:localhost", "IP:127.0.0.1"))])
+    trusted = tmp_path / "ca.crt"
+    trusted.write_bytes((old / "ca.crt").read_bytes())
+    serving = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    serving.load_cert_chain(new / "server.crt", new / "server.key")
+    server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0, ssl=serving)
+    port = server.sockets[0].getsockname()[1]
+    context = kept_current(client_context(trusted), trusted)
+
+    async def connect() -> None:
+        _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
+        writer.close()
+
+    async with server, reloading(0.01):
+        with pytest.raises(ssl.SSLCertVerificationError):
+            await connect()
+        for contents in (b"", b"half of it"):  # a file that is being written is read again
+            trusted.write_bytes(contents)
+            await asyncio.sleep(0.05)
+        # Half way through a rotation, both authorities are in the file.
+        trusted.write_bytes((old / "ca.crt").read_bytes() + (new / "ca.crt").read_bytes())
+        async with asyncio.timeout(PATIENCE_S):
+            while True:
+                with contextlib.suppress(ssl.SSLCertVerificationError):
+                    await connect()
+                    break
+                await asyncio.sleep(0.01)

@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import secrets
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Iterator, Mapping
 from typing import Any, Final
 
 import kopf
 
 from userrealtime_core.announcer import Announcer
 from userrealtime_core.secret import Secret
+from userrealtime_core.trust import reloading
 
 from .config import Config, RouteType
 from .kube.client import PAGE, Api, ApiError
@@ -54,6 +56,9 @@ SYNC_INTERVAL_S: Final = 0.1
 SYNC_TIMEOUT_S: Final = 5.0
 """The interval of the checks whether kopf has reported all resources, and when the API server is asked again."""
 EXPIRE_INTERVAL_S: Final = 5.0
+CRD_INTERVAL_S: Final = 1.0
+REFUSED: Final = (403, 404)
+"""The statuses of a namespace without permissions, and of a kind that the cluster does not have."""
 
 ChildKinds = Mapping[str, ResourceType]
 """The kinds of children that this cluster supports."""
@@ -102,7 +107,7 @@ class Operator:
             OSError: the port is not available.
         """
         enter = self._stack.enter_async_context
-        await enter(serve("0.0.0.0", self._port, self._expose, self._not_ready_reason))  # noqa: S104
+        await enter(serve("", self._port, self._expose, self._not_ready_reason))
         election: Election | None = None
         if self._lease is not None:
             # A separate connection pool: a renewal waits for no other request.
@@ -123,6 +128,7 @@ class Operator:
         if self._config.activator is not None:
             activators = Activators(api, self._config.activator, self._feed.activators_changed)
             self._start(activators.run(), "activators")
+        await enter(reloading())
         self._start(self._sync(api), "sync")
         leader = Leader(
             self._config,
@@ -135,8 +141,23 @@ class Operator:
             self._feed,
             self._metrics,
         )
-        self._start(leader.run() if election is None else election.run(leader.run), "leader")
+
+        async def lead() -> None:
+            await self._identify(api)
+            await leader.run()
+
+        self._start(leader.run() if election is None else election.run(lead), "leader")
         logger.info("serving %s in %s", f"{PLURAL}.{GROUP}", ", ".join(self._config.namespaces))
+
+    async def _identify(self, api: Api) -> None:
+        """Use the identity of the cluster in the Lease, which this leader has just written or renewed."""
+        while self._lease is not None:
+            try:
+                api.cluster = await api.known_cluster(*self._lease)
+                return
+            except ApiError as error:
+                logger.warning("cannot read the lease, retrying: %s", error)
+                await asyncio.sleep(SYNC_INTERVAL_S)
 
     async def cleanup(self, **_: Any) -> None:
         """Stop all parts, and close the connections."""
@@ -171,7 +192,7 @@ class Operator:
         for reflector in reflectors:
             self._start(reflector.run(), "a watch")
         for reflector in reflectors:
-            await reflector.wait_for_sync()
+            await reflector.wait_until_known()
         for namespace in self._config.namespaces:
             while not await self._has_all_resources(api, namespace):
                 pass
@@ -184,6 +205,8 @@ class Operator:
         except ApiError as error:
             logger.warning("cannot list the resources in %s, retrying: %s", namespace, error)
             existing = None
+            if error.status in REFUSED:  # the other namespaces are served
+                return True
         for _ in range(round(SYNC_TIMEOUT_S / SYNC_INTERVAL_S)):
             if existing is not None and existing <= self._resources.uids(namespace).keys():
                 return True
@@ -289,6 +312,8 @@ def framework_settings() -> kopf.OperatorSettings:
     # A watch whose server has died without closing the connection ends by itself.
     settings.watching.server_timeout = 240
     settings.watching.connect_timeout = 10
+    # A namespace that is deleted, or where permissions are missing, must not end the process, which serves others.
+    settings.networking.error_backoffs = _Backoffs()
     return settings
 
 
@@ -298,6 +323,31 @@ async def _child_kinds(config: Config) -> ChildKinds:
     if config.route.type is RouteType.HTTP_ROUTE and "HTTPRoute" not in kinds:
         raise ApiError(404, "route.type is HTTPRoute, but this cluster has no Gateway API: install it (v1)")
     return kinds
+
+
+class _Backoffs:
+    """The seconds between the attempts of a request, which never end."""
+
+    def __iter__(self) -> Iterator[float]:
+        return itertools.chain((1.0, 1.0, 2.0, 3.0), itertools.repeat(5.0))
+
+
+async def _wait_for_crd(port: int) -> None:
+    """Return when the cluster has the CRD. kopf looks for it once, and would never notice it later.
+
+    The process is alive meanwhile, and not ready.
+    """
+    metrics = Metrics()
+    problem = f"the CRD {PLURAL}.{GROUP} is not installed"
+    is_logged = False
+    async with contextlib.AsyncExitStack() as stack:
+        api = await stack.enter_async_context(await Api.connect())
+        while not await api.has_kind(f"{GROUP}/{VERSION}", PLURAL):
+            if not is_logged:
+                is_logged = True
+                logger.warning("%s: waiting for it", problem)
+                await stack.enter_async_context(serve("", port, metrics.expose, lambda: problem))
+            await asyncio.sleep(CRD_INTERVAL_S)
 
 
 def run(config: Config, lease: Place | None, port: int) -> int:
@@ -311,6 +361,7 @@ def run(config: Config, lease: Place | None, port: int) -> int:
         ApiError: the API server does not answer, or lacks what the configuration needs.
     """
     registry = kopf.OperatorRegistry()
+    asyncio.run(_wait_for_crd(port))
     operator = Operator(config, asyncio.run(_child_kinds(config)), lease, port)
     operator.register(registry)
     kopf.run(

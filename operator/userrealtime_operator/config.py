@@ -44,6 +44,7 @@ from .model.settings import (
     Flag,
     Interval,
     Json,
+    Limit,
     Name,
     Section,
     Strings,
@@ -120,6 +121,8 @@ class RelayDefaults(Section):
     """The image of users' pods."""
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
     image_pull_secrets: tuple[Name, ...] = ()
+    run_as_user: Limit = 65532
+    """The user and group ID of the pods. None: the platform assigns one."""
     max_concurrent_rollouts: Count = 20
     # Measured: an idle relay holds under 40 MiB; the ring and a full catch-up of clients add a few more.
     resources: Json = Field(
@@ -186,6 +189,8 @@ class RouteDefaults(Section):
     class_name: str | None = None
     annotations: Strings = Field(default_factory=dict)
     tls_secret_name: str | None = None
+    request_timeout: Annotated[str, Field(pattern=r"^(([0-9]{1,5}(h|m|s|ms)){1,4})?$")] | None = None
+    """`timeouts.request` of an HTTPRoute, in the notation of the Gateway API."""
 
     @model_validator(mode="after")
     def _check_gateway(self) -> Self:

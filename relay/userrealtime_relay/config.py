@@ -47,7 +47,7 @@ class Config(RelaySettings):
             user_id=read.user_id("USER_ID"),
             database_url=read.database_url("DATABASE_URL"),
             token_keys=read.token_keys("TOKEN_KEY_DIR", "JWKS_URL"),
-            host=read.text("HOST", "0.0.0.0"),  # noqa: S104 (a pod serves its network)
+            host=read.text("HOST", ""),  # all addresses, of IPv4 and IPv6
             ws_port=read.integer("WS_PORT", 8080, 0, 65535),
             health_port=read.integer("HEALTH_PORT", 3000, 0, 65535),
             broker_url=read.broker_url(settings.signal) if settings.signal in BROKER_SCHEMES else None,

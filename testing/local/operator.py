@@ -35,12 +35,13 @@ class LocalOperator:
     `log` is the file with its output; `instance` is its name, `port` the port of its metrics.
     """
 
-    def __init__(self, kubeconfig: Path, database_url: str, namespace: str, *, instance: str, lease: str) -> None:
+    def __init__(self, kubeconfig: Path, database_url: str, *namespaces: str, instance: str, lease: str) -> None:
         self.instance = instance
+        self.kubeconfig = kubeconfig
         self._home = Path(tempfile.mkdtemp(prefix="userrealtime-operator-"))
         self.log = self._home / "log"
         config = self._home / "config.yaml"
-        config.write_text(yaml.safe_dump({"namespaces": [namespace], "relay": {"image": "relay:none"}}))
+        config.write_text(yaml.safe_dump({"namespaces": list(namespaces), "relay": {"image": "relay:none"}}))
         self.port = free_port()
         self._command = [
             *(sys.executable, "-m", "userrealtime_operator", "run", "--config", str(config), "--lease", lease),

@@ -53,7 +53,13 @@ def test_everything_given() -> None:
     )
     assert config.trust == Trust("authorities", "bundle.pem")
     assert config.namespaces == ("a", "b")
-    assert config.relay == RelayDefaults("relay:2", "Always", ("registry",), 5, {"limits": {"memory": "64Mi"}})
+    assert config.relay == RelayDefaults(
+        "relay:2",
+        "Always",
+        ("registry",),
+        max_concurrent_rollouts=5,
+        resources={"limits": {"memory": "64Mi"}},
+    )
     assert config.route == RouteDefaults(
         False, RouteType.HTTP_ROUTE, "https://{name}.example.com", {"name": "public"}, "nginx", {"x": "y"}, "wildcard"
     )

@@ -131,7 +131,7 @@ class ApiCluster:
 
         async def all_synced() -> None:
             for reflector in reflectors:
-                await reflector.wait_for_sync()
+                await reflector.wait_until_known()
 
         try:
             async with asyncio.TaskGroup() as group:

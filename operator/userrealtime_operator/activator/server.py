@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from userrealtime_core.relay_settings import RelaySettings
+from userrealtime_core.trust import reloading
 from userrealtime_operator.kube.client import Api
 from userrealtime_operator.process.probes import serve as serve_probes
 
@@ -42,7 +43,7 @@ class Settings:
     namespaces: Sequence[str]
     relays: RelaySettings
     user_keys: bool = True
-    host: str = "0.0.0.0"  # noqa: S104 (a pod serves its network)
+    host: str = ""  # all addresses, of IPv4 and IPv6
     port: int = 8080
     health_port: int = 3000
     announce_port: int = 8081
@@ -63,7 +64,7 @@ async def serve(settings: Settings) -> None:
     routes = RouteTable()
     # Each watch holds a connection. Wakes must not wait for one.
     watching = 2 * len(settings.namespaces) + _SPARE_CONNECTIONS
-    async with await Api.connect() as api, await Api.connect(connections=watching) as watches:
+    async with reloading(), await Api.connect() as api, await Api.connect(connections=watching) as watches:
         cluster = ApiCluster(api, routes, metrics)
         tokens = Tokens(settings.relays, cluster.secret if settings.user_keys else None)
         limits = Limits(request_s=settings.relays.auth_timeout, query_token=settings.relays.allow_query_token)

@@ -22,6 +22,8 @@ from kubernetes.aio.client.api_client import ApiClient, RequestSerialized
 from kubernetes.aio.client.configuration import Configuration
 from kubernetes.aio.config import ConfigException, load_incluster_config, load_kube_config
 
+from userrealtime_core.trust import kept_current
+
 from .types import FIELD_MANAGER, Object, ResourceType, TryLater
 
 REQUEST_TIMEOUT_S = 30.0
@@ -34,6 +36,10 @@ SILENCE_S = 120.0
 
 PODS = ResourceType("v1", "pods")
 LEASES = ResourceType("coordination.k8s.io/v1", "leases")
+CLUSTER = "userrealtime.dev/cluster"
+"""The annotation of the Lease with the identity of the cluster."""
+LEASE_UID = "userrealtime.dev/lease-uid"
+"""The annotation with the uid of the Lease, so that a copy of it in another cluster is no proof of the identity."""
 
 # Of each object of a list, no more than its metadata.
 _METADATA_LIST = "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io"
@@ -86,8 +92,9 @@ def _resource(path: str) -> str:
 class Api:
     """One connection pool to the API server. An async context manager.
 
-    `cluster` tells this cluster from others: a digest of the certificate authority of its API server, which can be
-    known without any right. A cluster with a new authority counts as another one.
+    `cluster` tells this cluster from others. At first it is a digest of the certificate authority of its API server,
+    which can be known without any permission. That changes when the authority is rotated, so the operator writes its
+    first one to its Lease, and keeps to it (`known_cluster`).
 
     Args:
         observe: called after every request.
@@ -112,6 +119,8 @@ class Api:
         configuration.disable_strict_ssl_verification = True
         self._client = ApiClient(configuration)
         authority = configuration.ssl_ca_cert
+        if authority:
+            kept_current(self._client.rest_client.ssl_context, authority)
         identity = Path(authority).read_bytes() if authority else configuration.host.encode()
         self.cluster = hashlib.sha256(identity).hexdigest()[:32]
 
@@ -274,6 +283,10 @@ class Api:
         """A Lease as it is now, None where there is none."""
         return await self._find(_path(*LEASES, namespace, name))
 
+    async def known_cluster(self, namespace: str, name: str) -> str:
+        """The identity of the cluster that a Lease has; that of this connection where it has none."""
+        return _identity(await self.get_lease(namespace, name)) or self.cluster
+
     async def put_lease(self, namespace: str, name: str, previous: Object | None, spec: Object) -> Object:
         """Create a Lease, or replace the one read as `previous`; gives it as stored.
 
@@ -282,10 +295,16 @@ class Api:
         """
         api_version, plural = LEASES
         version = {} if previous is None else {"resourceVersion": previous["metadata"]["resourceVersion"]}
+        # What others have written to the Lease stays.
+        metadata = {} if previous is None else previous["metadata"]
+        annotations = dict(metadata.get("annotations", {}))
+        if previous is not None:  # a new one has no uid yet
+            annotations |= {CLUSTER: _identity(previous) or self.cluster, LEASE_UID: metadata["uid"]}
+        kept = {"labels": metadata.get("labels", {}), "annotations": annotations}
         lease = {
             "apiVersion": api_version,
             "kind": "Lease",
-            "metadata": {"name": name, "namespace": namespace, **version},
+            "metadata": {"name": name, "namespace": namespace, **kept, **version},
             "spec": spec,
         }
         method, rest = ("POST", ()) if previous is None else ("PUT", (name,))
@@ -293,13 +312,12 @@ class Api:
 
     async def child_kinds(self) -> dict[str, ResourceType]:
         """Those of CHILD_KINDS that this cluster has: not every one has the Gateway API."""
-        kinds = {}
-        for kind, resource_type in CHILD_KINDS.items():
-            api_version, plural = resource_type
-            found = await self._find(f"/{'apis' if '/' in api_version else 'api'}/{api_version}")
-            if found is not None and plural in {resource["name"] for resource in found["resources"]}:
-                kinds[kind] = resource_type
-        return kinds
+        return {kind: found for kind, found in CHILD_KINDS.items() if await self.has_kind(*found)}
+
+    async def has_kind(self, api_version: str, plural: str) -> bool:
+        """Whether this cluster has a kind."""
+        found = await self._find(f"/{'apis' if '/' in api_version else 'api'}/{api_version}")
+        return found is not None and plural in {resource["name"] for resource in found["resources"]}
 
     def _noted(self, item: Object) -> Object:
         self._on_stored(item)
@@ -363,6 +381,14 @@ class Api:
         return await self._client.param_serialize(
             method, path, query_params=[], header_params=headers, body=body, auth_settings=["BearerToken"]
         )
+
+
+def _identity(lease: Object | None) -> str | None:
+    """Return the identity of the cluster in a Lease, None if it has none or is the copy of another one."""
+    metadata = {} if lease is None else lease["metadata"]
+    annotations = metadata.get("annotations", {})
+    found: str | None = annotations.get(CLUSTER)
+    return found if annotations.get(LEASE_UID) == metadata.get("uid") else None
 
 
 def _parsed(content: bytes) -> Object:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import ssl
 from typing import Any
 
 import kopf
 
-from userrealtime_core.trust import accept_minimal
+from userrealtime_core.trust import accept_minimal, kept_current
 
 
 class Connection(kopf.ConnectionInfo):
@@ -16,7 +17,8 @@ class Connection(kopf.ConnectionInfo):
 
     def as_ssl_context(self) -> ssl.SSLContext:
         """Return the context that kopf connects with."""
-        return accept_minimal(super().as_ssl_context())
+        context = accept_minimal(super().as_ssl_context())
+        return context if self.ca_path is None else kept_current(context, os.fsdecode(self.ca_path))
 
 
 def login(**kwargs: Any) -> Connection | None:

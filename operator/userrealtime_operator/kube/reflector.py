@@ -50,6 +50,10 @@ class Reflector:
         self._version: str | None = None
         self._failures = 0
         self._synced = asyncio.Event()
+        self._known = asyncio.Event()
+        self.refused = False
+        """Whether the last request was answered by 403 or 404: no permission, or no such namespace or kind."""
+        self._reported = ""
 
     @property
     def has_synced(self) -> bool:
@@ -60,6 +64,13 @@ class Reflector:
         """Wait until `has_synced`."""
         await self._synced.wait()
 
+    async def wait_until_known(self) -> None:
+        """Wait for the first complete list, or until the API server refuses to list.
+
+        A namespace that is deleted, or where permissions are missing, must not delay the others.
+        """
+        await self._known.wait()
+
     async def run(self) -> None:
         """List and watch until cancelled. Errors of the API server are logged, and retried with an increasing delay."""
         while True:
@@ -68,15 +79,24 @@ class Reflector:
                 if self._version is None:
                     self._version = await self._list()
                     self._synced.set()
+                    self._known.set()
+                self.refused = False
                 await self._watch(self._version)
-                self._failures = 0
+                self._failures, self._reported = 0, ""
             except ApiError as error:
                 if error.status not in (0, 429):  # for example 410: the version is too old
                     self._version = None
                 delay = max(error.after_s, min(LAST_DELAY_S, FIRST_DELAY_S * 2.0 ** min(self._failures, 16)))
+                self.refused = error.status in (403, 404)
+                if self.refused:
+                    self._known.set()
                 self._failures += 1
+                # What goes on for hours is logged once.
+                level = logging.INFO if error.status == 410 else logging.WARNING
+                level = logging.DEBUG if self._reported == str(error) else level
+                self._reported = str(error)
                 logger.log(
-                    logging.INFO if error.status == 410 else logging.WARNING,
+                    level,
                     "watch of %s in %s failed, retrying in %.1f s: %s",
                     *(self._type.plural, self._namespace, delay, error),
                 )

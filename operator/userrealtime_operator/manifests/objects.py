@@ -153,10 +153,12 @@ def _route_metadata(resource: UserRealtime, config: Config) -> Object:
 def _http_route(resource: UserRealtime, config: Config, route: Route) -> Object:
     parent: Object = {"group": "gateway.networking.k8s.io", "kind": "Gateway", **config.route.gateway}
     backend = {"group": "", "kind": "Service", "name": resource.child_name, "port": WS_PORT, "weight": 1}
-    rule = {
+    rule: Object = {
         "matches": [{"path": {"type": "PathPrefix", "value": route.path or "/"}}],
         "backendRefs": [backend],
     }
+    if config.route.request_timeout:
+        rule["timeouts"] = {"request": config.route.request_timeout}
     return {
         "apiVersion": "gateway.networking.k8s.io/v1",
         "kind": "HTTPRoute",
@@ -270,8 +272,7 @@ def _pod_spec(resource: UserRealtime, config: Config, route: Route | None) -> Ob
         "terminationGracePeriodSeconds": TERMINATION_GRACE_S,
         "securityContext": {
             "runAsNonRoot": True,
-            "runAsUser": 65532,
-            "runAsGroup": 65532,
+            **(dict.fromkeys(("runAsUser", "runAsGroup"), user) if (user := config.relay.run_as_user) else {}),
             "seccompProfile": {"type": "RuntimeDefault"},
         },
     }

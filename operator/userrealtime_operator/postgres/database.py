@@ -90,6 +90,8 @@ class Database:
     async def register(self, resource: str, scope: str, user_id: str) -> None:
         """Register a resource, by its uid, for a user, and create the user's log. `scope` is the namespace's scope.
 
+        A resource that is known in another scope is moved with its roles: the identity of the cluster has changed.
+
         Raises:
             DatabaseError: the database is unavailable or has no schema.
         """
@@ -97,7 +99,9 @@ class Database:
             async with self.pool.acquire(timeout=CONNECT_TIMEOUT_S) as connection:
                 await connection.execute(
                     "with registered as (insert into userrealtime.registration (resource, scope, user_id) "
-                    "values ($1, $2, $3) on conflict do nothing) "
+                    "values ($1, $2, $3) on conflict (resource) do update set scope = excluded.scope "
+                    "where registration.scope <> excluded.scope), "
+                    "moved as (update userrealtime.role set scope = $2 where resource = $1 and scope <> $2) "
                     "insert into userrealtime.log (user_id, epoch) values ($3, userrealtime.first_epoch($3)) "
                     "on conflict do nothing",
                     UUID(resource),

@@ -34,7 +34,7 @@ class Config:
             database_url=read.database_url("DATABASE_URL"),
             broker=broker,
             broker_url=read.broker_url(broker) if broker else Secret(""),
-            host=read.text("HOST", "0.0.0.0"),  # noqa: S104 (a pod serves its network)
+            host=read.text("HOST", ""),  # all addresses, of IPv4 and IPv6
             health_port=read.integer("HEALTH_PORT", 3000, 0, 65535),
             poll_interval=read.seconds("POLL_INTERVAL", 10, 0.1, 3600),
             log_level=read.choice("LOG_LEVEL", "info", LOG_LEVELS),

@@ -17,7 +17,7 @@ from aiokafka.errors import KafkaError
 from aiokafka.partitioner import DefaultPartitioner
 
 from userrealtime_core.secret import Secret
-from userrealtime_core.trust import client_context
+from userrealtime_core.trust import client_context, kept_current, reloading
 from userrealtime_core.wire.position import LogMoved
 
 from . import OnMessage, Publish, Unreachable, encode
@@ -36,22 +36,23 @@ async def subscribe(url: Secret, user_id: str, on_message: OnMessage) -> None:
     consumer = AIOKafkaConsumer(
         TOPIC, **_connection(url), group_id=None, enable_auto_commit=False, auto_offset_reset="latest"
     )
-    with _failures():
-        try:
-            await consumer.start()
-            partitions = sorted(consumer.partitions_for_topic(TOPIC) or ())
-            if not partitions:
-                raise Unreachable(f"there is no topic {TOPIC}: make it, with cleanup.policy=compact")
-            partition = TopicPartition(TOPIC, DefaultPartitioner()(key, partitions, partitions))
-            consumer.unsubscribe()
-            consumer.assign([partition])
-            await consumer.seek_to_end(partition)
-            on_message(b"")
-            async for message in consumer:
-                if message.key == key:
-                    on_message(message.value)
-        finally:
-            await _stop(consumer)
+    async with reloading():
+        with _failures():
+            try:
+                await consumer.start()
+                partitions = sorted(consumer.partitions_for_topic(TOPIC) or ())
+                if not partitions:
+                    raise Unreachable(f"there is no topic {TOPIC}: make it, with cleanup.policy=compact")
+                partition = TopicPartition(TOPIC, DefaultPartitioner()(key, partitions, partitions))
+                consumer.unsubscribe()
+                consumer.assign([partition])
+                await consumer.seek_to_end(partition)
+                on_message(b"")
+                async for message in consumer:
+                    if message.key == key:
+                        on_message(message.value)
+            finally:
+                await _stop(consumer)
 
 
 @asynccontextmanager
@@ -65,12 +66,13 @@ async def publishing(url: Secret) -> AsyncIterator[Publish]:
             async with asyncio.timeout(2 * REQUEST_TIMEOUT):
                 await asyncio.gather(*sent)
 
-    try:
-        with _failures():
-            await producer.start()
-        yield publish
-    finally:
-        await _stop(producer)
+    async with reloading():
+        try:
+            with _failures():
+                await producer.start()
+            yield publish
+        finally:
+            await _stop(producer)
 
 
 def _connection(url: Secret) -> dict[str, Any]:
@@ -84,7 +86,7 @@ def _connection(url: Secret) -> dict[str, Any]:
         "client_id": "userrealtime",
         "request_timeout_ms": REQUEST_TIMEOUT * 1000,
         "security_protocol": "SSL" if tls else "PLAINTEXT",
-        "ssl_context": client_context() if tls else None,
+        "ssl_context": kept_current(client_context()) if tls else None,
     }
     if first.username is not None:
         options |= {

@@ -20,7 +20,7 @@ from kubernetes.aio.client.configuration import Configuration
 
 from testing.operator.tls import Endpoint, numb_server
 from testing.patience import PATIENCE_S
-from userrealtime_operator.kube.client import CHILD_KINDS, Api, ApiError
+from userrealtime_operator.kube.client import CHILD_KINDS, CLUSTER, LEASE_UID, Api, ApiError
 from userrealtime_operator.kube.reflector import Reflector
 from userrealtime_operator.kube.store import KindStore, ObjectStore
 from userrealtime_operator.kube.types import Object, ObjectKey
@@ -250,3 +250,37 @@ def test_a_watch_that_is_given_up_leaves_no_connection_behind(authority: Path) -
         asyncio.run(watch_a_while(endpoint))
         gc.collect()
     assert [warning.message for warning in said if issubclass(warning.category, ResourceWarning)] == []
+
+
+class LeaseApi(Api):
+    """Gives back what is written."""
+
+    def __init__(self, cluster: str) -> None:
+        self.cluster = cluster
+
+    async def _request(
+        self,
+        method: str,
+        path: str,
+        body: Object | str | None = None,
+        content_type: str = "application/json",
+        accept: str = "application/json",
+    ) -> Object:
+        assert isinstance(body, dict)
+        return body
+
+
+@pytest.mark.parametrize(("uid", "identity"), [("1", "old"), ("2", "new")], ids=["own", "restored elsewhere"])
+async def test_a_lease_keeps_the_identity_of_its_cluster(uid: str, identity: str) -> None:
+    """After a rotation of the authority, `cluster` is another one; a Lease restored elsewhere has another uid."""
+    annotations = {CLUSTER: "old", LEASE_UID: "1", "theirs": "x"}
+    previous = {"metadata": {"uid": uid, "resourceVersion": "7", "annotations": annotations, "labels": {"a": "b"}}}
+    stored = await LeaseApi("new").put_lease("users", "operator", previous, {"holderIdentity": "me"})
+    assert stored["metadata"]["annotations"] == {CLUSTER: identity, LEASE_UID: uid, "theirs": "x"}
+    assert stored["metadata"]["labels"] == {"a": "b"}
+    assert stored["metadata"]["resourceVersion"] == "7"
+
+
+async def test_a_new_lease_has_no_identity_before_it_has_a_uid() -> None:
+    stored = await LeaseApi("new").put_lease("users", "operator", None, {})
+    assert CLUSTER not in stored["metadata"]["annotations"]

@@ -7,7 +7,7 @@ import copy
 import pytest
 
 from testing.operator.samples import CONFIG, SECRETS, resource
-from userrealtime_operator.kube.drift import is_subset
+from userrealtime_operator.kube.drift import differences, is_subset
 from userrealtime_operator.kube.types import Object
 from userrealtime_operator.manifests.objects import desired_objects
 
@@ -50,10 +50,46 @@ def test_every_edit_is_drift(path: tuple[str | int, ...], value: object) -> None
     assert not is_subset(DESIRED, item)
 
 
-def test_an_additional_list_item_is_drift() -> None:
+@pytest.mark.parametrize(
+    ("field", "added"),
+    [
+        ("containers", {"name": "sidecar"}),
+        ("volumes", {"name": "sidecar"}),
+        ("topologySpreadConstraints", {"topologyKey": "zone", "whenUnsatisfiable": "DoNotSchedule"}),
+    ],
+)
+def test_an_item_that_another_manager_added_to_an_associative_list_is_no_drift(field: str, added: Object) -> None:
+    """Server-side apply keeps it, so to apply again would change nothing."""
     item = live()
-    item["spec"]["template"]["spec"]["containers"].append({"name": "sidecar"})
+    item["spec"]["template"]["spec"].setdefault(field, []).insert(0, added)
+    assert is_subset(DESIRED, item)
+
+
+def test_an_additional_variable_is_no_drift_and_a_missing_one_is() -> None:
+    item = live()
+    env = item["spec"]["template"]["spec"]["containers"][0]["env"]
+    env.insert(1, {"name": "EXTRA", "value": "1"})
+    assert is_subset(DESIRED, item)
+    removed = env.pop(0)["name"]
+    assert differences(DESIRED, item) == {f"spec.template.spec.containers[relay].env[{removed}]"}
+
+
+def test_an_additional_item_of_any_other_list_is_drift() -> None:
+    item = live()
+    item["spec"]["template"]["spec"]["volumes"][0]["secret"]["items"].append({"key": "other", "path": "other"})
     assert not is_subset(DESIRED, item)
+    ingress = desired_objects(resource(), CONFIG, SECRETS)[3]
+    assert ingress["kind"] == "Ingress"
+    item = copy.deepcopy(ingress)
+    item["spec"]["rules"].append({"host": "elsewhere.example.com"})
+    assert differences(ingress, item) == {"spec.rules"}
+
+
+def test_differences_name_the_fields() -> None:
+    item = live()
+    item["spec"]["replicas"] = 0
+    item["spec"]["template"]["spec"]["containers"][0]["image"] = "mirror.example.com/relay:1"
+    assert differences(DESIRED, item) == {"spec.replicas", "spec.template.spec.containers[relay].image"}
 
 
 def test_an_addition_to_a_selector_is_drift() -> None:

@@ -133,6 +133,11 @@ def test_an_http_route_instead_of_an_ingress() -> None:
     [rule] = spec["rules"]
     assert rule["matches"] == [{"path": {"type": "PathPrefix", "value": f"/{resource().child_name}"}}]
     assert [(ref["name"], ref["port"]) for ref in rule["backendRefs"]] == [(resource().child_name, 8080)]
+    assert "timeouts" not in rule
+    defaults = replace(CONFIG.route, type=RouteType.HTTP_ROUTE, gateway={"name": "public"}, request_timeout="0s")
+    config = replace(CONFIG, route=defaults)
+    [route] = [item for item in desired_objects(resource(), config, SECRETS) if item["kind"] == "HTTPRoute"]
+    assert [rule["timeouts"] for rule in route["spec"]["rules"]] == [{"request": "0s"}]
 
 
 def test_the_shared_edge_needs_no_object_a_user() -> None:
@@ -318,6 +323,16 @@ def test_pods_are_spread_over_nodes_by_default() -> None:
             o for o in desired_objects(resource(replicas=replicas), CONFIG, SECRETS) if o["kind"] == "Deployment"
         ]
         assert deployment["spec"]["replicas"] == replicas
+
+
+def test_the_platform_can_assign_the_user_id_of_the_pods() -> None:
+    """As the security context constraint restricted-v2 of OpenShift does, which rejects any other."""
+    assert template()["spec"]["securityContext"]["runAsUser"] == 65532
+    for user, fields in ((0, set()), (1000670000, {"runAsUser", "runAsGroup"})):
+        context = template(replace(CONFIG, relay=replace(CONFIG.relay, run_as_user=user)))["spec"]["securityContext"]
+        assert context.keys() & {"runAsUser", "runAsGroup"} == fields
+        assert all(context[field] == user for field in fields)
+        assert context["runAsNonRoot"] is True
 
 
 def test_only_several_pods_have_a_budget_of_evictions() -> None:

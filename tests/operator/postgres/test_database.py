@@ -10,8 +10,11 @@ import asyncpg
 import pytest
 
 from testing.database import Database as OwnDatabase
+from userrealtime_operator.model.policies import Retention
 from userrealtime_operator.postgres import database as module
 from userrealtime_operator.postgres.database import Database, DatabaseError
+from userrealtime_operator.postgres.retention import prune
+from userrealtime_operator.postgres.roles import Roles
 
 ONE, OTHER = (str(uuid.UUID(int=number)) for number in (1, 2))
 SCOPE = "cluster/users"
@@ -38,6 +41,28 @@ async def test_registering_makes_the_log_once(database: Database, connection: as
     assert await connection.fetchval("select epoch from userrealtime.log where user_id = 'alice'") == epoch
     assert await database.registered(SCOPE) == {ONE}
     assert await database.registered("other/users") == set()
+
+
+async def test_a_resource_follows_a_cluster_with_a_new_identity(
+    database: Database, connection: asyncpg.Connection
+) -> None:
+    """Everything that is looked up by the scope finds it there: presence, retention, roles and the cleanup."""
+    await database.register(ONE, "before/users", "alice")
+    await connection.execute("select userrealtime.publish('alice', 'x') from generate_series(1, 20)")
+    await connection.execute("select userrealtime.present('alice', 'pod', 0)")
+    await connection.execute(
+        "insert into userrealtime.role (name, scope, resource, user_id, fingerprint) "
+        "values ('urt_x_a', 'before/users', $1, 'alice', 'x')",
+        uuid.UUID(ONE),
+    )
+    await database.register(ONE, SCOPE, "alice")
+    assert await database.registered("before/users") == set()
+    assert await database.registered(SCOPE) == {ONE}
+    assert set((await database.presence(SCOPE))[1]) == {"alice"}
+    assert await prune(database, Retention(max_events=10), [SCOPE]) == (10, 0)
+    assert await Roles(database).resources(SCOPE) == {ONE}
+    await database.forget(ONE)
+    assert await left(connection) == {"registration": 0, "log": 0, "event": 0, "inbox": 0}
 
 
 async def test_the_log_goes_with_the_last_resource(

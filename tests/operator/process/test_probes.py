@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
 from aiohttp import ClientSession, web
 
+from testing.local.postgres import free_port
 from testing.relay.harness import PATIENCE_S, get
 from userrealtime_core.probes import CONNECTIONS
 from userrealtime_operator.process import probes as endpoints
@@ -36,6 +38,17 @@ async def test_metrics_and_probes_are_answered_one_on_a_connection() -> None:
         (503, '{"status":"not ready","reason":"draining"}'),
     ]
     assert answers[3][0] == 404
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+async def test_without_a_host_a_server_has_the_addresses_of_ipv4_and_ipv6(address: str) -> None:
+    """A cluster can have pods with addresses of either family, or of both."""
+    port = free_port()
+    async with endpoints.serve("", port, lambda: b"a 1\n", {"/ready": lambda: None}):
+        reader, writer = await asyncio.open_connection(address, port)
+        writer.write(b"GET /ready HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert (await reader.readline()).split()[1] == b"200"
+        writer.close()
 
 
 async def test_incomplete_requests_make_room() -> None:
