@@ -44,7 +44,7 @@ async def test_metrics_and_probes_are_answered_one_on_a_connection() -> None:
 async def test_without_a_host_a_server_has_the_addresses_of_ipv4_and_ipv6(address: str) -> None:
     """A cluster can have pods with addresses of either family, or of both."""
     port = free_port()
-    async with endpoints.serve("", port, lambda: b"a 1\n", {"/ready": lambda: None}):
+    async with endpoints.serve("", port, lambda: b"a 1\n", lambda: None):
         reader, writer = await asyncio.open_connection(address, port)
         writer.write(b"GET /ready HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert (await reader.readline()).split()[1] == b"200"
