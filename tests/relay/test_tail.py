@@ -111,15 +111,18 @@ async def test_what_a_broker_tells_of_is_read(
         assert len(tail.ring) == 1
 
 
-async def test_the_first_event_of_a_user_brings_the_epoch(migrated: Database, connection: asyncpg.Connection) -> None:
+async def test_the_first_event_of_a_user_keeps_the_ring_and_the_epoch(
+    migrated: Database, connection: asyncpg.Connection
+) -> None:
     async with following(migrated.url, POLL_INTERVAL=NEVER) as tail:
         await until(lambda: tail.not_ready_reason is None)
-        ring = tail.ring
-        assert tail.state == LogState(0, 1, None)
+        ring, epoch = tail.ring, tail.state.epoch
+        assert epoch is not None
+        assert tail.state == LogState(0, 1, epoch)
         await publish(connection)
-        await until(lambda: tail.state.epoch is not None)
+        await until(lambda: tail.ring.head == 1)
         assert tail.ring is ring
-        assert tail.ring.head == 1
+        assert tail.state.epoch == epoch
 
 
 async def test_lost_signals_are_made_up_for_by_the_poll(migrated: Database, connection: asyncpg.Connection) -> None:
@@ -210,10 +213,11 @@ async def test_a_log_that_is_gone_makes_another_ring(migrated: Database, connect
     await publish(connection, 3)
     async with following(migrated.url, POLL_INTERVAL="0.2") as tail:
         await until(lambda: tail.not_ready_reason is None)
-        ring = tail.ring
+        ring, former = tail.ring, tail.state
         await connection.execute("truncate userrealtime.log, userrealtime.event")
         await until(lambda: tail.ring is not ring)
-        assert tail.state == LogState(0, 1, None)
+        assert tail.state == LogState(0, 1, tail.state.epoch)
+        assert tail.state.epoch not in (None, former.epoch)
 
 
 async def test_what_the_log_let_go_of_meanwhile_is_skipped(migrated: Database, connection: asyncpg.Connection) -> None:
