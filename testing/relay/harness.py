@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import urlencode
@@ -170,3 +170,13 @@ async def metric(relay: Relay, name: str) -> float:
         if line.startswith(f"userrealtime_relay_{name} "):
             return float(line.rpartition(" ")[2])
     return 0.0
+
+
+async def eventually(condition: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while not await condition():
+            await asyncio.sleep(0.01)
+
+
+async def is_metric(relay: Relay, name: str, value: float) -> bool:
+    return await metric(relay, name) == value

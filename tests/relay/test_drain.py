@@ -17,7 +17,7 @@ from websockets.exceptions import ConnectionClosed
 from testing.database import Database
 from testing.relay.harness import PATIENCE_S, client, publish
 from testing.relay.http_client import request, stream
-from tests.relay.test_main import process
+from testing.relay.process import process
 
 CLIENTS = 200
 DRAIN_S = 4

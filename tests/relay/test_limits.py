@@ -14,7 +14,7 @@ import asyncpg
 from testing.database import Database
 from testing.relay.harness import client, get, publish, receive, receive_ids, token
 from testing.relay.http_client import stream
-from tests.relay.test_main import process
+from testing.relay.process import process
 from userrealtime_relay.delivery.clients import CHUNK_BYTES, WRITE_LIMIT
 
 CLIENTS = 1000

@@ -11,9 +11,20 @@ import pytest
 
 from testing.database import Database
 from testing.patience import PATIENCE_S
-from testing.relay.harness import NEVER, USER, client, metric, publish, receive, running, token, until
+from testing.relay.harness import (
+    NEVER,
+    USER,
+    client,
+    eventually,
+    is_metric,
+    metric,
+    publish,
+    receive,
+    running,
+    token,
+    until,
+)
 from testing.relay.http_client import Answer, Stream, request, stream
-from tests.relay.test_websocket import eventually, is_metric
 from userrealtime_relay.server import Relay
 from userrealtime_relay.transports import sse
 from userrealtime_relay.transports.sse import Encoder

@@ -6,7 +6,6 @@ import asyncio
 import itertools
 import json
 import socket
-from collections.abc import Awaitable, Callable
 
 import asyncpg
 import pytest
@@ -22,6 +21,8 @@ from testing.relay.harness import (
     client,
     closed,
     config,
+    eventually,
+    is_metric,
     metric,
     publish,
     receive,
@@ -34,13 +35,6 @@ from testing.relay.harness import (
 from userrealtime_relay.server import Relay
 from userrealtime_relay.transports import websocket_connection
 from userrealtime_relay.wire.session import MAX_ERRORS
-
-
-async def eventually(condition: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(PATIENCE_S):
-        while not await condition():
-            await asyncio.sleep(0.01)
-
 
 # --- events
 
@@ -100,10 +94,6 @@ async def stack_client(relay: Relay) -> ClientConnection:
     )
     assert (await receive(connection))["type"] == "connected"
     return connection
-
-
-async def is_metric(relay: Relay, name: str, value: float) -> bool:
-    return await metric(relay, name) == value
 
 
 async def test_a_client_that_is_gone_is_forgotten_at_once(migrated: Database) -> None:

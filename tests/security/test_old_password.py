@@ -13,8 +13,8 @@ import pytest
 
 from testing.installation import SCOPE, Installation, installation
 from testing.operator.fixture import SECRET
+from testing.operator.roles import RoleFixture
 from testing.patience import PATIENCE_S
-from tests.operator.reconcile.test_reconcile_roles import RoleFixture
 from userrealtime_operator.kube.types import ObjectKey
 from userrealtime_operator.model.naming import child_name
 from userrealtime_operator.postgres import roles as roles_module

@@ -11,9 +11,9 @@ import asyncpg
 import pytest
 
 from testing.installation import SCOPE, Installation, installation
+from testing.operator.roles import RoleFixture
 from testing.operator.samples import body
 from testing.patience import PATIENCE_S
-from tests.operator.reconcile.test_reconcile_roles import RoleFixture
 from userrealtime_core.secret import Secret
 from userrealtime_operator.kube.types import ObjectKey
 from userrealtime_operator.model.naming import child_name

@@ -3,56 +3,17 @@
 from __future__ import annotations
 
 import base64
-import uuid
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
 
 from testing.database import Database as OwnDatabase
-from testing.operator.fixture import SECRET, ReconcilerFixture
-from testing.operator.samples import CONFIG, body
-from userrealtime_operator.config import DatabaseAccess
+from testing.operator.fixture import SECRET
+from testing.operator.roles import RoleFixture
 from userrealtime_operator.model.labels import PASSWORD_ROTATION_ANNOTATION
 from userrealtime_operator.postgres.database import Database
-from userrealtime_operator.postgres.roles import Roles
-from userrealtime_operator.process.metrics import Metrics
-from userrealtime_operator.reconcile.reconciler import Reconciler
-
-
-class RoleFixture(ReconcilerFixture):
-    """A world with a database."""
-
-    def __init__(self, url: str, database: Database) -> None:
-        super().__init__()
-        item = body()
-        item["metadata"]["uid"] = str(uuid.uuid4())
-        self.add(item)
-        self.url = url
-        self.reconciler = Reconciler(
-            replace(CONFIG, database_url=url, database=DatabaseAccess()),
-            self.api,
-            database,
-            self.resource_cache,
-            self.child_cache,
-            lambda _: None,
-            Metrics(),
-            now=lambda: self.time,
-            roles=Roles(database),
-        )
-
-    async def served(self) -> str:
-        """Return the user that the database serves to the credentials in alice's Secret."""
-        connection = await asyncpg.connect(self.secret_url())
-        try:
-            return str(await connection.fetchval("select userrealtime.served_user()"))
-        finally:
-            await connection.close()
-
-    def secret_url(self) -> str:
-        return base64.b64decode(self.api.children[SECRET]["data"]["DATABASE_URL"]).decode()
 
 
 @pytest.fixture
