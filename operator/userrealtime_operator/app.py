@@ -4,7 +4,7 @@ kopf watches the UserRealtime resources and runs the process. Its handlers write
 done by the workers of the queue, with retries of the queue. `on.event` is used because it writes no annotation and no
 finalizer. The children of all users are watched by Reflectors, which are lighter and have no task per object.
 
-Several replicas may run. Each of them fills its caches, and the one that holds the Lease works.
+Several replicas may run. Each of them fills its caches, and the holder of the Lease does the work.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ class Operator:
         logger.info("serving %s in %s", f"{PLURAL}.{GROUP}", ", ".join(self._config.namespaces))
 
     async def _identify(self, api: Api) -> None:
-        """Use the identity of the cluster in the Lease, which this leader has just written or renewed."""
+        """Read the identity of the cluster from the Lease, which this leader has just written or renewed."""
         while self._lease is not None:
             try:
                 api.cluster = await api.known_cluster(*self._lease)
@@ -297,19 +297,19 @@ class Leader:
 
 
 def framework_settings() -> kopf.OperatorSettings:
-    """Return the settings of kopf. Each one that differs from its default has its reason here."""
+    """Return the settings of kopf. A comment gives the reason for each."""
     settings = kopf.OperatorSettings()
-    # Replicas agree by a Lease: kopf's peering with equal priorities would stop both.
+    # Replicas elect a leader with a Lease: kopf's peering with equal priorities would stop both.
     settings.peering.standalone = True
-    # Namespaces and CRDs are known in advance, so the permission to list those of the cluster is not needed.
+    # Namespaces and CRDs are known in advance, so no permission to list them in the whole cluster is needed.
     settings.scanning.disabled = True
-    # The operator writes its own Events, and makes none from log lines.
+    # The operator writes its Events explicitly, and none from log lines.
     settings.posting.enabled = False
     # kopf has a worker for each object. It ends soon, because it only adds a key to the queue.
     settings.queueing.idle_timeout = 0.02
-    # Thousands of resources do not fit into one response, nor all at once into the memory.
+    # A list of thousands of resources is read in pages, because it does not fit into one response or into memory.
     settings.watching.chunk_size = PAGE
-    # A watch whose server has died without closing the connection ends by itself.
+    # This ends a watch whose server has died without closing the connection.
     settings.watching.server_timeout = 240
     settings.watching.connect_timeout = 10
     # A namespace that is deleted, or where permissions are missing, must not end the process, which serves others.
@@ -326,16 +326,16 @@ async def _child_kinds(config: Config) -> ChildKinds:
 
 
 class _Backoffs:
-    """The seconds between the attempts of a request, which never end."""
+    """The seconds between the attempts of a request. The number of attempts is not limited."""
 
     def __iter__(self) -> Iterator[float]:
         return itertools.chain((1.0, 1.0, 2.0, 3.0), itertools.repeat(5.0))
 
 
 async def _wait_for_crd(port: int) -> None:
-    """Return when the cluster has the CRD. kopf looks for it once, and would never notice it later.
+    """Return when the cluster has the CRD. kopf checks for it only once, at its start.
 
-    The process is alive meanwhile, and not ready.
+    Meanwhile, the process reports that it is alive and not ready.
     """
     metrics = Metrics()
     problem = f"the CRD {PLURAL}.{GROUP} is not installed"

@@ -1,6 +1,6 @@
 """The operator's configuration: a YAML file that the Helm chart writes from its values, and URLs in the environment.
 
-The dataclasses are the sections of the file. With those of `model.policies` and `model.notifiers`, they are the only
+The dataclasses are the sections of the file. Together with `model.policies` and `model.notifiers`, they are the only
 list of the operator's settings. All faults are reported together, each with its path and with advice. No message
 contains the value of a secret.
 """
@@ -277,7 +277,7 @@ class Config(Section):
 
     @property
     def relay_settings(self) -> dict[str, str]:
-        """The variables of the relay that the configuration sets, except those that are empty."""
+        """The non-empty variables of the relay that the configuration sets."""
         sections: list[Section] = [self.relay, self.relay.auth]
         if self.signals.type.broker:
             sections.append(self.signals)
@@ -366,7 +366,7 @@ def parse_config(text: str, environment: Mapping[str, str] | None) -> Config:
         if isinstance(signals, dict):
             signals[BROKER_URL] = environment.get(BROKER_URL, "")
     try:
-        # The context tells the validators that the values are those of the file.
+        # A context marks values from the file, for the validators.
         config = _CONFIG.validate_python(document, context=text, by_alias=True, by_name=False)
     except ValidationError as error:
         faults += map(_describe, error.errors(include_url=False, include_input=False))

@@ -28,7 +28,7 @@ from .routes import Route, RouteTable
 PENDING_S: Final = 30.0
 """Seconds for which this replica relies on the request of another one."""
 WATCH_TIMEOUT_S: Final = 60
-"""Seconds after which a watch ends, so that one whose server has died is replaced soon."""
+"""Seconds after which a watch ends. A watch whose server has died is therefore replaced soon."""
 _ATTEMPTS: Final = 4
 _WATCH_DELAY_S: Final = 0.5
 """Seconds to wait until the watch reports a conflicting write."""

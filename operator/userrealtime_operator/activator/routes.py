@@ -10,7 +10,7 @@ from userrealtime_operator.kube.types import NamespacedName
 from userrealtime_operator.model.naming import child_name
 
 MAX_SEGMENTS: Final = 16
-"""The number of segments of a path that are compared, so that a path of slashes causes no work."""
+"""The number of segments of a path that are compared. The limit bounds the work for a path of slashes."""
 
 ChildKey = tuple[str, str]
 """A namespace, and the name of a user's objects."""

@@ -1,7 +1,7 @@
 """The activator's process: three ports, the watches, and the shutdown.
 
-After SIGTERM or SIGINT, `/ready` returns 503 at once, connections are closed over `DRAIN_S`, and the process exits with
-0. A second signal exits immediately.
+After SIGTERM or SIGINT, `/ready` returns 503, connections are closed over `DRAIN_S`, and the process exits with 0. A
+second signal exits immediately.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The Kubernetes API, as the operator uses it: raw objects, server-side apply, nothing cached.
+"""Client of the Kubernetes API: raw objects, server-side apply, no cache.
 
-Authentication, connection pool and TLS are those of `kubernetes.aio`; its typed models are not used, since objects
-go through as they are.
+Authentication, connection pool and TLS come from `kubernetes.aio`. Its typed models are not used, because the operator
+works with the JSON of the objects.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ REQUEST_TIMEOUT_S = 30.0
 CONNECT_TIMEOUT_S = 10.0
 MAX_RETRY_AFTER_S = 60.0
 PAGE = 100
-# A watch on which nothing comes for so long, not even the bookmark that comes every minute, is broken: its server may
-# have died without a word.
+# A watch without an event for this long is broken, because the API server sends a bookmark every minute: its server may
+# have died without closing the connection.
 SILENCE_S = 120.0
 
 PODS = ResourceType("v1", "pods")
@@ -39,15 +39,15 @@ LEASES = ResourceType("coordination.k8s.io/v1", "leases")
 CLUSTER = "userrealtime.dev/cluster"
 """The annotation of the Lease with the identity of the cluster."""
 LEASE_UID = "userrealtime.dev/lease-uid"
-"""The annotation with the uid of the Lease, so that a copy of it in another cluster is no proof of the identity."""
+"""The annotation with the uid of the Lease. It invalidates the identity in a copy of the Lease in another cluster."""
 
-# Of each object of a list, no more than its metadata.
+# Requests a list that contains only the metadata of each object.
 _METADATA_LIST = "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io"
 
 Observer = Callable[[str, str, int, float], None]
-"""Told of every request: its method, resource, HTTP status (0 without an answer) and seconds."""
+"""Called after every request with the method, the resource, the HTTP status (0 without a response) and the seconds."""
 
-# The kinds that the operator makes, each with its API version and plural.
+# The kinds that the operator creates, each with its API version and plural.
 CHILD_KINDS = {
     "Secret": ResourceType("v1", "secrets"),
     "Service": ResourceType("v1", "services"),
@@ -63,8 +63,10 @@ Labels = Mapping[str, str]
 
 
 class ApiError(TryLater):
-    """The API server refused a request or did not answer. `status` is the HTTP status, 0 without an answer; `after_s`
-    is for how many seconds a server that is overloaded asks to be left alone."""
+    """The API server rejected a request or did not respond.
+
+    `status` is the HTTP status, 0 without a response. `after_s` is the `Retry-After` of an overloaded server.
+    """
 
     def __init__(self, status: int, message: str, after_s: float = 0.0) -> None:
         super().__init__(message, after_s)
@@ -83,7 +85,7 @@ def _selecting(labels: Labels) -> str:
 
 
 def _resource(path: str) -> str:
-    """The resource that a path is about, subresource included: `deployments`, `userrealtimes/status`."""
+    """Return the resource of a path, with its subresource: `deployments`, `userrealtimes/status`."""
     _, found, rest = path.partition("?")[0].partition("/namespaces/")
     parts = rest.split("/")[1:]
     return "/".join(parts[:1] + parts[2:]) if found else "discovery"
@@ -92,9 +94,9 @@ def _resource(path: str) -> str:
 class Api:
     """One connection pool to the API server. An async context manager.
 
-    `cluster` tells this cluster from others. At first it is a digest of the certificate authority of its API server,
-    which can be known without any permission. That changes when the authority is rotated, so the operator writes its
-    first one to its Lease, and keeps to it (`known_cluster`).
+    `cluster` identifies this cluster. Its initial value is a digest of the certificate authority of the API server,
+    which is readable without any permission. The digest changes when the authority is rotated, so the operator stores
+    the first value in its Lease and uses it from then on (`known_cluster`).
 
     Args:
         observe: called after every request.
@@ -113,9 +115,9 @@ class Api:
         self._observe = observe
         self._on_stored = on_stored or (lambda _item: None)
         self._may_write = may_write or (lambda: REQUEST_TIMEOUT_S)
-        # Without a proxy there is nothing in the environment to look up, which would take a thread for each request.
+        # Reading the environment takes a thread for each request, so it is read only if a proxy is configured.
         configuration.client_session_kwargs = {"trust_env": bool(getproxies())}
-        # As userrealtime_core.trust has it for the contexts that are not made by this client.
+        # As in userrealtime_core.trust, for the contexts that are not created by this client.
         configuration.disable_strict_ssl_verification = True
         self._client = ApiClient(configuration)
         authority = configuration.ssl_ca_cert
@@ -133,12 +135,12 @@ class Api:
         on_stored: Callable[[Object], None] | None = None,
         may_write: Callable[[], float] | None = None,
     ) -> Self:
-        """From the pod's service account, or from the kubeconfig of whoever runs this outside a cluster.
+        """Return a client that uses the pod's service account or, outside a cluster, the current user's kubeconfig.
 
-        `connections` is how many there may be at once; a watch holds one as long as it lasts.
+        `connections` is the size of the connection pool. An open watch occupies one connection.
 
         Raises:
-            ApiError: neither is there.
+            ApiError: there is neither a service account nor a usable kubeconfig.
         """
         configuration = Configuration(connection_pool_maxsize=connections)
         try:
@@ -151,7 +153,7 @@ class Api:
         return cls(configuration, observe, on_stored=on_stored, may_write=may_write)
 
     def scope(self, namespace: str) -> str:
-        """A namespace of this cluster, told from those of other clusters that share a database."""
+        """Return a name for a namespace that is unique among the clusters that share a database."""
         return f"{self.cluster}/{namespace}"
 
     async def __aenter__(self) -> Self:
@@ -163,35 +165,43 @@ class Api:
         await self._client.close()  # type: ignore[no-untyped-call]
 
     async def apply(self, item: Object) -> Object:
-        """Server-side apply, taking over fields that others have changed; gives the object as stored."""
+        """Apply an object with server-side apply and return it as stored. Conflicting fields are taken over."""
         metadata = item["metadata"]
         path = _path(*CHILD_KINDS[item["kind"]], metadata["namespace"], metadata["name"])
         query = f"?fieldManager={FIELD_MANAGER}&force=true"
-        # Read as YAML, which does not know JSON's escapes beyond 16 bits: so no character is escaped. The charset is
-        # there for the client, which would encode a body of the bare type itself.
+        # The server parses this as YAML, which does not support JSON's surrogate pairs, so no character is escaped.
+        # With the charset in the content type, the client sends the text unchanged instead of encoding it as JSON.
         text = json.dumps(item, ensure_ascii=False)
         return self._noted(
             await self._request("PATCH", path + query, text, "application/apply-patch+yaml; charset=utf-8")
         )
 
     async def create(self, item: Object) -> Object:
-        """Make a child that is not there yet; ApiError with status 409 if it is."""
+        """Create a child and return it as stored.
+
+        Raises:
+            ApiError: with status 409 if the child exists.
+        """
         metadata = item["metadata"]
         path = _path(*CHILD_KINDS[item["kind"]], metadata["namespace"])
         return self._noted(await self._request("POST", f"{path}?fieldManager={FIELD_MANAGER}", item))
 
     async def replace(self, item: Object) -> Object:
-        """Replace a child; ApiError with status 409 if it is no longer the one of `metadata.resourceVersion`."""
+        """Replace a child and return it as stored.
+
+        Raises:
+            ApiError: with status 409 if the child has another resourceVersion than `metadata.resourceVersion`.
+        """
         metadata = item["metadata"]
         path = _path(*CHILD_KINDS[item["kind"]], metadata["namespace"], metadata["name"])
         return self._noted(await self._request("PUT", f"{path}?fieldManager={FIELD_MANAGER}", item))
 
     async def get(self, kind: str, namespace: str, name: str) -> Object | None:
-        """A child as it is now, None where there is none."""
+        """Return a child as the API server has it, None if it does not exist."""
         return await self._find(_path(*CHILD_KINDS[kind], namespace, name))
 
     async def delete(self, kind: str, namespace: str, name: str) -> None:
-        """Delete a child; one that is not there is deleted already."""
+        """Delete a child. Do nothing if it does not exist."""
         try:
             await self._request("DELETE", _path(*CHILD_KINDS[kind], namespace, name))
         except ApiError as error:
@@ -210,23 +220,25 @@ class Api:
         return self._noted(await self._request("PATCH", path, patch, "application/merge-patch+json"))
 
     async def page(self, api_version: str, plural: str, namespace: str, selector: Labels, token: str = "") -> Object:
-        """A page of the list of a kind with these labels: the first, or the one that `metadata.continue` of another
-        page names. The objects do not say of what kind they are.
+        """Return a page of the objects of a kind with these labels.
+
+        `token` is `metadata.continue` of the previous page, empty for the first page. The objects contain neither
+        `kind` nor `apiVersion`.
 
         Raises:
-            ApiError: with status 410 where that took too long; the list begins anew then.
+            ApiError: with status 410 if the token has expired: list again from the first page.
         """
         return await self._page(_path(api_version, plural, namespace), _selecting(selector), token)
 
     async def watch(
         self, api_version: str, plural: str, namespace: str, selector: Labels, version: str, limit_s: int
     ) -> AsyncGenerator[tuple[str, Object], None]:
-        """What happens to the objects of a kind after a resourceVersion: the type of each event, and the object.
+        """Yield the type and the object of each event of a kind after a resourceVersion.
 
-        Types are ADDED, MODIFIED, DELETED and BOOKMARK. Ends by itself after `limit_s` seconds.
+        Types are ADDED, MODIFIED, DELETED and BOOKMARK. The API server ends the watch after `limit_s` seconds.
 
         Raises:
-            ApiError: with status 410 if what has happened since is not known any more: list again.
+            ApiError: with status 410 if the resourceVersion has expired: list again.
         """
         query = f"?watch=1&allowWatchBookmarks=true&timeoutSeconds={limit_s}&resourceVersion={quote(version, safe='')}"
         path = _path(api_version, plural, namespace) + query + _selecting(selector)
@@ -244,21 +256,21 @@ class Api:
                         raise ApiError(said.get("code") or 500, said.get("message") or "no reason")
                     yield event["type"], event["object"]
             finally:
-                # Not with a farewell of TLS, which would go on behind our back and may never be answered.
+                # Abort without the TLS shutdown, which continues in the background and may never be answered.
                 if answer.connection is not None and answer.connection.transport is not None:
                     answer.connection.transport.abort()
                 answer.close()
-        except (OSError, aiohttp.ClientError, ValueError) as error:  # ValueError: of half a line
+        except (OSError, aiohttp.ClientError, ValueError) as error:  # ValueError: the last line is incomplete
             raise ApiError(0, f"the watch failed: {error or type(error).__name__}") from None
 
     async def pods(self, namespace: str, name: str) -> list[Object]:
-        """The pods of the user whose objects have this name, as the API server's cache has them."""
+        """Return the pods of the user whose objects have this name, from the API server's cache."""
         selector = quote(f"app.kubernetes.io/instance={name}", safe="")
         found = await self._request("GET", f"{_path(*PODS, namespace)}?labelSelector={selector}&resourceVersion=0")
         return list(found["items"] or ())
 
     async def endpoint_slices(self, namespace: str, service: str) -> list[Object]:
-        """The EndpointSlices of a Service, as the API server's cache has them."""
+        """Return the EndpointSlices of a Service, from the API server's cache."""
         selector = quote(f"kubernetes.io/service-name={service}", safe="")
         found = await self._request(
             "GET", f"{_path(*CHILD_KINDS['EndpointSlice'], namespace)}?labelSelector={selector}&resourceVersion=0"
@@ -266,7 +278,7 @@ class Api:
         return list(found["items"] or ())
 
     async def create_event(self, namespace: str, event: Object) -> None:
-        """Note an Event (events.k8s.io/v1)."""
+        """Create an Event (events.k8s.io/v1)."""
         await self._request("POST", _path("events.k8s.io/v1", "events", namespace), event)
 
     async def uids(self, api_version: str, plural: str, namespace: str) -> set[str]:
@@ -275,27 +287,27 @@ class Api:
         token: str | None = ""
         while token is not None:
             page = await self._page(_path(api_version, plural, namespace), "", token, _METADATA_LIST)
-            uids |= {item["metadata"]["uid"] for item in page["items"] or ()}  # null where there is none
+            uids |= {item["metadata"]["uid"] for item in page["items"] or ()}  # null in an empty list
             token = page["metadata"].get("continue") or None
         return uids
 
     async def get_lease(self, namespace: str, name: str) -> Object | None:
-        """A Lease as it is now, None where there is none."""
+        """Return a Lease as the API server has it, None if it does not exist."""
         return await self._find(_path(*LEASES, namespace, name))
 
     async def known_cluster(self, namespace: str, name: str) -> str:
-        """The identity of the cluster that a Lease has; that of this connection where it has none."""
+        """Return the identity of the cluster that is stored in a Lease, or `cluster` if the Lease has none."""
         return _identity(await self.get_lease(namespace, name)) or self.cluster
 
     async def put_lease(self, namespace: str, name: str, previous: Object | None, spec: Object) -> Object:
-        """Create a Lease, or replace the one read as `previous`; gives it as stored.
+        """Create a Lease, or replace `previous`, and return it as stored.
 
         Raises:
-            ApiError: with status 409 if somebody else was quicker.
+            ApiError: with status 409 if another client has changed the Lease since.
         """
         api_version, plural = LEASES
         version = {} if previous is None else {"resourceVersion": previous["metadata"]["resourceVersion"]}
-        # What others have written to the Lease stays.
+        # Keep the labels and annotations of other writers.
         metadata = {} if previous is None else previous["metadata"]
         annotations = dict(metadata.get("annotations", {}))
         if previous is not None:  # a new one has no uid yet
@@ -311,11 +323,11 @@ class Api:
         return await self._request(method, _path(api_version, plural, namespace, *rest), lease)
 
     async def child_kinds(self) -> dict[str, ResourceType]:
-        """Those of CHILD_KINDS that this cluster has: not every one has the Gateway API."""
+        """Return the entries of CHILD_KINDS that this cluster serves. The Gateway API may be missing."""
         return {kind: found for kind, found in CHILD_KINDS.items() if await self.has_kind(*found)}
 
     async def has_kind(self, api_version: str, plural: str) -> bool:
-        """Whether this cluster has a kind."""
+        """Return whether this cluster serves a kind."""
         found = await self._find(f"/{'apis' if '/' in api_version else 'api'}/{api_version}")
         return found is not None and plural in {resource["name"] for resource in found["resources"]}
 
@@ -328,7 +340,7 @@ class Api:
         return await self._request("GET", f"{path}?limit={PAGE}{query}{token}", accept=accept)
 
     async def _find(self, path: str) -> Object | None:
-        """What is there, None for nothing."""
+        """Return the object at a path, None if it does not exist."""
         try:
             return await self._request("GET", path)
         except ApiError as error:
@@ -366,7 +378,7 @@ class Api:
     ) -> tuple[aiohttp.ClientResponse, Object]:
         request = await self._serialized(method, path, body, content_type, accept)
         try:
-            # Over all of it: the client's own limit does not include the body of the answer.
+            # The client's own timeout does not cover the body of the response.
             async with asyncio.timeout(limit):
                 response = (await self._client.call_api(*request, _request_timeout=limit)).response
                 content = await response.read()
@@ -384,7 +396,7 @@ class Api:
 
 
 def _identity(lease: Object | None) -> str | None:
-    """Return the identity of the cluster in a Lease, None if it has none or is the copy of another one."""
+    """Return the identity of the cluster in a Lease, None if it has none or was copied from another cluster."""
     metadata = {} if lease is None else lease["metadata"]
     annotations = metadata.get("annotations", {})
     found: str | None = annotations.get(CLUSTER)
@@ -401,6 +413,6 @@ def _parsed(content: bytes) -> Object:
 
 def _error(response: aiohttp.ClientResponse, answer: Object) -> ApiError:
     after = response.headers.get("Retry-After", "")
-    # The API server gives seconds; a date, which HTTP also has, is left to our own backing off.
+    # The API server sends seconds. A date, which HTTP also allows, is ignored: the caller's backoff applies.
     after_s = min(float(after), MAX_RETRY_AFTER_S) if after.isdecimal() else 0.0
     return ApiError(response.status, answer.get("message") or f"HTTP {response.status}", after_s)

@@ -9,7 +9,7 @@ _UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 _NUMBER = r"[0-9]{1,9}([.][0-9]{1,6})?"
 _PART = re.compile(rf"({_NUMBER})(ms|[hms])")
 DURATION: Final = rf"(0|({_NUMBER}(ms|[hms]))+)"
-"""A regular expression, which the CRD and the chart's values.schema.json contain too."""
+"""A regular expression, which the CRD and the chart's values.schema.json also contain."""
 
 
 def parse_duration(text: str) -> float:

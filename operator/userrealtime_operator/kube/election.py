@@ -124,7 +124,7 @@ class Election:
         logger.info("stopped leading")
 
     async def _release(self) -> None:
-        """Release the Lease, so that the next candidate can start immediately. The work has stopped."""
+        """Release the Lease after the work has stopped, which lets the next candidate start immediately."""
         try:
             async with asyncio.timeout(self._settings.retry):
                 lease = await self._api.get_lease(self._namespace, self._name)

@@ -1,9 +1,9 @@
-"""Who of several operators works: a Lease of the API server (coordination.k8s.io/v1), held by one at a time.
+"""Leader election with a Lease (coordination.k8s.io/v1): decides which of several operators works.
 
-Nobody's clock is compared with anybody else's. Whoever waits notes, on its own clock, when it last saw the Lease
-change, and takes it only after it has not changed for its whole duration. The holder counts from before it asked for
-its last renewal, and stops well before that duration is over. So the two can overlap only if a clock runs wrong by
-the part of the duration that lies between.
+The clocks of two machines are never compared. A candidate measures on its local clock how long the Lease has not
+changed, and takes it only after its whole duration. The holder measures from before it sent its last successful
+renewal, and stops at the renew deadline, well before the duration ends. The two can therefore overlap only if a clock
+drifts by the difference between the duration and the renew deadline.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from .types import Object
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """All in seconds. A leader that was killed is replaced within `duration` and `retry`."""
+    """Times in seconds. A leader that was killed is replaced within `duration` plus `retry`."""
 
     duration: float = 12.0
-    """For how long nobody takes a Lease that was not renewed."""
+    """How long a candidate waits before it takes a Lease that is not renewed."""
     renew_deadline: float = 8.0
-    """For how long the holder works after it asked for its last renewal; what it had begun then has the rest."""
+    """How long the holder works after it sent its last renewal. Its running work must end within the rest."""
     retry: float = 2.0
-    """Between two looks, or two renewals."""
+    """The interval between two reads or two renewals."""
 
     def __post_init__(self) -> None:
         if not 0 < self.retry < self.renew_deadline < self.duration:
@@ -36,49 +36,52 @@ class Settings:
 
 
 class Action(enum.Enum):
-    """What to do about the Lease now."""
+    """The next step of a candidate or of the holder."""
 
     ACQUIRE = "acquire"
-    """Take it: it is nobody's, or its holder let it expire."""
+    """Take the Lease: it has no holder, or it has expired."""
     RENEW = "renew"
-    """It is ours."""
+    """Renew the Lease: this operator holds it."""
     WAIT = "wait"
-    """It is another's."""
+    """Wait: another operator holds the Lease."""
     LOST = "lost"
-    """It was ours, and may be another's by now, or soon."""
+    """Stop: another operator may hold the Lease now or soon."""
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """The Lease as it was last read (None: there is none), and when, on our own clock, it was first read like this."""
+    """The last known Lease, None if it does not exist, and the local time at which this version was first read."""
 
     lease: Mapping[str, Any] | None
     since: float
 
     def observe(self, lease: Mapping[str, Any] | None, now: float) -> Seen:
-        """After another look."""
+        """Return the value after another read at `now`."""
         return self if _version(lease) == _version(self.lease) else Seen(lease, now)
 
 
 def holder(lease: Mapping[str, Any] | None) -> str:
-    """Who holds a Lease; empty for nobody."""
+    """Return the holder of a Lease, empty if it has none."""
     return (lease or {}).get("spec", {}).get("holderIdentity") or ""
 
 
 def decide(seen: Seen, me: str, renewed: float | None, now: float, settings: Settings) -> Action:
-    """`renewed` is when our last successful renewal was asked for, None if we do not lead. Times are on our clock."""
+    """Return the next step of the operator `me`.
+
+    `renewed` is the time at which its last successful renewal was sent, None if it does not lead. Times are local.
+    """
     if renewed is not None:
         if holder(seen.lease) == me and now < renewed + settings.renew_deadline:
             return Action.RENEW
         return Action.LOST
-    # Held by us though we do not lead: we had stopped, or never got the answer. Nobody else took it since.
+    # The Lease may name this operator although it does not lead: it has stopped, or missed the response to its request.
     if holder(seen.lease) in ("", me) or now >= seen.since + max(_duration(seen.lease), settings.duration):
         return Action.ACQUIRE
     return Action.WAIT
 
 
 def lease_spec(lease: Mapping[str, Any] | None, me: str, at: datetime, settings: Settings) -> Object:
-    """The spec with which `me` takes or renews a Lease. The times are for people to read."""
+    """Return the spec with which `me` takes or renews a Lease. Its times are informational."""
     spec = dict((lease or {}).get("spec", {}))
     now = rfc3339(at, "microseconds")
     if holder(lease) != me:

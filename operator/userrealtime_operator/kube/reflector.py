@@ -1,10 +1,9 @@
 """Keep a store up to date with the API server: list, then watch, as client-go's Reflector does.
 
-A list is read in pages, and each page is put into the store as it arrives, so that no list is ever held as a whole.
-A watch that is interrupted resumes at the last resourceVersion. Only if the API server no longer has that version, the
-objects are listed again.
+A list is read in pages, and each page is put into the store as it arrives, to save memory. An interrupted watch resumes
+at the last resourceVersion. Only if the API server no longer has that version, the objects are listed again.
 
-`kubernetes.aio` has a watch and an informer, but the informer is synchronous, and the watch uses a client of its own.
+`kubernetes.aio` has a watch and an informer, but the informer is synchronous, and the watch uses a separate client.
 """
 
 from __future__ import annotations
@@ -91,7 +90,7 @@ class Reflector:
                 if self.refused:
                     self._known.set()
                 self._failures += 1
-                # What goes on for hours is logged once.
+                # An error that repeats is logged once.
                 level = logging.INFO if error.status == 410 else logging.WARNING
                 level = logging.DEBUG if self._reported == str(error) else level
                 self._reported = str(error)
@@ -111,7 +110,7 @@ class Reflector:
             if not version:
                 self._store.begin_list(int(page["metadata"]["resourceVersion"]))
             version, token = page["metadata"]["resourceVersion"], page["metadata"].get("continue", "")
-            for item in page["items"] or ():  # null where there is none
+            for item in page["items"] or ():  # null in an empty list
                 names.add(item["metadata"]["name"])
                 self._store.put(item)
         self._store.retain(self._namespace, names, int(version))

@@ -34,7 +34,7 @@ class Store(ABC):
         """A list of this version begins. Its objects are `put` next."""
 
     def advance(self, version: int) -> None:  # noqa: B027  (optional)
-        """All changes up to this version have arrived."""
+        """Record that all changes up to this version have arrived."""
 
 
 def version_of(item: Mapping[str, Any]) -> int:
@@ -86,7 +86,7 @@ class ObjectStore:
         return True
 
     def advance(self, kind: str, namespace: str, version: int) -> None:
-        """Note that all changes of a kind and namespace are known up to a version."""
+        """Record that all changes of a kind and namespace up to a version have arrived."""
         self._versions[kind, namespace] = version
 
     def retain(self, kind: str, namespace: str, names: Set[str], version: int) -> list[str]:
@@ -108,8 +108,8 @@ class ObjectStore:
     def begin_list(self, kind: str, namespace: str, version: int) -> None:
         """Prepare for the objects of a list.
 
-        If the list is older than what is known, the API server was restored from a backup: all known objects of the
-        kind and namespace are removed.
+        If the list is older than the known objects, the API server was restored from a backup, and all known objects of
+        the kind and namespace are removed.
         """
         if version < self._versions.get((kind, namespace), 0):
             self._items = {key: item for key, item in self._items.items() if key[:2] != (kind, namespace)}

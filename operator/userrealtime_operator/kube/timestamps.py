@@ -1,4 +1,4 @@
-"""Moments as the API server and our own annotations write them. Pure."""
+"""Timestamps in the format of the API server and of the operator's annotations. Pure."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from datetime import UTC, datetime
 
 
 def rfc3339(moment: datetime, precision: str = "seconds") -> str:
-    """A moment in UTC, as the API server writes it."""
+    """Return a time in UTC in the format of the API server."""
     return moment.isoformat(timespec=precision).replace("+00:00", "Z")
 
 
 def parse_timestamp(text: str | None, now: datetime, *, to_the_second: bool = True) -> datetime:
-    """The moment that an annotation or a status names; `now` if it names none, or one that is still to come."""
+    """Return the time in an annotation or a status; `now` if it is missing, invalid or in the future."""
     try:
         moment = datetime.fromisoformat(text or "").astimezone(UTC)
     except (ValueError, OverflowError):

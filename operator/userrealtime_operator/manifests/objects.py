@@ -328,7 +328,7 @@ def _deployment(
 
 
 def _disruption_budget(resource: UserRealtime) -> Object:
-    """At most one pod at a time is evicted from the nodes that are drained."""
+    """Return the PodDisruptionBudget, which lets a drain evict at most one pod at a time."""
     return {
         "apiVersion": "policy/v1",
         "kind": "PodDisruptionBudget",

@@ -1,4 +1,4 @@
-"""Conditions of a resource: their results, and those that follow from a Deployment alone. Pure."""
+"""Conditions of a resource: the type of their results, and the results for a Deployment. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Why a resource cannot be served as it is."""
+"""The reasons for which a resource cannot be served."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ _HOST = r"[a-z0-9{]([-a-z0-9.{}]*[a-z0-9}])?"
 _PORT = r"[0-9]{1,5}"
 _PATH = r"(/[A-Za-z0-9._~{}-]+)*"
 URL: Final = rf"https?://{_HOST}(:{_PORT})?{_PATH}/?"
-"""A regular expression, which the CRD and the chart's values.schema.json contain too."""
+"""A regular expression, which the CRD and the chart's values.schema.json also contain."""
 _PARTS = re.compile(rf"(?P<scheme>https?)://(?P<host>{_HOST})(:(?P<port>{_PORT}))?(?P<path>{_PATH})/?")
 
 

@@ -1,4 +1,4 @@
-"""Whether the database answers."""
+"""The check whether the database is available."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ PING_FRESH_S = 5.0
 
 
 class DatabaseHealth:
-    """Checks the database for many callers at once: all calls within `PING_FRESH_S` seconds share one query.
+    """Checks the database for many callers: all calls within `PING_FRESH_S` seconds share one query.
 
-    When the database becomes unavailable, all users are reconciled, and each of them asks.
+    When the database becomes unavailable, all users are reconciled, and each reconciliation calls `check`.
     """
 
     def __init__(self, database: Database, clock: Callable[[], float]) -> None:

@@ -29,7 +29,7 @@ MINIMUM_POSTGRES = 14
 CONNECT_TIMEOUT_S = 10
 STATEMENT_TIMEOUT_S = 300
 LOCK_TIMEOUT_S = 2.0
-"""A migration that waits for a lock delays every later transaction on that table, so it gives up after this time."""
+"""The limit for one wait. A migration that waits for a lock delays every later transaction on that table."""
 LOCK_ATTEMPTS = 30
 NEXT_LOCK_TIMEOUT_S = 0.05
 """The same for each table after the first. All of them together take less than `deadlock_timeout` (1 s), so a
@@ -207,7 +207,7 @@ async def _record(connection: asyncpg.Connection, migration: Migration) -> None:
 
 
 async def _upgrade_unreleased(connection: asyncpg.Connection, schema: Schema, applied: Applied) -> Applied:
-    """Bring a database of before the first release to version 1."""
+    """Upgrade a database from before the first release to version 1."""
     newest = max(applied.migrations)
     if newest != UNRELEASED_VERSION:
         raise MigrationError(
@@ -241,7 +241,7 @@ async def _wait_for_other_migrators(connection: asyncpg.Connection) -> None:
 
 
 async def _lock_out_writers(connection: asyncpg.Connection) -> None:
-    """Lock all tables before the first change, so that no publisher and no pod is in the middle of a transaction.
+    """Lock all tables before the first change, when no publisher and no pod is in the middle of a transaction.
 
     A migration that locked tables one after the other, between its changes, would meet publishers that hold one of them
     and wait for another. PostgreSQL resolves such a deadlock by ending either side, which may be the publisher.

@@ -58,7 +58,7 @@ _Connection = asyncpg.pool.PoolConnectionProxy
 
 
 class PasswordChanged(DatabaseError):
-    """The password of a role is not the one that the operator set: a role can change its password."""
+    """The password of a role differs from the password that the operator set: a role can change its password."""
 
 
 class Roles:
@@ -340,7 +340,7 @@ async def _make(
 
 async def _take(connection: _Connection, condition: str, *arguments: object) -> list[str]:
     """Take the user from the roles for which an SQL condition holds, and return the names of those roles."""
-    # The condition holds at the moment of the deletion: a user who is created again takes the role over.
+    # The deletion itself evaluates the condition, because a user can be created again and take over the role.
     rows = await connection.fetch(
         f"with revoked as (delete from userrealtime.role where {condition} returning name, scope) "  # noqa: S608
         "insert into userrealtime.revoked_role (name, scope) select name, scope from revoked "

@@ -12,7 +12,7 @@ _BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 
 
 
 class Metrics(MetricsRegistry):
-    """All of the operator's metrics, in a registry of their own. Names start with `userrealtime_operator_`."""
+    """The operator's metrics, in a separate registry. Names start with `userrealtime_operator_`."""
 
     def __init__(self) -> None:
         super().__init__("userrealtime_operator", process=True, buckets=_BUCKETS)
@@ -45,12 +45,12 @@ class Metrics(MetricsRegistry):
             "pod_sessions_ended", "Sessions of pods' database roles that the watchdog terminated.", "reason"
         )
         for reason in ("revoked", "advisory_lock", "locks", "transaction"):
-            self.pod_sessions_ended.labels(reason)  # so that the first one is an increase
+            self.pod_sessions_ended.labels(reason)  # start at 0, so the first one is an increase
         self.undroppable = self._gauge("undroppable_roles", "Revoked database roles that cannot be dropped.")
         self.announcer = announcer.Metrics(self._registry, "userrealtime_operator")
 
     def request(self, verb: str, resource: str, code: int, seconds: float) -> None:
-        """Note one request to the API server."""
+        """Count one request to the API server."""
         self.requests.labels(verb, resource, str(code)).inc()
         self.latency.labels(verb, resource).observe(seconds)
 

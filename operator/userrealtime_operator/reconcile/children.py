@@ -39,7 +39,10 @@ def check_owner(resource: UserRealtime, kind: str, live: Live) -> None:
 
 
 def is_up_to_date(live: Live, item: Object) -> bool:
-    """Return whether a live object is as its manifest. One that is being deleted counts: it is created again later."""
+    """Return whether a live object matches its manifest.
+
+    An object that is being deleted counts as up to date: it is created again later.
+    """
     if live is None or live["metadata"].get("deletionTimestamp"):
         return live is not None
     annotations = live["metadata"].get("annotations", {})
@@ -64,7 +67,7 @@ class ChildWriter:
         return stored
 
     async def write(self, live: Live, item: Object) -> None:
-        """Apply an object. A Secret is created or replaced instead, so that no field of another manager stays."""
+        """Apply an object. A Secret is created or replaced instead, which removes the fields of other managers."""
         if item["kind"] != "Secret":
             await self._api.apply(item)
         elif live is None:

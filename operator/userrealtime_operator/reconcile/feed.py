@@ -1,4 +1,4 @@
-"""From the watches to the caches and the work queue."""
+"""The path of changes from the watches to the caches and the work queue."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from .workqueue import WorkQueue
 class Feed:
     """Receives all changes, and adds the tasks that follow from them to the queue.
 
-    Until the caches are complete, no task is added: a resource without its children would look like a new one. The
-    leader then begins with all resources.
+    Until the caches are complete, no task is added, because a resource without its children would be taken for a new
+    one. A new leader begins with all resources.
     """
 
     def __init__(self, resources: Resources, children: ObjectStore, queue: WorkQueue[Task]) -> None:
@@ -35,7 +35,7 @@ class Feed:
         return self._synced.is_set()
 
     def mark_synced(self) -> None:
-        """The caches are complete."""
+        """Record that the caches are complete."""
         self._synced.set()
 
     async def wait_for_sync(self) -> None:
@@ -57,7 +57,7 @@ class Feed:
             self._add(self._triggers.child_changed(key))
 
     def stored(self, item: Object) -> None:
-        """Store the response to a write of this process in the cache, so that the watch event for it is ignored."""
+        """Store the response to a write of this process in the cache. The watch event for the write is then ignored."""
         kind, user = item["kind"], NamespacedName(item["metadata"]["namespace"], item["metadata"]["name"])
         if kind == KIND:
             if self._resources.put(item, ours=True):

@@ -1,7 +1,7 @@
-"""Why a pod does not serve, with advice. Pure.
+"""The reasons for which a pod does not serve, with advice. Pure.
 
 The kubelet's reasons and messages change with every attempt ("ErrImagePull", "ImagePullBackOff", "back-off 40s"). Here
-the same problem always has the same text, so that it is written to the status once.
+the same problem always has the same text, and is therefore written to the status once.
 """
 
 from __future__ import annotations

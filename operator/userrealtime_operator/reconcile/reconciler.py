@@ -44,14 +44,14 @@ logger = logging.getLogger(__name__)
 Key = TypeVar("Key", contravariant=True)
 
 DATABASE_RETRY_S = 15.0
-# When a pod that does not become ready is looked at for the reason, and its database password is tried, first and at
-# the least often.
+# The shortest and the longest interval at which a pod that is not ready is checked for the reason, and its database
+# password is tested.
 PODS_FIRST_S = 3.0
 PODS_LAST_S = 120.0
 
 
 class Rollout(enum.Enum):
-    """What became of a change of a user's pod."""
+    """The state of a change of a user's pod."""
 
     NONE = "none"
     """There is no change that is not applied."""

@@ -1,6 +1,6 @@
 """The UserRealtime resources, as last received from the API server. Pure.
 
-They are kept encoded, as in `kube.store`.
+Resources are kept encoded, as the objects in `kube.store`.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ Condition = tuple[str, str]
 
 
 ASKED = frozenset({"wakeRequestedAt"})
-"""What others write into a resource's status."""
+"""The fields of a resource's status that the activator writes."""
 
 
 class _Resource(NamedTuple):
     uid: str
     version: int
     said: bytes
-    """All but the version and what is ours of the status."""
+    """The resource without its version and without the operator's fields of the status."""
     status: bytes
-    """What is ours."""
+    """The operator's fields of the status."""
     child_name: str
     conditions: tuple[Condition, ...]
 
 
 class Resources:
-    """The UserRealtimes, and which of them stand for a child."""
+    """The UserRealtime resources by namespace and name, with an index of the resources of each child."""
 
     def __init__(self) -> None:
         self._items: dict[Place, _Resource] = {}
@@ -46,7 +46,7 @@ class Resources:
         return iter(self._items)
 
     def get(self, place: Place) -> Object | None:
-        """A resource, None where there is none."""
+        """Return a resource, None if it does not exist."""
         found = self._items.get(place)
         if found is None:
             return None
@@ -56,20 +56,26 @@ class Resources:
         return item
 
     def owners(self, namespace: str, child: str) -> list[str]:
-        """The names of the resources whose children have this name."""
+        """Return the names of the resources whose children have this name."""
         return sorted(self._owners.get((namespace, child), ()))
 
     def uids(self, namespace: str) -> dict[str, str]:
-        """The names of a namespace's resources, by uid."""
+        """Return the names of a namespace's resources, by uid."""
         return {item.uid: name for (place, name), item in self._items.items() if place == namespace}
 
     def conditions(self) -> Counter[Condition]:
-        """How many resources have which condition."""
+        """Return the number of resources by condition."""
         return Counter(condition for item in self._items.values() for condition in item.conditions)
 
     def put(self, item: Mapping[str, Any], *, ours: bool = False, listed: bool = False) -> bool:
-        """Note a resource; whether that is news. `ours` is the answer to a status of our own. One that was `listed`
-        holds even if it is older: the API server may have been set back."""
+        """Store a resource; return whether it must be reconciled.
+
+        Args:
+            ours: the resource is the response to a write of the status by the operator. Its own change of the status
+                needs no reconciliation.
+            listed: the resource is part of a list. It replaces a newer version, because the API server may have been
+                restored from a backup.
+        """
         metadata = item["metadata"]
         place = metadata["namespace"], metadata["name"]
         status = item.get("status", {})
@@ -95,7 +101,7 @@ class Resources:
         return known is None or known.said != fresh.said or not (ours or known.status == fresh.status)
 
     def remove(self, namespace: str, name: str, uid: str) -> None:
-        """Note that the resource of this uid is gone."""
+        """Remove a resource if it has this uid."""
         known = self._items.get((namespace, name))
         if known is not None and known.uid == uid:
             self._forget((namespace, name))

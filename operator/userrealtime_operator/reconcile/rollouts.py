@@ -32,7 +32,7 @@ class Rollouts:
         return False
 
     def end(self, user: NamespacedName) -> list[NamespacedName]:
-        """Note that a user has no rollout; return the users whose rollout may begin now."""
+        """Record that a user has no rollout; return the users whose rollout may begin now."""
         self._waiting.pop(user, None)
         self._active.discard(user)
         return list(self._waiting)[: max(0, self._limit - len(self._active))]

@@ -50,7 +50,7 @@ class Contents:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """The Secret of a user, as it is and as it must be."""
+    """The stored Secret of a user, and its desired contents."""
 
     live: Live
     contents: Contents
@@ -85,7 +85,7 @@ class SecretKeeper:
         return self._settled
 
     def forget(self, uid: str) -> None:
-        """Forget what the database is known to have for a resource."""
+        """Forget the cached state of a resource's roles in the database."""
         self._ensured.pop(uid, None)
         self._settled.pop(uid, None)
         self._lost.discard(uid)
@@ -138,7 +138,7 @@ class SecretKeeper:
         self._lost.discard(resource.uid)
 
     async def settle(self, resource: UserRealtime, access: Access | None) -> None:
-        """Note that all pods of a user have this role, and retire the previous role."""
+        """Record that all pods of a user have this role, and retire the previous role."""
         role = access.credentials.role if access else ""
         self._settled[resource.uid] = role
         if self._roles is not None and resource.uid in self._rotated:

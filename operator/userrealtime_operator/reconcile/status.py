@@ -53,8 +53,14 @@ def next_status(
     now: str,
     asleep_since: str | None = None,
 ) -> Object:
-    """The whole status, but for what others write. `now` is RFC 3339; `previous` is the status as it stands, and equal
-    to the result if nothing has changed. Absent values are None, which a merge patch takes for their removal."""
+    """Return the operator's fields of the status. They equal those of `previous` if nothing has changed.
+
+    Absent values are None, which removes a field in a merge patch.
+
+    Args:
+        previous: the current status.
+        now: the current time, RFC 3339.
+    """
     status: Object = {
         "observedGeneration": resource.generation,
         "name": resource.child_name,
@@ -67,5 +73,5 @@ def next_status(
 
 
 def differs(status: Mapping[str, Any], previous: Mapping[str, Any]) -> bool:
-    """Whether a status has to be written."""
+    """Return whether a status must be written."""
     return any(previous.get(key) != value for key, value in status.items())

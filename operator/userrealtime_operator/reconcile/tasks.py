@@ -76,7 +76,7 @@ class Tasks:
                 return PRUNE_INTERVAL_S
             case Kind.IDLE:
                 bodies = (self._resources.get(place) for place in list(self._resources) if place[0] == task.namespace)
-                # A generator: all resources at once would need most of the process's memory.
+                # A generator, because a list of all decoded resources would need most of the process's memory.
                 await self._reconciler.find_idle(task.namespace, (body for body in bodies if body is not None))
                 return IDLE_INTERVAL_S
             case Kind.ORPHAN:

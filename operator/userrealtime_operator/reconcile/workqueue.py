@@ -43,19 +43,19 @@ class WorkQueue(Generic[Key]):
         self._added = itertools.count()
         self._waiting: dict[Key, float] = {}
         self._urgent: set[Key] = set()
-        """Those of the waiting who go first. Their earlier, ordinary entries are passed over."""
+        """The waiting keys that go first. Their earlier entries without urgency are skipped."""
         self._working: set[Key] = set()
         self._again: dict[Key, bool] = {}
-        """Who comes back as soon as they are worked on, and whether that is urgent."""
+        """The keys that are added again when their processing ends, and whether that is urgent."""
         self._failures: dict[Key, int] = {}
         self._timers: dict[Key, asyncio.TimerHandle] = {}
 
     def __len__(self) -> int:
-        """How many keys wait for a worker."""
+        """Return the number of keys that wait for a worker."""
         return len(self._waiting)
 
     def add(self, key: Key, *, urgent: bool = False) -> None:
-        """Have a key worked on as soon as a worker is free. Cheap, and safe to call too often."""
+        """Add a key, which is processed as soon as a worker is free. Cheap, and safe to call too often."""
         if timer := self._timers.pop(key, None):
             timer.cancel()
         if key in self._working:
@@ -67,7 +67,7 @@ class WorkQueue(Generic[Key]):
             self._ready.put_nowait((not urgent, next(self._added), key))
 
     async def run(self, work: Callable[[Key], Awaitable[float | None]], workers: int) -> None:
-        """Call `work` with each key, for as many keys at once as there are workers, until cancelled.
+        """Call `work` with each key until cancelled. At most `workers` keys are processed at the same time.
 
         `work` returns the seconds after which the key is added again, or None; a key whose work raises an exception is
         added again with a growing delay. `run` can be called again later; the queue keeps its keys in between.

@@ -166,7 +166,7 @@ class ClientConnection:
         await self.writer.drain()
 
     async def start_response(self, data: bytes) -> None:
-        """Send the beginning of the pod's response; from here on, the activator sends no response of its own."""
+        """Send the beginning of the pod's response. From here on, the activator cannot send an error response."""
         self._response_started = True
         await self.send(data)
 

@@ -17,7 +17,7 @@ from websockets.frames import Close, Frame, Opcode
 from userrealtime_core.wire.connect_request import CloseCode
 
 RETRY_AFTER_S: Final = (5, 15)
-"""The bounds of `Retry-After`. The value is random, so that clients do not return at the same time."""
+"""The bounds of `Retry-After`. The value is random, to spread the retries of clients over time."""
 
 Headers = Sequence[tuple[str, str]]
 

@@ -61,7 +61,7 @@ class PodConnection(NamedTuple):
         may_retry = request.is_repeatable
         try:
             async with asyncio.timeout(HANDSHAKE_TIMEOUT_S if request.is_websocket else timeout_s):
-                # Without extensions, so that the activator's handshake and the pod's agree on the frames that follow.
+                # Without extensions, because the activator's handshake and the pod's must agree on the frames.
                 self.writer.write(request.serialize(without=[b"sec-websocket-extensions"]))
                 await self.writer.drain()
                 if request.is_websocket:
