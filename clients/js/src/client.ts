@@ -1,4 +1,4 @@
-/** The client as an application has it: the machine, carried out on WebSocket, fetch and timers. */
+/** The client for applications: runs the machine with WebSocket, fetch and timers. */
 
 import {
   DEFAULTS,
@@ -18,17 +18,17 @@ import {
 import { Unparsed, type Parse } from "./decode.js";
 import * as transports from "./transports.js";
 
-/** Messages that wait to be taken, before the client lets go of its connection until half of them are. */
+/** Messages that wait for the application before the client pauses. It resumes when half of them are taken. */
 const BUFFER = 1000;
 const WATCH = 5_000;
-/** What `setTimeout` can be asked for. */
+/** The longest delay that `setTimeout` supports. */
 const LONGEST_TIMER = 2 ** 31 - 1;
-/** By how much a timer may go off too soon. */
+/** The time by which a timer may fire too early. */
 const EARLY = 5;
-/** By how much the clock must run ahead of the time that this program saw, for the machine to have slept. */
+/** The difference between wall clock and monotonic clock from which the machine is taken to have been suspended. */
 const JUMP = 10_000;
 
-/** A state and its position in the log, as `userrealtime.position` returned it in the same snapshot. */
+/** A state, and its position in the log, which `userrealtime.position` returned in the same snapshot. */
 export interface Snapshot<AppState> {
   state: AppState;
   position: string;
@@ -38,49 +38,52 @@ export interface Snapshot<AppState> {
 export interface Loaded<AppState> {
   type: "loaded";
   state: AppState;
-  /** The state has the changes of all events up to this one, and may have later ones. */
+  /** The state contains the changes of all events up to this one. It may contain later ones. */
   position: Position;
-  /** Why the state was loaded again: the reason of a `Reset`; null the first time. */
+  /** The reason of the `Reset` after which the state was loaded; null the first time. */
   reset: string | null;
 }
 
 export interface Options<AppState = never> {
-  /** The user's URL, as `status.url` of the UserRealtime has it. */
+  /** The user's URL, `status.url` of the UserRealtime. */
   url: string;
   /**
-   * A token, or what gives one: it is called for the first, for the next before that ends, and for another if one is
-   * refused.
+   * A token, or a function that returns one. It is called for the first token, before a token expires, and after a
+   * token was rejected.
    */
   token: string | (() => string | Promise<string>);
-  /** Go on after this event; by default at the log's head. A text is one of `userrealtime.position`. */
+  /**
+   * The position after which to start, by default the head of the log. A text is one that `userrealtime.position`
+   * returned.
+   */
   position?: Position | string | null;
   /**
    * Returns the state of the application and its position. It is called before the client connects, unless there is a
-   * `position`, and after each reset: `loaded` takes the place of `reset`. `signal` is aborted when the result is no
-   * longer wanted.
+   * `position`, and after each reset. The client then delivers `loaded` first, and in place of each `reset`. `signal`
+   * is aborted when the result is no longer needed.
    */
   state?: (context: { signal: AbortSignal }) => Promise<Snapshot<AppState>>;
-  /** False for a client that only publishes: events are not kept for it to take. */
+  /** False for a client that only publishes. It keeps no messages for the iterator. */
   receive?: boolean;
-  /** A WebSocket class, where there is no global one (node before 22); without any, SSE is the first transport. */
+  /** A WebSocket class for platforms without one (Node.js before 22). Without any, SSE is the first transport. */
   WebSocket?: transports.WebSocketClass;
   fetch?: typeof globalThis.fetch;
   limits?: Partial<Limits>;
   /**
    * Converts the JSON text of an event's data; by default `JSON.parse`, which rounds integers above 2^53. If it throws,
-   * the event has `error` and `text` in place of `data`.
+   * the event has `error` and `text` instead of `data`.
    */
   parse?: Parse;
 }
 
 export interface State {
-  /** `loading` is for the application's state; `waiting`, to try again; `paused`, until events are taken. */
+  /** `loading`: the application's state; `waiting`: before a retry; `paused`: until the application takes messages. */
   state: StateName;
-  /** What carries the connection, or is tried. */
+  /** The transport of the connection, or of the attempt to connect. */
   transport: Transport;
-  /** Why it is not connected. */
+  /** Why the client is not connected. */
   reason: string;
-  /** Why it is closed for good; null if the application closed it. */
+  /** Why the client is closed permanently; null if the application closed it. */
   error: ClientError | null;
 }
 
@@ -91,7 +94,7 @@ export interface Listeners<AppState = never> {
   state: (state: State) => void;
 }
 
-/** The client has ended for good. `code` is "unauthorized" or "refused". */
+/** The client has ended permanently. `code` is "unauthorized" or "refused". */
 export class ClientError extends Error {
   override readonly name: string = "ClientError";
 
@@ -104,8 +107,8 @@ export class ClientError extends Error {
 }
 
 /**
- * A message was not published, and is not tried again. `code` is "invalid", "too-big", "queue-full", "refused",
- * "invalid-publish", or "closed", with which it is not known.
+ * A message was not published, and is not retried. `code` is "invalid", "too-big", "queue-full", "refused",
+ * "invalid-publish" or "closed". With "closed", the message may have been published.
  */
 export class PublishError extends ClientError {
   override readonly name = "PublishError";
@@ -116,19 +119,19 @@ interface Promised {
   reject: (error: Error) => void;
 }
 
-/** What a client delivers. */
+/** The messages that a client delivers. */
 export type Delivered<AppState = never> = UserEvent | Reset | ([AppState] extends [never] ? never : Loaded<AppState>);
 
-/** What was handed out, and the epoch of its log. */
+/** A message for the application, and the epoch of its log. */
 interface Handed<AppState> {
   message: UserEvent | Reset | Loaded<AppState>;
   epoch: string | null;
 }
 
 /**
- * One user's events, each once and in order: to listeners (`on("event", …)` and `on("reset", …)`), or to
- * `for await (const message of client)`, which gives both. It connects by itself, as soon as the script that made it
- * has come to its end.
+ * A client that delivers one user's events, each once and in order: to listeners (`on("event", …)` and
+ * `on("reset", …)`), or to `for await (const message of client)`, which receives both. It starts to connect in a
+ * microtask, after the code that creates it has added its listeners.
  */
 export class UserRealtime<AppState = never> implements AsyncIterable<Delivered<AppState>> {
   readonly #base: string;
@@ -184,22 +187,22 @@ export class UserRealtime<AppState = never> implements AsyncIterable<Delivered<A
     return this.#state.state;
   }
 
-  /** What carries the connection, or is tried. */
+  /** The transport of the connection, or of the attempt to connect. */
   get transport(): Transport {
     return this.#state.transport;
   }
 
-  /** After the last message that was taken; what to keep, to go on from there another time. */
+  /** The position after the last message that the application has taken. Store it to continue there later. */
   get position(): Position | null {
     return this.#position;
   }
 
-  /** Why it is closed for good; null while it is not, or if the application closed it. */
+  /** Why the client is closed permanently; null if it is open or the application closed it. */
   get error(): ClientError | null {
     return this.#state.error;
   }
 
-  /** Listen, until the function that this returns is called. */
+  /** Adds a listener. The returned function removes it. */
   on<Name extends keyof Listeners>(name: Name, listener: Listeners<AppState>[Name]): () => void {
     this.#listeners[name].add(listener);
     if (name === "event" || name === "loaded") queueMicrotask(() => this.#deliver());
@@ -207,8 +210,8 @@ export class UserRealtime<AppState = never> implements AsyncIterable<Delivered<A
   }
 
   /**
-   * Send a message to the application's inbox; resolves with its id there, once it is stored. It is repeated over as
-   * many connections as it takes, and stored once. Rejects with a PublishError if it is not stored.
+   * Sends a message to the application's inbox, and resolves with its id when it is stored. The message is repeated on
+   * new connections until it is acknowledged, and stored once. Rejects with a PublishError if it is not stored.
    */
   publish(event: string, data: unknown = {}, { ref = newRef() }: { ref?: string } = {}): Promise<number> {
     return new Promise((resolve, reject) => {
@@ -220,21 +223,21 @@ export class UserRealtime<AppState = never> implements AsyncIterable<Delivered<A
       try {
         this.#machine.publish(performance.now(), ref, event, data);
       } catch (error) {
-        this.#published.delete(ref); // what JSON has no word for
+        this.#published.delete(ref); // JSON cannot represent it
         throw error;
       }
       this.#settle();
     });
   }
 
-  /** End the connection. What is published and not acknowledged fails. */
+  /** Closes the connection. The publication of messages without an acknowledgement fails. */
   close(): void {
     this.#closing = true;
     this.#machine.close();
     this.#settle();
   }
 
-  /** Messages, in order. Ends when the client is closed; throws a ClientError if it has ended otherwise. */
+  /** Yields the messages in order. Ends when `close` is called; throws a ClientError if the client ends permanently. */
   async *[Symbol.asyncIterator](): AsyncGenerator<Delivered<AppState>, void, void> {
     for (;;) {
       const handed = this.#buffer.shift();
@@ -254,11 +257,11 @@ export class UserRealtime<AppState = never> implements AsyncIterable<Delivered<A
     }
   }
 
-  // --- between the machine and the world
+  // --- actions and inputs of the machine
 
-  /** Carry out what the machine says, and come back when it wants to know the time. */
+  /** Executes the actions of the machine, and schedules the next `tick`. */
   #settle(): void {
-    if (this.#settling) return; // a listener has called: what it asks for comes after what is being done
+    if (this.#settling) return; // called by a listener: the loop below also executes the new actions
     this.#settling = true;
     try {
       for (let actions = this.#machine.take(); actions.length > 0; actions = this.#machine.take()) {
@@ -337,7 +340,7 @@ export class UserRealtime<AppState = never> implements AsyncIterable<Delivered<A
       const reason = error instanceof Error ? error.message : String(error);
       tell = () => this.#machine.noToken(performance.now(), reason);
     }
-    if (this.#asking !== asking) return; // it was asked for anew meanwhile
+    if (this.#asking !== asking) return; // a newer request has replaced this one
     tell();
     this.#settle();
   }
@@ -359,7 +362,7 @@ export class UserRealtime<AppState = never> implements AsyncIterable<Delivered<A
       const reason = error instanceof Error ? error.message : String(error);
       tell = () => this.#machine.notLoaded(performance.now(), load, reason);
     }
-    if (signal.aborted) return; // the state was asked for again, or is no longer wanted
+    if (signal.aborted) return; // a newer call has replaced this one, or the result is no longer needed
     tell();
     this.#settle();
   }
@@ -391,7 +394,7 @@ export class UserRealtime<AppState = never> implements AsyncIterable<Delivered<A
       try {
         this.#connection = transports.websocket(this.#WebSocket, this.#base, opening, told, parse);
       } catch (error) {
-        // A token that can be no subprotocol, or a page that may not connect: not now, not in the midst of `open`.
+        // The token is not a valid subprotocol, or the page may not connect. Report it after this action has ended.
         const reason = error instanceof Error ? error.message : String(error);
         queueMicrotask(() => told.closed(1006, reason));
       }
@@ -423,7 +426,7 @@ export class UserRealtime<AppState = never> implements AsyncIterable<Delivered<A
     this.#wake();
   }
 
-  /** Give what waits to the listeners, if there are any. */
+  /** Delivers the waiting messages to the listeners, if there are any. */
   #deliver(): void {
     while (this.#listens() && !this.#closing) {
       const handed = this.#buffer.shift();
@@ -458,9 +461,9 @@ export class UserRealtime<AppState = never> implements AsyncIterable<Delivered<A
     this.#state = { state, transport, reason, error: error === null ? null : new ClientError(error, reason) };
     if (state === "connected") this.#position ??= this.#machine.position;
     if (state === "closed") this.#stopWatching();
-    if (state !== "loading") this.#loading?.abort(); // without an effect on a run that has ended
+    if (state !== "loading") this.#loading?.abort(); // no effect after the call has ended
     if (state !== "connected") {
-      this.#posting?.drop(); // whose answer would not be heard
+      this.#posting?.drop(); // the machine would ignore the response
       this.#posting = null;
     }
     this.#wake();
@@ -472,7 +475,7 @@ export class UserRealtime<AppState = never> implements AsyncIterable<Delivered<A
       try {
         listener(value);
       } catch (error) {
-        // The application's own, which is not to end what goes on here.
+        // An error of the application must not stop the client.
         queueMicrotask(() => {
           throw error;
         });
@@ -480,7 +483,7 @@ export class UserRealtime<AppState = never> implements AsyncIterable<Delivered<A
     }
   }
 
-  /** Notice when the network comes and goes, and when the machine has slept. Returns what ends it. */
+  /** Watches for changes of the network and for a suspended machine. The returned function stops that. */
   #watch(): () => void {
     const probe = () => {
       this.#machine.probe(performance.now());
@@ -504,7 +507,7 @@ export class UserRealtime<AppState = never> implements AsyncIterable<Delivered<A
   }
 }
 
-/** Milliseconds that a token says it is still good for, by this machine's clock; null if it does not say. */
+/** Returns the milliseconds until a token expires, by the local clock; null if it has no readable `exp`. */
 function lifeOf(token: string): number | null {
   try {
     const payload = (token.split(".")[1] ?? "").replace(/-/g, "+").replace(/_/g, "/");
@@ -515,7 +518,7 @@ function lifeOf(token: string): number | null {
   }
 }
 
-/** A UUID. `crypto.randomUUID` is for secure contexts alone, and a page under test may be in none. */
+/** Returns a UUID. `crypto.randomUUID` exists only in secure contexts, and a page under test may not be one. */
 function newRef(): string {
   const bytes = crypto.getRandomValues(new Uint8Array(16));
   bytes[6] = ((bytes[6] ?? 0) & 0x0f) | 0x40;

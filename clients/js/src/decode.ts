@@ -1,12 +1,12 @@
 /**
- * Decodes what the relay sends: JSON, with event data by a function of the application, and with the data of an event
- * that JavaScript cannot represent replaced by its text.
+ * Decodes messages of the relay: JSON, with the data of events converted by the application's function. Data that
+ * JavaScript cannot represent is replaced by its text.
  */
 
-/** Converts the JSON text of an event's data to the value that the application gets. */
+/** Converts the JSON text of an event's data to the value that the application receives. */
 export type Parse = (text: string) => unknown;
 
-/** Takes the place of data that could not be converted. */
+/** Replaces data that could not be converted. */
 export class Unparsed {
   constructor(
     readonly text: string,
@@ -19,7 +19,7 @@ type Fields = Record<string, unknown>;
 /** A run of digits that may be a number beyond the range of JavaScript: Postgres writes numbers without an exponent. */
 const MANY_DIGITS = /[0-9]{309}/;
 
-/** A message of the relay; null, which is no message, for what is no JSON. */
+/** Returns a message of the relay; null, which is not a message, if the text is not JSON. */
 export function decodeMessage(text: string, parse: Parse | null): unknown {
   const decoded = decode(text);
   if (decoded !== DEEP && parse === null && !MANY_DIGITS.test(text)) return decoded;
@@ -27,7 +27,7 @@ export function decodeMessage(text: string, parse: Parse | null): unknown {
   return decodeEvent(text, parse);
 }
 
-/** The answer to a poll; null for what is no JSON. */
+/** Returns the response to a poll; null if the text is not JSON. */
 export function decodeAnswer(text: string, parse: Parse | null): unknown {
   const decoded = decode(text);
   if (decoded !== DEEP && parse === null && !MANY_DIGITS.test(text)) return decoded;
@@ -41,7 +41,7 @@ export function decodeAnswer(text: string, parse: Parse | null): unknown {
 
 const DEEP = Symbol("deep");
 
-/** A JSON value; null for what is none; DEEP for what this engine cannot parse although it may be JSON. */
+/** Returns a JSON value; null if the text is not JSON; DEEP if this engine cannot parse it although it may be JSON. */
 function decode(text: string): unknown {
   try {
     return JSON.parse(text);
@@ -79,7 +79,7 @@ function isEvent(value: unknown): boolean {
   return isObject(value) && value.type === "event";
 }
 
-/** The members of an object, as JSON text. */
+/** Returns the members of an object, as JSON text. */
 function members(text: string): Record<string, string> {
   const found: [string, string][] = [];
   const list = parts(text);
@@ -89,7 +89,7 @@ function members(text: string): Record<string, string> {
   return Object.fromEntries(found);
 }
 
-/** What a valid object or list consists of: names and values, or items, as JSON text. */
+/** Returns the names and values of a valid object, or the items of a valid list, as JSON text. */
 function parts(text: string): string[] {
   const found: string[] = [];
   let depth = 0;

@@ -1,20 +1,20 @@
 /**
- * What a client does, without I/O and without a clock: docs/protocol.md as a state machine.
+ * The protocol of a client (docs/protocol.md) as a state machine, without I/O and without a clock.
  *
- * A shell tells it what happened (`message`, `closed`, `tick` at `deadline` …) and carries out what `take` gives. The
- * same machine in Python is clients/python/userrealtime_client/machine.py; protocol/vectors/client.json holds the two
- * to the same behaviour.
+ * The caller passes inputs (`message`, `closed`, `tick` at `deadline` …) and executes the actions that `take` returns.
+ * clients/python/userrealtime_client/machine.py is the same machine in Python; protocol/vectors/client.json has the
+ * tests of both.
  *
  *     new --start--> token --token--> opening --connected--> connected
  *                      ^                 |                       |
  *                      '---- waiting <---+-----------------------'   paused: dropped until `resume`; closed: for good
  *
- * With a state, `loading` comes before `token`: at first, and after each `reset`.
+ * With a state function, `loading` comes before `token`, initially and after each `reset`.
  *
- * All times are milliseconds: `now` is of any clock that only goes forward.
+ * All times are milliseconds. `now` is the time of a monotonic clock.
  */
 
-/** A JSON object, as it is on the wire. */
+/** A JSON object of the protocol. */
 export type Message = Record<string, unknown>;
 export type Transport = "websocket" | "sse" | "poll";
 export type StateName = "loading" | "connecting" | "connected" | "waiting" | "paused" | "closed";
@@ -25,15 +25,15 @@ export interface UserEvent<Data = unknown> {
   /** Its number in the log: one more than that of the event before. */
   id: number;
   event: string;
-  /** When it was numbered, just before its commit; RFC 3339, UTC. */
+  /** The time just before the commit of its transaction; RFC 3339, UTC. */
   at: string;
   data: Data;
-  /** Why `data` could not be read: it is null then, and `text` is its JSON. */
+  /** The error of the conversion of `data`. In this case, `data` is null and `text` is its JSON. */
   error?: Error;
   text?: string;
 }
 
-/** The log cannot give all that follows: fetch the state anew, then go on with what comes. */
+/** The log cannot deliver all events after the position: load the state again, then apply the events that follow. */
 export interface Reset {
   type: "reset";
   reason: "too-old" | "ahead" | "epoch" | (string & {});
@@ -42,13 +42,13 @@ export interface Reset {
   earliest?: number;
 }
 
-/** Where in the log a client is: after this event, of this incarnation of the log. */
+/** A client's position in the log: the last event that it has, and the epoch of the log. */
 export interface Position {
   id: number;
   epoch: string | null;
 }
 
-/** The position that `userrealtime.position` in the database has returned. Throws if the text is none. */
+/** Returns the position in a text that `userrealtime.position` has returned. Throws if the text is not a position. */
 export function parsePosition(text: string): Position {
   const [, id, epoch] = /^([0-9]{1,16})(?::(.*))?$/s.exec(text) ?? [];
   if (id === undefined || !Number.isSafeInteger(Number(id))) {
@@ -59,19 +59,19 @@ export function parsePosition(text: string): Position {
   return { id: Number(id), epoch: epoch === undefined || epoch === "" ? null : epoch };
 }
 
-/** How long a client waits for what, in milliseconds, and how much it takes. */
+/** Timeouts in milliseconds, and limits of a client. */
 export interface Limits {
   transports: readonly Transport[];
-  /** For a connection to be greeted: a sleeping pod may take 30 s to wake. */
+  /** The time until `connected` must arrive. A sleeping pod may take 30 s to wake. */
   openTimeout: number;
-  /** Without a word on a WebSocket for this long, ask. */
+  /** The time without a message on a WebSocket after which a ping is sent. */
   pingInterval: number;
   pongTimeout: number;
-  /** Without a byte on a stream for this long, it is dead; more than twice the relay's PING_INTERVAL. */
+  /** The time without a byte after which a stream is dead: more than twice the relay's PING_INTERVAL. */
   silence: number;
   backoff: number;
   backoffMost: number;
-  /** Messages published and not acknowledged. */
+  /** The largest number of published messages that are not acknowledged. */
   maxPending: number;
   maxMessageBytes: number;
   messagesPerSecond: number;
@@ -90,7 +90,7 @@ export const DEFAULTS: Limits = {
   messagesPerSecond: 50,
 };
 
-/** Connect; or, if this is a poll, ask once, and let the relay wait `wait` seconds. */
+/** Open a connection, or send one poll that requests the relay to wait `wait` seconds. */
 export interface Open {
   do: "open";
   transport: Transport;
@@ -104,69 +104,69 @@ export interface StateChange {
   do: "state";
   state: StateName;
   transport: Transport;
-  /** Why it is not connected. */
+  /** Why the client is not connected. */
   reason: string;
-  /** Why it is closed for good; null if the application closed it. */
+  /** Why the client is closed permanently; null if the application closed it. */
   error: ErrorCode | null;
 }
 
-/** Why a client is closed for good. */
+/** Why a client is closed permanently. */
 export type ErrorCode = "unauthorized" | "refused";
 
 export type Action =
   /**
-   * Run the application's function for its state; the answer is `loaded` or `notLoaded`, with the same number. Whatever
-   * the application has not taken yet is obsolete: discard it, and the result of any earlier run.
+   * Call the application's state function. The result is passed to `loaded` or `notLoaded`, with the same number.
+   * Messages that the application has not received yet are obsolete, as is the result of an earlier call: discard them.
    */
   | { do: "load"; load: number }
-  /** Deliver the state that this run has returned. `reset` is the reason of the reset that made it necessary. */
+  /** Deliver the state that this call has returned. `reset` is the reason of the reset that required it. */
   | { do: "loaded"; load: number; cursor: number; epoch: string | null; reset: string | null }
-  /** Ask the application for a token; the answer is `token` or `noToken`. */
+  /** Request a token from the application. The result is passed to `token` or `noToken`. */
   | { do: "token" }
   | Open
   /** Send a message over the WebSocket. */
   | { do: "send"; message: Message }
-  /** `POST /publish`; the answer is `posted`. */
+  /** Send `POST /publish`. The result is passed to `posted`. */
   | { do: "post"; message: Message; token: string }
-  /** End the connection at once, and all requests with it; nothing of them is told any more. */
+  /** Abort the connection and all requests, and report none of their results. */
   | { do: "drop" }
-  /** Hand an `event` or a `reset` to the application; the epoch is that of its log, as far as is known. */
+  /** Deliver an `event` or a `reset` to the application, with the epoch of its log; null if it is not known. */
   | { do: "hand"; message: UserEvent | Reset; epoch: string | null }
   | StateChange
-  /** The application's inbox has it, with this id. */
+  /** The message is stored in the application's inbox with this id. */
   | { do: "published"; ref: string; id: number }
-  /** It was not published, and is not tried again. */
+  /** The message was not published, and is not retried. */
   | { do: "failed"; ref: string; code: string; message: string };
 
-/** Times in a row that a transport may fail to connect, before the next one is tried. */
+/** Consecutive failures to connect after which the next transport is tried. */
 const ATTEMPTS = 3;
-/** How long a connection must have lasted for the next delay to be the first again. */
+/** How long a connection must have lasted to reset the backoff. */
 const STABLE = 5_000;
-/** How long a fallback must have lasted for the next attempt to be by the first transport again. */
+/** How long a connection by a fallback must have lasted for the next attempt to use the first transport again. */
 const RETURN = 60_000;
 const TOKEN_TIMEOUT = 30_000;
 const LOAD_TIMEOUT = 30_000;
-/** How long before its end a token is renewed, at most; else a quarter of what is left. */
+/** A token is renewed this long before its expiry, or after three quarters of its remaining time if that is later. */
 const RENEW_LEAD = 60_000;
 const RENEW_LEAST = 2_000;
 const RENEW_AGAIN = 5_000;
 const PROBE_TIMEOUT = 5_000;
 /** Seconds that a poll asks the relay to wait. */
 const POLL_WAIT = 25;
-/** The same of the first poll, whose answer says that there is a connection; a relay that has just begun needs some. */
+/** The same for the first poll, whose response proves the connection. A relay that has just started needs some time. */
 const POLL_FIRST = 2;
 const POLL_GRACE = 10_000;
-/** After 1013: this long, and a random part of that. */
+/** The delay after 1013: the minimum, and the bound of a random addition. */
 const TRY_LATER = { least: 10_000, more: 20_000 };
-/** A longer wait is not believed: it is some proxy's. */
+/** The longest `Retry-After` that is respected. A proxy may send a longer one. */
 const RETRY_AFTER_MOST = 300_000;
 const LONGEST_NAME = 253;
-/** Refused tokens in a row that end the client: one may have been old, two are wrong. */
+/** Consecutive rejected tokens after which the client ends. A single one may have expired. */
 const LAST_REFUSAL = 2;
 
-/** Close codes that mean something to a client; whatever else comes, it connects anew. */
+/** Close codes that a client treats specially. After any other code, it reconnects. */
 export const Code = {
-  /** Not on the wire: the connection broke, or never was. */
+  /** Never sent: the connection was lost or could not be opened. */
   ABNORMAL: 1006,
   POLICY_VIOLATION: 1008,
   MESSAGE_TOO_BIG: 1009,
@@ -178,7 +178,7 @@ const isInteger = (value: unknown) => Number.isSafeInteger(value);
 const isString = (value: unknown) => typeof value === "string";
 const isEpoch = (value: unknown) => value === null || isString(value);
 
-/** The members of messages, and of a poll's answer, that a client relies on. */
+/** The members of messages, and of the response to a poll, that a client relies on. */
 const SHAPES: Record<string, Record<string, (value: unknown) => boolean>> = {
   connected: { cursor: isInteger, epoch: isEpoch },
   event: { id: isInteger, event: isString },
@@ -198,7 +198,7 @@ interface Publication {
 
 type Phase = "new" | "loading" | "token" | "opening" | "connected" | "waiting" | "paused" | "closed";
 
-/** A bucket that fills with time: what may be sent, and when the next may. */
+/** A token bucket that limits the messages per second. */
 class Allowance {
   #level: number;
   #at = 0;
@@ -207,7 +207,7 @@ class Allowance {
     this.#level = rate;
   }
 
-  /** Take one; 0 if there was one, else how long until there is. */
+  /** Takes one token and returns 0, or returns the time until one is available. */
   wait(now: number): number {
     this.#level = Math.min(this.rate, this.#level + ((now - this.#at) / 1000) * this.rate);
     this.#at = now;
@@ -218,8 +218,8 @@ class Allowance {
 }
 
 /**
- * One client. `random` gives numbers from 0 to 1, 1 excluded. `stateful`: the application has a function that returns its
- * state (docs/protocol.md, "State").
+ * The state machine of one client. `random` returns numbers from 0 to 1, 1 excluded. `stateful`: whether the
+ * application has a state function (docs/protocol.md, "State").
  */
 export class Machine {
   readonly #limits: Limits;
@@ -227,24 +227,24 @@ export class Machine {
   #actions: Action[] = [];
   #phase: Phase = "new";
   readonly #timers = new Map<string, number>();
-  #place = 0; // of the transport among those there are
+  #place = 0; // the index of the transport
   #cursor: number | null;
   #epoch: string | null;
   readonly #stateful: boolean;
-  #stale: boolean; // the state is to be loaded before anything else
+  #stale: boolean; // the state must be loaded before the next connection
   #resetReason: string | null = null;
-  #load = 0; // the number of the last run
+  #load = 0; // the number of the last call of the state function
   #token: string | null = null;
   #goodUntil: number | null = null;
-  #renewing = false; // the application was asked for the next token
+  #renewing = false; // the next token has been requested from the application
   #offered: string | null = null; // the next token, sent to the relay
-  #refused = 0; // tokens in a row
+  #refused = 0; // consecutive tokens
   #offline = false;
   #attempt = 0;
-  #unopened = 0; // attempts of this transport in a row that did not connect
+  #unopened = 0; // consecutive attempts of this transport that did not connect
   #connectedAt = 0;
   #askedAt = 0;
-  #waited = 0; // seconds that the last poll asked for
+  #waited = 0; // seconds that the last poll requested
   readonly #pending = new Map<string, Publication>();
   #holdUntil = 0;
   #postAttempt = 0;
@@ -261,31 +261,31 @@ export class Machine {
     this.#allowance = new Allowance(limits.messagesPerSecond);
   }
 
-  /** When to call `tick`; null: not at all. */
+  /** The time at which to call `tick`, null for never. */
   get deadline(): number | null {
     return this.#timers.size === 0 ? null : Math.min(...this.#timers.values());
   }
 
-  /** After the last message handed out; null until it is known. */
+  /** The position after the last delivered message; null until it is known. */
   get position(): Position | null {
     return this.#cursor === null ? null : { id: this.#cursor, epoch: this.#epoch };
   }
 
-  /** What to do now, in order; each is given out once. */
+  /** Returns the actions to execute now, in order. Each is returned once. */
   take(): Action[] {
     const actions = this.#actions;
     this.#actions = [];
     return actions;
   }
 
-  // --- what the application wants
+  // --- calls of the application
 
-  /** Begin to connect. */
+  /** Starts to connect. */
   start(now: number): void {
     if (this.#phase === "new") this.#connect(now);
   }
 
-  /** Send a message to the application's inbox; `published` or `failed` follows. */
+  /** Sends a message to the application's inbox; `published` or `failed` follows. */
   publish(now: number, ref: string, event: string, data: unknown): void {
     const message = { type: "publish", ref, event, data };
     const size = new TextEncoder().encode(JSON.stringify(message)).length;
@@ -307,7 +307,7 @@ export class Machine {
     }
   }
 
-  /** Too much waits to be taken in: let go of the connection until `resume`. */
+  /** Closes the connection until `resume`, because too many messages wait for the application. */
   pause(): void {
     if (this.#phase !== "new" && this.#phase !== "paused" && this.#phase !== "closed") {
       this.#drop();
@@ -316,12 +316,12 @@ export class Machine {
     }
   }
 
-  /** Go on after `pause`. */
+  /** Connects again after `pause`. */
   resume(now: number): void {
     if (this.#phase === "paused") this.#connect(now);
   }
 
-  /** The network may be back, or the machine has slept: find out at once whether there is a connection. */
+  /** Checks the connection immediately. The network may be available again, or the machine was suspended. */
   probe(now: number): void {
     this.#offline = false;
     if (this.#phase === "waiting" || this.#phase === "loading") {
@@ -335,21 +335,21 @@ export class Machine {
     }
   }
 
-  /** There is no network, until `probe`: what fails now says nothing of a transport. */
+  /** Records that there is no network until `probe`. Failures in this time do not count against a transport. */
   offline(): void {
     this.#offline = true;
   }
 
-  /** End, for good. */
+  /** Closes the client permanently. */
   close(): void {
     if (this.#phase === "closed") return;
     this.#drop();
     this.#end("", null);
   }
 
-  // --- what happened
+  // --- inputs
 
-  /** Run number `load` of the application's function has returned a state, read at this position. */
+  /** Processes the result of call number `load` of the state function: a state, read at this position. */
   loaded(now: number, load: number, position: string): void {
     if (this.#phase !== "loading" || load !== this.#load) return;
     let parsed: Position;
@@ -368,17 +368,17 @@ export class Machine {
     this.#connect(now);
   }
 
-  /** Run number `load` of the application's function has failed. */
+  /** Processes the failure of call number `load` of the state function. */
   notLoaded(now: number, load: number, reason: string): void {
     if (this.#phase === "loading" && load === this.#load) this.#retry(now, `no state: ${reason}`);
   }
 
-  /** The application gave a token, good for so many milliseconds, as far as can be told. */
+  /** Processes a token of the application, which is valid for `goodFor` milliseconds; null if that is not known. */
   token(now: number, token: string, goodFor: number | null): void {
     this.#timers.delete("token");
     if (this.#phase === "token") {
       this.#token = token;
-      // A token that is over already tells of this clock rather than of the token: the relay is to judge.
+      // A new token that seems to have expired indicates a wrong local clock: the relay decides.
       this.#goodUntil = goodFor === null || goodFor <= 0 ? null : now + goodFor;
       this.#open(now);
     } else if (this.#renewing) {
@@ -390,7 +390,7 @@ export class Machine {
     }
   }
 
-  /** The application has no token to give now. */
+  /** Processes the failure of the application to provide a token. */
   noToken(now: number, reason: string): void {
     this.#timers.delete("token");
     if (this.#phase === "token") {
@@ -401,7 +401,7 @@ export class Machine {
     }
   }
 
-  /** Something came over the connection, whatever it was. */
+  /** Processes the arrival of any data over the connection. */
   heard(now: number): void {
     if (this.#phase !== "connected") return;
     if (this.#transport === "websocket") {
@@ -412,7 +412,7 @@ export class Machine {
     }
   }
 
-  /** The relay said this, over a WebSocket or a stream. */
+  /** Processes a message of the relay over a WebSocket or a stream: a JSON value. */
   message(now: number, message: unknown): void {
     if (this.#phase !== "opening" && this.#phase !== "connected") return;
     this.heard(now);
@@ -450,7 +450,7 @@ export class Machine {
     }
   }
 
-  /** A poll was answered with 200. */
+  /** Processes the response to a poll with status 200. */
   answered(now: number, answer: unknown): void {
     if (this.#phase !== "opening" && this.#phase !== "connected") return;
     if (!isSound("answer", answer) || !(answer.events as unknown[]).every((event) => isSound("event", event))) {
@@ -461,14 +461,14 @@ export class Machine {
     const epoch = answer.epoch as string | null;
     const events = answer.events as UserEvent[];
     const reason = (answer.reset as string | undefined) ?? null;
-    // `connected` says where a client begins; what an answer says, when nothing is new to it, is the same.
+    // `connected` contains the position at which a client begins; so does the response to a poll without events.
     this.#greet(now, this.#cursor ?? cursor, reason === null ? epoch : null);
     if (reason !== null) this.#reset(now, { type: "reset", reason, cursor, epoch });
     for (const event of events) this.#event(now, event);
     if (this.#is("connected")) {
       const idle = reason === null && events.length === 0;
       if (idle && this.#waited === POLL_WAIT && now - this.#askedAt < 1000) {
-        // Something in between answers in the relay's place.
+        // A proxy responds instead of the relay.
         this.#timers.delete("silence");
         this.#timers.set("poll", now + 1000 * this.#random());
       } else {
@@ -477,7 +477,7 @@ export class Machine {
     }
   }
 
-  /** The connection has ended, or could not be made (1006). */
+  /** Processes the end of the connection, or the failure to open one (1006). */
   closed(now: number, code: number, reason: string): void {
     if (this.#phase !== "opening" && this.#phase !== "connected") return;
     if (code === Code.ABNORMAL) this.#countUnopened();
@@ -496,7 +496,7 @@ export class Machine {
     }
   }
 
-  /** A stream, a poll or a WebSocket's handshake was answered with another status than it should be. */
+  /** Processes an error status in the response to a stream, a poll or the handshake of a WebSocket. */
   refused(now: number, status: number, reason: string, retryAfter: number | null): void {
     if (this.#phase !== "opening" && this.#phase !== "connected") return;
     const why = `HTTP ${status} ${reason}`.trimEnd();
@@ -510,7 +510,7 @@ export class Machine {
     }
   }
 
-  /** `POST /publish` was answered; status 0: it was not. */
+  /** Processes the response to `POST /publish`. The status is 0 without a response. */
   posted(now: number, ref: string, status: number, body: Message, retryAfter: number | null): void {
     if (this.#posting !== ref) return;
     this.#posting = null;
@@ -535,11 +535,11 @@ export class Machine {
     this.#flush(now);
   }
 
-  /** Let time pass. */
+  /** Processes the timers that are due. */
   tick(now: number): void {
     const due = [...this.#timers].filter(([, at]) => at <= now).map(([name]) => name);
     for (const name of due.sort()) {
-      if (!this.#timers.delete(name)) continue; // what came before has ended it
+      if (!this.#timers.delete(name)) continue; // an earlier timer has cancelled it
       switch (name) {
         case "retry":
           this.#connect(now);
@@ -575,7 +575,7 @@ export class Machine {
     }
   }
 
-  /** Give the connection up: it is dead, or says what cannot be. */
+  /** Aborts the connection, because it is dead or violates the protocol. */
   lose(now: number, reason: string): void {
     if (this.#phase === "opening" || this.#phase === "connected") {
       this.#actions.push({ do: "drop" });
@@ -589,7 +589,7 @@ export class Machine {
     return this.#limits.transports[this.#place] as Transport;
   }
 
-  /** Whether this is the phase now, whatever it was a moment ago: TypeScript remembers too much. */
+  /** Returns whether this is the current phase. In a comparison, TypeScript would assume the phase from before a call. */
   #is(phase: Phase): boolean {
     return this.#phase === phase;
   }
@@ -646,7 +646,7 @@ export class Machine {
     } else if (this.#epoch === null && cursor === this.#cursor) {
       this.#epoch = epoch;
     }
-    // Any other cursor than ours is that of a `reset` to come, and no reason to forget ours.
+    // A different cursor belongs to the `reset` that follows. Until then, this client's cursor stays.
     if (this.#phase !== "opening") return;
     this.#phase = "connected";
     this.#timers.delete("open");
@@ -669,7 +669,7 @@ export class Machine {
     if (this.#phase === "opening" && !this.#offline) this.#unopened += 1;
   }
 
-  /** The connection is no more; what was sent over it and not answered is to be sent again. */
+  /** Resets the state of the connection. Messages without an acknowledgement are sent again on the next one. */
   #leave(): void {
     this.#timers.clear();
     this.#renewing = false;
@@ -683,7 +683,7 @@ export class Machine {
     this.#leave();
   }
 
-  /** Connect after a random moment: from nothing to a bound that doubles with each attempt in a row. */
+  /** Connects after a random delay, whose bound doubles with each consecutive attempt. */
   #retry(now: number, why: string, { delay, atLeast = 0 }: { delay?: number; atLeast?: number } = {}): void {
     if (this.#phase === "connected") {
       const lasted = now - this.#connectedAt;
@@ -705,7 +705,7 @@ export class Machine {
     this.#state("waiting", why);
   }
 
-  /** A token was not good: one may have been old, and another may be. */
+  /** Discards a rejected token and retries with a new one; after `LAST_REFUSAL` of them, ends. */
   #refuse(now: number, why: string): void {
     this.#refused += 1;
     this.#token = null;
@@ -739,7 +739,7 @@ export class Machine {
     this.#cursor = message.cursor;
     this.#epoch = message.epoch;
     if (this.#stateful) {
-      // After a random delay like any other reconnection: a restored database resets all clients at once.
+      // With a random delay, as for any other reconnection: a restored database resets all clients together.
       this.#stale = true;
       this.#resetReason = message.reason;
       this.#actions.push({ do: "drop" });
@@ -758,7 +758,7 @@ export class Machine {
 
   // --- publishing
 
-  /** Send what may be sent now. */
+  /** Sends the messages that the rate limit allows now. */
   #flush(now: number): void {
     if (this.#phase !== "connected") return;
     for (const [ref, publication] of this.#pending) {
@@ -791,7 +791,7 @@ export class Machine {
   #complain(now: number, message: Message): void {
     const code = message.code as string;
     if (typeof message.ref !== "string") {
-      if (code === "unavailable") this.#timers.set("renew", now + RENEW_AGAIN); // the keys of tokens
+      if (code === "unavailable") this.#timers.set("renew", now + RENEW_AGAIN); // the token keys
       return;
     }
     const publication = this.#pending.get(message.ref);
@@ -823,7 +823,7 @@ function kindOf(message: unknown): unknown {
   return typeof message === "object" && message !== null ? (message as Message).type : undefined;
 }
 
-/** Whether a message of a kind that is known has what it must have. */
+/** Returns whether a message has the required members. A message of an unknown type has none. */
 function isSound(kind: unknown, message: unknown): message is Message {
   if (typeof kind !== "string" || typeof message !== "object" || message === null) return false;
   const shape = Object.hasOwn(SHAPES, kind) ? SHAPES[kind] : {};
@@ -831,7 +831,7 @@ function isSound(kind: unknown, message: unknown): message is Message {
 }
 
 function isName(value: string): boolean {
-  // Half of a surrogate pair is a character to JSON, but not to UTF-8.
+  // A lone surrogate is a character in JSON, but not in UTF-8.
   const length = [...value].length;
   return length >= 1 && length <= LONGEST_NAME && !/[\u0000-\u001f\u007f]|\p{Surrogate}/u.test(value);
 }

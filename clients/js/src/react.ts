@@ -7,7 +7,7 @@ import { firstView, sharedStore, storeOf, type StoreOptions, type View } from ".
 export type { StoreOptions, View } from "./store.js";
 
 export interface Realtime<AppState> extends View<AppState> {
-  /** Sends a message to the application's inbox; resolves with its id there, once it is stored. */
+  /** Sends a message to the application's inbox, and resolves with its id when it is stored. */
   publish: (event: string, data?: unknown, options?: { ref?: string }) => Promise<number>;
 }
 
@@ -15,8 +15,8 @@ export interface Realtime<AppState> extends View<AppState> {
  * The state of the application, the connection status, and `publish`.
  *
  * All components that use the same `url` share one connection and one state: give them the same `state` and `reduce`, for
- * example in a hook of your own. On a server, and in the first rendering of a page that a server has rendered, the state
- * is `initial`.
+ * example in a custom hook. On a server, and in the first rendering of a page that a server has rendered, the state is
+ * `initial`.
  */
 export function useUserRealtime<AppState>(
   options: StoreOptions<AppState> & { initial: object },

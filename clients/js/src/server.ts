@@ -1,5 +1,5 @@
 /**
- * What an application's server does: sign tokens, publish events, read positions, and take messages from the inbox.
+ * Functions for an application's server: sign tokens, publish events, read positions, and take messages from the inbox.
  *
  *     await sql.begin(async (sql) => {                                        // postgres.js; a client of `pg` as well
  *       await sql`insert into orders (customer) values ('alice')`;
@@ -9,7 +9,7 @@
  * Each function runs one statement on the connection that it is given, in the transaction that is open there.
  */
 
-/** A connection of postgres.js (`sql`), or of `pg` and what resembles it (a client in a transaction, PGlite). */
+/** A connection of postgres.js (`sql`), or of `pg` and compatible packages (a client in a transaction, PGlite). */
 export type Connection =
   | { unsafe(statement: string, values: never[]): PromiseLike<readonly object[]> }
   | { query(statement: string, values: never[]): PromiseLike<{ rows: readonly object[] }> };
@@ -32,7 +32,7 @@ export interface TokenKeys {
   others: string[];
 }
 
-/** The token is not a valid token of this user. The message contains the reason, and nothing of the token. */
+/** The token is not a valid token of this user. The message contains the reason, and no part of the token. */
 export class InvalidToken extends Error {
   override readonly name = "InvalidToken";
 }
@@ -57,7 +57,7 @@ export async function publish(connection: Connection, userId: string, event: str
 }
 
 /**
- * The position of the user's log in the snapshot of the open transaction. Read the state in the same transaction, with the
+ * Returns the user's position in the snapshot of the open transaction. Read the state in the same transaction, with the
  * isolation level REPEATABLE READ; in READ COMMITTED, read the position first.
  */
 export async function position(connection: Connection, userId: string): Promise<string> {
@@ -86,13 +86,13 @@ export async function take(connection: Connection, limit = 10): Promise<Message[
   }));
 }
 
-/** The keys in the `data` of a Secret, in base64, as the API server returns it. */
+/** Returns the keys in the `data` of a Secret: base64, as the API server returns it. */
 export function keysOfSecret(data: Record<string, string>): TokenKeys {
   const decoded = NAMES.map((name) => (data[name] === undefined ? undefined : atob(data[name])));
   return keysOf(decoded, "the Secret");
 }
 
-/** The keys in a directory where the Secret is mounted. Read them again regularly: keys are replaced. */
+/** Returns the keys in a directory where the Secret is mounted. Read them regularly, because keys are replaced. */
 export async function readKeys(directory: string): Promise<TokenKeys> {
   const files = (await import("node:fs/promises" as string)) as {
     readFile(path: string, encoding: "utf8"): Promise<string>;
@@ -115,7 +115,7 @@ function keysOf([current, ...others]: (string | undefined)[], source: string): T
   return { current, others: others.filter((key): key is string => key !== undefined && key !== "") };
 }
 
-/** A token of the user (JWT, HS256) that is valid for `ttl` seconds. `claims` are further ones, such as `iss` and `aud`. */
+/** Returns a token of the user (JWT, HS256), valid for `ttl` seconds. `claims` adds others, such as `iss` and `aud`. */
 export async function sign(
   keys: TokenKeys,
   userId: string,
@@ -128,7 +128,7 @@ export async function sign(
   return `${content}.${encode(new Uint8Array(signature))}`;
 }
 
-/** The claims of a token, if it is a valid token of the user. Rejects with `InvalidToken`. */
+/** Returns the claims of a token of the user. Rejects with `InvalidToken` if the token is not valid. */
 export async function verify(keys: TokenKeys, token: string, userId: string): Promise<Record<string, unknown>> {
   const [head, payload, signature, ...more] = token.split(".");
   let alg: unknown;

@@ -7,24 +7,24 @@ import { UserRealtime, type ClientError, type Options, type Snapshot } from "./c
 import type { Position, StateName, UserEvent } from "./machine.js";
 
 export interface StoreOptions<AppState> extends Omit<Options<AppState>, "url" | "position" | "state" | "receive"> {
-  /** The user's URL, as `status.url` of the UserRealtime has it; null while there is no user: nothing is connected then. */
+  /** The user's URL, `status.url` of the UserRealtime; null while there is no user, for no connection. */
   url: string | null;
   /** Returns the state of the application and its position in the log. */
   state: NonNullable<Options<AppState>["state"]>;
   /** Returns the state after an event. It must not change the state that it is given. */
   reduce: (state: AppState, event: UserEvent) => AppState;
-  /** A state that the page has already, for example from the server that rendered it; `state` is then not called first. */
+  /** A state that the page already has, such as from the server that rendered it. `state` is then not called first. */
   initial?: Snapshot<AppState> | undefined;
 }
 
-/** What there is to draw. A view is never changed: another one takes its place. */
+/** The values to render. A view is immutable: a change creates a new one. */
 export interface View<AppState> {
   /** Undefined until the first one is loaded. */
   readonly state: AppState | undefined;
   readonly status: StateName;
-  /** Why it is not connected. */
+  /** Why the client is not connected. */
   readonly reason: string;
-  /** Why it is closed for good. */
+  /** Why the client is closed permanently. */
   readonly error: ClientError | null;
 }
 
@@ -35,7 +35,7 @@ export function firstView<AppState>({ url, initial }: StoreOptions<AppState>): V
 
 /** One user's state. It connects with its first subscriber, and closes when it has none and nothing to publish. */
 export class Store<AppState> {
-  /** Those of the component that was drawn last: their functions are called. */
+  /** The options of the component that was rendered last. Their functions are called. */
   options: StoreOptions<AppState>;
   #view: View<AppState>;
   #client: UserRealtime<AppState> | null = null;
@@ -56,7 +56,7 @@ export class Store<AppState> {
     return this.#view;
   }
 
-  /** Calls the listener whenever there is another view, until the function that this returns is called. */
+  /** Calls the listener after each change of the view. The returned function removes it. */
   subscribe(listener: () => void): () => void {
     const subscriber = () => listener();
     this.#subscribers.add(subscriber);
@@ -108,14 +108,14 @@ export class Store<AppState> {
   #show(changes: Partial<View<AppState>>): void {
     this.#view = { ...this.#view, ...changes };
     if (this.#telling) return;
-    this.#telling = true; // once for all that arrives together
+    this.#telling = true; // one notification for all changes of the same task
     queueMicrotask(() => {
       this.#telling = false;
       for (const subscriber of [...this.#subscribers]) subscriber();
     });
   }
 
-  /** A moment later: a component that takes the place of another one subscribes after that has left. */
+  /** Closes an unused client after a delay: a component that replaces another subscribes after the other has left. */
   #release(): void {
     setTimeout(() => {
       if (this.#subscribers.size > 0 || this.#publishing > 0 || this.#client === null) return;
@@ -130,12 +130,12 @@ export class Store<AppState> {
 
 const stores = new Map<string, Store<never>>();
 
-/** The store of a user that has subscribers, if any. */
+/** Returns the store of a user, if it has subscribers. */
 export function storeOf<AppState>(url: string | null): Store<AppState> | undefined {
   return url === null ? undefined : (stores.get(url) as Store<AppState> | undefined);
 }
 
-/** The store of a user, for all that use the same URL. Never on a server, where users must not share anything. */
+/** Returns the store that all components with the same URL share. Not for a server: users must not share anything. */
 export function sharedStore<AppState>(options: StoreOptions<AppState>, view?: View<AppState>): Store<AppState> {
   const { url } = options;
   const known = storeOf<AppState>(url);

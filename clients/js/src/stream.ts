@@ -1,18 +1,18 @@
-/** Server-Sent Events as a client of a relay reads them: the data of each message, in order. */
+/** A parser of Server-Sent Events that returns the data of each message, in order. */
 
-/** Characters that are kept of a message that does not end. */
+/** The largest size of a message in characters. */
 const LONGEST_MESSAGE = 64 << 20;
 
 /**
- * Takes pieces of a stream, cut wherever the network cut them. Ids and delays are passed over: a client knows both from
- * the messages themselves.
+ * Parses a stream from pieces of any size. The fields `id` and `retry` are ignored: the messages contain the ids, and
+ * the machine computes the delays.
  */
 export class EventStream {
   readonly #decoder = new TextDecoder("utf-8", { fatal: true });
   #rest = "";
   #data: string[] = [];
 
-  /** The data of the messages that this piece completes. Throws if a message is too long, or no UTF-8. */
+  /** Returns the data of the messages that this piece completes. Throws if a message is too long or is not UTF-8. */
   feed(piece: Uint8Array): string[] {
     const lines = (this.#rest + this.#decoder.decode(piece, { stream: true })).split("\n");
     this.#rest = lines.pop() ?? "";

@@ -1,4 +1,4 @@
-/** Svelte: a readable store of the state of an application, kept up to date. It needs nothing of Svelte. */
+/** Svelte: a readable store of the state of an application, kept up to date. It does not import Svelte. */
 
 import { firstView, sharedStore, type StoreOptions, type View } from "./store.js";
 

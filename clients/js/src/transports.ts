@@ -1,6 +1,6 @@
 /**
- * The wire: each function is one connection, or one request, and tells an `Ear` what came of it. None of them throws;
- * what ends one is told as the last thing. Ended by the function they return, they tell nothing more.
+ * The transports. Each function handles one connection or one request, and reports to an `Ear`. No function throws: its
+ * last report is the reason for the end. After `drop`, nothing more is reported.
  */
 
 import { decodeAnswer, decodeMessage, type Parse } from "./decode.js";
@@ -10,7 +10,7 @@ import { EventStream } from "./stream.js";
 const SUBPROTOCOL = "userrealtime.v1";
 const POST_TIMEOUT = 30_000;
 
-/** What is needed of the browser's WebSocket; node's, and that of the package `ws`, have it too. */
+/** The part of the browser's WebSocket that is used. The classes of Node.js and of the package `ws` also have it. */
 export interface WebSocketLike {
   onmessage: ((event: { data: unknown }) => void) | null;
   onclose: ((event: { code: number; reason: string }) => void) | null;
@@ -20,33 +20,33 @@ export interface WebSocketLike {
 }
 export type WebSocketClass = new (url: string, protocols: string[]) => WebSocketLike;
 
-/** What is told of one connection. */
+/** Receives the reports of one connection. */
 export interface Ear {
-  /** The relay said this, a JSON value. */
+  /** Receives a message of the relay, a JSON value. */
   message(message: unknown): void;
-  /** A poll was answered. */
+  /** Receives the response to a poll. */
   answered(answer: unknown): void;
-  /** Something came, whatever it was. */
+  /** Receives the notice that data has arrived. */
   heard(): void;
-  /** It has ended, or was never made (1006). */
+  /** Receives the end of the connection, or the failure to open it (1006). */
   closed(code: number, reason: string): void;
-  /** It was answered with this status; the delay is in milliseconds. */
+  /** Receives an error status of the response; `retryAfter` is in milliseconds. */
   refused(status: number, reason: string, retryAfter: number | null): void;
 }
 
-/** A connection, for as long as it is wanted. */
+/** An open connection or request. */
 export interface Connection {
   send(message: Message): void;
   drop(): void;
 }
 
-/** A user's URL, as `status.url` has it, without what would stand in the way of a path. Throws if it is none. */
+/** Returns a user's URL (`status.url`) without a trailing slash, for paths to be appended. Throws if it is not one. */
 export function baseOf(url: string): string {
   let parsed: URL | null = null;
   try {
     parsed = new URL(url);
   } catch {
-    // told below
+    // reported below
   }
   if (parsed === null || !/^https?:$/.test(parsed.protocol) || parsed.search !== "" || parsed.hash !== "") {
     throw new TypeError(`${url} is not the http or https URL of a user, such as status.url of a UserRealtime`);
@@ -54,7 +54,7 @@ export function baseOf(url: string): string {
   return parsed.href.replace(/\/+$/, "");
 }
 
-/** A WebSocket. The token goes as a subprotocol, since browsers let no header be set. */
+/** Opens a WebSocket. The token is sent as a subprotocol, because browsers do not let a page set headers. */
 export function websocket(
   Class: WebSocketClass,
   base: string,
@@ -68,7 +68,7 @@ export function websocket(
     ear.message(decodeMessage(data as string, parse));
   };
   socket.onclose = ({ code, reason }) => ear.closed(code, reason);
-  socket.onerror = () => {}; // `close` follows, and says no less
+  socket.onerror = () => {}; // `close` follows with the same information
   return {
     send: (message) => socket.send(JSON.stringify(message)),
     drop: () => {
@@ -78,7 +78,7 @@ export function websocket(
   };
 }
 
-/** A stream of Server-Sent Events, over `fetch`, since an EventSource sends no header. */
+/** Opens a stream of Server-Sent Events with `fetch`, because an EventSource cannot send headers. */
 export function stream(
   fetch: typeof globalThis.fetch,
   base: string,
@@ -106,7 +106,7 @@ export function stream(
   });
 }
 
-/** One poll. */
+/** Sends one poll. */
 export function poll(
   fetch: typeof globalThis.fetch,
   base: string,
@@ -123,7 +123,7 @@ export function poll(
   });
 }
 
-/** `POST /publish`: tells the status, or 0 without one, the answer's object, and milliseconds to wait, if told. */
+/** Sends `POST /publish`; reports the status (0 without a response), the body, and `Retry-After` in milliseconds. */
 export function post(
   fetch: typeof globalThis.fetch,
   base: string,
@@ -164,7 +164,7 @@ function unsendable(): never {
   throw new Error("nothing is sent over this transport");
 }
 
-/** Passes on what the relay says is wrong; nothing of what others say. */
+/** Reports an error status. Its reason is the relay's error message, empty if the response is not from a relay. */
 async function refuse(response: Response, ear: Ear): Promise<void> {
   const { error } = await objectOf(response);
   ear.refused(response.status, typeof error === "string" ? error : "", retryAfterOf(response));

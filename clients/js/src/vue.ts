@@ -14,11 +14,11 @@ export interface Realtime<AppState> {
   publish: (event: string, data?: unknown, options?: { ref?: string }) => Promise<number>;
 }
 
-/** To be called in `setup`. Components that use the same `url` share one connection and one state. */
+/** Returns the state of the application; call it in `setup`. Components with the same `url` share it. */
 export function useUserRealtime<AppState>(options: StoreOptions<AppState>): Realtime<AppState> {
   const view = shallowRef(firstView(options));
   let stop = () => {};
-  // Not before: a server renders the first view and connects nothing.
+  // Only when mounted: a server renders the first view and opens no connection.
   onMounted(() => {
     const store = sharedStore(options, view.value);
     stop = store.subscribe(() => (view.value = store.view));

@@ -6,12 +6,12 @@
                 case Event():
                     print(message.id, message.event, message.data)
                 case Reset():
-                    ...  # fetch the state anew
+                    ...  # load the state again
 
 With `state=load`, a function that returns the application's state and the text of `userrealtime.position(user_id)`, the
-client delivers `Loaded` in place of `Reset`, and as its first message.
+client delivers `Loaded` instead of `Reset`, and as its first message.
 
-docs/clients.md has the rest.
+docs/clients.md describes all options.
 """
 
 from .client import Client, ClientError, Event, Loaded, PublishError, Reset

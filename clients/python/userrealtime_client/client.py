@@ -1,4 +1,4 @@
-"""The client as an application has it: the machine, carried out on asyncio and aiohttp."""
+"""The client for applications: runs the machine with asyncio and aiohttp."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ from .machine import Loaded as LoadedAction
 
 NOTHING: Final[Message] = {}
 BUFFER: Final = 1000
-"""Messages that wait to be taken, before the client lets go of its connection until half of them are."""
+"""Messages that wait for the application before the client pauses. It resumes when half of them are taken."""
 WATCH_S: Final = 5.0
 JUMP_S: Final = 10.0
-"""By how much the clock must run ahead of the time that this process saw, for the machine to have slept."""
+"""The difference between wall clock and monotonic clock from which the machine is taken to have been suspended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,17 +55,17 @@ class Event:
     id: int
     event: str
     at: str
-    """When it was numbered, just before its commit; RFC 3339, UTC."""
+    """The time just before the commit of its transaction; RFC 3339, UTC."""
     data: Any
-    """A number that neither int nor float can be converted to is a Decimal."""
+    """A number that is too large for int or float is a Decimal."""
     error: Exception | None = None
-    """What the client's `parse` raised; `data` is None then, and `text` is the JSON."""
+    """The exception of the client's `parse`. In this case, `data` is None and `text` is the JSON."""
     text: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Reset:
-    """The log cannot give all that follows: fetch the state anew, then go on with what comes."""
+    """The log cannot deliver all events after the position: load the state again, then apply the events that follow."""
 
     reason: str
     """`too-old`, `ahead` or `epoch`."""
@@ -75,13 +75,13 @@ class Reset:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """The state of the application, by its function `state`. It replaces all earlier messages; events follow."""
+    """The state that the application's function returned. It replaces all earlier messages; events follow."""
 
     state: Any
     position: Position
-    """The state has the changes of all events up to this one, and may have later ones."""
+    """The state contains the changes of all events up to this one. It may contain later ones."""
     reset: str | None
-    """Why the state was loaded again: the reason of a `Reset`; None the first time."""
+    """The reason of the `Reset` after which the state was loaded; None the first time."""
 
 
 LoadState = Callable[[], Awaitable[tuple[Any, str]]]
@@ -89,7 +89,7 @@ LoadState = Callable[[], Awaitable[tuple[Any, str]]]
 
 
 class ClientError(Exception):
-    """The client has ended for good. `code` is "unauthorized" or "refused"."""
+    """The client has ended permanently. `code` is "unauthorized" or "refused"."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(f"{code}: {message}" if message else code)
@@ -97,16 +97,17 @@ class ClientError(Exception):
 
 
 class PublishError(ClientError):
-    """A message was not published, and is not tried again.
+    """A message was not published, and is not retried.
 
-    `code` is "invalid", "too-big", "queue-full", "refused", "invalid-publish", or "closed", with which it is not known.
+    `code` is "invalid", "too-big", "queue-full", "refused", "invalid-publish" or "closed". With "closed", the message
+    may have been published.
     """
 
 
 def _tls() -> ssl.SSLContext:
-    """A context that verifies servers as OpenSSL does by default.
+    """Return a context that verifies servers as OpenSSL does by default.
 
-    Python 3.13's own default also rejects authorities without `keyUsage`, such as those of many companies.
+    The default of Python 3.13 also rejects authorities without `keyUsage`, which many companies use.
     """
     context = ssl.create_default_context()  # noqa: TID251 (this package depends on no other of the project)
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
@@ -114,22 +115,23 @@ def _tls() -> ssl.SSLContext:
 
 
 class Client:
-    """One user's events: an async context manager, and an iterator of messages while inside.
+    """A client of one user's events: an async context manager and, inside of it, an iterator of messages.
 
     The messages are `Event` and `Reset`; with `state`, they are `Loaded` and `Event`.
 
     Args:
-        url: the user's, as `status.url` of the UserRealtime has it.
-        token: a token, or what gives one: it is called for the first, for the next before that ends, and for another
-            if one is refused.
-        position: go on after this event; by default at the log's head. A text is one of `userrealtime.position`.
+        url: the user's URL, `status.url` of the UserRealtime.
+        token: a token, or a function that returns one. It is called for the first token, before a token expires, and
+            after a token was rejected.
+        position: the position after which to start, by default the head of the log. A text is one that
+            `userrealtime.position` returned.
         state: returns the state of the application and its position. It is called before the client connects, unless
-            there is a `position`, and after each reset; the first message, and the one that replaces a `Reset`, is
-            then `Loaded`.
-        receive: False for a client that only publishes: events are not kept for it to take.
+            there is a `position`, and after each reset. The client then delivers `Loaded` first, and in place of each
+            `Reset`.
+        receive: False for a client that only publishes. It keeps no messages for the iterator.
         on_state: called when the state changes.
-        session: to be used for all requests, for a proxy or certificates of one's own; it is not closed.
-        options: times and limits.
+        session: used for all requests, for example with a proxy or custom certificates. The client does not close it.
+        options: timeouts and limits.
         parse: converts the JSON text of an event's data to `Event.data`; by default `json.loads`, with larger numbers
             and deeper nesting.
     """
@@ -165,7 +167,7 @@ class Client:
         self._news = asyncio.Event()
         self._published: dict[str, asyncio.Future[int]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._connection: set[asyncio.Task[None]] = set()  # those of `_tasks` that `Drop` ends
+        self._connection: set[asyncio.Task[None]] = set()  # the part of `_tasks` that `Drop` cancels
         self._asking: asyncio.Task[None] | None = None
         self._loading: asyncio.Task[None] | None = None
         self._loaded_state: Any = None
@@ -179,39 +181,39 @@ class Client:
 
     @property
     def state(self) -> StateName:
-        """What the client does.
+        """The state of the client.
 
-        `loading` (the state), `connecting`, `connected`, `waiting` (to try again), `paused` (until events are taken),
-        or `closed`.
+        `loading` (the application's state), `connecting`, `connected`, `waiting` (before a retry), `paused` (until the
+        application takes messages), or `closed`.
         """
         return "connecting" if self._state is None else self._state.state
 
     @property
     def transport(self) -> Transport | None:
-        """What carries the connection, or is tried."""
+        """The transport of the connection, or of the attempt to connect."""
         return None if self._state is None else self._state.transport
 
     @property
     def position(self) -> Position | None:
-        """After the last message that was taken; what to keep, to go on from there another time."""
+        """The position after the last message that the application has taken. Store it to continue there later."""
         return self._position
 
     @property
     def error(self) -> ClientError | None:
-        """Why it is closed for good; None while it is not, or if the application closed it."""
+        """Why the client is closed permanently; None if it is open or the application closed it."""
         if self._state is None or self._state.error is None:
             return None
         return ClientError(self._state.error, self._state.reason)
 
     async def publish(self, event: str, data: Any = NOTHING, *, ref: str | None = None) -> int:
-        """Send a message to the application's inbox; returns its id there, once it is stored.
+        """Send a message to the application's inbox; return its id when it is stored.
 
-        It is repeated over as many connections as it takes, and stored once. Cancelled, it may be stored or not: the
-        same `ref` tells, if it is published again.
+        The message is repeated on new connections until it is acknowledged, and stored once. After a cancellation, it
+        may have been stored: publish it again with the same `ref` to get its id.
 
         Raises:
-            PublishError: it is not stored.
-            TypeError, ValueError: `data` is not JSON.
+            PublishError: the message is not stored.
+            TypeError, ValueError: JSON cannot represent `data`.
         """
         ref = str(uuid.uuid4()) if ref is None else ref
         if ref in self._published:
@@ -227,7 +229,7 @@ class Client:
             self._machine.forget(ref)
 
     async def close(self) -> None:
-        """End the connection. What is published and not acknowledged fails."""
+        """Close the connection. The publication of messages without an acknowledgement fails."""
         self._machine.close()
         self._settle()
         for task in self._tasks:
@@ -254,10 +256,10 @@ class Client:
         return self
 
     async def __anext__(self) -> Event | Reset | Loaded:
-        """The next message.
+        """Return the next message.
 
         Raises:
-            ClientError: there will be none.
+            ClientError: the client has ended permanently.
         """
         while not self._buffer:
             if self._state is None:
@@ -274,7 +276,7 @@ class Client:
             self._settle()
         return self._took(taken)
 
-    # --- between the machine and the world
+    # --- actions and inputs of the machine
 
     @property
     def _loop(self) -> asyncio.AbstractEventLoop:
@@ -289,7 +291,7 @@ class Client:
         return time.time() - self._loop.time()
 
     def _watch(self, before: float) -> None:
-        """Notice, now and then, that the machine has slept."""
+        """Detect periodically whether the machine was suspended."""
         offset = self._offset()
         if offset - before > JUMP_S:
             self._machine.probe(self._now())
@@ -297,7 +299,7 @@ class Client:
         self._watcher = self._loop.call_later(WATCH_S, self._watch, offset)
 
     def _settle(self) -> None:
-        """Carry out what the machine says, and come back when it wants to know the time."""
+        """Execute the actions of the machine, and schedule the next `tick`."""
         while actions := self._machine.take():
             for action in actions:
                 self._carry_out(action)
@@ -385,7 +387,7 @@ class Client:
     def _open(self, action: Open) -> None:
         self._ear = ear = _Ear(self)
         if action.transport == "websocket":
-            self._outgoing = asyncio.Queue()  # no more than may be pending
+            self._outgoing = asyncio.Queue()  # limited by `max_pending`
             work = transports.websocket(self._session, self._base, action, self._outgoing, ear, self._parse)
         elif action.transport == "sse":
             work = transports.stream(self._session, self._base, action, ear, self._parse)
@@ -436,13 +438,13 @@ class Client:
         if self._on_state is not None:
             try:
                 self._on_state(state)
-            except Exception as error:  # noqa: BLE001 (the application's own, which is not to end what goes on here)
+            except Exception as error:  # noqa: BLE001 (an error of the application must not stop the client)
                 context = {"message": "userrealtime: on_state failed", "exception": error}
                 self._loop.call_exception_handler(context)
 
 
 class _Ear:
-    """What one connection is heard with, for as long as it is the one there is."""
+    """Passes the reports of a connection to the machine while it is the current connection."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
@@ -480,7 +482,7 @@ class _Ear:
 
 
 def _life(token: str) -> float | None:
-    """Milliseconds that a token says it is still good for, by this machine's clock; None if it does not say."""
+    """Return the milliseconds until a token expires, by the local clock; None if it has no readable `exp`."""
     try:
         payload = token.split(".")[1]
         claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))

@@ -1,7 +1,7 @@
-"""Decodes what the relay sends: JSON of any size of number and any depth, and data by a function of the application.
+"""Decodes messages of the relay: JSON with numbers of any size and any nesting, and data by the application's function.
 
-The data of an event is any value that the type jsonb of Postgres holds: numbers of up to 131,072 digits, and lists
-within lists, thousands of levels deep. `json.loads` rejects both.
+The data of an event is any value of the Postgres type jsonb, with numbers of up to 131,072 digits and thousands of
+nested lists. `json.loads` rejects both.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from decimal import Decimal
 from typing import Any, Final, NamedTuple
 
 Parse = Callable[[str], Any]
-"""Converts the JSON text of an event's data to the value that the application gets."""
+"""Converts the JSON text of an event's data to the value that the application receives."""
 
 _TOKEN: Final = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[][{},:]|[^][{},:"\s]++', re.DOTALL)
 _SPACE: Final = " \t\n\r"
 
 
 class Unparsed(NamedTuple):
-    """Takes the place of the data that the function of the application could not convert."""
+    """Replaces data that the function of the application could not convert."""
 
     text: str
     error: Exception
 
 
 def decode(text: str) -> Any:
-    """The value of a JSON text. A number that is too big for float or for a conversion to int is a Decimal.
+    """Return the value of a JSON text. A number that is too large for int or float is a Decimal.
 
     Raises:
         ValueError: the text is not JSON.
@@ -40,7 +40,7 @@ def decode(text: str) -> Any:
 
 
 def decode_message(text: str, parse: Parse | None) -> Any:
-    """A message of the relay, with the data of an event converted by `parse`.
+    """Return a message of the relay, with the data of an event converted by `parse`.
 
     Raises:
         ValueError: the text is not JSON.
@@ -52,7 +52,7 @@ def decode_message(text: str, parse: Parse | None) -> Any:
 
 
 def decode_answer(text: str, parse: Parse | None) -> Any:
-    """The answer to a poll, with the data of its events converted by `parse`.
+    """Return the response to a poll, with the data of its events converted by `parse`.
 
     Raises:
         ValueError: the text is not JSON.
@@ -71,23 +71,23 @@ def _convert_data(event: dict[str, Any], text: str, parse: Parse) -> None:
         return
     try:
         event["data"] = parse(data)
-    except Exception as error:  # noqa: BLE001 (of the application's function; the events after this one still arrive)
+    except Exception as error:  # noqa: BLE001 (an error of the application's function must not stop later events)
         event["data"] = Unparsed(data, error)
 
 
 def _members(text: str) -> dict[str, str]:
-    """The members of an object, as JSON text."""
+    """Return the members of an object, as JSON text."""
     parts = _parts(text)
     return {json.loads(name): value for name, value in zip(parts[::2], parts[1::2], strict=True)}
 
 
 def _items(text: str) -> list[str]:
-    """The items of a list, as JSON text."""
+    """Return the items of a list, as JSON text."""
     return _parts(text)
 
 
 def _parts(text: str) -> list[str]:
-    """What a valid object or list consists of: names and values, or items."""
+    """Return the names and values of a valid object, or the items of a valid list, as JSON text."""
     parts, depth, start = [], 0, 0
     for token in _TOKEN.finditer(text):
         match token[0]:
@@ -126,7 +126,7 @@ _SCALARS: Final = json.JSONDecoder(parse_float=_real, parse_int=_integer)
 
 
 def _decode_deep(text: str) -> Any:
-    """The same as `decode`, without recursion and slower."""
+    """Return the same as `decode`, without recursion but slower."""
     decoder = _Decoder()
     end = 0
     for token in _TOKEN.finditer(text):
@@ -140,7 +140,7 @@ def _decode_deep(text: str) -> Any:
 
 
 class _Decoder:
-    """A stack of the lists and objects that are open, and which tokens may follow."""
+    """A parser without recursion: the stack of open lists and objects, and the expected token."""
 
     def __init__(self) -> None:
         self._open: list[list[Any] | dict[str, Any]] = []

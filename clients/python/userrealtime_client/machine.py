@@ -1,15 +1,15 @@
-"""What a client does, without I/O and without a clock: docs/protocol.md as a state machine.
+"""The protocol of a client (docs/protocol.md) as a state machine, without I/O and without a clock.
 
-A shell tells it what happened (`message`, `closed`, `tick` at `deadline` …) and carries out what `take` gives. The same
-machine in TypeScript is clients/js/src/machine.ts; protocol/vectors/client.json holds the two to the same behaviour.
+The caller passes inputs (`message`, `closed`, `tick` at `deadline` …) and executes the actions that `take` returns.
+clients/js/src/machine.ts is the same machine in TypeScript; protocol/vectors/client.json has the tests of both.
 
     new --start--> token --token--> opening --connected--> connected
                      ^                 |                       |
                      '---- waiting <---+-----------------------'      paused: dropped until `resume`; closed: for good
 
-With a state, `loading` comes before `token`: at first, and after each `reset`.
+With a state function, `loading` comes before `token`, initially and after each `reset`.
 
-All times are milliseconds: `now` is of any clock that only goes forward.
+All times are milliseconds. `now` is the time of a monotonic clock.
 """
 
 from __future__ import annotations
@@ -23,36 +23,36 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NamedTuple
 
 Message = dict[str, Any]
-"""A JSON object, as it is on the wire."""
+"""A JSON object of the protocol."""
 Transport = Literal["websocket", "sse", "poll"]
 StateName = Literal["loading", "connecting", "connected", "waiting", "paused", "closed"]
 
 ATTEMPTS: Final = 3
-"""Times in a row that a transport may fail to connect, before the next one is tried."""
+"""Consecutive failures to connect after which the next transport is tried."""
 STABLE: Final = 5_000
-"""How long a connection must have lasted for the next delay to be the first again."""
+"""How long a connection must have lasted to reset the backoff."""
 RETURN: Final = 60_000
-"""How long a fallback must have lasted for the next attempt to be by the first transport again."""
+"""How long a connection by a fallback must have lasted for the next attempt to use the first transport again."""
 TOKEN_TIMEOUT: Final = 30_000
 LOAD_TIMEOUT: Final = 30_000
 RENEW_LEAD: Final = 60_000
-"""How long before its end a token is renewed, at most; else a quarter of what is left."""
+"""A token is renewed this long before its expiry, or after three quarters of its remaining time if that is later."""
 RENEW_LEAST: Final = 2_000
 RENEW_AGAIN: Final = 5_000
 PROBE_TIMEOUT: Final = 5_000
 POLL_WAIT: Final = 25
 """Seconds that a poll asks the relay to wait."""
 POLL_FIRST: Final = 2
-"""The same of the first poll, whose answer says that there is a connection; a relay that has just begun needs some."""
+"""The same for the first poll, whose response proves the connection. A relay that has just started needs some time."""
 POLL_GRACE: Final = 10_000
 TRY_LATER: Final = (10_000, 20_000)
-"""After 1013: this long, and a random part of that."""
+"""The delay after 1013: the minimum, and the bound of a random addition."""
 RETRY_AFTER_MOST: Final = 300_000
-"""A longer wait is not believed: it is some proxy's."""
+"""The longest `Retry-After` that is respected. A proxy may send a longer one."""
 LONGEST_NAME: Final = 253
 GREATEST_ID: Final = 2**53 - 1
 FIRST_REFUSALS: Final = 2
-"""Refused tokens in a row that end the client: one may have been old, two are wrong."""
+"""Consecutive rejected tokens after which the client ends. A single one may have expired."""
 
 
 _SHAPES: Final[Mapping[str, Mapping[str, tuple[type, ...]]]] = {
@@ -65,14 +65,14 @@ _SHAPES: Final[Mapping[str, Mapping[str, tuple[type, ...]]]] = {
     "close": {"code": (int,), "reason": (str,)},
     "answer": {"cursor": (int,), "epoch": (str, type(None)), "events": (list,)},
 }
-"""The members of messages, and of a poll's answer, that a client relies on."""
+"""The members of messages, and of the response to a poll, that a client relies on."""
 
 
 class Code(enum.IntEnum):
-    """Close codes that mean something to a client; whatever else comes, it connects anew."""
+    """Close codes that a client treats specially. After any other code, it reconnects."""
 
     ABNORMAL = 1006
-    """Not on the wire: the connection broke, or never was."""
+    """Never sent: the connection was lost or could not be opened."""
     POLICY_VIOLATION = 1008
     MESSAGE_TOO_BIG = 1009
     TRY_LATER = 1013
@@ -81,33 +81,33 @@ class Code(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How long a client waits for what, in milliseconds, and how much it takes."""
+    """Timeouts in milliseconds, and limits of a client."""
 
     transports: tuple[Transport, ...] = ("websocket", "sse", "poll")
     open_timeout: float = 35_000
-    """For a connection to be greeted: a sleeping pod may take 30 s to wake."""
+    """The time until `connected` must arrive. A sleeping pod may take 30 s to wake."""
     ping_interval: float = 25_000
-    """Without a word on a WebSocket for this long, ask."""
+    """The time without a message on a WebSocket after which a ping is sent."""
     pong_timeout: float = 10_000
     silence: float = 60_000
-    """Without a byte on a stream for this long, it is dead; more than twice the relay's PING_INTERVAL."""
+    """The time without a byte after which a stream is dead: more than twice the relay's PING_INTERVAL."""
     backoff: float = 500
     backoff_most: float = 30_000
     max_pending: int = 100
-    """Messages published and not acknowledged."""
+    """The largest number of published messages that are not acknowledged."""
     max_message_bytes: int = 65_536
     messages_per_second: float = 50
 
 
 class Position(NamedTuple):
-    """Where in the log a client is: after this event, of this incarnation of the log."""
+    """A client's position in the log: the last event that it has, and the epoch of the log."""
 
     id: int
     epoch: str | None
 
     @classmethod
     def parse(cls, text: str) -> Position:
-        """The position that `userrealtime.position` in the database has returned.
+        """Return the position in a text that `userrealtime.position` in the database has returned.
 
         Raises:
             ValueError: the text is not a position.
@@ -118,15 +118,15 @@ class Position(NamedTuple):
         return cls(int(number), epoch or None)
 
     def __str__(self) -> str:
-        """The text that `parse` and every transport of the relay accept."""
+        """Return the text that `parse` and every transport of the relay accept."""
         return str(self.id) if self.epoch is None else f"{self.id}:{self.epoch}"
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Run the application's function for its state; the answer is `loaded` or `not_loaded`, with the same number.
+    """Call the application's state function. The result is passed to `loaded` or `not_loaded`, with the same number.
 
-    Whatever the application has not taken yet is obsolete: discard it, and the result of any earlier run.
+    Messages that the application has not received yet are obsolete, as is the result of an earlier call: discard them.
     """
 
     load: int
@@ -134,30 +134,30 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """Deliver the state that this run has returned, read at this position of the log."""
+    """Deliver the state that this call has returned, read at this position of the log."""
 
     load: int
     cursor: int
     epoch: str | None
     reset: str | None
-    """The reason of the `reset` that made it necessary; None for the first state."""
+    """The reason of the `reset` that required it; None for the first state."""
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """Ask the application for a token; the answer is `token` or `no_token`."""
+    """Request a token from the application. The result is passed to `token` or `no_token`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """Connect; or, if this is a poll, ask once."""
+    """Open a connection, or send one poll."""
 
     transport: Transport
     token: str
     cursor: int | None
     epoch: str | None
     wait: int = 0
-    """Seconds, of a poll."""
+    """The seconds that a poll requests the relay to wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +169,7 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Post:
-    """`POST /publish`; the answer is `posted`."""
+    """Send `POST /publish`. The result is passed to `posted`."""
 
     message: Message
     token: str
@@ -177,33 +177,33 @@ class Post:
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """End the connection at once, and all requests with it; nothing of them is told any more."""
+    """Abort the connection and all requests, and report none of their results."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hand:
-    """Hand an `event` or a `reset` to the application."""
+    """Deliver an `event` or a `reset` to the application."""
 
     message: Message
     epoch: str | None
-    """Of the log that it is of, as far as is known."""
+    """The epoch of its log, None if it is not known."""
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """The state is another one."""
+    """The state has changed."""
 
     state: StateName
     transport: Transport
     reason: str = ""
-    """Why it is not connected."""
+    """Why the client is not connected."""
     error: str | None = None
-    """Why it is closed for good; None if the application closed it."""
+    """Why the client is closed permanently; None if the application closed it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """The application's inbox has it, with this id."""
+    """The message is stored in the application's inbox with this id."""
 
     ref: str
     id: int
@@ -211,7 +211,7 @@ class Published:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """It was not published, and is not tried again."""
+    """The message was not published, and is not retried."""
 
     ref: str
     code: str
@@ -241,7 +241,7 @@ class _Phase(enum.Enum):
 
 @dataclass(slots=True)
 class _Allowance:
-    """A bucket that fills with time: what may be sent, and when the next may."""
+    """A token bucket that limits the messages per second."""
 
     rate: float
     level: float = field(init=False)
@@ -251,7 +251,7 @@ class _Allowance:
         self.level = self.rate
 
     def wait(self, now: float) -> float:
-        """Take one; 0 if there was one, else how long until there is."""
+        """Take one token and return 0, or return the time until one is available."""
         self.level = min(self.rate, self.level + (now - self.at) / 1000 * self.rate)
         self.at = now
         if self.level < 1:
@@ -261,10 +261,11 @@ class _Allowance:
 
 
 class Machine:
-    """One client. `random` gives numbers from 0 to 1, 1 excluded.
+    """The state machine of one client.
 
     Args:
-        stateful: whether the application has a function that returns its state: docs/protocol.md, "State".
+        random: returns numbers from 0 to 1, 1 excluded.
+        stateful: whether the application has a state function (docs/protocol.md, "State").
     """
 
     def __init__(
@@ -280,24 +281,24 @@ class Machine:
         self._actions: list[Action] = []
         self._phase = _Phase.NEW
         self._timers: dict[str, float] = {}
-        self._place = 0  # of the transport among those there are
+        self._place = 0  # the index of the transport
         self._cursor = None if position is None else position.id
         self._epoch = None if position is None else position.epoch
         self._stateful = stateful
-        self._stale = stateful and position is None  # the state is to be loaded before anything else
+        self._stale = stateful and position is None  # the state must be loaded before the next connection
         self._reset_reason: str | None = None
-        self._load = 0  # the number of the last run
+        self._load = 0  # the number of the last call of the state function
         self._token: str | None = None
         self._good_until: float | None = None
-        self._renewing = False  # the application was asked for the next token
+        self._renewing = False  # the next token has been requested from the application
         self._offered: str | None = None  # the next token, sent to the relay
-        self._refused = 0  # tokens in a row
+        self._refused = 0  # consecutive tokens
         self._offline = False
         self._attempt = 0
-        self._unopened = 0  # attempts of this transport in a row that did not connect
+        self._unopened = 0  # consecutive attempts of this transport that did not connect
         self._connected_at = 0.0
         self._asked_at = 0.0
-        self._waited = 0  # seconds that the last poll asked for
+        self._waited = 0  # seconds that the last poll requested
         self._pending: dict[str, _Publication] = {}
         self._hold_until = 0.0
         self._post_attempt = 0
@@ -306,12 +307,12 @@ class Machine:
 
     @property
     def deadline(self) -> float | None:
-        """When to call `tick`."""
+        """The time at which to call `tick`, None for never."""
         return min(self._timers.values(), default=None)
 
     @property
     def position(self) -> Position | None:
-        """After the last message handed out; None until it is known."""
+        """The position after the last delivered message; None until it is known."""
         return None if self._cursor is None else Position(self._cursor, self._epoch)
 
     @property
@@ -319,14 +320,14 @@ class Machine:
         return self._phase is _Phase.CLOSED
 
     def take(self) -> list[Action]:
-        """What to do now, in order; each is given out once."""
+        """Return the actions to execute now, in order. Each is returned once."""
         actions, self._actions = self._actions, []
         return actions
 
-    # --- what the application wants
+    # --- calls of the application
 
     def start(self, now: float) -> None:
-        """Begin to connect."""
+        """Start to connect."""
         if self._phase is _Phase.NEW:
             self._connect(now)
 
@@ -352,25 +353,25 @@ class Machine:
             self._flush(now)
 
     def forget(self, ref: str) -> None:
-        """Do not publish any more, if it is not under way."""
+        """Do not publish this message, unless it has been sent."""
         publication = self._pending.get(ref)
         if publication is not None and not publication.sent:
             del self._pending[ref]
 
     def pause(self) -> None:
-        """Too much waits to be taken in: let go of the connection until `resume`."""
+        """Close the connection until `resume`, because too many messages wait for the application."""
         if self._phase not in (_Phase.NEW, _Phase.PAUSED, _Phase.CLOSED):
             self._drop()
             self._phase = _Phase.PAUSED
             self._state("paused", "events wait to be taken")
 
     def resume(self, now: float) -> None:
-        """Go on after `pause`."""
+        """Connect again after `pause`."""
         if self._phase is _Phase.PAUSED:
             self._connect(now)
 
     def probe(self, now: float) -> None:
-        """The network may be back, or the machine has slept: find out at once whether there is a connection."""
+        """Check the connection immediately. The network may be available again, or the machine was suspended."""
         self._offline = False
         if self._phase in (_Phase.WAITING, _Phase.LOADING):
             self._timers.clear()
@@ -382,19 +383,19 @@ class Machine:
             self._connect(now)
 
     def offline(self) -> None:
-        """There is no network, until `probe`: what fails now says nothing of a transport."""
+        """Record that there is no network until `probe`. Failures in this time do not count against a transport."""
         self._offline = True
 
     def close(self) -> None:
-        """End, for good."""
+        """Close the client permanently."""
         if self._phase is not _Phase.CLOSED:
             self._drop()
             self._end("", None)
 
-    # --- what happened
+    # --- inputs
 
     def loaded(self, now: float, load: int, position: str) -> None:
-        """Run number `load` of the application's function has returned a state, read at this position."""
+        """Process the result of call number `load` of the state function: a state, read at this position."""
         if self._phase is not _Phase.LOADING or load != self._load:
             return
         try:
@@ -408,12 +409,12 @@ class Machine:
         self._connect(now)
 
     def not_loaded(self, now: float, load: int, reason: str) -> None:
-        """Run number `load` of the application's function has failed."""
+        """Process the failure of call number `load` of the state function."""
         if self._phase is _Phase.LOADING and load == self._load:
             self._retry(now, f"no state: {reason}")
 
     def token(self, now: float, token: str, good_for: float | None) -> None:
-        """The application gave a token, good for so many milliseconds, as far as can be told."""
+        """Process a token of the application, which is valid for `good_for` milliseconds; None if that is not known."""
         self._timers.pop("token", None)
         if self._phase is _Phase.TOKEN:
             self._keep(now, token, good_for)
@@ -425,7 +426,7 @@ class Machine:
                 self._actions.append(Send({"type": "auth", "token": token}))
 
     def no_token(self, now: float, reason: str) -> None:
-        """The application has no token to give now."""
+        """Process the failure of the application to provide a token."""
         self._timers.pop("token", None)
         if self._phase is _Phase.TOKEN:
             self._retry(now, f"no token: {reason}")
@@ -434,7 +435,7 @@ class Machine:
             self._timers["renew"] = now + RENEW_AGAIN
 
     def heard(self, now: float) -> None:
-        """Something came over the connection, whatever it was."""
+        """Process the arrival of any data over the connection."""
         if self._phase is not _Phase.CONNECTED:
             return
         if self._transport == "websocket":
@@ -444,7 +445,7 @@ class Machine:
             self._timers["silence"] = now + self._options.silence
 
     def message(self, now: float, message: Any) -> None:
-        """The relay said this, a JSON value, over a WebSocket or a stream."""
+        """Process a message of the relay over a WebSocket or a stream: a JSON value."""
         if self._phase not in (_Phase.OPENING, _Phase.CONNECTED):
             return
         self.heard(now)
@@ -473,7 +474,7 @@ class Machine:
                 self.closed(now, message["code"], message["reason"])
 
     def answered(self, now: float, answer: Any) -> None:
-        """A poll was answered with 200."""
+        """Process the response to a poll with status 200."""
         if self._phase not in (_Phase.OPENING, _Phase.CONNECTED):
             return
         if not _is_sound("answer", answer) or not all(_is_sound("event", event) for event in answer["events"]):
@@ -481,7 +482,7 @@ class Machine:
             return
         cursor, epoch = answer["cursor"], answer["epoch"]
         reason = answer.get("reset")
-        # `connected` says where a client begins; what an answer says, when nothing is new to it, is the same.
+        # `connected` contains the position at which a client begins; so does the response to a poll without events.
         begin = cursor if self._cursor is None else self._cursor
         self._greet(now, {"cursor": begin, "epoch": epoch if reason is None else None})
         if reason is not None:
@@ -492,14 +493,14 @@ class Machine:
             idle = reason is None and not answer["events"]
             if (
                 idle and self._waited == POLL_WAIT and now - self._asked_at < 1000
-            ):  # something in between answers in its place
+            ):  # a proxy responds instead of the relay
                 self._timers.pop("silence", None)
                 self._timers["poll"] = now + 1000 * self._random()
             else:
                 self._poll(now, POLL_WAIT)
 
     def closed(self, now: float, code: int, reason: str) -> None:
-        """The connection has ended, or could not be made (1006)."""
+        """Process the end of the connection, or the failure to open one (1006)."""
         if self._phase not in (_Phase.OPENING, _Phase.CONNECTED):
             return
         if code == Code.ABNORMAL:
@@ -520,7 +521,7 @@ class Machine:
             self._retry(now, why)
 
     def refused(self, now: float, status: int, reason: str, retry_after: float | None = None) -> None:
-        """A stream, a poll or a WebSocket's handshake was answered with another status than it should be."""
+        """Process an error status in the response to a stream, a poll or the handshake of a WebSocket."""
         if self._phase not in (_Phase.OPENING, _Phase.CONNECTED):
             return
         why = f"HTTP {status} {reason}".rstrip()
@@ -534,7 +535,7 @@ class Machine:
             self._retry(now, why, at_least=min(retry_after or 0, RETRY_AFTER_MOST))
 
     def posted(self, now: float, ref: str, status: int, body: Message, retry_after: float | None = None) -> None:
-        """`POST /publish` was answered; status 0: it was not."""
+        """Process the response to `POST /publish`. The status is 0 without a response."""
         if self._posting != ref:
             return
         self._posting = None
@@ -556,10 +557,10 @@ class Machine:
         self._flush(now)
 
     def tick(self, now: float) -> None:
-        """Let time pass."""
+        """Process the timers that are due."""
         for name in sorted(name for name, due in self._timers.items() if due <= now):
             if self._timers.pop(name, None) is None:
-                continue  # what came before has ended it
+                continue  # an earlier timer has cancelled it
             match name:
                 case "retry":
                     self._connect(now)
@@ -584,7 +585,7 @@ class Machine:
                     self._flush(now)
 
     def lose(self, now: float, reason: str) -> None:
-        """Give the connection up: it is dead, or says what cannot be."""
+        """Abort the connection, because it is dead or violates the protocol."""
         if self._phase in (_Phase.OPENING, _Phase.CONNECTED):
             self._actions.append(Drop())
             self.closed(now, Code.ABNORMAL, reason)
@@ -616,7 +617,7 @@ class Machine:
 
     def _keep(self, now: float, token: str, good_for: float | None) -> None:
         self._token = token
-        # A token that is over already tells of this clock rather than of the token: the relay is to judge.
+        # A new token that seems to have expired indicates a wrong local clock: the relay decides.
         self._good_until = None if good_for is None or good_for <= 0 else now + good_for
 
     def _open(self, now: float) -> None:
@@ -638,7 +639,7 @@ class Machine:
             self._cursor, self._epoch = message["cursor"], message["epoch"]
         elif self._epoch is None and message["cursor"] == self._cursor:
             self._epoch = message["epoch"]
-        # Any other cursor than ours is that of a `reset` to come, and no reason to forget ours.
+        # A different cursor belongs to the `reset` that follows. Until then, this client's cursor stays.
         if self._phase is _Phase.OPENING:
             self._phase = _Phase.CONNECTED
             self._timers.pop("open", None)
@@ -660,7 +661,7 @@ class Machine:
             self._unopened += 1
 
     def _leave(self) -> None:
-        """The connection is no more; what was sent over it and not answered is to be sent again."""
+        """Reset the state of the connection. Messages without an acknowledgement are sent again on the next one."""
         self._timers.clear()
         self._renewing = False
         self._offered = None
@@ -674,7 +675,7 @@ class Machine:
         self._leave()
 
     def _retry(self, now: float, why: str, *, delay: float | None = None, at_least: float = 0) -> None:
-        """Connect after a random moment: from nothing to a bound that doubles with each attempt in a row."""
+        """Connect after a random delay, whose bound doubles with each consecutive attempt."""
         if self._phase is _Phase.CONNECTED:
             lasted = now - self._connected_at
             self._attempt = 0 if lasted >= STABLE else min(self._attempt, 2)
@@ -691,7 +692,7 @@ class Machine:
         self._state("waiting", why)
 
     def _refuse(self, now: float, why: str) -> None:
-        """A token was not good: one may have been old, and another may be."""
+        """Discard a rejected token and retry with a new one; after `FIRST_REFUSALS` of them, end."""
         self._refused += 1
         self._token = None
         if self._refused >= FIRST_REFUSALS:
@@ -720,7 +721,7 @@ class Machine:
     def _reset(self, now: float, message: Message) -> None:
         self._cursor, self._epoch = message["cursor"], message["epoch"]
         if self._stateful:
-            # After a random delay like any other reconnection: a restored database resets all clients at once.
+            # With a random delay, as for any other reconnection: a restored database resets all clients together.
             self._stale, self._reset_reason = True, message["reason"]
             self._actions.append(Drop())
             self._retry(now, f"reset: {message['reason']}")
@@ -735,7 +736,7 @@ class Machine:
     # --- publishing
 
     def _flush(self, now: float) -> None:
-        """Send what may be sent now."""
+        """Send the messages that the rate limit allows now."""
         if self._phase is not _Phase.CONNECTED:
             return
         for ref, publication in self._pending.items():
@@ -767,7 +768,7 @@ class Machine:
     def _complain(self, now: float, message: Mapping[str, Any]) -> None:
         ref, code = message.get("ref"), message["code"]
         if ref is None:
-            if code == "unavailable":  # the keys of tokens
+            if code == "unavailable":  # the token keys
                 self._timers["renew"] = now + RENEW_AGAIN
         elif code != "unavailable":
             self._failed(ref, code, message["message"])
@@ -786,19 +787,19 @@ class Machine:
 
 
 def encode(message: Message) -> bytes:
-    """A message as it is sent.
+    """Return a message as JSON.
 
     Raises:
-        TypeError, ValueError: it holds what JSON has no word for.
+        TypeError, ValueError: JSON cannot represent the message.
     """
     try:
         return json.dumps(message, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
-    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can say and UTF-8 cannot
+    except UnicodeEncodeError:  # a lone surrogate, which JSON can represent and UTF-8 cannot
         return json.dumps(message, separators=(",", ":"), allow_nan=False).encode()
 
 
 def _is_sound(kind: object, message: object) -> bool:
-    """Whether a message of a kind that is known has what it must have."""
+    """Return whether a message has the required members. A message of an unknown type has none."""
     if not isinstance(message, dict) or not isinstance(kind, str):
         return False
     shape = _SHAPES.get(kind, {})
@@ -806,5 +807,5 @@ def _is_sound(kind: object, message: object) -> bool:
 
 
 def _is_name(value: str) -> bool:
-    # Half of a surrogate pair is a character to JSON, but not to UTF-8.
+    # A lone surrogate is a character in JSON, but not in UTF-8.
     return 1 <= len(value) <= LONGEST_NAME and re.search(r"[\x00-\x1f\x7f\ud800-\udfff]", value) is None

@@ -1,17 +1,17 @@
-"""Server-Sent Events as a client of a relay reads them: the data of each message, in order."""
+"""A parser of Server-Sent Events that returns the data of each message, in order."""
 
 from __future__ import annotations
 
 from typing import Final
 
 LONGEST_MESSAGE: Final = 64 << 20
-"""Bytes that are kept of a message that does not end."""
+"""The largest size of a message in bytes."""
 
 
 class EventStream:
-    """Takes pieces of a stream, cut wherever the network cut them.
+    """Parses a stream from pieces of any size.
 
-    Ids and delays are passed over: a client knows both from the messages themselves.
+    The fields `id` and `retry` are ignored: the messages contain the ids, and the machine computes the delays.
     """
 
     def __init__(self) -> None:
@@ -19,10 +19,10 @@ class EventStream:
         self._data: list[str] = []
 
     def feed(self, piece: bytes) -> list[str]:
-        """The data of the messages that this piece completes.
+        """Return the data of the messages that this piece completes.
 
         Raises:
-            ValueError: a message is longer than `LONGEST_MESSAGE`, or no UTF-8.
+            ValueError: a message is longer than `LONGEST_MESSAGE` or is not UTF-8.
         """
         *lines, self._rest = (self._rest + piece).split(b"\n")
         if len(self._rest) > LONGEST_MESSAGE:

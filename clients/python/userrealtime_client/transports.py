@@ -1,6 +1,6 @@
-"""The wire, over aiohttp: each function is one connection, or one request, and tells an `Ear` what came of it.
+"""The transports, over aiohttp. Each function handles one connection or one request, and reports to an `Ear`.
 
-None of them raises; what ends one is told as the last thing. Cancelled, they tell nothing more.
+No function raises: its last report is the reason for the end. A function that is cancelled reports nothing more.
 """
 
 from __future__ import annotations
@@ -22,34 +22,34 @@ CLOSE_TIMEOUT_S: Final = 1.0
 POST_TIMEOUT_S: Final = 30.0
 LONGEST_ERROR: Final = 4096
 NO_TIMEOUT: Final = aiohttp.ClientTimeout(total=None)
-"""The machine's deadlines end what takes too long."""
+"""The deadlines of the machine limit the time instead."""
 TROUBLE: Final = (aiohttp.ClientError, OSError, TimeoutError, ValueError)
 
 
 class Ear(Protocol):
-    """What is told of one connection."""
+    """Receives the reports of one connection."""
 
     def message(self, message: Any) -> None:
-        """The relay said this, a JSON value."""
+        """Receive a message of the relay, a JSON value."""
 
     def answered(self, answer: Any) -> None:
-        """A poll was answered."""
+        """Receive the response to a poll."""
 
     def heard(self) -> None:
-        """Something came, whatever it was."""
+        """Receive the notice that data has arrived."""
 
     def closed(self, code: int, reason: str) -> None:
-        """It has ended, or was never made (1006)."""
+        """Receive the end of the connection, or the failure to open it (1006)."""
 
     def refused(self, status: int, reason: str, retry_after: float | None) -> None:
-        """It was answered with this status; the delay is in milliseconds."""
+        """Receive an error status of the response; `retry_after` is in milliseconds."""
 
 
 def base_of(url: str) -> str:
-    """A user's URL, as `status.url` has it, without what would stand in the way of a path.
+    """Return a user's URL (`status.url`) without a trailing slash, so that paths can be appended.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not the URL of a user.
     """
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.netloc or parts.query or parts.fragment:
@@ -65,7 +65,7 @@ async def websocket(
     ear: Ear,
     parse: Parse | None,
 ) -> None:
-    """A WebSocket, which also sends what comes by the queue."""
+    """Open a WebSocket, and send the messages of the queue over it until it ends."""
     try:
         async with session.ws_connect(
             f"{base}/ws{_query(last_event_id=opening.cursor, epoch=opening.epoch)}",
@@ -89,7 +89,7 @@ async def websocket(
 
 
 async def stream(session: aiohttp.ClientSession, base: str, opening: Open, ear: Ear, parse: Parse | None) -> None:
-    """A stream of Server-Sent Events."""
+    """Receive a stream of Server-Sent Events until it ends."""
     headers = {**_authorization(opening.token), "Accept": "text/event-stream"}
     url = f"{base}/sse{_query(last_event_id=opening.cursor, epoch=opening.epoch)}"
     try:
@@ -111,7 +111,7 @@ async def stream(session: aiohttp.ClientSession, base: str, opening: Open, ear: 
 
 
 async def poll(session: aiohttp.ClientSession, base: str, opening: Open, ear: Ear, parse: Parse | None) -> None:
-    """One poll."""
+    """Send one poll."""
     query = _query(cursor=opening.cursor, epoch=opening.epoch, timeout=opening.wait)
     headers = _authorization(opening.token)
     try:
@@ -131,7 +131,7 @@ async def poll(session: aiohttp.ClientSession, base: str, opening: Open, ear: Ea
 async def post(
     session: aiohttp.ClientSession, base: str, message: Message, token: str
 ) -> tuple[int, Message, float | None]:
-    """`POST /publish`: the status, or 0 without one; the answer's object; milliseconds to wait, if told."""
+    """Send `POST /publish`; return the status (0 without a response), the body, and `Retry-After` in milliseconds."""
     headers = {**_authorization(token), "Content-Type": "application/json"}
     timeout = aiohttp.ClientTimeout(total=POST_TIMEOUT_S)
     try:
@@ -150,7 +150,7 @@ async def _send_all(connection: aiohttp.ClientWebSocketResponse, outgoing: async
 
 
 async def _receive_all(connection: aiohttp.ClientWebSocketResponse, ear: Ear, parse: Parse | None) -> tuple[int, str]:
-    """Until the connection ends: the close code and the reason."""
+    """Receive messages until the connection ends; return the close code and the reason."""
     while True:
         frame = await connection.receive()
         if frame.type is aiohttp.WSMsgType.TEXT:
@@ -178,13 +178,13 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
 def _object(body: bytes) -> Message:
     try:
         answer = json.loads(body)
-    except (ValueError, RecursionError):  # whatever a proxy answers
+    except (ValueError, RecursionError):  # for example the page of a proxy
         return {}
     return answer if isinstance(answer, dict) else {}
 
 
 async def _error_of(response: aiohttp.ClientResponse) -> str:
-    """What the relay says is wrong; nothing of what others say."""
+    """Return the relay's error message, empty if the response is not from a relay."""
     return str(_object(await response.content.read(LONGEST_ERROR)).get("error", ""))
 
 

@@ -1,17 +1,17 @@
-/** The client as an application has it: the machine, carried out on WebSocket, fetch and timers. */
+/** The client for applications: runs the machine with WebSocket, fetch and timers. */
 import { DEFAULTS, Machine, parsePosition, } from "./machine.js";
 import { Unparsed } from "./decode.js";
 import * as transports from "./transports.js";
-/** Messages that wait to be taken, before the client lets go of its connection until half of them are. */
+/** Messages that wait for the application before the client pauses. It resumes when half of them are taken. */
 const BUFFER = 1000;
 const WATCH = 5_000;
-/** What `setTimeout` can be asked for. */
+/** The longest delay that `setTimeout` supports. */
 const LONGEST_TIMER = 2 ** 31 - 1;
-/** By how much a timer may go off too soon. */
+/** The time by which a timer may fire too early. */
 const EARLY = 5;
-/** By how much the clock must run ahead of the time that this program saw, for the machine to have slept. */
+/** The difference between wall clock and monotonic clock from which the machine is taken to have been suspended. */
 const JUMP = 10_000;
-/** The client has ended for good. `code` is "unauthorized" or "refused". */
+/** The client has ended permanently. `code` is "unauthorized" or "refused". */
 export class ClientError extends Error {
     code;
     name = "ClientError";
@@ -21,16 +21,16 @@ export class ClientError extends Error {
     }
 }
 /**
- * A message was not published, and is not tried again. `code` is "invalid", "too-big", "queue-full", "refused",
- * "invalid-publish", or "closed", with which it is not known.
+ * A message was not published, and is not retried. `code` is "invalid", "too-big", "queue-full", "refused",
+ * "invalid-publish" or "closed". With "closed", the message may have been published.
  */
 export class PublishError extends ClientError {
     name = "PublishError";
 }
 /**
- * One user's events, each once and in order: to listeners (`on("event", …)` and `on("reset", …)`), or to
- * `for await (const message of client)`, which gives both. It connects by itself, as soon as the script that made it
- * has come to its end.
+ * A client that delivers one user's events, each once and in order: to listeners (`on("event", …)` and
+ * `on("reset", …)`), or to `for await (const message of client)`, which receives both. It starts to connect in a
+ * microtask, after the code that creates it has added its listeners.
  */
 export class UserRealtime {
     #base;
@@ -82,19 +82,19 @@ export class UserRealtime {
     get state() {
         return this.#state.state;
     }
-    /** What carries the connection, or is tried. */
+    /** The transport of the connection, or of the attempt to connect. */
     get transport() {
         return this.#state.transport;
     }
-    /** After the last message that was taken; what to keep, to go on from there another time. */
+    /** The position after the last message that the application has taken. Store it to continue there later. */
     get position() {
         return this.#position;
     }
-    /** Why it is closed for good; null while it is not, or if the application closed it. */
+    /** Why the client is closed permanently; null if it is open or the application closed it. */
     get error() {
         return this.#state.error;
     }
-    /** Listen, until the function that this returns is called. */
+    /** Adds a listener. The returned function removes it. */
     on(name, listener) {
         this.#listeners[name].add(listener);
         if (name === "event" || name === "loaded")
@@ -102,8 +102,8 @@ export class UserRealtime {
         return () => void this.#listeners[name].delete(listener);
     }
     /**
-     * Send a message to the application's inbox; resolves with its id there, once it is stored. It is repeated over as
-     * many connections as it takes, and stored once. Rejects with a PublishError if it is not stored.
+     * Sends a message to the application's inbox, and resolves with its id when it is stored. The message is repeated on
+     * new connections until it is acknowledged, and stored once. Rejects with a PublishError if it is not stored.
      */
     publish(event, data = {}, { ref = newRef() } = {}) {
         return new Promise((resolve, reject) => {
@@ -116,19 +116,19 @@ export class UserRealtime {
                 this.#machine.publish(performance.now(), ref, event, data);
             }
             catch (error) {
-                this.#published.delete(ref); // what JSON has no word for
+                this.#published.delete(ref); // JSON cannot represent it
                 throw error;
             }
             this.#settle();
         });
     }
-    /** End the connection. What is published and not acknowledged fails. */
+    /** Closes the connection. The publication of messages without an acknowledgement fails. */
     close() {
         this.#closing = true;
         this.#machine.close();
         this.#settle();
     }
-    /** Messages, in order. Ends when the client is closed; throws a ClientError if it has ended otherwise. */
+    /** Yields the messages in order. Ends when `close` is called; throws a ClientError if the client ends permanently. */
     async *[Symbol.asyncIterator]() {
         for (;;) {
             const handed = this.#buffer.shift();
@@ -150,11 +150,11 @@ export class UserRealtime {
             }
         }
     }
-    // --- between the machine and the world
-    /** Carry out what the machine says, and come back when it wants to know the time. */
+    // --- actions and inputs of the machine
+    /** Executes the actions of the machine, and schedules the next `tick`. */
     #settle() {
         if (this.#settling)
-            return; // a listener has called: what it asks for comes after what is being done
+            return; // called by a listener: the loop below also executes the new actions
         this.#settling = true;
         try {
             for (let actions = this.#machine.take(); actions.length > 0; actions = this.#machine.take()) {
@@ -237,7 +237,7 @@ export class UserRealtime {
             tell = () => this.#machine.noToken(performance.now(), reason);
         }
         if (this.#asking !== asking)
-            return; // it was asked for anew meanwhile
+            return; // a newer request has replaced this one
         tell();
         this.#settle();
     }
@@ -260,7 +260,7 @@ export class UserRealtime {
             tell = () => this.#machine.notLoaded(performance.now(), load, reason);
         }
         if (signal.aborted)
-            return; // the state was asked for again, or is no longer wanted
+            return; // a newer call has replaced this one, or the result is no longer needed
         tell();
         this.#settle();
     }
@@ -291,7 +291,7 @@ export class UserRealtime {
                 this.#connection = transports.websocket(this.#WebSocket, this.#base, opening, told, parse);
             }
             catch (error) {
-                // A token that can be no subprotocol, or a page that may not connect: not now, not in the midst of `open`.
+                // The token is not a valid subprotocol, or the page may not connect. Report it after this action has ended.
                 const reason = error instanceof Error ? error.message : String(error);
                 queueMicrotask(() => told.closed(1006, reason));
             }
@@ -322,7 +322,7 @@ export class UserRealtime {
             this.#machine.pause();
         this.#wake();
     }
-    /** Give what waits to the listeners, if there are any. */
+    /** Delivers the waiting messages to the listeners, if there are any. */
     #deliver() {
         while (this.#listens() && !this.#closing) {
             const handed = this.#buffer.shift();
@@ -363,9 +363,9 @@ export class UserRealtime {
         if (state === "closed")
             this.#stopWatching();
         if (state !== "loading")
-            this.#loading?.abort(); // without an effect on a run that has ended
+            this.#loading?.abort(); // no effect after the call has ended
         if (state !== "connected") {
-            this.#posting?.drop(); // whose answer would not be heard
+            this.#posting?.drop(); // the machine would ignore the response
             this.#posting = null;
         }
         this.#wake();
@@ -377,14 +377,14 @@ export class UserRealtime {
                 listener(value);
             }
             catch (error) {
-                // The application's own, which is not to end what goes on here.
+                // An error of the application must not stop the client.
                 queueMicrotask(() => {
                     throw error;
                 });
             }
         }
     }
-    /** Notice when the network comes and goes, and when the machine has slept. Returns what ends it. */
+    /** Watches for changes of the network and for a suspended machine. The returned function stops that. */
     #watch() {
         const probe = () => {
             this.#machine.probe(performance.now());
@@ -408,7 +408,7 @@ export class UserRealtime {
         };
     }
 }
-/** Milliseconds that a token says it is still good for, by this machine's clock; null if it does not say. */
+/** Returns the milliseconds until a token expires, by the local clock; null if it has no readable `exp`. */
 function lifeOf(token) {
     try {
         const payload = (token.split(".")[1] ?? "").replace(/-/g, "+").replace(/_/g, "/");
@@ -419,7 +419,7 @@ function lifeOf(token) {
         return null;
     }
 }
-/** A UUID. `crypto.randomUUID` is for secure contexts alone, and a page under test may be in none. */
+/** Returns a UUID. `crypto.randomUUID` exists only in secure contexts, and a page under test may not be one. */
 function newRef() {
     const bytes = crypto.getRandomValues(new Uint8Array(16));
     bytes[6] = ((bytes[6] ?? 0) & 0x0f) | 0x40;

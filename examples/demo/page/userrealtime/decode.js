@@ -1,8 +1,8 @@
 /**
- * Decodes what the relay sends: JSON, with event data by a function of the application, and with the data of an event
- * that JavaScript cannot represent replaced by its text.
+ * Decodes messages of the relay: JSON, with the data of events converted by the application's function. Data that
+ * JavaScript cannot represent is replaced by its text.
  */
-/** Takes the place of data that could not be converted. */
+/** Replaces data that could not be converted. */
 export class Unparsed {
     text;
     error;
@@ -13,7 +13,7 @@ export class Unparsed {
 }
 /** A run of digits that may be a number beyond the range of JavaScript: Postgres writes numbers without an exponent. */
 const MANY_DIGITS = /[0-9]{309}/;
-/** A message of the relay; null, which is no message, for what is no JSON. */
+/** Returns a message of the relay; null, which is not a message, if the text is not JSON. */
 export function decodeMessage(text, parse) {
     const decoded = decode(text);
     if (decoded !== DEEP && parse === null && !MANY_DIGITS.test(text))
@@ -22,7 +22,7 @@ export function decodeMessage(text, parse) {
         return decoded;
     return decodeEvent(text, parse);
 }
-/** The answer to a poll; null for what is no JSON. */
+/** Returns the response to a poll; null if the text is not JSON. */
 export function decodeAnswer(text, parse) {
     const decoded = decode(text);
     if (decoded !== DEEP && parse === null && !MANY_DIGITS.test(text))
@@ -38,7 +38,7 @@ export function decodeAnswer(text, parse) {
     return { ...answer, events: parts(events).map((event) => decodeEvent(event, parse)) };
 }
 const DEEP = Symbol("deep");
-/** A JSON value; null for what is none; DEEP for what this engine cannot parse although it may be JSON. */
+/** Returns a JSON value; null if the text is not JSON; DEEP if this engine cannot parse it although it may be JSON. */
 function decode(text) {
     try {
         return JSON.parse(text);
@@ -77,7 +77,7 @@ function isObject(value) {
 function isEvent(value) {
     return isObject(value) && value.type === "event";
 }
-/** The members of an object, as JSON text. */
+/** Returns the members of an object, as JSON text. */
 function members(text) {
     const found = [];
     const list = parts(text);
@@ -86,7 +86,7 @@ function members(text) {
     }
     return Object.fromEntries(found);
 }
-/** What a valid object or list consists of: names and values, or items, as JSON text. */
+/** Returns the names and values of a valid object, or the items of a valid list, as JSON text. */
 function parts(text) {
     const found = [];
     let depth = 0;

@@ -1,19 +1,19 @@
 /**
- * What a client does, without I/O and without a clock: docs/protocol.md as a state machine.
+ * The protocol of a client (docs/protocol.md) as a state machine, without I/O and without a clock.
  *
- * A shell tells it what happened (`message`, `closed`, `tick` at `deadline` …) and carries out what `take` gives. The
- * same machine in Python is clients/python/userrealtime_client/machine.py; protocol/vectors/client.json holds the two
- * to the same behaviour.
+ * The caller passes inputs (`message`, `closed`, `tick` at `deadline` …) and executes the actions that `take` returns.
+ * clients/python/userrealtime_client/machine.py is the same machine in Python; protocol/vectors/client.json has the
+ * tests of both.
  *
  *     new --start--> token --token--> opening --connected--> connected
  *                      ^                 |                       |
  *                      '---- waiting <---+-----------------------'   paused: dropped until `resume`; closed: for good
  *
- * With a state, `loading` comes before `token`: at first, and after each `reset`.
+ * With a state function, `loading` comes before `token`, initially and after each `reset`.
  *
- * All times are milliseconds: `now` is of any clock that only goes forward.
+ * All times are milliseconds. `now` is the time of a monotonic clock.
  */
-/** The position that `userrealtime.position` in the database has returned. Throws if the text is none. */
+/** Returns the position in a text that `userrealtime.position` has returned. Throws if the text is not a position. */
 export function parsePosition(text) {
     const [, id, epoch] = /^([0-9]{1,16})(?::(.*))?$/s.exec(text) ?? [];
     if (id === undefined || !Number.isSafeInteger(Number(id))) {
@@ -33,34 +33,34 @@ export const DEFAULTS = {
     maxMessageBytes: 65_536,
     messagesPerSecond: 50,
 };
-/** Times in a row that a transport may fail to connect, before the next one is tried. */
+/** Consecutive failures to connect after which the next transport is tried. */
 const ATTEMPTS = 3;
-/** How long a connection must have lasted for the next delay to be the first again. */
+/** How long a connection must have lasted to reset the backoff. */
 const STABLE = 5_000;
-/** How long a fallback must have lasted for the next attempt to be by the first transport again. */
+/** How long a connection by a fallback must have lasted for the next attempt to use the first transport again. */
 const RETURN = 60_000;
 const TOKEN_TIMEOUT = 30_000;
 const LOAD_TIMEOUT = 30_000;
-/** How long before its end a token is renewed, at most; else a quarter of what is left. */
+/** A token is renewed this long before its expiry, or after three quarters of its remaining time if that is later. */
 const RENEW_LEAD = 60_000;
 const RENEW_LEAST = 2_000;
 const RENEW_AGAIN = 5_000;
 const PROBE_TIMEOUT = 5_000;
 /** Seconds that a poll asks the relay to wait. */
 const POLL_WAIT = 25;
-/** The same of the first poll, whose answer says that there is a connection; a relay that has just begun needs some. */
+/** The same for the first poll, whose response proves the connection. A relay that has just started needs some time. */
 const POLL_FIRST = 2;
 const POLL_GRACE = 10_000;
-/** After 1013: this long, and a random part of that. */
+/** The delay after 1013: the minimum, and the bound of a random addition. */
 const TRY_LATER = { least: 10_000, more: 20_000 };
-/** A longer wait is not believed: it is some proxy's. */
+/** The longest `Retry-After` that is respected. A proxy may send a longer one. */
 const RETRY_AFTER_MOST = 300_000;
 const LONGEST_NAME = 253;
-/** Refused tokens in a row that end the client: one may have been old, two are wrong. */
+/** Consecutive rejected tokens after which the client ends. A single one may have expired. */
 const LAST_REFUSAL = 2;
-/** Close codes that mean something to a client; whatever else comes, it connects anew. */
+/** Close codes that a client treats specially. After any other code, it reconnects. */
 export const Code = {
-    /** Not on the wire: the connection broke, or never was. */
+    /** Never sent: the connection was lost or could not be opened. */
     ABNORMAL: 1006,
     POLICY_VIOLATION: 1008,
     MESSAGE_TOO_BIG: 1009,
@@ -70,7 +70,7 @@ export const Code = {
 const isInteger = (value) => Number.isSafeInteger(value);
 const isString = (value) => typeof value === "string";
 const isEpoch = (value) => value === null || isString(value);
-/** The members of messages, and of a poll's answer, that a client relies on. */
+/** The members of messages, and of the response to a poll, that a client relies on. */
 const SHAPES = {
     connected: { cursor: isInteger, epoch: isEpoch },
     event: { id: isInteger, event: isString },
@@ -81,7 +81,7 @@ const SHAPES = {
     close: { code: isInteger, reason: isString },
     answer: { cursor: isInteger, epoch: isEpoch, events: Array.isArray },
 };
-/** A bucket that fills with time: what may be sent, and when the next may. */
+/** A token bucket that limits the messages per second. */
 class Allowance {
     rate;
     #level;
@@ -90,7 +90,7 @@ class Allowance {
         this.rate = rate;
         this.#level = rate;
     }
-    /** Take one; 0 if there was one, else how long until there is. */
+    /** Takes one token and returns 0, or returns the time until one is available. */
     wait(now) {
         this.#level = Math.min(this.rate, this.#level + ((now - this.#at) / 1000) * this.rate);
         this.#at = now;
@@ -101,8 +101,8 @@ class Allowance {
     }
 }
 /**
- * One client. `random` gives numbers from 0 to 1, 1 excluded. `stateful`: the application has a function that returns its
- * state (docs/protocol.md, "State").
+ * The state machine of one client. `random` returns numbers from 0 to 1, 1 excluded. `stateful`: whether the
+ * application has a state function (docs/protocol.md, "State").
  */
 export class Machine {
     #limits;
@@ -110,24 +110,24 @@ export class Machine {
     #actions = [];
     #phase = "new";
     #timers = new Map();
-    #place = 0; // of the transport among those there are
+    #place = 0; // the index of the transport
     #cursor;
     #epoch;
     #stateful;
-    #stale; // the state is to be loaded before anything else
+    #stale; // the state must be loaded before the next connection
     #resetReason = null;
-    #load = 0; // the number of the last run
+    #load = 0; // the number of the last call of the state function
     #token = null;
     #goodUntil = null;
-    #renewing = false; // the application was asked for the next token
+    #renewing = false; // the next token has been requested from the application
     #offered = null; // the next token, sent to the relay
-    #refused = 0; // tokens in a row
+    #refused = 0; // consecutive tokens
     #offline = false;
     #attempt = 0;
-    #unopened = 0; // attempts of this transport in a row that did not connect
+    #unopened = 0; // consecutive attempts of this transport that did not connect
     #connectedAt = 0;
     #askedAt = 0;
-    #waited = 0; // seconds that the last poll asked for
+    #waited = 0; // seconds that the last poll requested
     #pending = new Map();
     #holdUntil = 0;
     #postAttempt = 0;
@@ -142,27 +142,27 @@ export class Machine {
         this.#stale = stateful && position === null;
         this.#allowance = new Allowance(limits.messagesPerSecond);
     }
-    /** When to call `tick`; null: not at all. */
+    /** The time at which to call `tick`, null for never. */
     get deadline() {
         return this.#timers.size === 0 ? null : Math.min(...this.#timers.values());
     }
-    /** After the last message handed out; null until it is known. */
+    /** The position after the last delivered message; null until it is known. */
     get position() {
         return this.#cursor === null ? null : { id: this.#cursor, epoch: this.#epoch };
     }
-    /** What to do now, in order; each is given out once. */
+    /** Returns the actions to execute now, in order. Each is returned once. */
     take() {
         const actions = this.#actions;
         this.#actions = [];
         return actions;
     }
-    // --- what the application wants
-    /** Begin to connect. */
+    // --- calls of the application
+    /** Starts to connect. */
     start(now) {
         if (this.#phase === "new")
             this.#connect(now);
     }
-    /** Send a message to the application's inbox; `published` or `failed` follows. */
+    /** Sends a message to the application's inbox; `published` or `failed` follows. */
     publish(now, ref, event, data) {
         const message = { type: "publish", ref, event, data };
         const size = new TextEncoder().encode(JSON.stringify(message)).length;
@@ -188,7 +188,7 @@ export class Machine {
             this.#flush(now);
         }
     }
-    /** Too much waits to be taken in: let go of the connection until `resume`. */
+    /** Closes the connection until `resume`, because too many messages wait for the application. */
     pause() {
         if (this.#phase !== "new" && this.#phase !== "paused" && this.#phase !== "closed") {
             this.#drop();
@@ -196,12 +196,12 @@ export class Machine {
             this.#state("paused", "events wait to be taken");
         }
     }
-    /** Go on after `pause`. */
+    /** Connects again after `pause`. */
     resume(now) {
         if (this.#phase === "paused")
             this.#connect(now);
     }
-    /** The network may be back, or the machine has slept: find out at once whether there is a connection. */
+    /** Checks the connection immediately. The network may be available again, or the machine was suspended. */
     probe(now) {
         this.#offline = false;
         if (this.#phase === "waiting" || this.#phase === "loading") {
@@ -216,19 +216,19 @@ export class Machine {
             this.#connect(now);
         }
     }
-    /** There is no network, until `probe`: what fails now says nothing of a transport. */
+    /** Records that there is no network until `probe`. Failures in this time do not count against a transport. */
     offline() {
         this.#offline = true;
     }
-    /** End, for good. */
+    /** Closes the client permanently. */
     close() {
         if (this.#phase === "closed")
             return;
         this.#drop();
         this.#end("", null);
     }
-    // --- what happened
-    /** Run number `load` of the application's function has returned a state, read at this position. */
+    // --- inputs
+    /** Processes the result of call number `load` of the state function: a state, read at this position. */
     loaded(now, load, position) {
         if (this.#phase !== "loading" || load !== this.#load)
             return;
@@ -248,17 +248,17 @@ export class Machine {
         this.#resetReason = null;
         this.#connect(now);
     }
-    /** Run number `load` of the application's function has failed. */
+    /** Processes the failure of call number `load` of the state function. */
     notLoaded(now, load, reason) {
         if (this.#phase === "loading" && load === this.#load)
             this.#retry(now, `no state: ${reason}`);
     }
-    /** The application gave a token, good for so many milliseconds, as far as can be told. */
+    /** Processes a token of the application, which is valid for `goodFor` milliseconds; null if that is not known. */
     token(now, token, goodFor) {
         this.#timers.delete("token");
         if (this.#phase === "token") {
             this.#token = token;
-            // A token that is over already tells of this clock rather than of the token: the relay is to judge.
+            // A new token that seems to have expired indicates a wrong local clock: the relay decides.
             this.#goodUntil = goodFor === null || goodFor <= 0 ? null : now + goodFor;
             this.#open(now);
         }
@@ -270,7 +270,7 @@ export class Machine {
             }
         }
     }
-    /** The application has no token to give now. */
+    /** Processes the failure of the application to provide a token. */
     noToken(now, reason) {
         this.#timers.delete("token");
         if (this.#phase === "token") {
@@ -281,7 +281,7 @@ export class Machine {
             this.#timers.set("renew", now + RENEW_AGAIN);
         }
     }
-    /** Something came over the connection, whatever it was. */
+    /** Processes the arrival of any data over the connection. */
     heard(now) {
         if (this.#phase !== "connected")
             return;
@@ -293,7 +293,7 @@ export class Machine {
             this.#timers.set("silence", now + this.#limits.silence);
         }
     }
-    /** The relay said this, over a WebSocket or a stream. */
+    /** Processes a message of the relay over a WebSocket or a stream: a JSON value. */
     message(now, message) {
         if (this.#phase !== "opening" && this.#phase !== "connected")
             return;
@@ -331,7 +331,7 @@ export class Machine {
                 break;
         }
     }
-    /** A poll was answered with 200. */
+    /** Processes the response to a poll with status 200. */
     answered(now, answer) {
         if (this.#phase !== "opening" && this.#phase !== "connected")
             return;
@@ -343,7 +343,7 @@ export class Machine {
         const epoch = answer.epoch;
         const events = answer.events;
         const reason = answer.reset ?? null;
-        // `connected` says where a client begins; what an answer says, when nothing is new to it, is the same.
+        // `connected` contains the position at which a client begins; so does the response to a poll without events.
         this.#greet(now, this.#cursor ?? cursor, reason === null ? epoch : null);
         if (reason !== null)
             this.#reset(now, { type: "reset", reason, cursor, epoch });
@@ -352,7 +352,7 @@ export class Machine {
         if (this.#is("connected")) {
             const idle = reason === null && events.length === 0;
             if (idle && this.#waited === POLL_WAIT && now - this.#askedAt < 1000) {
-                // Something in between answers in the relay's place.
+                // A proxy responds instead of the relay.
                 this.#timers.delete("silence");
                 this.#timers.set("poll", now + 1000 * this.#random());
             }
@@ -361,7 +361,7 @@ export class Machine {
             }
         }
     }
-    /** The connection has ended, or could not be made (1006). */
+    /** Processes the end of the connection, or the failure to open one (1006). */
     closed(now, code, reason) {
         if (this.#phase !== "opening" && this.#phase !== "connected")
             return;
@@ -386,7 +386,7 @@ export class Machine {
             this.#retry(now, why);
         }
     }
-    /** A stream, a poll or a WebSocket's handshake was answered with another status than it should be. */
+    /** Processes an error status in the response to a stream, a poll or the handshake of a WebSocket. */
     refused(now, status, reason, retryAfter) {
         if (this.#phase !== "opening" && this.#phase !== "connected")
             return;
@@ -403,7 +403,7 @@ export class Machine {
             this.#retry(now, why, { atLeast: Math.min(retryAfter ?? 0, RETRY_AFTER_MOST) });
         }
     }
-    /** `POST /publish` was answered; status 0: it was not. */
+    /** Processes the response to `POST /publish`. The status is 0 without a response. */
     posted(now, ref, status, body, retryAfter) {
         if (this.#posting !== ref)
             return;
@@ -431,12 +431,12 @@ export class Machine {
         }
         this.#flush(now);
     }
-    /** Let time pass. */
+    /** Processes the timers that are due. */
     tick(now) {
         const due = [...this.#timers].filter(([, at]) => at <= now).map(([name]) => name);
         for (const name of due.sort()) {
             if (!this.#timers.delete(name))
-                continue; // what came before has ended it
+                continue; // an earlier timer has cancelled it
             switch (name) {
                 case "retry":
                     this.#connect(now);
@@ -471,7 +471,7 @@ export class Machine {
             }
         }
     }
-    /** Give the connection up: it is dead, or says what cannot be. */
+    /** Aborts the connection, because it is dead or violates the protocol. */
     lose(now, reason) {
         if (this.#phase === "opening" || this.#phase === "connected") {
             this.#actions.push({ do: "drop" });
@@ -482,7 +482,7 @@ export class Machine {
     get #transport() {
         return this.#limits.transports[this.#place];
     }
-    /** Whether this is the phase now, whatever it was a moment ago: TypeScript remembers too much. */
+    /** Returns whether this is the current phase. In a comparison, TypeScript would assume the phase from before a call. */
     #is(phase) {
         return this.#phase === phase;
     }
@@ -537,7 +537,7 @@ export class Machine {
         else if (this.#epoch === null && cursor === this.#cursor) {
             this.#epoch = epoch;
         }
-        // Any other cursor than ours is that of a `reset` to come, and no reason to forget ours.
+        // A different cursor belongs to the `reset` that follows. Until then, this client's cursor stays.
         if (this.#phase !== "opening")
             return;
         this.#phase = "connected";
@@ -560,7 +560,7 @@ export class Machine {
         if (this.#phase === "opening" && !this.#offline)
             this.#unopened += 1;
     }
-    /** The connection is no more; what was sent over it and not answered is to be sent again. */
+    /** Resets the state of the connection. Messages without an acknowledgement are sent again on the next one. */
     #leave() {
         this.#timers.clear();
         this.#renewing = false;
@@ -574,7 +574,7 @@ export class Machine {
             this.#actions.push({ do: "drop" });
         this.#leave();
     }
-    /** Connect after a random moment: from nothing to a bound that doubles with each attempt in a row. */
+    /** Connects after a random delay, whose bound doubles with each consecutive attempt. */
     #retry(now, why, { delay, atLeast = 0 } = {}) {
         if (this.#phase === "connected") {
             const lasted = now - this.#connectedAt;
@@ -595,7 +595,7 @@ export class Machine {
         this.#timers.set("retry", now + (delay ?? atLeast + bound * this.#random()));
         this.#state("waiting", why);
     }
-    /** A token was not good: one may have been old, and another may be. */
+    /** Discards a rejected token and retries with a new one; after `LAST_REFUSAL` of them, ends. */
     #refuse(now, why) {
         this.#refused += 1;
         this.#token = null;
@@ -629,7 +629,7 @@ export class Machine {
         this.#cursor = message.cursor;
         this.#epoch = message.epoch;
         if (this.#stateful) {
-            // After a random delay like any other reconnection: a restored database resets all clients at once.
+            // With a random delay, as for any other reconnection: a restored database resets all clients together.
             this.#stale = true;
             this.#resetReason = message.reason;
             this.#actions.push({ do: "drop" });
@@ -647,7 +647,7 @@ export class Machine {
             this.#timers.set("renew", now + left - Math.min(RENEW_LEAD, left / 4));
     }
     // --- publishing
-    /** Send what may be sent now. */
+    /** Sends the messages that the rate limit allows now. */
     #flush(now) {
         if (this.#phase !== "connected")
             return;
@@ -685,7 +685,7 @@ export class Machine {
         const code = message.code;
         if (typeof message.ref !== "string") {
             if (code === "unavailable")
-                this.#timers.set("renew", now + RENEW_AGAIN); // the keys of tokens
+                this.#timers.set("renew", now + RENEW_AGAIN); // the token keys
             return;
         }
         const publication = this.#pending.get(message.ref);
@@ -716,7 +716,7 @@ export class Machine {
 function kindOf(message) {
     return typeof message === "object" && message !== null ? message.type : undefined;
 }
-/** Whether a message of a kind that is known has what it must have. */
+/** Returns whether a message has the required members. A message of an unknown type has none. */
 function isSound(kind, message) {
     if (typeof kind !== "string" || typeof message !== "object" || message === null)
         return false;
@@ -724,7 +724,7 @@ function isSound(kind, message) {
     return Object.entries(shape ?? {}).every(([name, fits]) => fits(message[name]));
 }
 function isName(value) {
-    // Half of a surrogate pair is a character to JSON, but not to UTF-8.
+    // A lone surrogate is a character in JSON, but not in UTF-8.
     const length = [...value].length;
     return length >= 1 && length <= LONGEST_NAME && !/[\u0000-\u001f\u007f]|\p{Surrogate}/u.test(value);
 }

@@ -1,27 +1,27 @@
 /**
- * The wire: each function is one connection, or one request, and tells an `Ear` what came of it. None of them throws;
- * what ends one is told as the last thing. Ended by the function they return, they tell nothing more.
+ * The transports. Each function handles one connection or one request, and reports to an `Ear`. No function throws: its
+ * last report is the reason for the end. After `drop`, nothing more is reported.
  */
 import { decodeAnswer, decodeMessage } from "./decode.js";
 import { Code } from "./machine.js";
 import { EventStream } from "./stream.js";
 const SUBPROTOCOL = "userrealtime.v1";
 const POST_TIMEOUT = 30_000;
-/** A user's URL, as `status.url` has it, without what would stand in the way of a path. Throws if it is none. */
+/** Returns a user's URL (`status.url`) without a trailing slash, for paths to be appended. Throws if it is not one. */
 export function baseOf(url) {
     let parsed = null;
     try {
         parsed = new URL(url);
     }
     catch {
-        // told below
+        // reported below
     }
     if (parsed === null || !/^https?:$/.test(parsed.protocol) || parsed.search !== "" || parsed.hash !== "") {
         throw new TypeError(`${url} is not the http or https URL of a user, such as status.url of a UserRealtime`);
     }
     return parsed.href.replace(/\/+$/, "");
 }
-/** A WebSocket. The token goes as a subprotocol, since browsers let no header be set. */
+/** Opens a WebSocket. The token is sent as a subprotocol, because browsers do not let a page set headers. */
 export function websocket(Class, base, opening, ear, parse) {
     const query = queryOf({ last_event_id: opening.cursor, epoch: opening.epoch });
     const socket = new Class(`${base.replace(/^http/, "ws")}/ws${query}`, [SUBPROTOCOL, `bearer.${opening.token}`]);
@@ -29,7 +29,7 @@ export function websocket(Class, base, opening, ear, parse) {
         ear.message(decodeMessage(data, parse));
     };
     socket.onclose = ({ code, reason }) => ear.closed(code, reason);
-    socket.onerror = () => { }; // `close` follows, and says no less
+    socket.onerror = () => { }; // `close` follows with the same information
     return {
         send: (message) => socket.send(JSON.stringify(message)),
         drop: () => {
@@ -38,7 +38,7 @@ export function websocket(Class, base, opening, ear, parse) {
         },
     };
 }
-/** A stream of Server-Sent Events, over `fetch`, since an EventSource sends no header. */
+/** Opens a stream of Server-Sent Events with `fetch`, because an EventSource cannot send headers. */
 export function stream(fetch, base, opening, ear, parse) {
     const query = queryOf({ last_event_id: opening.cursor, epoch: opening.epoch });
     return request(ear, async (signal) => {
@@ -62,7 +62,7 @@ export function stream(fetch, base, opening, ear, parse) {
         ear.closed(Code.ABNORMAL, "the stream ended");
     });
 }
-/** One poll. */
+/** Sends one poll. */
 export function poll(fetch, base, opening, ear, parse) {
     const query = queryOf({ cursor: opening.cursor, epoch: opening.epoch, timeout: opening.wait });
     return request(ear, async (signal) => {
@@ -73,7 +73,7 @@ export function poll(fetch, base, opening, ear, parse) {
         ear.answered(decodeAnswer(await response.text(), parse));
     });
 }
-/** `POST /publish`: tells the status, or 0 without one, the answer's object, and milliseconds to wait, if told. */
+/** Sends `POST /publish`; reports the status (0 without a response), the body, and `Retry-After` in milliseconds. */
 export function post(fetch, base, message, token, answered) {
     const controller = new AbortController();
     const timer = setTimeout(() => controller.abort(), POST_TIMEOUT);
@@ -106,7 +106,7 @@ function request(ear, ask) {
 function unsendable() {
     throw new Error("nothing is sent over this transport");
 }
-/** Passes on what the relay says is wrong; nothing of what others say. */
+/** Reports an error status. Its reason is the relay's error message, empty if the response is not from a relay. */
 async function refuse(response, ear) {
     const { error } = await objectOf(response);
     ear.refused(response.status, typeof error === "string" ? error : "", retryAfterOf(response));
