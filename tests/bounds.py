@@ -36,7 +36,7 @@ def requirements() -> list[Requirement]:
 
 
 def pins(edge: str, wanted: Sequence[Requirement]) -> list[str]:
-    """Return what to install: each requirement as it is, or pinned to its lower bound.
+    """Return the requirements to install: unchanged, or each pinned to its lower bound.
 
     All products share one environment. Where their lower bounds differ, the highest one is taken.
 

@@ -37,7 +37,7 @@ def use(request: pytest.FixtureRequest) -> Use:
 
 @pytest.fixture
 async def url(migrated: OwnDatabase, authority: Path) -> AsyncIterator[str]:
-    """Through PgBouncer, since the PostgreSQL of these tests is built without TLS."""
+    """The URL of a PgBouncer with TLS, because the PostgreSQL of these tests is built without it."""
     async with pgbouncer(migrated.url, "session", authority) as url:
         yield f"{url}?sslmode=verify-full"
 

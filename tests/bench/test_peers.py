@@ -62,7 +62,7 @@ async def test_clients_that_come_while_events_do_get_each_once(
             async with publishing(feed):
                 for _ in range(CLIENTS // 10):
                     clients += await asyncio.gather(*(resumed(server, feed) for _ in range(10)))
-            with contextlib.suppress(TimeoutError):  # told of below
+            with contextlib.suppress(TimeoutError):  # reported below
                 async with asyncio.timeout(LIMIT_S):
                     for since, client in clients:
                         await client.received(feed.last - since, LIMIT_S)

@@ -57,7 +57,7 @@ OFFLINE = {"latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
 
 @pytest.fixture(scope="module", autouse=True)
 def chromium_is_there() -> None:
-    """Where there is none, nothing is tested here, or all of it fails if CI=true: unit tests install nothing."""
+    """Skip the tests of this file without Chromium, or fail them if CI=true. Unit tests install nothing."""
     if installed() is None:
         message = "Chromium is not installed, so nothing is tested in a browser: apt-get install chromium"
         if os.environ.get("CI") == "true":

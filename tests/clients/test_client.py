@@ -56,7 +56,7 @@ async def take(client: Client, count: int) -> list[Event | Reset | Loaded]:
 
 @contextlib.asynccontextmanager
 async def publishing(stage: ClientFixture) -> AsyncIterator[None]:
-    """Meanwhile, an event every 20 ms."""
+    """Publish an event every 20 ms while the block runs."""
 
     async def publish_on() -> None:
         while True:
@@ -72,7 +72,7 @@ async def publishing(stage: ClientFixture) -> AsyncIterator[None]:
 
 
 async def judge(stage: ClientFixture, client: Client) -> None:
-    """Every event that was ever published is taken from the client, once and in order; nothing else is."""
+    """Assert that the client delivers every published event once and in order, and no other message."""
     last = await stage.publish()
     taken = await take(client, last)
     assert [message.id for message in taken if isinstance(message, Event)] == list(range(1, last + 1))
@@ -212,7 +212,7 @@ async def test_after_sleep_the_connection_is_asked_at_once(
     offset = Client._offset
     monkeypatch.setattr(Client, "_offset", lambda client: offset(client) + slept)
     states: list[str] = []
-    options = {"ping_interval": 3_600_000}  # so that nothing else finds out
+    options = {"ping_interval": 3_600_000}  # no ping may detect it first
     async with connect(
         stage, "websocket", options=options, on_state=lambda state: states.append(state.state)
     ) as client:

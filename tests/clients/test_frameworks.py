@@ -29,7 +29,7 @@ def chromium_is_there() -> None:
 
 @pytest.fixture(scope="module")
 def bundle(application: Path) -> Path:
-    """A folder with the page: the installed package, React as it is in development, and Vue."""
+    """A folder with the page: the installed package, the development build of React, and Vue."""
     modules = application.parent / "source" / "node_modules"
     folder = application / "frameworks"
     folder.mkdir()

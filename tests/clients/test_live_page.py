@@ -42,7 +42,7 @@ def chromium_is_there() -> None:
 
 @asynccontextmanager
 async def serving(folder: Path, application: Path, stage: ClientFixture) -> AsyncIterator[str]:
-    """Start the server of the page, with its packages in a directory of their own."""
+    """Start the server of the page, with its packages in a separate directory."""
     (folder / "keys").mkdir()
     (folder / "keys" / "TOKEN_KEY").write_text(KEY)
     for block in BLOCKS:

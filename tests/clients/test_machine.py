@@ -16,7 +16,7 @@ SNAKE = {field.name.replace("_", ""): field.name for field in dataclasses.fields
 
 
 def options(limits: dict[str, Any]) -> Options:
-    """Limits as the vectors name them, in camel case."""
+    """Return options from the limits in the vectors, which have camel case names."""
     values: dict[str, Any] = {
         SNAKE[name.lower()]: tuple(value) if isinstance(value, list) else value for name, value in limits.items()
     }
@@ -24,7 +24,7 @@ def options(limits: dict[str, Any]) -> Options:
 
 
 def tell(machine: Machine, now: float, step: dict[str, Any]) -> None:
-    """Do to the machine what a step says."""
+    """Pass the input of a step to the machine."""
     match step:
         case {"start": _}:
             machine.start(now)

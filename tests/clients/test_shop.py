@@ -30,7 +30,7 @@ GO_LIMIT_S: Final = 300
 
 
 def python(folder: Path, script: str) -> list[str]:
-    """The example with its frameworks, which are in a directory of their own."""
+    """Return the command that runs the example, with its frameworks in a separate directory."""
     packages = folder / "packages"
     install = ["pip", "install", "--quiet", "--target", str(packages), "-r", str(SHOP / "requirements.txt")]
     run(str(Path(sys.executable).with_name("uv")), *install, "--python", sys.executable, folder=folder)

@@ -38,7 +38,7 @@ class Helm:
         program.chmod(0o755)
 
     def upgrade(self, status: str) -> list[str]:
-        """Upgrade a release of this status; what helm was asked to do."""
+        """Upgrade a release of this status, and return the calls of helm."""
         (self.directory / "status").write_text(status)
         cluster = Cluster(self.directory / "config", self.directory / "helm")
         system.upgrade(System(cluster, PostgresAccess("", "", cluster), {}), {"a": 1})

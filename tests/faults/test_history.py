@@ -17,7 +17,7 @@ def row(text: str) -> Row:
 
 @pytest.fixture
 def history() -> History:
-    """Ten events, of which three are let go of; then set back to eight, and two others."""
+    """Ten events, of which retention removes three. The log is then restored to eight events, and two others follow."""
     history = History()
     history.see("first", [(number, row(f"first {number}")) for number in range(1, 11)])
     history.let_go["first"] = 3

@@ -71,7 +71,7 @@ async def test_a_restored_database_is_whole(migrated: Database, connection: asyn
 async def test_a_client_is_told_that_the_database_went_back(
     migrated: Database, connection: asyncpg.Connection, tmp_path: Path, seen: int
 ) -> None:
-    """Events 11 to 20 are lost with the old database, and their numbers are given out again."""
+    """Events 11 to 20 are lost with the old database, and their numbers are assigned again."""
     await publish(connection, 10)
     dump(migrated, tmp_path / "dump")
     await publish(connection, 10)

@@ -99,7 +99,7 @@ async def read(database: Database, mode: str, seed: int, ended: asyncio.Event) -
 
 
 async def snapshots(database: Database, mode: str) -> tuple[list[Snapshot], dict[str, dict[str, int]], dict[str, str]]:
-    """What readers get while writers write; the number of each label by user; and the epochs."""
+    """Return the snapshots of readers during writes, the number of each label by user, and the epochs."""
     async with connected(database) as connection:
         await connection.execute("create table applied (user_id text, label text)")
         ended = asyncio.Event()

@@ -45,7 +45,7 @@ async def broker() -> AsyncIterator[LocalBroker]:
 
 @asynccontextmanager
 async def hearing(broker: LocalBroker, user: str = "alice") -> AsyncIterator[list[LogPosition]]:
-    """All notifications for one user."""
+    """Yield a list that receives all notifications for one user."""
     heard: list[LogPosition] = []
     begun = asyncio.Event()
 

@@ -1,6 +1,6 @@
 """What the relay expects of its libraries beyond their documented interfaces: one test per library.
 
-A version that breaks an expectation fails here, with a sentence that says what to change.
+A version that breaks an expectation fails here, with a message that describes what to change.
 """
 
 from __future__ import annotations

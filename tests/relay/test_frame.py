@@ -10,7 +10,7 @@ from userrealtime_relay.wire.frames import encode_events, encode_text, payloads
 
 
 def decode(data: bytes) -> str:
-    """What a client reads, by the code of another."""
+    """Return what a client reads, decoded by an independent implementation."""
     reader = StreamReader()
     reader.feed_data(data)
     reader.feed_eof()

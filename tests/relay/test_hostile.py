@@ -21,7 +21,7 @@ from tests.relay.test_limits import resident, value
 MAX_CONNECTIONS = 50
 AUTH_TIMEOUT_S = 1
 GROWTH_BYTES = 16 << 20
-"""Far above what 3 x 50 connections may hold (64 KiB each, at most), far below what is sent at the relay."""
+"""Far more than 3 x 50 connections may hold (64 KiB each), and far less than the tests send to the relay."""
 GOOD_KEY = (
     "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: "
     + "A" * 22
@@ -73,7 +73,7 @@ async def greeted(relay: Process) -> None:
 
 
 async def said(relay: Process, *pieces: bytes, pause_s: float = 0) -> bytes:
-    """All that the relay says to this until it ends the connection, which it must."""
+    """Send these pieces; return all that the relay sends until it ends the connection, which it must do."""
     reader, writer = await asyncio.open_connection("127.0.0.1", relay.ws_port)
     answer = bytearray()
     try:

@@ -138,7 +138,7 @@ async def test_what_is_no_request_gets_400(request_: bytes) -> None:
 
 
 async def ended(reader: asyncio.StreamReader) -> bytes:
-    """What comes until the server ends the connection, in order or not."""
+    """Return the data until the server ends the connection, with or without an error."""
     async with asyncio.timeout(PATIENCE_S):
         received = b""
         try:

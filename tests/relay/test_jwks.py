@@ -52,7 +52,7 @@ def verifier(url: str, **changes: str) -> TokenVerifier:
 
 
 async def judge(verify: TokenVerifier, token: str) -> float:
-    """As a session does: once more, after the keys were asked for."""
+    """Verify a token as a session does: a second time after a refresh of the keys."""
     try:
         return verify(token)
     except KeySetStale:

@@ -33,7 +33,7 @@ def resident(pid: int) -> int:
 
 @contextlib.contextmanager
 def deaf(port: int, number: int) -> Iterator[None]:
-    """So many clients, every other one a stream, that ask for events and read nothing, not even their greeting."""
+    """Connect clients, every second one a stream, that request events and read nothing, not even `connected`."""
     upgrade = (
         "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
         "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"

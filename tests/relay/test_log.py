@@ -53,7 +53,7 @@ async def test_a_page_is_what_comes_after_a_number(log: Log, connection: asyncpg
 
 @pytest.mark.parametrize("size", [1000, 100_000])
 async def test_a_page_ends_once_it_has_its_bytes(log: Log, connection: asyncpg.Connection, size: int) -> None:
-    # Postgres holds these compressed to a hundredth: the limit is on what is sent.
+    # Postgres compresses these to a hundredth. The limit applies to the uncompressed size.
     await publish(connection, 20, size=size)
     page = await log.page(0, max_events=500, max_bytes=3 * size)
     assert numbers(page) == [1, 2, 3]

@@ -96,7 +96,7 @@ async def test_a_signal_ends_it_in_order(number: signal.Signals) -> None:
 
 
 async def test_a_rolling_restart_loses_nothing(migrated: Database, connection: asyncpg.Connection) -> None:
-    """Events go on while one relay goes and the next comes; the client follows the close codes."""
+    """Events are published while one relay replaces another. The client follows the close codes."""
     enough = asyncio.Event()
 
     async def publish_on() -> int:

@@ -124,7 +124,7 @@ async def test_a_query_behind_a_pooler_has_a_time_limit_too(migrated: Database) 
 
 
 async def test_many_relays_share_few_backends(migrated: Database, connection: asyncpg.Connection) -> None:
-    """Which would be in each other's way, if they left prepared statements behind."""
+    """Prepared statements that a relay left in a shared backend would break the others."""
     async with pgbouncer(migrated.url, "transaction") as url:
         logs = await asyncio.gather(*(Log.connect(Secret(url), USER, pooled=True) for _ in range(20)))
         await publish(connection, 50)

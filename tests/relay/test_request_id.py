@@ -33,7 +33,7 @@ def test_an_id_is_always_safe_to_write(text: str) -> None:
 
 @pytest.fixture
 def lines() -> Iterator[list[dict[str, object]]]:
-    """What the relay logs, as it would be written."""
+    """A list that receives the log lines of the relay, as they are written."""
     found: list[dict[str, object]] = []
 
     class Keep(logging.Handler):

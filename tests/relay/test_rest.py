@@ -28,7 +28,7 @@ async def broker() -> AsyncIterator[LocalBroker]:
 
 
 async def held(connection: asyncpg.Connection) -> int:
-    """How many connections relays have."""
+    """Return the number of connections of relays."""
     number: int = await connection.fetchval(
         "select count(*) from pg_stat_activity "
         "where application_name = 'userrealtime-relay' and datname = current_database()"
@@ -81,7 +81,7 @@ async def test_what_is_known_needs_no_look(
     async with running(migrated.url, None, **variables) as relay:
         await resting(relay, connection)
         async with bridging(migrated.url, broker, POLL_INTERVAL="0.1"):
-            await asyncio.sleep(1)  # for presence to be told, by which the bridge knows of the relay
+            await asyncio.sleep(1)  # until the relay has reported its presence, which the bridge reads
             before = await metric(relay, "log_connections_total")
             await asyncio.sleep(3)
             assert await metric(relay, "log_connections_total") == before

@@ -10,7 +10,7 @@ from userrealtime_relay.delivery.ring import Batch, Ring
 
 
 def at(second: int) -> str:
-    """So many seconds after 1970, as the log has it."""
+    """Return the timestamp of a number of seconds after 1970, in the format of the log."""
     return datetime.fromtimestamp(second, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 

@@ -47,7 +47,7 @@ async def test_each_hears_of_one_user_and_of_no_other(broker: LocalBroker, user:
 async def test_events_arrive_while_the_broker_is_killed_and_comes_back(
     migrated: Database, connection: asyncpg.Connection, broker: LocalBroker, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """No poll helps: what was missed is read since the broker is there again."""
+    """No poll helps: the relay reads the missed events because the broker is available again."""
     async with following(migrated.url, broker) as (relay, alice):
         await publish(connection, 3)
         assert await receive_ids(alice, 3) == [1, 2, 3]

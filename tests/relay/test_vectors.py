@@ -39,7 +39,7 @@ def opened(opening: dict[str, Any]) -> Session:
 
 
 def settle(session: Session, position: LogState, stores: dict[str, Any]) -> None:
-    """Answer what the session asks, as a transport would."""
+    """Process the questions and submissions of a session, as a transport does."""
     while session.question is not None:
         session.locate(position)
     for submission in session.submissions:
@@ -97,7 +97,7 @@ def shapes(messages: list[dict[str, Any]]) -> dict[str, set[frozenset[str]]]:
 
 
 def test_clients_are_tested_with_what_the_relay_says() -> None:
-    """Every message of a type in the clients' vectors has the members that the relay gives it in its own."""
+    """Every message in the vectors of the clients has the members of the same type in the vectors of the relay."""
     says = [case["message"] for case in VECTORS["events"]]
     for case in VECTORS["cases"]:
         says += [message for step in (case, *case["steps"]) for message in step["then"]["says"]]

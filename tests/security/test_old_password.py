@@ -51,13 +51,13 @@ class Site:
         return await asyncpg.connect(credentials.url(url), timeout=PATIENCE_S)
 
     async def keep_from_being_dropped(self, credentials: Credentials) -> None:
-        """What PostgreSQL lets everyone do: own an object in another database."""
+        """Own an object in another database, which PostgreSQL permits every role."""
         connection = await self.connect(credentials, "postgres")
         await connection.execute("select lo_create(0)")
         await connection.close()
 
     async def rotate(self, old: Credentials, turn: int) -> Credentials:
-        """To another password, until the old one has had its time."""
+        """Rotate to another password, and let the time of the old one end."""
         new = await self.given(turn)
         await self.roles.retire(ONE, new.role)
         await self.admin.execute(
@@ -150,7 +150,7 @@ async def test_another_series_revokes_the_roles_of_the_one_before_at_once(site: 
 
 @asynccontextmanager
 async def resisting(site: Site, credentials: Credentials) -> AsyncIterator[None]:
-    """Connections that log in again and again, and lock their own role."""
+    """Run connections that log in repeatedly and lock their role."""
 
     async def resist() -> None:
         while True:

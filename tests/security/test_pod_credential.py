@@ -21,7 +21,7 @@ MALLORY = "mallory"
 
 @asynccontextmanager
 async def flooding(url: str, *payloads: str) -> AsyncIterator[None]:
-    """Connections that notify the doorbell, and the channel of earlier versions, without end."""
+    """Run connections that notify the doorbell, and the channel of earlier versions, while the block runs."""
 
     async def flood() -> None:
         connection = await asyncpg.connect(url)

@@ -52,7 +52,7 @@ def chunks(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 @asynccontextmanager
 async def connections(port: int, count: int, start: bytes = b"") -> AsyncIterator[list[asyncio.StreamReader]]:
-    """Connections that send this and then nothing."""
+    """Open connections that send these bytes and then nothing."""
     opened = [await asyncio.open_connection("127.0.0.1", port) for _ in range(count)]
     try:
         for _, writer in opened:
@@ -64,7 +64,7 @@ async def connections(port: int, count: int, start: bytes = b"") -> AsyncIterato
 
 
 async def answer(port: int, *sent: bytes) -> bytes:
-    """What comes back until the connection is closed, in order or not."""
+    """Return the response until the connection is closed, with or without an error."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     received = b""
     try:

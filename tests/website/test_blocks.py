@@ -87,7 +87,7 @@ def server() -> Iterator[LocalPostgres]:
 
 
 async def remove(server: LocalPostgres, *databases: str) -> None:
-    """Databases, and whatever roles there are."""
+    """Drop these databases and all roles."""
     connection = await asyncpg.connect(server.url())
     for name in databases:
         await connection.execute(f"drop database {name}")

@@ -28,7 +28,7 @@ def test_every_field_of_the_resource_is_there() -> None:
     crd = yaml.safe_load((ROOT / "crds/userrealtimes.yaml").read_text())
 
     def properties(schema: Any, path: str) -> list[str]:
-        """Found in another way than the page's: by every `properties`, wherever it is."""
+        """Return the paths of all fields, found independently of the page: by every `properties` in the schema."""
         found = []
         for key, value in schema.items() if isinstance(schema, dict) else ():
             if key == "properties":

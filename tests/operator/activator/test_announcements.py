@@ -59,7 +59,7 @@ async def place(*keys: str) -> AsyncIterator[Place]:
 
 async def test_who_waits_is_led_to_the_pod_that_speaks() -> None:
     async with place(KEY) as here, asyncio.timeout(PATIENCE_S):
-        await here.tokens.check(ALICE, token())  # as whoever comes first brings one
+        await here.tokens.check(ALICE, token())  # the first client of a user has sent a token
         waiting = asyncio.create_task(here.wakes.wake_and_wait(ALICE))
         await asyncio.sleep(0.05)
         assert not waiting.done()

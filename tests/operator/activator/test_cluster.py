@@ -100,7 +100,7 @@ class ReconcilerFixture:
 
 @pytest.fixture
 def world() -> ReconcilerFixture:
-    """A cluster with alice, who has never been woken."""
+    """A cluster with the user alice, without a wake request."""
     world = ReconcilerFixture()
     world.requests.put(resource())
     return world

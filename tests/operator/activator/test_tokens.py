@@ -41,7 +41,7 @@ class Vault:
 
 @pytest.fixture
 def pass_time(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Moves the clock of the module on."""
+    """Return a function that advances the clock of the module."""
     now = [1000.0]
     monkeypatch.setattr(tokens.time, "monotonic", lambda: now[0])  # type: ignore[attr-defined]
 

@@ -1,6 +1,7 @@
-"""The client of the API server, and the watch of the children, against a server that says what a test tells it to.
+"""The client of the API server, and the watch of the children, against a server whose responses the tests define.
 
-Only for what a real one does seldom: to refuse for now, to break off, to forget. The rest is met in `e2e`.
+These tests cover what a real server does rarely: to reject a request temporarily, to abort a response, to forget a
+version. The tests in `e2e` cover the rest.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ async def breaks_off(request: web.Request) -> web.StreamResponse:
 
 
 def streams(*events: Object | str, then: Answer | None = None) -> Answer:
-    """A watch that tells of these and ends, or goes on as `then` has it."""
+    """Return a handler for a watch that sends these events, and then ends or continues with `then`."""
 
     async def answer(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
@@ -253,7 +254,7 @@ def test_a_watch_that_is_given_up_leaves_no_connection_behind(authority: Path) -
 
 
 class LeaseApi(Api):
-    """Gives back what is written."""
+    """Returns the written object instead of sending it."""
 
     def __init__(self, cluster: str) -> None:
         self.cluster = cluster
@@ -272,7 +273,7 @@ class LeaseApi(Api):
 
 @pytest.mark.parametrize(("uid", "identity"), [("1", "old"), ("2", "new")], ids=["own", "restored elsewhere"])
 async def test_a_lease_keeps_the_identity_of_its_cluster(uid: str, identity: str) -> None:
-    """After a rotation of the authority, `cluster` is another one; a Lease restored elsewhere has another uid."""
+    """A rotation of the authority changes `cluster`. A Lease that is restored elsewhere has another uid."""
     annotations = {CLUSTER: "old", LEASE_UID: "1", "theirs": "x"}
     previous = {"metadata": {"uid": uid, "resourceVersion": "7", "annotations": annotations, "labels": {"a": "b"}}}
     stored = await LeaseApi("new").put_lease("users", "operator", previous, {"holderIdentity": "me"})

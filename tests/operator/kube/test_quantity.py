@@ -17,7 +17,7 @@ UNITS |= {f"{unit}i": 1024**power for power, unit in enumerate("KMGTPE", 1)}
 
 
 def value_of(quantity: str) -> Fraction:
-    """What a quantity without an exponent is worth."""
+    """Return the value of a quantity without an exponent."""
     match = re.fullmatch(r"([+-]?[0-9.]+)([A-Za-z]*)", quantity)
     assert match is not None, quantity
     return Fraction(match[1].rstrip(".")) * UNITS[match[2]]

@@ -38,7 +38,7 @@ def test_the_response_to_a_write_arrives_before_or_after_the_watch() -> None:
     children = ObjectStore()
     assert children.put(KEY, child(5), ours=True)
     assert not children.put(KEY, child(5))
-    # Deleted by somebody before the answer came: the watch has told of both.
+    # Another client deletes it before the response arrives, and the watch has reported both changes.
     children.remove(KEY, 7)
     children.advance("Service", "users", 7)
     assert not children.put(KEY, child(6), ours=True)

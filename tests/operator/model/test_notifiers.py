@@ -25,7 +25,7 @@ def config_of(section: str, **environment: str) -> SignalDefaults:
 
 
 def parts(signal: str | None = None, config: object = WITH_NATS) -> tuple[dict[str, str], dict[str, object], Object]:
-    """Of a user with this wish: what is in the Secret, the environment, and the pod's annotations."""
+    """Return a user's Secret data, environment and pod annotations for this `spec.relay.signal`."""
     relay = {} if signal is None else {"signal": signal}
     secret, _, deployment, *_ = desired_objects(resource(relay=relay), config, SECRETS)  # type: ignore[arg-type]
     data = {name: base64.b64decode(text).decode() for name, text in secret["data"].items()}

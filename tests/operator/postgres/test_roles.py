@@ -222,7 +222,7 @@ async def test_a_retired_role_is_dropped_when_its_time_has_come(
 
 @asynccontextmanager
 async def held(migrated: OwnDatabase, role: str) -> AsyncIterator[asyncpg.Connection]:
-    """Another operator's connection, in a transaction that has the row of a role."""
+    """Yield the connection of another operator, with a transaction that locks the row of a role."""
     connection = await asyncpg.connect(migrated.url)
     try:
         async with connection.transaction():

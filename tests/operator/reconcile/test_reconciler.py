@@ -104,7 +104,7 @@ async def test_the_token_key_outlives_a_cold_cache_and_an_edit(world: Reconciler
 
 
 async def test_what_somebody_adds_to_the_secret_goes(world: ReconcilerFixture) -> None:
-    """It would be mounted, and a relay that starts with a bad key does not start."""
+    """It would be mounted, and a relay with an invalid key does not start."""
     await world.reconcile()
     world.api.children[SECRET]["data"]["TOKEN_KEY_PREVIOUS"] = base64.b64encode(b"short").decode()
     assert "replace Secret" in await world.reconcile()

@@ -1,4 +1,4 @@
-"""What is known of the API server's objects, and what is news."""
+"""The cache of resources, and which changes of a resource require a reconciliation."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ MONTHLY = KeyPolicy(rotate_after_s=720 * HOUR, overlap_s=24 * HOUR, publish_ahea
 
 
 def numbered() -> Callable[[], str]:
-    """Numbered texts in place of random ones."""
+    """Return a generator of numbered keys instead of random ones."""
     numbers = itertools.count(1)
     return lambda: f"key number {next(numbers)} of those that were made"
 

@@ -1,4 +1,4 @@
-"""Falling asleep, sleeping and waking, of users who are reconciled in a world of stand-ins."""
+"""Falling asleep, sleeping and waking of users that are reconciled with a fake API server and a fake database."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def endpoints(*addresses: str) -> Object:
 
 
 class SleepFixture(ReconcilerFixture):
-    """One where users may sleep. `self.time` and `self.database.time` are one clock, `self.clock` another."""
+    """A fixture in which users may sleep. `self.time` and `self.database.time` are one clock, `self.clock` another."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,25 +51,25 @@ class SleepFixture(ReconcilerFixture):
         self.restart(SLEEPY)
 
     async def ready(self, *addresses: str) -> None:
-        """These activators are ready, and known to be."""
+        """Make these activators ready, and let the operator read their endpoints."""
         assert self.activators is not None
         self.api.slices["waker"] = [endpoints(*addresses)]
         await self.activators.refresh()
 
     def say(self, name: str = "alice", clients: int = 0, since_s: float = 100, heard_s: float = 1) -> None:
-        """The pod of a user has said what it has."""
+        """Report the number of clients of a user's pod."""
         now = self.time.timestamp()
         self.database.time = now
         self.database.said[name] = [Presence(f"{name}-pod", clients, now - since_s, now - heard_s)]
 
     def have_pod(self, name: str = "alice") -> None:
-        """The user's pod is ready."""
+        """Make the user's pod ready."""
         self.become_available(name)
         self.api.slices[child_name(name)] = [endpoints("10.1.0.1")]
         self.api.living_pods = [{"metadata": {"name": f"{name}-pod", "creationTimestamp": "x"}}]
 
     def lose_pod(self) -> None:
-        """The cluster has taken alice's pod away."""
+        """Remove alice's pod, as the cluster does after the scale-down."""
         deployment = self.api.children[DEPLOYMENT]
         generation = deployment["metadata"]["generation"]
         available = {"type": "Available", "status": "True", "reason": "x", "message": ""}
@@ -83,19 +83,19 @@ class SleepFixture(ReconcilerFixture):
         self.clock += seconds
 
     def ask(self, name: str = "alice") -> None:
-        """A wake request, as the activator writes it."""
+        """Write a wake request, as the activator does."""
         status = self.api.resources["users", name].setdefault("status", {})
         status["wakeRequestedAt"] = self.time.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
     async def look(self) -> None:
-        """The look for users who seem to be idle."""
+        """Check for users that seem to be idle."""
         await self.reconciler.find_idle("users", list(self.api.resources.values()))
 
     async def settle(self) -> None:
-        """Up to the last look before sleep."""
+        """Proceed to the last check before sleep."""
         await self.look()
-        await self.reconcile()  # puts the slice in place
-        await self.reconcile()  # has seen it
+        await self.reconcile()  # creates the slice
+        await self.reconcile()  # has read it from the cache
         self.pass_time(SETTLE_S)
 
     async def fall_asleep(self) -> None:
@@ -115,7 +115,7 @@ class SleepFixture(ReconcilerFixture):
 
     @property
     def addresses(self) -> list[str] | None:
-        """Where alice's connections go besides; None without a slice."""
+        """The addresses in alice's slice, which also receive her connections; None without a slice."""
         found = self.api.children.get(SLICE)
         return None if found is None else [endpoint["addresses"][0] for endpoint in found["endpoints"]]
 
@@ -125,7 +125,7 @@ class SleepFixture(ReconcilerFixture):
 
 @pytest.fixture
 async def world() -> SleepFixture:
-    """Alice is awake, and has been idle for long."""
+    """A fixture in which alice is awake, and has been idle for a long time."""
     world = SleepFixture()
     await world.ready("10.0.0.1", "10.0.0.2")
     await world.reconcile()
@@ -205,7 +205,7 @@ async def test_a_wake_request_in_the_settle_time_wins(world: SleepFixture) -> No
 
 
 async def test_a_wake_request_that_the_last_step_did_not_see_wakes(world: SleepFixture) -> None:
-    """It came while the pod was being put to sleep."""
+    """It arrives while the operator removes the pod."""
     await world.settle()
     await world.reconcile()
     assert world.sleeping
@@ -490,23 +490,23 @@ async def test_a_broken_resource_keeps_nobody_else_awake(world: SleepFixture) ->
 
 
 class RandomSchedule:
-    """Alice, her relay, her clients, the activators and the operator, who do things in any order.
+    """Steps of alice's relay, her clients, the activators and the operator in a random order.
 
-    A relay tells of its clients up to a second late. Clients come to the pod where there is one, and else through an
-    activator, which asks for a wake.
+    A relay reports its clients up to a second late. Clients connect to the pod if there is one, otherwise to an
+    activator, which requests a wake.
     """
 
     def __init__(self, world: SleepFixture, seed: int) -> None:
         self.world = world
         self.random = random.Random(seed)  # noqa: S311
         self.came: list[float] = []
-        """When each client came that is connected."""
+        """The time at which each connected client has connected."""
         self.waits = False
         """Whether a client waits for the pod."""
         self.untold: float | None = None
-        """When the relay will tell what it has; None where it has told."""
+        """The time of the relay's next report; None if the last one is up to date."""
         self.changed_at = world.clock - 1000.0
-        """When the relay came to have any client, or none."""
+        """The time at which the number of clients changed from or to zero."""
         self.pod = True
         self.slept = 0
 
@@ -585,7 +585,7 @@ class RandomSchedule:
             assert self.pod, "there was a pod to go"
             assert all(world.clock - came <= 1 for came in self.came), "a client was there to be seen"
             self.slept += 1
-            if self.came:  # they come back, through the activator
+            if self.came:  # they reconnect through the activator
                 world.ask()
             self.waits, self.came, self.untold, self.pod = bool(self.came), [], None, False
             world.lose_pod()

@@ -44,7 +44,7 @@ WAKING = Memory(State.WAKING)
 
 
 def seen(**changes: Any) -> Observation:
-    """What is known of a user that is awake, with changes."""
+    """Return the observation of a user that is awake, with changes."""
     known = Observation(START, 100.0, None, "", False, True, None, True, AWAKE)
     return replace(known, **changes)
 
@@ -300,7 +300,7 @@ class Walk:
         self.database = self.random.random() >= 0.3
 
     def delete_slice(self) -> None:
-        """Somebody else deletes the slice while there is a pod."""
+        """Delete the slice as another client of the API server, while there is a pod."""
         if self.pod:
             self.slice = False
 

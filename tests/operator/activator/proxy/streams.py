@@ -11,7 +11,7 @@ Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 @contextlib.asynccontextmanager
 async def connected() -> AsyncIterator[tuple[Stream, Stream]]:
-    """Two ends of a connection: the server's and the client's."""
+    """Yield the two ends of a connection: the server's and the client's."""
     accepted: asyncio.Future[Stream] = asyncio.get_running_loop().create_future()
     server = await asyncio.start_server(lambda reader, writer: accepted.set_result((reader, writer)), "127.0.0.1", 0)
     client = await asyncio.open_connection(*server.sockets[0].getsockname())

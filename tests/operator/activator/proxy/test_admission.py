@@ -23,7 +23,7 @@ VALID = "valid"
 
 
 class StreamWriter:
-    """A writer that keeps what is written."""
+    """A writer that records the written bytes."""
 
     def __init__(self) -> None:
         self.written = b""
