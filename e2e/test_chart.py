@@ -6,6 +6,7 @@ import asyncio
 import json
 import urllib.request
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import asyncpg
@@ -179,12 +180,11 @@ def test_the_operator_understands_the_configuration(system: System, values: dict
     text = next(item for item in rendered if item and item["kind"] == "ConfigMap" and "config.yaml" in item["data"])
     environment = {"DATABASE_URL": "postgresql://h/d", "BROKER_URL": "kafka://h"}
     config = parse_config(text["data"]["config.yaml"], environment)
-    announce_url = f"http://other-userrealtime-activator-announcements.{OPERATOR_NAMESPACE}.svc:8081"
-    if values is EVERYTHING:  # whose activators have no users' keys to check announcements by
-        announce_url = ""
-    assert config.activator == Activator(OPERATOR_NAMESPACE, "other-userrealtime-activator", 8080, announce_url)
+    activator = Activator(OPERATOR_NAMESPACE, "other-userrealtime-activator", 8080)
     if values is EVERYTHING:
-        assert config.signals == SignalDefaults(SignalType.KAFKA, "kafka://h", 7)
+        # Its activators do not have the users' keys, so users' pods cannot register.
+        assert config.activator == activator
+        assert config.signals == SignalDefaults(SignalType.KAFKA, "kafka://h", 7, idle_after_s=5)
         assert config.relay_settings["DATABASE_IDLE_AFTER"] == "5"
         assert config.relay_settings["JWKS_URL"] == values["relay"]["auth"]["jwksUrl"]
         assert config.relay_settings["ALLOWED_ORIGINS"] == "https://app.example.com,*"
@@ -193,6 +193,8 @@ def test_the_operator_understands_the_configuration(system: System, values: dict
         assert config.idle.after_s == 90
         assert config.trust == Trust("authorities", "bundle.pem")
     else:
+        announce_url = f"http://other-userrealtime-activator-announcements.{OPERATOR_NAMESPACE}.svc:8081"
+        assert config.activator == replace(activator, announce_url=announce_url)
         assert config.token_keys == KeyPolicy()
         assert config.trust is None
 
@@ -363,7 +365,7 @@ def test_the_test_namespaces_enforce_the_restricted_standard(system: System, nam
         ({**DATABASE, "trust": {"certificates": "/etc/ssl/ca.crt"}}, "/trust/certificates"),
         (
             {**DATABASE, "trust": {"certificates": "-----BEGIN PRIVATE KEY-----\n" + CERTIFICATE}},
-            "there is a private key",
+            "trust.certificates contains a private key",
         ),
         ({**DATABASE, "activator": {"enabled": True, "userKeys": False}}, "activator.userKeys must be true"),
         ({**DATABASE, "networkPolicy": {"database": {"cidrs": ["db"]}}}, "/networkPolicy/database/cidrs/0"),

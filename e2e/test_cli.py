@@ -138,5 +138,5 @@ def test_what_stands_in_the_way_is_told(system: System, users: MakeUser, tmp_pat
     stranger.touch(mode=0o600)
     stranger.write_text(json.dumps(config))
     text = complaint(stranger, name)
-    assert "you may not do this" in text
+    assert "permission denied" in text
     assert f"system:serviceaccount:{USERS_NAMESPACE}:default" in text
