@@ -104,9 +104,9 @@ async def test_those_connected_are_reset(migrated: Database, connection: asyncpg
     async with running(migrated.url, POLL_INTERVAL="0.2") as relay, stream(relay) as events:
         await connected(events)
         await connection.execute("truncate userrealtime.log, userrealtime.event")
-        reset = {"type": "reset", "reason": "epoch", "cursor": 0, "epoch": None, "earliest": 1}
-        assert await events.event() == reset
-        assert events.last_id == "0"
+        epoch = await connection.fetchval("select userrealtime.first_epoch('alice')")
+        assert await events.event() == {"type": "reset", "reason": "epoch", "cursor": 0, "epoch": epoch, "earliest": 1}
+        assert events.last_id == f"0:{epoch}"
         await publish(connection)
         assert await events.ids(1) == [1]
 
