@@ -101,7 +101,7 @@ async def test_what_is_published_is_seen(chromium: Browser, url: str) -> None:
         await publish(page, "by the server", "server")
         assert await page.text("#notice") == "Published to alice."
         await publish(page, "over the socket", "socket")
-        assert "The inbox has it" in await page.text("#notice")
+        assert "Stored in the inbox" in await page.text("#notice")
         assert "echo over the socket (inbox " in await page.text("#events")
         # Any message is shown as text.
         await publish(page, "<img src=x onerror=alert(1)>", "server")
@@ -131,7 +131,7 @@ async def test_the_pod_is_killed_and_nothing_is_missed(chromium: Browser, url: s
         await page.click("#kill")
         await page.wait_for(MADE_UP_FOR, timeout=PATIENCE_S)
         told = await page.text("#timeline .resumed")
-        assert "made up for, 0 missed" in told
+        assert "replayed, 0 missed" in told
         assert "Disconnected" in await page.text("#timeline")
         await page.wait_for(f"{POD_READY} && document.querySelectorAll('#pods li').length === 1", timeout=PATIENCE_S)
         assert await page.text("#pods code") != before
@@ -162,6 +162,40 @@ async def test_the_pod_is_put_to_sleep_and_woken(chromium: Browser, url: str, sy
         await page.wait_for("document.querySelector('#events').innerText.includes('bob: while you slept')")
         assert await page.text("#missed") == "0"
         assert await page.text("#twice") == ""
+
+
+async def test_the_page_is_correct_after_retention_has_passed_its_position(
+    chromium: Browser, url: str, system: System
+) -> None:
+    text = "never received as an event"
+    async with logged_in(chromium, url, "alice") as page, logged_in(chromium, url, "bob") as bob:
+        await publish(page, "before", "server")
+        await page.evaluate("window.loadedOnce = true")
+        await page.click("#sleep")
+        await page.wait_for("document.querySelector('#pod-state').dataset.state === 'asleep'", timeout=PATIENCE_S)
+        await page.wait_for("document.querySelector('#pods').innerText === 'No pod.'", timeout=PATIENCE_S)
+        await bob.evaluate("document.querySelector('#to').value = 'alice'")
+        await bob.write("#text", text)
+        await bob.click("#publish button[value=server]")
+        await bob.wait_for("document.querySelector('#notice').innerText === 'Published to alice.'")
+        with system.database.from_host() as address:
+            connection = await asyncpg.connect(address, timeout=PATIENCE_S)
+            try:
+                await connection.execute("delete from userrealtime.event where user_id = 'alice'")
+            finally:
+                await connection.close(timeout=PATIENCE_S)
+        await page.click("#wake")
+        newest = "document.querySelector('#messages .what').textContent"
+        await page.wait_for(f"{newest} === {json.dumps(text)}", timeout=PATIENCE_S)
+        await page.wait_for(f"{CONNECTED} && {POD_READY}", timeout=PATIENCE_S)
+        assert text not in await page.text("#events")
+        assert "State loaded again" in await page.text("#timeline .reloaded")
+        await publish(page, "afterwards", "server")
+        await page.wait_for(f"{newest} === 'afterwards'")
+        assert await page.text("#missed") == "0"
+        assert await page.text("#twice") == ""
+        assert await page.evaluate("window.loadedOnce === true")
+        assert page.problems == []
 
 
 async def test_a_page_that_comes_back_is_still_logged_in(chromium: Browser, url: str) -> None:

@@ -21,13 +21,16 @@ NAMESPACE = "userrealtime-demo"
 PATH = "/demo"
 ROLE = "userrealtime_demo"
 MANIFESTS = ROOT / "examples" / "demo" / "manifests.yaml"
+SCHEMA = ROOT / "examples" / "demo" / "schema.sql"
 
 # As docs/demo.md has them.
 GRANTS = f"""
-grant usage on schema userrealtime to {ROLE};
-grant execute on function userrealtime.publish to {ROLE};
+grant usage on schema userrealtime, userrealtime_demo to {ROLE};
+grant execute on function userrealtime.publish, userrealtime.position to {ROLE};
 grant select, update (done) on userrealtime.inbox to {ROLE};
 grant select on userrealtime.online to {ROLE};
+grant select, insert, delete on userrealtime_demo.message to {ROLE};
+grant select, insert, update on userrealtime_demo.counter to {ROLE};
 """
 
 
@@ -81,14 +84,20 @@ def manifests(image: str, public_url: str) -> list[dict[str, Any]]:
     return objects
 
 
+async def prepare_database(connection: asyncpg.Connection) -> None:
+    """Create the demo's role and tables, where they are missing, and grant the role its permissions."""
+    if not await connection.fetchval("select true from pg_roles where rolname = $1", ROLE):
+        await connection.execute(f"create role {ROLE} login connection limit 12")
+    await connection.execute(SCHEMA.read_text())
+    await connection.execute(GRANTS)
+
+
 async def _prepare_role(address: str, password: str) -> None:
     connection = await asyncpg.connect(address, timeout=10)
     try:
-        if not await connection.fetchval("select true from pg_roles where rolname = $1", ROLE):
-            await connection.execute(f"create role {ROLE} login connection limit 12")
+        await prepare_database(connection)
         # The password is hexadecimal, so it needs no quoting.
         await connection.execute(f"alter role {ROLE} password '{password}'")
-        await connection.execute(GRANTS)
     finally:
         await connection.close(timeout=5)
 

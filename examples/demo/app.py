@@ -1,4 +1,4 @@
-"""The demo's server: a page, and what its buttons do."""
+"""The HTTP server of the demo: the page, its state, and a POST for each button."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PAGE = Path(__file__).parent / "page"
 MAX_WATCHERS = 50
 WATCH_S = 600
 KEEP_ALIVE_S = 15
-# Pods change several times at once.
+# Changes of pods arrive in bursts. One message for each burst is enough.
 GATHER_S = 0.1
 ACTIONS_PER_SECOND = 10
 TRAFFIC_S = 30
@@ -39,7 +39,7 @@ TRAFFIC_AT_KILL_S = 10
 
 
 class Demo:
-    """The routes, and what they share."""
+    """The routes, and the objects that they share."""
 
     def __init__(self, config: Config, cluster: Cluster, database: Database) -> None:
         self._config = config
@@ -71,6 +71,7 @@ class Demo:
             Route("/", self._page),
             Route("/me", self._me),
             Route("/token", self._token),
+            Route("/state", self._state),
             Route("/watch", self._watch),
             Route("/login", self._login, methods=["POST"]),
             Route("/logout", self._logout, methods=["POST"]),
@@ -94,7 +95,7 @@ class Demo:
         self._allow()
         user = (await small_body(request)).get("user")
         if user not in USERS:
-            raise HTTPException(HTTPStatus.BAD_REQUEST, "one may log in as alice or bob")
+            raise HTTPException(HTTPStatus.BAD_REQUEST, "user must be alice or bob")
         await self._cluster.provision(user)
         response = JSONResponse(_about(user))
         response.set_cookie(COOKIE, self._sessions.issue(user), max_age=LIFETIME_S, **self._cookie)
@@ -106,7 +107,7 @@ class Demo:
         return response
 
     async def _me(self, request: Request) -> Response:
-        """Who is logged in; null for nobody, which is no error."""
+        """Return the user of the session, or null without a session, which is not an error."""
         user = self._sessions.user(request.cookies.get(COOKIE))
         return JSONResponse(_about(user))
 
@@ -115,6 +116,11 @@ class Demo:
         self._allow()
         return JSONResponse(await self._cluster.token(user))
 
+    async def _state(self, request: Request) -> Response:
+        user = self._user(request)
+        self._allow()
+        return Response(await self._database.state(user), media_type="application/json")
+
     async def _watch(self, request: Request) -> Response:
         user = self._user(request)
         if self._watchers >= MAX_WATCHERS:
@@ -122,7 +128,7 @@ class Demo:
         return StreamingResponse(self._states(user), media_type="text/event-stream")
 
     async def _states(self, user: str) -> AsyncIterator[str]:
-        """Server-Sent Events with what the page shows, for a time; the browser then comes again by itself."""
+        """Yield Server-Sent Events with the content of the page, for a limited time. The browser then reconnects."""
         self._watchers += 1
         try:
             ends = time.monotonic() + WATCH_S
@@ -144,7 +150,7 @@ class Demo:
             raise HTTPException(HTTPStatus.BAD_REQUEST, "to must be alice or bob")
         if not isinstance(text, str) or not 1 <= len(text) <= LONGEST_TEXT or "\0" in text:
             raise HTTPException(HTTPStatus.BAD_REQUEST, f"text must have 1 to {LONGEST_TEXT} characters")
-        await self._database.publish(recipient, "note", {"from": user, "text": text})
+        await self._database.send(recipient, user, text)
 
     async def _start_traffic(self, user: str, body: Object) -> None:
         self.traffic.start(user, TRAFFIC_S)
@@ -162,7 +168,7 @@ class Demo:
         await self._cluster.wake(user)
 
     def _action(self, action: Callable[[str, Object], Awaitable[None]]) -> Callable[[Request], Awaitable[Response]]:
-        """A POST of somebody who is logged in."""
+        """Return the endpoint of a POST that requires a session."""
 
         async def endpoint(request: Request) -> Response:
             user = self._user(request)

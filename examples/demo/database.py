@@ -1,4 +1,4 @@
-"""What the demo does in Postgres: it publishes, takes messages from the inbox, and asks who is online."""
+"""The demo's statements in Postgres: its state, changes with their events, the inbox, and presence."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from .view import Object
 
 POOL = 4
 TIMEOUT_S = 5.0
-# A notification may be lost; then the inbox is looked at this much later.
+# A notification can be lost. The inbox is also polled at this interval.
 LOOK_AGAIN_S = 5.0
 RETRY_S = 1.0
 BATCH = 20
 LONGEST_TEXT = 500
+KEPT_MESSAGES = 50
 CHANNEL = "userrealtime_inbox"
 
-# As in docs/inbox.md, but of the demo's users alone: others of this database are somebody else's.
+# As in docs/inbox.md, restricted to the users of the demo: other applications can share the database.
 TAKE = """
 with waiting as (
     select id from userrealtime.inbox
@@ -41,28 +42,67 @@ where message.id = waiting.id
 returning message.id, message.user_id, message.data
 """
 PUBLISH = "select userrealtime.publish($1, $2, $3::text::jsonb)"
+# A statement is a transaction: the row and the event are committed together, or neither of them.
+SEND = """
+with removed as (
+    delete from userrealtime_demo.message
+    where recipient = $1 and number <= (
+        select number from userrealtime_demo.message
+        where recipient = $1 order by number desc offset $4 - 1 limit 1
+    )
+), message as (
+    insert into userrealtime_demo.message (recipient, sender, text) values ($1, $2, $3)
+    returning number, sender, text, sent
+)
+select userrealtime.publish(
+    $1, 'note', jsonb_build_object('number', number, 'from', sender, 'text', text, 'sent', sent)
+) from message
+"""
+TICK = """
+with counter as (
+    insert into userrealtime_demo.counter as known (user_id, ticks) values ($1, 1)
+    on conflict (user_id) do update set ticks = known.ticks + 1
+    returning ticks
+)
+select userrealtime.publish($1, 'tick', jsonb_build_object('number', ticks)) from counter
+"""
+# One statement, and therefore one snapshot: the position is exactly the position of the state.
+STATE = """
+select json_build_object(
+    'state', json_build_object(
+        'messages', (
+            select coalesce(json_agg(message order by message.number), '[]') from (
+                select number, sender as "from", text, sent from userrealtime_demo.message
+                where recipient = $1 order by number desc limit $2
+            ) message
+        ),
+        'ticks', (select coalesce(max(ticks), 0) from userrealtime_demo.counter where user_id = $1)
+    ),
+    'position', userrealtime.position($1)
+)::text
+"""
 PRESENCE = "select user_id, clients, since from userrealtime.online where user_id = any ($1)"
 
-# Whatever keeps a statement from being carried out now.
+# The errors of a statement that cannot be executed now.
 FAILURES = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
 
 _logger = logging.getLogger(__name__)
 
 
 class DatabaseError(Exception):
-    """The database refuses, or does not answer; the message is for people."""
+    """The database rejected a statement or did not answer. The message is shown on the page."""
 
 
 @dataclass(frozen=True)
 class Presence:
-    """Who is online, and what the database's clock says, by which events are dated."""
+    """Presence of the users, and the time of the database, which events also have."""
 
     now: datetime
     users: dict[str, Object]
 
 
 class Database:
-    """The application's own connections."""
+    """The connections of the application."""
 
     def __init__(self, pool: asyncpg.Pool, url: str) -> None:
         self._pool = pool
@@ -71,7 +111,7 @@ class Database:
     @classmethod
     @asynccontextmanager
     async def connect(cls, url: str) -> AsyncIterator[Database]:
-        """A few connections, made when they are needed."""
+        """Create the pool. It opens connections when they are needed."""
         pool = asyncpg.create_pool(
             url,
             min_size=0,
@@ -86,16 +126,28 @@ class Database:
         finally:
             pool.terminate()
 
-    async def publish(self, user: str, event: str, data: Object) -> None:
-        """Publish an event to a user. In a real application: in the transaction of what the event is about."""
+    async def send(self, recipient: str, sender: str, text: str) -> None:
+        """Store a message to a user and publish its event, in one transaction."""
+        await self._value(SEND, recipient, sender, text, KEPT_MESSAGES)
+
+    async def tick(self, user: str) -> None:
+        """Increment a user's counter and publish its event, in one transaction."""
+        await self._value(TICK, user)
+
+    async def state(self, user: str) -> str:
+        """A user's messages and counter, and their position in the log: the JSON that the client's `state` returns."""
+        found: str = await self._value(STATE, user, KEPT_MESSAGES)
+        return found
+
+    async def _value(self, statement: str, *arguments: str | int) -> Any:
         try:
             async with self._pool.acquire(timeout=TIMEOUT_S) as connection:
-                await connection.execute(PUBLISH, user, event, json.dumps(data))
+                return await connection.fetchval(statement, *arguments)
         except FAILURES as error:
             raise _explained(error) from None
 
     async def presence(self) -> Presence:
-        """Who of the demo's users has clients connected."""
+        """Return which users of the demo have connected clients."""
         try:
             async with self._pool.acquire(timeout=TIMEOUT_S) as connection:
                 now = await connection.fetchval("select clock_timestamp()")
@@ -106,7 +158,7 @@ class Database:
         return Presence(now, {user: online.get(user, {"clients": 0, "since": None}) for user in USERS})
 
     async def serve_inbox(self) -> None:
-        """Answer every message that the users' clients send, by an event to whoever sent it. Never ends."""
+        """Reply to every message in the inbox with an event to its sender. Never ends."""
         while True:
             try:
                 connection = await asyncpg.connect(self._url, timeout=TIMEOUT_S, command_timeout=TIMEOUT_S)
@@ -115,7 +167,7 @@ class Database:
                 finally:
                     connection.terminate()
             except FAILURES as error:
-                _logger.warning("the inbox cannot be read: %s", error or type(error).__name__)
+                _logger.warning("reading the inbox failed, retry in %s s: %s", RETRY_S, error or type(error).__name__)
                 await asyncio.sleep(RETRY_S)
 
     async def _serve_inbox(self, connection: asyncpg.Connection) -> None:
@@ -133,7 +185,7 @@ class Database:
 
 
 async def take_messages(connection: asyncpg.Connection) -> int:
-    """Take a few messages and publish their answers, in one transaction; how many there were."""
+    """Take a batch of messages and publish the replies, in one transaction. Return the number of messages."""
     async with connection.transaction():
         messages = sorted(await connection.fetch(TAKE, USERS, BATCH), key=lambda message: message["id"])
         for message in messages:
@@ -143,7 +195,7 @@ async def take_messages(connection: asyncpg.Connection) -> int:
 
 
 def reply(message_id: int, data: Any) -> Object:
-    """The data of the answer to a message. A client may send whatever it likes, so it is looked at first."""
+    """Return the data of the reply to a message. Clients can send any data, so it is validated first."""
     text = data.get("text") if isinstance(data, dict) else None
     if not isinstance(text, str) or not 1 <= len(text) <= LONGEST_TEXT:
         return {"inbox": message_id, "error": f"text must have 1 to {LONGEST_TEXT} characters"}
@@ -151,4 +203,4 @@ def reply(message_id: int, data: Any) -> Object:
 
 
 def _explained(error: BaseException) -> DatabaseError:
-    return DatabaseError(f"the database does not do this now: {error or type(error).__name__}")
+    return DatabaseError(f"the database cannot do this now: {error or type(error).__name__}")

@@ -9,15 +9,13 @@ import pytest
 
 from examples.demo.database import Database
 from testing.database import Database as TestDatabase
-from testing.demo import GRANTS, ROLE
+from testing.demo import ROLE, prepare_database
 
 
 @pytest.fixture
 async def demo_url(migrated: TestDatabase, connection: asyncpg.Connection) -> str:
     """The database's URL for the demo's role."""
-    if not await connection.fetchval("select true from pg_roles where rolname = $1", ROLE):
-        await connection.execute(f"create role {ROLE} login")
-    await connection.execute(GRANTS)
+    await prepare_database(connection)
     return migrated.url.replace("//postgres@", f"//{ROLE}@")
 
 

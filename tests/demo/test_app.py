@@ -109,6 +109,7 @@ async def test_who_is_not_logged_in_changes_nothing(site: Site) -> None:
 
 async def test_who_is_not_logged_in_sees_nothing(site: Site) -> None:
     assert (await site.get("token"))[0] == 401
+    assert (await site.get("state"))[0] == 401
     assert (await site.get("watch"))[0] == 401
     assert json.loads((await site.get("me"))[1]) == {"user": None, "users": ["alice", "bob"]}
 
@@ -116,7 +117,7 @@ async def test_who_is_not_logged_in_sees_nothing(site: Site) -> None:
 async def test_nobody_else_may_log_in(site: Site) -> None:
     for body in ({}, {"user": "carol"}, {"user": None}, {"user": ["alice"]}):
         status, answer, headers = await site.post("login", body)
-        assert (status, answer) == (400, {"error": "one may log in as alice or bob"})
+        assert (status, answer) == (400, {"error": "user must be alice or bob"})
         assert "Set-Cookie" not in headers
 
 
@@ -142,10 +143,16 @@ async def test_an_application_publishes_to_either_user(site: Site, connection: a
     assert (await site.post("publish", {"text": "to me"}, user="alice"))[0] == 204
     assert (await site.post("publish", {"text": "to you", "to": "bob"}, user="alice"))[0] == 204
     rows = await connection.fetch("select user_id, event, data from userrealtime.event order by user_id")
-    assert [(row["user_id"], row["event"], json.loads(row["data"])) for row in rows] == [
-        ("alice", "note", {"from": "alice", "text": "to me"}),
-        ("bob", "note", {"from": "alice", "text": "to you"}),
+    notes = [(row["user_id"], row["event"], json.loads(row["data"])) for row in rows]
+    assert [(user, event, data["from"], data["text"]) for user, event, data in notes] == [
+        ("alice", "note", "alice", "to me"),
+        ("bob", "note", "alice", "to you"),
     ]
+    for user, _, data in notes:
+        status, text, headers = await site.get("state", user)
+        assert (status, headers["Content-Type"]) == (200, "application/json")
+        assert json.loads(text)["state"] == {"messages": [data], "ticks": 0}
+        assert json.loads(text)["position"].startswith("1:")
 
 
 async def test_what_is_published_is_looked_at(site: Site, connection: asyncpg.Connection) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from examples.demo.database import LONGEST_TEXT, Database, DatabaseError, reply, take_messages
+from examples.demo.database import KEPT_MESSAGES, LONGEST_TEXT, Database, DatabaseError, reply, take_messages
 from testing.demo import ROLE
 from testing.patience import PATIENCE_S
 
@@ -20,10 +20,53 @@ async def events(connection: asyncpg.Connection) -> list[tuple[Any, ...]]:
     return [(row["user_id"], row["id"], row["event"], json.loads(row["data"])) for row in rows]
 
 
-async def test_an_event_is_published(database: Database, connection: asyncpg.Connection) -> None:
-    await database.publish("alice", "note", {"text": "é"})
-    await database.publish("alice", "note", {"text": "two"})
-    assert await events(connection) == [("alice", 1, "note", {"text": "é"}), ("alice", 2, "note", {"text": "two"})]
+async def test_a_message_and_its_event_have_the_same_content(
+    database: Database, connection: asyncpg.Connection
+) -> None:
+    await database.send("alice", "bob", "é")
+    await database.send("bob", "alice", "two")
+    await database.send("alice", "alice", "three")
+    found = json.loads(await database.state("alice"))
+    messages = found["state"]["messages"]
+    assert [(message["from"], message["text"]) for message in messages] == [("bob", "é"), ("alice", "three")]
+    published = [(id, event, data) for user, id, event, data in await events(connection) if user == "alice"]
+    assert published == [(1, "note", messages[0]), (2, "note", messages[1])]
+
+
+async def test_the_state_has_the_position_of_its_snapshot(database: Database, connection: asyncpg.Connection) -> None:
+    empty = json.loads(await database.state("alice"))
+    assert empty["state"] == {"messages": [], "ticks": 0}
+    assert empty["position"].startswith("0:")
+    await database.tick("alice")
+    await database.tick("alice")
+    await database.tick("bob")
+    found = json.loads(await database.state("alice"))
+    assert found["state"] == {"messages": [], "ticks": 2}
+    assert found["position"] == empty["position"].replace("0:", "2:", 1)
+    assert [(user, data) for user, _, _, data in await events(connection)] == [
+        ("alice", {"number": 1}),
+        ("alice", {"number": 2}),
+        ("bob", {"number": 1}),
+    ]
+
+
+async def test_only_the_newest_messages_are_kept(database: Database, connection: asyncpg.Connection) -> None:
+    await database.send("bob", "alice", "of another user")
+    for number in range(KEPT_MESSAGES + 3):
+        await database.send("alice", "bob", str(number))
+    messages = json.loads(await database.state("alice"))["state"]["messages"]
+    assert [message["text"] for message in messages] == [str(number) for number in range(3, KEPT_MESSAGES + 3)]
+    counts = await connection.fetch("select recipient, count(*) from userrealtime_demo.message group by 1 order by 1")
+    assert [tuple(row) for row in counts] == [("alice", KEPT_MESSAGES), ("bob", 1)]
+
+
+async def test_a_message_that_cannot_be_published_is_not_stored(
+    database: Database, connection: asyncpg.Connection
+) -> None:
+    await connection.execute("alter table userrealtime.event add constraint none check (event <> 'note')")
+    with pytest.raises(DatabaseError):
+        await database.send("alice", "bob", "lost")
+    assert json.loads(await database.state("alice"))["state"]["messages"] == []
 
 
 async def test_presence_is_of_both_users_and_nobody_else(database: Database, connection: asyncpg.Connection) -> None:
@@ -102,6 +145,8 @@ def test_what_a_client_sends_is_given_back() -> None:
 async def test_a_database_that_is_away_is_told(demo_url: str) -> None:
     async with Database.connect(demo_url.rpartition("/")[0] + "/nowhere") as nowhere:
         with pytest.raises(DatabaseError, match="nowhere"):
-            await nowhere.publish("alice", "note", {})
+            await nowhere.send("alice", "bob", "text")
+        with pytest.raises(DatabaseError, match="nowhere"):
+            await nowhere.state("alice")
         with pytest.raises(DatabaseError):
             await nowhere.presence()

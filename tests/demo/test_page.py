@@ -54,7 +54,9 @@ def test_the_secrets_it_may_read_are_its_users() -> None:
     }
 
 
-def test_the_documented_grants_are_those_that_are_tried() -> None:
+def test_the_documented_tables_and_grants_are_those_that_are_tested() -> None:
     text = (ROOT / "docs" / "demo.md").read_text()
     for grant in demo.GRANTS.strip().splitlines():
         assert grant in text
+    tables = [line for line in demo.SCHEMA.read_text().splitlines() if not line.startswith("--")]
+    assert "\n".join(tables) in text

@@ -1,14 +1,16 @@
-// The page: what the user's own client tells, what the server tells of pods and people, and what the buttons do.
+// The page: the user's state and events from the client, pods and users from the server, and the buttons.
 
 import { UserRealtime } from "./userrealtime/index.js";
 
 const MOST_EVENTS = 80;
+const MOST_MESSAGES = 50; // as the server's state
 const MOST_HAPPENINGS = 40;
 const RETRY_MS = 1500;
 const LOOK_AGAIN_MS = 200;
 
 const TRANSPORTS = { websocket: "WebSocket", sse: "SSE", poll: "Long poll" };
 const STATES = {
+  loading: "Loading",
   connecting: "Connecting",
   connected: "Connected",
   waiting: "Reconnecting",
@@ -20,7 +22,7 @@ const USER_STATES = { missing: "None", starting: "Starting", ready: "Ready", asl
 
 const $ = (id) => document.getElementById(id);
 
-// --- elements, made of text alone: nothing that anybody has published is taken for HTML
+// --- elements: published content is only ever added as text, never as HTML
 
 function element(name, properties = {}, ...children) {
   const made = document.createElement(name);
@@ -40,7 +42,7 @@ function prepend(list, item, most) {
   while (list.children.length > most) list.lastElementChild.remove();
 }
 
-// --- time: events are dated by the database's clock, so ages are told by it too
+// --- time: events have the time of the database, and ages are relative to its clock
 
 let clockAhead = 0;
 const now = () => Date.now() + clockAhead;
@@ -58,10 +60,10 @@ function aged(since) {
   return element("time", { dateTime: since, title: new Date(since).toLocaleString(), data: { age: "" } }, age(since));
 }
 
-function tellAges() {
+function updateAges() {
   for (const shown of document.querySelectorAll("time[data-age]")) {
-    const told = age(shown.dateTime);
-    if (shown.textContent !== told) shown.textContent = told;
+    const current = age(shown.dateTime);
+    if (shown.textContent !== current) shown.textContent = current;
   }
 }
 
@@ -76,15 +78,15 @@ class Refused extends Error {
   }
 }
 
-/** GET, or POST of `body`; what was answered. Throws Refused, with words for people. */
-async function call(path, body) {
+/** Send GET, or POST with `body`, and return the content of the response. Throws Refused, with a message to show. */
+async function call(path, body, signals = []) {
   let answer;
   try {
     answer = await fetch(path, {
       method: body === undefined ? "GET" : "POST",
       body: body === undefined ? undefined : JSON.stringify(body),
       headers: body === undefined ? {} : { "Content-Type": "application/json" },
-      signal: AbortSignal.timeout(20_000),
+      signal: AbortSignal.any([AbortSignal.timeout(20_000), ...signals]),
     });
   } catch {
     throw new Refused(0, "The server does not answer.");
@@ -99,7 +101,7 @@ function notice(message, bad = false) {
   text("notice", message);
 }
 
-/** Do what a button says; it is not to be pressed again meanwhile. */
+/** Run the action of a button, which is disabled meanwhile. */
 async function act(button, action) {
   button.disabled = true;
   try {
@@ -120,18 +122,62 @@ function happened(...what) {
   return item;
 }
 
+// --- the user's state: loaded with its position in the log, then changed by each event after that position
+
+let messages = new Map();
+let ticks = null;
+
+function applyEvent({ event, data }) {
+  if (event === "note") messages.set(data.number, data);
+  else if (event === "tick") ticks = data.number;
+  else return;
+  showState();
+}
+
+function applyState(state) {
+  messages = new Map(state.messages.map((message) => [message.number, message]));
+  ticks = state.ticks;
+  showState();
+}
+
+function showState() {
+  // Numbers are assigned before the commit, so a message can arrive after one with a higher number.
+  const newest = [...messages.values()].sort((one, other) => other.number - one.number).slice(0, MOST_MESSAGES);
+  messages = new Map(newest.map((message) => [message.number, message]));
+  $("messages").replaceChildren(
+    ...newest.map(({ number, from, text: content, sent }) =>
+      element(
+        "li",
+        { data: { message: number } },
+        element("span", { className: "small quiet" }, from),
+        element("span", { className: "what" }, content),
+        aged(sent),
+      ),
+    ),
+  );
+  $("no-messages").hidden = newest.length > 0;
+  text("ticks", ticks === null ? "–" : String(ticks));
+}
+
 // --- the user's client
 
-/** One session's account of what arrived: whether ids follow each other, and what was made up for after a cut. */
+/** Counts the events of a session: ids that are missing or repeated, and events replayed after a disconnect. */
 class Account {
   received = 0;
   missed = 0;
   twice = 0;
   last = null;
-  #cut = null; // since when there is no connection
-  #resumed = null; // the last time it came back
+  #cut = null; // the time of the disconnect, while there is no connection
+  #resumed = null; // the last reconnect
+  #reloaded = false; // the state was loaded again, and the client has not connected since
 
   connected() {
+    if (this.#reloaded) {
+      this.#reloaded = false;
+      this.#cut = this.#resumed = null;
+      happened("Connected again");
+      return;
+    }
     if (this.#cut === null) {
       if (this.#resumed === null) happened("Connected");
       return;
@@ -140,7 +186,7 @@ class Account {
     this.#resumed = { until: now(), made: 0, seconds, missed: this.missed, item: happened() };
     this.#resumed.item.classList.add("resumed");
     this.#cut = null;
-    this.#tell();
+    this.#show();
   }
 
   disconnected(reason) {
@@ -149,7 +195,7 @@ class Account {
     happened("Disconnected", reason ? ` (${reason})` : "");
   }
 
-  /** Whether the event was committed while there was no connection. */
+  /** Count an event, and return whether it was committed while there was no connection. */
   event(event) {
     this.received += 1;
     if (this.last !== null) {
@@ -160,24 +206,33 @@ class Account {
     const late = this.#resumed !== null && Date.parse(event.at) < this.#resumed.until;
     if (late) {
       this.#resumed.made += 1;
-      this.#tell();
+      this.#show();
     }
     return late;
   }
 
-  reset(reset) {
-    this.last = reset.cursor;
-    happened(`The log cannot give all that follows (${reset.reason}): started anew after ${reset.cursor}`);
+  loaded({ position, reset }) {
+    this.last = position.id;
+    if (reset === null) {
+      happened(`State loaded, after event ${position.id}`);
+      return;
+    }
+    // The connection that reported the reset has not resumed anything.
+    if (this.#resumed?.made === 0) this.#resumed.item.remove();
+    this.#reloaded = true;
+    const reloaded = element("strong", {}, "State loaded again");
+    happened(reloaded, `, after event ${position.id}: the log lacks what followed the tab's position (${reset})`);
+    $("timeline").firstElementChild.classList.add("reloaded");
   }
 
-  #tell() {
+  #show() {
     const { item, made, seconds, missed } = this.#resumed;
     const gap = this.missed - missed;
     item.classList.toggle("incomplete", gap > 0);
     item.dataset.made = made;
     item.lastElementChild.replaceChildren(
       element("strong", {}, `Resumed after ${seconds} s`),
-      `: ${made} ${made === 1 ? "event" : "events"} made up for, ${gap} missed`,
+      `: ${made} ${made === 1 ? "event" : "events"} replayed, ${gap} missed`,
     );
   }
 }
@@ -207,7 +262,7 @@ function showEvent(event, late) {
   const what = element("span", { className: "what" }, element("span", { className: "name" }, event.event), ` ${words(event)}`);
   const id = element("span", { className: "id" }, `#${event.id}`);
   const item = element("li", { className: late ? "late" : "", data: { id: event.id } }, id, what, aged(event.at));
-  if (late) id.title = "made up for after a cut";
+  if (late) id.title = "replayed after a disconnect";
   prepend($("events"), item, MOST_EVENTS);
   $("no-events").hidden = true;
 }
@@ -216,16 +271,16 @@ function words({ event, data }) {
   if (event === "note") return data.from === user ? data.text : `${data.from}: ${data.text}`;
   if (event === "echo") return data.error ?? `${data.text} (inbox ${data.inbox})`;
   if (event === "tick") return `number ${data.number}`;
-  const told = JSON.stringify(data);
-  return told.length > 200 ? `${told.slice(0, 200)}…` : told;
+  const json = JSON.stringify(data);
+  return json.length > 200 ? `${json.slice(0, 200)}…` : json;
 }
 
-/** Connect; after the position of `client`, if there was one. */
+/** Connect, from the position of the previous client if there is one. */
 async function connect() {
   const mine = user;
   let url;
   while (url === undefined) {
-    // A user who is new has no URL yet; one who sleeps has.
+    // A new user has no URL yet; a sleeping user has one.
     const served = latest?.state === "ready" || latest?.state === "asleep";
     try {
       if (served) ({ url } = await call("token"));
@@ -240,6 +295,7 @@ async function connect() {
   client = new UserRealtime({
     url,
     token: async () => (await call("token")).token,
+    state: ({ signal }) => call("state", undefined, [signal]),
     position: client?.position,
   });
   client.on("state", (change) => {
@@ -247,14 +303,16 @@ async function connect() {
     if (change.state === "connected") account.connected();
     else if ($("demo").dataset.connected === "true") account.disconnected(change.reason);
     $("demo").dataset.connected = change.state === "connected";
-    if (change.error) begin(); // perhaps somebody else is logged in by now
+    if (change.error) begin(); // another user may be logged in now
   });
   client.on("event", (event) => {
+    applyEvent(event);
     showEvent(event, account.event(event));
     showAccount();
   });
-  client.on("reset", (reset) => {
-    account.reset(reset);
+  client.on("loaded", (loaded) => {
+    applyState(loaded.state);
+    account.loaded(loaded);
     showAccount();
   });
 }
@@ -328,13 +386,13 @@ function watch() {
   feed.onmessage = ({ data }) => show(JSON.parse(data));
   feed.onerror = () => {
     $("pod-message").hidden = false;
-    text("pod-message", "The server does not answer: what is shown here may be old.");
-    // The browser comes back by itself, unless it was refused.
+    text("pod-message", "The server does not answer: this information may be out of date.");
+    // The browser reconnects, unless the server rejected the request.
     if (mine.readyState === EventSource.CLOSED && mine === feed) setTimeout(() => mine === feed && begin(), RETRY_MS);
   };
 }
 
-// --- in and out
+// --- login and logout
 
 function showLogin() {
   client?.close();
@@ -355,6 +413,9 @@ function enter(about) {
   client = null;
   signedOff = false;
   account = new Account();
+  messages.clear();
+  ticks = null;
+  showState();
   for (const list of ["events", "timeline", "pods", "people"]) $(list).replaceChildren();
   podKeys = peopleKey = "";
   latest = null;
@@ -399,12 +460,12 @@ $("publish").addEventListener("submit", (submitted) => {
     const said = $("text").value;
     if (button.value === "socket") {
       const id = await client.publish("note", { text: said });
-      notice(`The inbox has it, as number ${id}.`);
+      notice(`Stored in the inbox as number ${id}.`);
     } else {
       await call("publish", { to: $("to").value, text: said });
       notice(`Published to ${$("to").value}.`);
     }
-    // Unless the next message has been begun meanwhile.
+    // Keep a text that was edited in the meantime.
     if ($("text").value === said) $("text").value = "";
   });
 });
@@ -428,8 +489,8 @@ $("sleep").addEventListener("click", () =>
     await call("sleep", {});
     signedOff = true;
     client.close();
-    showConnection({ state: "off", reason: "so that the pod can sleep" });
-    happened("You signed off: with nobody connected, the pod sleeps within half a minute");
+    showConnection({ state: "off", reason: "the pod can sleep" });
+    happened("You signed off: without a connected client, the pod sleeps within half a minute");
     show(latest);
   }),
 );
@@ -444,5 +505,5 @@ $("wake").addEventListener("click", () =>
   }),
 );
 
-setInterval(tellAges, 1000);
+setInterval(updateAges, 1000);
 begin();
