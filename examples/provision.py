@@ -1,11 +1,12 @@
-"""Give a user a realtime pod, wait until it serves, and print what the user's client needs: a URL and a token.
+"""Create a realtime pod for a user, wait until it is ready, and print the URL and a token for the user's client.
 
     pip install kubernetes pyjwt
     python provision.py ann@example.com
     python provision.py ann@example.com --delete
 
-Calling it again for the same user is safe, and makes a new token. In a pod it uses the pod's service account, elsewhere
-the current kubeconfig; examples/signup-rbac.yaml grants what it needs. `provision_http.py` does the same in plain HTTP.
+It can be run again for the same user, and then creates a new token. In a pod it uses the service account of the pod,
+otherwise the current kubeconfig. examples/signup-rbac.yaml grants the permissions. `provision_http.py` does the same in
+plain HTTP.
 """
 
 from __future__ import annotations
@@ -25,18 +26,18 @@ from kubernetes import client, config, watch
 from urllib3.exceptions import HTTPError
 
 RESOURCE: dict[str, Any] = {"group": "userrealtime.dev", "version": "v1alpha1", "plural": "userrealtimes"}
-# Of one request, connecting and reading, in seconds.
+# Seconds for connecting and for reading, of one request.
 REQUEST_TIMEOUT = (5, 15)
 
 
 class ProvisioningError(Exception):
-    """The user has no realtime pod; the message says why."""
+    """The user has no realtime pod. The message is the reason."""
 
 
 def resource_name(user_id: str) -> str:
-    """The name of a user's resource, always the same: the id itself if it may be one, else a hash of it.
+    """Return the name of a user's resource: the id if it is a valid name, otherwise a hash of it.
 
-    Ids that begin like a hashed name are hashed too, so no user's id is the name of another's resource.
+    Ids that begin like a hashed name are hashed as well, so no user's id is the name of another user's resource.
     """
     if re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", user_id) and not user_id.startswith("u-"):
         return user_id
@@ -44,7 +45,7 @@ def resource_name(user_id: str) -> str:
 
 
 def connect() -> client.ApiClient:
-    """A client of the API server: that of the pod this runs in, or else the kubeconfig's."""
+    """Return a client of the API server, from the service account of the pod or from the kubeconfig."""
     configuration = client.Configuration()
     try:
         config.load_incluster_config(configuration)
@@ -60,7 +61,7 @@ def connect() -> client.ApiClient:
 
 
 def create(api: client.CustomObjectsApi, namespace: str, user_id: str) -> None:
-    """Create the user's resource, unless it is there."""
+    """Create the user's resource, if it does not exist."""
     name = resource_name(user_id)
     body = {
         "apiVersion": "userrealtime.dev/v1alpha1",
@@ -83,11 +84,11 @@ def create(api: client.CustomObjectsApi, namespace: str, user_id: str) -> None:
 
 
 def wait_ready(api: client.CustomObjectsApi, namespace: str, name: str, timeout: float) -> dict[str, Any]:
-    """The resource, once its condition Ready is True for its present spec. Waits at most `timeout` seconds."""
+    """Return the resource when its condition Ready is True for its current spec. Wait at most `timeout` seconds."""
     deadline = time.monotonic() + timeout
     reason = "NotSeen: the operator has not reported yet; does it serve this namespace?"
     while (left := deadline - time.monotonic()) > 0:
-        # A watch begins with the object as it is. The server may end one early: then there is another.
+        # A watch begins with the current object. The server may end it early: watch again.
         events = watch.Watch().stream(
             api.list_namespaced_custom_object,
             **RESOURCE,
@@ -108,7 +109,7 @@ def wait_ready(api: client.CustomObjectsApi, namespace: str, name: str, timeout:
                             return resource
                         reason = f"{condition['reason']}: {condition['message']}"
         except HTTPError:
-            pass  # the connection broke
+            pass  # the connection has failed: watch again
         except client.ApiException as error:
             if error.status != 410:
                 raise
@@ -117,7 +118,7 @@ def wait_ready(api: client.CustomObjectsApi, namespace: str, name: str, timeout:
 
 
 def mint(secrets: client.CoreV1Api, resource: dict[str, Any], lifetime: int) -> str:
-    """A token for the user's clients, good for `lifetime` seconds."""
+    """Return a token for the user's clients, valid for `lifetime` seconds."""
     reference = resource["status"]["tokenSecret"]
     secret: Any = secrets.read_namespaced_secret(
         reference["name"], resource["metadata"]["namespace"], _request_timeout=REQUEST_TIMEOUT
@@ -128,18 +129,18 @@ def mint(secrets: client.CoreV1Api, resource: dict[str, Any], lifetime: int) -> 
 
 
 def provision(api_client: client.ApiClient, namespace: str, user_id: str, timeout: float, lifetime: int) -> Any:
-    """What to hand to the user's client."""
+    """Return the values for the user's client."""
     api = client.CustomObjectsApi(api_client)
     create(api, namespace, user_id)
     resource = wait_ready(api, namespace, resource_name(user_id), timeout)
     if "url" not in resource["status"]:
-        raise ProvisioningError("the user has no URL: routes are switched off, in the resource or in the chart")
+        raise ProvisioningError("the user has no URL: routes are disabled in the resource or in the chart")
     token = mint(client.CoreV1Api(api_client), resource, lifetime)
     return {"url": resource["status"]["url"], "token": token, "expiresIn": lifetime}
 
 
 def delete(api_client: client.ApiClient, namespace: str, user_id: str) -> None:
-    """Remove the user's resource, if it is there; the pod, the events and the inbox go with it."""
+    """Delete the user's resource, if it exists, and with it the pod, the events and the inbox."""
     try:
         client.CustomObjectsApi(api_client).delete_namespaced_custom_object(
             **RESOURCE, namespace=namespace, name=resource_name(user_id), _request_timeout=REQUEST_TIMEOUT
@@ -150,13 +151,13 @@ def delete(api_client: client.ApiClient, namespace: str, user_id: str) -> None:
 
 
 def main() -> int:
-    """Run the command line; the result is the exit status."""
-    parser = argparse.ArgumentParser(description="Give a user a realtime pod; print its URL and a token as JSON.")
-    parser.add_argument("user_id", help="as your application names the user in userrealtime.publish()")
+    """Run the command line, and return the exit status."""
+    parser = argparse.ArgumentParser(description="Create a realtime pod for a user. Print its URL and a token as JSON.")
+    parser.add_argument("user_id", help="the user_id that your application passes to userrealtime.publish()")
     parser.add_argument("--namespace", default="users", help="one that the operator serves (default: %(default)s)")
     parser.add_argument("--timeout", type=float, default=60, help="seconds to wait (default: %(default)s)")
-    parser.add_argument("--lifetime", type=int, default=3600, help="seconds the token lives (default: %(default)s)")
-    parser.add_argument("--delete", action="store_true", help="remove the user instead, events and inbox included")
+    parser.add_argument("--lifetime", type=int, default=3600, help="lifetime of the token in s (default: %(default)s)")
+    parser.add_argument("--delete", action="store_true", help="delete the user with their events and inbox instead")
     options = parser.parse_args()
     try:
         with connect() as api_client:
@@ -166,7 +167,7 @@ def main() -> int:
             found = provision(api_client, options.namespace, options.user_id, options.timeout, options.lifetime)
             print(json.dumps(found))
     except client.ApiException as error:
-        # The body is a Status object, whose message names the field of a bad spec, or the right that is missing.
+        # The body is a Status object. Its message names the invalid field, or the missing permission.
         answer = error.body or ""
         message = json.loads(answer)["message"] if answer.startswith("{") else error.reason
         print(f"provision: {message}", file=sys.stderr)

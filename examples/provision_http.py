@@ -1,11 +1,11 @@
-"""Give a user a realtime pod, wait until it serves, and print what the user's client needs: a URL and a token.
+"""Create a realtime pod for a user, wait until it is ready, and print the URL and a token for the user's client.
 
-The same as `provision.py`, in plain HTTP with the standard library alone: three requests, as any language makes them.
+It does the same as `provision.py` with the standard library only: three HTTP requests, as a model for other languages.
 
     python provision_http.py ann@example.com                       # in a pod, with its service account
     python provision_http.py ann@example.com --server https://10.0.0.1:6443 --ca-file ca.crt --token-file token
 
-Calling it again for the same user is safe, and makes a new token. examples/signup-rbac.yaml grants what it needs.
+It can be run again for the same user, and then creates a new token. examples/signup-rbac.yaml grants the permissions.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ REQUEST_TIMEOUT_S = 15
 
 
 class ProvisioningError(Exception):
-    """The user has no realtime pod; the message says why."""
+    """The user has no realtime pod. The message is the reason."""
 
 
 class Cluster:
-    """The API server. `token_file` is read for each request, since the kubelet renews it."""
+    """The API server. `token_file` is read for each request, because the kubelet renews the token."""
 
     def __init__(self, server: str, ca_file: Path, token_file: Path) -> None:
         self._server = server.rstrip("/")
@@ -46,7 +46,7 @@ class Cluster:
         self._tls.verify_flags &= ~ssl.VERIFY_X509_STRICT
 
     def open(self, method: str, path: str, body: Any = None, timeout: float = REQUEST_TIMEOUT_S) -> Any:
-        """The open response: a context manager, to be read as a file. `HTTPError` for a status of 400 or more."""
+        """Return the open response, a context manager and a file. Raise `HTTPError` for a status of 400 or more."""
         headers = {"Authorization": f"Bearer {self._token_file.read_text().strip()}", "Accept": "application/json"}
         data = None
         if body is not None:
@@ -56,15 +56,15 @@ class Cluster:
         return urlopen(request, timeout=timeout, context=self._tls)  # noqa: S310
 
     def call(self, method: str, path: str, body: Any = None) -> Any:
-        """The object that is answered."""
+        """Return the object in the response."""
         with self.open(method, path, body) as answer:
             return json.load(answer)
 
 
 def resource_name(user_id: str) -> str:
-    """The name of a user's resource, always the same: the id itself if it may be one, else a hash of it.
+    """Return the name of a user's resource: the id if it is a valid name, otherwise a hash of it.
 
-    Ids that begin like a hashed name are hashed too, so no user's id is the name of another's resource.
+    Ids that begin like a hashed name are hashed as well, so no user's id is the name of another user's resource.
     """
     if re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", user_id) and not user_id.startswith("u-"):
         return user_id
@@ -72,12 +72,12 @@ def resource_name(user_id: str) -> str:
 
 
 def resources(namespace: str) -> str:
-    """The path of the resources of a namespace."""
+    """Return the path of the resources of a namespace."""
     return f"/apis/userrealtime.dev/v1alpha1/namespaces/{quote(namespace)}/userrealtimes"
 
 
 def create(cluster: Cluster, namespace: str, user_id: str) -> None:
-    """Request 1: create the user's resource. 409 says that it is there, and then it has to be this user's."""
+    """Request 1: create the user's resource. After a 409, it exists, and must belong to this user."""
     name = resource_name(user_id)
     body = {
         "apiVersion": "userrealtime.dev/v1alpha1",
@@ -86,7 +86,7 @@ def create(cluster: Cluster, namespace: str, user_id: str) -> None:
         "spec": {"userId": user_id},
     }
     try:
-        # Strict: a field that the resource does not have is an error, not silently left out.
+        # Strict: an unknown field is an error and is not removed silently.
         cluster.call("POST", f"{resources(namespace)}?fieldValidation=Strict", body)
     except HTTPError as error:
         if error.code != 409:
@@ -97,10 +97,10 @@ def create(cluster: Cluster, namespace: str, user_id: str) -> None:
 
 
 def wait_ready(cluster: Cluster, namespace: str, name: str, timeout: float) -> Any:
-    """Request 2: watch the resource until its condition Ready is True for its present spec, at most `timeout` seconds.
+    """Request 2: watch the resource until its condition Ready is True for its current spec, at most `timeout` seconds.
 
-    The answer has one JSON object a line, and begins with the resource as it is. The server may end it early: then
-    there is another.
+    The response has one JSON object in each line, and begins with the current resource. The server may end it early:
+    watch again.
     """
     deadline = time.monotonic() + timeout
     reason = "NotSeen: the operator has not reported yet; does it serve this namespace?"
@@ -124,13 +124,13 @@ def wait_ready(cluster: Cluster, namespace: str, name: str, timeout: float) -> A
         except HTTPError:
             raise
         except (OSError, http.client.HTTPException):
-            pass  # the connection broke
+            pass  # the connection has failed: watch again
         time.sleep(0.5)
     raise ProvisioningError(f"{name} is not ready after {timeout:.0f} s: {reason}")
 
 
 def sign(claims: dict[str, Any], key: bytes) -> str:
-    """A JSON Web Token by HS256 (RFC 7519); any JWT library does the same."""
+    """Return a JSON Web Token with HS256 (RFC 7519). Any JWT library does the same."""
 
     def encoded(value: bytes) -> bytes:
         return base64.urlsafe_b64encode(value).rstrip(b"=")
@@ -140,7 +140,7 @@ def sign(claims: dict[str, Any], key: bytes) -> str:
 
 
 def mint(cluster: Cluster, resource: Any, lifetime: int) -> str:
-    """Request 3: the Secret with the user's key, and a token signed by it that is good for `lifetime` seconds."""
+    """Request 3: read the Secret with the user's key. Return a token signed with it, valid for `lifetime` seconds."""
     reference = resource["status"]["tokenSecret"]
     secret = cluster.call("GET", f"/api/v1/namespaces/{resource['metadata']['namespace']}/secrets/{reference['name']}")
     now = int(time.time())
@@ -149,16 +149,16 @@ def mint(cluster: Cluster, resource: Any, lifetime: int) -> str:
 
 
 def provision(cluster: Cluster, namespace: str, user_id: str, timeout: float, lifetime: int) -> Any:
-    """What to hand to the user's client."""
+    """Return the values for the user's client."""
     create(cluster, namespace, user_id)
     resource = wait_ready(cluster, namespace, resource_name(user_id), timeout)
     if "url" not in resource["status"]:
-        raise ProvisioningError("the user has no URL: routes are switched off, in the resource or in the chart")
+        raise ProvisioningError("the user has no URL: routes are disabled in the resource or in the chart")
     return {"url": resource["status"]["url"], "token": mint(cluster, resource, lifetime), "expiresIn": lifetime}
 
 
 def delete(cluster: Cluster, namespace: str, user_id: str) -> None:
-    """Remove the user's resource, if it is there; the pod, the events and the inbox go with it."""
+    """Delete the user's resource, if it exists, and with it the pod, the events and the inbox."""
     try:
         cluster.call("DELETE", f"{resources(namespace)}/{resource_name(user_id)}")
     except HTTPError as error:
@@ -167,15 +167,15 @@ def delete(cluster: Cluster, namespace: str, user_id: str) -> None:
 
 
 def main() -> int:
-    """Run the command line; the result is the exit status."""
+    """Run the command line, and return the exit status."""
     host, port = os.environ.get("KUBERNETES_SERVICE_HOST"), os.environ.get("KUBERNETES_SERVICE_PORT", "443")
     in_pod = None if host is None else f"https://{f'[{host}]' if ':' in host else host}:{port}"
-    parser = argparse.ArgumentParser(description="Give a user a realtime pod; print its URL and a token as JSON.")
-    parser.add_argument("user_id", help="as your application names the user in userrealtime.publish()")
+    parser = argparse.ArgumentParser(description="Create a realtime pod for a user. Print its URL and a token as JSON.")
+    parser.add_argument("user_id", help="the user_id that your application passes to userrealtime.publish()")
     parser.add_argument("--namespace", default="users", help="one that the operator serves (default: %(default)s)")
     parser.add_argument("--timeout", type=float, default=60, help="seconds to wait (default: %(default)s)")
-    parser.add_argument("--lifetime", type=int, default=3600, help="seconds the token lives (default: %(default)s)")
-    parser.add_argument("--delete", action="store_true", help="remove the user instead, events and inbox included")
+    parser.add_argument("--lifetime", type=int, default=3600, help="lifetime of the token in s (default: %(default)s)")
+    parser.add_argument("--delete", action="store_true", help="delete the user with their events and inbox instead")
     parser.add_argument(
         "--server", default=in_pod, required=in_pod is None, help="URL of the API server (default: the pod's)"
     )
@@ -191,7 +191,7 @@ def main() -> int:
             return 0
         print(json.dumps(provision(cluster, options.namespace, options.user_id, options.timeout, options.lifetime)))
     except HTTPError as error:
-        # A Status object, whose message names the field of a bad spec, or the right that is missing.
+        # The body is a Status object. Its message names the invalid field, or the missing permission.
         with error:
             answer = error.read().decode(errors="replace")
         message = json.loads(answer)["message"] if answer.startswith("{") else error.reason

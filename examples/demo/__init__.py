@@ -1,1 +1,1 @@
-"""A small application with userrealtime: two users, a page, and what happens to their pods. See docs/demo.md."""
+"""A small application with userrealtime: two users, a page, and the status of their pods. See docs/demo.md."""

@@ -1,4 +1,4 @@
-"""`python -m demo`: the server, until SIGTERM."""
+"""`python -m demo` runs the server until SIGTERM."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_CONNECTIONS = 200
 
 
 async def serve(config: Config) -> None:
-    """Serve the page, and do what goes on beside it."""
+    """Serve the page, and run the background tasks."""
     async with Cluster.connect(config.namespace) as cluster, Database.connect(config.database_url) as database:
         demo = Demo(config, cluster, database)
         server = uvicorn.Server(

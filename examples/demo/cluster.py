@@ -1,4 +1,4 @@
-"""What the demo does in Kubernetes: users made, their tokens, their pods watched and killed."""
+"""The demo's operations in Kubernetes: create users, sign their tokens, watch and delete their pods."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from .view import Object
 RESOURCE: dict[str, Any] = {"group": "userrealtime.dev", "version": "v1alpha1", "plural": "userrealtimes"}
 MERGE_PATCH = "application/merge-patch+json"
 REQUEST_TIMEOUT_S = 10
-# Short enough for the page to renew it while one looks, and for a copied one to be soon worth nothing.
+# Short: an open page shows the renewal, and a copied token soon expires.
 TOKEN_LIFETIME_S = 300
 WATCH_S = 240
 RETRY_S = 2.0
-# The kubelet's shortest, and too short for an orderly end.
+# The shortest grace period of the kubelet. It is too short for a graceful shutdown.
 KILL_GRACE_S = 1
 SOON = "3s"
 
@@ -32,11 +32,11 @@ _logger = logging.getLogger(__name__)
 
 
 class ClusterError(Exception):
-    """The cluster refuses, or does not answer; the message is for people."""
+    """The API server rejected a request or did not answer. The message is shown on the page."""
 
 
 class Cluster:
-    """One namespace of users, each called as their resource is."""
+    """The users of one namespace. Each user has the name of their resource."""
 
     def __init__(self, api: client.ApiClient, namespace: str) -> None:
         self._api = api
@@ -47,7 +47,7 @@ class Cluster:
     @classmethod
     @asynccontextmanager
     async def connect(cls, namespace: str) -> AsyncIterator[Cluster]:
-        """From the pod's service account, or else the kubeconfig of whoever tries this at home."""
+        """Connect with the service account of the pod, or with the current kubeconfig outside of a cluster."""
         configuration = client.Configuration()
         try:
             config.load_incluster_config(configuration)
@@ -59,7 +59,7 @@ class Cluster:
             yield cls(api, namespace)
 
     async def provision(self, user: str) -> None:
-        """The user's resource, unless it is there."""
+        """Create the user's resource, if it does not exist."""
         body = {
             "apiVersion": "userrealtime.dev/v1alpha1",
             "kind": "UserRealtime",
@@ -82,11 +82,11 @@ class Cluster:
             raise ClusterError(f"the resource {user} belongs to another user")
 
     async def token(self, user: str) -> Object:
-        """What the user's client connects with: `url`, `token`, and `expiresIn` in seconds."""
+        """Return what the user's client needs to connect: `url`, `token`, and `expiresIn` in seconds."""
         resource = await self._resource(user)
         status = resource.get("status", {})
         if "url" not in status or "tokenSecret" not in status:
-            raise ClusterError(f"{user} has no URL or no key yet: the operator is at work, or does not run")
+            raise ClusterError(f"{user} has no URL or no key yet: check that the operator is running")
         reference = status["tokenSecret"]
         async with _explained():
             secret = await self._core.read_namespaced_secret(
@@ -94,15 +94,15 @@ class Cluster:
             )
         encoded = (secret.data or {}).get(reference["key"])
         if encoded is None:
-            raise ClusterError(f"{user}'s Secret has no key: the operator makes it again, if it runs")
+            raise ClusterError(f"the Secret of {user} has no key: check that the operator is running")
         key = base64.b64decode(encoded)
-        # Without `iat`, which is refused where this machine's clock is ahead.
+        # Without `iat`: a relay rejects it if the clock of this machine is ahead.
         claims = {"sub": resource["spec"]["userId"], "exp": int(time.time()) + TOKEN_LIFETIME_S}
         token = jwt.encode(claims, key, algorithm="HS256")
         return {"url": status["url"], "token": token, "expiresIn": TOKEN_LIFETIME_S}
 
     async def kill(self, user: str) -> int:
-        """Delete the user's pods, at once; how many there were."""
+        """Delete the user's pods with the shortest grace period, and return their number."""
         async with _explained():
             names = await self._pod_names(user)
             for name in names:
@@ -119,22 +119,22 @@ class Cluster:
             return len(names)
 
     async def sleep(self, user: str) -> None:
-        """Let the user's pod go as soon as nobody is connected."""
+        """Put the user's pod to sleep soon after the last client has disconnected."""
         await self._set_idle(user, {"after": SOON})
 
     async def wake(self, user: str) -> None:
-        """Leave it to the operator's settings again when the pod goes. The next connection brings it back."""
+        """Restore the operator's own setting for sleep. The next connection wakes the pod."""
         await self._set_idle(user, None)
 
     async def follow_resource(self, user: str, changed: Callable[[Object | None], Awaitable[None]]) -> None:
-        """Tell of the user's resource, now and whenever it changes; None where there is none. Never ends."""
+        """Call `changed` with the user's resource or None, now and after each change. Never ends."""
         select = {**RESOURCE, "namespace": self._namespace, "field_selector": f"metadata.name={user}"}
         await self._follow(
             self._resources.list_namespaced_custom_object, select, lambda found: changed(next(iter(found), None))
         )
 
     async def follow_pods(self, name: str, changed: Callable[[list[Object]], Awaitable[None]]) -> None:
-        """The same of the pods; `name` is the resource's `status.name`."""
+        """Call `changed` with the user's pods in the same way. `name` is the resource's `status.name`."""
         select = {"namespace": self._namespace, "label_selector": _of(name)}
         await self._follow(self._core.list_namespaced_pod, select, changed)
 
@@ -149,7 +149,7 @@ class Cluster:
     async def _pod_names(self, user: str) -> list[str]:
         name = (await self._resource(user)).get("status", {}).get("name")
         if name is None:
-            raise ClusterError(f"{user} has no pod yet: the operator is at work, or does not run")
+            raise ClusterError(f"{user} has no pod yet: check that the operator is running")
         found = await self._core.list_namespaced_pod(
             self._namespace, label_selector=_of(name), _request_timeout=REQUEST_TIMEOUT_S
         )
@@ -173,10 +173,10 @@ class Cluster:
         select: dict[str, Any],
         changed: Callable[[list[Object]], Awaitable[None]],
     ) -> None:
-        """List, then watch from there on; again when the watch ends, or anything breaks."""
+        """List, then watch from the version of the list. List again after the watch ends or fails."""
         while True:
             try:
-                # Objects as the API has them, whether or not the client has a class for their kind.
+                # Objects as dictionaries, also of kinds for which the client has no class.
                 listing = self._api.sanitize_for_serialization(
                     await list_objects(**select, _request_timeout=REQUEST_TIMEOUT_S)
                 )
@@ -191,18 +191,18 @@ class Cluster:
                 ) as events:
                     async for event in events:
                         if isinstance(event, str):
-                            break  # a line that was cut off with its connection
+                            break  # an incomplete line: the connection has ended
                         item = event["raw_object"]
                         found[item["metadata"]["uid"]] = item
                         if event["type"] == "DELETED":
                             del found[item["metadata"]["uid"]]
                         await changed([*found.values()])
             except client.ApiException as error:
-                if error.status != 410:  # what was listed is too old by now: list again
-                    _logger.warning("a watch ended: %s", _message(error))
+                if error.status != 410:  # the version of the list has expired: list again
+                    _logger.warning("a watch failed, and starts again in %s s: %s", RETRY_S, _message(error))
                 await asyncio.sleep(RETRY_S)
             except (aiohttp.ClientError, OSError, TimeoutError) as error:
-                _logger.warning("a watch ended: %s", error or type(error).__name__)
+                _logger.warning("a watch failed, and starts again in %s s: %s", RETRY_S, error or type(error).__name__)
                 await asyncio.sleep(RETRY_S)
 
 
@@ -212,7 +212,7 @@ def _of(name: str) -> str:
 
 @asynccontextmanager
 async def _explained() -> AsyncIterator[None]:
-    """The client's errors as ClusterError."""
+    """Convert errors of the Kubernetes client to ClusterError."""
     try:
         yield
     except client.ApiException as error:
@@ -222,7 +222,7 @@ async def _explained() -> AsyncIterator[None]:
 
 
 def _message(error: client.ApiException) -> str:
-    """The API server's own words."""
+    """Return the message of the API server."""
     try:
         return str(json.loads(error.body or "")["message"])
     except (ValueError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""What the demo is told by its environment."""
+"""The settings of the demo, from environment variables."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ SHORTEST_KEY = 32
 
 
 class ConfigError(ValueError):
-    """A variable is missing or wrong; the message names it."""
+    """A variable is missing or invalid. The message names it."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """The environment, checked.
+    """The validated settings.
 
     Attributes:
-        origin: scheme, host and port of the page, as a browser writes them into `Origin`.
-        path: where the page is below that, without a slash at the end; empty at the root.
-        namespace: of the users' resources.
+        origin: scheme, host and port of the page, in the form of the header `Origin`.
+        path: the path of the page, without a slash at the end; empty at the root.
+        namespace: the namespace of the users' resources.
     """
 
     origin: str
@@ -32,20 +32,20 @@ class Config:
 
     @property
     def secure(self) -> bool:
-        """Whether cookies may be bound to TLS."""
+        """Whether cookies are restricted to TLS."""
         return self.origin.startswith("https:")
 
     @property
     def socket_origin(self) -> str:
-        """`origin` as a WebSocket's URL begins."""
+        """`origin` with the scheme of a WebSocket."""
         return self.origin.replace("http", "ws", 1)
 
 
 def read(environment: Mapping[str, str]) -> Config:
-    """The configuration in `PUBLIC_URL`, `DATABASE_URL`, `SESSION_KEY`, `NAMESPACE` (users) and `PORT` (8000).
+    """Return the settings from `PUBLIC_URL`, `DATABASE_URL`, `SESSION_KEY`, `NAMESPACE` (users) and `PORT` (8000).
 
     Raises:
-        ConfigError: one is missing or wrong.
+        ConfigError: a variable is missing or invalid.
     """
 
     def required(name: str) -> str:
@@ -56,7 +56,7 @@ def read(environment: Mapping[str, str]) -> Config:
 
     public = urlsplit(required("PUBLIC_URL"))
     if public.scheme not in ("http", "https") or not public.hostname or public.query or public.fragment:
-        raise ConfigError("PUBLIC_URL must be where people reach the page, such as http://localhost:8081/demo")
+        raise ConfigError("PUBLIC_URL must be the URL of the page in a browser, such as http://localhost:8081/demo")
     key = required("SESSION_KEY")
     if len(key) < SHORTEST_KEY:
         raise ConfigError(f"SESSION_KEY must have at least {SHORTEST_KEY} random characters")

@@ -1,6 +1,6 @@
-"""What the page shows of pods and presence, live: one state, of which every open page gets the latest.
+"""Pods and presence as the page shows them: one current status, which is sent to every open page.
 
-A page that is slow misses states in between, never the last one: so there is no queue.
+A slow page skips intermediate versions and always receives the latest one, so no queue is needed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ PRESENCE_INTERVAL_S = 1.0
 
 
 class Feed:
-    """Knows the state of both users. `version` grows whenever it changes."""
+    """The current status of both users. `version` increases with each change."""
 
     def __init__(self, cluster: Cluster, database: Database) -> None:
         self._cluster = cluster
@@ -30,16 +30,16 @@ class Feed:
         self._news = asyncio.Condition()
 
     def state(self, user: str) -> Object:
-        """What a page of this user shows.
+        """Return the status for a page of this user.
 
-        `now` is the database's clock, by which events are dated; `people` is null while the database does not answer.
+        `now` is the time of the database, which events also have; `people` is null while the database does not answer.
         """
         now = datetime.fromtimestamp(datetime.now(UTC).timestamp() + self._ahead_s, UTC)
         about = describe(self._resources[user], self._pods[user])
         return {"now": now.isoformat(), "people": self._people, **about}
 
     async def newer(self, version: int, timeout: float) -> bool:
-        """Wait until there is a newer state than this version, at most `timeout` seconds; whether there is."""
+        """Wait at most `timeout` seconds for a newer version than this one, and return whether there is one."""
         try:
             async with asyncio.timeout(timeout), self._news:
                 await self._news.wait_for(lambda: self.version > version)
@@ -69,7 +69,7 @@ class Feed:
             await asyncio.sleep(PRESENCE_INTERVAL_S)
 
     async def _follow_user(self, user: str) -> None:
-        """The resource, and as soon as it has a name for them, the pods."""
+        """Follow the resource and, as soon as it names them, the pods."""
         name: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
         async def resource_changed(resource: Object | None) -> None:
@@ -85,7 +85,7 @@ class Feed:
 
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._cluster.follow_resource(user, resource_changed))
-            # The name is made of the user's id: it stays, whatever becomes of the resource.
+            # The name is derived from the user id, so it stays the same if the resource is created again.
             tasks.create_task(self._cluster.follow_pods(await name, pods_changed))
 
     async def _changed(self) -> None:

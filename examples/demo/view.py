@@ -1,4 +1,4 @@
-"""From what the cluster says of a user to what the page shows. No I/O."""
+"""The page's view of a user, computed from the objects of the cluster. No I/O."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ Object = dict[str, Any]
 
 
 def describe(resource: Object | None, pods: Iterable[Object]) -> Object:
-    """A user's resource and pods, the newest pod first.
+    """Return the view of a user's resource and pods, the newest pod first.
 
-    `state` is one of `missing`, `starting`, `ready`, `asleep` and `trouble`; `reason` and `message` are the
-    operator's own words for it. `maySleep`: whether this operator puts this user to sleep.
+    `state` is one of `missing`, `starting`, `ready`, `asleep` and `trouble`; `reason` and `message` come from the
+    condition `Ready`. `maySleep` is whether the operator puts this user to sleep.
     """
     shown = sorted((describe_pod(pod) for pod in pods), key=lambda pod: (pod["created"], pod["name"]), reverse=True)
     if resource is None:
@@ -36,12 +36,12 @@ def _state(conditions: Object, pods: list[Object]) -> str:
         return "asleep"
     if any(pod["ready"] for pod in pods):
         return "ready"
-    # The condition is a moment behind a pod that was just killed.
+    # After a pod was killed, the condition is out of date for a moment.
     return "starting" if holds("Progressing") or holds("Ready") or "Ready" not in conditions else "trouble"
 
 
 def describe_pod(pod: Object) -> Object:
-    """A pod in a few words. `phase` is the pod's, or what its container waits for, or `Terminating`."""
+    """Return the view of a pod. `phase` is its phase, the reason of its waiting container, or `Terminating`."""
     status = pod.get("status", {})
     containers = status.get("containerStatuses") or [{}]
     waiting = containers[0].get("state", {}).get("waiting", {}).get("reason")

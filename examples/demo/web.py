@@ -1,4 +1,4 @@
-"""What every request passes: where it may come from, how much it may say, and how it is refused."""
+"""Checks of every request: its origin, the size of its body, its rate, and the error responses."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BODY_TIMEOUT_S = 5
 
 
 class SecurityHeaders:
-    """Lets the page load what is its own, connect to its own host, and be framed by nobody."""
+    """Restricts the page to its own files and its own host, and forbids framing."""
 
     def __init__(self, app: ASGIApp, socket_origin: str) -> None:
         self._app = app
@@ -50,10 +50,10 @@ class SecurityHeaders:
 
 
 class SameOrigin:
-    """Refuses what changes anything and does not come from the demo's own page.
+    """Rejects requests that change state and do not come from the demo's page.
 
-    Browsers name the origin in every POST. The cookie alone, though it is SameSite, would let in pages of the same host
-    on other ports.
+    Browsers send the origin with every POST. The cookie is SameSite, which does not exclude pages of the same host with
+    other ports.
     """
 
     def __init__(self, app: ASGIApp, origin: str) -> None:
@@ -63,14 +63,14 @@ class SameOrigin:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         changes = scope["type"] == "http" and scope["method"] not in ("GET", "HEAD")
         if changes and Headers(scope=scope).get("origin") != self._origin:
-            answer = _answer(HTTPStatus.FORBIDDEN, f"this is done from the page at {self._origin} alone")
+            answer = _answer(HTTPStatus.FORBIDDEN, f"this request is accepted only from the page at {self._origin}")
             await answer(scope, receive, send)
         else:
             await self._app(scope, receive, send)
 
 
 class Allowance:
-    """So many a second, and as many at once."""
+    """A rate limit. The burst is the number of actions in one second."""
 
     def __init__(self, rate: float) -> None:
         self._rate = rate
@@ -78,7 +78,7 @@ class Allowance:
         self._at = 0.0
 
     def take(self, now: float) -> bool:
-        """Whether one more may be, at this time in seconds."""
+        """Return whether another action is allowed at this time, in seconds."""
         self._level = min(self._rate, self._level + (now - self._at) * self._rate)
         self._at = now
         if self._level < 1:
@@ -88,7 +88,7 @@ class Allowance:
 
 
 async def small_body(request: Request) -> Object:
-    """The JSON object that was sent; an empty one if nothing was."""
+    """Return the JSON object of the body, or an empty one without a body."""
     content = bytearray()
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
@@ -108,13 +108,13 @@ async def small_body(request: Request) -> Object:
 
 
 async def refused(request: Request, error: Exception) -> Response:
-    """An answer to what was wrong about a request."""
+    """Return the response to an invalid request."""
     assert isinstance(error, HTTPException)  # noqa: S101  (registered for it)
     return _answer(error.status_code, error.detail)
 
 
 async def unavailable(request: Request, error: Exception) -> Response:
-    """An answer where the cluster or the database is in the way."""
+    """Return the response while the cluster or the database does not answer."""
     return _answer(HTTPStatus.SERVICE_UNAVAILABLE, str(error))
 
 
