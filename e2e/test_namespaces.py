@@ -69,6 +69,7 @@ async def test_a_namespace_without_permissions_affects_only_its_own_users(
     server: LocalApiServer, database_url: str
 ) -> None:
     install_crd(server)
+    available = "userrealtime_operator_namespace_available"
     with operator(server, database_url) as running:
         await asyncio.to_thread(running.wait_ready)
         for name, namespace in (("early", NAMESPACE), ("other", OTHER)):
@@ -83,11 +84,14 @@ async def test_a_namespace_without_permissions_affects_only_its_own_users(
                 await asyncio.to_thread(running.stop)
                 running.start()
                 await asyncio.to_thread(running.wait_ready)
+        assert running.metric(available, served_namespace=OTHER) == 0
+        assert running.metric(available, served_namespace=NAMESPACE) == 1
         assert not is_served(server, OTHER, "waiting-restarted")
         pid = running.pid
         await asyncio.to_thread(allow, server, OTHER, "work")
         for name in ("running", "restarted"):
             await eventually(lambda: is_served(server, OTHER, f"waiting-{name}"), "it is served again")  # noqa: B023
+        await eventually(lambda: running.metric(available, served_namespace=OTHER) == 1, "the metric shows it")
         assert running.process is not None
         assert (running.pid, running.process.poll()) == (pid, None)
 

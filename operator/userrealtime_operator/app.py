@@ -85,6 +85,8 @@ class Operator:
         self._children = ObjectStore()
         self._queue: WorkQueue[Task] = WorkQueue(self._metrics.wait.observe, self._metrics.retries.inc)
         self._feed = Feed(self._resources, self._children, self._queue)
+        self._reflectors: dict[str, list[Reflector]] = {}
+        """The watches of the children, by namespace."""
         self._stack = contextlib.AsyncExitStack()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -178,17 +180,18 @@ class Operator:
 
     async def _sync(self, api: Api) -> None:
         """Start the watches of the children, and report when all caches are complete."""
-        reflectors = [
-            Reflector(
-                api,
-                resource_type,
-                namespace,
-                owned_labels(kind),
-                KindStore(self._children, kind, resource_type, namespace, self._feed.child_changed),
-            )
-            for kind, resource_type in self._child_kinds.items()
-            for namespace in self._config.namespaces
-        ]
+        for namespace in self._config.namespaces:
+            self._reflectors[namespace] = [
+                Reflector(
+                    api,
+                    resource_type,
+                    namespace,
+                    owned_labels(kind),
+                    KindStore(self._children, kind, resource_type, namespace, self._feed.child_changed),
+                )
+                for kind, resource_type in self._child_kinds.items()
+            ]
+        reflectors = [each for group in self._reflectors.values() for each in group]
         for reflector in reflectors:
             self._start(reflector.run(), "a watch")
         for reflector in reflectors:
@@ -219,6 +222,10 @@ class Operator:
     def _expose(self) -> bytes:
         self._metrics.depth.set(len(self._queue))
         self._metrics.count_resources(self._resources.conditions())
+        for namespace in self._config.namespaces:
+            reflectors = self._reflectors.get(namespace)
+            available = reflectors is not None and all(each.has_synced and not each.refused for each in reflectors)
+            self._metrics.namespaces.labels(namespace).set(available)
         return self._metrics.expose()
 
 

@@ -168,6 +168,7 @@ def test_conditions_are_read() -> None:
     assert verdicts(*WELL, condition("Asleep", "False", "Awake")) == good
     assert verdicts(*WELL, condition("Asleep", "False", "ActivatorUnavailable")) == [*good, ("sleep", "note")]
     assert verdicts(*WELL, condition("SignalRange", "False", "ListenPastRange")) == [*good, ("signals", "note")]
+    assert verdicts(*WELL, condition("Contested", "True", "FieldsContested")) == [*good, ("objects", "note")]
 
 
 def test_a_resource_that_nobody_has_seen() -> None:

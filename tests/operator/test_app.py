@@ -167,6 +167,28 @@ async def test_the_metrics_count_waiting_tasks() -> None:
         assert "userrealtime_operator_workqueue_depth 1.0" in (await get(port, "/metrics"))[1]
 
 
+async def test_the_metrics_show_a_namespace_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    page, refused = FakeApi.page, True
+
+    async def refuse(self: FakeApi, *arguments: Any) -> Object:
+        if refused:
+            raise ApiError(403, "forbidden")
+        return await page(self, *arguments)
+
+    monkeypatch.setattr(FakeApi, "page", refuse)
+    sample = 'userrealtime_operator_namespace_available{served_namespace="users"}'
+    async with running() as (operator, port):
+        await operator.resource_event(event=event(None))
+        async with asyncio.timeout(PATIENCE_S):
+            while await get(port, "/ready") != (200, '{"status":"ready"}'):
+                await asyncio.sleep(0.01)
+        assert f"{sample} 0.0" in (await get(port, "/metrics"))[1]
+        refused = False
+        async with asyncio.timeout(PATIENCE_S):
+            while f"{sample} 1.0" not in (await get(port, "/metrics"))[1]:
+                await asyncio.sleep(0.01)
+
+
 async def test_the_response_to_a_write_reaches_the_cache() -> None:
     async with running() as (operator, port):
         await operator.resource_event(event=event(None))

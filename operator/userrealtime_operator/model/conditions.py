@@ -11,6 +11,7 @@ NORMAL_REASONS = frozenset(
         "Asleep",
         "Awake",
         "Creating",
+        "FieldsContested",  # a webhook may change the objects of all users, and would cause one Event per user
         "Idle",
         "NeverSleeps",
         "ListenPastRange",  # concerns the platform, and would be one Event per user
@@ -45,6 +46,8 @@ def deployment_progress(live: Mapping[str, Any] | None) -> ConditionResult:
         return ConditionResult(True, "RollingOut", "the Deployment controller has not processed the new spec yet")
     wanted = live["spec"].get("replicas", 1)
     if status.get("updatedReplicas", 0) < wanted or status.get("replicas", 0) > wanted:
+        if live["spec"].get("paused"):
+            return ConditionResult(True, "RollingOut", "the Deployment is paused; see: kubectl rollout resume")
         return ConditionResult(True, "RollingOut", "a pod with the new spec is replacing the old pod")
     if status.get("availableReplicas", 0) < wanted:
         return ConditionResult(True, "PodStarting", "the pod is not ready yet")

@@ -20,6 +20,9 @@ class Metrics(MetricsRegistry):
         self.resources = self._gauge(
             "resources", "UserRealtime resources by condition and status.", "condition", "status"
         )
+        self.namespaces = self._gauge(
+            "namespace_available", "1 if the operator can read this served namespace, otherwise 0.", "served_namespace"
+        )
         self.listening = self._gauge("listening_relays", "Users whose pod has a LISTEN in Postgres.")
         self.depth = self._gauge("workqueue_depth", "Keys that wait for a worker.")
         self.wait = self._histogram("workqueue_queue_duration_seconds", "The time until a worker starts a due key.")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from userrealtime_operator.kube.client import Api, ApiError
-from userrealtime_operator.kube.drift import is_subset
+from userrealtime_operator.kube.drift import differences, is_subset
 from userrealtime_operator.kube.types import Object, ObjectKey
 from userrealtime_operator.manifests.objects import APPLIED_DIGEST
 from userrealtime_operator.model.errors import Conflict
@@ -49,6 +49,16 @@ def is_up_to_date(live: Live, item: Object) -> bool:
     return annotations.get(APPLIED_DIGEST) == item["metadata"]["annotations"][APPLIED_DIGEST] and is_subset(item, live)
 
 
+def is_applied(live: Live, digest: str) -> bool:
+    """Return whether the manifest with this digest is the last one that was applied to an object."""
+    return live is not None and live["metadata"].get("annotations", {}).get(APPLIED_DIGEST) == digest
+
+
+def drift(live: Live, item: Object) -> frozenset[str]:
+    """Return the fields in which a live object differs from its manifest; none if there is no object."""
+    return frozenset() if live is None else differences(item, live)
+
+
 class ChildWriter:
     """Writes the objects of users. All methods raise ApiError."""
 
@@ -66,15 +76,19 @@ class ChildWriter:
         _log_applied(item)
         return stored
 
-    async def write(self, live: Live, item: Object) -> None:
-        """Apply an object. A Secret is created or replaced instead, which removes the fields of other managers."""
+    async def write(self, live: Live, item: Object) -> Object:
+        """Apply an object, and return it as stored.
+
+        A Secret is created or replaced instead, which removes the fields of other managers.
+        """
         if item["kind"] != "Secret":
-            await self._api.apply(item)
+            stored = await self._api.apply(item)
         elif live is None:
-            await self._api.create(item)
+            stored = await self._api.create(item)
         else:
-            await self._api.replace(_replacement(live, item))
+            stored = await self._api.replace(_replacement(live, item))
         _log_applied(item)
+        return stored
 
     async def delete(self, key: ObjectKey, reason: str = "") -> None:
         """Delete an object."""

@@ -6,17 +6,17 @@ the watches; requests are sent only for changes.
 
 from __future__ import annotations
 
-import enum
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol, TypeVar
 
 from userrealtime_operator.config import Config
 from userrealtime_operator.kube.client import CHILD_KINDS, Api, ApiError
 from userrealtime_operator.kube.types import NamespacedName, Object, ObjectKey
-from userrealtime_operator.manifests.objects import SERIES_DIGEST, Secrets, desired_objects, route_of
+from userrealtime_operator.manifests.objects import APPLIED_DIGEST, SERIES_DIGEST, Secrets, desired_objects, route_of
 from userrealtime_operator.model.conditions import ConditionResult, deployment_progress, deployment_ready, true_since
 from userrealtime_operator.model.errors import ResourceError
 from userrealtime_operator.model.naming import child_name, object_name
@@ -31,7 +31,8 @@ from userrealtime_operator.sleep.activator_endpoints import Activators
 from userrealtime_operator.sleep.controller import Plan, SleepController
 from userrealtime_operator.sleep.state import asleep
 
-from .children import ChildWriter, check_owner, is_up_to_date, owner_uid
+from .children import ChildWriter, Live, check_owner, drift, is_applied, is_up_to_date, owner_uid
+from .contests import Contests
 from .observed import Observed
 from .pods import pod_trouble
 from .registrations import RegistrationSweeper
@@ -48,17 +49,25 @@ DATABASE_RETRY_S = 15.0
 # password is tested.
 PODS_FIRST_S = 3.0
 PODS_LAST_S = 120.0
+# For how long a rollout counts if something else modifies the Deployment, or prevents that it is applied: the pods may
+# never become available, although the relay has no fault.
+FOREIGN_ROLLOUT_S = 600.0
+REJECTED = (400, 403, 422)
+"""The statuses of an object that is rejected for its contents, not for a temporary reason."""
 
 
-class Rollout(enum.Enum):
-    """The state of a change of a user's pod."""
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """The result of applying the objects of a user."""
 
-    NONE = "none"
-    """There is no change that is not applied."""
-    BEGUN = "begun"
-    """It has just been applied."""
-    WAITING = "waiting"
-    """It waits for its turn."""
+    kept: Kept
+    plan: Plan
+    rollout_waits: bool
+    """A change of the pod waits for the rollouts of other users."""
+    contests: Collection[tuple[str, str]]
+    """The fields that something else sets, each with the kind of its object."""
+    due_s: float | None
+    """The seconds until a contested field is due to be repaired."""
 
 
 def _now() -> datetime:
@@ -104,7 +113,8 @@ class Reconciler:
         self._requeue = requeue
         self._metrics = metrics
         self._now = now
-        self._rollouts = Rollouts(config.relay.max_concurrent_rollouts)
+        self._rollouts = Rollouts(config.relay.max_concurrent_rollouts, clock)
+        self._contests = Contests(clock)
         self._keeper = SecretKeeper(config, api, roles, now)
         self._registrations = RegistrationSweeper(api, database, roles, self._keeper, metrics, clock)
         self._writer = ChildWriter(api)
@@ -136,6 +146,7 @@ class Reconciler:
         if body is None or body["metadata"].get("deletionTimestamp"):
             self._end_rollout(user)
             self._sleep.forget(user)
+            self._contests.forget(user)
             self._listeners.see(user, listens=False)
             return None  # the garbage collector deletes the children, which are owned
         identity = parse_identity(body)
@@ -143,13 +154,15 @@ class Reconciler:
         database = await self._registrations.register(identity)
         waits: list[float | None] = []
         plan: Plan | None = None
+        contests: Collection[tuple[str, str]] = ()
         try:
             resource = parse_resource(body)
             route = route_of(resource, self._config)
             observed = self._observe(resource, body)
-            state, kept, plan = await self._apply_children(observed, bool(database.true))
+            applied = await self._apply_children(observed, bool(database.true))
+            kept, plan, contests = applied.kept, applied.plan, applied.contests
             access = kept.contents.access
-            waits += (kept.contents.due_s, plan.recheck_s)
+            waits += (kept.contents.due_s, plan.recheck_s, applied.due_s)
             database = kept.problem or database
             deployment = self._deployment(resource)
             pod, progress = deployment_ready(deployment), deployment_progress(deployment)
@@ -159,14 +172,16 @@ class Reconciler:
                     ConditionResult(True, "Asleep", "the user sleeps; the next connection starts the pod"),
                     ConditionResult(False, "Asleep"),
                 )
-            if state is Rollout.WAITING:
+            if applied.rollout_waits:
                 progress = ConditionResult(
                     True, "RolloutWaiting", "the new pod waits for other users (relay.maxConcurrentRollouts)"
                 )
             elif progress.true:
                 pod, progress, pods_due = await self._explained(observed, pod, progress)
                 waits.append(pods_due)
-            elif state is Rollout.NONE:
+                self._continue_rollout(observed, deployment, contests)
+            else:
+                # Also after a change that replaces no pod, because no further event would end that rollout.
                 self._end_rollout(user)
                 await self._keeper.settle(resource, access)
             if database.true and pod.reason == "PodNotReady":
@@ -175,15 +190,17 @@ class Reconciler:
             if unserved and access is not None and await self._is_locked_out(observed, access):
                 waits.append(0.0)
         except ResourceError as error:
+            waits.append(self._abandon_rollout(user, body))
             route, pod = None, ConditionResult(False, error.reason, str(error))
             progress = ConditionResult(False, error.reason)
         except ApiError as error:
-            if error.status not in (400, 403, 422):
+            if error.status not in REJECTED:
                 raise
-            # Rejected for its contents, not for a temporary reason: report it, and retry later.
+            # Report it, and retry later.
+            self._abandon_rollout(user, body)
             await self._write_status(identity, body, None, _refusal(error), _REFUSED, database, plan)
             raise
-        await self._write_status(identity, body, route, pod, progress, database, plan)
+        await self._write_status(identity, body, route, pod, progress, database, plan, contests)
         waits.append(None if database.true else DATABASE_RETRY_S)
         return min((wait for wait in waits if wait is not None), default=None)
 
@@ -224,6 +241,32 @@ class Reconciler:
         for next_user in self._rollouts.end(user):
             self._requeue(next_user)
 
+    def _withdraw_rollout(self, user: NamespacedName) -> None:
+        for next_user in self._rollouts.withdraw(user):
+            self._requeue(next_user)
+
+    def _continue_rollout(self, observed: Observed, deployment: Live, contests: Collection[tuple[str, str]]) -> None:
+        """Keep the slot of a rollout whose pods are not available yet, for a limited time if something interferes."""
+        paused = deployment is not None and deployment["spec"].get("paused", False)
+        foreign = paused or any(kind == "Deployment" for kind, _ in contests)
+        if foreign and self._rollouts.active_s(observed.user) >= FOREIGN_ROLLOUT_S:
+            self._end_rollout(observed.user)
+        else:
+            self._withdraw_rollout(observed.user)
+
+    def _abandon_rollout(self, user: NamespacedName, body: Mapping[str, Any]) -> float | None:
+        """End the rollout of a user whose objects cannot be applied.
+
+        If pods are being replaced, it goes on for a limited time; return the seconds until then.
+        """
+        deployment = self._children.get(_deployment_key(user.namespace, body["spec"]["userId"]))
+        active_s = self._rollouts.active_s(user)
+        if deployment is None or not deployment_progress(deployment).true or active_s >= FOREIGN_ROLLOUT_S:
+            self._end_rollout(user)
+            return None
+        self._withdraw_rollout(user)
+        return FOREIGN_ROLLOUT_S - active_s if active_s else None
+
     async def find_idle(self, namespace: str, resources: Iterable[Mapping[str, Any]]) -> None:
         """Add the users of a namespace to the queue that seem to be idle.
 
@@ -250,7 +293,7 @@ class Reconciler:
             check_owner(resource, kind, item)
         return Observed(resource, body, live)
 
-    async def _apply_children(self, observed: Observed, database_available: bool) -> tuple[Rollout, Kept, Plan]:
+    async def _apply_children(self, observed: Observed, database_available: bool) -> Applied:
         """Apply the objects that differ. A change of the pod may have to wait for other users, except for a first pod,
         a change of the resource itself, and sleep and wake."""
         resource, live = observed.resource, dict(observed.live)
@@ -270,19 +313,27 @@ class Reconciler:
         )
         live["Secret"] = kept.live
         objects = desired(kept.contents.secrets)
-        rollout = Rollout.NONE
+        rollout_waits = False
+        contests: set[tuple[str, str]] = set()
         requested = observed.status.get("observedGeneration") != resource.generation
         urgent = requested or kept.replaces_password or _is_of_another_series(live["Deployment"], objects)
         sleeps = plan.asleep is not None or asleep(live["Deployment"]) is not None
         for item in objects:
-            if is_up_to_date(live[item["kind"]], item):
+            kind, found = item["kind"], live[item["kind"]]
+            if is_up_to_date(found, item):
                 continue
-            if item["kind"] == "Deployment" and live["Deployment"] is not None and not urgent and not sleeps:
-                if not self._rollouts.begin(observed.user):
-                    rollout = Rollout.WAITING
+            digest, fields = item["metadata"]["annotations"][APPLIED_DIGEST], drift(found, item)
+            if found is not None and self._contests.accepts(observed.user, kind, digest, fields):
+                contests |= {(kind, field) for field in fields}
+                continue
+            if kind == "Deployment" and found is not None and not urgent and not sleeps:
+                rollout_waits = not self._rollouts.begin(observed.user)
+                if rollout_waits:
                     continue
-                rollout = Rollout.BEGUN
-            await self._writer.write(live[item["kind"]], item)
+            stored = drift(await self._writer.write(found, item), item)
+            contests |= {(kind, field) for field in stored}
+            changed = fields if is_applied(found, digest) else frozenset[str]()
+            self._contests.applied(observed.user, kind, digest, changed, stored)
         if database_available and kept.problem is None:
             self._keeper.written(resource)
         unwanted = CHILD_KINDS.keys() - {item["kind"] for item in objects}
@@ -290,7 +341,9 @@ class Reconciler:
             if live[kind] is not None:
                 name = object_name(kind, resource.child_name)
                 await self._writer.delete(ObjectKey(kind, resource.namespace, name))
-        return rollout, kept, plan
+        waits = (self._contests.remaining_s(observed.user, kind) for kind, _ in contests)
+        due_s = min((wait for wait in waits if wait is not None), default=None)
+        return Applied(kept, plan, rollout_waits, contests, due_s)
 
     async def _explained(
         self, observed: Observed, pod: ConditionResult, progress: ConditionResult
@@ -328,11 +381,14 @@ class Reconciler:
         progress: ConditionResult,
         database: ConditionResult,
         plan: Plan | None,
+        contests: Collection[tuple[str, str]] = (),
     ) -> None:
         # Only together with another change: no user is reconciled because of the number of listeners.
         past_range = self._see_listener(body) and self._listeners.past
         previous = body.get("status", {})
-        await self._status.write(resource, previous, route, pod, progress, database, plan, past_range=past_range)
+        await self._status.write(
+            resource, previous, route, pod, progress, database, plan, contests, past_range=past_range
+        )
 
 
 def _deployment_key(namespace: str, user_id: str) -> ObjectKey:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -16,6 +16,7 @@ from userrealtime_operator.model.routes import Route
 from userrealtime_operator.process.metrics import Metrics
 from userrealtime_operator.sleep.controller import Plan
 
+from .contests import contested
 from .events import events, transition
 from .status import PAST_RANGE, differs, next_status
 from .userrealtimes import patch_status
@@ -41,6 +42,7 @@ class StatusWriter:
         progress: ConditionResult,
         database: ConditionResult,
         plan: Plan | None,
+        contests: Collection[tuple[str, str]] = (),
         *,
         past_range: bool,
     ) -> None:
@@ -48,6 +50,7 @@ class StatusWriter:
 
         Args:
             plan: the plan of sleep, None if it is unknown.
+            contests: the fields that something else sets, each with the kind of its object.
             past_range: the user's pod listens, and too many pods do.
 
         Raises:
@@ -56,6 +59,8 @@ class StatusWriter:
         results = {"Ready": readiness(pod, database), "Progressing": progress, "DatabaseReady": database}
         if plan is not None:
             results["Asleep"] = plan.condition
+        if contests:
+            results["Contested"] = contested(contests)
         if past_range:
             results["SignalRange"] = PAST_RANGE
         now = self._now()

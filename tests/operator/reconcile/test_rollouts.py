@@ -52,6 +52,33 @@ def test_first_come_first_served() -> None:
     assert rollouts.end(a) == [c]
 
 
+def test_a_user_that_no_longer_waits_lets_the_next_one_begin() -> None:
+    rollouts = Rollouts(1)
+    a, b, c = (NamespacedName("n", name) for name in "abc")
+    assert [rollouts.begin(user) for user in (a, b, c)] == [True, False, False]
+    assert rollouts.end(a) == [b]  # and b does not begin
+    assert rollouts.withdraw(b) == [c]
+    assert rollouts.withdraw(b) == []
+    assert rollouts.begin(c)
+    assert rollouts.withdraw(c) == []
+    assert not rollouts.begin(a)
+
+
+def test_the_time_of_a_rollout_counts_from_its_turn() -> None:
+    now = 0.0
+    rollouts = Rollouts(1, lambda: now)
+    a, b = (NamespacedName("n", name) for name in "ab")
+    rollouts.begin(a)
+    rollouts.begin(b)
+    now = 5.0
+    assert (rollouts.active_s(a), rollouts.active_s(b)) == (5.0, 0.0)
+    rollouts.begin(a)
+    rollouts.resume(a)
+    assert rollouts.active_s(a) == 5.0
+    rollouts.end(a)
+    assert rollouts.active_s(a) == 0.0
+
+
 def test_what_was_under_way_before_counts() -> None:
     rollouts = Rollouts(2)
     a, b, c, d = (NamespacedName("n", name) for name in "abcd")
