@@ -51,7 +51,7 @@ Row = tuple[str, str]
 
 
 def pss(pid: int) -> int:
-    """Bytes that a process holds, with its part of what is shared."""
+    """Return the proportional set size of a process in bytes."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return int(next(line for line in lines if line.startswith("Pss:")).split()[1]) << 10
 
@@ -95,7 +95,7 @@ def started(module: str, arguments: Sequence[str], environment: Mapping[str, str
 
 
 async def probe(port: int, path: str, period_s: float) -> None:
-    """Ask a process how it is, as a kubelet does, until cancelled."""
+    """Probe a process, as a kubelet does, until cancelled."""
     while True:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(f"GET {path} HTTP/1.1\r\nHost: probe\r\nConnection: close\r\n\r\n".encode())
@@ -155,7 +155,7 @@ async def measure_relays(url: str, count: int) -> tuple[float, float, float, flo
 
 
 async def measure_shared(server: LocalApiServer, url: str, count: int) -> tuple[float, float, float, float]:
-    """Memory and CPU of an operator, and of an activator, that know so many users, of whom none does anything."""
+    """Return the memory and CPU of an operator, and of an activator, with this number of inactive users."""
     config = Configuration()
     await load_kube_config(str(server.kubeconfig), client_configuration=config)  # type: ignore[no-untyped-call]
     with LocalOperator(server.kubeconfig, url, NAMESPACE, instance="bench", lease=LEASE) as operator:

@@ -70,5 +70,5 @@ def durable_postgres(
 
 
 def described(flush_ms: float) -> str:
-    """What a benchmark prints about its disk."""
+    """Return the description of the disk for the output of a benchmark."""
     return f"fsync and full_page_writes on, a WAL flush of {flush_ms:g} ms"

@@ -113,7 +113,7 @@ async def decoding(server: LocalPostgres, url: str) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def beside(case: Case, server: LocalPostgres, url: str) -> AsyncIterator[None]:
-    """What runs beside the writers: the announcer or the bridge, and relays; or what reads the slot."""
+    """Run the processes beside the writers: the announcer or the bridge, and relays; or the reader of the slot."""
     async with AsyncExitStack() as stack:
         if case is DECODED:
             await stack.enter_async_context(decoding(server, url))
@@ -127,7 +127,7 @@ async def beside(case: Case, server: LocalPostgres, url: str) -> AsyncIterator[N
 async def measure(
     server: LocalPostgres, cases: Sequence[Case], flush_ms: float, writers: Sequence[int], seconds: float
 ) -> list[Rate]:
-    """All cases on one server, each in a separate database."""
+    """Measure all cases on one server, each in a separate database."""
     rates = []
     admin = await asyncpg.connect(server.url())
     try:
@@ -190,7 +190,7 @@ async def _pgbench(server: LocalPostgres, database: str, case: Case, writers: in
 
 
 def table(rates: Sequence[Rate]) -> str:
-    """Markdown: transactions per second, and the ratio to the plain insert of the same line."""
+    """Return a Markdown table of transactions per second, with the ratio to the plain insert of the same line."""
     cases = list(dict.fromkeys(rate.case for rate in rates))
     titles = [case.title for case in cases]
     lines = [f"| flush | writers | {' | '.join(titles)} |", f"|---|---|{'---|' * len(titles)}"]
@@ -206,7 +206,7 @@ def _ratio(tps: float, plain: float) -> str:
 
 
 def drawing(rates: Sequence[Rate]) -> str:
-    """SVG: for each flush time, the rate of each case over the number of writers."""
+    """Return an SVG with the rate of each case over the number of writers, for each flush time."""
     return plot(
         {
             f"commits/s, WAL flush of {flush_ms:g} ms": {

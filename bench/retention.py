@@ -108,7 +108,7 @@ async def size(connection: asyncpg.Connection) -> int:
 
 
 async def publish(server: LocalPostgres, rate: float, seconds: float) -> tuple[float, float, float]:
-    """Transactions per second, and the average and the deviation of their latency in ms."""
+    """Return the transactions per second, and the average and the deviation of their latency in ms."""
     process = await asyncio.create_subprocess_exec(
         server.program("pgbench"),
         *("--no-vacuum", "--protocol", "prepared", "--client", str(WRITERS), "--jobs", "2", "--file", "-"),

@@ -89,7 +89,7 @@ def send_chunks(port: int) -> None:
 
 @contextmanager
 def strangers(port: int) -> Iterator[None]:
-    """Clients without a token, in two processes."""
+    """Run clients without a token, in two processes, while the block runs."""
     context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=work, args=(port,), daemon=True) for work in (hold_connections, send_chunks)]
     for process in processes:
@@ -165,7 +165,7 @@ async def activator(relay_port: int, key: str) -> AsyncIterator[int]:
 
 
 async def measure(once: Callable[[], Awaitable[None]], seconds: float) -> list[float]:
-    """Milliseconds of each call, `PER_SECOND` of them per second."""
+    """Return the milliseconds of each call, at `PER_SECOND` calls per second."""
     found = []
     end = time.monotonic() + seconds
     while time.monotonic() < end:

@@ -86,7 +86,7 @@ def is_ready(pod: Mapping[str, Any]) -> bool:
 
 @contextlib.asynccontextmanager
 async def watching(kubeconfig: str, marks: Mapping[str, Marks]) -> AsyncIterator[None]:
-    """Notes in `marks` what happens to Deployments and pods while the block runs."""
+    """Record the changes of Deployments and pods in `marks` while the block runs."""
     deployments = Watched(
         marks, lambda body: str(body["metadata"]["name"]), ("scaled", lambda body: body["spec"]["replicas"] == 1)
     )
@@ -114,7 +114,7 @@ async def watching(kubeconfig: str, marks: Mapping[str, Marks]) -> AsyncIterator
 
 
 async def connect(url: str, token: str, marks: Marks) -> None:
-    """One client, until its first event."""
+    """Connect one client, and wait for its first event."""
     marks["connect"] = time.time()
     async with await open_connection(url, token, last_event_id=0, open_timeout=LIMIT_S) as connection:
         marks["open"] = time.time()
@@ -152,11 +152,11 @@ class Crowd:
         self.children = {name: str(system.get("urt", name)["status"]["name"]) for name in self.names}
 
     async def fall_asleep(self) -> None:
-        """Until all of them sleep."""
+        """Wait until all of them sleep."""
         await asyncio.to_thread(wait_asleep, self._system, *self.names)
 
     async def wake(self, names: Sequence[str]) -> list[Marks]:
-        """Wake these users together; gives the result for each."""
+        """Wake these users together; return the result for each."""
         marks: dict[str, Marks] = defaultdict(dict)
         async with watching(self._system.cluster.environment()["KUBECONFIG"], marks), asyncio.timeout(LIMIT_S):
             await asyncio.gather(
@@ -171,7 +171,7 @@ class Crowd:
         return [marks[self.children[name]] for name in names]
 
     async def visit(self) -> Marks:
-        """A client of the user who never sleeps."""
+        """Connect a client of the user that never sleeps."""
         marks: Marks = {}
         await connect(self.urls[AWAKE], self.tokens[AWAKE], marks)
         return marks
@@ -181,7 +181,7 @@ class Crowd:
 
 
 def seconds(found: Sequence[Marks]) -> list[float]:
-    """From connect to first event."""
+    """Return the seconds from the connect to the first event of each."""
     return [marks["event"] - marks["connect"] for marks in found]
 
 

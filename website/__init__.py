@@ -1,1 +1,1 @@
-"""The documentation as a site (`make docs`): docs/, some files beside it, and references made from sources."""
+"""The documentation as a site (`make docs`): docs/, some other files, and references generated from sources."""

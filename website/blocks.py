@@ -1,13 +1,13 @@
-"""The code blocks of the pages, for the tests that run them: a newcomer types exactly these lines.
+"""The code blocks of the pages, for the tests that run them exactly as a reader does.
 
-A block names its language. A shell block is run, all of a page's in their order and in one shell; in `console` the
-lines after `$ `, and after `> ` if they go on with it, are typed, and the others are what comes, `…` being anything. A
-comment before a block says otherwise:
+A block names its language. The shell blocks of a page run in order and in one shell. In `console`, the lines after
+`$ ` and the continuation lines after `> ` are commands; the others are the expected output, in which `…` matches
+anything. A comment before a block changes that:
 
-    <!-- not run: why -->               it is not run by this test
-    <!-- in another terminal -->        it runs beside the following blocks, until the page's end
-    <!-- run -->                        it is Python, and run among them
-    <!-- file: values.yaml -->          it is a file of that name, which the blocks after it use
+    <!-- not run: why -->               the block is not run by this test
+    <!-- in another terminal -->        the block runs beside the following ones, until the end of the page
+    <!-- run -->                        the block is Python, and runs among the shell blocks
+    <!-- file: values.yaml -->          the block is a file of that name, which later blocks use
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ class Block:
 
     @property
     def is_run(self) -> bool:
-        """Whether it is typed into a shell."""
+        """Whether the block is run in a shell."""
         typed = self.language in SHELL or (self.language == "python" and self.word == "run")
         return typed and self.not_run is None and self.file is None
 
     @property
     def commands(self) -> str:
-        """What is typed into a shell."""
+        """The commands for a shell."""
         if self.language == "python":
             return f"python - <<'EOF'\n{self.text}EOF\n"
         if self.language == "console":
@@ -65,14 +65,14 @@ class Block:
 
     @property
     def output(self) -> list[str]:
-        """What comes, line by line."""
+        """The expected output, line by line."""
         if self.language != "console":
             return []
         return [line for line in _TYPED.sub("", self.text).splitlines() if line.strip()]
 
 
 def pages(root: Path = ROOT) -> list[str]:
-    """The pages whose blocks are run, as paths in the repository."""
+    """Return the pages whose blocks are run, as paths in the repository."""
     found = [root / "README.md", root / "bench/README.md", *root.glob("docs/**/*.md")]
     for folder in ("clients", "examples"):
         found += root.glob(f"{folder}/**/README.md")

@@ -1,4 +1,4 @@
-"""What mkdocs calls while it builds: it adds the pages that are not in docs/, and makes links fit. Nothing else."""
+"""Hooks of mkdocs that add the pages outside of docs/ and rewrite links."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from mkdocs.structure.pages import Page
 
 from website import reference, sources
 
-# Pages that were made here, with links as the site needs them.
+# Generated pages, which already have the links of the site.
 _MADE = set(reference.PAGES)
 
 

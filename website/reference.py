@@ -1,4 +1,4 @@
-"""The reference pages, made from the sources of what they describe. Pure but for reading these."""
+"""The reference pages, generated from the sources of what they describe. No I/O except reading these."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from website.sources import ROOT
 
 Json = dict[str, Any]
 
-# Modules with a class `Metrics`, each by whose metrics they are.
+# Modules with a class `Metrics`, by the process that has the metrics.
 REGISTRIES: Final = {
     "The relay": "userrealtime_relay.metrics",
     "The bridge": "userrealtime_relay.bridge.metrics",
@@ -50,7 +50,7 @@ def code(value: object) -> str:
 
 
 def prose(text: str) -> str:
-    """Text of a source as Markdown of one line."""
+    """Return a text of a source as one line of Markdown."""
     return " ".join(text.split()).replace("<", "&lt;").replace("|", "&#124;")
 
 
@@ -58,7 +58,7 @@ def prose(text: str) -> str:
 
 
 def kind(schema: Json) -> str:
-    """What a value may be, in words."""
+    """Return a description of the permitted values."""
     if "anyOf" in schema:
         return " or ".join(dict.fromkeys(kind(each) for each in schema["anyOf"]))
     if "const" in schema:
@@ -102,7 +102,7 @@ def _bounds(schema: Json) -> str:
 
 
 def fields(schema: Json, path: str = "") -> Iterator[tuple[str, Json]]:
-    """All fields below a schema, each with its path, such as `spec.relay.image` or `status.conditions[].type`."""
+    """Yield all fields below a schema, each with its path, such as `spec.relay.image` or `status.conditions[].type`."""
     for name, child in schema.get("properties", {}).items():
         here = f"{path}.{name}".lstrip(".")
         yield here, {**child, "x-required": True} if name in schema.get("required", ()) else child
@@ -172,10 +172,10 @@ class Value:
 
 
 def chart_values(text: str, schema: Json) -> Iterator[Value]:
-    """All values of a values.yaml that its schema knows by name, in their order, including objects.
+    """Yield all values of a values.yaml that its schema defines by name, in their order, including objects.
 
     Raises:
-        SourceError: there is one of which the schema says nothing.
+        SourceError: the schema does not define a value.
     """
     yield from _values(yaml.compose(text, Loader=yaml.SafeLoader), yaml.safe_load(text), schema, text.splitlines(), "")
 
@@ -245,7 +245,7 @@ def values() -> str:
 
 
 def families(module: str) -> Iterator[tuple[str, str, tuple[str, ...], str]]:
-    """Each metric of a module's registry: name on the metrics page, type, labels, meaning."""
+    """Yield each metric of a module's registry: name on the metrics page, type, labels, meaning."""
     return _families(import_module(module).Metrics())
 
 
@@ -313,7 +313,7 @@ def variables() -> dict[str, str]:
 
 
 def described(page: str) -> dict[str, tuple[str, str]]:
-    """Default and meaning of the relay's variables, from the table of docs/relay.md."""
+    """Return the default and the meaning of each variable of the relay, from the table of docs/relay.md."""
     found: dict[str, tuple[str, str]] = {}
     for cells in re.findall(r"^\| (`[A-Z_`, ]+`) \| *(.*?) *\| (.*) \|$", page, re.MULTILINE):
         names = re.findall(r"[A-Z_]+", cells[0])

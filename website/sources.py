@@ -1,9 +1,9 @@
-"""Where a file of the repository is found on the site, and links made to fit.
+"""The place of a repository's file on the site, and the conversion of links.
 
-Pages link to each other, and to files anywhere in the repository, by relative paths, as a git forge shows them. On the
-site, a page of docs/ has the same path below it; some others have a separate path, a file with a generated
-reference leads to that, and all other linked files are below `files/`: a page as a page, others as plain text. No
-I/O but reading.
+Pages link to each other, and to any file of the repository, by relative paths, as a git forge shows them. On the site,
+a page of docs/ has the same relative path. Some other pages have a separate path, and a file with a generated reference
+is replaced by the reference. All other linked files are below `files/`: Markdown as a page, others as plain text. No
+I/O except reading.
 """
 
 from __future__ import annotations

@@ -15,10 +15,10 @@ const rampSeconds = number("RAMP_SECONDS", 5);
 const enough = number("EVENTS", 0);
 const publishPerSecond = number("PUBLISH_PER_SECOND", 0);
 
-// What is sent again under a ref that is known is not stored again, and this is to be new.
+// The inbox stores a message with a known ref only once, so each run needs new refs.
 const run = Math.floor(Math.random() * 1e9);
 const LAST_BACKOFF_MS = 15000;
-// Closes after which the same client would be closed again; docs/relay.md has them all.
+// Close codes after which a reconnection would be closed again; docs/relay.md describes all codes.
 const TERMINAL = [1003, 1007, 1008, 1009, 4001];
 
 const connecting = new Trend("userrealtime_connecting", true);

@@ -1,9 +1,10 @@
-"""Creates resources on a real API server and measures until the operator has brought all to the desired state; then
-has all their Deployments say that they are available; then restarts the operator, and measures what that costs.
+"""Creates resources on a real API server, and measures the time until the operator has reconciled all of them.
 
-The API server, etcd, PostgreSQL and the operator run on this machine. There is no node and no controller: no pod is
-made, and "desired" means that all children are stored and the status confirms it. So the figures are the operator's and
-the API server's, with nothing else on the cores but the load itself.
+It then reports all their Deployments as available, and finally restarts the operator, and measures both.
+
+The API server, etcd, PostgreSQL and the operator run on this machine. There is no node and no controller, so no pod is
+created: a resource counts as reconciled when all children are stored and the status confirms it. The figures are
+therefore those of the operator and the API server, without other load on the cores.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ def ready(item: Mapping[str, Any]) -> bool:
 async def watch_status(
     config: Configuration, is_so: Callable[[Mapping[str, Any]], bool], since: dict[str, float], count: int
 ) -> None:
-    """Note of each resource when something first is so, until it is so of all."""
+    """Record when each resource first meets a condition; return when all of them do."""
     from kubernetes.aio.client.api.custom_objects_api import CustomObjectsApi
     from kubernetes.aio.client.api_client import ApiClient
     from kubernetes.aio.watch import Watch
@@ -109,7 +110,7 @@ async def watch_status(
 
 
 def cpu_seconds(pid: int) -> float:
-    """What a process has computed, with its children unless it is this one."""
+    """Return the CPU time of a process, with its children unless it is this process."""
     if pid == os.getpid():
         return time.process_time()
     ticks = 0
@@ -148,7 +149,7 @@ async def quiet(operator: LocalOperator, limit_s: float) -> dict[str, int]:
 
 
 async def measure(server: LocalApiServer, database: LocalPostgres, count: int, rate: float, limit_s: float) -> None:
-    """One run, its figures printed as rows of a table."""
+    """Measure one run, and print its figures as rows of a table."""
     database_url = database.url()
     config = Configuration()
     await load_kube_config(str(server.kubeconfig), client_configuration=config)  # type: ignore[no-untyped-call]

@@ -1,8 +1,8 @@
 """The load clients: the same bare WebSocket client for every server, which counts events without parsing them.
 
-Each event of a benchmark carries `@@@` once and nothing else does, not even the head of a frame, so that events are
-counted by counting bytes, at gigabytes a second: the client is not what is measured. One client of each run keeps all
-that it receives, and afterwards reads the numbers in it: each must be there once, in order.
+Each event of a benchmark contains `@@@` once, and no other data does, not even the head of a frame. Events are counted
+by a search for these bytes, at gigabytes a second, so the client does not limit the result. One client of each run
+keeps all data that it receives, and checks afterwards that every number is there once, in order.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ _NUMBER = re.compile(rb'\bn\\*":\s*(\d+)')
 
 @dataclass(frozen=True)
 class Dialect:
-    """How one server is spoken to over a WebSocket."""
+    """The protocol of one server over a WebSocket."""
 
     path: str
     since: str = ""
-    """What is added to the path to resume, `{}` standing for the number to resume after."""
+    """The suffix of the path to resume. `{}` is replaced by the number after which to resume."""
     headers: dict[str, str] = field(default_factory=dict)
     hello: tuple[str, ...] = ()
     """Text frames to send once the connection is open."""
     ready: bytes = b""
-    """What the server has sent when the client is subscribed. Empty: with the handshake."""
+    """Part of the message that confirms the subscription. Empty if the handshake confirms it."""
     ping: bytes = b""
     """A message that the server expects `pong` for."""
     pong: str = ""
 
 
 def text_frame(text: str) -> bytes:
-    """A masked text frame of up to 65,535 bytes (RFC 6455); the mask is zero, as it may be."""
+    """Return a masked text frame of up to 65,535 bytes (RFC 6455). The mask is zero, which the RFC permits."""
     data = text.encode()
     head = bytes([0x81, 0x80 | len(data)]) if len(data) < 126 else b"\x81\xfe" + len(data).to_bytes(2, "big")
     return head + bytes(4) + data
@@ -76,10 +76,10 @@ class Client(asyncio.Protocol):
         return client
 
     async def received(self, count: int, timeout_s: float) -> None:
-        """Until so many events have arrived in all.
+        """Wait until this number of events has arrived in total.
 
         Raises:
-            TimeoutError: they have not.
+            TimeoutError: they have not arrived in time.
         """
         if self.events >= count:
             return
@@ -93,7 +93,7 @@ class Client(asyncio.Protocol):
         return _numbers(b"".join(self._kept))
 
     def abort(self) -> None:
-        """Cut the connection, without a word."""
+        """Abort the connection without a close frame."""
         self._transport.abort()
 
     # asyncio's calls
@@ -141,7 +141,7 @@ class Client(asyncio.Protocol):
         for future in [self.ready, *(future for _, future in self._wanted)]:
             if not future.done():
                 future.set_exception(failure)
-                future.exception()  # seen, if nobody waits
+                future.exception()  # mark it as retrieved, because no caller may wait
 
     def _greeted(self, data: bytes) -> bytes:
         """Read the handshake and the greeting; the remaining bytes belong to events."""

@@ -30,7 +30,7 @@ class Row:
 
 
 def figure(value: float) -> str:
-    """Three digits that count, with thousands apart."""
+    """Return a number with three significant digits and separators of thousands."""
     if value == 0:
         return "0"
     if abs(value) >= 100:
@@ -40,14 +40,14 @@ def figure(value: float) -> str:
 
 
 def ratio(row: Row, value: float, base: float) -> str:
-    """How many times as good as the base; nothing where that means nothing."""
+    """Return the ratio to the base, above 1 if the value is better; empty if either of them is missing or zero."""
     if not value or not base:
         return ""
     return f" ({figure(value / base if row.more_is_better else base / value)}x)"
 
 
 def table(rows: Mapping[Row, Mapping[str, Sequence[float]]], names: Sequence[str], base: str) -> str:
-    """Markdown: the median of each row and server, and how many times as good as `base` it is."""
+    """Return a Markdown table with the median of each row and server, and its ratio to `base`."""
     lines = [f"| | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
     for row, measured in rows.items():
         cells = []

@@ -60,7 +60,7 @@ class Server:
     """How the application hands it events, where it does not read the log itself."""
 
     def rss_mib(self) -> float:
-        """Resident memory, in MiB."""
+        """Return the resident memory in MiB."""
         status = Path(f"/proc/{self.pid}/status").read_text()
         kib = next(line for line in status.splitlines() if line.startswith("VmRSS:")).split()[1]
         return int(kib) / 1024

@@ -57,7 +57,7 @@ class Feed:
         return numbers
 
     async def publish(self, numbers: list[int]) -> float:
-        """Publish in one transaction; gives the time when it was committed."""
+        """Publish in one transaction, and return the time of its commit."""
         await publish_rows(self.connection, self.user, numbers)
         committed = time.perf_counter()
         if self.server.push is not None:
@@ -65,13 +65,13 @@ class Feed:
         return committed
 
     async def analyze(self) -> None:
-        """Gather statistics, as autovacuum does in its time: without them Postgres may read all to send a page."""
+        """Gather statistics, as autovacuum does later. Without them, Postgres may read the whole table for a page."""
         await self.connection.execute("analyze userrealtime.event")
 
 
 @contextlib.asynccontextmanager
 async def crowd(server: Server, count: int) -> AsyncIterator[list[Client]]:
-    """So many clients that are subscribed; the first one checks what it gets."""
+    """Yield this number of subscribed clients. The first one checks what it receives."""
     clients: list[Client] = []
     try:
         for start in range(0, count, CONNECT_AT_ONCE):
@@ -89,7 +89,7 @@ async def crowd(server: Server, count: int) -> AsyncIterator[list[Client]]:
 
 
 async def fan_out(server: Server, feed: Feed, clients: int, events: int) -> tuple[float]:
-    """Messages a second, over all clients, from the commit of one transaction to the last byte at the last client."""
+    """Return the messages per second of all clients, from the commit to the last byte at the last client."""
     async with crowd(server, clients) as connected:
         numbers = feed.next_numbers(events)
         waiting = [asyncio.ensure_future(client.received(events, LIMIT_S)) for client in connected]
@@ -101,7 +101,7 @@ async def fan_out(server: Server, feed: Feed, clients: int, events: int) -> tupl
 
 
 async def catch_up(server: Server, feed: Feed, count: int) -> tuple[float]:
-    """Events a second to one client that resumes so many events ago, from the request to the last byte."""
+    """Return the events per second to one client that missed `count` events, from the request to the last byte."""
     since = feed.last - count
     began = time.perf_counter()
     client = await Client.connect(server.dialect, server.port, check=True, since=since)
@@ -115,7 +115,7 @@ async def catch_up(server: Server, feed: Feed, count: int) -> tuple[float]:
 
 
 async def latency(server: Server, feed: Feed, rate: int, seconds: float) -> tuple[float, float]:
-    """Milliseconds from before an event's transaction begins to its arrival: the median, and the 99th percentile."""
+    """Return the median and the 99th percentile of the ms from the start of an event's transaction to its arrival."""
     async with crowd(server, 1) as (client,):
         client.started = {}
         count = int(rate * seconds)
@@ -142,8 +142,11 @@ async def memory(server: Server, clients: int) -> tuple[float, float]:
 
 
 async def storm(server: Server, feed: Feed, count: int, missed: int = 100) -> tuple[float, float]:
-    """Cut off all clients, publish events, and reconnect all together. Seconds until all are connected and have what
-    they missed, and the share of events that never came."""
+    """Disconnect all clients, publish events, and reconnect all clients together.
+
+    Returns:
+        The seconds until all clients have received the missed events, and the share of events that never arrived.
+    """
     async with crowd(server, count):
         pass
     since = feed.last

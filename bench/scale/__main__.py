@@ -157,7 +157,7 @@ def announcing(url: str) -> AbstractAsyncContextManager[asyncio.subprocess.Proce
 
 @asynccontextmanager
 async def signalled(mode: str, url: str) -> AsyncIterator[tuple[dict[str, str], dict[str, int]]]:
-    """What a mode needs beside the relays: the environment of these, and the ids of the processes."""
+    """Run the processes of a mode; yield the environment for relays, and the process ids by name."""
     if mode not in BROKERS:
         async with announcing(url) as process:
             yield {"SIGNAL": mode}, {"announcer": process.pid}
@@ -174,8 +174,10 @@ async def signalled(mode: str, url: str) -> AsyncIterator[tuple[dict[str, str], 
 
 
 class Writers:
-    """Connections that publish, each event in a transaction of its own, to users at random: those of `pgbench`, which
-    takes less of the machine than anything in Python."""
+    """Connections that publish to random users, each event in a separate transaction.
+
+    They belong to `pgbench`, which uses less CPU than a client in Python.
+    """
 
     def __init__(self, server: LocalPostgres, database: str, users: int) -> None:
         self._program = server.program("pgbench")
@@ -183,17 +185,17 @@ class Writers:
         self._users = users
 
     async def back_to_back(self, seconds: float) -> int:
-        """As fast as it goes, for so long, in whole seconds; how many were committed."""
+        """Publish without pauses for this time, in whole seconds; return the number of committed events."""
         done, _ = await self._run("--time", str(max(1, round(seconds))))
         return done
 
     async def at(self, rate: float, seconds: float) -> tuple[int, float]:
-        """So many a second on average, whatever the answers take; how many, and the seconds that it really took."""
+        """Publish at this average rate, independent of the latency; return the number of events and the duration."""
         each = math.ceil(rate * seconds / WRITERS)
         return await self._run("--rate", str(rate), "--transactions", str(each))
 
     async def to_each(self) -> int:
-        """One event to each user, one after the other; how many."""
+        """Publish one event to each user, one after the other; return their number."""
         connection = await asyncpg.connect(self._url)
         try:
             for number in range(self._users):
@@ -273,7 +275,7 @@ async def measure(mode: str, count: int, server: LocalPostgres, seconds: float) 
             done = await writers.back_to_back(seconds)
             await arrived(relays, done)
             rate = done / (time.monotonic() - began)
-            # What follows is of users who are busy: with a broker, their relays are connected to Postgres by then.
+            # The next measurements need active users: with a broker, only their relays are connected to Postgres.
             await arrived(relays, await writers.to_each())
             busy: list[Busy] = []
             event_cpu: dict[str, float] = {}
@@ -317,7 +319,7 @@ async def measure(mode: str, count: int, server: LocalPostgres, seconds: float) 
 
 
 async def _described(server: LocalPostgres) -> str:
-    """What of the server and its machine makes a thousand connections dearer or cheaper."""
+    """Return the properties of the server and its machine that determine the cost of connections."""
     connection = await asyncpg.connect(server.url())
     try:
         [(version, huge)] = await connection.fetch(

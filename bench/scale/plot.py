@@ -13,8 +13,10 @@ Lines = Mapping[str, Sequence[tuple[float, float]]]
 
 
 def plot(panels: Mapping[str, Lines], across: str = "relays") -> str:
-    """Panels side by side, by title, each with the same lines over the number of what `across` names. All axes are
-    logarithmic."""
+    """Return an SVG with panels side by side, each with the same lines over the numbers of `across`.
+
+    All axes are logarithmic.
+    """
     names = list(next(iter(panels.values())))
     width = len(panels) * WIDTH
     parts = [

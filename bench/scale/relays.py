@@ -97,7 +97,7 @@ async def main(count: int) -> None:
                     await asyncio.sleep(0.01)
     for relay in relays:
         relay.begin()
-    # A process of its own collects garbage when that of one relay has piled up, and has one relay to walk through.
+    # A relay in a separate process collects garbage less often, and traverses only its own objects. Simulate that.
     gc.collect()
     gc.freeze()
     gc.set_threshold(gc.get_threshold()[0] * count, *gc.get_threshold()[1:])

@@ -1,9 +1,9 @@
-// The log as a node server reads it: pages from Postgres, and LISTEN for the news.
+// Reads the log for a Node.js server: pages from Postgres, and LISTEN for notifications.
 import { EventEmitter, once } from "node:events";
 import pg from "pg";
 
 const PAGE = 1000;
-// Numbers of the log stay well within what a JavaScript number holds.
+// The numbers of the log fit into a JavaScript number.
 pg.types.setTypeParser(20, Number);
 
 export async function openLog(url, userId) {
@@ -11,7 +11,7 @@ export async function openLog(url, userId) {
   const reader = new pg.Client({ connectionString: url });
   await listener.connect();
   await reader.connect();
-  // As a relay does, so that publishers notify, and the announcer knows of this server.
+  // Register like a relay. Otherwise publishers would not notify, and the announcer would not know this server.
   await reader.query("select userrealtime.attend($1, 'node', true)", [userId]);
   const channel = (await reader.query("select userrealtime.channel($1) as name", [userId])).rows[0].name;
 
@@ -29,7 +29,7 @@ export async function openLog(url, userId) {
     return answer.rows.length ? answer.rows[0].head : 0;
   }
 
-  // The last number that was delivered to those who follow.
+  // The last number that was delivered to the followers.
   let position = await head();
   const progress = new EventEmitter().setMaxListeners(0);
 
@@ -57,9 +57,9 @@ export async function openLog(url, userId) {
     await read();
   }
 
-  // Sends one client what came after the number `since`, if it says one, up to where the followers are by then, and has
-  // it join them there: in the same step, or an event might come to it twice or not at all. One that is ahead of them
-  // waits for them.
+  // Sends one client the events after the number `since`, if it has one, up to the position of the followers, and lets
+  // it join them there in the same step, because it could otherwise receive an event twice or not at all. A client that
+  // is ahead of the followers waits for them.
   async function catchUp(since, send, join) {
     let after = Number(since ?? position);
     while (after > position) await once(progress, "delivered");

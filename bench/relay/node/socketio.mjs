@@ -10,7 +10,7 @@ const server = new Server(http, { transports: ["websocket"], perMessageDeflate: 
 server.on("connection", async (socket) => {
   const send = (event) => {
     socket.emit("event", event);
-    // Let the transport write now and then: there is no callback to wait for.
+    // Let the transport write from time to time, because there is no callback to wait for.
     return event.id % 1000 === 0 ? new Promise((resolve) => setImmediate(resolve)) : undefined;
   };
   await log.catchUp(socket.handshake.query.since, send, () => socket.join("live"));

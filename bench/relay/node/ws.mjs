@@ -14,7 +14,7 @@ function sent(socket, text) {
   return new Promise((resolve) => socket.send(text, resolve));
 }
 
-// First, so that nobody connects before events are followed.
+// Follow the log before the first client can connect.
 await log.follow((events) => {
   for (const event of events) {
     const text = JSON.stringify(event);
