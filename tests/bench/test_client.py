@@ -1,4 +1,4 @@
-"""The load client against a real WebSocket server: it counts what arrives, however it is cut into pieces."""
+"""The load client against a real WebSocket server: it counts events in pieces of any size."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ async def test_every_event_is_counted_and_read_once() -> None:
         await connection.send('{"type":"connected"}')
         assert await connection.recv() == "go"
         for number in range(1, EVENTS + 1):
-            # Of all sizes of heads: one of them begins with the byte of a tilde.
+            # Frames with heads of all sizes. One head contains the byte of a tilde.
             await connection.send(json.dumps({"filler": "x" * (number % 300), "data": {"n": number, "tag": "@@@"}}))
 
     async with serve(handler, "127.0.0.1", 0, compression=None) as server:

@@ -1,4 +1,4 @@
-"""The node servers the relay is measured against are right: clients that come while events do get each event once."""
+"""The Node.js servers of the benchmark are correct: clients that connect during events receive each event once."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LIMIT_S = PATIENCE_S
 
 @contextlib.asynccontextmanager
 async def publishing(feed: Feed) -> AsyncIterator[None]:
-    """An event after another, until the end of the block."""
+    """Publish one event after another while the block runs."""
     stop = asyncio.Event()
 
     async def publish() -> None:
@@ -40,7 +40,7 @@ async def publishing(feed: Feed) -> AsyncIterator[None]:
 
 
 async def resumed(server: Server, feed: Feed) -> tuple[int, Client]:
-    """A client that resumes a few events ago, and the number it resumes after."""
+    """Return the position of a client that resumes a few events ago, and the client."""
     since = feed.last - BEFORE
     return since, await Client.connect(server.dialect, server.port, check=True, since=since)
 
@@ -66,7 +66,7 @@ async def test_clients_that_come_while_events_do_get_each_once(
                 async with asyncio.timeout(LIMIT_S):
                     for since, client in clients:
                         await client.received(feed.last - since, LIMIT_S)
-            await asyncio.sleep(0.2)  # what comes twice may come late
+            await asyncio.sleep(0.2)  # a duplicate may arrive late
             wrong = sum(client.numbers != list(range(since + 1, feed.last + 1)) for since, client in clients)
             assert wrong == 0, f"{wrong} of {CLIENTS} clients, of events up to {feed.last}"
     finally:

@@ -1,4 +1,4 @@
-"""The benchmark itself runs, and every server that is there delivers every event."""
+"""The benchmark runs, and every available server delivers every event."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An API server that answers from what a test says, and the command line on it."""
+"""An API server with the responses of a test, and the command line that uses it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def answers() -> Answers:
 
 @pytest.fixture
 def server(answers: Answers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadingHTTPServer]:
-    """Serves `answers`, by path, to clients with the kubeconfig that KUBECONFIG names."""
+    """A server that returns `answers`, by path, and is in the kubeconfig of KUBECONFIG."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

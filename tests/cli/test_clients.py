@@ -1,4 +1,4 @@
-"""The commands `tail` and `publish`, with a real relay and an API server that answers as one would."""
+"""The commands `tail` and `publish`, with a real relay and a fake API server."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from testing.relay.harness import KEY, token
 
 @pytest.fixture
 async def stage(postgres_server: LocalPostgres, answers: Answers) -> AsyncIterator[ClientFixture]:
-    """A relay that the API server's alice leads to."""
+    """The relay of the user alice."""
     async with ClientFixture(postgres_server) as stage:
         answers[ALICE] = 200, resource("alice", "alice", url=stage.url)
         key = base64.b64encode(KEY.encode()).decode()

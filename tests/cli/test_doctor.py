@@ -1,4 +1,4 @@
-"""The command `doctor`: with a real relay, behind whatever is in the way."""
+"""The command `doctor`, with a real relay behind various obstacles."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ async def test_a_route_to_nowhere_is_told(run: Run, stage: ClientFixture, answer
 
 @pytest.fixture
 def stranger() -> Iterator[str]:
-    """A server that is no relay."""
+    """A server that is not a relay."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -142,7 +142,7 @@ async def test_a_route_to_somebody_else_is_told(
     assert "error  route: HTTP 404: there is no route for this URL\n       does the ingress controller" in out
 
 
-# --- what is found, without anything to ask
+# --- findings, without requests
 
 
 def verdicts(*conditions: dict[str, str], seen: int = 1) -> list[tuple[str, str]]:

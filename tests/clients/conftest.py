@@ -1,4 +1,4 @@
-"""The JavaScript client as an application has it, once for all tests that need it."""
+"""The JavaScript client, installed once as in an application for all tests that need it."""
 
 from __future__ import annotations
 

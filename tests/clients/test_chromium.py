@@ -13,7 +13,7 @@ from testing.browser import Page, browser, installed
 from testing.clients.fixture import ClientFixture, serving
 from testing.local.postgres import LocalPostgres
 
-# What the transports share is tried with each of them in node.
+# The scenarios of each transport run in Node.js.
 SCENARIOS = (
     "events come once and in order, by websocket",
     "events come once and in order, by sse",

@@ -192,7 +192,7 @@ async def test_a_client_resumes_from_the_text_of_a_position(stage: ClientFixture
         assert [message.id for message in await take(client, 2) if isinstance(message, Event)] == [3, 4]
 
 
-@pytest.mark.parametrize("transport", ["websocket", "sse"])  # a poll has 35 s to be answered: see the vectors
+@pytest.mark.parametrize("transport", ["websocket", "sse"])  # the limit of a poll is 35 s: see the vectors
 async def test_a_connection_that_goes_silent_for_good_is_replaced(stage: ClientFixture, transport: Transport) -> None:
     states: list[str] = []
     async with connect(stage, transport, on_state=lambda state: states.append(state.state)) as client:
@@ -243,7 +243,7 @@ async def test_tokens_that_end_are_replaced(stage: ClientFixture, transport: Tra
         await judge(stage, client)
     waits = [state.reason for state in states if state.state == "waiting"]
     assert len(asked) >= 3
-    if transport == "websocket":  # renewed over the connection there is
+    if transport == "websocket":  # renewed over the existing connection
         assert waits == []
     else:
         assert waits
@@ -322,7 +322,7 @@ async def test_what_cannot_be_published_is_told(stage: ClientFixture) -> None:
             assert told.value.code == code
         with pytest.raises(ValueError, match="JSON"):
             await client.publish("note.added", float("nan"))
-        assert await client.publish("note.added") > 0  # what was refused has not ended it
+        assert await client.publish("note.added") > 0  # a rejected message has not ended it
     with pytest.raises(PublishError, match="closed"):
         await client.publish("note.added")
 
@@ -410,7 +410,7 @@ HARD_VALUES: Final = (
     "(to_json(E'\\u2028 \\U0001F600 \\u0001'::text)::text)",
     "('9007199254740993.000000000000000000001')",
 )
-"""Expressions of JSON text that jsonb accepts and that parsers may not."""
+"""Expressions of JSON text that jsonb accepts and that parsers may reject."""
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)

@@ -71,7 +71,7 @@ async def seen(page: Page, *names: str) -> list[Any]:
 
 
 async def test_any_number_of_react_components_share_one_connection(page: Page, stage: ClientFixture) -> None:
-    """In StrictMode, which runs every effect twice."""
+    """This also holds in StrictMode, which runs every effect twice."""
     await stage.publish(3)
     await page.evaluate("draw('one', ['a', 'b', 'c'])")
     await page.evaluate("draw('two', ['d'])")
@@ -85,7 +85,7 @@ async def test_any_number_of_react_components_share_one_connection(page: Page, s
     await page.wait_for("seen.published.length === 1")
     assert [message["data"] for message in await stage.inbox()] == [{"by": "c"}]
 
-    # Components that stay, or take the place of others, keep the connection. The last one closes it.
+    # Components that stay or replace others keep the connection. The last one closes it.
     await page.evaluate("draw('one', ['c'])")
     await page.evaluate("draw('one', ['e', 'f'])")
     await page.evaluate("remove('two')")

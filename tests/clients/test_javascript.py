@@ -16,7 +16,7 @@ SCENARIOS_S = 400
 
 def test_its_parts(application: Path) -> None:
     vectors = application.parents[1] / "protocol"
-    if not vectors.exists():  # where the tests look for them, from where they are
+    if not vectors.exists():  # at the path that the tests use
         vectors.symlink_to(ROOT / "protocol")
     files = [str(path) for path in sorted((application / "test").glob("*.test.mjs"))]
     output = run(program("node", "nodejs"), "--test", *files, folder=application)

@@ -1,4 +1,4 @@
-"""The Python client's machine, by the vectors that every client is held to; and what only Python has."""
+"""The Python client's machine, tested with the vectors of all clients, and functions that only Python has."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_vector(case: dict[str, Any]) -> None:
     for step in VECTORS["preludes"].get(case.get("after"), []) + case["steps"]:
         tell(machine, step["at"], step)
         did = [shown(action) for action in machine.take()]
-        # An action is as expected if it has what the vector names; the rest is words for people.
+        # An action matches if it has the members of the vector. Texts for humans are not compared.
         named = [{name: action.get(name) for name in wanted} for action, wanted in zip(did, step["then"], strict=False)]
         assert (named, len(did)) == (step["then"], len(step["then"])), (step, did)
         if "deadline" in step:

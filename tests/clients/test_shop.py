@@ -1,4 +1,4 @@
-"""The examples in examples/shop: each serves the same HTTP interface, and is tried in the same way."""
+"""The examples in examples/shop: each serves the same HTTP interface, and the same tests run on it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Server-Sent Events, cut wherever a network may cut them."""
+"""Server-Sent Events, in pieces of any size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m testing.cluster clean`, with an engine that only writes down what it is asked."""
+"""`python -m testing.cluster clean`, with a fake engine that records its calls."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ esac
 
 @pytest.fixture
 def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The file of what docker was asked; `other` beside it lists the nodes of other clusters."""
+    """The file with the calls of docker; `other` beside it lists the nodes of other clusters."""
     programs, found = tmp_path / "programs", tmp_path / "calls"
     programs.mkdir()
     (tmp_path / "other").touch()

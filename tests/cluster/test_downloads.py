@@ -1,4 +1,4 @@
-"""Downloads, from a server of this test's own."""
+"""Downloads from a server of the test."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from testing.patience import PATIENCE_S
 
 
 class Site:
-    """The address of a web server, the directory it serves, and the requests it had."""
+    """The URL of a web server, the directory that it serves, and the requests that it received."""
 
     def __init__(self, url: str, directory: Path) -> None:
         self.url = url
@@ -88,7 +88,7 @@ def test_what_cannot_be_downloaded_is_named_with_the_reason(site: Site, tmp_path
 def test_a_proxy_of_the_machine_is_used(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_PROXY")
     monkeypatch.delenv("no_proxy", raising=False)
-    # The server acts as a proxy: it gets a request for the whole address, and has no such file.
+    # The server acts as a proxy: it receives a request for the whole URL, and has no such file.
     monkeypatch.setenv("http_proxy", site.url)
     with pytest.raises(ClusterError, match="HTTP status 404"):
         downloads.release("http://release.invalid/tool", "http://release.invalid/tool.sha256", tmp_path / "out")

@@ -15,12 +15,12 @@ SOURCE = Source("thing", "Dockerfile", ("package",))
 
 
 class Builds(list[str]):
-    """The builds that were asked for, by reference."""
+    """The requested builds, by reference."""
 
 
 @pytest.fixture
 def builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Builds:
-    """A repository of one image, and a builder that only writes down what it is asked."""
+    """A repository with one image, and a fake builder that records its calls."""
     built = Builds()
 
     def build(
@@ -73,7 +73,7 @@ def test_the_first_release_of_apt_is_taken() -> None:
 
 
 def test_the_base_has_the_python_of_the_dockerfiles_default() -> None:
-    """Which Debian release has it is known since that release: `DEBIAN_PYTHON` follows `DEBIAN_SUITE`."""
+    """The Python version of a Debian release never changes, so `DEBIAN_PYTHON` follows `DEBIAN_SUITE`."""
     for source in images.SOURCES:
         text = (source.directory / source.dockerfile).read_text()
         assert f"\nARG BASE_IMAGE=python:{images.DEBIAN_PYTHON}-slim\n" in text
@@ -135,7 +135,7 @@ def test_the_build_trusts_whom_the_machine_trusts(tmp_path: Path, monkeypatch: p
 def test_dockerfiles_end_as_a_numbered_user_with_an_exec_entrypoint(source: Source) -> None:
     text = (REPOSITORY / source.dockerfile).read_text()
     final = text.rpartition("\nFROM ")[2]
-    # Kubernetes can check `runAsNonRoot` only of a number.
+    # Kubernetes can check `runAsNonRoot` only for a numeric user.
     assert re.search(r"^USER [1-9]\d*:[1-9]\d*$", final, re.MULTILINE)
     assert re.search(r'^ENTRYPOINT \["/', final, re.MULTILINE)
     assert "pip" not in final
@@ -163,7 +163,7 @@ esac
 
 
 def build_with_docker(home: Path, monkeypatch: pytest.MonkeyPatch, version: str) -> list[str]:
-    """Build an image with a program that only writes down what it is asked; its calls."""
+    """Build an image with a fake program, and return its calls."""
     (home / "docker").write_text(f"#!/bin/sh\n{DOCKER.format(home=home, version=version)}")
     (home / "docker").chmod(0o755)
     monkeypatch.setenv("PATH", f"{home}:/usr/bin:/bin")

@@ -1,4 +1,4 @@
-"""The kind provider against programs that only write down how they are called; the real ones run in CI."""
+"""The kind provider, against fake programs that record their calls. The real ones run in CI."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from testing.cluster.kind import KindCluster, refused_rules, stale_pods
 from testing.cluster.paths import REPOSITORY
 from testing.cluster.provider import Image
 
-# docker, kind, kubectl and helm in one: what they answer is in files beside them.
+# docker, kind, kubectl and helm in one program, with its responses in files beside it.
 PROGRAM = """\
 import json, pathlib, sys
 home = pathlib.Path(sys.argv[0]).parent

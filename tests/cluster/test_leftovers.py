@@ -14,7 +14,7 @@ def test_a_node_is_found_without_its_record(tmp_path: Path, monkeypatch: pytest.
     command = [sys.executable, "-c", "input()", "-m", leftovers.NODE_MODULE, f"{tmp_path}/spec.json", "7"]
     with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
         try:
-            # The kernel lets us go on a moment before it shows the new command line.
+            # The kernel continues this process shortly before it shows the new command line.
             deadline = time.monotonic() + PATIENCE_S
             while process.pid not in dict(leftovers.processes()) and time.monotonic() < deadline:
                 time.sleep(0.01)

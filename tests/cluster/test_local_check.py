@@ -1,4 +1,4 @@
-"""What the local cluster checks before it installs or builds anything."""
+"""The checks of the local cluster before it installs or builds anything."""
 
 from __future__ import annotations
 

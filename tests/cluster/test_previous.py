@@ -1,4 +1,4 @@
-"""Which earlier version the tests of upgrades take, and when there is none."""
+"""The choice of the earlier version for the tests of upgrades."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def commit(folder: Path, content: str) -> None:
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "repository"
     folder.mkdir()
-    # Not the history of a folder above.
+    # not the history of a parent folder
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
     monkeypatch.setattr(previous, "REPOSITORY", folder)
     return folder

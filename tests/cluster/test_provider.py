@@ -17,7 +17,7 @@ from testing.patience import PATIENCE_S
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """A machine with neither KUBECONFIG nor Docker nor a cluster, where we are not root."""
+    """A machine with neither KUBECONFIG nor Docker nor a cluster, and a user other than root."""
     monkeypatch.delenv("KUBECONFIG", raising=False)
     monkeypatch.setattr(docker, "answers", lambda: False)
     monkeypatch.setattr(kind, "node", lambda: None)

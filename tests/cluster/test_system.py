@@ -1,4 +1,4 @@
-"""The release after a helm that was interrupted."""
+"""The release after an interrupted helm."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from testing.cluster.existing import ExistingCluster
 from testing.cluster.postgres import PostgresAccess
 from testing.system import System
 
-# Refuses as helm does until the release is no longer pending; its status is in a file.
+# Fails like helm while the release is pending; its status is in a file.
 HELM = """
 echo "$@" >> {calls}
 case "$1" in

@@ -103,7 +103,7 @@ def test_without_a_download_go_builds_it(programs: Path, monkeypatch: pytest.Mon
         'case "$1" in env) echo go1.26.8;; install) echo "$2" > "$GOBIN/kind";; build) echo "$*" > "$5";; esac',
     )
     assert tools.kind().read_text() == f"sigs.k8s.io/kind@v{tools.KIND.pinned}\n"
-    # kubectl alone, in the module that names the versions of Kubernetes.
+    # only kubectl, in the module with the versions of Kubernetes
     assert tools.kubectl().read_text().endswith(" k8s.io/kubernetes/cmd/kubectl\n")
 
 

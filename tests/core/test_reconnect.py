@@ -1,4 +1,4 @@
-"""The loop that connects again: when it waits, when it does not, and what it reports."""
+"""The loop that reconnects: when it waits, and what it reports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which connection is closed when there are too many without a token."""
+"""The choice of the connection that is closed when too many have no token."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every client has every event once, in order, with a broker in between that fails, and bridges that are killed."""
+"""Every client has every event once and in order while the broker fails and bridges are killed."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ async def broker(request: pytest.FixtureRequest) -> AsyncIterator[LocalBroker]:
 
 
 async def kept(server: LocalPostgres, broker: LocalBroker, plan: Sequence[Step], delivered: int, *resets: str) -> None:
-    """The plan's promise is kept without a repair."""
+    """Assert that the guarantee of the plan holds without a repair."""
     async with FaultEnvironment(server, broker) as world:
         for step in plan:
             await step.run(world)

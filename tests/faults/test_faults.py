@@ -71,7 +71,7 @@ async def kept(server: LocalPostgres, plan: Sequence[Step], *resets: str, delive
 
 
 async def kept_unmended(server: LocalPostgres, plan: Sequence[Step]) -> None:
-    """The plan's promise is kept without a repair: relays and clients recover without help."""
+    """Assert that the guarantee of the plan holds without a repair: relays and clients recover automatically."""
     async with FaultEnvironment(server) as world:
         for step in plan:
             await step.run(world)

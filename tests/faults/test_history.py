@@ -1,4 +1,4 @@
-"""The judge: it finds nothing wrong with what is right, and everything that is wrong."""
+"""The judge: it accepts correct histories, and finds every violation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The faults are what they are called: a fault that does nothing would let everything pass."""
+"""Each fault of the proxy takes effect. Without an effect, the tests of faults would prove nothing."""
 
 from __future__ import annotations
 

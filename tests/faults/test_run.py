@@ -1,4 +1,4 @@
-"""The search for the smallest failing part of a plan, and that a plan is what its seed says."""
+"""The search for the smallest failing part of a plan, and the generation of a plan from its seed."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def dump(database: Database, file: Path) -> None:
 
 
 async def restore(database: Database, file: Path, *, new_epochs: bool) -> Database:
-    """A second database, made of the dump."""
+    """A second database, restored from the dump."""
     restored = Database(database.server, f"{database.name}_restored")
     connection = await asyncpg.connect(database.url)
     await connection.execute(f"create database {restored.name}")

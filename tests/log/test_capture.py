@@ -150,7 +150,7 @@ async def test_an_update_can_publish_only_what_changed(connection: asyncpg.Conne
     assert await published(connection) == [
         ("alice", "person.insert", {"id": 1, "owner": "alice", "email": "a@b", "name": "Alice"}),
         ("alice", "person.update", {"id": 1, "email": None}),
-        # A row that gets another key is another row to the clients.
+        # Clients see a row whose key changes as a different row.
         ("alice", "person.delete", {"id": 1, "owner": "alice", "email": None, "name": "Alice"}),
         ("alice", "person.insert", {"id": 2, "owner": "alice", "email": None, "name": "Al"}),
     ]

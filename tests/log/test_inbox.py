@@ -1,4 +1,4 @@
-"""The inbox's promises, on a real PostgreSQL, read as docs/inbox.md says."""
+"""The guarantees of the inbox, on a real PostgreSQL, read as described in docs/inbox.md."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ async def test_a_ref_is_stored_once_even_at_the_same_time(migrated: Database, co
         numbers = await asyncio.gather(*(submit(other, ref) for other in others))
         assert len(set(numbers)) == 1
     assert await connection.fetchval("select count(*) from userrealtime.inbox") == 20
-    # Of two users, or again with other contents:
+    # From two users, or again with different contents:
     assert await connection.fetchval("select userrealtime.submit('bob', '0', 'note')") > 20
     assert await submit(connection, "0", "other", "[1]") == await submit(connection, "0")
     assert await connection.fetchval("select event from userrealtime.inbox where user_id = 'alice' and ref = '0'") == (
@@ -40,7 +40,7 @@ async def test_a_ref_is_stored_once_even_at_the_same_time(migrated: Database, co
 async def test_a_sequence_that_is_behind_the_rows_catches_up(
     migrated: Database, connection: asyncpg.Connection
 ) -> None:
-    """Logical replication copies the rows, and leaves the sequence where it was."""
+    """Logical replication copies the rows, but not the state of the sequence."""
     await connection.execute(
         "insert into userrealtime.inbox (user_id, ref, event, data) "
         "select 'alice', 'old' || n, 'note', '{}' from generate_series(1, 1000) n"

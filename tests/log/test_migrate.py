@@ -109,7 +109,7 @@ async def test_repeatable_files_can_be_applied_during_publishing(migrated: Datab
 
 
 LOCKING = Migration(2, "locking", "lock table userrealtime.pending in access exclusive mode")
-"""It needs a table that every publishing transaction has locked."""
+"""The migration needs a table that every publishing transaction locks."""
 
 
 def with_locking() -> Schema:

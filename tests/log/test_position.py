@@ -1,4 +1,4 @@
-"""position(): the state of an application and the user's log, joined without a gap while others write."""
+"""position() joins the state of an application and the user's log without a gap during concurrent writes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TRANSACTIONS = 60
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a reader has got: the labels in its state, and the position that it resumes from."""
+    """The labels in the state of a reader, and the position from which it resumes."""
 
     user_id: str
     labels: frozenset[str]
@@ -72,7 +72,7 @@ async def write(database: Database, writer: int) -> None:
 
 
 async def read(database: Database, mode: str, seed: int, ended: asyncio.Event) -> list[Snapshot]:
-    """Read state and position again and again until the writers have ended."""
+    """Read state and position repeatedly until the writers have ended."""
     choose = random.Random(seed)  # noqa: S311
     found = []
     async with connected(database) as connection:
@@ -132,7 +132,7 @@ async def test_a_position_of_the_same_snapshot_is_exact(migrated: Database, mode
 
 
 async def test_a_position_read_before_the_state_is_never_too_late(migrated: Database) -> None:
-    """In READ COMMITTED, a change may be in the state and come as an event as well. None is missing."""
+    """In READ COMMITTED, a change may be in the state and also arrive as an event. No change is missing."""
     found, numbers, epochs = await snapshots(migrated, "read committed")
     for snapshot in found:
         mine = numbers[snapshot.user_id]

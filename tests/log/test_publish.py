@@ -1,4 +1,4 @@
-"""The log's promises, on a real PostgreSQL: gapless numbers per user, in commit order, at the publisher's pace."""
+"""The guarantees of the log, on real PostgreSQL: gapless numbers per user, in commit order, at the publisher's pace."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ async def events_of(connection: asyncpg.Connection, user_id: str) -> list[asyncp
 
 
 class Notifications:
-    """What arrives on one user's channel, while no announcer runs."""
+    """Yield the notifications on one user's channel while no announcer runs."""
 
     def __init__(self) -> None:
         self.payloads: asyncio.Queue[str] = asyncio.Queue()
@@ -89,7 +89,7 @@ async def test_numbering_can_be_forced_before_the_commit(connection: asyncpg.Con
 async def test_any_transaction_of_events_savepoints_and_forced_numbering(
     connection: asyncpg.Connection, seed: int
 ) -> None:
-    """What is kept, in the order of publishing, whichever event is the first of its transaction."""
+    """The committed events are stored in the order of publishing, whichever event is the first of its transaction."""
     choose = random.Random(seed)  # noqa: S311
     expected: list[tuple[str, str]] = []
     for _ in range(8):
@@ -210,7 +210,7 @@ async def test_a_reader_never_sees_a_number_before_those_below_it(migrated: Data
 
 @pytest.mark.parametrize("users", [1, 1_000, 20_000])
 async def test_twenty_thousand_events_in_one_transaction(connection: asyncpg.Connection, users: int) -> None:
-    """The commit has two seconds: more, and PostgreSQL ends the transaction."""
+    """The commit may take two seconds; after that, PostgreSQL ends the transaction."""
     async with connection.transaction():
         await connection.execute(
             "select userrealtime.publish('user-' || number % $1, 'bulk', jsonb_build_object('number', number)) "

@@ -1,4 +1,4 @@
-"""The ready-made trigger on a hypertable of TimescaleDB, on a server that has it: none comes with the tests."""
+"""The ready-made trigger on a hypertable of TimescaleDB. The tests do not install such a server."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ async def readings() -> AsyncIterator[asyncpg.Connection]:
 
 
 def rows(count: int) -> list[tuple[datetime, str, int]]:
-    """Readings of seven users, each an hour after the one before."""
+    """Return readings of seven users, each one hour after the previous one."""
     start = datetime(2026, 1, 1, tzinfo=UTC)
     return [(start + timedelta(hours=number), f"user-{number % 7}", number) for number in range(count)]
 

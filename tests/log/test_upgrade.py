@@ -58,7 +58,7 @@ async def test_version_8_is_upgraded_with_its_data(unreleased: Database) -> None
         "select id, event from userrealtime.event where user_id = 'alice' order by id desc"
     )
     assert tuple(newest or ()) == (1001, "order.insert")
-    # What a relay of the earlier version calls.
+    # The functions that a relay of the earlier version calls.
     await connection.execute("select userrealtime.present('alice', 'pod', 2)")
     await connection.close()
     assert await migrate(unreleased.url) == []

@@ -1,4 +1,4 @@
-"""The composition of the process: what is connected to what, without a cluster and a database."""
+"""The composition of the process, without a cluster and a database."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class FakeDatabase:
 
 
 class FakeLeader:
-    """Records that it leads."""
+    """Records that the operator leads."""
 
     terms = 0
     failure: Exception | None = None

@@ -1,4 +1,4 @@
-"""What a relay says to the activators when it listens."""
+"""The registration of a relay with the activators."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DEAD = "http://127.0.0.1:1/users/urt-alice"
 
 
 class Activator:
-    """Hears what relays say, and answers 204 unless it is silent."""
+    """Receives registrations, and responds with 204 unless it is silent."""
 
     def __init__(self, *, silent: bool = False) -> None:
         self.requests: asyncio.Queue[bytes] = asyncio.Queue()

@@ -25,7 +25,7 @@ def part(content: bytes) -> bytes:
 
 
 def signed(header: dict[str, Any], claims: dict[str, Any] | bytes, key: str = KEY) -> str:
-    """A token of any header, signed by hand with SHA-256."""
+    """Return a token with any header, signed with SHA-256."""
     content = claims if isinstance(claims, bytes) else json.dumps(claims).encode()
     head = part(json.dumps(header).encode()) + b"." + part(content)
     return (head + b"." + part(hmac.digest(key.encode(), head, hashlib.sha256))).decode()

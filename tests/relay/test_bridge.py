@@ -67,7 +67,7 @@ async def hearing(broker: LocalBroker, user: str = "alice") -> AsyncIterator[lis
 
 @asynccontextmanager
 async def polling(url: str, poll_interval: float) -> AsyncIterator[tuple[Poller, Pending]]:
-    """The bridge's poll of all heads alone, and the signals that it adds."""
+    """Run only the bridge's poll of all heads; return the signals that it adds."""
     pending = Pending()
     poller = Poller(Secret(url), poll_interval, pending, Metrics())
     task = asyncio.create_task(poller.run())
@@ -84,7 +84,7 @@ async def attend(connection: asyncpg.Connection, *users: str) -> None:
 
 
 async def say(connection: asyncpg.Connection, *users: str) -> None:
-    """Publish an event to each, in one transaction."""
+    """Publish an event to each user, in one transaction."""
     await connection.execute("select userrealtime.publish(u, 'test') from unnest($1::text[]) u", list(users))
 
 
@@ -168,7 +168,7 @@ async def test_a_poll_does_not_overwrite_a_newer_signal(migrated: Database, conn
 
 
 async def test_the_heads_of_a_regular_poll_are_spread(migrated: Database, connection: asyncpg.Connection) -> None:
-    """Signals of the first poll are not, and neither are new ones at any time."""
+    """Signals of the first poll and signals of new events are not spread."""
     users = [f"user-{number:03}" for number in range(10 * SLICE)]
     await say(connection, *users)
     await attend(connection, *users)
@@ -221,7 +221,7 @@ async def test_what_the_broker_could_not_take_is_told_when_it_can(
         async with asyncio.timeout(PATIENCE_S):
             while await value(bridge, "signals_total") < before + 2 or await value(bridge, "pending_users") > 0:
                 await asyncio.sleep(0.02)
-        # Of each user the newest only; the poll at the new connection may repeat them.
+        # Only the newest one of each user; the poll after a new connection may repeat them.
         assert await value(bridge, "signals_total") <= before + 4
 
 

@@ -1,4 +1,4 @@
-"""A rolling restart under load: two relays behind a switch, as a Service is, and clients of every transport."""
+"""A rolling restart under load: two relays behind a switch like a Service, and clients of every transport."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from testing.relay.process import process
 CLIENTS = 200
 DRAIN_S = 4
 GRACE_S = DRAIN_S + 5
-"""What docs/relay.md asks of the pod's grace period."""
+"""The grace period of the pod that docs/relay.md requires."""
 
 
 class Switch:
-    """Carries each new connection to `target`, and notes when it came; those there stay where they are."""
+    """Forwards each new connection to `target` and records its time. Existing connections stay."""
 
     def __init__(self) -> None:
         self.target = 0
@@ -76,13 +76,13 @@ async def switch() -> AsyncIterator[Switch]:
         yield made
     finally:
         server.close()
-        # The relays are gone by now, and with them whatever was carried.
+        # The relays have ended, and so have the forwarded connections.
         async with asyncio.timeout(PATIENCE_S):
             await asyncio.gather(*made.tasks)
 
 
 class Follower:
-    """A client that reconnects as the documents say, and keeps every id it got."""
+    """A client that reconnects as documented, and records every id that it receives."""
 
     def __init__(self, port: int) -> None:
         self.port = port

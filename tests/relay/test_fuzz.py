@@ -1,4 +1,4 @@
-"""What strangers and environments may say, at random: nothing but the declared errors, and nothing secret in them."""
+"""Random input of clients and of the environment causes only declared errors, without a secret in their text."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ JSON = st.recursive(
     st.none() | st.booleans() | st.floats() | st.integers() | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
 )
-ANY_TEXT = st.text(st.characters(exclude_categories=()))  # lone surrogates too
+ANY_TEXT = st.text(st.characters(exclude_categories=()))  # also lone surrogates
 
 
 # --- tokens
@@ -40,7 +40,7 @@ ANY_TEXT = st.text(st.characters(exclude_categories=()))  # lone surrogates too
 
 @st.composite
 def changed(draw: st.DrawFn) -> str:
-    """A good token with a piece replaced."""
+    """A valid token with a part replaced."""
     begin = draw(st.integers(0, len(GOOD)))
     end = draw(st.integers(begin, len(GOOD)))
     return GOOD[:begin] + draw(ANY_TEXT) + GOOD[end:]
@@ -49,7 +49,7 @@ def changed(draw: st.DrawFn) -> str:
 @given(changed() | ANY_TEXT | st.lists(st.sampled_from([HEADER, CLAIMS, SIGNATURE, ""])).map(".".join))
 def test_only_the_good_token_is_good(text: str) -> None:
     for verify in (HS256, EITHER):
-        if text.replace("=", "") == GOOD:  # padding that is right is let pass
+        if text.replace("=", "") == GOOD:  # correct padding is accepted
             with contextlib.suppress(Unauthorized):
                 assert verify(text) > 0
         else:

@@ -1,4 +1,4 @@
-"""Anything at all on the public port: it is answered or cut in time, and the relay goes on as before."""
+"""Any data on the public port is answered or the connection is closed in time, and the relay still serves."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ WHOLE = [
 
 
 class Served:
-    """A relay with a separate loop in a separate thread: tests can block."""
+    """A relay with an event loop in another thread, because the tests block."""
 
     def __init__(self, url: str) -> None:
         self.port = 0
@@ -97,7 +97,7 @@ def served(postgres_server: LocalPostgres) -> Iterator[Served]:
 
 
 def good(relay: Served) -> None:
-    """A well-behaved client is greeted."""
+    """Assert that a well-behaved client receives `connected`."""
 
     async def greeted() -> None:
         async with client(relay.port) as alice:
@@ -117,7 +117,7 @@ def test_anything_is_answered_or_cut(served: Served, sent: bytes) -> None:
             connection.sendall(sent)
             connection.shutdown(socket.SHUT_WR)
             heard = b""
-            # A good stream goes on for as long as its client is there.
+            # A valid stream continues as long as its client is connected.
             while b"text/event-stream" not in heard and (got := connection.recv(1 << 16)):
                 heard += got
         except ConnectionError:

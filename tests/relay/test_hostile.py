@@ -52,7 +52,7 @@ def open_files(pid: int) -> int:
 
 @asynccontextmanager
 async def unharmed(url: str, **changes: str) -> AsyncIterator[Process]:
-    """A relay that, after what is done inside, serves a good client, and holds no more files, clients or memory."""
+    """Yield a relay; assert afterwards that it serves a valid client, and holds no more files, clients or memory."""
     limits = {"MAX_CONNECTIONS": str(MAX_CONNECTIONS), "AUTH_TIMEOUT": str(AUTH_TIMEOUT_S), **changes}
     async with process(url, **limits) as relay:
         await relay.wait_for("connected to Postgres")
@@ -97,7 +97,7 @@ async def said(relay: Process, *pieces: bytes, pause_s: float = 0) -> bytes:
 
 
 def close_code(answer: bytes) -> int:
-    """The code of the close frame that is the last thing in an answer."""
+    """Return the code of the close frame at the end of a response."""
     place = answer.rindex(b"\x88", answer.index(b"\r\n\r\n"))
     return int.from_bytes(answer[place + 2 : place + 4], "big")
 
@@ -129,7 +129,7 @@ async def test_requests_a_byte_at_a_time_and_silence_are_cut(migrated: Database)
 async def test_a_request_that_is_none_is_refused(migrated: Database, request_bytes: bytes) -> None:
     async with unharmed(migrated.url) as relay:
         answer = await said(relay, request_bytes)
-        # Of what is cut while the peer still sends, the kernel may drop the answer.
+        # The kernel may drop the response of a connection that is closed while the peer still sends.
         assert b" 400 " in answer or (answer == b"" and len(request_bytes) > 1 << 16)
 
 

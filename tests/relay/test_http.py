@@ -1,4 +1,4 @@
-"""The HTTP side of the ports, and what uvicorn's protocol would leave open."""
+"""HTTP on the ports, and connections that uvicorn's protocol would leave open."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ async def test_the_private_port_has_no_websocket() -> None:
 
 
 def longest_token() -> str:
-    """A good token of the documented size, or a byte or two less: base64 has no text of every length."""
+    """Return a valid token of the documented size, or up to two bytes less, because base64 lacks some lengths."""
     length = 3 * (MAX_TOKEN_BYTES - len(token(pad=""))) // 4
     return max(
         (text for size in range(length - 4, length + 4) if len(text := token(pad="x" * size)) <= MAX_TOKEN_BYTES),

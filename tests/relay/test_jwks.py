@@ -1,4 +1,4 @@
-"""Keys from JWKS_URL: when they are asked for, which are accepted, and the tokens that they sign or do not sign."""
+"""Keys from JWKS_URL: when they are fetched, which are accepted, and the tokens that they sign or do not sign."""
 
 from __future__ import annotations
 
@@ -309,7 +309,7 @@ async def test_the_endpoints_certificate_must_be_trusted(tmp_path: Path, monkeyp
 
 
 def certificate_for(host: str, path: Path) -> Path:
-    """A certificate that is its own authority, with its key, in one file."""
+    """A self-signed certificate with its key in one file."""
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host)])
     now = datetime.datetime.now(datetime.UTC)
     certificate = (

@@ -21,7 +21,7 @@ NO_DATABASE = "postgresql://nobody@127.0.0.1:1/none"
 
 
 class Mount:
-    """A Secret, mounted as the kubelet does it: files are links into a directory that a link is turned to."""
+    """A Secret, mounted as the kubelet does: files are links into a directory, which a link selects atomically."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -1,4 +1,4 @@
-"""What clients that do not read cost: a relay as a process, its memory as the kernel counts it."""
+"""The memory that clients without reads cost a relay process, as the kernel counts it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EVENTS = 1500
 EVENT_BYTES = 8_000
 RING_BYTES = 2 << 20
 CONNECTION_BYTES = 64 << 10
-"""More than the objects of one connection need, which have no limit here."""
+"""More than the objects of one connection need, which this test does not limit."""
 
 
 def resident(pid: int) -> int:
@@ -84,7 +84,7 @@ async def test_a_thousand_that_never_read_are_bounded_and_delay_nobody(
                 # No slow client was disconnected, so all undelivered data would be in memory if it were kept.
                 assert await value(relay.health_port, "connections") == CLIENTS + 2
                 grown = resident(relay.pid) - before
-        # Python's own share of a byte string, the page being read, and what the allocator keeps: once the ring.
+        # For the overhead of byte strings, the page being read and free memory of the allocator: once the ring.
         bound = 2 * RING_BYTES + (CLIENTS + 2) * (CHUNK_BYTES + WRITE_LIMIT + EVENT_BYTES + CONNECTION_BYTES)
         assert grown < bound < CLIENTS * EVENTS * EVENT_BYTES / 50
         print(f"{CLIENTS} clients that read nothing: {grown / CLIENTS / 1024:.0f} KiB each")

@@ -173,10 +173,10 @@ async def test_times_are_utc_with_microseconds_always(
 
 
 async def test_a_plan_made_while_the_tables_were_small_is_no_trap(log: Log, connection: asyncpg.Connection) -> None:
-    """Nothing reads all of the events for the sake of one page, whatever the statistics say."""
+    """No query reads all events for one page, with any statistics."""
     await publish(connection, 5)
     await connection.execute("analyze")
-    for _ in range(10):  # beyond the tries after which a plan is kept
+    for _ in range(10):  # more executions than those before a generic plan
         await log.page(0, max_events=500, max_bytes=1 << 20)
         await log.event(1)
         await log.open()
@@ -190,7 +190,7 @@ async def test_a_plan_made_while_the_tables_were_small_is_no_trap(log: Log, conn
         assert len(await log.page(after, max_events=500, max_bytes=1 << 20)) == 500
         assert len(await log.event(after + 1)) == 1
         await log.open()
-    log.abandon()  # a backend's counts are there once it has ended
+    log.abandon()  # a backend's counts are visible when it has ended
     relays = "select count(*) from pg_stat_activity where application_name = 'userrealtime-relay'"
     async with asyncio.timeout(PATIENCE_S):
         while await connection.fetchval(relays):

@@ -1,4 +1,4 @@
-"""The process: its command line, its end, and what it never says."""
+"""The process: its command line, its shutdown, and secrets that it never prints."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ async def test_a_rolling_restart_loses_nothing(migrated: Database, connection: a
 
 
 async def until_closed(alice: ClientConnection) -> AsyncIterator[dict[str, Any]]:
-    """The messages that come before a close with 1012."""
+    """Return the messages before a close with 1012."""
     with contextlib.suppress(ConnectionClosed):
         while True:
             yield json.loads(await asyncio.wait_for(alice.recv(), PATIENCE_S))

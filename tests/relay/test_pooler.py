@@ -41,7 +41,7 @@ async def test_behind_a_pooler_of_transactions_the_log_is_polled(
         assert len(said) == 1
         assert said[0].__dict__["fields"] == {"poll_interval_s": 1.0}
         fresh = await asyncpg.connect(url, statement_cache_size=0)
-        assert await fresh.fetch("select pg_listening_channels()") == []  # in the backend that everybody gets next
+        assert await fresh.fetch("select pg_listening_channels()") == []  # in the backend that every client uses next
         await fresh.close()
 
 

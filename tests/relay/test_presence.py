@@ -68,7 +68,7 @@ async def test_a_pod_that_is_silent_does_not_count_until_it_is_heard_again(
             "insert into userrealtime.presence (user_id, instance, clients) values ($1, 'dead', 7)", USER
         )
         await connection.execute(age)
-        await online(connection, 1)  # by its next heartbeat, and without the dead
+        await online(connection, 1)  # with its next heartbeat, and without closed clients
 
 
 async def test_it_is_told_again_after_the_database_was_away(migrated: Database, connection: asyncpg.Connection) -> None:

@@ -1,4 +1,4 @@
-"""What clients publish: over WebSocket and over HTTP, into a real Postgres."""
+"""Messages of clients, over WebSocket and over HTTP, into a real Postgres."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ async def test_while_postgres_is_away_a_message_is_unavailable() -> None:
 async def test_messages_are_repeated_until_they_are_acknowledged(
     migrated: Database, connection: asyncpg.Connection
 ) -> None:
-    """Connections to Postgres end again and again; every message is stored, each once."""
+    """Connections to Postgres end repeatedly. Every message is stored once."""
     async with running(migrated.url, POLL_INTERVAL="0.2", MAX_MESSAGES_PER_SECOND="1000") as relay:
 
         async def disturb() -> None:

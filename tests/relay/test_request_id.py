@@ -1,4 +1,4 @@
-"""A request's id: taken over where it is one, told in every answer, and in the log's lines about the request."""
+"""The ID of a request: a valid one is adopted, and it is in every response and in the log lines of the request."""
 
 from __future__ import annotations
 

@@ -177,7 +177,7 @@ async def test_only_news_wakes(migrated: Database, connection: asyncpg.Connectio
         await asyncio.sleep(0.3)
         assert await metric(relay, "log_connections_total") == before
         relay.tail.on_signal(None)
-        relay.tail.on_signal(LogPosition(3, epoch))  # before it was time to look
+        relay.tail.on_signal(LogPosition(3, epoch))  # before the next poll is due
         await asyncio.sleep(tail.RESUME_JITTER_S + 0.3)
         assert await metric(relay, "log_connections_total") == before
         for news in (LogPosition(4, epoch), LogPosition(1, "of another log"), None):

@@ -19,7 +19,7 @@ LOG = LogState(head=50, earliest=11, epoch="e1")
 
 
 def verify(token: str) -> float:
-    """A good token is a number of seconds."""
+    """Accepts tokens that are a number of seconds."""
     try:
         return float(token)
     except ValueError:
@@ -39,7 +39,7 @@ def said(session: Session) -> list[dict[str, Any]]:
 
 
 def opened(resume: Resume | None = Resume(), position: LogState = LOG) -> Session:  # noqa: B008
-    """A session that is located, its first messages taken."""
+    """Return a session that is located, without its first messages."""
     made = session(resume=resume)
     made.locate(position)
     made.take()
@@ -204,7 +204,7 @@ def test_an_invalid_cursor_closes_after_the_token_is_verified() -> None:
     assert session("bad", resume=None).closing == UNAUTHORIZED
 
 
-# --- where to begin
+# --- the first position
 
 
 def test_without_a_cursor_a_client_begins_at_the_head() -> None:
@@ -232,7 +232,7 @@ def test_a_cursor_that_the_log_has_is_taken(cursor: int) -> None:
 )
 def test_a_cursor_that_the_log_has_not_is_reset_to_the_head(resume: Resume, reason: str) -> None:
     made = session(resume=resume)
-    refused = made.locate(LOG) or made.locate(LOG)  # asked again, where it was not sure
+    refused = made.locate(LOG) or made.locate(LOG)  # asked again, because the first answer was uncertain
     assert refused == reason
     assert made.cursor == 50
     assert said(made) == [
@@ -286,7 +286,7 @@ def test_another_log_resets() -> None:
     ]
 
 
-# --- messages that are wrong
+# --- invalid messages
 
 
 def test_nothing_is_said_before_the_greeting() -> None:
@@ -346,7 +346,7 @@ def test_the_first_reason_to_close_stays() -> None:
     assert made.closing == CloseFrame(CloseCode.RESTARTING, "first")
 
 
-# --- whatever comes
+# --- random input
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(), lambda inner: st.lists(inner, max_size=3)
@@ -383,7 +383,7 @@ def test_whatever_a_client_says_its_cursor_is_one_the_log_has(
     assert sum(message["type"] == "error" for message in sent) <= MAX_ERRORS
 
 
-# --- publishing, renewing, and how often
+# --- publishing, renewing, and rate limits
 
 
 def test_what_is_published_is_settled_then_answered() -> None:
@@ -470,11 +470,11 @@ def test_too_many_messages_close() -> None:
     assert made.closing == CloseFrame(CloseCode.TRY_LATER, "Too many messages")
 
 
-# --- keys that must be asked for
+# --- keys that must be fetched
 
 
 class Keys:
-    """Verifies "late" once there are keys."""
+    """Verifies the token "late" when it has keys."""
 
     def __init__(self) -> None:
         self.there = False

@@ -53,7 +53,7 @@ async def test_events_arrive_while_the_broker_is_killed_and_comes_back(
         assert await receive_ids(alice, 3) == [1, 2, 3]
         await broker.kill()
         await publish(connection, 3)
-        assert relay.not_ready_reason is None  # it can do without: events are only later
+        assert relay.not_ready_reason is None  # not needed: events only arrive later
         await broker.start()
         await publish(connection, 3)
         assert await receive_ids(alice, 9) == [4, 5, 6, 7, 8, 9]
@@ -112,7 +112,7 @@ def test_what_is_encoded_is_decoded_and_nothing_else() -> None:
 
 
 class TestWithNats:
-    """What has nothing to do with which broker it is."""
+    """Tests that are independent of the kind of broker."""
 
     @pytest.fixture
     async def broker(self) -> AsyncIterator[LocalBroker]:

@@ -21,7 +21,7 @@ SUBSCRIBED = b"*3\r\n$9\r\nsubscribe\r\n$17\r\nuser:alice:events\r\n:1\r\n"
 
 @asynccontextmanager
 async def answering(serve: Serve) -> AsyncIterator[Secret]:
-    """A server; the value is its URL."""
+    """Run a server; yield its URL."""
 
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(asyncio.CancelledError):
@@ -75,7 +75,7 @@ async def test_what_comes_in_pieces_and_what_was_not_asked_for(monkeypatch: pyte
         writer.write(SUBSCRIBED + b"*-1\r\n$-1\r\n:7\r\n*0\r\n*3\r\n:1\r\n:2\r\n:3\r\n")
         for piece in (message[:3], message[3:30], message[30:]):
             writer.write(piece)
-            await asyncio.sleep(0.6)  # in all, longer than until it is asked whether it is there
+            await asyncio.sleep(0.6)  # in total, longer than the interval of pings
         asked = await reader.read(1000)
         writer.write(message)
         await reader.read()

@@ -75,7 +75,7 @@ async def test_who_does_not_speak_tls_is_told_no_password(name: str) -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal connections
         connections += 1
-        # As NATS begins, without a word of TLS; servers of the others wait for the client.
+        # NATS sends this first, without TLS; the servers of the others wait for the client.
         writer.write(b'INFO {"server_id":"x","version":"2.11.0","max_payload":1048576,"auth_required":true}\r\n')
         while received := await reader.read(65536):
             told.extend(received)

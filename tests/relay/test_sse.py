@@ -32,7 +32,7 @@ from userrealtime_relay.wire.frames import encode_text
 
 
 async def connected(events: Stream) -> int:
-    """The cursor of the greeting, which is what must come."""
+    """Return the cursor of `connected`, which must be the next message."""
     message = await events.event()
     assert message is not None
     assert message["type"] == "connected"
@@ -149,7 +149,7 @@ async def test_a_token_in_the_url_where_it_is_switched_on(migrated: Database) ->
         async with client(relay, None, token=token()) as alice:
             assert (await receive(alice))["type"] == "connected"
         assert (await request(relay, "/sse?token=nonsense", None)).status == 401
-        # The header goes before it, and no second token is tried.
+        # The header takes precedence, and no second token is tried.
         assert (await request(relay, f"/sse?token={token()}", "nonsense")).status == 401
 
 

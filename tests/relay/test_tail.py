@@ -39,7 +39,7 @@ async def deaf(_log: Log, _channel: str, _wake: Notify) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def noisy(log: Log, channel: str, wake: Notify) -> AsyncIterator[None]:
-    """A signal that comes all the time, mostly for nothing."""
+    """A signal that arrives continuously, mostly without a new event."""
 
     async def make_noise() -> None:
         while True:
@@ -78,7 +78,7 @@ async def test_many_pages_are_read(migrated: Database, connection: asyncpg.Conne
 async def test_what_a_broker_tells_of_is_read(
     migrated: Database, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The next event is read as one row, even with repeated signals, and others by the page."""
+    """The next event is read as one row, even with repeated signals, and several events are read in pages."""
     read: list[int] = []
     page = Log.page
 
@@ -99,10 +99,10 @@ async def test_what_a_broker_tells_of_is_read(
             await until(lambda head=head: tail.ring.head == head)  # type: ignore[misc]
         assert (len(tail.ring), read) == (2, [])
         await publish(connection, 3)
-        tail.on_signal(LogPosition(8, epoch))  # of 6 and 7 nothing was heard
+        tail.on_signal(LogPosition(8, epoch))  # no signal arrived for 6 and 7
         await until(lambda: tail.ring.head == 8)
         assert read == [5]
-        # Signalled, and removed: the later events are delivered.
+        # Events that were removed after their signal: the later ones are delivered.
         await publish(connection, 2)
         await connection.execute("delete from userrealtime.event where id = 9")
         tail.on_signal(LogPosition(9, epoch))

@@ -50,7 +50,7 @@ def settle(session: Session, position: LogState, stores: dict[str, Any]) -> None
 
 def check(session: Session, wanted: dict[str, Any]) -> None:
     said = [json.loads(message) for message in session.take()]
-    # Of an error, what it tells people is left to the relay.
+    # The vectors do not determine the text of an error message.
     assert [{name: value for name, value in message.items() if name != "message"} for message in said] == wanted["says"]
     closing = session.closing and {"code": int(session.closing.code), "reason": session.closing.reason}
     assert closing == wanted.get("closes")

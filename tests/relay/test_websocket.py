@@ -88,7 +88,7 @@ async def test_every_client_gets_every_event_in_order(migrated: Database, connec
 
 
 async def stack_client(relay: Relay) -> ClientConnection:
-    """A client that has been greeted; the test closes it."""
+    """Return a client that has received `connected`; the test closes it."""
     connection = await connect(
         f"ws://127.0.0.1:{relay.ws_port}/ws", additional_headers={"Authorization": f"Bearer {token()}"}
     )
@@ -268,7 +268,7 @@ async def test_a_cursor_that_is_none_is_refused(migrated: Database, cursor: str)
         assert reason.startswith("Invalid last_event_id")
 
 
-# --- Postgres comes and goes
+# --- outages of Postgres
 
 
 async def test_connections_to_postgres_are_lost_and_events_are_not(
@@ -309,7 +309,7 @@ async def test_a_restart_of_postgres_loses_nothing(own_server: Database) -> None
         assert await receive_ids(alice, 10) == list(range(1, 11))
         await asyncio.to_thread(own_server.server.stop)
         await until(lambda: relay.not_ready_reason is not None)
-        # No client is disconnected meanwhile, with or without need for the log.
+        # No client is disconnected meanwhile, whether or not it needs the log.
         async with client(relay, last_event_id=2) as behind, client(relay, last_event_id=8) as near:
             assert (await receive(behind))["cursor"] == 2
             assert (await receive(near))["cursor"] == 8
@@ -566,7 +566,7 @@ async def test_a_client_that_reads_half_an_event_is_too_slow(
 async def test_a_slow_client_that_reads_on_in_time_misses_nothing(
     migrated: Database, connection: asyncpg.Connection
 ) -> None:
-    """It falls out of the ring meanwhile, and reads the log."""
+    """Meanwhile, its position leaves the ring, and it reads from the log."""
     async with (
         running(migrated.url, RING_EVENTS="4") as relay,
         client(relay, sock=small_socket(relay)) as slow,

@@ -1,4 +1,4 @@
-"""An attacker who controls the broker: what it sends is a hint, and withholds no event."""
+"""An attacker that controls the broker: its messages are only hints, and cannot withhold an event."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from testing.relay.harness import USER, client, receive, running
 
 @asynccontextmanager
 async def lying_redis(messages: list[str]) -> AsyncIterator[int]:
-    """A Redis that accepts subscriptions and then sends these messages again and again. Its port."""
+    """Serve as a Redis that accepts subscriptions and then repeats these messages; yield its port."""
     tasks: set[asyncio.Task[None]] = set()
     channel = f"user:{USER}:events".encode()
 
@@ -51,7 +51,7 @@ async def lying_redis(messages: list[str]) -> AsyncIterator[int]:
     "message", ["0 {epoch}", "1 {epoch}", "{present} {epoch}", "99999 {epoch}", "0 another", "nonsense"]
 )
 async def test_a_lying_broker_withholds_no_event(message: str) -> None:
-    """It repeats an old position, the present one, one of the future, or none."""
+    """It repeats an old position, the current one, a future one, or none."""
     async with installation() as site:
         admin = await asyncpg.connect(site.admin_url)
         await admin.execute("select userrealtime.publish($1, 'test') from generate_series(1, 2)", USER)

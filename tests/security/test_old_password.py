@@ -1,4 +1,4 @@
-"""An attacker with a database password that was replaced, or that belongs to a deleted user: it opens nothing more."""
+"""An attacker with a database password that was replaced, or that belongs to a deleted user: it gives no access."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ _REFUSED = (
 
 
 class Site:
-    """An installation, its operator, and a superuser who observes."""
+    """An installation, its operator, and a superuser that observes it."""
 
     def __init__(self, installation: Installation, database: Database, admin: asyncpg.Connection) -> None:
         self.installation, self.admin = installation, admin
         self.database, self.roles = database, Roles(database)
 
     async def given(self, turn: int = 0, resource: str = ONE, series: str = "first") -> Credentials:
-        """A new password of the user, which the user's pod and an attacker have."""
+        """Create a new password of the user, which the user's pod and an attacker have."""
         credentials = Credentials(role_names("/app", SCOPE, USER)[turn], uuid.uuid4().hex)
         await self.roles.ensure(credentials, resource, SCOPE, USER, series=series)
         return credentials
@@ -184,7 +184,7 @@ async def test_an_attacker_who_locks_the_role_does_not_keep_it(site: Site) -> No
     await site.keep_from_being_dropped(old)
     async with resisting(site, old):
         new = await site.rotate(old, 1)
-        # Nothing of the user, even if the role can log in for some more sweeps.
+        # The role has no access to the user's data, even if it can log in until a later sweep.
         assert await site.admin.fetch("select from userrealtime.role where name = $1", old.role) == []
         for _ in range(5):
             await site.roles.sweep(SCOPE, set(), {})
@@ -285,12 +285,12 @@ async def test_a_changed_password_is_noticed_by_an_operator_that_starts(site: Si
     old = world.credentials()
     thief = await site.connect(old)
     await thief.execute(f"alter role {old.role} password 'of the attacker'")
-    # What a new operator knows.
+    # The state of a new operator.
     world.reconciler._keeper._roles = roles = Roles(site.database)
     world.reconciler._keeper._ensured.clear()
     await world.reconcile()
     assert world.condition("DatabaseReady")[1] == "RoleUnavailable"
-    # The role of another user shows that the server lets roles in.
+    # The login of another user's role shows that the server accepts logins.
     await roles.ensure(Credentials(role_names("/app", SCOPE, "bob")[0], "of bob"), OTHER, SCOPE, "bob")
     for _ in range(2):
         await world.reconcile()

@@ -32,12 +32,12 @@ LOCKS = (
     "select pg_advisory_lock('userrealtime.role'::regclass::oid::bigint)",
     "begin; lock userrealtime.event, userrealtime.log in access share mode",
 )
-"""What the operator and the migrations locked in earlier versions, and what a pod may lock."""
+"""The locks that the operator and the migrations took in earlier versions, which a pod may hold."""
 
 
 @pytest.fixture(scope="module")
 def installed() -> Iterator[Installation]:
-    """One for the tests that leave nothing behind."""
+    """A shared installation for the tests that leave nothing behind."""
     with asyncio.Runner() as runner:
         context = installation()
         yield runner.run(context.__aenter__())
@@ -46,7 +46,7 @@ def installed() -> Iterator[Installation]:
 
 @asynccontextmanager
 async def holding(site: Installation, *statements: str) -> AsyncIterator[None]:
-    """A session of mallory's pod that has run these statements, and has lifted its time limits."""
+    """Yield a session of mallory's pod that has run these statements and removed its time limits."""
     url = await site.relay_url(MALLORY)
     sessions = []
     for statement in statements:
@@ -64,7 +64,7 @@ async def test_locks_of_a_pod_delay_neither_the_operator_nor_an_upgrade() -> Non
     async with installation() as site, Database(site.operator_url) as database:
         admin = await asyncpg.connect(site.admin_url)
         async with holding(site, *LOCKS):
-            # Of an operator that has just started.
+            # the roles of an operator that has just started
             roles = Roles(database)
             for number in range(8):
                 credentials = Credentials(role_names("/app", SCOPE, f"user{number}")[0], "good")
@@ -202,7 +202,7 @@ async def test_a_transaction_of_a_pod_does_not_stop_an_upgrade(monkeypatch: pyte
 
 
 async def test_a_session_of_a_revoked_role_is_ended() -> None:
-    """It logged in while the role was revoked."""
+    """The session logged in while the role was revoked."""
     async with installation() as site, watching(site) as (watchdog, connection, metrics):
         admin = await asyncpg.connect(site.admin_url)
         session = await asyncpg.connect(await site.relay_url(MALLORY))

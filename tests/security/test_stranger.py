@@ -36,7 +36,7 @@ CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
 
 @pytest.fixture
 def chunks(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The pieces of bodies that h11 has parsed, in this process."""
+    """A list that receives the pieces of bodies that h11 parses in this process."""
     parsed = []
     next_event = h11.Connection.next_event
 

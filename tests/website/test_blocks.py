@@ -1,4 +1,4 @@
-"""The pages' code blocks: each is understood, and each that needs no cluster is run or at least read."""
+"""The code blocks of the pages: each is parsed, and each that needs no cluster is run or at least checked."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def of(*languages: str) -> list[Block]:
     return [block for block in ALL if block.language in languages]
 
 
-# What an application has that publishes, in the words of the pages.
+# The tables of an application that publishes, with the names of the pages.
 APPLICATION = """
 create table orders (id bigint primary key, customer text not null, total numeric(10, 2) not null);
 create table members (room bigint not null, member text not null);
@@ -98,7 +98,7 @@ async def remove(server: LocalPostgres, *databases: str) -> None:
 
 @pytest.fixture
 async def application(server: LocalPostgres) -> AsyncIterator[OwnDatabase]:
-    """A database as the pages have it, with what the operator makes in one of a user."""
+    """A database as in the pages, with the objects that the operator creates for a user."""
     database = await create_database(server)
     connection = await asyncpg.connect(database.url)
     await connection.execute("create database app")
@@ -119,7 +119,7 @@ def run(command: Sequence[str | Path], typed: str) -> subprocess.CompletedProces
 
 @pytest.mark.parametrize("page", sorted({block.page for block in of("sql")}))
 async def test_sql_does_what_it_says(application: OwnDatabase, page: str) -> None:
-    """A page's in their order. One with parameters, for a program to fill in, is prepared."""
+    """Run the SQL blocks of a page in order. A statement with parameters is only prepared."""
     psql: list[str | Path] = [
         application.server.program("psql"),
         "--no-psqlrc",
@@ -164,7 +164,7 @@ def test_the_pages_are_found() -> None:
 
 @pytest.mark.parametrize("page", pages())
 def test_lists_begin_after_an_empty_line(page: str) -> None:
-    """A git forge does without, but the site takes the list for a part of the paragraph."""
+    """A git forge does not need the empty line, but the site would render the list as part of the paragraph."""
     text = re.sub(r"^( *```).*?^\1$", "", (ROOT / page).read_text(), flags=re.MULTILINE | re.DOTALL)
     for before, item in re.findall(r"^(.*)\n((?:[-*]|\d+\.) .*)$", text, re.MULTILINE):
         assert not before.strip() or re.match(r"([-*#|]|\d+\.| )", before), f"{page}: an empty line before {item!r}"

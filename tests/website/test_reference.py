@@ -18,7 +18,7 @@ CHART = ROOT / "charts/userrealtime"
 
 
 def cells(page: str, name: str) -> list[str]:
-    """The row of a page's tables that begins with a name."""
+    """Return the row of a page's tables that begins with a name."""
     (row,) = re.findall(rf"^\| `{re.escape(name)}` \| (.*) \|$", page, re.MULTILINE)
     return str(row).split(" | ")
 
@@ -70,7 +70,7 @@ def test_every_value_of_the_chart_is_there_with_its_default() -> None:
             for row in page.splitlines()
             if row.startswith("| `") and (path + ".").startswith(row.split("`")[1] + ".")
         ]
-        *_, row = rows  # the value itself, or the one of free form that it is a part of
+        *_, row = rows  # the value itself, or the free-form value that contains it
         name, shown = row.split("`")[1], row.split(" | ")[2]
         if name == path:
             assert shown == reference.code(default), path

@@ -1,4 +1,4 @@
-"""Links as a git forge shows them become links of the site."""
+"""The conversion of links in a git forge to links of the site."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ async def test_only_users_with_a_running_relay_are_announced(
 async def test_traffic_of_users_without_a_relay_keeps_the_lease(
     migrated: Database, connection: asyncpg.Connection
 ) -> None:
-    """Otherwise their publishers would notify, and wait for one another, again and again."""
+    """Otherwise their publishers would notify, and wait for each other, repeatedly."""
     async with announcing(migrated.url) as running:
         await make_busy(connection, running)
         end = asyncio.get_running_loop().time() + 3 * QUIET_WINDOW
@@ -128,7 +128,7 @@ async def test_a_transaction_before_the_doorbell_is_announced(
             running = await stack.enter_async_context(announcing(migrated.url))
             alice = await stack.enter_async_context(Listener.listening(migrated.url, "alice"))
             await slow.execute("commit; begin")
-            # It left nothing in the queue: what the relay reads when it starts, or its poll, finds the event.
+            # It left nothing in the queue. The first read of the relay, or its poll, finds the event.
             await publish(connection)
             await until(lambda: alice.head == 2 and running.heads == {"alice": 2})
     await slow.close()
@@ -166,7 +166,7 @@ async def test_a_second_announcer_takes_over_from_one_that_died(
             assert first.leased + second.leased == 1
             if second.leased:  # the second one has to survive
                 await make_quiet(second)
-            # Cut off, it never ends its lease.
+            # An announcer that is cut off never ends its lease.
             await publish(connection)
             await connection.execute(
                 "select pg_terminate_backend(pid) from pg_stat_activity where application_name = $1", NAME

@@ -28,7 +28,7 @@ PATH = f"/users/{ALICE.child_name}"
 
 
 class Place:
-    """Where announcements are heard, and a pod's own port."""
+    """The server that receives registrations, and the port of a pod."""
 
     def __init__(self, url: str, pods: Pods, wakes: Wakes, tokens: Tokens, metrics: Metrics) -> None:
         self.url, self.pods, self.wakes, self.tokens, self.metrics = url, pods, wakes, tokens, metrics
@@ -75,7 +75,7 @@ async def test_nobody_else_is_believed() -> None:
     async with place(KEY) as here, asyncio.timeout(PATIENCE_S):
         waiting = asyncio.create_task(here.wakes.wake_and_wait(ALICE))
         await asyncio.sleep(0.05)
-        # Keys are not read for the sake of who announces.
+        # A registration does not cause a read of the keys.
         assert await here.say(sign(KEY, "127.0.0.1")) == 401
         await here.tokens.check(ALICE, token())
         assert await here.say(sign("a stranger's key that is long enough", "127.0.0.1")) == 401

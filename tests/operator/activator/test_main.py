@@ -1,4 +1,4 @@
-"""The command, as far as it goes without a cluster."""
+"""The parts of the command that need no cluster."""
 
 from __future__ import annotations
 

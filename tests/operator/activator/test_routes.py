@@ -1,4 +1,4 @@
-"""Which user an address leads to."""
+"""The route table: which user a URL belongs to."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whose tokens are good, with keys that are read when they are needed and no more often."""
+"""The verification of tokens, with keys that are read only when they are needed."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ class Pods:
 
     def __init__(self, error: OSError | None = None, port: int = 0) -> None:
         self.port = port
-        """Of a pod that announces itself."""
+        """The registered address of the pod."""
         self.asked: list[Route] = []
         self._pod: Pod | None = None
         self._change = asyncio.Event()

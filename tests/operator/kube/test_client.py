@@ -170,7 +170,7 @@ async def test_uids_come_in_pages(script: Script, api: Api) -> None:
 
 @contextlib.asynccontextmanager
 async def reflected(script: Script, api: Api, *answers: Answer) -> AsyncIterator[tuple[ObjectStore, list[str]]]:
-    """A cache that follows the server, and the names of which there was news; once all answers were given."""
+    """Run a cache until all responses were sent; yield it, and the names of the objects that have changed."""
     children, news = ObjectStore(), list[str]()
     store = KindStore(children, "Service", CHILD_KINDS["Service"], "users", lambda key: news.append(key.name))
     reflector = Reflector(api, CHILD_KINDS["Service"], "users", {"app.kubernetes.io/a": "b"}, store)
@@ -234,7 +234,7 @@ async def test_a_list_that_fails_is_tried_again_from_its_first_page(script: Scri
 
 
 def test_a_watch_that_is_given_up_leaves_no_connection_behind(authority: Path) -> None:
-    """A server that does not answer the farewell of TLS would keep it open, past the client's own end."""
+    """A server that does not answer the TLS shutdown would keep the connection open after the client is closed."""
 
     async def watch_a_while(endpoint: Endpoint) -> None:
         configuration = Configuration(host=endpoint.url)

@@ -1,4 +1,4 @@
-"""Whether a live object still is what was applied."""
+"""The comparison of a live object with the applied manifest."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DESIRED: Object = desired_objects(resource(), CONFIG, SECRETS)[2]
 
 
 def live() -> Object:
-    """The Deployment as an API server would give it back: with more in it."""
+    """The Deployment as an API server returns it, with additional fields."""
     item = copy.deepcopy(DESIRED)
     item["metadata"] |= {"uid": "1", "resourceVersion": "2"}
     item["metadata"]["annotations"]["deployment.kubernetes.io/revision"] = "1"

@@ -58,7 +58,7 @@ def test_times_written_by_others_decide_nothing() -> None:
     now=st.floats(0, 200),
 )
 def test_nobody_acquires_while_the_holder_may_work(renewed: float, read_after: float, now: float) -> None:
-    """The other can have read the renewal only after it was asked for."""
+    """The other candidate cannot have read the renewal before it was sent."""
     holder_works = decide(Seen(lease("a"), renewed), "a", renewed, now, SETTINGS) is Action.RENEW
     other = decide(Seen(lease("a"), renewed + read_after), "b", None, now, SETTINGS)
     assert not (holder_works and other is Action.ACQUIRE)

@@ -239,13 +239,13 @@ FULL = parse_config(
 
 
 def relay_environment(pod: Object) -> dict[str, str]:
-    """The environment that the kubelet gives the container, but for the database, the broker and the keys."""
+    """Return the environment that the kubelet gives the container, without the database, the broker and the keys."""
     env = pod["spec"]["containers"][0]["env"]
     return {entry["name"]: entry["value"].replace("$$", "$") for entry in env if "value" in entry}
 
 
 class Recorder(dict[str, str]):
-    """An environment that knows what it was asked for."""
+    """An environment that records which variables were read."""
 
     def __init__(self, *args: object) -> None:
         super().__init__(*args)
@@ -272,7 +272,7 @@ def test_every_relay_setting_is_offered_or_excluded_explicitly(tmp_path: Path) -
     assert config.token_max_lifetime == 3600
     assert config.allow_query_token is True
     assert config.announce_url == f"http://waker.system.svc:8081/{resource().namespace}/{resource().child_name}"
-    # The pod's own business, and memory, which goes with its limit.
+    # These belong to the pod itself, or depend on its memory limit.
     kept = {
         "HOST",
         "TOKEN_KEY",
@@ -326,7 +326,7 @@ def test_pods_are_spread_over_nodes_by_default() -> None:
 
 
 def test_the_platform_can_assign_the_user_id_of_the_pods() -> None:
-    """As the security context constraint restricted-v2 of OpenShift does, which rejects any other."""
+    """The security context constraint restricted-v2 of OpenShift assigns it, and rejects any other."""
     assert template()["spec"]["securityContext"]["runAsUser"] == 65532
     for user, fields in ((0, set()), (1000670000, {"runAsUser", "runAsGroup"})):
         context = template(replace(CONFIG, relay=replace(CONFIG.relay, run_as_user=user)))["spec"]["securityContext"]
@@ -348,7 +348,7 @@ def test_only_several_pods_have_a_budget_of_evictions() -> None:
     assert budget["spec"]["maxUnavailable"] == 1
     labels = template(replicas=2)["metadata"]["labels"]
     assert budget["spec"]["selector"]["matchLabels"].items() <= labels.items()
-    # Pods that are not ready can be evicted even where none is ready.
+    # Pods that are not ready can be evicted even if no pod is ready.
     assert budget["spec"]["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
 
 

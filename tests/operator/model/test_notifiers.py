@@ -1,4 +1,4 @@
-"""What wakes users' pods: chosen for all of them, or by one; with a broker, its URL; and when too many listen."""
+"""The notifiers: the default and the choice of one user, the URL of a broker, and the limit of listeners."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The operator's side of the log, on a real PostgreSQL."""
+"""The operator's access to the log, on a real PostgreSQL."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ async def test_the_pool_survives_a_restart_of_postgres(own_server: OwnDatabase) 
     async with Database(own_server.url) as database:
         await database.register(ONE, SCOPE, "alice")
         own_server.server.restart("immediate")
-        # The first call may meet the dead connection; the work queue tries again, and so does this.
+        # The first call may use the dead connection. The work queue retries, as this test does.
         for _ in range(3):
             try:
                 assert await database.registered(SCOPE) == {ONE}

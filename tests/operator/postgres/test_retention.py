@@ -42,7 +42,7 @@ async def test_the_newest_are_kept(database: Database, connection: asyncpg.Conne
 
 async def test_the_old_go_and_the_log_says_where_it_begins(database: Database, connection: asyncpg.Connection) -> None:
     await connection.execute("update userrealtime.event set at = now() - interval '2 h' where id <= 11")
-    # Of a clock that was behind: it goes with those before it, not from the middle.
+    # An event with the time of a slow clock is removed together with the earlier ones, never from the middle.
     await connection.execute("update userrealtime.event set at = now() - interval '2 h' where id = 20")
     assert await prune(database, Retention(max_age_s=3600), SCOPES) == (33, 0)
     assert await kept(connection) == [(user, 12, 30, 19) for user in ("alice", "bob", "carol")]

@@ -1,4 +1,4 @@
-"""Roles of relays on a real PostgreSQL: what one may do, how it is made, replaced and dropped."""
+"""Roles of relays on a real PostgreSQL: their rights, and how they are created, replaced and dropped."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ async def alice(migrated: OwnDatabase, database: Database) -> AsyncIterator[asyn
         from unnest(array['alice', 'bob']) u
     """)
     connection = await asyncpg.connect(credentials.url(migrated.url))
-    # For the statements of a test to name.
+    # A table for the statements of a test.
     await connection.execute(f"set test.bob = '{bob.role}'")
     yield connection
     await connection.close()
@@ -178,7 +178,7 @@ async def test_a_password_is_asked_for(own_server: OwnDatabase) -> None:
         roles = Roles(database)
         credentials = await made(roles, password="a first one")
         other = await made(roles, password="a second one", turn=1)
-        # Both serve, which is what lets a pod be replaced.
+        # Both roles work, because two pods exist during a replacement.
         for each in (credentials, other):
             connection = await asyncpg.connect(each.url(own_server.url))
             assert await connection.fetchval("select userrealtime.served_user()") == "alice"
@@ -364,7 +364,7 @@ async def test_a_server_that_lets_in_named_roles_only_is_reported(own_server: Ow
             await database.pool.execute("select pg_reload_conf()")
             loaded = False
             async with asyncio.timeout(PATIENCE_S):
-                while not loaded:  # by the process that new connections come from
+                while not loaded:  # by the backend that serves new connections
                     connection = await asyncpg.connect(own_server.url)
                     loaded = await connection.fetchval("select pg_conf_load_time() >= $1", before)
                     await connection.close()

@@ -1,4 +1,4 @@
-"""The ports for the cluster: what is answered, and what idle connections can hold up."""
+"""The ports for the cluster: their responses, and the limit of idle connections."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from userrealtime_operator.process import probes as endpoints
 
 
 async def ended(reader: asyncio.StreamReader) -> bool:
-    """Whether the connection was closed, in order or not, before anything came."""
+    """Return whether the connection was closed, with or without an error, before any data arrived."""
     try:
         async with asyncio.timeout(PATIENCE_S):
             return await reader.read() == b""

@@ -1,4 +1,4 @@
-"""Reconciling with a role a user, on a real PostgreSQL and the stand-in for the API server."""
+"""Reconciling with a separate database role for each user, on a real PostgreSQL and a fake API server."""
 
 from __future__ import annotations
 
@@ -77,5 +77,5 @@ async def test_a_damaged_password_is_replaced_by_one_of_the_other_role(world: Ro
     await world.reconcile()
     assert urlsplit(world.secret_url()).username != urlsplit(old).username
     assert await world.served() == "alice"
-    # Of the pod that is being replaced.
+    # the role of the pod that is being replaced
     await (await asyncpg.connect(old)).close()

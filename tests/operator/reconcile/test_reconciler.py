@@ -1,4 +1,4 @@
-"""Reconciling, against a stand-in for the API server that stores what is applied. The real one is met end to end."""
+"""Reconciling, against a fake API server that stores applied objects. The tests in `e2e` use a real one."""
 
 from __future__ import annotations
 
@@ -355,7 +355,7 @@ async def test_an_upgrade_goes_from_user_to_user(world: ReconcilerFixture) -> No
     assert [(await world.reconcile(name))[0] for name in names] == ["apply Deployment", "status", "status"]
     assert world.condition("Progressing", "bob")[:2] == ("True", "RolloutWaiting")
     assert world.condition("Ready", "bob")[0] == "True"
-    await world.reconcile("alice")  # on its way
+    await world.reconcile("alice")  # in progress
     assert await world.reconcile("bob") == []
     assert world.woken == []
     world.become_available("alice")
@@ -393,7 +393,7 @@ async def test_restart_admits_no_rollout_while_others_are_stuck(world: Reconcile
     await world.serve("alice", "bob")
     world.restart(upgraded(limit=1))
     await world.reconcile("alice")
-    # As the Deployment's controller says it: the old pod serves, the new one does not come.
+    # As the Deployment controller reports it: the old pod serves, and the new one does not become ready.
     world.become_available("alice")
     alices = world.child(ObjectKey("Deployment", "users", ALICE))
     assert alices is not None

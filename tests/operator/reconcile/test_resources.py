@@ -48,7 +48,7 @@ def test_a_status_of_ours_is_no_news_and_one_of_somebody_else_is() -> None:
         "metadata": {**body()["metadata"], "resourceVersion": "2"},
         "status": {"url": "a"},
     }
-    assert not resources.put(resource(3, status={"url": "a"}))  # nothing that counts has changed
+    assert not resources.put(resource(3, status={"url": "a"}))  # no relevant change
     assert resources.put(resource(4, status={"url": "b"}))
 
 

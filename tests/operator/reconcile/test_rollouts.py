@@ -34,7 +34,7 @@ def test_never_too_many_and_nobody_is_forgotten(limit: int, steps: list[tuple[st
                 active.add(next_user)
                 waiting.discard(next_user)
         assert len(active) <= limit
-    # Who still waits gets a turn, once those before have ended.
+    # The next waiting user may begin when an earlier rollout has ended.
     while active:
         user = active.pop()
         for next_user in rollouts.end(user):

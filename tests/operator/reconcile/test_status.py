@@ -60,7 +60,7 @@ def test_progress(live: Any, progressing: bool, reason: str) -> None:
         (None, False),
         (deployment(), False),
         (deployment(**ARRIVED), True),
-        (deployment(generation=2, **ARRIVED), False),  # what it says is about the spec before
+        (deployment(generation=2, **ARRIVED), False),  # it reports on the previous spec
     ],
 )
 def test_a_pod_that_is_there_now(live: Any, available: bool) -> None:

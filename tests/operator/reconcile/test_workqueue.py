@@ -131,7 +131,7 @@ async def test_a_failure_may_say_when_to_try_again() -> None:
     queue.add("a")
     async with running(queue, work):
         await eventually(lambda: len(failed_at) == 2)
-    # Its own first delay alone is at most 0.6 s.
+    # The first delay without `after_s` is at most 0.6 s.
     assert failed_at[1] - failed_at[0] >= 1.0
 
 

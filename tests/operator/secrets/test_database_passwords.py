@@ -1,4 +1,4 @@
-"""Names, URLs and verifiers of roles. That PostgreSQL takes the verifiers is tested in `test_roles`."""
+"""Names, URLs and verifiers of roles. `test_roles` tests that PostgreSQL accepts the verifiers."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_a_password_does_not_show() -> None:
 
 
 class Chooser:
-    """`choose_access`, on a Secret that holds what was chosen before."""
+    """Call `choose_access` on a Secret with the previous choice."""
 
     def __init__(self) -> None:
         self.now = datetime(2026, 1, 2, tzinfo=UTC)

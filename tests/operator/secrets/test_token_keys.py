@@ -44,7 +44,7 @@ def stored(keys: TokenKeys) -> dict[str, Any]:
 
 
 class Life:
-    """One Secret through time. Every look begins with nothing but the Secret, as after a restart of the operator."""
+    """One Secret over time. Every evaluation starts from the Secret only, as after a restart of the operator."""
 
     def __init__(self, policy: KeyPolicy = POLICY) -> None:
         self.policy = policy
@@ -196,11 +196,11 @@ def test_a_damaged_secret_heals(data: dict[str, Any], said: dict[str, Any], requ
     if good:
         known = {base64.b64decode(value).decode() for value in good}
         assert keys.current in known
-    # A second look finds nothing more to do, and no time is in the future.
+    # A second evaluation changes nothing, and no time is in the future.
     assert life.look()[0] == keys
     assert keys.signs_since <= START
     assert len({*keys.data().values()}) == len(keys.data())
-    # And it goes on from there as ever.
+    # The rotation continues from there as usual.
     life.request = "another"
     for _ in range(8):
         keys, wait = life.look(wait or 0)
@@ -208,7 +208,7 @@ def test_a_damaged_secret_heals(data: dict[str, Any], said: dict[str, Any], requ
 
 
 class Witness:
-    """What pods and people have seen of a Secret through time, and what must hold for them."""
+    """The versions of a Secret that pods and signers have read over time, and what must hold for them."""
 
     def __init__(self) -> None:
         self.published: dict[str, datetime] = {}
@@ -218,7 +218,7 @@ class Witness:
     def see(self, keys: TokenKeys, now: datetime, policy: KeyPolicy) -> None:
         there = set(keys.data().values())
         assert len(there) == len(keys.data()) <= 2
-        slack = timedelta(seconds=1)  # times are kept in whole seconds
+        slack = timedelta(seconds=1)  # times are stored in whole seconds
         before = self.keys
         if before is not None:
             if keys.current != before.current:
@@ -235,7 +235,7 @@ class Witness:
         self.keys = keys
 
 
-# Seconds until the next look, or from when something is due.
+# Seconds until the next evaluation, or after the time at which a step is due.
 moments = st.one_of(
     st.tuples(st.just("from now"), st.one_of(st.floats(0, 5), st.floats(0, 200), st.floats(0, 800 * HOUR))),
     st.tuples(st.just("from due"), st.sampled_from([-2.0, -0.5, 0.0, 30.0])),
@@ -271,7 +271,7 @@ def test_at_most_two_keys_and_none_gone_or_signing_too_early(
         again, _ = life.look()
         assert again == keys, "a restart repeated something"
         witness.see(keys, life.now, policy)
-    # What was asked for last is honoured in the end.
+    # The last request is fulfilled in the end.
     for _ in range(3):
         life.look(policy.overlap_s + policy.publish_ahead_s + 1)
     assert life.request in (None, life.look()[0].honoured)

@@ -221,13 +221,13 @@ class Walk:
         self.database = True
         self.wake = ""
         self.came: list[float] = []
-        """When each connected client came."""
+        """The time at which each connected client has connected."""
         self.waits = False
         """Whether a client waits for the pod."""
         self.unreported: float | None = None
-        """When the relay will report its clients; None if it has."""
+        """The time of the relay's next report; None if the last one is up to date."""
         self.changed_at = 0.0
-        """When the relay last had its first client, or lost its last one."""
+        """The time at which the number of clients changed from or to zero."""
         self.row: Presence | None = None
         self.pod = True
         self.pod_serves = True
@@ -376,7 +376,7 @@ class Walk:
 
 
 def walk(seed: int) -> Walk:
-    """A thousand random actions, and then quiet."""
+    """After a thousand random actions without further clients, the user sleeps."""
     walk = Walk(seed)
     for _ in range(1000):
         walk.act()

@@ -1,4 +1,4 @@
-"""The signs that a user sleeps."""
+"""The record of a sleeping user in the Deployment."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def test_replicas_or_annotations_alone_do_not(live: dict[str, Any] | None) -> No
 @pytest.mark.parametrize(
     ("requested", "pending"),
     [
-        (None, True),  # it was removed by hand: it differs from before
+        (None, True),  # it was removed manually, and therefore differs
         ("2026-01-01T00:00:00.000000Z", False),
         ("2026-01-03T00:00:00.000000Z", True),
-        ("2025-01-01T00:00:00.000000Z", True),  # a clock that is wrong wakes as well
+        ("2025-01-01T00:00:00.000000Z", True),  # a request with a wrong clock also wakes the user
     ],
 )
 def test_any_other_request_than_the_one_seen_is_one(requested: str | None, pending: bool) -> None:

@@ -62,7 +62,7 @@ class Setup:
         self.writers: list[StreamWriter] = []
 
     def connect(self, head: str, rest: bytes = b"") -> ClientConnection:
-        """A connection on which this request has arrived."""
+        """Return a connection on which this request has arrived."""
         reader = asyncio.StreamReader()
         reader.feed_data(head.replace("\n", "\r\n").encode() + b"\r\n" + rest)
         self.writers.append(StreamWriter())

@@ -1,4 +1,4 @@
-"""Between two frames, or within one: however the bytes are cut."""
+"""The parser reports whether a stream is between two frames or within one, for any division of the bytes."""
 
 from __future__ import annotations
 

@@ -229,7 +229,7 @@ async def test_a_page_of_another_site_is_answered_as_the_relay_answers(migrated:
         told = ("access-control-allow-origin", "access-control-max-age", "access-control-expose-headers")
         for here, there in zip(asleep, awake, strict=True):
             assert here.status == there.status
-            if there.status != 400:  # to a page that may not, the relay says more than a browser listens to
+            if there.status != 400:  # a page that is not allowed receives more from the relay than a browser reads
                 assert [here.headers.get(name) for name in told[:2]] == [there.headers.get(name) for name in told[:2]]
         assert asleep[0].headers["access-control-allow-methods"] == awake[0].headers["access-control-allow-methods"]
         assert "Authorization" in asleep[0].headers["access-control-allow-headers"]
@@ -252,7 +252,7 @@ async def test_a_drain_closes_a_tunnel_between_two_frames(migrated: Database, co
         narrow.connect(("127.0.0.1", opened.port))
         async with client(opened.port, max_size=None, sock=narrow) as alice:
             await receive(alice)
-            # Far more than fits on the way: so the drain begins while a frame is half carried.
+            # More than all buffers hold, so the drain begins while a frame is half forwarded.
             await publish(connection, 60, size=400_000)
             await until(lambda: metrics.value("forwarded_bytes_total", to="client") > 5_000_000)
             before = -1.0
