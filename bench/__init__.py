@@ -1,1 +1,1 @@
-"""Measurements. Each module prints a table, and names what it was measured on."""
+"""Benchmarks. Each module prints a table, and describes the machine."""

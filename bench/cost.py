@@ -41,10 +41,10 @@ SHARES: Final = (0.01, 0.1, 0.5)
 ACTIVATORS: Final = 2
 OPERATORS: Final = 2
 WATCH_S: Final = 60.0
-"""For which idle processes are watched."""
+"""How long idle processes are measured."""
 READY_S: Final = 1.0
 SHARED_READY_S: Final = 2.0
-"""Between two readiness probes of a relay, and of the others, as the pods have them."""
+"""The intervals of the readiness probes of a relay, and of the other pods, as in the chart."""
 START_S: Final = 60.0
 LIMIT_S: Final = 900.0
 Row = tuple[str, str]
@@ -57,14 +57,14 @@ def pss(pid: int) -> int:
 
 
 def cpu_s(pid: int) -> float:
-    """Seconds of CPU that the threads of a process have used."""
+    """Return the seconds of CPU that the threads of a process have used."""
     tasks = Path(f"/proc/{pid}/task").glob("*/schedstat")
     return sum(int(path.read_text().split()[0]) for path in tasks) / 1e9
 
 
 @contextlib.contextmanager
 def started(module: str, arguments: Sequence[str], environment: Mapping[str, str], url: str) -> Iterator[int]:
-    """A Python process, once `url` is answered; its pid."""
+    """Run a Python process; yield its pid when `url` responds."""
     paths = os.pathsep.join(str(ROOT / name) for name in ("operator", "relay", "core"))
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(  # noqa: S603  (ours)
@@ -106,7 +106,7 @@ async def probe(port: int, path: str, period_s: float) -> None:
 
 
 async def idle(pids: Sequence[int], ports: Sequence[int], path: str, period_s: float) -> tuple[float, float]:
-    """The memory of the processes, in bytes, and the share of a CPU each takes, while they are only probed."""
+    """Return the bytes of memory of a process, and its share of a CPU, while the processes are only probed."""
     before = [cpu_s(pid) for pid in pids]
     began = time.monotonic()
     with contextlib.suppress(TimeoutError):
@@ -118,7 +118,7 @@ async def idle(pids: Sequence[int], ports: Sequence[int], path: str, period_s: f
 
 
 async def backends(url: str) -> list[int]:
-    """The server processes of the other connections."""
+    """Return the ids of the backends of the other connections."""
     connection = await asyncpg.connect(url, timeout=10)
     try:
         rows = await connection.fetch(

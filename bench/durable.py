@@ -17,7 +17,7 @@ from typing import Final
 from testing.local.postgres import LocalPostgres
 
 DEFAULT_FLUSH_MS: Final = 2.0
-"""About that of a network disk in a cloud."""
+"""Similar to a network disk in a cloud."""
 SETTINGS: Final = {
     "fsync": "on",
     "full_page_writes": "on",
@@ -41,14 +41,14 @@ int fdatasync(int descriptor) {
 
 
 class NoCompilerError(RuntimeError):
-    """There is no C compiler to build the library with."""
+    """No C compiler is available to build the library."""
 
 
 @contextmanager
 def durable_postgres(
     flush_ms: float = DEFAULT_FLUSH_MS, settings: Mapping[str, str] | None = None
 ) -> Iterator[LocalPostgres]:
-    """A running server whose WAL flush takes `flush_ms` milliseconds.
+    """Run a server whose WAL flush takes `flush_ms` milliseconds.
 
     Raises:
         NoCompilerError: neither cc nor gcc is installed.
@@ -58,7 +58,7 @@ def durable_postgres(
         raise NoCompilerError("the benchmark needs a C compiler for its slow disk: install gcc")
     with tempfile.TemporaryDirectory(prefix="userrealtime-flush-") as name:
         folder = Path(name)
-        folder.chmod(0o755)  # the server is another user
+        folder.chmod(0o755)  # the server runs as another user
         source, library = folder / "flush.c", folder / "flush.so"
         source.write_text(SOURCE)
         command = [compiler, "-shared", "-fPIC", "-O2", "-o", str(library), str(source)]

@@ -94,7 +94,7 @@ TABLES = "plain, captured, notified, untouched, userrealtime.event, userrealtime
 
 
 async def measure(url: str, runs: int) -> dict[str, float]:
-    """Seconds per case, the median of so many runs taken in turn."""
+    """Return the seconds per case: the median of a number of runs, which alternate between the cases."""
     await migrate(url)
     connection = await asyncpg.connect(url)
     taken: dict[str, list[float]] = {name: [] for name in CASES}

@@ -47,7 +47,7 @@ _PUBLISH: Final = """select userrealtime.publish('user-' || :number, 'bench', '{
 
 @dataclass(frozen=True)
 class Case:
-    """What the writers do, and what runs beside them.
+    """The statements of the writers, and the processes that run beside them.
 
     Attributes:
         title: of its column.
@@ -143,7 +143,7 @@ async def measure(
                     await connection.execute(statement)
             await connection.close()
             async with beside(case, server, url):
-                await _pgbench(server, name, case, writers[-1], 1)  # to warm up
+                await _pgbench(server, name, case, writers[-1], 1)  # warm-up
                 for count in writers:
                     rates.append(Rate(flush_ms, count, case, await _pgbench(server, name, case, count, seconds)))
                     print(f"  {flush_ms:g} ms, {count} writers, {case.title}: {rates[-1].tps:,.0f}/s", flush=True)

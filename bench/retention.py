@@ -1,4 +1,4 @@
-"""Whether retention keeps up with publishing: `python -m bench.retention` prints the table of docs/log.md.
+"""The rate of retention compared with that of publishing: `python -m bench.retention` prints the table of docs/log.md.
 
 A log of 10 million events of 1,000 users, of which 1,000 reach the maximum age every second, while 1,000 transactions a
 second publish new ones. The operator's own code deletes what is overdue. The same load without retention stands beside
@@ -37,7 +37,7 @@ select userrealtime.publish('user-' || :number, 'bench', '{{"text": "hello"}}');
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one load has shown. Times are in milliseconds."""
+    """The result of one load. Times are in milliseconds."""
 
     name: str
     tps: float
@@ -50,7 +50,7 @@ class Outcome:
 
 
 async def fill(connection: asyncpg.Connection, rows: int, rate: float) -> None:
-    """Write a log whose events are evenly old, where `rate` of them reach the age of the oldest every second."""
+    """Write a log with evenly distributed ages, of which `rate` events reach the age of the oldest every second."""
     each = rows // USERS
     for statement in (
         # The primary key is built once all rows are there, which is faster.
@@ -141,7 +141,7 @@ async def run(server: LocalPostgres, rows: int, rate: float, seconds: float, int
     await fill(connection, rows, rate)
     print(f"{rows:,} events written in {time.monotonic() - began:.0f} s", flush=True)
     await connection.close()
-    # What reaches this age from now on was the oldest when the log was written.
+    # The first events to reach this age are the oldest ones of the written log.
     retention = Retention(max_age_s=rows / rate)
     return [
         await measure(server, "without retention", None, rate, seconds, interval),
@@ -150,7 +150,7 @@ async def run(server: LocalPostgres, rows: int, rate: float, seconds: float, int
 
 
 def table(outcomes: list[Outcome]) -> str:
-    """Markdown."""
+    """Return the results as a Markdown table."""
     titles = ("commits/s", "latency, average ± deviation", "deleted", "overdue at the end", "longest pass", "growth")
     lines = [f"| | {' | '.join(titles)} |", f"|---|{'---|' * len(titles)}"]
     for each in outcomes:

@@ -44,7 +44,7 @@ CHUNK_RATE: Final = 400_000
 """Bytes per second of 1-byte chunks."""
 CHUNKS: Final = b"1\r\nx\r\n" * 3_000
 PER_SECOND: Final = 20
-"""Measurements: far fewer than either process can do."""
+"""The rate of measurements: far below the limit of either process."""
 SETTLE_S: Final = 2.0
 LIMIT_S: Final = 60.0
 HANDSHAKE: Final = (
@@ -52,7 +52,7 @@ HANDSHAKE: Final = (
     b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
 )
 STARTS: Final = (b"", b"GET /poll HTTP/1.1\r\nX: ", HANDSHAKE)
-"""What an open connection sends: nothing, half a head, or a request for a WebSocket."""
+"""The bytes that an open connection sends: none, half a head, or a request for a WebSocket."""
 
 
 def hold_connections(port: int) -> None:
@@ -103,7 +103,7 @@ def strangers(port: int) -> Iterator[None]:
 
 
 class OnePod:
-    """A cluster with one user, whose pod is always there."""
+    """A cluster with one user, whose pod always exists."""
 
     def __init__(self, port: int) -> None:
         self._pod = Pod(True, "", ("127.0.0.1", port))
@@ -122,7 +122,7 @@ class OnePod:
 
 
 def run_activator(relay_port: int, key: str, port: Any) -> None:
-    """An activator before one relay. Sends its port, and never returns."""
+    """Run an activator in front of one relay. Sends its port, and never returns."""
 
     async def read(_: Route) -> dict[str, Any]:
         return {"data": {"TOKEN_KEY": base64.b64encode(key.encode()).decode()}}
@@ -150,7 +150,7 @@ def run_activator(relay_port: int, key: str, port: Any) -> None:
 
 @asynccontextmanager
 async def activator(relay_port: int, key: str) -> AsyncIterator[int]:
-    """Run an activator in a separate process; gives its port."""
+    """Run an activator in a separate process; yield its port."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=run_activator, args=(relay_port, key, theirs), daemon=True)
@@ -178,7 +178,7 @@ async def measure(once: Callable[[], Awaitable[None]], seconds: float) -> list[f
 
 
 async def compare(name: str, port: int, once: Callable[[], Awaitable[None]], seconds: float) -> None:
-    """Print a line: without strangers, and with them."""
+    """Measure a process and print a line: without strangers, and with them."""
     await measure(once, SETTLE_S)
     idle = await measure(once, seconds)
     with strangers(port):

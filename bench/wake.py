@@ -38,7 +38,7 @@ LIMIT_S: Final = 60.0
 APART_S: Final = 6.0
 """Pause between two wakes in sequence, in seconds: until the first wake is complete."""
 AWAKE: Final = "wake-never"
-"""A user who never sleeps."""
+"""The user that never sleeps."""
 STAGES: Final = (
     ("asked", "the wake is requested"),
     ("scaled", "the operator has scaled the Deployment"),
@@ -50,7 +50,7 @@ STAGES: Final = (
     ("event", "the first event has arrived"),
 )
 Marks = dict[str, float]
-"""When what happened, in seconds since 1970."""
+"""The times of events by name, in seconds since 1970."""
 
 
 class Watched(Store):
@@ -162,7 +162,7 @@ class Crowd:
             await asyncio.gather(
                 *(connect(self.urls[name], self.tokens[name], marks[self.children[name]]) for name in names)
             )
-            await asyncio.sleep(1.5)  # for what happens after it, such as the probe
+            await asyncio.sleep(1.5)  # for later events, such as the probe
         for name in names:
             status = (await asyncio.to_thread(self._system.get, "urt", name))["status"]
             mine = marks[self.children[name]]
@@ -193,13 +193,13 @@ def print_figures(rows: Mapping[str, Sequence[Marks]]) -> None:
 
 
 def print_stages(rows: Mapping[str, Sequence[Marks]]) -> None:
-    """The median of when each stage was over, and of what it took."""
+    """Return the median of the end and of the duration of each stage."""
     print(f"\n| stage | {' | '.join(f'{title}, s | duration, s' for title in rows)} |\n|---|{'---|' * 2 * len(rows)}")
     before = dict.fromkeys(rows, 0.0)
     for mark, title in STAGES:
         cells = []
         for name, found in rows.items():
-            # A pod that has gone to sleep again has no log to read.
+            # The log of a pod is lost when the user sleeps again.
             reached = statistics.median(marks[mark] - marks["connect"] for marks in found if mark in marks)
             cells += [f"{reached:.2f}", f"{reached - before[name]:.2f}"]
             before[name] = reached

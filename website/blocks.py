@@ -30,7 +30,7 @@ _MARK: Final = re.compile(r"(?P<kind>not run|file): (?P<what>.+)|(?P<word>run|in
 
 
 class BlockError(ValueError):
-    """A page has a block that cannot be understood. The message names page and line."""
+    """A page has an invalid block. The message contains the page and the line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ def pages(root: Path = ROOT) -> list[str]:
 
 
 def blocks(page: str, text: str) -> Iterator[Block]:
-    """The blocks of a page.
+    """Return the blocks of a page.
 
     Raises:
         BlockError: a block has no language or no end, or the comment before it has no meaning.
@@ -130,13 +130,13 @@ def _block(page: str, line: int, language: str, text: str, mark: re.Match[str] |
 
 
 def _in_list(lines: list[str], number: int) -> bool:
-    """Whether an indented line goes on with an item of a list: the last line that is not indented begins one."""
+    """Return whether an indented line belongs to a list item: the last line without indentation begins one."""
     outer = (line for line in reversed(lines[:number]) if line.strip() and not line.startswith(" "))
     return bool(re.match(r"([-*+]|\d+\.) ", next(outer, "")))
 
 
 def page_blocks(root: Path = ROOT) -> dict[str, list[Block]]:
-    """The blocks of all pages. Errors as `blocks`."""
+    """Return the blocks of all pages. Raises the errors of `blocks`."""
     return {page: list(blocks(page, (root / page).read_text())) for page in pages(root)}
 
 

@@ -13,7 +13,7 @@ _MADE = set(reference.PAGES)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the references, the pages beside docs/, and the files that pages link to."""
+    """Add the references, the pages outside of docs/, and the files that pages link to."""
     for path, uri in sources.PAGES.items():
         files.append(File.generated(config, uri, abs_src_path=str(sources.ROOT / path)))
     for uri, make in reference.PAGES.items():

@@ -30,11 +30,11 @@ _WRONG: Final = "\x01"
 
 
 class SourceError(ValueError):
-    """A source has something that its reference cannot tell; the message names it."""
+    """A source contains an element that its reference cannot describe. The message names the element."""
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table. Cells are Markdown of one line."""
+    """Return a Markdown table. Each cell is one line of Markdown."""
 
     def line(cells: Sequence[str]) -> str:
         return f"| {' | '.join(cells)} |"
@@ -43,7 +43,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def code(value: object) -> str:
-    """A value as code, as YAML would have it on one line; empty where there is none."""
+    """Return a value as code in the form of YAML on one line, empty without a value."""
     if value is None:
         return ""
     return f"`{value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)}`"
@@ -111,7 +111,7 @@ def fields(schema: Json, path: str = "") -> Iterator[tuple[str, Json]]:
 
 
 def resource() -> str:
-    """The page of the CRD: every field of every version, and what is refused with which words."""
+    """Return the page of the CRD: every field of every version, and the rules with their messages."""
     crd = yaml.safe_load((ROOT / "crds/userrealtimes.yaml").read_text())
     names, parts = crd["spec"]["names"], []
     for version in crd["spec"]["versions"]:
@@ -200,7 +200,7 @@ def _comment_above(lines: list[str], mark: Any) -> str:
 
 
 def followed(here: Any, definitions: Json) -> Any:
-    """A JSON schema with its references replaced by what they refer to."""
+    """Return a JSON schema with its references replaced by their targets."""
     if isinstance(here, list):
         return [followed(each, definitions) for each in here]
     if not isinstance(here, dict):
@@ -212,7 +212,7 @@ def followed(here: Any, definitions: Json) -> Any:
 
 
 def values() -> str:
-    """The page of the chart's values."""
+    """Return the page of the chart's values."""
     chart = ROOT / "charts/userrealtime"
     schema = json.loads((chart / "values.schema.json").read_text())
     schema = followed(schema, schema["$defs"])
@@ -262,7 +262,7 @@ def _families(metrics: object) -> Iterator[tuple[str, str, tuple[str, ...], str]
 
 
 def metrics() -> str:
-    """The page of all metrics."""
+    """Return the page of all metrics."""
     parts = ["# Metrics\n\nServed at `/metrics`, for Prometheus. No label contains data of a user or a client.\n"]
     for whose, module in REGISTRIES.items():
         rows = (
@@ -277,7 +277,7 @@ def metrics() -> str:
 
 
 class _Recorder(Mapping[str, str]):
-    """An environment in which every variable but SIGNAL is wrong, and which records the names that are read."""
+    """An environment in which every variable except SIGNAL is invalid, and which records the names that are read."""
 
     def __init__(self, signal: str) -> None:
         self._signal = signal
@@ -295,10 +295,10 @@ class _Recorder(Mapping[str, str]):
 
 
 def variables() -> dict[str, str]:
-    """The relay's variables, each with what it accepts, in the words of the relay's own complaint."""
+    """Return the relay's variables, each with its permitted values from the relay's error message."""
     names: set[str] = set()
     said: dict[str, str] = {}
-    for signal in (*SIGNALS, _WRONG):  # what else is asked for depends on it
+    for signal in (*SIGNALS, _WRONG):  # it determines which other variables are read
         recorder = _Recorder(signal)
         try:
             Config.from_environment(recorder)
@@ -323,7 +323,7 @@ def described(page: str) -> dict[str, tuple[str, str]]:
 
 
 def environment() -> str:
-    """The page of the relay's environment.
+    """Return the page of the relay's environment.
 
     Raises:
         SourceError: docs/relay.md does not describe a variable.
@@ -340,7 +340,7 @@ def environment() -> str:
 
 
 def _from_relay(text: str) -> str:
-    """A cell of docs/relay.md, its links as they are from here."""
+    """Return a cell of docs/relay.md with its links relative to the reference."""
     text = re.sub(r"\]\((?=#)", "](relay.md", text)
     return re.sub(r"\]\((?![a-z]+:)", "](../", text)
 

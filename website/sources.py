@@ -25,7 +25,7 @@ PAGES: Final = {
     "CONTRIBUTING.md": "contributing.md",
     "bench/README.md": "bench.md",
 }
-# Sources of which the site has a reference, made by the module of that name.
+# Sources that the site replaces by the generated reference of that name.
 REFERENCES: Final = {
     "crds/userrealtimes.yaml": "reference/resource.md",
     "charts/userrealtime/values.yaml": "reference/values.md",
@@ -40,16 +40,16 @@ _LANGUAGES: Final = {".py": "python", ".sql": "sql", ".yaml": "yaml", ".ts": "ts
 
 
 class LinkError(ValueError):
-    """A link leads to no file of the repository. The message names the page and the target."""
+    """The target of a link does not exist in the repository. The message names the page and the target."""
 
 
 def source_of(uri: str) -> str:
-    """The path in the repository of a page of the site, except the `shown` ones."""
+    """Return the path in the repository of a page of the site, except the `shown` ones."""
     return _SOURCES.get(uri) or (uri.removeprefix(FILES) if uri.startswith(FILES) else DOCS + uri)
 
 
 def place_of(path: str) -> str:
-    """The site's URI of a file of the repository, as a source: pages end in `.md`."""
+    """Return the site's URI of a file of the repository, as a source: pages end in `.md`."""
     if path in _PLACES:
         return _PLACES[path]
     if path.startswith(DOCS):
@@ -68,7 +68,7 @@ def shown(path: str, root: Path = ROOT) -> str:
 
 
 def links(markdown: str, source: str, root: Path = ROOT) -> Iterator[str]:
-    """The repository's paths that a page links to.
+    """Return the repository's paths that a page links to.
 
     Raises:
         LinkError: one of them is not there.
@@ -96,7 +96,7 @@ def rewritten(markdown: str, source: str, place: str, root: Path = ROOT) -> str:
 
 
 def outside_code(markdown: str, change: Callable[[str], str]) -> str:
-    """A page's text with `change` made to what is no code."""
+    """Return a page's text with `change` applied outside of code."""
     parts, end = [], 0
     for code in _CODE.finditer(markdown):
         parts += [change(markdown[end : code.start()]), code[0]]
@@ -105,7 +105,7 @@ def outside_code(markdown: str, change: Callable[[str], str]) -> str:
 
 
 def _resolved(target: str, source: str, root: Path) -> str | None:
-    """The file that a link leads to; None for an address elsewhere."""
+    """Return the file that a link leads to, None for an external URL."""
     if re.match(r"[a-z][a-z0-9+.-]*:", target):
         return None
     path = posixpath.normpath(posixpath.join(posixpath.dirname(source), target))

@@ -1,1 +1,1 @@
-"""What thousands of users cost the operator: `python -m bench.operator`."""
+"""The cost of thousands of users for the operator: `python -m bench.operator`."""

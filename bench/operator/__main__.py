@@ -50,7 +50,7 @@ def resource(number: int) -> dict[str, Any]:
 
 
 async def create(api: Api, numbers: list[int], created: dict[str, float], pause_s: float) -> None:
-    """Create resources one after the other, at the least so many seconds apart, noting when each was accepted."""
+    """Create resources one after the other with a minimum interval, and record when each was accepted."""
     path = f"/apis/{API_VERSION}/namespaces/{NAMESPACE}/{PLURAL}"
     due = time.monotonic()
     for number in numbers:
@@ -69,7 +69,7 @@ async def create(api: Api, numbers: list[int], created: dict[str, float], pause_
 
 
 async def make_available(api: Api, numbers: list[int]) -> None:
-    """Write the status of Deployments that a controller writes when their pods are ready."""
+    """Write the status that the controller gives Deployments with ready pods."""
     condition = {"type": "Available", "status": "True", "reason": "MinimumReplicasAvailable", "message": ""}
     replicas = dict.fromkeys(("replicas", "updatedReplicas", "readyReplicas", "availableReplicas"), 1)
     status = {"observedGeneration": 1, **replicas, "conditions": [condition]}
@@ -80,12 +80,12 @@ async def make_available(api: Api, numbers: list[int]) -> None:
 
 
 def observed(item: Mapping[str, Any]) -> bool:
-    """Whether a resource's status names its generation, which is written last."""
+    """Return whether a resource's status contains its generation, which is written last."""
     return bool(item.get("status", {}).get("observedGeneration"))
 
 
 def ready(item: Mapping[str, Any]) -> bool:
-    """Whether a resource says it is."""
+    """Return whether the resource has the condition Ready."""
     conditions = item.get("status", {}).get("conditions", ())
     return any(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions)
 
@@ -115,7 +115,7 @@ def cpu_seconds(pid: int) -> float:
         return time.process_time()
     ticks = 0
     for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):  # it has ended
+        with contextlib.suppress(OSError):  # the process has ended
             # proc(5): after the name come the fields 3 (state), 4 (parent) and, from 14 on, the times.
             fields = path.read_text().rpartition(") ")[2].split()
             if pid in (int(path.parent.name), int(fields[1])):
@@ -124,7 +124,7 @@ def cpu_seconds(pid: int) -> float:
 
 
 def peak_memory(pid: int) -> int:
-    """The most that a process ever had resident, in bytes."""
+    """Return the peak resident memory of a process in bytes."""
     status = Path(f"/proc/{pid}/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) << 10
 
@@ -134,7 +134,7 @@ def progress(text: str) -> None:
 
 
 async def quiet(operator: LocalOperator, limit_s: float) -> dict[str, int]:
-    """The operator's requests, once none was added for a while and no key waits."""
+    """Return the operator's requests when their number is stable and no key waits."""
     deadline = time.monotonic() + limit_s
     before: dict[str, int] = {}
     while True:

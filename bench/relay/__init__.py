@@ -1,1 +1,1 @@
-"""The relay beside its peers: `python -m bench.relay`."""
+"""The relay compared with other servers: `python -m bench.relay`."""

@@ -28,7 +28,7 @@ from .peers import ABSENT, PEERS, Peer, Unavailable, running
 from .workloads import FULL, QUICK, Feed, Size
 
 FLUSH_MS = 1.0
-"""All events are one user's, whose commits follow one another: a longer flush would not let 500 a second through."""
+"""All events belong to one user, whose commits are sequential: a longer flush would not permit 500 per second."""
 
 BASE = "ws"
 Figures = dict[Row, dict[str, list[float]]]
@@ -50,11 +50,11 @@ def _parser() -> argparse.ArgumentParser:
 async def measure(
     peer: Peer, command: list[str], url: str, user: str, size: Size, figures: Figures, failures: dict[str, str]
 ) -> None:
-    """Put one server, freshly started, through all of it. What it fails at is noted, and has no figure."""
+    """Run all workloads on a newly started server. A workload that fails is reported, and has no figure."""
 
     async def note(rows: Sequence[Row], work: Coroutine[Any, Any, Sequence[float]]) -> None:
         place = f"{peer.name}, {rows[0].title}"
-        if place in failures:  # it would fail again, and take its time
+        if place in failures:  # it would fail again, after its timeout
             work.close()
             return
         try:
@@ -119,10 +119,10 @@ async def run(peers: Sequence[Peer], size: Size, rounds: int) -> tuple[Figures, 
     async with AsyncExitStack() as stack:
         postgres = stack.enter_context(durable_postgres(FLUSH_MS))
         await migrate(postgres.url())
-        # As in production, where the operator runs it; it has the same two cores as Postgres.
+        # As in production, where the operator runs the announcer. It shares two cores with Postgres.
         await stack.enter_async_context(announcing(postgres.url()))
         if (os.cpu_count() or 1) > 1:
-            os.sched_setaffinity(0, {1})  # the servers have the other one; Postgres both
+            os.sched_setaffinity(0, {1})  # the servers use the other core, and Postgres both
         for turn in range(rounds):
             for peer in peers:
                 if peer.name not in commands:
@@ -138,7 +138,7 @@ async def run(peers: Sequence[Peer], size: Size, rounds: int) -> tuple[Figures, 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; the result is the exit status."""
+    """Run the command and return the exit status."""
     options = _parser().parse_args(arguments)
     peers = [peer for peer in PEERS if not options.only or peer.name in options.only]
     began = time.monotonic()

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 MARK = b"@@@"
 CONNECT_TIMEOUT_S = 30.0
-# Numbers of events: `{"n":17,"tag":"@@@"}`, whatever a server puts around it and however it escapes the quotes.
+# The numbers of events: `{"n":17,"tag":"@@@"}`, in any envelope and with any escaping of the quotes.
 _NUMBER = re.compile(rb'\bn\\*":\s*(\d+)')
 
 
@@ -33,7 +33,7 @@ class Dialect:
     ready: bytes = b""
     """Part of the message that confirms the subscription. Empty if the handshake confirms it."""
     ping: bytes = b""
-    """A message that the server expects `pong` for."""
+    """A message of the server that requires `pong` as the response."""
     pong: str = ""
 
 
@@ -45,7 +45,7 @@ def text_frame(text: str) -> bytes:
 
 
 class Client(asyncio.Protocol):
-    """One connection. `events` counts what arrives; with `check`, all of it is kept for `numbers`."""
+    """One connection. `events` is the number of received events; with `check`, all data is kept for `numbers`."""
 
     def __init__(self, dialect: Dialect, port: int, *, check: bool = False, since: int | None = None) -> None:
         self.events = 0
@@ -55,8 +55,8 @@ class Client(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._opened = False
         self._head = bytearray()
-        self._edge = b""  # a mark may have begun here
-        self._tail = b""  # and an event here
+        self._edge = b""  # perhaps the beginning of a mark
+        self._tail = b""  # perhaps the beginning of an event
         self._kept: list[bytes] = []
         loop = asyncio.get_running_loop()
         self.ready: asyncio.Future[None] = loop.create_future()
@@ -64,10 +64,10 @@ class Client(asyncio.Protocol):
 
     @classmethod
     async def connect(cls, dialect: Dialect, port: int, *, check: bool = False, since: int | None = None) -> Client:
-        """A client that is subscribed.
+        """Return a client that is subscribed.
 
         Raises:
-            OSError, TimeoutError: the server does not answer as it should.
+            OSError, TimeoutError: the server does not respond as expected.
         """
         client = cls(dialect, port, check=check, since=since)
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
@@ -163,7 +163,7 @@ class Client(asyncio.Protocol):
         return rest
 
     def _time(self, started: dict[int, float], data: bytes, now: float) -> None:
-        # What has its mark is whole enough: the number stands before it.
+        # The number precedes the mark, so an event with its mark can be parsed.
         whole, found, self._tail = (self._tail + data).rpartition(MARK)
         if found:
             self.latencies += [now - started[number] for number in _numbers(whole) if number in started]

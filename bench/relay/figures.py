@@ -1,4 +1,4 @@
-"""Figures and the table of them. Pure."""
+"""The figures, and their table. Pure."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """The smallest value that at least so many percent of them do not exceed (nearest rank).
+    """Return a percentile of the values by the nearest-rank method.
 
     Raises:
-        ValueError: there are none.
+        ValueError: there are no values.
     """
     if not values:
         raise ValueError("no values")
@@ -22,7 +22,7 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: what is measured, its unit, and whether more is better."""
+    """One line of the table: the measured quantity, its unit, and whether more is better."""
 
     title: str
     unit: str

@@ -1,4 +1,4 @@
-"""The servers under test, each started as its own process on the same Postgres, and how it is given its events.
+"""The servers under test, each as a separate process with the same Postgres, and how it receives its events.
 
 A peer that is not available here is reported with the reason: `unavailable`.
 """
@@ -55,9 +55,9 @@ class Server:
     pid: int
     dialect: Dialect
     resumes: bool
-    """Whether it sends what a client missed, from Postgres."""
+    """Whether it sends missed events from Postgres."""
     push: Publish | None
-    """How the application hands it events, where it does not read the log itself."""
+    """Publishes events to a server that does not read the log itself."""
 
     def rss_mib(self) -> float:
         """Return the resident memory in MiB."""
@@ -68,17 +68,17 @@ class Server:
 
 @dataclass(frozen=True)
 class Peer:
-    """How one server is started. `prepare` installs what it needs, and may take minutes the first time."""
+    """One server. `prepare` installs its dependencies, and may take minutes the first time."""
 
     name: str
     prepare: Callable[[], list[str]]
-    """Gives the command.
+    """Returns the command.
 
     Raises:
         Unavailable: with the reason.
     """
     environment: Callable[[int, str, str], dict[str, str]]
-    """From port, database URL and user."""
+    """The function that starts it, from port, database URL and user."""
     dialect: Callable[[str], Dialect]
     resumes: bool
     push: Callable[[int], contextlib.AbstractAsyncContextManager[Publish]] | None = None
@@ -108,7 +108,7 @@ def _node(script: str) -> Callable[[], list[str]]:
         # Not in the source tree: the packages are this machine's, not the project's.
         home = cache("bench", f"node-{source_hash(NODE)}", "package.json").parent
         with exclusive("bench-node"):
-            if not (home / "node_modules" / ".package-lock.json").exists():  # which npm writes last
+            if not (home / "node_modules" / ".package-lock.json").exists():  # npm writes this file last
                 print("▸ npm ci (some seconds) …", flush=True)
                 shutil.copytree(NODE, home, dirs_exist_ok=True, ignore=shutil.ignore_patterns("node_modules"))
                 _quietly(["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"], cwd=home, limit_s=300)
@@ -118,7 +118,7 @@ def _node(script: str) -> Callable[[], list[str]]:
 
 
 def _go(module: str, package: str, *arguments: str) -> Callable[[], list[str]]:
-    """A program out of the Go module in a folder beside this file, which pins it and all that it is made of."""
+    """Return a program from the Go module in a folder beside this file, which pins it and its dependencies."""
 
     def prepare() -> list[str]:
         go = shutil.which("go")
@@ -129,7 +129,7 @@ def _go(module: str, package: str, *arguments: str) -> Callable[[], list[str]]:
         if not binary.exists():
             print(f"▸ building {module} (a minute or two the first time) …", flush=True)
             with tempfile.TemporaryDirectory() as copy:
-                # -mod=mod completes go.mod, which is not to show as a change of the source tree.
+                # -mod=mod completes go.mod, and the source tree must not change.
                 shutil.copytree(folder, copy, dirs_exist_ok=True)
                 _quietly(
                     [go, "build", "-mod=mod", "-trimpath", "-o", str(binary), package],
@@ -282,7 +282,7 @@ ABSENT = {
 
 @contextlib.asynccontextmanager
 async def running(peer: Peer, command: list[str], url: str, user: str, cpu: int | None) -> AsyncIterator[Server]:
-    """The peer's server, ready for connections, pinned to the CPU `cpu` if it is set.
+    """Run the server of a peer, pinned to the CPU `cpu` if it is set; yield it when it accepts connections.
 
     Raises:
         Unavailable: it does not start within START_LIMIT_S.

@@ -1,4 +1,4 @@
-"""What each server is put through. All times are of one monotonic clock, in the process of the clients."""
+"""The workloads. All times are from one monotonic clock, in the process of the clients."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ CONNECT_AT_ONCE = 100
 
 @dataclass(frozen=True)
 class Size:
-    """How much of everything."""
+    """The size of the workloads."""
 
     fan_out: tuple[tuple[int, int, int], ...]
-    """Clients, events, and how often: what takes but a moment is done more than once."""
+    """Clients, events and repetitions: short measurements are repeated."""
     catch_up: int
     catch_ups: int
     rates: tuple[int, ...]
@@ -31,7 +31,7 @@ class Size:
     seconds: float
     """How long events are published at each rate."""
     crowd: int
-    """Clients for the measurement of memory, and of a simultaneous reconnect."""
+    """The number of clients for the measurements of memory and of a simultaneous reconnect."""
 
 
 FULL = Size(((1, 20_000, 5), (10, 10_000, 3), (500, 2_000, 1)), 100_000, 3, (100, 500), 5.0, 1_000)
@@ -39,12 +39,12 @@ QUICK = Size(((1, 2_000, 1), (10, 1_000, 1), (50, 200, 1)), 5_000, 1, (100,), 1.
 
 
 class Wrong(AssertionError):
-    """A server did not deliver what it should, so its figures mean nothing."""
+    """A server did not deliver all events correctly, so its figures are invalid."""
 
 
 @dataclass
 class Feed:
-    """One user's events: numbered on, published, and handed to servers that do not read the log."""
+    """One user's events: numbers and publishes them, and passes them to servers that do not read the log."""
 
     connection: asyncpg.Connection
     user: str

@@ -1,1 +1,1 @@
-"""How far each signal carries: many relays of one user each, in every mode, on one machine in one run."""
+"""The scalability of each signal: many relays of one user each, in every mode, on one machine in one run."""

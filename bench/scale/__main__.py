@@ -1,4 +1,4 @@
-"""How far each signal carries: 1 to 2,000 relays, in `listen`, `poll`, `nats` and `redis`, in one run.
+"""The scalability of each signal: 1 to 2,000 relays, in `listen`, `poll`, `nats` and `redis`, in one run.
 
 `python -m bench.scale` prints the table of docs/scale.md, and draws its lines into docs/scale.svg with `--plot`.
 """
@@ -39,7 +39,7 @@ BUSY_RATES = (1000, 1500, 2000)
 BUSY_P99_MS = 50
 """The limit for the latencies at the busy rates."""
 BUSY_TRIES = 3
-"""What a busy rate is given: what else runs on the machine, or on the machine of this one, takes seconds of it."""
+"""The attempts for a busy rate. Other load, on this machine or on its host, may take seconds of one."""
 WRITERS = 16
 """Enough for the busy rates: each waits for the WAL flush at every commit."""
 WRITE_TIMEOUT_S = 300
@@ -61,9 +61,9 @@ class Busy:
     """The best try at one of the busy rates. Latencies are in ms, from commit to socket."""
 
     rate: float
-    """Events/s that were asked for."""
+    """The requested events/s."""
     committed: float
-    """Events/s that were committed."""
+    """The committed events/s."""
     p50: float
     p99: float
 
@@ -78,35 +78,35 @@ class Busy:
 
 @dataclass(frozen=True)
 class Point:
-    """One mode with so many relays. Latencies are in ms, from commit to socket."""
+    """The result of one mode with one number of relays. Latencies are in ms, from commit to socket."""
 
     mode: str
     relays: int
     rate: float
-    """Events/s that were committed back to back and reached their sockets."""
+    """The events/s that were committed without pauses and reached their sockets."""
     calm: dict[int, tuple[float, float]]
     """Median and 99th percentile at each of the calm rates."""
     busy: list[Busy]
-    """Each of the busy rates up to the first that was not borne, that one included."""
+    """The busy rates up to and including the first one that was not sustained."""
     connections: int
-    """To Postgres, when nothing has happened for a while."""
+    """Connections to Postgres after some time without events."""
     quiet_cpu: float
-    """Of Postgres, in percent of one core, meanwhile."""
+    """The CPU of Postgres in this time, in percent of one core."""
     event_cpu: dict[str, float]
-    """In ms for each event at the first busy rate, by what has it: postgres, relays, and bridge and broker if any."""
+    """The CPU in ms per event at the first busy rate, by process: postgres, relays, and bridge and broker if any."""
     stolen: float
-    """Of the machine by its host, in percent of its cores, meanwhile."""
+    """The CPU that the host took from the machine in this time, in percent of its cores."""
 
 
 class Relays:
-    """The process of the relays."""
+    """The process with the relays."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
         self.pid = process.pid
 
     async def take(self) -> list[float]:
-        """The latencies of what arrived since the last time."""
+        """Return the latencies of the events since the last call."""
         _there(self._process.stdin).write(b"\n")
         async with asyncio.timeout(60):
             taken: list[float] = json.loads(await _there(self._process.stdout).readline())
@@ -114,7 +114,7 @@ class Relays:
 
 
 def _there(pipe: T | None) -> T:
-    """A pipe that was asked for."""
+    """Return a pipe of a process, which was started with it."""
     if pipe is None:
         raise RuntimeError("there is no pipe")
     return pipe
@@ -229,7 +229,7 @@ class Writers:
 
 
 async def arrived(relays: Relays, count: int) -> list[float]:
-    """The latencies of so many events, or of as many as arrive while any do."""
+    """Return the latencies of this number of events, or of fewer if no more arrive."""
     latencies = await relays.take()
     deadline = time.monotonic() + DRAIN_S
     while len(latencies) < count and time.monotonic() < deadline:
@@ -331,12 +331,12 @@ async def _described(server: LocalPostgres) -> str:
 
 
 def _stolen() -> float:
-    """Seconds of CPU that this machine wanted and its host did not give."""
+    """Return the seconds of CPU that the host took from this machine (steal)."""
     return int(Path("/proc/stat").read_text().split(maxsplit=9)[8]) / _TICK
 
 
 def _cpu_of(pid: int) -> float:
-    """Seconds of CPU that a process has had."""
+    """Return the seconds of CPU that a process has used."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / _TICK
 
@@ -352,13 +352,13 @@ def _cpu(server: LocalPostgres) -> float:
                 if int(folder.name) == postmaster:
                     ticks += sum(int(value) for value in fields[11:15])  # utime, stime, cutime and cstime
                 elif int(fields[1]) == postmaster:
-                    # To the nanosecond: of a thousand backends, most have had less than a tick.
+                    # In nanoseconds, because most of a thousand backends have used less than a tick.
                     nanoseconds += int((folder / "schedstat").read_text().split()[0])
     return ticks / _TICK + nanoseconds / 1e9
 
 
 def table(points: list[Point]) -> str:
-    """Markdown."""
+    """Return the results as a Markdown table."""
     calm_titles = " | ".join(f"p50, p99 at {rate}/s" for rate in CALM_RATES)
     lines = [
         f"| signal | relays | events/s | {calm_titles} | highest rate with p99 of {BUSY_P99_MS} ms: p50, p99 | "
@@ -378,7 +378,7 @@ def table(points: list[Point]) -> str:
 
 
 def drawing(points: list[Point], modes: Sequence[str]) -> str:
-    """SVG."""
+    """Return the results as an SVG."""
 
     def lines(value: Callable[[Point], float]) -> dict[str, list[tuple[float, float]]]:
         return {mode: [(p.relays, value(p)) for p in points if p.mode == mode] for mode in modes}

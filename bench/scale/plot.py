@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 COLOURS = ("#c0392b", "#7f8c8d", "#2471a3", "#229954", "#8e44ad")
 WIDTH, HEIGHT, MARGIN = 360, 300, 56
 LEAST = 0.01
-"""What is less, or nothing at all, is drawn as this."""
+"""Smaller values, and zero, are drawn as this value."""
 Lines = Mapping[str, Sequence[tuple[float, float]]]
 
 

@@ -23,14 +23,14 @@ from userrealtime_relay.notify import broker as brokers
 from userrealtime_relay.notify.choice import choose
 
 SINK = bytearray(1 << 20)
-"""What the clients' ends read into, to forget it."""
+"""The buffer into which the clients' ends read. Its content is not used."""
 STARTING = 20
-"""Relays that connect at a time."""
+"""The number of relays that connect at the same time."""
 START_TIMEOUT_S = 300
 
 
 class Relay:
-    """One user's, without ports: what is new in its ring goes to a socket."""
+    """A relay of one user without ports: it writes new events of its ring to a socket."""
 
     def __init__(self, user: str, ring: int, latencies: list[float]) -> None:
         config = Config.from_environment(
@@ -61,12 +61,12 @@ class Relay:
 
     @property
     def follows(self) -> bool:
-        """Whether nothing is missing any more: the log is read, and the broker heard."""
+        """Whether the relay has read the log and receives the messages of the broker."""
         heard = self._config.broker_url is None or self._metrics.broker_connected._value.get() == 1
         return self.tail.not_ready_reason is None and heard
 
     def begin(self) -> None:
-        """Write what comes from now on."""
+        """Write all events from now on."""
         self._cursor = self.tail.ring.head
         self.tail.call_once(self._write)
 
@@ -85,7 +85,7 @@ class Relay:
 
 async def main(count: int) -> None:
     latencies: list[float] = []
-    ring = max(256, 40_000 // count)  # more than arrives between two polls
+    ring = max(256, 40_000 // count)  # more events than arrive between two polls
     relays = [Relay(f"user-{number}", ring, latencies) for number in range(count)]
     tasks = []
     async with asyncio.timeout(START_TIMEOUT_S):

@@ -1,4 +1,4 @@
-// A node server with Socket.IO: events are emitted to all of its clients.
+// A Node.js server with Socket.IO, which emits events to all of its clients.
 import { createServer } from "node:http";
 import { Server } from "socket.io";
 import { openLog } from "./log.mjs";

@@ -1,4 +1,4 @@
-// A node server with `ws`: each event is made JSON once and sent to each client.
+// A Node.js server with `ws`, which serializes each event once and sends it to each client.
 import { WebSocketServer } from "ws";
 import { openLog } from "./log.mjs";
 
@@ -6,7 +6,7 @@ const log = await openLog(process.env.DATABASE_URL, process.env.USER_ID);
 const live = new Set();
 
 function sent(socket, text) {
-  // Wait for the socket only when it is behind, as one must not to run out of memory.
+  // Wait for the socket only if it lags behind, to limit the memory.
   if (socket.bufferedAmount < 1 << 20) {
     socket.send(text);
     return undefined;

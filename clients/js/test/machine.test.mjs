@@ -1,4 +1,4 @@
-// The machine, by the vectors that every client is held to.
+// The machine, tested with the vectors of all clients.
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { test } from "node:test";
@@ -7,7 +7,7 @@ import { DEFAULTS, Machine } from "../dist/machine.js";
 
 const VECTORS = JSON.parse(readFileSync(new URL("../../../protocol/vectors/client.json", import.meta.url)));
 
-/** Does to the machine what a step says. */
+/** Passes the input of a step to the machine. */
 function tell(machine, { at, ...step }) {
   if ("start" in step) machine.start(at);
   else if ("token" in step) machine.token(at, step.token.token, step.token.goodFor);
@@ -44,7 +44,7 @@ for (const vector of VECTORS.cases) {
       const did = machine.take();
       const told = `${JSON.stringify(step)}\ndid ${JSON.stringify(did)}`;
       assert.equal(did.length, step.then.length, told);
-      // An action is as expected if it has what the vector names; the rest is words for people.
+      // An action matches if it has the members of the vector. Texts for humans are not compared.
       const named = did.map((action, place) =>
         Object.fromEntries(Object.keys(step.then[place]).map((name) => [name, action[name]])),
       );

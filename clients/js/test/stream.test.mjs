@@ -1,4 +1,4 @@
-// Server-Sent Events, cut wherever a network may cut them.
+// Server-Sent Events, in pieces of any size.
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { test } from "node:test";

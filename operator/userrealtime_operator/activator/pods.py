@@ -37,7 +37,7 @@ class Pods(Store):
         self._waiting: dict[ChildKey, asyncio.Future[None]] = {}
 
     def best(self, key: ChildKey) -> Pod | None:
-        """Return a user's ready pod; without a ready one the newest; without a known one the registered one."""
+        """Return a user's ready pod, otherwise the newest one, otherwise the registered one."""
         best = max(self._pods.get(key, {}).values(), default=None)
         if best is None and key in self._registered:
             registered, until = self._registered[key]

@@ -1,4 +1,4 @@
-"""What Prometheus may know about the operator. No label holds the name of a user."""
+"""The operator's metrics for Prometheus. No label contains the name of a user."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from userrealtime_operator.model.resource import USERREALTIMES
 
 
 async def patch_status(api: Api, namespace: str, name: str, status: Object) -> None:
-    """Replace the named fields of a resource's status. A resource that is gone is ignored.
+    """Replace the named fields of a resource's status. Do nothing if the resource does not exist.
 
     Raises:
         ApiError: the API server rejected the status, or did not answer.

@@ -1,1 +1,1 @@
-"""When users sleep, and who wakes them."""
+"""Sleep and wake of users."""

@@ -10,7 +10,7 @@ import { createApp, h as vueElement } from "vue";
 
 const QUICK = { backoff: 50, backoffMost: 500 };
 
-/** What has happened: connections that were made and those that are open, runs of `state`, and errors. */
+/** The history of the page: opened and open connections, calls of `state`, and errors. */
 const seen = { opened: 0, open: 0, loads: 0, errors: [], published: [] };
 
 class CountedWebSocket extends WebSocket {
@@ -27,7 +27,7 @@ const stage = async (method, args = []) =>
 
 const { url } = await stage("describe");
 
-/** The state is {last, events}: the number of the last change, and how many came as events. */
+/** The state is {last, events}: the number of the last change, and the number of changes that arrived as events. */
 const options = {
   url,
   token: async () => (await fetch("/token")).text(),
@@ -73,7 +73,7 @@ Object.assign(window, {
   stage,
   text: (id) => document.getElementById(id)?.textContent ?? null,
 
-  /** Draws components in a root of their own, or draws others in it. */
+  /** Renders components in a separate root, or replaces the components in it. */
   draw(name, ids, more) {
     if (!roots.has(name)) roots.set(name, createRoot(place(name)));
     flushSync(() => roots.get(name).render(strict(...shown(ids, more))));
@@ -84,7 +84,7 @@ Object.assign(window, {
     roots.delete(name);
   },
 
-  /** What a server makes, and what a browser makes of that. */
+  /** Renders on a server, and hydrates the result in the browser. */
   async hydrate(name, id) {
     const snapshot = await options.state();
     seen.loads = 0;

@@ -1,4 +1,4 @@
-// The scenarios in node. Run by tests/clients/test_javascript.py, which serves what STAGE names.
+// The scenarios in Node.js. Run by tests/clients/test_javascript.py, which serves the URL in STAGE.
 import assert from "node:assert/strict";
 import { test } from "node:test";
 

@@ -1,6 +1,7 @@
-// What a client goes through with a real relay, over a network that breaks. Runs in node and in a browser alike.
+// Scenarios of a client with a real relay over an unreliable network. They run in Node.js and in browsers.
 //
-// `stage` is the URL of what pytest serves (testing/clients/fixture.py): it breaks the network, publishes, and makes tokens.
+// `stage` is the URL of the fixture in pytest (testing/clients/fixture.py), which breaks the network, publishes events,
+// and creates tokens.
 
 export const TRANSPORTS = ["websocket", "sse", "poll"];
 const QUICK = {
@@ -28,7 +29,7 @@ function within(promise, what) {
   return Promise.race([promise, late]).finally(() => clearTimeout(timer));
 }
 
-/** The stage, and clients that are closed when `use` has come to its end. */
+/** Provides the stage, and clients that are closed when `use` has ended. */
 async function withStage({ stage: url, UserRealtime, WebSocket }, use) {
   const clients = [];
   const stage = async (method, args = {}) => {
@@ -71,7 +72,7 @@ async function until(condition, what) {
 
 const connected = (client) => until(() => client.state === "connected", "connected");
 
-/** Publishes an event every 20 ms while `meanwhile` goes on. */
+/** Publishes an event every 20 ms while `meanwhile` runs. */
 async function publishing(stage, meanwhile) {
   let over = false;
   const publish = (async () => {
@@ -88,7 +89,7 @@ async function publishing(stage, meanwhile) {
   }
 }
 
-/** Takes every message up to the newest event: all that there are after `first`, once and in order, and nothing else. */
+/** Asserts that the client delivers exactly the events after `first` up to the newest one, once and in order. */
 async function judge(stage, client, first) {
   const last = await stage("publish");
   const ids = [];
@@ -245,7 +246,7 @@ scenarios["a connection that goes silent for good is replaced"] = async ({ stage
 };
 
 scenarios["after sleep the connection is asked at once"] = async ({ stage, connect }) => {
-  const client = connect({ limits: { pingInterval: 3_600_000 } }); // so that nothing else finds out
+  const client = connect({ limits: { pingInterval: 3_600_000 } }); // no ping may detect it first
   await connected(client);
   const first = client.position.id;
   await stage("strand");
@@ -369,7 +370,7 @@ scenarios["what cannot be published is told"] = async ({ connect }) => {
   equal((await rejection(client.publish("zero", "\0"))).code, "refused");
   equal((await rejection(client.publish("big", "x".repeat(1e5)))).code, "too-big");
   equal((await rejection(client.publish("loop", 1n))).name, "TypeError");
-  await client.publish("note.added"); // what was refused has not ended it
+  await client.publish("note.added"); // a rejected message has not ended it
   client.close();
   equal((await rejection(client.publish("note.added"))).code, "closed");
 };
@@ -468,7 +469,7 @@ scenarios["a client that is closed at once does nothing"] = async ({ connect }) 
 
 export const names = Object.keys(scenarios);
 
-/** Runs one scenario. `world` has `stage`, the URL, and `UserRealtime`; and `WebSocket`, where there is no global one. */
+/** Runs one scenario. `world` has `stage`, the URL, and `UserRealtime`; and `WebSocket` without a global one. */
 export function play(name, world) {
   return withStage(world, scenarios[name]);
 }
