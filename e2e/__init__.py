@@ -1,1 +1,1 @@
-"""The system as a stranger runs it: clusters, the two commands of the README, and the end-to-end scenarios."""
+"""The end-to-end scenarios on a cluster, and the two commands of the README."""

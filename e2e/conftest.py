@@ -22,7 +22,7 @@ _numbers = itertools.count(1)
 
 
 def pytest_configure() -> None:
-    """End in order at SIGTERM as at Ctrl-C: else what is forwarded, and browsers, would be left running."""
+    """End at SIGTERM as at Ctrl-C. Otherwise port forwards and browsers would be left running."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
@@ -45,7 +45,7 @@ def system(pytestconfig: pytest.Config) -> System:
 
 @pytest.fixture(scope="session")
 def database_url(system: System) -> Iterator[str]:
-    """The database, as reached from this machine."""
+    """A connection to the database from this machine."""
     with system.database.from_host() as url:
         yield url
 
@@ -59,7 +59,7 @@ async def database(database_url: str) -> AsyncIterator[asyncpg.Connection]:
 
 @pytest.fixture
 def users(system: System) -> Iterator[Callable[..., str]]:
-    """Makes users that are Ready and gives the name of each; removes them all at the end."""
+    """A function that creates a Ready user and returns its name. All users are removed at the end."""
     made: list[str] = []
 
     def make(label: str = "user", **spec: object) -> str:

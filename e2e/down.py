@@ -1,4 +1,4 @@
-"""`make down`: the end of all that `make up` and `make test` started."""
+"""`make down`: stops everything that `make up` and `make test` started."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from testing.system import uninstall
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; the result is the exit status."""
+    """Run the command and return the exit status."""
     argparse.ArgumentParser(
         prog="make down",
         description="Remove the cluster that `make up` made; from a cluster given by KUBECONFIG, what was installed.",

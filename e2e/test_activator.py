@@ -1,4 +1,4 @@
-"""The activator's cluster side, on a real API server without nodes: what it knows of users and pods, what it writes."""
+"""The activator's access to the cluster, on a real API server without nodes: its caches and its writes."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def alice(server: LocalApiServer) -> Iterator[LocalApiServer]:
 
 
 class Replica:
-    """An activator's view of the cluster, and what it has written."""
+    """An activator's access to the cluster, and its writes."""
 
     def __init__(self, api: Api) -> None:
         self.metrics = Metrics()
@@ -68,7 +68,7 @@ class Replica:
 
 @contextlib.asynccontextmanager
 async def replicas(server: LocalApiServer, count: int = 1) -> AsyncIterator[list[Replica]]:
-    """Activators that know all there is."""
+    """Activators with complete caches."""
     configuration = Configuration()
     await load_kube_config(str(server.kubeconfig), client_configuration=configuration)  # type: ignore[no-untyped-call]
     async with contextlib.AsyncExitStack() as stack:

@@ -22,7 +22,7 @@ __all__ = ["database_url", "server"]
 
 
 def add_authority(kubeconfig: Path, folder: Path) -> None:
-    """Make the authorities of a kubeconfig a bundle of the present one and another, as half way through a rotation."""
+    """Replace the authority of a kubeconfig by a bundle of it and another one, as during a rotation."""
     pki.make(folder, [pki.Identity("other", "/CN=other", ("DNS:other",))])
     config = yaml.safe_load(kubeconfig.read_text())
     cluster = config["clusters"][0]["cluster"]
@@ -36,7 +36,7 @@ def add_authority(kubeconfig: Path, folder: Path) -> None:
 async def test_a_rotated_authority_has_no_effect_on_users(
     server: LocalApiServer, database_url: str, tmp_path: Path, remembers: bool
 ) -> None:
-    """Without the Lease, which somebody has deleted, the identity of the cluster changes, and the users follow."""
+    """If the Lease is deleted, the identity of the cluster changes, and the users follow."""
 
     def deployments() -> dict[str, int]:
         found = json.loads(server.kubectl("-n", NAMESPACE, "get", "deployments", "-o", "json"))["items"]
@@ -78,7 +78,7 @@ async def test_a_rotated_authority_has_no_effect_on_users(
             return len(rows) == 1 and (rows[0] == before) is remembers
 
         if remembers:
-            # What was deleted meanwhile goes, and nothing else has changed.
+            # The user that was deleted meanwhile is removed, and the others are unchanged.
             async with asyncio.timeout(PATIENCE_S):
                 while await database.fetchval("select count(*) from userrealtime.log where user_id = 'bob'"):
                     await asyncio.sleep(0.1)

@@ -1,4 +1,4 @@
-"""Signals from a broker, on a cluster: the chart's bridges, users' pods that do not listen, and what fails between."""
+"""Signals from a broker, on a cluster: the chart's bridges, users' pods that do not listen, and failures."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def secret(name: str, **values: str) -> str:
 
 
 def operators(system: System, *arguments: str, timeout: float = COMMAND_TIMEOUT_S) -> str:
-    """kubectl in the operator's namespace."""
+    """Run kubectl in the operator's namespace."""
     return system.cluster.kubectl("-n", OPERATOR_NAMESPACE, *arguments, timeout=timeout)
 
 
@@ -113,7 +113,7 @@ async def test_events_arrive_while_broker_and_bridges_are_killed(
         )
         return {row["application_name"]: row["count"] for row in rows}
 
-    # Each bridge holds two connections, with a role of few rights; the relay holds none.
+    # Each bridge holds two connections with a restricted role; the relay holds none.
     async with asyncio.timeout(PATIENCE_S):
         while (now := await connections()).get("userrealtime-relay") or now.get("userrealtime-bridge") != 2 * 2:
             await asyncio.sleep(0.2)

@@ -1,4 +1,4 @@
-"""The chart: well-formed, accepted by the real API server, with no right that is not used."""
+"""The chart: well-formed, accepted by the real API server, and without unused permissions."""
 
 from __future__ import annotations
 
@@ -139,9 +139,9 @@ def test_lint(system: System) -> None:
 
 @pytest.mark.parametrize("values", [DATABASE, EVERYTHING], ids=["defaults", "everything"])
 def test_the_api_server_accepts_every_object(system: System, values: dict[str, Any]) -> None:
-    """A server-side dry run, strict about unknown fields."""
-    # The CRD is the running release's own, and a dry run may not take it over.
-    # These kinds are the Prometheus Operator's, which is not installed here.
+    """Run a server-side dry run that rejects unknown fields."""
+    # The CRD belongs to the running release, and a dry run may not adopt it.
+    # These kinds belong to the Prometheus Operator, which is not installed here.
     absent = {"podMonitor": False, "serviceMonitor": False, "prometheusRule": False}
     monitoring = {**values.get("monitoring", {}), **absent}
     rendered = render(system, {**values, "crds": {"enabled": False}, "monitoring": monitoring})
@@ -441,10 +441,10 @@ async def test_uninstalling_leaves_nothing_and_installing_again_works(
             if ("userrealtime" in line or line == f"namespace/{USERS_NAMESPACE}")
             and line != f"namespace/{demo.NAMESPACE}"
         ] == []
-    finally:  # whatever happened, the tests that follow need it
+    finally:  # the following tests need it in any case
         await asyncio.to_thread(install, system.cluster)
     await asyncio.to_thread(users, "arriving")
-    # A log that the operator could not remove before it was removed itself is swept once it is back.
+    # The operator sweeps a log that it could not remove before it was uninstalled.
     async with asyncio.timeout(PATIENCE_S):
         while await database.fetchval("select count(*) from userrealtime.log where user_id = $1", leaving):
             await asyncio.sleep(0.2)

@@ -1,4 +1,4 @@
-"""`userrealtime`, as a person runs it: installed, with a kubeconfig."""
+"""The installed command `userrealtime`, with a kubeconfig."""
 
 from __future__ import annotations
 

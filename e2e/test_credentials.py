@@ -1,4 +1,4 @@
-"""What is in a pod's Secret, in the wrong hands; and that it is replaced without anybody noticing."""
+"""The rights of a stolen Secret of a pod, and the replacement of its contents without an interruption."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TABLE, SEQUENCE = "public.attacked", "public.attacked_numbers"
 
 
 def secret_url(system: System, user: str) -> str:
-    """The database URL that a user's pod has."""
+    """Return the database URL of a user's pod."""
     secret = system.get("secret", system.get("urt", user)["status"]["name"])
     return base64.b64decode(secret["data"]["DATABASE_URL"]).decode()
 
@@ -55,7 +55,7 @@ async def test_a_stolen_secret_opens_one_users_log_alone(
             assert seen == {alice}, table
         allowed = []
         for statement in REFUSED:
-            # The statements speak of users called alice and bob.
+            # The statements contain the users alice and bob.
             theirs = statement.replace("'alice'", f"'{alice}'").replace("'bob'", f"'{bob}'")
             theirs = theirs.replace("public.orders", TABLE).replace("public.numbers", SEQUENCE)
             try:

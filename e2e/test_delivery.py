@@ -37,7 +37,7 @@ async def test_a_row_reaches_its_user_and_nobody_else(
         await database.execute("update notes set body = 'for alice again' where id = 1")
         await alices.wait_for_events(2)
         await bobs.wait_for_events(1)
-        # The last word is bob's: had anything of alice's gone astray, it would have come before.
+        # Bob's event is the last one: a misdirected event of alice would have arrived before.
         await database.execute("select userrealtime.publish($1, 'end')", bob)
         await bobs.wait_for_events(2)
     assert [(event["id"], event["event"], event["data"]) for event in alices.events] == [

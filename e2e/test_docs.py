@@ -1,4 +1,4 @@
-"""Every command of README.md and docs/, typed as a newcomer would, a page's in one shell; see website/blocks.py."""
+"""Every command of README.md and docs/, typed as a reader does, those of a page in one shell; see website/blocks.py."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Terminal:
         self.text = ""
 
     def type(self, commands: str) -> None:
-        """Type lines; their output is still to come."""
+        """Type lines, without waiting for their output."""
         assert self._shell.stdin is not None
         # In braces: the shell reads all lines before it starts, and no command reads the next lines as its input.
         self._shell.stdin.write(f"{{\n{commands}\n}} </dev/null\nprintf '\\0'\n".encode())
@@ -81,11 +81,11 @@ class Terminal:
         return missing_output(wanted, self.text) is None
 
     def is_open(self) -> bool:
-        """Whether the shell goes on: it ends with the first command that fails."""
+        """Whether the shell runs: it ends at the first command that fails."""
         return self._shell.poll() is None
 
     def close(self) -> None:
-        """End the shell and all it started."""
+        """End the shell and its processes."""
         for number in (signal.SIGTERM, signal.SIGKILL):
             try:
                 os.killpg(self._shell.pid, number)
@@ -100,7 +100,7 @@ class Terminal:
 
 
 class Session:
-    """A newcomer with a fresh copy of the repository, and as many terminals as the page says."""
+    """A reader with a fresh copy of the repository, and the terminals that the page requires."""
 
     def __init__(self, system: System, folder: Path) -> None:
         self._folder = folder / "userrealtime"
@@ -110,7 +110,7 @@ class Session:
             if (ROOT / name).is_file():
                 (self._folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(ROOT / name, self._folder / name)
-        # What `make venv` would install is what this test runs in.
+        # The environment of this test is the one that `make venv` would create.
         (self._folder / ".venv").symlink_to(sys.prefix)
         for name in ("pyproject.toml", "locks/dev.txt"):
             os.utime(self._folder / name, (0, 0))
@@ -129,7 +129,7 @@ class Session:
         return Terminal(self._folder, self._environment)
 
     def go_through(self, block: Block) -> None:
-        """Do what a reader does with a block.
+        """Execute a block as a reader does.
 
         Raises:
             AssertionError: it does not do what the page says.
@@ -169,7 +169,7 @@ class Session:
 
 
 def _stands_for(system: System) -> dict[str, str]:
-    """What a reader has in place of the names of example.com."""
+    """Return the replacements of a reader for the names of example.com."""
     stands_for = {
         "postgresql://realtime:password@db.example.com:5432/app": system.database.url,
         "https://realtime.example.com": system.values["route"]["url"].removesuffix("/{name}"),
@@ -281,7 +281,7 @@ def _values_of_a_release(document: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _is_part_of_a_pod(system: System, document: dict[str, Any]) -> None:
-    """A part of a pod's spec, with the `env` and `volumeMounts` of its container."""
+    """Return a part of a pod's spec, with the `env` and `volumeMounts` of its container."""
     of_container: dict[str, Any] = {name: document.pop(name) for name in ("env", "volumeMounts") if name in document}
     restricted: dict[str, Any] = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
     container: dict[str, Any] = {"name": "x", "image": "x", "securityContext": restricted, **of_container}

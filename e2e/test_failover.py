@@ -21,7 +21,7 @@ LEASE = f"{RELEASE}-operator"
 
 
 def leader(system: System) -> str:
-    """The name of the pod that holds the Lease."""
+    """Return the name of the pod that holds the Lease."""
     holder = ("-n", OPERATOR_NAMESPACE, "get", "lease", LEASE, "-o", "jsonpath={.spec.holderIdentity}")
     return system.cluster.kubectl(*holder).rpartition("_")[0]
 

@@ -1,4 +1,4 @@
-"""Things break while events flow. Every client has every event once, in order."""
+"""Faults during the delivery of events. Every client has every event once and in order."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ async def publishing(url: str, user: str) -> AsyncIterator[Publisher]:
 
 
 async def assert_all_arrived(client: ResumingClient, publisher: Publisher, database_url: str, user: str) -> None:
-    """The log is the truth; what was committed is in it, and the client has all of it, once, in order."""
+    """Assert that the log has all committed events, and that the client has all of them once and in order."""
     database = await asyncpg.connect(database_url, timeout=PATIENCE_S)
     try:
         rows = await database.fetch(
@@ -112,7 +112,7 @@ async def test_postgres_is_restarted(system: System, users: MakeUser, database_u
 
 
 async def test_the_operator_is_away_while_children_vanish(system: System, users: MakeUser, database_url: str) -> None:
-    """What is deleted and edited meanwhile is put right on its return, and clients of others notice nothing."""
+    """It repairs deleted and changed children on its return, and clients of other users are not affected."""
     alice, bob = users("alice"), users("bob")
     name = system.get("urt", alice)["status"]["name"]
     secret = system.get("secret", name)["data"]
@@ -156,7 +156,7 @@ async def test_the_operator_is_away_while_children_vanish(system: System, users:
 
 
 async def wait_until(condition: Callable[[], bool], timeout: float = 90) -> None:
-    """Until a blocking question is answered with yes."""
+    """Wait until a blocking function returns True."""
     async with asyncio.timeout(timeout):
         while not await asyncio.to_thread(condition):
             await asyncio.sleep(0.2)

@@ -30,7 +30,7 @@ Documents = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Target:
-    """An empty database, and a namespace with a NATS server and nothing of a release."""
+    """An empty database, and a namespace with a NATS server and without a release."""
 
     system: System
     namespace: str
@@ -38,7 +38,7 @@ class Target:
     database: asyncpg.Connection
 
     def values(self, secret: bool, broker: bool) -> dict[str, Any]:
-        """Values with the database's URL in an existing Secret or plain, and with signals from NATS or Postgres."""
+        """Return values with the database's URL in an existing Secret or plain, and signals from NATS or Postgres."""
         values = self.system.values
         return {
             "database": {"existingSecret": SECRET} if secret else {"url": self.database_url},
@@ -48,21 +48,21 @@ class Target:
             "activator": {"replicas": 1},
             "relay": values["relay"],
             "route": values["route"],
-            # Of a range that OpenShift assigns to a namespace.
+            # in a range that OpenShift assigns to a namespace
             "runAsUser": 1000670000,
         }
 
     def kubectl(self, *arguments: str, input: str | None = None) -> str:
-        """kubectl in the namespace."""
+        """Run kubectl in the namespace."""
         return self.system.cluster.kubectl("-n", self.namespace, *arguments, input=input, timeout=COMMAND_TIMEOUT_S)
 
     def helm(self, *arguments: str, values: dict[str, Any]) -> str:
-        """helm with these values."""
+        """Run helm with these values."""
         given = ("--namespace", self.namespace, "--values", "-")
         return self.system.cluster.helm(*arguments, str(CHART), *given, input=json.dumps(values))
 
     def render(self, values: dict[str, Any]) -> Documents:
-        """All documents of the chart, hooks included."""
+        """Return all documents of the chart, including hooks."""
         return [item for item in yaml.safe_load_all(self.helm("template", RELEASE, values=values)) if item]
 
     def apply_and_wait(self, documents: Documents) -> None:
@@ -76,7 +76,7 @@ class Target:
                 self.kubectl("rollout", "status", name, WITHIN)
 
     async def assert_migrated(self) -> None:
-        """The schema is there."""
+        """Assert that the schema exists."""
         assert await self.database.fetchval("select count(*) from userrealtime.migration") > 0
 
 
@@ -123,7 +123,7 @@ PHASES = {"PreSync": {"pre-install", "pre-upgrade"}, "PostSync": {"post-install"
 
 
 def hooks(item: dict[str, Any]) -> set[str]:
-    """The Helm hooks that a document is for; none for an ordinary one."""
+    """Return the Helm hooks of a document; none for an ordinary one."""
     annotation: str = item["metadata"].get("annotations", {}).get("helm.sh/hook", "")
     return {hook.strip() for hook in annotation.split(",") if hook}
 
@@ -140,7 +140,7 @@ def phase(documents: Documents, name: str) -> Iterator[Documents]:
 
 
 def references(pod: dict[str, Any]) -> set[tuple[str, str]]:
-    """The kinds and names of the objects without which a pod does not start."""
+    """Return the kinds and names of the objects that a pod needs to start."""
     found = {("Secret", each["name"]) for each in pod.get("imagePullSecrets", ())}
     if account := pod.get("serviceAccountName"):
         found.add(("ServiceAccount", account))
@@ -178,9 +178,9 @@ def test_a_hook_refers_to_nothing_that_comes_later(system: System, signal: str, 
             assert references(job["spec"]["template"]["spec"]) <= there
             jobs.append(job["metadata"]["name"])
     assert jobs == [f"{RELEASE}-userrealtime-migrate"]
-    # Hooks of the end run when all is ready: nothing may need them for that.
+    # Hooks of the last phase run when everything is ready: nothing may need them to become ready.
     assert list(phase(documents, "PostSync")) == []
-    # What is in a hook alone is there for no longer than the hook.
+    # Objects that exist only in a hook are deleted with the hook.
     removed = {"before-hook-creation", "hook-succeeded"}
     for item in (item for item in documents if hooks(item)):
         assert removed <= set(item["metadata"]["annotations"]["helm.sh/hook-delete-policy"].split(","))
@@ -191,7 +191,7 @@ async def test_helm_waits_for_an_installation_on_an_empty_database(target: Targe
     for command in ("install", "upgrade"):
         await asyncio.to_thread(target.helm, command, RELEASE, "--wait", WITHIN, values=values)
         await target.assert_migrated()
-        # The copy of the URL that the Job had is gone.
+        # The Job's copy of the URL is deleted.
         secrets = await asyncio.to_thread(target.kubectl, "get", "secrets", "-o", "name")
         assert f"secret/{RELEASE}-userrealtime-database" in secrets.split()
         assert "migrate" not in secrets

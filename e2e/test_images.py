@@ -1,4 +1,4 @@
-"""What is in the images, seen from inside a running pod."""
+"""The contents of the images, as seen inside a running pod."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def look_inside(system: System, namespace: str, workload: str, package: str) -> 
 
 
 def locked(extra: str) -> list[str]:
-    """The names of the distributions that a lock file pins."""
+    """Return the names of the distributions that a lock file pins."""
     text = (ROOT / "locks" / f"{extra}.txt").read_text()
     pins = re.findall(r"^([a-z0-9-]+)==\S+(?: ; (.*?))?(?: \\)?$", text, re.MULTILINE)
     return sorted(name for name, _ in pins)

@@ -1,4 +1,4 @@
-"""Several operators, of which one is active, and the requests that they make. On a local API server without a node."""
+"""Several operators, of which one is active, and their requests. On a local API server without a node."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def database_url() -> Iterator[str]:
 
 @contextlib.contextmanager
 def prepared(*options: str) -> Iterator[LocalApiServer]:
-    """An API server with an audit log. Each replica is a separate user and no administrator, whom no limit
-    would stop."""
+    """An API server with an audit log. Each replica is a separate user without the rights of an
+    administrator, whose requests would not be limited."""
     with LocalApiServer(*options, audit=True) as api:
         api.kubectl("create", "namespace", NAMESPACE)
         api.kubectl("apply", "--server-side", "-f", str(CRD))
@@ -95,7 +95,7 @@ def has_deployment(server: LocalApiServer, name: str) -> bool:
 
 
 async def eventually(condition: Callable[[], bool], what: str, timeout: float = PATIENCE_S) -> float:
-    """Until `condition` holds; the seconds it took."""
+    """Wait until `condition` holds; return the seconds that it took."""
     begin = time.monotonic()
     while not await asyncio.to_thread(condition):
         if time.monotonic() - begin > timeout:
@@ -108,7 +108,7 @@ async def eventually(condition: Callable[[], bool], what: str, timeout: float = 
 async def two_operators(
     server: LocalApiServer, url: str, ports: tuple[int, int] | None = None
 ) -> AsyncIterator[list[LocalOperator]]:
-    """The first leads and the second is on standby; they reach the API server at these ports."""
+    """Start two operators, which use the API server at these ports; the first leads, and the second is on standby."""
     first_port, second_port = ports or (server.port, server.port)
     with replica("first", server, url, first_port) as first, contextlib.ExitStack() as stack:
         await asyncio.to_thread(first.wait_ready)
@@ -136,7 +136,7 @@ async def test_an_orderly_end_hands_over_at_once(server: LocalApiServer, databas
 
 
 class Term(NamedTuple):
-    """From when a replica knew that it held the Lease until another asked for it, and what was written by whom."""
+    """The time from a replica's acquisition of the Lease to the next request for it, and all writes in this time."""
 
     holder: str
     begin: datetime
@@ -145,7 +145,7 @@ class Term(NamedTuple):
 
 
 def terms(server: LocalApiServer) -> list[Term]:
-    """By the record of the API server. A write belongs to the term in which it was answered."""
+    """Return the terms from the audit log of the API server. A write belongs to the term of its response."""
     writes = server.writes(*REPLICAS)
     claims: list[Write] = []
     for write in writes:
@@ -210,7 +210,7 @@ async def keep_changing(server: LocalApiServer, names: list[str]) -> None:
 
 
 async def test_a_dead_and_a_silent_api_server_are_survived(server: LocalApiServer, database_url: str) -> None:
-    """It dies at work. Nothing is lost, and nothing written again but what it had not answered."""
+    """It dies during writes. No write is lost, and only writes without a response are repeated."""
     with replica("first", server, database_url) as operator:
         await asyncio.to_thread(operator.wait_ready)
         await eventually(operator.leads, "it leads")
@@ -224,7 +224,7 @@ async def test_a_dead_and_a_silent_api_server_are_survived(server: LocalApiServe
         await asyncio.to_thread(server.start)
         await eventually(lambda: stored(server) == expected(names), "all are served", 2 * PATIENCE_S)
         await settled(operator)
-        # What died unanswered is not in the record, so its repetition would count once.
+        # A write without a response is not in the audit log, so its repetition counts once.
         children = children_of(written(server))
         again = children.total() - len(children)
         print(f"\nof 800 children, {again} were written again after the death of the API server")
@@ -257,12 +257,12 @@ async def test_an_overloaded_api_server_is_left_alone_and_nothing_is_lost(databa
 
 
 def written(server: LocalApiServer) -> Counter[tuple[str, str]]:
-    """How often which object, or which resource's status, was written by an operator."""
+    """Return the number of writes of each object, and of each resource's status, by an operator."""
     return Counter((w.resource, w.name) for w in server.writes(*REPLICAS) if w.resource != "leases")
 
 
 def stored(server: LocalApiServer) -> set[tuple[str, str]]:
-    """The children that there are, and the users with a status."""
+    """Return the existing children, and the users with a status."""
     kinds = ("secrets", "services", "deployments", "ingresses")
     found = server.kubectl(
         "-n", NAMESPACE, "get", ",".join(kinds), "-o", "json", "-l", f"app.kubernetes.io/name={RELAY}"
@@ -275,7 +275,7 @@ def stored(server: LocalApiServer) -> set[tuple[str, str]]:
 
 
 def children_of(counts: Counter[tuple[str, str]]) -> Counter[tuple[str, str]]:
-    """Without the statuses, which say more as there are more users (docs/signals.md)."""
+    """Return the writes without those of statuses, whose number depends on the number of users (docs/signals.md)."""
     return Counter({key: count for key, count in counts.items() if key[0] != "userrealtimes/status"})
 
 
@@ -288,7 +288,7 @@ def expected(users: Sequence[str]) -> set[tuple[str, str]]:
 
 
 async def settled(operator: LocalOperator) -> dict[str, int]:
-    """The operator's requests, once there is nothing left to do."""
+    """Return the operator's requests when no work is left."""
     requests: dict[str, int] = {}
     deadline = time.monotonic() + 2 * PATIENCE_S
     while True:
@@ -328,12 +328,12 @@ async def test_api_calls_a_resource(server: LocalApiServer, database_url: str) -
     for what, requests in figures.items():
         print(f"{what}: {sum(requests.values()) / count:.2f} calls a resource, of which {writes(requests)} writes")
     assert writes(figures["no change"]) == writes(figures["restart"]) == 0
-    # Four children, and the status as it becomes; one Deployment and the status.
+    # four children and the changes of the status; one Deployment and the status
     assert 5 * count <= writes(figures["create"]) <= 7 * count
     assert 2 * count <= writes(figures["update"]) <= 4 * count
 
 
-# A change of a child by a person, and the child.
+# a manual change of a child, and the repair of the child
 DRIFTS: list[tuple[str, dict[str, object] | None]] = [
     ("deployments", {"spec": {"replicas": 3}}),
     ("deployments", {"spec": {"template": {"spec": {"automountServiceAccountToken": True}}}}),
@@ -364,7 +364,7 @@ async def test_drift_in_every_child_is_repaired_by_the_watch(server: LocalApiSer
         await asyncio.to_thread(apply_users, server, "alice")
         await eventually(lambda: has_deployment(server, "alice"), "it has a Deployment")
         await settled(operator)
-        # Of a pod that does not come, the reason is looked for by the clock. So it has come, and there is no such look.
+        # The operator checks periodically why a pod is not ready. All pods are ready, so there are no such checks.
         condition = {"type": "Available", "status": "True"}
         replicas = dict.fromkeys(("replicas", "updatedReplicas", "readyReplicas", "availableReplicas"), 1)
         status = json.dumps({"status": {"observedGeneration": 99, **replicas, "conditions": [condition]}})

@@ -30,7 +30,7 @@ def k6(pytestconfig: pytest.Config) -> Path:
 
 
 async def run(k6: Path, summary: Path, url: str, token: str, **settings: int) -> tuple[int | None, str, dict[str, Any]]:
-    """Exit status, what was printed, and the values of each metric."""
+    """Run the script; return the exit status, the output and the values of each metric."""
     given = [f"--env={name}={value}" for name, value in {"URL": url, **settings}.items()]
     process = await asyncio.create_subprocess_exec(
         k6,
@@ -51,7 +51,7 @@ async def run(k6: Path, summary: Path, url: str, token: str, **settings: int) ->
 
 
 def metrics_in(summary: Path) -> dict[str, Any]:
-    """The values of each metric; none if k6 did not begin."""
+    """Return the values of each metric; none if k6 did not start."""
     return dict(json.loads(summary.read_text())["metrics"]) if summary.exists() else {}
 
 

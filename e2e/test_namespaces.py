@@ -1,4 +1,4 @@
-"""A namespace or the CRD is missing when the operator starts, or goes while it works. Without nodes."""
+"""A namespace or the CRD is missing when the operator starts, or is deleted while it works. Without nodes."""
 
 from __future__ import annotations
 

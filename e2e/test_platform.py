@@ -1,4 +1,4 @@
-"""What the platform decides for all users, in the chart's values: how relays run, and when keys are replaced."""
+"""The chart's values for all users: how relays run, and when keys are replaced."""
 
 from __future__ import annotations
 
@@ -62,21 +62,21 @@ def platform(system: System) -> Iterator[System]:
 
 
 def pods(system: System, user: str) -> list[dict[str, Any]]:
-    """The user's pods that are not on their way out."""
+    """Return the user's pods that are not terminating."""
     selector = f"app.kubernetes.io/instance={system.get('urt', user)['status']['name']}"
     found = json.loads(system.kubectl("get", "pods", "-l", selector, "-o", "json"))["items"]
     return [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
 
 
 def lives(system: System, user: str) -> list[tuple[str, int]]:
-    """The uid and the restarts of each of the user's pods."""
+    """Return the uid and the restarts of each of the user's pods."""
     return [
         (pod["metadata"]["uid"], pod["status"]["containerStatuses"][0]["restartCount"]) for pod in pods(system, user)
     ]
 
 
 def keys(system: System, user: str) -> dict[str, str]:
-    """The token keys in the user's Secret."""
+    """Return the token keys in the user's Secret."""
     data = system.get("secret", system.get("urt", user)["status"]["tokenSecret"]["name"])["data"]
     return {name: base64.b64decode(value).decode() for name, value in data.items() if name.startswith("TOKEN_KEY")}
 
@@ -220,7 +220,7 @@ async def connect(system: System, user: str, token: str) -> ClientConnection:
 
 
 async def watch_keys(system: System, user: str, first: dict[str, str]) -> list[dict[str, str]]:
-    """What the user's Secret holds, one state after the other, until a key has taken the place of another."""
+    """Return the states of the user's Secret until a key has replaced another."""
     steps = [first]
     url, old_token = system.websocket_url(user), signed(first["TOKEN_KEY"], user)
     while len(steps) < 4:
@@ -228,14 +228,14 @@ async def watch_keys(system: System, user: str, first: dict[str, str]) -> list[d
         now = await asyncio.to_thread(keys, system, user)
         if now != steps[-1]:
             steps.append(now)
-        # Whatever is in the Secret: a token made of it this moment is good, and so is the old one.
+        # In each state of the Secret, a new token and the old one are both valid.
         assert await is_accepted(url, signed(now["TOKEN_KEY"], user)), steps
         assert await is_accepted(url, old_token), steps
     return steps
 
 
 async def restart_operator_between(system: System, user: str) -> None:
-    """An operator that begins in the middle of it goes on from there."""
+    """An operator that starts during a rotation continues it."""
     while "TOKEN_KEY_NEXT" not in await asyncio.to_thread(keys, system, user):
         await asyncio.sleep(0.5)
     await asyncio.to_thread(restart_operator, system)

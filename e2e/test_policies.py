@@ -1,4 +1,4 @@
-"""The chart's NetworkPolicies, enforced: who reaches whom, as packets go, and that users are served all the same.
+"""The chart's NetworkPolicies, enforced: the connections that they permit, and the service of users under them.
 
 All is seen from within pods and through the ingress: this machine's own end of the pods' network is no pod.
 """
@@ -32,7 +32,7 @@ MONITORING = f"monitoring-{RUN}"
 OUTSIDER = "outsider"
 PYTHON = "/app/venv/bin/python"
 WAKE_LIMIT_S = 45
-"""Beyond the 30 s that the activator waits for a pod."""
+"""Longer than the 30 s that the activator waits for a pod."""
 
 OUTSIDERS = """
 apiVersion: v1
@@ -56,7 +56,7 @@ spec:
       resources: {{limits: {{memory: 64Mi}}}}
       securityContext: {{allowPrivilegeEscalation: false, capabilities: {{drop: [ALL]}}}}
 """
-# On the ports that a relay may reach elsewhere: the database's and the activator's.
+# with the ports that a relay may reach on other hosts: the database's and the activator's
 LISTENING = """
 import signal, socket
 held = [socket.create_server(("", port)) for port in (5432, 8081)]
@@ -84,7 +84,7 @@ NOT_OURS = {
     "a stranger, on the database's port",
     "a stranger, on the activator's port",
 }
-"""The places that no policy of the chart's is about."""
+"""The destinations that no policy of the chart mentions."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Pod:
 
 @dataclass(frozen=True)
 class Scene:
-    """The pods of it, and what they might reach, by name: a host or an address, and a port."""
+    """The pods of the tests, and their possible destinations by name: a host or an address, and a port."""
 
     system: System
     alice: Pod
@@ -106,20 +106,20 @@ class Scene:
     places: Mapping[str, Place]
 
     def reached(self, origin: Pod) -> set[str]:
-        """The places, but its own ports, that a pod opens a connection to within 2 s each."""
+        """Return the destinations, except its own ports, to which a pod can connect within 2 s."""
         asked = {name: place for name, place in self.places.items() if place[0] != origin.address}
         command = ("exec", origin.name, "--", PYTHON, "-c", REACHED, json.dumps(list(asked.values())))
         answers = json.loads(self.system.cluster.kubectl("-n", origin.namespace, *command))
         return {name for name, answer in zip(asked, answers, strict=True) if answer}
 
     def others(self, origin: Pod) -> set[str]:
-        """All the places but its own ports."""
+        """Return all destinations except the pod's own ports."""
         return {name for name, place in self.places.items() if place[0] != origin.address}
 
 
 @pytest.fixture(scope="module")
 def outsiders(system: System) -> Iterator[tuple[Pod, Pod]]:
-    """A stranger's pod and one of the monitoring, each in its namespace, from which it gets its rights."""
+    """A foreign pod and a monitoring pod. Each has its rights from its namespace."""
     image = system.values["relay"]["image"]
     settings = {
         "name": OUTSIDER,
@@ -145,7 +145,7 @@ def enforced(system: System, pytestconfig: pytest.Config) -> Iterator[None]:
         try:
             stack.enter_context(system.cluster.enforcing_policies())
         except UnknownError as unknown:
-            # Once, now: pytest's summary has the reason for every test only at the end.
+            # Print it once now, because pytest prints the reasons only at the end.
             with uncaptured(pytestconfig):
                 print(f"\nthe NetworkPolicies are not tested: {unknown}", flush=True)
             pytest.skip(str(unknown))
@@ -198,7 +198,7 @@ def scene(enforced: None, system: System, outsiders: tuple[Pod, Pod]) -> Iterato
 
 
 def told(system: System) -> dict[str, Any]:
-    """`networkPolicy` of a platform that names what it knows."""
+    """Return the values of `networkPolicy` for a platform that lists its known peers."""
     [slice_] = json.loads(
         system.cluster.kubectl(
             *("-n", "default", "get", "endpointslices", "-l", "kubernetes.io/service-name=kubernetes", "-o", "json")
@@ -222,7 +222,7 @@ def instance(system: System, user: str) -> str:
 
 
 def one_pod(system: System, namespace: str, selector: str = "") -> Pod:
-    """A pod that is there and not going."""
+    """Return a pod that exists and is not terminating."""
     answer = system.cluster.kubectl("-n", namespace, "get", "pods", "-l", selector, "-o", "json")
     pods = [pod for pod in json.loads(answer)["items"] if "deletionTimestamp" not in pod["metadata"]]
     return Pod(namespace, pods[0]["metadata"]["name"], pods[0]["status"]["podIP"])
@@ -233,7 +233,7 @@ def reaches(scene: Scene, origin: Pod, places: set[str]) -> Callable[[], bool]:
 
 
 def test_a_relay_reaches_dns_its_database_and_the_activators_ear(scene: Scene) -> None:
-    reached = scene.reached(scene.alice) - {"the API server"}  # of which the next test is
+    reached = scene.reached(scene.alice) - {"the API server"}  # the next test covers this
     assert reached == {"DNS", "the database", "the activator's announcements"}
 
 
@@ -263,7 +263,7 @@ def test_monitoring_reads_metrics_and_is_no_client(scene: Scene) -> None:
 async def test_a_client_is_served_through_the_ingress(
     scene: Scene, users: MakeUser, database: asyncpg.Connection
 ) -> None:
-    """A user made while it is enforced: the pod has to reach its database to be Ready."""
+    """The user is created under the policies: its pod must reach the database to become Ready."""
     user = await asyncio.to_thread(users, "served")
     url = await asyncio.to_thread(scene.system.websocket_url, user)
     token = await asyncio.to_thread(scene.system.token, user)

@@ -1,4 +1,4 @@
-"""The examples for signup flows, run as their own service account: a user made, a token handed out, an event had."""
+"""The examples for signup flows, run as a separate service account: they create a user and return a token."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def signup(system: System, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 @pytest.fixture
 def remove(system: System) -> Iterator[Callable[[str], None]]:
-    """Notes users, by their ids, to be removed at the end."""
+    """A function that registers users by their ids, to be removed at the end."""
     noted: list[str] = []
     yield noted.append
     for user_id in noted:
@@ -102,7 +102,7 @@ async def test_a_user_signs_up_connects_and_leaves(
         await client.wait_for_events(1)
         assert client.ids == [1]
 
-    # Again, as a login does: the same pod, another token.
+    # A second login returns the same pod and another token.
     again = await asyncio.to_thread(signup.run, example, user_id, "--lifetime", "60")
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["url"] == handed_out["url"]
@@ -127,7 +127,7 @@ def test_what_goes_wrong_is_told(system: System, signup: Signup, remove: Callabl
     assert (done.returncode, done.stdout) == (1, "")
     assert f"{user_id} is not ready after 20 s: ImagePullFailed: " in done.stderr
 
-    # A resource by this name that is another user's.
+    # a resource with this name for another user
     other = f"taken-{example.replace('_', '-')}-{RUN}"
     remove(other)
     system.apply_user(other, userId=f"not {other}")
@@ -223,7 +223,7 @@ def test_the_rights_of_a_signup_flow(
 
 
 def test_the_role_is_as_it_was_tested() -> None:
-    """The table above is not all that could be allowed: this is."""
+    """The tests above do not cover all permissions, so this one compares the whole role."""
     rules = [rule for item in yaml.safe_load_all(RBAC.read_text()) if item["kind"] == "Role" for rule in item["rules"]]
     assert rules == [
         {
@@ -241,7 +241,7 @@ def test_both_examples_name_a_user_alike(system: System) -> None:
     names = [provision.resource_name(user_id) for user_id in ids]
     assert names == [provision_http.resource_name(user_id) for user_id in ids]
     assert len(set(names)) == len(ids)
-    # What one user is called cannot be another one's id.
+    # The resource name of a user cannot be the id of another user.
     assert [provision.resource_name(name) == name for name in names] == [not name.startswith("u-") for name in names]
     for user_id, name in zip(ids, names, strict=True):
         resource = {

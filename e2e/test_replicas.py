@@ -1,4 +1,4 @@
-"""Several pods for one user: each serves the same log, and a client that is cut off goes on at another."""
+"""Several pods for one user: each serves the same log, and a disconnected client resumes at another one."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KILLS = 6
 
 
 def pods(system: System, user: str) -> list[str]:
-    """The names of the user's pods that are ready."""
+    """Return the names of the user's ready pods."""
     selector = f"app.kubernetes.io/instance={system.get('urt', user)['status']['name']}"
     found = json.loads(system.kubectl("get", "pods", "-l", selector, "-o", "json"))["items"]
     return [
@@ -37,7 +37,7 @@ def pods(system: System, user: str) -> list[str]:
 
 
 async def evict(system: System, pod: str) -> bool:
-    """Evict a pod, as `kubectl drain` does. False if a PodDisruptionBudget prevents it at the moment."""
+    """Evict a pod, as `kubectl drain` does. Return False if a PodDisruptionBudget prevents it at the moment."""
     eviction = {
         "apiVersion": "policy/v1",
         "kind": "Eviction",
@@ -47,7 +47,7 @@ async def evict(system: System, pod: str) -> bool:
     try:
         await asyncio.to_thread(system.kubectl, "create", "--raw", path, "-f", "-", input=json.dumps(eviction))
     except ClusterError as error:
-        if "disruption budget" not in str(error):  # kubectl's words for the status 429
+        if "disruption budget" not in str(error):  # kubectl's message for the status 429
             raise
         return False
     return True

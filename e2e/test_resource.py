@@ -1,4 +1,4 @@
-"""A resource's life: refused when wrong, kept right, and gone without a trace."""
+"""The life of a resource: validation, repair of its children, and complete removal."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_bad_spec_is_refused_at_apply_time_and_its_field_named(
 def test_the_examples_are_accepted(system: System, example: Path) -> None:
     items = list(yaml.safe_load_all(example.read_text()))
     for item in items:
-        item["metadata"]["name"] += "-dry"  # one of the name may be there: that of `make up`
+        item["metadata"]["name"] += "-dry"  # the user of `make up` may have this name
     manifest = json.dumps({"apiVersion": "v1", "kind": "List", "items": items})
     system.cluster.kubectl("create", "--dry-run=server", "--validate=strict", "-f", "-", input=manifest)
 
@@ -125,7 +125,7 @@ def test_an_edited_child_is_put_right(system: System, users: MakeUser, kind: str
 
 
 def essence(item: dict[str, Any]) -> dict[str, Any]:
-    """The fields that a person could have edited."""
+    """Return the fields that a person can edit."""
     metadata = item["metadata"]
     annotations = {key: value for key, value in metadata["annotations"].items() if "deployment.kubernetes" not in key}
     return {
@@ -210,6 +210,6 @@ async def test_deletion_leaves_nothing_in_kubernetes_and_postgres(
 
 
 def pod_addresses(system: System, user: str) -> list[str]:
-    """The addresses of a user's pods."""
+    """Return the addresses of a user's pods."""
     selector = f"app.kubernetes.io/instance={system.get('urt', user)['status']['name']}"
     return system.kubectl("get", "pods", "-l", selector, "-o", "jsonpath={.items[*].status.podIP}").split()

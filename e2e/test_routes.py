@@ -1,4 +1,4 @@
-"""Every way to a user: the same scenarios through an Ingress or an HTTPRoute a user, and through the shared edge."""
+"""The types of routes: the same scenarios with an Ingress or an HTTPRoute per user, and with the shared edge."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Users fall asleep and wake on the cluster: the operator's side, as changes of their objects."""
+"""Users fall asleep and wake on the cluster: the changes that the operator makes to their objects."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ACTIVATOR = "userrealtime-activator"
 
 
 def condition(system: System, name: str, kind: str) -> tuple[str, str]:
-    """Status and reason."""
+    """Return the status and the reason of a condition."""
     conditions = system.get("urt", name).get("status", {}).get("conditions", [])
     return next(((each["status"], each["reason"]) for each in conditions if each["type"] == kind), ("", ""))
 
@@ -51,7 +51,7 @@ def replicas(system: System, name: str) -> int:
 
 
 def ask(system: System, name: str) -> None:
-    """A wake request, as the activator makes it."""
+    """Write a wake request, as the activator does."""
     now = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
     patch = json.dumps({"status": {"wakeRequestedAt": now}})
     system.kubectl("patch", "urt", name, "--subresource=status", "--type=merge", "-p", patch)
@@ -88,7 +88,7 @@ def test_an_idle_user_sleeps_and_wakes_on_request(system: System, users: MakeUse
     described = system.kubectl("describe", "urt", name)
     assert "Slept" in described
     assert "Woken" in described
-    # And again, though the old request is still there.
+    # The user sleeps again, although the old request still exists.
     wait_asleep(system, name)
     # The removal of a sleeping user leaves no object.
     left = ("get", "deployments,services,endpointslices,secrets", "-o", "name", "-l")

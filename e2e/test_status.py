@@ -24,7 +24,7 @@ TOO_LARGE = {"resources": {"requests": {"memory": "900Ti"}}}
 
 @pytest.fixture
 def troubled(system: System) -> Iterator[Callable[..., str]]:
-    """Makes users that are not expected to become Ready."""
+    """A function that creates users that are not expected to become Ready."""
     made: list[str] = []
 
     def make(name: str, **spec: Any) -> str:
@@ -38,13 +38,13 @@ def troubled(system: System) -> Iterator[Callable[..., str]]:
 
 
 def ready(system: System, name: str) -> tuple[str, str, str]:
-    """Status, reason and message of the condition Ready."""
+    """Return the status, reason and message of the condition Ready."""
     conditions = system.get("urt", name).get("status", {}).get("conditions", [])
     return next(((c["status"], c["reason"], c["message"]) for c in conditions if c["type"] == "Ready"), ("", "", ""))
 
 
 def says(system: System, name: str, reason: str, *parts: str) -> None:
-    """The resource and its description have the reason, with advice."""
+    """Assert that the resource and its description have the reason, with advice."""
     eventually(lambda: ready(system, name)[1] == reason, f"the reason {reason}, but {ready(system, name)}")
     assert ready(system, name)[0] == "False"
     for part in parts:

@@ -1,4 +1,4 @@
-"""What `helm uninstall` leaves, and what comes back: docs/lifecycle.md, Removing."""
+"""The objects that `helm uninstall` leaves, and the reinstallation: docs/lifecycle.md, Removing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MakeUser = Callable[..., str]
 
 @pytest.fixture
 def reinstalled(system: System) -> Iterator[None]:
-    """Afterwards, everything is there as usual."""
+    """Install everything again after the test."""
     yield
     install(system.cluster)
 
@@ -48,7 +48,7 @@ async def test_uninstall_removes_resources_and_keeps_logs(
     await asyncio.to_thread(eventually, gone, "neither the CRD nor anything of the user")
     events = "select count(*) from userrealtime.event where user_id = $1"
     assert await database.fetchval(events, user) == 1
-    # There is no resource at all now, which the sweep has to bear.
+    # No resource exists now, and the sweep must still work.
     await asyncio.to_thread(install, system.cluster)
     async with asyncio.timeout(PATIENCE_S):
         while await database.fetchval(events, user):

@@ -1,4 +1,4 @@
-"""`make up`, as a newcomer runs it: it needs no answer, and ends with events."""
+"""`make up` as a new user runs it: it needs no input, and ends with events."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ MakeUser = Callable[..., str]
 
 @contextmanager
 def watched_deployments(system: System) -> Iterator[list[dict[str, Any]]]:
-    """Every state of every Deployment of the users, in the order in which they came; to be read after the block."""
+    """Record every state of every Deployment of the users, in order; read it after the block."""
     history: list[dict[str, Any]] = []
     command = [str(system.cluster.kubectl_path()), "-n", USERS_NAMESPACE]
     command += ["get", "deployments", "--watch", "--output-watch-events", "-o", "json"]
@@ -56,7 +56,7 @@ def watched_deployments(system: System) -> Iterator[list[dict[str, Any]]]:
 
 
 def rolling(history: list[dict[str, Any]]) -> tuple[int, set[str]]:
-    """How many Deployments were rolling out at the same time, at the most, and which have done so at all."""
+    """Return the largest number of simultaneous rollouts, and the Deployments that had one."""
     now: set[str] = set()
     most, all_of_them = 0, set[str]()
     for event in history:
@@ -81,7 +81,7 @@ class Crowd:
         self._database_url = database_url
 
     async def publish(self) -> None:
-        """To all of them in turn, until `stopping` is set."""
+        """Publish to all users in turn, until `stopping` is set."""
         connection = await asyncpg.connect(self._database_url, timeout=PATIENCE_S)
         try:
             while not self.stopping:
@@ -93,7 +93,7 @@ class Crowd:
             await connection.close(timeout=PATIENCE_S)
 
     async def have_it_all(self) -> None:
-        """Every client has every event once, in order, and no client got a `reset`."""
+        """Assert that every client has every event once and in order, and that no client received a `reset`."""
         for user, client in self.clients.items():
             await client.wait_for_events(self.published[user])
             assert client.ids == list(range(1, self.published[user] + 1))
@@ -103,7 +103,7 @@ class Crowd:
 
 @asynccontextmanager
 async def crowd(system: System, names: list[str], database_url: str) -> AsyncIterator[Crowd]:
-    """These users, connected. Publishing ends with the block, and at its end they have to have everything."""
+    """Connect these users and publish while the block runs. At its end, they must have all events."""
     async with AsyncExitStack() as stack:
         clients = {}
         for name in names:
@@ -140,7 +140,7 @@ def previous_chart(system: System) -> Iterator[tuple[Path, dict[str, Any]]]:
 
 @pytest.fixture
 def restored(system: System) -> Iterator[list[str]]:
-    """Afterwards, the present version is there with its usual values, and the users listed here are not."""
+    """Restore the current version with its usual values after the test, and remove the listed users."""
     names: list[str] = []
     yield names
     install(system.cluster)
@@ -149,7 +149,7 @@ def restored(system: System) -> Iterator[list[str]]:
 
 
 def all_settled(system: System, names: list[str]) -> bool:
-    """Whether each of these is Ready with its newest pod."""
+    """Return whether each of these users is Ready with its newest pod."""
     for name in names:
         conditions = system.get("urt", name).get("status", {}).get("conditions", [])
         found = {c["type"]: c["status"] for c in conditions}
@@ -199,7 +199,7 @@ async def test_users_stay_connected_during_an_upgrade(
                 await client.wait_for_connections(2)
                 await client.wait_for_more(3)
         most, rolled = rolling(history)
-        # And back, on the newer schema; the earlier operator did not count rollouts.
+        # A downgrade on the newer schema; the earlier operator did not count rollouts.
         connections = {name: client.connections for name, client in users.clients.items()}
         earlier = ("rollback", RELEASE, "1", "--namespace", OPERATOR_NAMESPACE, "--wait", WITHIN)
         await asyncio.to_thread(system.cluster.helm, *earlier)
@@ -208,7 +208,7 @@ async def test_users_stay_connected_during_an_upgrade(
             await client.wait_for_more(3)
         await asyncio.to_thread(eventually, lambda: image not in pod_images(system), "all users at the earlier version")
     assert (most, len(rolled)) == (AT_ONCE, len(names))
-    # The tokens handed out before go on being good.
+    # Tokens from before the upgrade stay valid.
     for name in names:
         secret = system.get("secret", keys[name]["metadata"]["name"])
         assert secret["data"]["TOKEN_KEY"] == keys[name]["data"]["TOKEN_KEY"]
@@ -242,7 +242,7 @@ async def test_a_broken_relay_image_stops_the_rollout_and_recovers(
         with watched_deployments(system) as history:
             await asyncio.to_thread(upgrade, system, {**system.values, "relay": wrong})
             await asyncio.to_thread(eventually, lambda: reasons() == stopped, f"{stopped}")
-            # Another operator does not take the next ones.
+            # A restarted operator does not begin further rollouts.
             await asyncio.to_thread(
                 system.cluster.kubectl,
                 *("-n", OPERATOR_NAMESPACE, "delete", "pods", "-l", "app.kubernetes.io/name=userrealtime-operator"),
@@ -257,7 +257,7 @@ async def test_a_broken_relay_image_stops_the_rollout_and_recovers(
             await asyncio.to_thread(eventually, lambda: all_settled(system, names), "all users well again")
             for client in connected.clients.values():
                 await client.wait_for_more(3)
-        # Not of those whom the test before has deleted, and whose objects are going.
+        # without the users of the previous test, whose objects are being deleted
         children = {system.get("urt", name)["status"]["name"] for name in everybody}
         most, _ = rolling([event for event in history if event["object"]["metadata"]["name"] in children])
         # The pods already have the correct image: no client had to reconnect.

@@ -1,4 +1,4 @@
-"""Every field of the CRD refuses what it must not hold, and the message names the field.
+"""Every field of the CRD rejects invalid values with a message that contains the field.
 
 The bad values are made from the schema itself, and cover every field; rules in CEL each have theirs here.
 """
@@ -31,7 +31,7 @@ TRANSITION_RULES = ("userId is immutable",)
 
 
 def bad_values(schema: dict[str, Any]) -> Iterator[Any]:
-    """What the schema of one field must refuse."""
+    """Return the values that the schema of one field must reject."""
     if "type" in schema:
         yield WRONG_TYPE[schema["type"]]
     if schema.get("x-kubernetes-int-or-string"):
@@ -51,7 +51,7 @@ def bad_values(schema: dict[str, Any]) -> Iterator[Any]:
 
 
 def bad_fields(schema: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Paths and bad values of all fields below `schema`. A map has the key `memory`; lists are not looked into."""
+    """Yield the paths and invalid values of all fields below `schema` except list items. A map has the key `memory`."""
     for value in bad_values(schema):
         yield path, value
     for name, field in schema.get("properties", {}).items():
@@ -61,7 +61,7 @@ def bad_fields(schema: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[t
 
 
 def rules(schema: dict[str, Any]) -> Iterator[str]:
-    """The messages of all rules below `schema`."""
+    """Return the messages of all rules below `schema`."""
     yield from (rule["message"] for rule in schema.get("x-kubernetes-validations", ()))
     for field in schema.get("properties", {}).values():
         yield from rules(field)
@@ -73,7 +73,7 @@ def resource(spec: Any) -> str:
 
 
 def create(system: System, spec: Any, *options: str) -> str:
-    """What a server-side dry run of a creation answers."""
+    """Return the response to a server-side dry run of a creation."""
     return system.kubectl("create", "--dry-run=server", *options, "-f", "-", input=resource(spec))
 
 

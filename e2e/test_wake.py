@@ -22,7 +22,7 @@ from testing.waiting import eventually
 
 MakeUser = Callable[..., str]
 WAKE_LIMIT_S = 45
-"""Beyond the 30 s that the activator waits for a pod."""
+"""Longer than the 30 s that the activator waits for a pod."""
 OPERATOR = "app.kubernetes.io/name=userrealtime-operator"
 
 
@@ -42,7 +42,7 @@ async def publish(database: asyncpg.Connection, user: str, count: int) -> None:
 
 
 async def by_websocket(url: str, token: str) -> AsyncGenerator[dict[str, Any], None]:
-    """The messages on one connection that resumes after event 1."""
+    """Return the messages on one connection that resumes after event 1."""
     connection = await open_connection(
         f"{url.replace('http', 'ws', 1)}/ws", token, last_event_id=1, open_timeout=WAKE_LIMIT_S
     )
@@ -63,7 +63,7 @@ async def by_stream(url: str, token: str) -> AsyncGenerator[dict[str, Any], None
 
 
 async def by_poll(url: str, token: str) -> AsyncGenerator[dict[str, Any], None]:
-    """One poll that wakes, and those after it."""
+    """Receive by polls, of which the first one wakes the user."""
     cursor = "1"
     while True:
         headers = {"Authorization": f"Bearer {token}"}
@@ -100,7 +100,7 @@ async def test_what_came_while_asleep_arrives_on_the_connection_that_wakes(
     assert ids == [2, 3, 4]
 
     await asyncio.to_thread(wait_direct, system, sleeper)
-    # The ingress has yet to learn of the pod's address. From then on the activator carries no new connection.
+    # When the ingress knows the pod's address, the activator receives no new connection.
     async with asyncio.timeout(PATIENCE_S):
         while True:
             before = await asyncio.to_thread(activator_total, system, 'outcomes_total{outcome="forwarded"}')
@@ -131,7 +131,7 @@ async def test_a_hundred_clients_at_once_cost_one_wake(system: System, sleeper: 
 
 
 def announcements(system: System) -> dict[str, float]:
-    """How many all activators have heard, by outcome."""
+    """Return the numbers of registrations at all activators, by outcome."""
     outcomes = ("accepted", "not_waiting", "rejected")
     return {each: activator_total(system, f'announcements_total{{outcome="{each}"}}') for each in outcomes}
 
@@ -153,7 +153,7 @@ async def test_a_woken_pod_announces_itself_to_all_activators(system: System, sl
 
 @contextlib.contextmanager
 def watching(system: System, name: str, path: str) -> Iterator[Callable[[], list[str]]]:
-    """What a field of a resource says over time, a value each version of the resource; known when the block ends."""
+    """Record the values of a field in all versions of a resource; read them after the block."""
     command = [str(system.cluster.kubectl_path()), "-n", "users", "get", "urt", name, "--watch"]
     process = subprocess.Popen(
         [*command, "-o", f"jsonpath={path}{{'\\n'}}"],
@@ -219,7 +219,7 @@ async def test_a_kill_in_the_middle_loses_nothing(
         killing = asyncio.create_task(requested())
         async with client:
             await killing
-            # By now the wake is under way; the pod may have come already.
+            # The wake is in progress, or the pod already exists.
             for _ in range(3):
                 await kill()
                 await publish(database, sleeper, 20)
@@ -284,7 +284,7 @@ async def test_an_activator_that_is_replaced_sends_its_clients_on(
 
 
 async def test_the_slice_has_the_activators_that_are_there(system: System, sleeper: str) -> None:
-    """And no other while they are replaced: no client is routed to an address without a pod."""
+    """During their replacement, it has no other address: no client is routed to an address without a pod."""
     await asyncio.to_thread(
         system.cluster.kubectl, *("-n", OPERATOR_NAMESPACE, "rollout", "restart", "deployment/userrealtime-activator")
     )

@@ -32,7 +32,7 @@ INSERT_INTERVAL_S = 2.0
 FIRST_EVENTS_TIMEOUT_S = 60.0
 OPEN_BROWSER_TIMEOUT_S = 10.0
 
-# An application's own table, with the ready-made trigger.
+# A table of an application, with the ready-made trigger.
 TABLE = """
 create table if not exists public.orders (
     id bigint generated always as identity primary key,
@@ -45,7 +45,7 @@ create or replace trigger publish_orders after insert or update or delete on pub
 
 
 def show(system: System, page: str) -> None:
-    """What a person needs to go on from here, to be pasted. `page` is the demo's URL."""
+    """Print the next commands for the user. `page` is the demo's URL."""
     auth = json.dumps({"type": "auth", "token": system.token(USER)})
     python = os.path.relpath(sys.executable)
     psql = "kubectl -n postgres exec postgres-0 -- psql"
@@ -83,7 +83,7 @@ Rows inserted into the table orders, as they arrive from {USER}'s pod:
 
 
 def open_browser(page: str) -> None:
-    """Open a page if there is a screen; a browser that does not start is no failure."""
+    """Open a page if there is a screen. A browser that does not start is not an error."""
     if sys.platform != "darwin" and not ({"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys()):
         return
     with contextlib.suppress(subprocess.TimeoutExpired):
@@ -118,7 +118,7 @@ async def _insert_orders(url: str) -> None:
 
 
 async def watch(system: System, url: str, *, once: bool) -> None:
-    """Insert rows and show what comes back; with `once`, until enough has come.
+    """Insert rows and show the events that arrive; with `once`, until enough have arrived.
 
     Raises:
         TimeoutError: nothing came.
@@ -142,7 +142,7 @@ async def watch(system: System, url: str, *, once: bool) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; the result is the exit status."""
+    """Run the command and return the exit status."""
     parser = argparse.ArgumentParser(
         prog="make up",
         description="Bring up a cluster with userrealtime and a first user, and show that user's events.",
