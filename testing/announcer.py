@@ -1,4 +1,4 @@
-"""An announcer inside the test's own loop, and stand-ins for relays that record what wakes them."""
+"""An announcer in the event loop of the test, and fake relays that record their wake-ups."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Announcing:
 
 @asynccontextmanager
 async def announcing(url: str) -> AsyncIterator[Announcing]:
-    """An announcer that has read the queue."""
+    """Run an announcer; yield it when it has read the queue."""
     registry, heads = CollectorRegistry(), dict[str, int]()
 
     def report(moved: Sequence[LogMoved]) -> None:
@@ -72,7 +72,7 @@ class Listener:
     @classmethod
     @asynccontextmanager
     async def listening(cls, url: str, user: str) -> AsyncIterator[Self]:
-        """In the order of a real one: report, listen, read."""
+        """Start in the order of a real relay: report, listen, read."""
         connection = await asyncpg.connect(url)
         listener = cls(connection, user)
         await connection.execute("select userrealtime.attend($1, 'pod', true)", user)
@@ -123,5 +123,5 @@ async def make_busy(connection: asyncpg.Connection, running: Announcing) -> None
 
 
 async def make_quiet(running: Announcing) -> None:
-    """Wait until the announcer has given the lease up."""
+    """Wait until the announcer has released the lease."""
     await until(lambda: not running.leased)

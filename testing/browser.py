@@ -1,4 +1,4 @@
-"""Headless Chromium, driven by the DevTools protocol over one WebSocket: as much of it as the tests of pages need.
+"""Headless Chromium, driven by the DevTools protocol over one WebSocket: the commands that the tests of pages need.
 
 Chromium is the distribution's own. Where it is missing and that is possible, `ensure` installs it.
 """
@@ -44,7 +44,7 @@ OPTIONS = (
     "--disable-gpu",
     "--hide-scrollbars",
     "--no-proxy-server",
-    # A sandbox needs a user who is not root, or namespaces that containers seldom have. Pages are our own.
+    # A sandbox needs a user other than root, or namespaces that containers rarely have. All pages are trusted.
     "--no-sandbox",
 )
 
@@ -53,7 +53,7 @@ Object = dict[str, Any]
 
 @dataclass(frozen=True)
 class Viewport:
-    """What a page is shown on. Sizes in CSS pixels."""
+    """The screen of a page. Sizes are in CSS pixels."""
 
     name: str
     width: int
@@ -71,12 +71,12 @@ class BrowserError(Exception):
 
 
 def installed() -> str | None:
-    """The path of Chromium, if there is one."""
+    """Return the path of Chromium, None if it is not installed."""
     return next(filter(None, map(shutil.which, PROGRAMS)), None)
 
 
 def ensure() -> str:
-    """The path of Chromium, installed with apt-get where it is missing.
+    """Return the path of Chromium, which is installed with apt-get if it is missing.
 
     Raises:
         ClusterError: it is missing and cannot be installed.
@@ -94,7 +94,7 @@ def ensure() -> str:
 
 
 class Browser:
-    """One Chromium. Made by `browser()`."""
+    """One Chromium, created by `browser()`."""
 
     def __init__(self, connection: ClientConnection) -> None:
         self._connection = connection
@@ -103,7 +103,7 @@ class Browser:
         self._pages: dict[str, Page] = {}
 
     async def read(self) -> None:
-        """Pass answers to the callers and events to their pages, until the connection ends."""
+        """Pass responses to the callers and events to their pages, until the connection ends."""
         async for text in self._connection:
             message = json.loads(text)
             if "id" in message:
@@ -114,10 +114,10 @@ class Browser:
                 page.note(message["method"], message["params"])
 
     async def send(self, method: str, parameters: Object | None = None, session: str | None = None) -> Object:
-        """Carry out a command; what it gives.
+        """Execute a command and return its result.
 
         Raises:
-            BrowserError: it was refused.
+            BrowserError: it was rejected.
         """
         self._number += 1
         answer: asyncio.Future[Object] = asyncio.get_running_loop().create_future()
@@ -133,7 +133,7 @@ class Browser:
 
     @asynccontextmanager
     async def page(self, viewport: Viewport = DESK, *, dark: bool = False) -> AsyncIterator[Page]:
-        """A page with separate cookies; closed when the block ends."""
+        """Yield a page with separate cookies, which is closed when the block ends."""
         context = (await self.send("Target.createBrowserContext"))["browserContextId"]
         blank = {"url": "about:blank", "browserContextId": context}
         target = (await self.send("Target.createTarget", blank))["targetId"]
@@ -164,7 +164,7 @@ class Page:
         self.failures: list[str] = []
 
     def note(self, event: str, parameters: Object) -> None:
-        """Keep what is a problem of what the browser tells."""
+        """Record an event of the browser if it is a problem."""
         match event:
             case "Runtime.exceptionThrown":
                 details = parameters["exceptionDetails"]
@@ -178,11 +178,11 @@ class Page:
                 told.append(f"{entry['text']} {entry.get('url', '')}".rstrip())
 
     async def call(self, method: str, **parameters: Any) -> Object:
-        """What a command of the protocol gives. Errors as `Browser.send`."""
+        """Return the result of a command of the protocol. Raises the errors of `Browser.send`."""
         return await self._browser.send(method, parameters, self._session)
 
     async def show_on(self, viewport: Viewport, *, dark: bool) -> None:
-        """Another size, another colour scheme."""
+        """Set the size and the color scheme."""
         size = {"width": viewport.width, "height": viewport.height, "deviceScaleFactor": viewport.scale}
         await self.call("Emulation.setDeviceMetricsOverride", **size, mobile=viewport.touch)
         await self.call("Emulation.setTouchEmulationEnabled", enabled=viewport.touch)
@@ -202,7 +202,7 @@ class Page:
         await self.wait_for("document.readyState === 'complete'")
 
     async def evaluate(self, expression: str) -> Any:
-        """The value of a JavaScript expression, awaited if it is a promise.
+        """Return the value of a JavaScript expression. A promise is awaited.
 
         Raises:
             BrowserError: it throws.
@@ -214,7 +214,7 @@ class Page:
         return found["result"].get("value")
 
     async def wait_for(self, expression: str, timeout: float = PATIENCE_S) -> Any:
-        """Until an expression is true in JavaScript's sense; its value.
+        """Wait until a JavaScript expression is truthy, and return its value.
 
         Raises:
             TimeoutError: after `timeout` seconds, with the expression.
@@ -234,7 +234,7 @@ class Page:
         return found
 
     async def click(self, selector: str) -> None:
-        """Press the middle of an element with the mouse, when it exists, is enabled, and is not covered."""
+        """Click on the middle of an element when it exists, is enabled, and is not covered."""
         quoted = json.dumps(selector)
         place = f"""(() => {{
             const element = document.querySelector({quoted});
@@ -270,7 +270,7 @@ class Page:
 
 @asynccontextmanager
 async def browser() -> AsyncIterator[Browser]:
-    """A new Chromium with an empty profile; ended when the block ends.
+    """Yield a new Chromium with an empty profile, which ends with the block.
 
     Raises:
         ClusterError: there is none.
@@ -306,7 +306,7 @@ def _start(program: str, home: Path) -> subprocess.Popen[bytes]:
 
 
 def _address(process: subprocess.Popen[bytes], home: Path) -> str:
-    """Where Chromium takes commands; it writes a port and a path into a file."""
+    """Return the URL for commands to Chromium, which writes a port and a path into a file."""
     file = home / "profile" / "DevToolsActivePort"
     deadline = time.monotonic() + START_TIMEOUT_S
     while process.poll() is None and time.monotonic() < deadline:
@@ -319,7 +319,7 @@ def _address(process: subprocess.Popen[bytes], home: Path) -> str:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End Chromium and all it has started: they are of one process group."""
+    """End Chromium and its child processes, which are in one process group."""
     for how in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, how)

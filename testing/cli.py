@@ -1,4 +1,4 @@
-"""What an API server holds of a user, and a kubeconfig that leads to one. The real one is met end to end."""
+"""The objects of a user at an API server, and a kubeconfig for it. The tests in `e2e` use a real one."""
 
 from __future__ import annotations
 

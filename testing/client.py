@@ -1,4 +1,4 @@
-"""A client that behaves: it stays connected, and resumes after the last event it has."""
+"""A well-behaved client: it stays connected, and resumes after its last event."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RETRY_S = 0.2
 
 
 def is_this_machine(url: str) -> bool:
-    """Whether a URL's host is `localhost` or below it (RFC 6761), which not every resolver knows."""
+    """Return whether a URL's host is `localhost` or below it (RFC 6761), which some resolvers do not support."""
     return f".{urlsplit(url).hostname}".endswith(".localhost")
 
 
@@ -43,7 +43,7 @@ async def open_connection(
     origin: str | None = None,
     open_timeout: float = OPEN_TIMEOUT_S,
 ) -> ClientConnection:
-    """One connection. The token goes into the header, as servers and command-line clients send it."""
+    """Open one connection. The token is in the header, as servers and command-line clients send it."""
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
     if last_event_id is not None:
         headers["Last-Event-ID"] = str(last_event_id)
@@ -56,13 +56,13 @@ async def open_connection(
 
 
 async def receive(connection: ClientConnection, timeout: float = PATIENCE_S) -> dict[str, Any]:
-    """The next message."""
+    """Return the next message."""
     message: dict[str, Any] = json.loads(await asyncio.wait_for(connection.recv(), timeout))
     return message
 
 
 class ResumingClient:
-    """Keeps all it was sent in `events`, over any number of connections. An async context manager."""
+    """Records all received events in `events`, over any number of connections. An async context manager."""
 
     def __init__(
         self,
@@ -110,15 +110,15 @@ class ResumingClient:
             await self._changed.wait_for(condition)
 
     async def wait_for_events(self, count: int, timeout: float = PATIENCE_S) -> None:
-        """Until this many events have arrived since the client began."""
+        """Wait until this number of events has arrived since the start of the client."""
         await self.wait_for(lambda: len(self.events) >= count, timeout)
 
     async def wait_for_more(self, count: int, timeout: float = PATIENCE_S) -> None:
-        """Until this many events more have arrived."""
+        """Wait until this number of further events has arrived."""
         await self.wait_for_events(len(self.events) + count, timeout)
 
     async def wait_for_connections(self, count: int, timeout: float = PATIENCE_S) -> None:
-        """Until the client has been connected this many times."""
+        """Wait until the client has connected this number of times."""
         await self.wait_for(lambda: self.connections >= count, timeout)
 
     async def _run(self) -> None:

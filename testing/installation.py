@@ -1,4 +1,4 @@
-"""An installation as docs/go-live.md prescribes it: an operator that is not a superuser, and passwords."""
+"""An installation as docs/go-live.md requires: an operator that is not a superuser, and passwords."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Installation:
     admin_url: str
 
     async def relay_url(self, user: str) -> str:
-        """The URL in a user's Secret: what a stolen credential of the user's pod opens."""
+        """Return the URL in a user's Secret, which is the stolen credential of the user's pod."""
         credentials = Credentials(role_names("/app", SCOPE, user)[0], uuid.uuid4().hex)
         async with Database(self.operator_url) as database:
             await Roles(database).ensure(credentials, str(uuid.uuid4()), SCOPE, user)
@@ -52,7 +52,7 @@ class Installation:
 
 @asynccontextmanager
 async def installation(settings: Mapping[str, str] | None = None) -> AsyncIterator[Installation]:
-    """On a separate server, since an attacker may exhaust what all databases of a server share."""
+    """An installation on a separate server, because an attacker may exhaust the shared resources of a server."""
     with LocalPostgres(settings=dict(settings or {})) as server:
         admin = await asyncpg.connect(server.url())
         await admin.execute(_SETUP)

@@ -1,4 +1,4 @@
-"""The limits on waiting for what has to happen, in tests and in the commands that they call."""
+"""The time limits of tests, and of the commands that they call."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ happens within a few seconds, and on two cores with a load of eleven it takes ma
 of a promise, such as the time in which a lease expires, stands in its test."""
 
 COMMAND_TIMEOUT_S: Final = PATIENCE_S + 30
-"""Of a command that may itself wait for `PATIENCE_S`, and then has something to report."""
+"""The limit of a command that may itself wait for `PATIENCE_S` and then reports a result."""
 
 WITHIN: Final = f"--timeout={PATIENCE_S:.0f}s"
 """The same limit as an option of `kubectl wait`, `delete` and `rollout status`, and of helm."""

@@ -20,15 +20,15 @@ CANDIDATES = ("v0.1.0", "69777d0a8ba6ec895907cec93d30209cd625ab3d")
 
 
 class NoHistory(Exception):
-    """This checkout has no earlier version in it; the message says why."""
+    """This checkout does not contain the earlier version. The message has the reason."""
 
 
 def revision() -> str:
-    """The commit of the earlier version.
+    """Return the commit of the earlier version.
 
     Raises:
-        NoHistory: git or the history is not there.
-        LookupError: the history is there, and the version is not in it.
+        NoHistory: git or the history is missing.
+        LookupError: the history does not contain the version.
     """
     for candidate in CANDIDATES:
         found = _git("rev-parse", "--quiet", "--verify", f"{candidate}^{{commit}}")
@@ -43,7 +43,7 @@ def revision() -> str:
 
 
 def revision_or_skip() -> str:
-    """The same for a test, which is skipped, and says why, where there is no history."""
+    """Return the same for a test, which is skipped with the reason if there is no history."""
     try:
         return revision()
     except NoHistory as reason:
@@ -53,7 +53,7 @@ def revision_or_skip() -> str:
 
 @contextmanager
 def source(commit: str) -> Iterator[Path]:
-    """The files of a commit, in a folder that goes when the block ends."""
+    """Yield the files of a commit, in a folder that is removed when the block ends."""
     with tempfile.TemporaryDirectory(prefix="userrealtime-previous-") as folder:
         archive = Path(folder, "archive.tar")
         done = _git("archive", f"--output={archive}", commit)
@@ -67,7 +67,7 @@ def source(commit: str) -> Iterator[Path]:
 
 
 def _git(*arguments: str) -> subprocess.CompletedProcess[bytes]:
-    # Not the repository that a hook or another tool may have named.
+    # not the repository in the variables of a hook or another tool
     named = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR")
     environment = {name: value for name, value in os.environ.items() if name not in named}
     command = ["git", "-C", str(REPOSITORY), *arguments]

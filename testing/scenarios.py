@@ -27,7 +27,7 @@ SCENARIOS = {
 
 
 def main() -> int:
-    """Run the scenarios with pytest, in the order of the list; the exit status of pytest."""
+    """Run the scenarios with pytest, in the order of the list; return the exit status of pytest."""
     tests = [test for tests in SCENARIOS.values() for test in tests]
     return subprocess.run([sys.executable, "-m", "pytest", *tests]).returncode
 

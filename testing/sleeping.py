@@ -17,7 +17,7 @@ SOON = {"after": "2s"}
 
 
 def asleep(system: System, name: str) -> bool:
-    """Whether a user sleeps, and has no pod any more."""
+    """Return whether a user sleeps and has no pod."""
     status = system.get("urt", name).get("status", {})
     conditions = {condition["type"]: condition["status"] for condition in status.get("conditions", [])}
     if conditions.get("Asleep") != "True":
@@ -26,13 +26,13 @@ def asleep(system: System, name: str) -> bool:
 
 
 def wait_asleep(system: System, *names: str) -> None:
-    """Until all of them sleep."""
+    """Wait until all of them sleep."""
     for name in names:
         eventually(lambda name=name: asleep(system, name), f"{name} sleeps")  # type: ignore[misc]
 
 
 def slices(system: System, name: str) -> list[dict[str, Any]]:
-    """The EndpointSlices that lead a user's clients to activators."""
+    """Return the EndpointSlices that route a user's clients to activators."""
     child = system.get("urt", name)["status"]["name"]
     selector = f"kubernetes.io/service-name={child},endpointslice.kubernetes.io/managed-by=userrealtime-operator"
     found = json.loads(system.kubectl("get", "endpointslices", "-l", selector, "-o", "json"))
@@ -40,7 +40,7 @@ def slices(system: System, name: str) -> list[dict[str, Any]]:
 
 
 def wait_direct(system: System, name: str) -> None:
-    """Until nothing leads a user's clients to the activator any more."""
+    """Wait until no EndpointSlice routes a user's clients to the activator."""
     eventually(lambda: not slices(system, name), f"no connection of {name} goes to the activator")
     system.wait_reachable(name)
 
@@ -53,7 +53,7 @@ def activator_pods(system: System) -> list[str]:
 
 
 def activator_total(system: System, sample: str) -> float:
-    """The sum of a sample over all activators, such as `wakes_requested_total`."""
+    """Return the sum of a sample over all activators, such as `wakes_requested_total`."""
     total = 0.0
     for pod in activator_pods(system):
         with (

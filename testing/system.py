@@ -1,4 +1,4 @@
-"""userrealtime as installed on a cluster: the chart, its users, and their tokens. For `make up` and the scenarios.
+"""userrealtime on a cluster: the chart, its users, and their tokens. For `make up` and the scenarios.
 
 Blocking calls, each with a time limit; call them through `asyncio.to_thread` where something else must go on.
 """
@@ -54,7 +54,7 @@ class System:
     values: dict[str, Any]
 
     def apply_user(self, name: str, **spec: Any) -> None:
-        """Apply a UserRealtime; without a `userId`, the user is called as the resource."""
+        """Apply a UserRealtime. The default of `userId` is the name of the resource."""
         resource = {
             "apiVersion": "userrealtime.dev/v1alpha1",
             "kind": "UserRealtime",
@@ -68,16 +68,16 @@ class System:
         self.kubectl("delete", "urt", name, "--ignore-not-found", WITHIN)
 
     def kubectl(self, *arguments: str, input: str | None = None, timeout: float = COMMAND_TIMEOUT_S) -> str:
-        """kubectl in the namespace of the users."""
+        """Run kubectl in the namespace of the users."""
         return self.cluster.kubectl("-n", USERS_NAMESPACE, *arguments, input=input, timeout=timeout)
 
     def get(self, kind: str, name: str) -> dict[str, Any]:
-        """An object of the users' namespace."""
+        """Return an object of the users' namespace."""
         found: dict[str, Any] = json.loads(self.kubectl("get", kind, name, "-o", "json"))
         return found
 
     def wait_ready(self, name: str, timeout: float = PATIENCE_S) -> dict[str, Any]:
-        """The resource, once it is Ready for its present spec.
+        """Wait until the resource is Ready for its current spec, and return it.
 
         Raises:
             ClusterError: after `timeout` seconds, with what the resource and its pod say.
@@ -99,7 +99,7 @@ class System:
             time.sleep(0.2)
 
     def wait_reachable(self, name: str, timeout: float = PATIENCE_S) -> None:
-        """Until the user's route leads to the pod: whatever is in between learns of it a moment after it is Ready.
+        """Wait until the user's route leads to the pod. The ingress knows the pod shortly after it is Ready.
 
         Raises:
             ClusterError: after `timeout` seconds.
@@ -122,12 +122,12 @@ class System:
             time.sleep(0.1)
 
     def websocket_url(self, name: str) -> str:
-        """Where a client of this user connects, through the ingress."""
+        """Return the WebSocket URL of this user through the ingress."""
         url: str = self.get("urt", name)["status"]["url"]
         return url.replace("http", "ws", 1) + "/ws"
 
     def token(self, name: str, **claims: Any) -> str:
-        """A token of this user, as a signup flow would make it; `claims` are added or replaced."""
+        """Return a token of this user, as a signup flow creates it; `claims` are added or replaced."""
         resource = self.get("urt", name)
         reference = resource["status"]["tokenSecret"]
         secret = self.get("secret", reference["name"])
@@ -175,7 +175,7 @@ class System:
 
 
 def values_for(cluster: Provider, references: dict[str, str]) -> dict[str, Any]:
-    """The chart's values for a cluster and the images as it knows them."""
+    """Return the chart's values for a cluster and its references of the images."""
 
     def image(name: str) -> dict[str, str]:
         repository, _, tag = references[name].rpartition(":")
@@ -208,7 +208,7 @@ def install(cluster: Provider) -> System:
 
 
 def prepare(system: System) -> None:
-    """What the chart expects: the namespaces, and the Secret with the database's URL."""
+    """Create the prerequisites of the chart: the namespaces, and the Secret with the database's URL."""
     system.cluster.apply(NAMESPACES)
     secret = {
         "apiVersion": "v1",
@@ -220,9 +220,9 @@ def prepare(system: System) -> None:
 
 
 def uninstall(cluster: Provider) -> None:
-    """Remove all that `install` put on a cluster that stays."""
+    """Remove everything that `install` has created on an existing cluster."""
     with step("removing userrealtime", usual="30 s"):
-        # The users first, while the operator is there to clean up after them.
+        # The users first, while the operator still runs and can clean up.
         namespaces = cluster.kubectl("get", "namespaces", "-o", "name")
         if f"namespace/{USERS_NAMESPACE}\n" in namespaces:
             cluster.kubectl("delete", "urt", "-n", USERS_NAMESPACE, "--all", WITHIN)
@@ -240,7 +240,7 @@ def upgrade(system: System, values: dict[str, Any], chart: Path = CHART) -> None
     try:
         _upgrade(system, values, chart)
     except ClusterError as error:
-        # Helm's words for a release that is pending, with or without a helm that works on it.
+        # Helm's messages for a pending release, with or without a running helm.
         if "another operation" not in str(error) or not recover(system.cluster):
             raise
         _upgrade(system, values, chart)

@@ -1,4 +1,4 @@
-"""Waiting for the cluster, in scenarios that may block."""
+"""Waiting for the cluster. Blocking."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .patience import PATIENCE_S
 
 
 def eventually(condition: Callable[[], bool], what: str) -> None:
-    """Until `condition` holds, at most PATIENCE_S; cluster errors count as no."""
+    """Wait until `condition` holds, at most PATIENCE_S. A cluster error counts as False."""
     deadline = time.monotonic() + PATIENCE_S
     while True:
         try:

@@ -1,8 +1,8 @@
-"""What the clients' tests play on: a Postgres, a relay as a process, and a network before it that breaks when told to.
+"""The fixture of the clients' tests: a Postgres, a relay process, and a network between client and relay with faults.
 
     the test's client --> link --> relay --> Postgres
 
-Python's tests call it; those in JavaScript and in a browser reach the same over HTTP (`serving`).
+The tests in Python call it; those in JavaScript and in a browser use it over HTTP (`serving`).
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ GRACE_S: Final = 10
 TEMPLATE: Final = "clients_template"
 REFUSAL: Final = b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 MARKS: Final = {"websocket": b"HTTP/1.1 101", "sse": b"text/event-stream"}
-"""By what an answer of the relay is known as that of a transport."""
+"""The bytes in a response by which its transport is detected."""
 
 _numbers = itertools.count(1)
 
 
 class ClientFixture:
-    """All of it. A context manager: leaving it ends everything it started, and drops the database."""
+    """The whole fixture. A context manager: at its end, it stops all processes and drops the database."""
 
     def __init__(self, server: LocalPostgres, **variables: str) -> None:
         self.server = server
         self.database = f"clients_{next(_numbers)}"
         self.blocked: set[str] = set()
-        """Transports that do not come through the network."""
+        """The transports that the network blocks."""
         self._variables = {"TOKEN_LEEWAY": "0", "ALLOWED_ORIGINS": "*", **variables}
         self._stack = AsyncExitStack()
         self._published = 0
@@ -79,16 +79,16 @@ class ClientFixture:
             await connection.execute(f"drop database {self.database} with (force)")
 
     async def describe(self) -> dict[str, str]:
-        """What a client needs to know."""
+        """Return the parameters of a client."""
         return {"url": self.url}
 
     async def strand(self) -> None:
-        """Drop all further data of the open connections, without a close."""
+        """Drop all further data of the open connections without closing them."""
         self.link.strand()
 
     async def publish(self, count: int = 1) -> int:
-        """Publish events, in one transaction; how many there were ever since, each with its number in its data."""
-        # A test may cancel this: what is counted is then published all the same.
+        """Publish events in one transaction, each with its number in its data; return the number of all events."""
+        # A test may cancel this. Counted events must be published in any case.
         return await asyncio.shield(self._publish(count))
 
     async def _publish(self, count: int) -> int:
@@ -115,20 +115,20 @@ class ClientFixture:
         return dict(row or {})
 
     async def publish_values(self, expressions: Sequence[str]) -> list[str]:
-        """Publish the values of SQL expressions of JSON text, an event each. Returns the texts that jsonb gives."""
+        """Publish the values of SQL expressions of JSON text, one per event; return the texts of the jsonb values."""
         for expression in expressions:
             self._published += 1
             await self._writer.execute(f"select userrealtime.publish($1, 'test.value', ({expression})::jsonb)", USER)
         return [await self._writer.fetchval(f"select ({expression})::jsonb::text") for expression in expressions]
 
     async def refuse(self, refusing: bool) -> None:
-        """Cut all connections, and take no more, until told otherwise."""
+        """Close all connections and reject new ones, or accept connections again."""
         self.link.refusing = refusing
         if refusing:
             self.link.cut()
 
     async def silence(self, silent: bool) -> None:
-        """Drop all data in both directions, without a close."""
+        """Hold all data in both directions without closing the connections, or release it."""
         if silent:
             self.link.hold(up=True, down=True)
         else:
@@ -140,12 +140,12 @@ class ClientFixture:
         await self.relay.start()
 
     async def block(self, *transports: str) -> None:
-        """Answer these as a proxy does that cannot carry them; others go through."""
+        """Respond to these transports like a proxy that does not support them; forward others."""
         self.blocked = set(transports)
         self.link.cut()
 
     async def forget(self) -> None:
-        """Let go of all events but the newest."""
+        """Remove all events except the newest one."""
         async with self._turn:
             await self._writer.execute(
                 "delete from userrealtime.event e using userrealtime.log l "
@@ -154,7 +154,7 @@ class ClientFixture:
             )
 
     async def replace(self) -> str:
-        """Make it another log: a new epoch, as a restored database gets. Returns that."""
+        """Give the log a new epoch, as after a restore of the database, and return the epoch."""
         async with self._turn:
             epoch = await self._writer.fetchval(
                 "update userrealtime.log set epoch = gen_random_uuid() where user_id = $1 returning epoch::text", USER
@@ -162,14 +162,14 @@ class ClientFixture:
         return str(epoch)
 
     async def inbox(self) -> list[dict[str, Any]]:
-        """What clients have published, in order."""
+        """Return the messages of clients, in order."""
         rows = await self._writer.fetch(
             "select id, ref, event, data::text from userrealtime.inbox where user_id = $1 order by id", USER
         )
         return [{**row, "data": json.loads(row["data"])} for row in map(dict, rows)]
 
     def _filter(self) -> Filter:
-        """What comes back over one connection, unless its first answer is of a transport that is blocked."""
+        """Return a filter of the relay's data on one connection, which rejects a response of a blocked transport."""
         refused = False
 
         def passing(data: bytes) -> bytes:

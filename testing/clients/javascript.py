@@ -17,7 +17,7 @@ LIMIT_S: Final = 300
 
 
 def program(name: str, package: str) -> str:
-    """The path of a program; where there is none, the test is skipped, or fails if CI=true."""
+    """Return the path of a program. Without it, the test is skipped, or fails if CI=true."""
     found = shutil.which(name)
     if found is None:
         message = f"{name} is not installed, so the JavaScript client is not tested: apt-get install {package}"
@@ -28,7 +28,7 @@ def program(name: str, package: str) -> str:
 
 
 def run(*command: str, folder: Path) -> str:
-    """What a command prints.
+    """Run a command and return its output.
 
     Raises:
         AssertionError: it failed; the message has its output.
@@ -39,7 +39,7 @@ def run(*command: str, folder: Path) -> str:
 
 
 def install(home: Path) -> Path:
-    """An application's folder with the client out of its tarball, `ws`, and the tests. Not in the source tree."""
+    """Return the folder of an application with the client's tarball, `ws` and the tests, outside of the source tree."""
     npm = program("npm", "npm")
     source = home / "source"
     shutil.copytree(SOURCE, source, ignore=shutil.ignore_patterns("node_modules", "dist"))
@@ -51,5 +51,5 @@ def install(home: Path) -> Path:
     packages = (str(source / tarball), str(source / "node_modules" / "ws"))
     run(npm, "install", "--ignore-scripts", "--no-audit", "--no-fund", "--install-links", *packages, folder=application)
     shutil.copytree(source / "test", application / "test")
-    (source / "dist").rename(application / "dist")  # what the tests of its parts import
+    (source / "dist").rename(application / "dist")  # the modules that the tests import
     return application

@@ -32,7 +32,7 @@ IDENTITIES = (
 )
 
 
-# Every write that was answered, and of Leases also what was asked for.
+# all writes with a response, and for Leases also the requested contents
 AUDIT_POLICY = {
     "apiVersion": "audit.k8s.io/v1",
     "kind": "Policy",
@@ -81,9 +81,11 @@ class LocalApiServer:
         self.kubeconfig = self.kubeconfig_for(self.port)
 
     def kubeconfig_for(self, port: int, user: str = "admin") -> Path:
-        """A kubeconfig of a user who reaches the server at this port of loopback: the administrator, or one who has
-        only the rights given, to whom the server's limits apply."""
-        # The server that clients find hardest to accept.
+        """Return a kubeconfig of a user for the server at this port of loopback.
+
+        The user is the administrator, or a user with only the granted rights, whose requests the server limits.
+        """
+        # the certificate with the fewest extensions
         identities = [*IDENTITIES, Identity(user, f"/CN={user}", (f"DNS:{user}",))]
         pki.make(self._pki, identities, pki.Extensions.MINIMAL)
         path = self._home / f"kubeconfig-{port}-{user}"
@@ -146,13 +148,13 @@ class LocalApiServer:
         return {"etcd": self._etcd.pid, "kube-apiserver": self._server.pid}
 
     def kill(self) -> None:
-        """End the API server as a crash would; what is stored stays."""
+        """End the API server like a crash. Its data stays."""
         assert self._server is not None
         self._server.kill()
         self._server.wait(timeout=PATIENCE_S)
 
     def pause(self) -> None:
-        """Let the API server take connections and answer nothing, until `resume`."""
+        """Let the API server accept connections without a response, until `resume`."""
         assert self._server is not None
         self._server.send_signal(signal.SIGSTOP)
 
@@ -161,13 +163,13 @@ class LocalApiServer:
         self._server.send_signal(signal.SIGCONT)
 
     def kubectl(self, *arguments: str, input: str | None = None, timeout: float = COMMAND_TIMEOUT_S) -> str:
-        """Run kubectl against this server; its output."""
+        """Run kubectl against this server and return its output."""
         return run(binaries.kubectl(), f"--kubeconfig={self.kubeconfig}", *arguments, input=input, timeout=timeout)
 
     def writes(self, *users: str) -> list[Write]:
-        """The writes of these users that were carried out, in the order of their answers."""
+        """Return the successful writes of these users, in the order of their responses."""
         found = []
-        # The last line may be half written.
+        # The last line may be incomplete.
         lines, _, _ = self._audit.read_text().rpartition("\n")
         for line in lines.splitlines():
             event = json.loads(line)
@@ -193,7 +195,7 @@ class LocalApiServer:
         return "\n".join(path.read_text(errors="replace")[-3000:] for path in sorted(self._home.glob("*.log")))
 
     def close(self) -> None:
-        """End both processes and remove all they left."""
+        """End both processes and remove their files."""
         for process in (self._server, self._etcd):
             if process is not None:
                 process.kill()

@@ -44,10 +44,10 @@ class LocalBroker(ABC):
 
     name: str
     tls_scheme: str
-    """Of URLs with TLS; without, it is the name."""
+    """The scheme of URLs with TLS. Without TLS, it is the name."""
     programs: tuple[str, ...]
     hint: str
-    """How to get the programs."""
+    """The advice for the installation of the programs."""
     user = "relay"
 
     def __init__(self, password: str = "", pki: Path | None = None) -> None:
@@ -59,19 +59,19 @@ class LocalBroker(ABC):
 
     @property
     def url(self) -> str:
-        """With the password, if it has one."""
+        """The URL with the password, if the server has one."""
         scheme = self.name if self._pki is None else self.tls_scheme
         user = f"{self.user}:{quote(self._password, safe='')}@" if self._password else ""
         return f"{scheme}://{user}127.0.0.1:{self.port}"
 
     @property
     def variables(self) -> dict[str, str]:
-        """The environment that leads a relay or a bridge here."""
+        """The environment for a relay or a bridge with this broker."""
         return {"SIGNAL": self.name, f"{self.name.upper()}_URL": self.url}
 
     @property
     def pid(self) -> int | None:
-        """Of the server, while it runs."""
+        """The process id of the server while it runs."""
         return self._process.pid if self._process is not None else None
 
     @classmethod
@@ -100,7 +100,7 @@ class LocalBroker(ABC):
         shutil.rmtree(self._home, ignore_errors=True)
 
     async def start(self) -> None:
-        """Start it, unless it runs, and wait until it takes connections."""
+        """Start the server unless it runs, and wait until it accepts connections."""
         if self._process is not None:
             return
         command = await asyncio.to_thread(self.command, self._home)
@@ -121,7 +121,7 @@ class LocalBroker(ABC):
         writer.transport.abort()
 
     async def kill(self) -> None:
-        """SIGKILL, if it runs."""
+        """Kill the server if it runs."""
         process, self._process = self._process, None
         if process is not None:
             if process.returncode is None:
@@ -137,7 +137,7 @@ class LocalNats(LocalBroker):
 
     def command(self, home: Path) -> list[str]:
         config = home / "nats.conf"
-        # Quoted: what begins with a digit would be a number.
+        # quoted, because a value that begins with a digit would be a number
         users = f'authorization {{ user: {self.user}, password: "{self._password}" }}' if self._password else ""
         pki = self._pki
         tls = f'tls {{ cert_file: "{pki}/server.crt", key_file: "{pki}/server.key" }}' if pki is not None else ""
@@ -171,7 +171,7 @@ class LocalKafka(LocalBroker):
 
     @property
     def _protocol(self) -> str:
-        """What Kafka calls the security protocol."""
+        """The security protocol in Kafka's terms."""
         return ("SASL_" if self._password else "") + ("SSL" if self._pki is not None else "PLAINTEXT")
 
     def command(self, home: Path) -> list[str]:
@@ -239,7 +239,7 @@ class LocalKafka(LocalBroker):
                     break
                 except TopicAlreadyExistsError:
                     break
-                except KafkaError:  # it takes connections before it can answer
+                except KafkaError:  # it accepts connections before it can respond
                     await asyncio.sleep(0.2)
                 finally:
                     await admin.close()
@@ -254,7 +254,7 @@ def _which(program: str) -> str | None:
 
 
 def _jars() -> Path:
-    """Where Kafka's packages are, fetched if need be."""
+    """Return the folder of Kafka's packages, which are downloaded if necessary."""
     folder = cache("kafka", hashlib.sha256(KAFKA.read_bytes()).hexdigest()[:16])
     with exclusive("kafka"):  # `make test` runs the unit tests twice at the same time
         if not folder.exists():

@@ -74,7 +74,7 @@ class LocalOperator:
             )
 
     def wait_ready(self, timeout: float = PATIENCE_S) -> None:
-        """Until it is ready to lead.
+        """Wait until it is ready to lead.
 
         Raises:
             ClusterError: it is not; its log is in the text.
@@ -91,24 +91,24 @@ class LocalOperator:
 
     @property
     def pid(self) -> int:
-        """Of the process."""
+        """The process id."""
         assert self.process is not None
         return self.process.pid
 
     def stop(self) -> None:
-        """End it in order, as the kubelet does."""
+        """End it gracefully, as the kubelet does."""
         assert self.process is not None
         self.process.terminate()
         self.process.wait(timeout=PATIENCE_S)
 
     def kill(self) -> None:
-        """End it as a crash would."""
+        """End it like a crash."""
         if self.process is not None and self.process.poll() is None:
             self.process.kill()
             self.process.wait(timeout=PATIENCE_S)
 
     def metrics(self) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
-        """All samples by name and labels."""
+        """Return all samples by name and labels."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=PATIENCE_S) as answer:
             text = answer.read().decode()
         return {
@@ -117,7 +117,7 @@ class LocalOperator:
         }
 
     def metric(self, name: str, **labels: str) -> float:
-        """The sum of the samples of this name that have these labels."""
+        """Return the sum of the samples with this name and these labels."""
         wanted = set(labels.items())
         return sum(value for (found, having), value in self.metrics().items() if found == name and wanted <= having)
 
@@ -129,7 +129,7 @@ class LocalOperator:
             return False
 
     def requests(self) -> dict[str, int]:
-        """How often each verb and resource was asked for: `PATCH deployments`: 7.
+        """Return the number of requests by verb and resource: `PATCH deployments`: 7.
 
         Without leases, discovery, and the checks of missing pods, which continue where there is no node.
         """
@@ -137,5 +137,5 @@ class LocalOperator:
         for (name, having), value in self.metrics().items():
             labels = dict(having)
             if name == "userrealtime_operator_rest_client_requests_total" and labels["resource"] not in _LEFT_OUT:
-                counts[f"{labels['verb']} {labels['resource']}"] += int(value)  # over all of their status codes
+                counts[f"{labels['verb']} {labels['resource']}"] += int(value)  # for all status codes
         return dict(counts)

@@ -123,20 +123,20 @@ class LocalPostgres:
         self.close()
 
     def url(self, database: str = "postgres") -> str:
-        """The `postgresql://` URL of one database, as its owner."""
+        """Return the `postgresql://` URL of one database, as its owner."""
         return f"postgresql://postgres@127.0.0.1:{self.port}/{database}"
 
     @property
     def pid(self) -> int:
-        """Of the postmaster, the parent of all of the server's processes, while it runs."""
+        """The process id of the postmaster, the parent of the server's processes, while it runs."""
         return int((self._data / "postmaster.pid").read_text().split()[0])
 
     def program(self, name: str) -> Path:
-        """One of PostgreSQL's own programs, of the server's version, such as `pg_dump`."""
+        """Return a program of PostgreSQL in the server's version, such as `pg_dump`."""
         return self._programs / "bin" / name
 
     def start(self) -> None:
-        """Start the server and wait, at most `START_TIMEOUT_S`, until it takes connections."""
+        """Start the server and wait, at most `START_TIMEOUT_S`, until it accepts connections."""
         self._run("pg_ctl", "start", "-w", "-t", f"{START_TIMEOUT_S:.0f}", "-l", str(self._log))
 
     def stop(self, mode: str = "fast") -> None:
@@ -144,12 +144,12 @@ class LocalPostgres:
         self._run("pg_ctl", "stop", "-w", "-t", f"{START_TIMEOUT_S:.0f}", "-m", mode)
 
     def restart(self, mode: str = "fast") -> None:
-        """Stop and start, on the same port and data."""
+        """Restart the server with the same port and data."""
         self.stop(mode)
         self.start()
 
     def close(self) -> None:
-        """Stop the server if it runs and remove all it left."""
+        """Stop the server if it runs, and remove its files."""
         if (self._data / "postmaster.pid").exists():
             self.stop("immediate")
         shutil.rmtree(self._home, ignore_errors=True)

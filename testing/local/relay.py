@@ -54,14 +54,14 @@ async def _show(output: asyncio.StreamReader) -> None:
 
 @asynccontextmanager
 async def running_relay(environment: dict[str, str]) -> AsyncIterator[int]:
-    """A relay as a separate process on free ports; gives the port of its WebSockets."""
+    """Run a relay as a separate process on free ports; yield the port of its WebSockets."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
         "userrealtime_relay",
         env={**os.environ, "HOST": "127.0.0.1", "WS_PORT": "0", "HEALTH_PORT": "0", **environment},
         stdout=asyncio.subprocess.PIPE,
-        start_new_session=True,  # Ctrl-C is for us; we then stop it in order
+        start_new_session=True,  # Ctrl-C is for this process, which then stops the relay gracefully
     )
     assert process.stdout is not None
     show = None

@@ -1,1 +1,1 @@
-"""Stand-ins for the API server and the database of the operator."""
+"""Fakes of the API server and the database of the operator."""

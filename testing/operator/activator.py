@@ -1,4 +1,4 @@
-"""An activator in the loop of the test, and a real relay that starts when the user is woken."""
+"""An activator in the event loop of the test, and a real relay that starts when the user is woken."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ def resource(user_id: str = USER, *, namespace: str = "users", name: str = "alic
 
 
 def secret(*keys: str) -> dict[str, Any]:
-    """A user's Secret with these keys: the current, the next and the previous one."""
+    """Return a user's Secret with these keys: the current, the next and the previous one."""
     names = ("TOKEN_KEY", "TOKEN_KEY_NEXT", "TOKEN_KEY_PREVIOUS")
     return {"data": {name: base64.b64encode(key.encode()).decode() for name, key in zip(names, keys, strict=False)}}
 
 
 class FakeCluster:
-    """The cluster, with one user: a wake starts a relay, a while later. `wakes` counts what was asked for.
+    """A cluster with one user: a wake starts a relay after some time. `wakes` counts the requests.
 
     Args:
-        ghosts: how many pods take a connection and end without an answer, before the relay is there.
+        ghosts: the number of pods that accept a connection and end without a response, before the relay is ready.
     """
 
     def __init__(self, database_url: str, *, comes: bool = True, ghosts: int = 0, **relay: str) -> None:
@@ -87,7 +87,7 @@ class FakeCluster:
         await self._stack.aclose()
 
     def ready(self, port: int) -> None:
-        """The relay at this port is ready."""
+        """Report that the relay at this port is ready."""
         self._show(port, ready=True)
 
     def _show(self, port: int, *, ready: bool = False) -> None:

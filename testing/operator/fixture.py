@@ -1,4 +1,4 @@
-"""A reconciler in a world of stand-ins: an API server that stores what is applied, and a database. The real ones are
+"""A reconciler with a fake API server, which stores applied objects, and a fake database. The real ones are
 met end to end."""
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class StandInApi(Api):
         self.living_pods: list[Object] = []
         self.versions = 0
         self.slices: dict[str, list[Object]] = {}
-        """The EndpointSlices of Services, by their names, our own aside."""
+        """The EndpointSlices of Services, by name, without those of the operator."""
 
     async def apply(self, item: Object) -> Object:
         if self.refusal:
@@ -138,7 +138,7 @@ class StandInDatabase(Database):
 
 
 class Cache(Generic[Key]):
-    """A cache, given by its `get`."""
+    """A cache with the given `get`."""
 
     def __init__(self, get: Callable[[Key], Mapping[str, Any] | None]) -> None:
         self._get = get
@@ -151,7 +151,7 @@ class ReconcilerFixture:
     def __init__(self) -> None:
         self.api, self.database = StandInApi(), StandInDatabase()
         self.stale: Mapping[ObjectKey, Object] | None = None
-        """What the cache holds, where it is behind."""
+        """The contents of an outdated cache."""
         self.time = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
         self.add(body())
         self.woken: list[str] = []
@@ -160,7 +160,7 @@ class ReconcilerFixture:
         self.restart()
 
     def restart(self, config: Config = CONFIG) -> None:
-        """Another operator, which knows what the caches know."""
+        """Restart the operator with complete caches."""
         self.metrics = Metrics()
         self.reconciler = Reconciler(
             config,
@@ -193,22 +193,22 @@ class ReconcilerFixture:
         return (self.api.children if self.stale is None else self.stale).get(key)
 
     def keys(self) -> dict[str, str]:
-        """Alice's token keys."""
+        """Return alice's token keys."""
         data = self.api.children[SECRET]["data"]
         return {name: base64.b64decode(data[name]).decode() for name in data if name != "DATABASE_URL"}
 
     def request(self, value: str) -> None:
-        """Ask for a new token key of alice's."""
+        """Request a new token key for alice."""
         self.api.resources["users", "alice"]["metadata"]["annotations"] = {TOKEN_KEY_ROTATION_ANNOTATION: value}
 
     async def reconcile(self, name: str = "alice") -> list[str]:
-        """The calls that one reconciliation makes."""
+        """Run one reconciliation and return its calls."""
         self.api.calls.clear()
         await self.reconciler.reconcile("users", name)
         return list(self.api.calls)
 
     async def serve(self, *names: str) -> None:
-        """Users whose pods are there."""
+        """Create users with ready pods."""
         for name in names:
             self.add(body(name))
             await self.reconcile(name)

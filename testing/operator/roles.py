@@ -1,4 +1,4 @@
-"""A reconciler with stand-ins and a real PostgreSQL, for tests of the database roles."""
+"""A reconciler with a fake API server and a real PostgreSQL, for tests of the database roles."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from userrealtime_operator.reconcile.reconciler import Reconciler
 
 
 class RoleFixture(ReconcilerFixture):
-    """A world with a database."""
+    """A fixture with a database."""
 
     def __init__(self, url: str, database: Database) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A resource and a configuration, as tests like to have them."""
+"""A resource and a configuration for tests."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SECRETS = Secrets(token_keys=KEYS, database_url=CONFIG.database_url)
 
 
 def body(name: str = "alice", *, limits: Object | None = None, **spec: Any) -> Object:
-    """A UserRealtime as the API server would give it, defaults filled in."""
+    """Return a UserRealtime as the API server returns it, with its defaults."""
     return {
         "apiVersion": "userrealtime.dev/v1alpha1",
         "kind": "UserRealtime",

@@ -1,4 +1,4 @@
-"""A server of HTTPS that begins an answer and then does nothing any more, not even for a farewell."""
+"""An HTTPS server that begins a response and then hangs, without a TLS shutdown."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from testing.patience import PATIENCE_S
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where it is, and the certificate to trust."""
+    """The URL of the server, and the certificate to trust."""
 
     url: str
     certificate: Path

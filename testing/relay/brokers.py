@@ -20,7 +20,7 @@ PASSWORD = "a-secret-of-the-broker"
 
 
 def make_broker(name: str, password: str = "", pki: Path | None = None) -> LocalBroker:
-    """A broker that is not started yet; where there is none, the test is skipped, or fails if CI=true."""
+    """Return a broker that is not started yet. Without its programs, the test is skipped, or fails if CI=true."""
     kind = BROKERS[name]
     if (missing := kind.missing()) is not None:
         message = f"nothing is tested over {name}: {missing}"
@@ -38,7 +38,7 @@ def bridge_config(url: str, broker: LocalBroker, **changes: str) -> Config:
 
 @asynccontextmanager
 async def bridging(url: str, broker: LocalBroker, **changes: str) -> AsyncIterator[Bridge]:
-    """A bridge that is ready."""
+    """Run a bridge; yield it when it is ready."""
     async with Bridge(bridge_config(url, broker, **changes)) as bridge:
         await until(lambda: bridge.not_ready_reason is None)
         yield bridge
@@ -46,7 +46,7 @@ async def bridging(url: str, broker: LocalBroker, **changes: str) -> AsyncIterat
 
 @asynccontextmanager
 async def following(url: str, broker: LocalBroker) -> AsyncIterator[tuple[Relay, ClientConnection]]:
-    """A relay with a client at the beginning of its log, and a bridge. Neither reads the log without a signal."""
+    """Run a relay with a client at the beginning of its log, and a bridge. Neither reads the log without a signal."""
     async with (
         bridging(url, broker, POLL_INTERVAL=NEVER),
         running(url, None, **broker.variables, POLL_INTERVAL=NEVER) as relay,

@@ -1,4 +1,4 @@
-"""A relay inside the test's own loop, and clients for it. Every wait has a limit, far beyond what it should take."""
+"""A relay in the event loop of the test, and clients for it. Every wait has a limit far above the usual time."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from userrealtime_relay.server import Relay, key_set
 from userrealtime_relay.wire.frames import payloads
 
 NEVER = "600"
-"""As a POLL_INTERVAL: longer than any test."""
+"""A POLL_INTERVAL that is longer than any test."""
 PATIENCE_S = patience.PATIENCE_S
 USER = "alice"
 KEY = "a key of this user's that is long enough"
 
 
 def environment(url: str, **changes: str) -> dict[str, str]:
-    """A whole environment for a relay on loopback, on free ports."""
+    """Return the complete environment for a relay on loopback with free ports."""
     return {
         "USER_ID": USER,
         "DATABASE_URL": url,
@@ -58,7 +58,7 @@ def token(*, sub: str = USER, key: str = KEY, life_s: float = 3600, **claims: An
 
 @asynccontextmanager
 async def running(url: str, signal: Notifier | None = None, **changes: str) -> AsyncIterator[Relay]:
-    """A relay that is ready. It uses LISTEN, unless `changes` sets another SIGNAL."""
+    """Run a relay; yield it when it is ready. It uses LISTEN unless `changes` sets another SIGNAL."""
     async with Relay(config(url, **{"SIGNAL": "listen", **changes}), signal) as relay:
         await until(lambda: relay.not_ready_reason is None)
         yield relay
@@ -79,8 +79,10 @@ async def client(
     headers: dict[str, str] | None = None,
     **options: Any,
 ) -> AsyncIterator[ClientConnection]:
-    """A WebSocket client, by default with a good token in the Authorization header. `options` go to the URL, except
-    the arguments of `connect`."""
+    """Connect a WebSocket client, by default with a valid token in the Authorization header.
+
+    `options` are parameters of the URL, except the arguments of `connect`.
+    """
     known = {
         name: options.pop(name) for name in ("subprotocols", "max_size", "ping_interval", "sock") if name in options
     }
@@ -101,7 +103,7 @@ async def receive(connection: ClientConnection) -> dict[str, Any]:
 
 
 async def receive_ids(connection: ClientConnection, last: int) -> list[int]:
-    """The ids of the events that come, up to the one with the id `last`. Nothing else may come."""
+    """Return the ids of the events up to the one with the id `last`. No other message may arrive."""
     ids: list[int] = []
     while not ids or ids[-1] != last:
         message = await receive(connection)
@@ -111,7 +113,7 @@ async def receive_ids(connection: ClientConnection, last: int) -> list[int]:
 
 
 async def closed(connection: ClientConnection) -> tuple[int, str]:
-    """The code and the reason of the close that the relay sends, whatever comes before it."""
+    """Return the code and the reason of the relay's close frame. Earlier messages are ignored."""
     with contextlib.suppress(ConnectionClosed):
         async with asyncio.timeout(PATIENCE_S):
             while True:
@@ -121,7 +123,7 @@ async def closed(connection: ClientConnection) -> tuple[int, str]:
 
 
 async def publish(connection: asyncpg.Connection, count: int = 1, *, size: int = 10) -> None:
-    """Publish events in one transaction. `size` is that of a string in each, in characters."""
+    """Publish events in one transaction. Each contains a string of `size` characters."""
     await connection.execute(
         "select userrealtime.publish($1, 'test.event', jsonb_build_object('n', n, 'text', repeat('x', $3))) "
         "from generate_series(1, $2::int) n",
@@ -132,17 +134,17 @@ async def publish(connection: asyncpg.Connection, count: int = 1, *, size: int =
 
 
 def events(page: Page) -> list[dict[str, Any]]:
-    """What the frames of a page say."""
+    """Return the events in the frames of a page."""
     return [json.loads(bytes(text)) for text in payloads(b"".join(page.frames()))]
 
 
 def numbers(page: Page) -> list[int]:
-    """The numbers of a page's events, as its frames say them."""
+    """Return the numbers of the events in the frames of a page."""
     return [event["id"] for event in events(page)]
 
 
 async def terminate(connection: asyncpg.Connection) -> int:
-    """End the relay's connections to this database; how many there were."""
+    """Terminate the relay's connections to this database, and return their number."""
     ended: int = await connection.fetchval(
         "select count(pg_terminate_backend(pid)) from pg_stat_activity "
         "where application_name = 'userrealtime-relay' and datname = current_database()"
@@ -151,7 +153,7 @@ async def terminate(connection: asyncpg.Connection) -> int:
 
 
 async def get(port: int, path: str, method: str = "GET") -> tuple[int, str]:
-    """A plain HTTP request: the status and the body."""
+    """Send a plain HTTP request; return the status and the body."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         writer.write(f"{method} {path} HTTP/1.1\r\nHost: relay\r\nConnection: close\r\n\r\n".encode())
@@ -164,7 +166,7 @@ async def get(port: int, path: str, method: str = "GET") -> tuple[int, str]:
 
 
 async def metric(relay: Relay, name: str) -> float:
-    """The value of one line of /metrics, labels included in its name; 0 if it is not there."""
+    """Return the value of a line of /metrics, whose name includes the labels; 0 if it does not exist."""
     _, body = await get(relay.health_port, "/metrics")
     for line in body.splitlines():
         if line.startswith(f"userrealtime_relay_{name} "):

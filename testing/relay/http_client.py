@@ -1,4 +1,4 @@
-"""HTTP clients for a relay, made of sockets: requests, and event streams, read as an EventSource reads them."""
+"""HTTP clients for a relay, over sockets: requests, and event streams that are parsed like an EventSource."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from userrealtime_relay.server import Relay
 
 @dataclass
 class Answer:
-    """The head of a response; `body` is what came of it."""
+    """The head of a response, and the received `body`."""
 
     status: int
     headers: dict[str, str]
@@ -41,7 +41,7 @@ class Stream:
     _rest: bytes = field(default=b"", repr=False)
 
     async def chunk(self) -> bytes:
-        """The next piece of the body; empty at its orderly end."""
+        """Return the next piece of the body, empty at its regular end."""
         async with asyncio.timeout(PATIENCE_S):
             line = await self.reader.readline()
             if not line:
@@ -51,7 +51,7 @@ class Stream:
         return data[:-2]
 
     async def event(self) -> dict[str, Any] | None:
-        """The next message; None at the orderly end of the stream."""
+        """Return the next message, None at the regular end of the stream."""
         while True:
             while b"\n\n" not in self._rest:
                 chunk = await self.chunk()
@@ -77,7 +77,7 @@ class Stream:
                 return message
 
     async def ids(self, last: int) -> list[int]:
-        """The ids of the events that come, up to `last`. Nothing else may come."""
+        """Return the ids of the events up to `last`. No other message may arrive."""
         ids: list[int] = []
         while not ids or ids[-1] != last:
             message = await self.event()
@@ -121,7 +121,7 @@ def _port(relay: Relay | int) -> int:
 async def stream(
     relay: Relay | int, bearer: str | None = "", *, path: str = "/sse", headers: dict[str, str] | None = None
 ) -> AsyncIterator[Stream]:
-    """An open event stream, by default with a good token in the Authorization header."""
+    """Open an event stream, by default with a valid token in the Authorization header."""
     async with exchange(_port(relay), path, bearer, "GET", headers or {}, b"") as opened:
         assert opened.answer.status == 200, opened.answer
         yield opened
@@ -145,7 +145,7 @@ async def request(
 
 
 async def poll(relay: Relay | int, **parameters: object) -> Any:
-    """The answer, which must be one, to a poll with a good token."""
+    """Return the response to a poll with a valid token. It must be successful."""
     query = "&".join(f"{name}={value}" for name, value in parameters.items())
     answer = await request(relay, f"/poll?{query}")
     assert answer.status == 200, answer

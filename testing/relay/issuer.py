@@ -25,7 +25,7 @@ PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519Pri
 
 
 def jwk(key: PrivateKey, kid: str | None, **fields: Any) -> dict[str, Any]:
-    """The public half, as a key set has it."""
+    """The public key in the format of a key set."""
     made: dict[str, Any]
     if isinstance(key, rsa.RSAPrivateKey):
         made = RSAAlgorithm.to_jwk(key.public_key(), as_dict=True)
@@ -38,7 +38,7 @@ def jwk(key: PrivateKey, kid: str | None, **fields: Any) -> dict[str, Any]:
 
 
 def sign(key: PrivateKey, kid: str | None, header: dict[str, Any] | None = None, **claims: Any) -> str:
-    """A token that is good unless `claims` or `header` say otherwise."""
+    """Return a token that is valid unless `claims` or `header` change it."""
     if isinstance(key, rsa.RSAPrivateKey):
         algorithm = "RS256"
     else:
@@ -52,7 +52,7 @@ def sign(key: PrivateKey, kid: str | None, header: dict[str, Any] | None = None,
 
 
 class Endpoint:
-    """Answers with what it is set to."""
+    """A server with configurable responses."""
 
     def __init__(self) -> None:
         self.requests: list[str] = []

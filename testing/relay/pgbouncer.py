@@ -19,7 +19,7 @@ from testing.relay.harness import PATIENCE_S
 
 
 def program() -> str:
-    """The path of pgbouncer; where there is none, the test is skipped, or fails if CI=true."""
+    """Return the path of pgbouncer. Without it, the test is skipped, or fails if CI=true."""
     found = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
     if found is None:
         message = "PgBouncer is not installed, so nothing is tested behind a pooler: apt-get install pgbouncer"
@@ -31,7 +31,7 @@ def program() -> str:
 
 @asynccontextmanager
 async def pgbouncer(url: str, mode: str, pki: Path | None = None) -> AsyncIterator[str]:
-    """A pooler of "transaction"s or "session"s; the value is the URL of the same database through it.
+    """Run a pooler in the mode "transaction" or "session"; yield the URL of the same database through it.
 
     With `pki`, a folder that `testing.cluster.local.pki` made for the identity `server`, it accepts only TLS.
     """
@@ -51,7 +51,7 @@ async def pgbouncer(url: str, mode: str, pki: Path | None = None) -> AsyncIterat
             f"auth_type = any\npool_mode = {mode}\ndefault_pool_size = 5\nlogfile = {home}/log\n{tls}"
         )
         as_root = os.geteuid() == 0
-        if as_root:  # which it refuses to run as
+        if as_root:  # it refuses to run as root
             for path in (home, *files):
                 os.chown(path, UNPRIVILEGED_ID, UNPRIVILEGED_ID)
         process = await asyncio.create_subprocess_exec(

@@ -50,7 +50,7 @@ class Process:
 
 @asynccontextmanager
 async def process(url: str, **changes: str) -> AsyncIterator[Process]:
-    """A relay that listens."""
+    """Start a relay; return it when it listens."""
     started = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
