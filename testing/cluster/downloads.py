@@ -67,7 +67,7 @@ def go_module(module: str, version: str, h1: str, proxies: str, out: Path) -> No
 
     Args:
         h1: the module's checksum as in go.sum, `h1:...`.
-        proxies: the list; `direct` and `off` in it are passed over, since they need Go.
+        proxies: the list; `direct` and `off` in it are ignored, because they need Go.
 
     Raises:
         ClusterError: no proxy has the module, or its content has another checksum.
@@ -92,7 +92,7 @@ def go_module(module: str, version: str, h1: str, proxies: str, out: Path) -> No
 
 
 def module_checksum(archive: Path) -> str:
-    """The checksum of a module's zip file as in go.sum: over its files' names and contents, not over the zip."""
+    """Return the checksum of a module's zip file as in go.sum: of the names and contents of its files."""
     with zipfile.ZipFile(archive) as content:
         lines = [f"{hashlib.sha256(content.read(name)).hexdigest()}  {name}\n" for name in sorted(content.namelist())]
     return "h1:" + base64.b64encode(hashlib.sha256("".join(lines).encode()).digest()).decode()

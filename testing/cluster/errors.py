@@ -1,8 +1,8 @@
-"""The errors of the cluster providers. Their texts are for a person."""
+"""The errors of the cluster providers. Their texts are for humans."""
 
 
 class ClusterError(Exception):
-    """An error that the user can act on; its text has the cause and advice."""
+    """An error that the user can resolve. Its text has the cause and advice."""
 
 
 class UnknownError(ClusterError):

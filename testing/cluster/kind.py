@@ -32,7 +32,7 @@ CLUSTER = "userrealtime"
 NODE = f"{CLUSTER}-control-plane"
 # The image of kind 0.30.0, also for other versions of kind.
 NODE_IMAGE = "kindest/node:v1.34.0@sha256:7416a61b42b1662ca6ca89f02028ac133a309a2a30ba309614e8ec94d976dc5a"
-# A file in the node, written when kind has finished.
+# A file in the node, which is written after kind has finished.
 COMPLETE = "/etc/userrealtime-complete"
 # The namespaces of the pods that an installation needs.
 OWN_NAMESPACES = ("kube-system", "traefik", "postgres", "userrealtime")

@@ -21,7 +21,7 @@ MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 
 
 def write_static(archive: Path, reference: str, binary: Path) -> None:
-    """An image that runs `binary`, from nothing else, as user 65532."""
+    """An image that contains only `binary`, and runs it as user 65532."""
     with tempfile.TemporaryDirectory(dir=archive.parent) as workspace:
         layer = Path(workspace) / "layer.tar"
         with tarfile.open(layer, "w") as tar:

@@ -18,7 +18,7 @@ STATE = Path("/var/lib/userrealtime")
 
 
 def cache(*parts: str) -> Path:
-    """A path in the cache, its parent directories made."""
+    """Return a path in the cache, and create its parent directories."""
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "userrealtime"
     path = root.joinpath(*parts)
     path.parent.mkdir(parents=True, exist_ok=True)

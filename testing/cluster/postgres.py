@@ -33,7 +33,7 @@ class PostgresAccess:
 
     @contextmanager
     def from_host(self) -> Iterator[str]:
-        """A URL that works on this machine while the block runs."""
+        """Yield a URL that works on this machine while the block runs."""
         with self.cluster.forward(NAMESPACE, SERVICE, PORT) as (host, port):
             yield _url(self.password, host, port)
 
@@ -55,7 +55,7 @@ def deploy(cluster: Provider, image: str) -> PostgresAccess:
 
 
 def remove(cluster: Provider) -> None:
-    """Remove it and its data; but not a foreign namespace of the same name."""
+    """Remove PostgreSQL and its data, but not a foreign namespace of the same name."""
     if _namespace(cluster) != "ours":
         return
     with step("removing PostgreSQL"):
@@ -71,7 +71,7 @@ def _namespace(cluster: Provider) -> Literal["absent", "ours", "foreign"]:
 
 
 def _password(cluster: Provider) -> str:
-    """The superuser's password: of the Secret that is there, else a new one."""
+    """Return the superuser's password from the Secret, or a new one without a Secret."""
     found = cluster.kubectl("-n", NAMESPACE, "get", "secret", "postgres", "--ignore-not-found", "-o", "json")
     if found:
         return base64.b64decode(json.loads(found)["data"]["password"]).decode()
@@ -82,7 +82,7 @@ def _password(cluster: Provider) -> str:
         "metadata": {"name": "postgres", "namespace": NAMESPACE},
         "stringData": {"password": password},
     }
-    # Through standard input: a command line can be read by others.
+    # Through standard input, because other users can read a command line.
     cluster.kubectl("create", "-f", "-", input=json.dumps(secret))
     return password
 

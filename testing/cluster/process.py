@@ -1,4 +1,4 @@
-"""Programs and servers that the clusters use: run one, wait for one, forward a port to one."""
+"""Helpers for programs and servers: run a program, wait for a server, forward a port."""
 
 import socket
 import subprocess
@@ -67,10 +67,10 @@ def wait_http(url: str, timeout: float) -> None:
 def port_forward(
     kubectl: Path, environment: Mapping[str, str], namespace: str, target: str, port: int
 ) -> Iterator[tuple[str, int]]:
-    """Run `kubectl port-forward` for the length of the block; gives its host and port on this machine.
+    """Run `kubectl port-forward` while the block runs; yield its host and port on this machine.
 
     Raises:
-        ClusterError: it forwards nothing; its first line is in the text.
+        ClusterError: it does not forward; the text has its first line.
     """
     command = [str(kubectl), "-n", namespace, "port-forward", "--address=127.0.0.1", target, f":{port}"]
     with subprocess.Popen(

@@ -1,4 +1,4 @@
-"""Steps: what is being done, for how long already, and where its log is.
+"""The progress of steps: title, elapsed time and log.
 
 A `step` is one line. On a terminal the line is redrawn every second; elsewhere (a CI log) there is a line at the
 start, one every 30 seconds and one at the end. Commands of a step write to the step's log, whose tail is shown when
@@ -30,21 +30,21 @@ TAIL_WIDTH = 1000
 
 
 def clock(seconds: float) -> str:
-    """Elapsed seconds as `mm:ss`."""
+    """Return elapsed seconds as `mm:ss`."""
     return f"{int(seconds) // 60:02d}:{int(seconds) % 60:02d}"
 
 
 def note(text: str) -> None:
-    """A line about something already in place."""
+    """Print a line about something that already exists."""
     print(f"✓ {text}", flush=True)
 
 
 @contextmanager
 def exclusive(name: str, timeout: float = 3600) -> Iterator[None]:
-    """Let one process at a time through; the others print a note and wait.
+    """Admit one process at a time; the others print a note and wait.
 
     Raises:
-        ClusterError: it is not our turn after `timeout` seconds.
+        ClusterError: another process is still active after `timeout` seconds.
     """
     deadline = time.monotonic() + timeout
     path = cache("lock", name)
@@ -70,7 +70,7 @@ def _locked(fd: int) -> bool:
 
 @dataclass(frozen=True)
 class Step:
-    """A step under way. `log` is the file its commands write to."""
+    """A step in progress. Its commands write to the file `log`."""
 
     title: str
     log: Path
@@ -110,13 +110,13 @@ class Step:
             raise ClusterError(f"{program} ended with status {code}")
 
     def tail(self) -> str:
-        """The log's last lines, indented."""
+        """Return the last lines of the log, indented."""
         lines = self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
         return "\n".join(f"    {line[:TAIL_WIDTH]}" for line in lines[-TAIL_LINES:])
 
 
 def _end_group(process: "subprocess.Popen[bytes]") -> None:
-    """End a command and what it started: first asked to, 10 seconds later made to."""
+    """End a command and its child processes: with SIGTERM, and after 10 seconds with SIGKILL."""
     os.killpg(process.pid, signal.SIGTERM)
     try:
         process.wait(timeout=10)
@@ -128,7 +128,7 @@ def _end_group(process: "subprocess.Popen[bytes]") -> None:
 
 
 def heed_sigterm() -> None:
-    """Let SIGTERM end this process in order: else it would leave the commands of its steps running."""
+    """Let SIGTERM end this process gracefully. Otherwise the commands of its steps would keep running."""
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
 
 

@@ -55,7 +55,7 @@ class Provider(ABC):
     @property
     @abstractmethod
     def ingress_url(self) -> str:
-        """Where the ingress controller answers from this machine, without a slash at the end."""
+        """The URL of the ingress controller from this machine, without a trailing slash."""
 
     def prepare(self) -> None:
         """Install and build what `up` needs, which is its slow part. Nothing is started. Errors as `up`."""
@@ -72,11 +72,11 @@ class Provider(ABC):
 
     @abstractmethod
     def down(self) -> None:
-        """End and remove everything that `up` made. Caches stay."""
+        """Stop and remove everything that `up` created, except caches."""
 
     @abstractmethod
     def status(self) -> str:
-        """One line: whether the cluster answers."""
+        """Return one line with the state of the cluster."""
 
     @abstractmethod
     def load_image(self, image: Image) -> str:
@@ -106,7 +106,7 @@ class Provider(ABC):
         return tools.helm()
 
     def kubectl(self, *args: str, input: str | None = None, timeout: float = COMMAND_TIMEOUT_S) -> str:
-        """Run kubectl against this cluster; its output.
+        """Run kubectl against this cluster and return its output.
 
         Raises:
             ClusterError: with what kubectl wrote to stderr, or when `timeout` seconds have passed.
@@ -114,16 +114,16 @@ class Provider(ABC):
         return run(self.kubectl_path(), *args, env=self.environment(), input=input, timeout=timeout)
 
     def helm(self, *args: str, input: str | None = None, timeout: float = 300) -> str:
-        """Run helm against this cluster; its output. Errors as `kubectl`."""
+        """Run helm against this cluster and return its output. Raises the errors of `kubectl`."""
         return run(self.helm_path(), *args, env=self.environment(), input=input, timeout=timeout)
 
     def apply(self, manifest: str, timeout: float = COMMAND_TIMEOUT_S) -> None:
-        """Server-side apply of a YAML text."""
+        """Apply a YAML text with server-side apply."""
         arguments = ("apply", "--server-side", "--force-conflicts", "--field-manager=userrealtime-e2e", "-f", "-")
         self.kubectl(*arguments, input=manifest, timeout=timeout)
 
     def wait_rolled_out(self, namespace: str, workload: str, timeout: float = 180) -> None:
-        """Until `workload` (`deployment/x`) has all its pods ready; at most `timeout` seconds.
+        """Wait until all pods of `workload` (`deployment/x`) are ready, at most `timeout` seconds.
 
         Raises:
             ClusterError: it has not; the namespace's pods and latest events are in the text.
@@ -139,11 +139,11 @@ class Provider(ABC):
             raise ClusterError(f"{error}\n{pods}{latest}") from error
 
     def environment(self) -> dict[str, str]:
-        """The environment under which kubectl and helm mean this cluster, and write nothing to ~/.kube."""
+        """Return the environment with which kubectl and helm use this cluster, and write nothing to ~/.kube."""
         return {**os.environ, "KUBECONFIG": str(self.kubeconfig), "KUBECACHEDIR": str(cache("kubectl"))}
 
     def answers(self) -> bool:
-        """Whether the API server says it is ready."""
+        """Return whether the API server reports that it is ready."""
         try:
             return self.kubectl("get", "--raw", "/readyz", timeout=5).strip() == "ok"
         except ClusterError:

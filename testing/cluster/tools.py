@@ -46,7 +46,7 @@ class Tool:
     install: str
 
     def on_path(self) -> Path | None:
-        """The program on PATH, if its version fits."""
+        """Return the program on PATH if its version fits."""
         return _on_path(self, os.environ.get("PATH", ""))
 
 
@@ -104,7 +104,7 @@ HELM = Tool(
 
 
 def kind() -> Path:
-    """kind.
+    """Return the path of kind.
 
     Raises:
         ClusterError: it cannot be obtained; the text has advice for the installation.
@@ -118,7 +118,7 @@ def kind() -> Path:
 
 
 def helm() -> Path:
-    """helm. Errors as `kind`."""
+    """Return the path of helm. Raises the errors of `kind`."""
     archive = f"helm-v{HELM.pinned}-{_platform()}.tar.gz"
 
     def download(out: Path) -> None:
@@ -130,7 +130,7 @@ def helm() -> Path:
 
 
 def kubectl() -> Path:
-    """kubectl, from PATH or obtained. Errors as `kind`."""
+    """Return the path of kubectl, from PATH or downloaded. Raises the errors of `kind`."""
     url = f"https://dl.k8s.io/release/v{KUBECTL.pinned}/bin/{_platform('/')}/kubectl"
 
     def download(out: Path) -> None:
@@ -167,7 +167,7 @@ def obtain(*getters: Callable[[], object], problems: list[str] | None = None) ->
         ClusterError: there are problems; the message lists all of them.
     """
     found = list(problems or [])
-    # With Go all can be obtained, in minutes: not worth the wait if there are other problems.
+    # With Go, all tools can be built in minutes, which is useless if there are other problems.
     for getter in () if found and shutil.which("go") else getters:
         try:
             getter()
@@ -179,7 +179,7 @@ def obtain(*getters: Callable[[], object], problems: list[str] | None = None) ->
 
 
 def parse_version(text: str) -> Version:
-    """The first `1.2.3` in `text` as (1, 2); (0, 0) if there is none."""
+    """Return the first `1.2.3` in `text` as (1, 2); (0, 0) if there is none."""
     found = re.search(r"\bv?(\d+)\.(\d+)\.\d+", text)
     return (int(found[1]), int(found[2])) if found else (0, 0)
 

@@ -20,7 +20,7 @@ testing/engine/README.md.
 
 
 def main() -> int:
-    """Run the command line; the result is the exit status."""
+    """Run the command and return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m testing.engine", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )

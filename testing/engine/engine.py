@@ -50,7 +50,7 @@ def prepare() -> tuple[Path, list[images.StandIn]]:
 
 
 def run(command: Sequence[str], *, compare: bool = False) -> int:
-    """Run a command beside a Docker engine; its exit status. The engine is removed afterwards.
+    """Run a command with a Docker engine and return its exit status. The engine is removed afterwards.
 
     Args:
         compare: check that the machine has not changed: `unchanged`.
@@ -107,7 +107,7 @@ def kernel_values() -> set[str]:
 
 
 def environment() -> dict[str, str]:
-    """What the command finds in its environment, beside DOCKER_HOST and PATH.
+    """Return the environment of the command, without DOCKER_HOST and PATH.
 
     The images have other bases than in the local cluster, so their archives are in a separate cache.
     """

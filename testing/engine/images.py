@@ -1,4 +1,4 @@
-"""The stand-ins for the images that no registry can be asked for: names and contents."""
+"""The names and contents of the images that replace those of registries."""
 
 import json
 import shutil
@@ -45,7 +45,7 @@ class StandIn:
 
 
 def stand_ins() -> list[StandIn]:
-    """All of them, made if they are not in the cache.
+    """Return all replacement images, built if they are not in the cache.
 
     Raises:
         ClusterError: one cannot be made; the text says why.
@@ -78,7 +78,7 @@ def layer_of(archive: Path, target: Path) -> Path:
 
 
 def _program(binary: Path) -> Path:
-    """A root directory with one program."""
+    """Return a root directory with one program."""
     target = cache("engine", f"{binary.parent.name}.tar")
     if not target.exists():
         with tempfile.TemporaryDirectory(dir=target.parent) as workspace:

@@ -25,7 +25,7 @@ RESOLVER = "10.0.2.3"
 
 
 def main() -> int:
-    """Run the command of the specification; its exit status."""
+    """Run the command of the specification and return its exit status."""
     spec = Spec.from_json(Path(sys.argv[1]).read_text())
     ready, go = int(sys.argv[2]), int(sys.argv[3])
     child = os.fork()
@@ -58,7 +58,7 @@ def _reap(child: int) -> int:
 
 
 def set_up(packages: Path) -> None:
-    """Mounts, programs and network settings, all of them visible only in these namespaces."""
+    """Set up mounts, programs and network settings, which are visible only in these namespaces."""
     _mount("overlay", "/usr", f"lowerdir={packages}/usr:/usr")
     # What is mounted here shows the control groups and interfaces of these namespaces only.
     groups = control_groups(Path("/proc/self/mountinfo").read_text())
@@ -76,14 +76,14 @@ def set_up(packages: Path) -> None:
     resolver = PRIVATE / "resolv.conf"
     resolver.write_text(f"nameserver {RESOLVER}\n")
     _run("mount", "--bind", str(resolver), "/etc/resolv.conf")
-    # The machine may have another docker, which comes first in PATH.
+    # The machine may have another docker earlier in PATH.
     (BIN / "docker").symlink_to("/usr/bin/docker")
     runtime = BIN / "container-runtime"
     runtime.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S {Path(__file__).with_name("runtime.py")} "$@"\n')
     runtime.chmod(0o755)
     os.environ["PATH"] = f"{BIN}:{os.environ['PATH']}:/usr/sbin:/sbin"
     os.environ["DOCKER_HOST"] = f"unix://{SOCKET}"
-    # Not the user's own: docker writes to it.
+    # not the user's directory, because docker writes to it
     os.environ["DOCKER_CONFIG"] = str(PRIVATE / "docker")
     _run("ip", "link", "set", "lo", "up")
     Path("/proc/sys/net/ipv4/ip_forward").write_text("1\n")

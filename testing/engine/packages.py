@@ -43,7 +43,7 @@ def engine_packages() -> Path:
 
 
 def _missing() -> str:
-    """What apt-get would download for PACKAGES. Errors as `engine_packages`."""
+    """Return the packages that apt-get would download for PACKAGES. Raises the errors of `engine_packages`."""
     return run(DOWNLOAD[0], *DOWNLOAD[1:], "--print-uris", *PACKAGES, timeout=60)
 
 

@@ -1,4 +1,4 @@
-"""What the first process in the namespaces needs to know. Travels as JSON."""
+"""The parameters of the first process in the namespaces, which receives them as JSON."""
 
 import json
 from collections.abc import Mapping, Sequence

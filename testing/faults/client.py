@@ -1,4 +1,4 @@
-"""A client that does what docs/relay.md and docs/delivery.md tell, and writes down all it hears.
+"""A client that follows docs/relay.md and docs/delivery.md, and records everything that it receives.
 
 It keeps a cursor and an epoch, resumes with both whenever it is cut off, and takes a new pair only from a `reset`. It
 judges nothing: `history.judge` does, from the transcript.
@@ -31,7 +31,7 @@ SILENCE_S: Final = 3.0
 
 
 class Asked(NamedTuple):
-    """The client connected, and asked to go on from here."""
+    """The client has connected, and requested to resume from here."""
 
     cursor: int | None
     epoch: str | None
@@ -47,7 +47,7 @@ Entry = Asked | Heard
 
 
 class Place:
-    """Where a client stands, as it follows from what it has heard. The one rule a client needs, in one place."""
+    """The position of a client, which follows from the received messages. The only rule that a client needs."""
 
     def __init__(self) -> None:
         self.cursor: int | None = None
@@ -58,7 +58,7 @@ class Place:
         if kind == "reset" or (kind == "connected" and self.cursor is None):
             self.cursor, self.epoch = message["cursor"], message["epoch"]
         elif kind == "connected":
-            # A `connected` at another cursor than ours comes before a `reset`, and is not to be acted on.
+            # A `connected` with another cursor precedes a `reset`, and must be ignored.
             if self.epoch is None and message["cursor"] == self.cursor:
                 self.epoch = message["epoch"]
         elif kind == "event":
@@ -66,7 +66,7 @@ class Place:
 
 
 class Client(ABC):
-    """One client, for as long as `run` runs. Each transport resumes in its own way."""
+    """One client, while `run` runs. Each transport resumes in a different way."""
 
     def __init__(self, name: str, port: int, token: str) -> None:
         self.name = name
@@ -75,13 +75,13 @@ class Client(ABC):
         self.closes: list[int] = []
         self.awake = asyncio.Event()
         self.awake.set()
-        """While not set, the client is away."""
+        """While it is not set, the client is disconnected."""
         self._port = port
         self._token = token
         self._abort: Callable[[], None] | None = None
 
     async def run(self) -> None:
-        """Connect, listen, and again, until cancelled."""
+        """Connect and receive, repeatedly, until cancelled."""
         while True:
             await self.awake.wait()
             try:
@@ -95,18 +95,18 @@ class Client(ABC):
             await asyncio.sleep(random.uniform(RETRY_S / 2, RETRY_S))  # noqa: S311 (no secret)
 
     def drop(self) -> None:
-        """Break the connection off, without a word."""
+        """Abort the connection without a close."""
         if self._abort is not None:
             self._abort()
 
     def sleep(self) -> None:
-        """Be away until `awake` is set."""
+        """Stay disconnected until `awake` is set."""
         self.awake.clear()
         self.drop()
 
     @abstractmethod
     async def _listen(self) -> None:
-        """Connect once, and write down all that comes."""
+        """Connect once, and record everything that arrives."""
 
     def _hear(self, message: dict[str, Any]) -> None:
         self.place.hear(message)
@@ -158,7 +158,7 @@ class WebSocketClient(Client):
 
 
 class StreamClient(Client):
-    """As an EventSource: its position is only the last id, which it sends back unchanged."""
+    """Behaves like an EventSource: its position is only the last id, which it sends back unchanged."""
 
     def __init__(self, name: str, port: int, token: str) -> None:
         super().__init__(name, port, token)
@@ -192,7 +192,7 @@ class StreamClient(Client):
 
 
 class PollClient(Client):
-    """Asks with `cursor` and `epoch`. An answer is written down as what a connection would have said."""
+    """Polls with `cursor` and `epoch`. A response is recorded as the messages of a connection."""
 
     async def _listen(self) -> None:
         while self.awake.is_set():
@@ -221,7 +221,7 @@ class PollClient(Client):
 
 
 def make(transport: Transport, name: str, port: int, token: str, *, by_header: bool) -> Client:
-    """A client of one transport; only a WebSocket can send its cursor in two ways."""
+    """Return a client of one transport. Only a WebSocket can send its cursor in two ways."""
     if transport == "websocket":
         return WebSocketClient(name, port, token, by_header=by_header)
     return (StreamClient if transport == "sse" else PollClient)(name, port, token)

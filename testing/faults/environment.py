@@ -43,7 +43,7 @@ WRITERS: Final = 2
 MAX_CLIENTS: Final = 6
 GREETING_S: Final = 2
 SETTLE_S: Final = 60
-"""How long all may take to get over what was done to them, on a slow machine."""
+"""The time limit for the recovery of all parts on a slow machine."""
 QUICK: Final = {
     "POLL_INTERVAL": "0.5",
     "PING_INTERVAL": "1",
@@ -67,7 +67,7 @@ _numbers = itertools.count(1)
 
 
 class Process:
-    """A process on a port that stays the same, however often it is killed."""
+    """A process on a fixed port, which stays the same when it is restarted."""
 
     def __init__(self, module: str, port: int, variables: Mapping[str, str]) -> None:
         self.port = port
@@ -77,7 +77,7 @@ class Process:
         self._process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
-        """Start it, unless it runs, and wait until it listens."""
+        """Start the process unless it runs, and wait until it listens."""
         if self._process is not None:
             return
         self._process = await asyncio.create_subprocess_exec(
@@ -103,7 +103,7 @@ class Process:
         """Send SIGTERM, and SIGKILL when the grace is over; without any grace, only SIGKILL.
 
         Raises:
-            Violation: it had ended before.
+            Violation: it has ended before.
         """
         process, self._process = self._process, None
         if process is None:
@@ -127,7 +127,7 @@ class Process:
 
 
 class RelayProcess(Process):
-    """A relay. Reaches Postgres through `link`, and a broker through `broker_link`."""
+    """A relay, which connects to Postgres through `link`, and to a broker through `broker_link`."""
 
     def __init__(
         self,
@@ -152,7 +152,7 @@ class RelayProcess(Process):
 
 
 class BridgeProcess(Process):
-    """A bridge from Postgres itself to the broker itself: it is killed, which is worse than a link that breaks."""
+    """A bridge with direct connections to Postgres and the broker: it is killed, which is worse than a broken link."""
 
     def __init__(self, url: str, broker: LocalBroker) -> None:
         port = free_port()
@@ -183,7 +183,7 @@ class Writer:
         self._open: list[list[int]] | None = None  # the transaction's numbers, by savepoint
 
     async def publish(self, numbers: list[int], size: int) -> bool:
-        """Whether it was done; it may also have been done if not."""
+        """Publish events; return whether the commit was confirmed. Without a confirmation, it may have succeeded."""
         done = await self._execute(
             "select userrealtime.publish($1, 'test.event', jsonb_build_object('n', n, 'text', repeat('x', $3))) "
             "from unnest($2::bigint[]) n",
@@ -215,7 +215,7 @@ class Writer:
             await self._execute("set constraints all immediate; set constraints all deferred")
 
     async def replicate(self, *, replica: bool) -> None:
-        """Have ordinary triggers fire, or not, from the next transaction on."""
+        """Enable or disable ordinary triggers from the next transaction on."""
         await self._execute(f"set session_replication_role = {'replica' if replica else 'origin'}")
 
     async def end(self, *, commit: bool) -> None:
@@ -249,10 +249,10 @@ class FaultEnvironment:
     def __init__(self, server: LocalPostgres, broker: LocalBroker | None = None) -> None:
         self.server = server
         self.broker = broker
-        """A started broker, which the caller stops."""
+        """A running broker, which the caller stops."""
         self.bridges: list[BridgeProcess] = []
         self.announcers: list[AnnouncerProcess] = []
-        """One without a broker; none with one."""
+        """One announcer without a broker; none with a broker."""
         self.history = History()
         self.clients: list[Client] = []
         self.client_links: list[Link] = []
@@ -316,7 +316,7 @@ class FaultEnvironment:
 
     @asynccontextmanager
     async def connected(self, database: str | None = None) -> AsyncIterator[asyncpg.Connection]:
-        """A connection that no fault is meant for."""
+        """Open a connection that no fault affects."""
         connection = await asyncpg.connect(self.server.url(database or self.database), timeout=10, command_timeout=60)
         try:
             yield connection
@@ -324,7 +324,7 @@ class FaultEnvironment:
             connection.terminate()
 
     def take_numbers(self, count: int) -> list[int]:
-        """Numbers for events, never given out before: by them an event is known, whatever its id."""
+        """Return new numbers for events, which identify an event independently of its id."""
         return list(itertools.islice(self._published, count))
 
     async def connect_client(self, relay: int, transport: Transport | None = None) -> None:
@@ -360,7 +360,7 @@ class FaultEnvironment:
                     )
 
     async def drain_notifications(self) -> None:
-        """End that session."""
+        """End the session that fills the queue."""
         if self._stuck is not None:
             self._stuck.terminate()
             self._stuck = None
@@ -369,7 +369,7 @@ class FaultEnvironment:
         await asyncio.to_thread(self.server.restart, mode)
 
     async def look(self, connection: asyncpg.Connection) -> None:
-        """Take what the log holds into the history."""
+        """Add the events of the log to the history."""
         epoch = await connection.fetchval("select epoch from userrealtime.log where user_id = $1", USER)
         rows = await connection.fetch(
             "select id, event, to_char(at at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"') as at, "
@@ -379,7 +379,7 @@ class FaultEnvironment:
         self.history.see(epoch, [(row["id"], Row(row["event"], row["at"], json.loads(row["data"]))) for row in rows])
 
     async def retain(self, keep: int) -> None:
-        """Let go of all events but the newest few."""
+        """Remove all events except the newest ones."""
         async with self.connected() as connection, connection.transaction():
             await connection.execute("lock table userrealtime.log in exclusive mode")
             await self.look(connection)
@@ -423,7 +423,7 @@ class FaultEnvironment:
             "psql", "--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", "--file", str(self._backup),
             self.server.url(restored),
         )  # fmt: skip
-        for writer in self.writers:  # what they have open would end unseen with the database
+        for writer in self.writers:  # their open transactions would otherwise end unnoticed with the database
             await writer.end(commit=False)
         async with self.connected() as connection:
             await self.look(connection)
@@ -448,7 +448,7 @@ class FaultEnvironment:
             await self._mend()
         writer = self.writers[0]
         while not await writer.publish(self.take_numbers(1), 1):
-            pass  # its connection is lost, which it detects by using it
+            pass  # it detects its lost connection only when it uses it
         async with self.connected() as connection:
             await self.look(connection)
         goal = (self.history.epoch, self.history.head)

@@ -1,4 +1,4 @@
-"""The truth, kept by the test, and the judge of what a client heard.
+"""The expected history, recorded by the test, and the check of a client's transcript.
 
 The history is read from the log's tables, over a connection of the test's own, before anything is taken away from them
 and at the end; nothing in it comes from a relay. Each incarnation of the log, an *epoch*, has its own numbers.
@@ -13,7 +13,7 @@ from .client import Asked, Entry, Place
 
 
 class Violation(AssertionError):
-    """A promise was not kept. The message says to whom, which, and where in the transcript."""
+    """A guarantee was violated. The message contains the client, the guarantee, and the place in the transcript."""
 
 
 class Row(NamedTuple):
@@ -25,13 +25,13 @@ class Row(NamedTuple):
 
 
 class History:
-    """All that was ever committed to one user's log."""
+    """All events that were ever committed to one user's log."""
 
     def __init__(self) -> None:
         self.epochs: dict[str, dict[int, Row]] = {}
-        """In the order they followed each other; the last is the present one. By number, everything ever there."""
+        """The epochs in order, of which the last is the current one. Each has all of its events by number."""
         self.let_go: dict[str, int] = {}
-        """By epoch, the highest number that retention has removed; 0 if none."""
+        """The highest number that retention has removed, by epoch; 0 if none."""
 
     @property
     def epoch(self) -> str:
@@ -42,7 +42,7 @@ class History:
         return max(self.epochs[self.epoch], default=self.let_go[self.epoch])
 
     def see(self, epoch: str, rows: Iterable[tuple[int, Row]]) -> None:
-        """Take in what the log holds now.
+        """Add the current events of the log.
 
         Raises:
             Violation: the log itself breaks its word: a number means two events, or there is a gap.
@@ -57,7 +57,7 @@ class History:
             raise Violation(f"the log has gaps: {numbers}")
 
     def superseded(self, epoch: str | None, by: str | None) -> bool:
-        """Whether the one epoch came before the other."""
+        """Return whether one epoch is older than the other."""
         order = list(self.epochs)
         return epoch in order and by in order and order.index(epoch) < order.index(by)
 
@@ -113,14 +113,14 @@ def judge(name: str, transcript: Sequence[Entry], history: History) -> None:
 
 
 def _judge_reset(message: dict[str, Any], place: Place, history: History, wrong: Any) -> None:
-    """Return whether there was a reason for this client's reset."""
+    """Return whether a client's reset has a reason."""
     replaced = history.superseded(place.epoch, history.epoch)
     match message["reason"]:
         case "epoch":
             if not history.superseded(place.epoch, message["epoch"]):
                 raise wrong("reset, though its log was not replaced")
         case "too-old":
-            # Of a log that is set back, the missing end may appear as a missing beginning, until the epoch is read.
+            # The missing end of a restored log may appear as a missing beginning, until the epoch is read.
             if not replaced and history.let_go.get(place.epoch or "", 0) <= (place.cursor or 0):
                 raise wrong("reset, though the log holds all that follows")
         case _:

@@ -1,4 +1,4 @@
-"""A network that breaks when told to: a TCP proxy on loopback, and a filter of what Postgres says through it.
+"""A network with controlled faults: a TCP proxy on loopback, and a filter of the messages of Postgres.
 
 To *hold* a direction is a half-open connection: both ends believe in it, nothing arrives. What was sent is not lost
 but late, as with TCP's retransmissions: it arrives on `release`, if the connection still exists. New connections are
@@ -34,11 +34,11 @@ class Notifications:
         self._late: list[bytes] = []
 
     def __call__(self, data: bytes) -> bytes:
-        """Take in what came; returns what goes on. Part of a message waits for its rest."""
+        """Process received data and return the data to forward. An incomplete message waits for its rest."""
         self._partial += data
         passed: list[bytes] = []
         while len(self._partial) >= 5:
-            # PostgreSQL's protocol 3.0: one byte of type, then the length of what follows, itself included.
+            # PostgreSQL's protocol 3.0: a byte for the type, then the length of the rest, including itself.
             end = 1 + int(struct.unpack_from("!I", self._partial, 1)[0])
             if len(self._partial) < end:
                 break
@@ -91,7 +91,7 @@ class Link:
 
     @property
     def connections(self) -> int:
-        """How many there are."""
+        """The number of connections."""
         return len(self._tasks)
 
     def hold(self, *, up: bool, down: bool) -> None:
@@ -101,7 +101,7 @@ class Link:
                 self._flows[way].clear()
 
     def release(self) -> None:
-        """Forward everything again, from where it was held."""
+        """Forward everything again, including the held data."""
         for flow in self._flows.values():
             flow.set()
 
@@ -145,12 +145,12 @@ class Link:
         try:
             await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
             for end in (writer, target_writer):
-                end.close()  # which lets go what was written; `abort` would not
+                end.close()  # it flushes the written data, which `abort` would drop
                 await end.wait_closed()
         except OSError:
             pass
         finally:
-            # Before anything is waited for: `__aexit__` may cancel even this.
+            # before the first await, because `__aexit__` may cancel this
             target_writer.transport.abort()
             self._writers.discard(target_writer)
             for pump in pumps:
@@ -160,7 +160,7 @@ class Link:
     async def _pump(
         self, flow: asyncio.Event, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, passing: Filter
     ) -> None:
-        """Carry one direction until its sender has ended it, or one of the two ends is lost."""
+        """Forward one direction until its sender has ended it, or one of the connections is lost."""
         try:
             while data := await reader.read(CHUNK):
                 await flow.wait()

@@ -24,7 +24,7 @@ SHORT: Final[tuple[tuple[ModuleType, str, float], ...]] = (
 
 
 def shorten() -> None:
-    """Make them short in this process."""
+    """Set short time limits in this process."""
     for module, name, seconds in SHORT:
         assert hasattr(module, name), f"{module.__name__} has no {name} any more"
         setattr(module, name, seconds)

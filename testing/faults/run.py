@@ -1,4 +1,4 @@
-"""A plan, from its start to its judgement, and the search for the smallest part of it that still fails."""
+"""Runs a plan and checks its result, and finds the smallest part of a plan that still fails."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from .steps import Step
 
 PLAN_LENGTH: Final = 40
 STEP_S: Final = 0.03
-"""Between steps: about the time an event needs to arrive: sometimes it has, and sometimes it has not."""
+"""The pause between steps: about the time that an event needs to arrive, so both orders occur."""
 LIMIT_S: Final = 240
-"""A plan that takes longer hangs."""
+"""The time limit of a plan."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a plan that was kept came to."""
+    """The result of a successful plan."""
 
     committed: int
-    """Events that were ever in the log, each epoch's counted."""
+    """The number of events that were ever in the log, in all epochs."""
     delivered: int
-    """Events that clients received, each client's counted."""
+    """The number of events that clients received, of all clients."""
     connections: int
     resets: dict[str, int]
-    """By reason."""
+    """The number of resets, by reason."""
 
 
 async def run_plan(server: LocalPostgres, plan: Sequence[Step], broker: LocalBroker | None = None) -> Outcome:

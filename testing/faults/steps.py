@@ -97,7 +97,7 @@ class NewClient(Step):
 @dataclass(frozen=True)
 class _OfClient(Step):
     client: int
-    """Modulo the number of clients, which is not known before."""
+    """The index of the client, modulo the number of clients, which is unknown when the plan is made."""
 
     def index(self, world: FaultEnvironment) -> int:
         return self.client % len(world.clients)
@@ -123,7 +123,7 @@ class Wake(_OfClient):
 
 @dataclass(frozen=True)
 class MoveClient(_OfClient):
-    """Its next connection leads to another relay, as behind a load balancer."""
+    """The client's next connection leads to another relay, as behind a load balancer."""
 
     relay: int
 
@@ -135,7 +135,7 @@ class MoveClient(_OfClient):
 
 @dataclass(frozen=True)
 class HoldClient(_OfClient):
-    """Its connection is half-open; for a relay, it is the same as a client that does not read."""
+    """The client's connection is half-open. For a relay, this equals a client that does not read."""
 
     up: bool
     down: bool
@@ -152,7 +152,7 @@ class ReleaseClient(_OfClient):
 
 @dataclass(frozen=True)
 class StrandClient(_OfClient):
-    """Its connection is dead without a close; it can connect again."""
+    """The client's connection is dead without a close. It can connect again."""
 
     async def run(self, world: FaultEnvironment) -> None:
         world.client_links[self.index(world)].strand()
@@ -168,7 +168,7 @@ class Kill(Step):
 
 @dataclass(frozen=True)
 class Restart(Step):
-    """In order, or not at all if it takes longer than its grace."""
+    """Restart the relay gracefully. It is killed if it exceeds its grace period."""
 
     relay: int
 
@@ -236,7 +236,7 @@ class Notify(Step):
 
 @dataclass(frozen=True)
 class KillBroker(Step):
-    """Nothing, without one; so do the next ones."""
+    """Kill the broker. Without a broker, this step and the next ones have no effect."""
 
     async def run(self, world: FaultEnvironment) -> None:
         if world.broker is not None:
@@ -304,7 +304,7 @@ class CutBroker(Step):
 
 @dataclass(frozen=True)
 class FalseAlarm(Step):
-    """A person notifies the user's channel, and the announcer's, by hand."""
+    """A manual NOTIFY on the channel of the user and of the announcer."""
 
     payload: str
 
@@ -316,7 +316,7 @@ class FalseAlarm(Step):
 
 @dataclass(frozen=True)
 class Burst(Step):
-    """Transactions of one event each, so many and so quickly that the announcer polls."""
+    """Transactions of one event each, at a rate at which the announcer polls."""
 
     writer: int
     count: int
@@ -349,7 +349,7 @@ class ReplicaRole(Step):
 
 @dataclass(frozen=True)
 class KillAnnouncer(Step):
-    """Nothing, with a broker; so does the next one."""
+    """Kill the announcer. With a broker, this step and the next one have no effect."""
 
     async def run(self, world: FaultEnvironment) -> None:
         for announcer in world.announcers:
@@ -365,7 +365,7 @@ class StartAnnouncer(Step):
 
 @dataclass(frozen=True)
 class FillNotifications(Step):
-    """The notification queue of the server is full. For a server whose queue is small."""
+    """Fill the notification queue of the server. Only for a server with a small queue."""
 
     async def run(self, world: FaultEnvironment) -> None:
         await world.fill_notifications()
@@ -429,7 +429,7 @@ def _directions(chance: random.Random) -> dict[str, bool]:
 
 _CHOICES: Final[tuple[tuple[int, Callable[[random.Random], Step]], ...]] = (
     (30, lambda c: Publish(c.randrange(WRITERS), c.choice((1, 1, 2, 5, 20)), c.choice((0, 10, 200)))),
-    (3, lambda c: Publish(c.randrange(WRITERS), c.choice((120, 600)))),  # more than a ring; more than a page
+    (3, lambda c: Publish(c.randrange(WRITERS), c.choice((120, 600)))),  # more than a ring, and more than a page
     (2, lambda c: Publish(c.randrange(WRITERS), 8, 60_000)),
     (12, lambda c: Pause(c.choice((0.01, 0.05, 0.2, 0.5)))),
     (5, lambda c: Begin(c.randrange(WRITERS))),
@@ -480,7 +480,7 @@ _BROKER_CHOICES: Final[tuple[tuple[int, Callable[[random.Random], Step]], ...]] 
 
 
 def random_plan(seed: int, length: int, *, broker: bool = False) -> list[Step]:
-    """A plan that is always the same for the same seed. There are clients of all transports from the start."""
+    """Return the plan of a seed. It starts with clients of all transports."""
     chance = random.Random(seed)  # noqa: S311 (no secret)
     choices = _CHOICES + _BROKER_CHOICES if broker else _CHOICES
     weights = [weight for weight, _ in choices]

@@ -75,7 +75,7 @@ class LocalCluster(Provider):
         return binaries.helm()
 
     def environment(self) -> dict[str, str]:
-        """As for any provider, and no proxy stands between this machine and the node."""
+        """The environment of any provider, without a proxy for connections to the node."""
         environment = super().environment()
         direct = ["127.0.0.1", "localhost", LINK_NETWORK, PODS, SERVICES]
         for name in ("NO_PROXY", "no_proxy"):
@@ -95,10 +95,10 @@ class LocalCluster(Provider):
             self._down()
 
     def _prepare(self) -> list[tuple[str, Path]]:
-        """All that is built; gives the static images by reference.
+        """Build all programs and images; return the static images by reference.
 
         Raises:
-            ClusterError: something is missing or in the way; one text names all of it.
+            ClusterError: a prerequisite is missing or conflicts; the text lists all problems.
         """
         _check()
         packages.ensure()
@@ -144,13 +144,13 @@ class LocalCluster(Provider):
 
     def load_image(self, image: Image) -> str:
         self._import(image.local_reference, image.archive)
-        # The name for people; specs name the hash.
+        # The name for humans; specs contain the hash.
         self._ctr("images", "tag", "--force", image.local_reference, f"localhost/{image.name}:dev")
         return image.local_reference
 
     @contextmanager
     def forward(self, namespace: str, target: str, port: int) -> Iterator[tuple[str, int]]:
-        """The address itself: pods and services are routed from this machine."""
+        """Yield the address of the target: this machine has routes to pods and services."""
         kind, _, name = target.partition("/")
         path = "{.status.podIP}" if kind in ("pod", "pods") else "{.spec.clusterIP}"
         address = self.kubectl("-n", namespace, "get", kind, name, "-o", f"jsonpath={path}").strip()
@@ -187,7 +187,7 @@ class LocalCluster(Provider):
         _write(SPEC, spec.to_json())
 
     def _start_node(self, spec: NodeSpec) -> None:
-        """Start the node unless one with this very specification runs."""
+        """Start the node unless one with the same specification runs."""
         version = hashlib.sha256((spec.to_json() + json.dumps(files(packages.cni_binaries()))).encode()).hexdigest()
         node = _node()
         if node is not None:
@@ -224,7 +224,7 @@ class LocalCluster(Provider):
         if reference in self._ctr("images", "list", "--quiet").split():
             return
         with step(f"loading {reference.removeprefix('localhost/')}") as current, archive.open("rb") as content:
-            # Through standard input: the archive's path may not exist in the node.
+            # Through standard input, because the archive's path may not exist in the node.
             command = [*self._in_node(), "ctr", "-a", CONTAINERD_SOCKET, "-n", "k8s.io", "images", "import", "-"]
             with current.log.open("ab") as log:
                 try:
@@ -246,7 +246,7 @@ class LocalCluster(Provider):
 
 
 def _on_host(path: str) -> Path:
-    """Where a path of the node's `/var/lib` is on the machine."""
+    """Return the machine's path of a path in the node's `/var/lib`."""
     return LIB / Path(path).relative_to("/var/lib")
 
 
@@ -265,7 +265,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def _static_image(reference: str, binary: Path) -> tuple[str, Path]:
-    """An image of one binary: its reference and its archive, made if it is not in the cache."""
+    """Return the reference and the archive of an image with one binary, built if it is not in the cache."""
     made_of = hashlib.sha256(f"{reference}\0{binary.parent.name}".encode()).hexdigest()[:12]
     archive = cache("images", f"{binary.name}-{made_of}.tar")
     if not archive.exists():
@@ -314,7 +314,7 @@ def _spawn_node(listener: socket.socket, version: str, port: int) -> None:
         _kill(process.pid)
         raise
     finally:
-        # The child goes on without us; `subprocess` need not know.
+        # The child continues without this process, so `subprocess` must not track it.
         with contextlib.suppress(BrokenPipeError):
             process.stdin.close()
         process.stdout.close()
@@ -359,23 +359,23 @@ def _refuse_overlapping_routes() -> None:
 
 
 def _end_node() -> None:
-    """End a node, running or half gone, and remove all of it but the state directory."""
+    """End a node, even an incomplete one, and remove all of it except the state directory."""
     if node := _node():
         _kill(node)
-    # What a lost record does not name.
+    # the parts that a lost record does not list
     for pid, _ in processes():
         _kill(pid)
     _until(lambda: not processes(), "the node's processes to end", DOWN_LIMIT)
-    # It would go with the node's network, but connections on their way out can keep that for minutes.
+    # It would end with the node's network, but closing connections can keep that alive for minutes.
     if Path("/sys/class/net", INTERFACE).exists():
         run("ip", "link", "delete", INTERFACE, timeout=30)
-    # Groups of containers that are no more would hold the next kubelet up for seconds each.
+    # Each remaining group of an ended container would delay the next kubelet by seconds.
     for group in cgroups():
         _remove_cgroup(group)
 
 
 def _check() -> None:
-    """Report, before anything is installed or built, all that `up` needs and cannot get itself."""
+    """Check all prerequisites that `up` cannot provide, before anything is installed or built."""
     problems = packages.problems()
     try:
         binaries.require_go()
@@ -402,7 +402,7 @@ def _port() -> int:
 
 
 def _node() -> int | None:
-    """The process id of the running node's `unshare`, if it is still the process we started."""
+    """Return the process id of the running node's `unshare`, if it is still the started process."""
     try:
         record = json.loads(RECORD.read_text())
         return int(record["pid"]) if _started(record["pid"]) == record["started"] else None
@@ -411,7 +411,7 @@ def _node() -> int | None:
 
 
 def _started(pid: int) -> str:
-    """When a process started, in ticks since boot: with its id, it identifies the process; empty if dead."""
+    """Return the start time of a process in ticks since boot, which identifies it with its id; empty if it is dead."""
     try:
         after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -422,7 +422,7 @@ def _started(pid: int) -> str:
 def _kill(pid: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
-    # If it is our own child it stays, and with it its namespaces, until we ask how it ended.
+    # A child process stays, with its namespaces, until its exit status is read.
     deadline = time.monotonic() + 10
     with contextlib.suppress(ChildProcessError):
         while os.waitpid(pid, os.WNOHANG) == (0, 0) and time.monotonic() < deadline:
@@ -430,7 +430,7 @@ def _kill(pid: int) -> None:
 
 
 def _remove_cgroup(group: Path) -> None:
-    """Remove a control group and those in it. A group empties a moment after its last process has ended."""
+    """Remove a control group and its descendants. A group becomes empty shortly after its last process has ended."""
     for directory, _, _ in os.walk(group, topdown=False):
         _until(partial(_removed, directory), f"control group {directory} to be empty", 10)
 

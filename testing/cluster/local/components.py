@@ -1,4 +1,4 @@
-"""What runs in the node, as data. Pure: this module reads and writes nothing.
+"""The components of the node, as data. Pure: this module reads and writes nothing.
 
 Paths are those inside the node, where `/var/lib` and `/var/log` are directories of the state and `/run` is empty.
 """
@@ -61,7 +61,7 @@ IDENTITIES: Sequence[Identity] = (
     Identity("front-proxy", "/CN=front-proxy-client", ("DNS:front-proxy",)),
 )
 
-# Whose kubeconfigs the components read.
+# the owners of the kubeconfigs of the components
 CLIENTS = ("controller-manager", "scheduler", "proxy", "kubelet")
 
 
@@ -82,7 +82,7 @@ class Process:
 
 @dataclass(frozen=True)
 class NodeSpec:
-    """All that the node's first process needs to know. Travels as JSON."""
+    """The parameters of the node's first process, which receives them as JSON."""
 
     state: str
     hostname: str
@@ -130,7 +130,7 @@ def etcd(hyperkube: Path) -> Process:
             f"--listen-client-urls={client}",
             f"--advertise-client-urls={client}",
             f"--listen-peer-urls={peer}",
-            # The state does not outlive the cluster, so a power cut may cost it.
+            # The state does not outlive the cluster, so a power failure may destroy it.
             "--unsafe-no-fsync",
         ),
         ready="127.0.0.1:2379",
@@ -164,7 +164,7 @@ def api_server(hyperkube: Path) -> Process:
             f"--kubelet-client-certificate={PKI}/apiserver-kubelet.crt",
             f"--kubelet-client-key={PKI}/apiserver-kubelet.key",
             f"--kubelet-certificate-authority={PKI}/ca.crt",
-            # The node's name resolves nowhere; logs, exec and port-forward go to its address.
+            # The node's name does not resolve, so logs, exec and port-forward use its address.
             "--kubelet-preferred-address-types=InternalIP",
             f"--requestheader-client-ca-file={PKI}/ca.crt",
             "--requestheader-allowed-names=front-proxy-client",
@@ -235,7 +235,7 @@ def kube_proxy(hyperkube: Path) -> Process:
 
 
 def files(cni_binaries: str) -> dict[str, str]:
-    """Configuration files, by path inside the node. JSON where YAML is asked for: it is YAML."""
+    """Return the configuration files, by path inside the node. JSON is also valid YAML."""
     return {
         f"{KUBERNETES}/containerd.toml": _containerd_toml(cni_binaries),
         f"{KUBERNETES}/kubelet.yaml": json.dumps(_kubelet_configuration(), indent=1),
@@ -280,7 +280,7 @@ def _kubelet_configuration() -> dict[str, Any]:
         "volumePluginDir": "/var/lib/kubelet/volume-plugins",
         "clusterDomain": "cluster.local",
         "clusterDNS": [DNS_SERVICE],
-        # No resolver of the machine's: the pods' network does not reach it.
+        # not the machine's resolver, which the pods' network does not reach
         "resolvConf": "",
         "failSwapOn": False,
         "failCgroupV1": False,
@@ -304,7 +304,7 @@ def _proxy_configuration() -> dict[str, Any]:
         "hostnameOverride": NODE,
         "healthzBindAddress": "127.0.0.1:10256",
         "metricsBindAddress": "127.0.0.1:10249",
-        # Zero leaves the kernel's values: most of them belong to the whole machine.
+        # Zero keeps the kernel's values, most of which apply to the whole machine.
         "conntrack": {"maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"},
     }
 

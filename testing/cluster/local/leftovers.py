@@ -17,7 +17,7 @@ NODE_MODULE = "testing.cluster.local.node"
 
 
 def leftovers() -> list[str]:
-    """One line for each process, mount, interface, control group or directory of a local cluster; empty if none."""
+    """Return a line for each process, mount, interface, control group or directory of a local cluster."""
     found = [f"process {pid}: {command}" for pid, command in processes()]
     found += [f"mount {target}" for target in mounts()]
     if (Path("/sys/class/net") / INTERFACE).exists():
@@ -29,7 +29,7 @@ def leftovers() -> list[str]:
 
 
 def processes() -> list[tuple[int, str]]:
-    """The node's first process and everything in the cluster's control group, with command lines."""
+    """Return the node's first process and the processes in the cluster's control group, with command lines."""
     found = []
     for directory in Path("/proc").iterdir():
         if not directory.name.isdigit() or int(directory.name) == os.getpid():
@@ -38,26 +38,26 @@ def processes() -> list[tuple[int, str]]:
             command = (directory / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
             member = f":/{CGROUP}/" in (directory / "cgroup").read_text()
         except OSError:
-            continue  # It ended while we looked.
+            continue  # It ended during this check.
         if member or f"-m {NODE_MODULE} {STATE}/" in command:
             found.append((int(directory.name), command))
     return found
 
 
 def mounts() -> list[str]:
-    """Mount points in the state directory. All others are in the node's own mount namespace and end with it."""
+    """Return the mount points in the state directory. All others are in the node's mount namespace and end with it."""
     lines = Path("/proc/self/mountinfo").read_text().splitlines()
     targets = [re.sub(r"\\040", " ", line.split(" ")[4]) for line in lines]
     return [target for target in targets if Path(target).is_relative_to(STATE)]
 
 
 def cgroups() -> list[Path]:
-    """The cluster's control group in every hierarchy."""
+    """Return the cluster's control group in every hierarchy."""
     return [path for root in cgroup_roots() if (path := root / CGROUP).exists()]
 
 
 def cgroup_roots() -> list[Path]:
-    """Where control group hierarchies are mounted: several with version 1, one with version 2."""
+    """Return the mount points of control group hierarchies: several with version 1, one with version 2."""
     roots = []
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         fields, _, filesystem = line.partition(" - ")

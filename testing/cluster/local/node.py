@@ -63,7 +63,7 @@ def set_up(spec: NodeSpec) -> None:
 
 
 def supervise(processes: Sequence[Process], listener: int) -> None:
-    """Start all in order, then restart whatever ends, for ever."""
+    """Start all components in order, then restart each that ends. Never returns."""
     running: dict[int, Process] = {}
     for process in processes:
         running[start(process, listener)] = process
@@ -79,7 +79,7 @@ def supervise(processes: Sequence[Process], listener: int) -> None:
 
 
 def start(process: Process, listener: int) -> int:
-    """Start a component, its output appended to its log; its process id."""
+    """Start a component, whose output is appended to its log; return its process id."""
     output = f"/var/log/{process.name}.log"
     actions: list[tuple[int, ...] | tuple[int, int, str, int, int]] = [
         (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
@@ -93,7 +93,7 @@ def start(process: Process, listener: int) -> int:
 
 
 def wait_ready(process: Process) -> None:
-    """Until the component answers; at most `START_LIMIT` seconds, then go on without."""
+    """Wait until the component responds, at most `START_LIMIT` seconds; then continue without it."""
     deadline = time.monotonic() + START_LIMIT
     while process.ready and not _answers(process.ready):
         if time.monotonic() > deadline:

@@ -1,4 +1,4 @@
-"""The system's own packages that the local cluster needs, installed where that is possible."""
+"""The system packages that the local cluster needs, which are installed if possible."""
 
 import os
 import shutil
@@ -29,7 +29,7 @@ CNI_PACKAGE = "containernetworking-plugins"
 
 
 def missing(programs: Mapping[str, str] = PROGRAMS) -> list[str]:
-    """Debian packages whose programs are not there, sorted."""
+    """Return the Debian packages whose programs are missing, sorted."""
     packages = [package for program, package in programs.items() if not _which(program)]
     if not cni_binaries():
         packages.append(CNI_PACKAGE)
@@ -37,7 +37,7 @@ def missing(programs: Mapping[str, str] = PROGRAMS) -> list[str]:
 
 
 def problems() -> list[str]:
-    """What `ensure` could not install, in a sentence with advice; empty if it can install all that is missing."""
+    """Return the packages that `ensure` cannot install, in a sentence with advice; empty if there are none."""
     packages = missing()
     if not packages or _which("apt-get"):
         return []
@@ -45,7 +45,7 @@ def problems() -> list[str]:
 
 
 def ensure(programs: Mapping[str, str] = PROGRAMS) -> None:
-    """Install what is missing, with apt-get.
+    """Install the missing packages with apt-get.
 
     Args:
         programs: the Debian package of each program.
@@ -70,7 +70,7 @@ def ensure(programs: Mapping[str, str] = PROGRAMS) -> None:
 
 @contextmanager
 def _no_services() -> Iterator[None]:
-    """Packages do not start their services meanwhile: containerd runs in the node, not beside it."""
+    """Prevent packages from starting their services while the block runs: containerd runs only in the node."""
     if POLICY.exists():
         yield
         return
@@ -83,7 +83,7 @@ def _no_services() -> Iterator[None]:
 
 
 def cni_binaries() -> str:
-    """The directory of the CNI plugins; empty if none has `ptp`."""
+    """Return the directory of the CNI plugins, empty if none has `ptp`."""
     return next((directory for directory in CNI_DIRECTORIES if Path(directory, "ptp").exists()), "")
 
 

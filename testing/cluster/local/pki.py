@@ -26,13 +26,13 @@ class Extensions(enum.Enum):
     """The extensions of an authority and of the certificates that it signs."""
 
     COMPLETE = "complete"
-    """As RFC 5280 demands: keyUsage, and the identifiers of the keys."""
+    """The extensions that RFC 5280 requires: keyUsage, and the identifiers of the keys."""
     MINIMAL = "minimal"
-    """As few as the authority of an Amazon EKS cluster has: OpenSSL accepts them, its strict mode does not."""
+    """The few extensions of an Amazon EKS cluster's authority: OpenSSL accepts them, but not in its strict mode."""
 
 
 _IDENTIFIERS = {
-    # Explicit in both cases: versions of openssl differ in what they add without being asked.
+    # Explicit in both cases, because versions of openssl add different extensions by default.
     Extensions.COMPLETE: ("subjectKeyIdentifier = hash", "authorityKeyIdentifier = keyid"),
     Extensions.MINIMAL: ("subjectKeyIdentifier = none", "authorityKeyIdentifier = none"),
 }
@@ -47,7 +47,7 @@ _SIGNED = {
 
 
 def make(directory: Path, identities: Sequence[Identity], extensions: Extensions = Extensions.COMPLETE) -> None:
-    """Make an authority, a certificate for each identity, and the key that signs service account tokens.
+    """Create an authority, a certificate for each identity, and the key that signs service account tokens.
 
     Files that exist are kept.
     """
@@ -72,7 +72,7 @@ def make(directory: Path, identities: Sequence[Identity], extensions: Extensions
 
 
 def kubeconfig(server: str, authority: Path, certificate: Path, key: Path) -> str:
-    """A kubeconfig (JSON, which is YAML) that holds the certificates themselves."""
+    """Return a kubeconfig (JSON, which is YAML) with embedded certificates."""
     config: dict[str, Any] = {
         "apiVersion": "v1",
         "kind": "Config",

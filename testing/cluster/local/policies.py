@@ -21,7 +21,7 @@ from .components import ENVIRONMENT, NODE, SERVICES
 
 # Program to Debian package, as in `packages`.
 PROGRAMS = {"iptables": "iptables", "ipset": "ipset"}
-# How the names of its chains begin; the kubelet has chains of the same kind.
+# The prefix of its chains; the kubelet has similar chains.
 CHAINS = ("KUBE-ROUTER-", "KUBE-POD-FW-", "KUBE-NWPLCY-")
 START_LIMIT = 60.0
 END_LIMIT = 30.0
@@ -48,7 +48,7 @@ def enforced(in_node: Sequence[str], program: Path, kubeconfig: str, log: Path) 
             stdout=subprocess.PIPE,
             stderr=messages,
             env=ENVIRONMENT,
-            # An interrupt from the keyboard is for the tests: this ends after them.
+            # An interrupt from the keyboard is for the tests, and this process ends after them.
             start_new_session=True,
         )
     try:
@@ -66,7 +66,7 @@ def enforced(in_node: Sequence[str], program: Path, kubeconfig: str, log: Path) 
 
 
 def remains(in_node: Sequence[str]) -> list[str]:
-    """The rules and sets of addresses in the node that are there for policies, a line each."""
+    """Return the rules and sets of addresses in the node that belong to policies, one per line."""
     rules = run(in_node[0], *in_node[1:], "iptables-save", "--table", "filter", env=ENVIRONMENT, timeout=30)
     sets = run(in_node[0], *in_node[1:], "ipset", "list", "-name", env=ENVIRONMENT, timeout=30)
     return [line for line in rules.splitlines() if any(chain in line for chain in CHAINS)] + sets.splitlines()
