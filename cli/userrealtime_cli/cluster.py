@@ -1,4 +1,4 @@
-"""Read access to a cluster with the kubeconfig and the permissions of the person who runs the command."""
+"""Read access to a cluster with the kubeconfig and the permissions of the user of the command."""
 
 from __future__ import annotations
 

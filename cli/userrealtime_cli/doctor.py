@@ -63,7 +63,7 @@ async def _examine(options: argparse.Namespace, connect: Connect) -> int:
 
 
 async def _findings(options: argparse.Namespace, connect: Connect) -> AsyncIterator[Finding]:
-    """Yield the result of each check. The checks end when the next one depends on one that failed."""
+    """Yield the result of each check, up to the first check that depends on a failed one."""
     try:
         cluster = await asyncio.to_thread(connect)
         resource = await asyncio.to_thread(resource_of, options, cluster)

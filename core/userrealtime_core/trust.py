@@ -26,7 +26,7 @@ from typing import Final
 from weakref import WeakKeyDictionary
 
 RELOAD_S: Final = 10.0
-"""Seconds between two looks at the files of authorities."""
+"""Seconds between two checks of the files of authorities."""
 
 _logger = logging.getLogger(__name__)
 _kept: WeakKeyDictionary[ssl.SSLContext, tuple[Path, bytes]] = WeakKeyDictionary()

@@ -66,7 +66,7 @@ class Queue:
         return bool(await self._value("select userrealtime.leased()"))
 
     async def unsettled(self, among: Sequence[str] | None = None) -> list[str]:
-        """The open transactions that may still commit a row of the queue; those of `among`, if it is given."""
+        """Return the open transactions that may still commit a row of the queue, if given only from `among`."""
         return list(await self._value("select userrealtime.unsettled($1::text[])", among))
 
     async def announce(self, since: str | None, *, notifying: bool) -> Announced:

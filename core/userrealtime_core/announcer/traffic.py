@@ -59,7 +59,7 @@ class Traffic:
         return now - self._polling_since >= QUIET_WINDOW and self._recent < QUIET_USERS
 
     def pause(self, users: int, listeners: int) -> float:
-        """Seconds until the next poll, after one that found this many users while so many relays listen."""
+        """Return the seconds until the next poll, after a poll with this number of users and of listening relays."""
         if not users:
             return min(SHORTEST_PAUSE * (1 + self._empty), LONGEST_EMPTY_PAUSE)
         pause = max(SHORTEST_PAUSE + users * PAUSE_PER_USER, listeners * PAUSE_PER_LISTENER)

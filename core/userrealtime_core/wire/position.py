@@ -23,7 +23,7 @@ class LogMoved(NamedTuple):
 
 
 class LogState(NamedTuple):
-    """The last known state of a log. `earliest`, the oldest number kept, may have grown since then."""
+    """The last known state of a log. `earliest`, the oldest number kept, may be outdated."""
 
     head: int
     earliest: int

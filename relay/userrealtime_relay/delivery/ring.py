@@ -52,7 +52,7 @@ class Ring:
         return self._end - self._begin
 
     def extend(self, number: int, frames: Sequence[bytes], times: Sequence[str]) -> None:
-        """Take the next events, the first of which is `number`. `times` are when they happened (ISO 8601).
+        """Append the next events, of which the first one is `number`. `times` are their times (ISO 8601).
 
         Raises:
             ValueError: `number` is not the one after `head`.
@@ -76,7 +76,7 @@ class Ring:
             self._drop_before(min(self.head, bisect_left(range(self.head), excess, self.first, key=self._end_of) + 1))
 
     def skip_to(self, head: int) -> None:
-        """Go on after `head`, without the events up to it: the log has let go of them."""
+        """Continue after `head`. The log no longer has the events up to it."""
         self._shared = None
         self._drop_before(self.head + 1)
         self.head = head

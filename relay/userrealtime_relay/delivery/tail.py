@@ -37,9 +37,9 @@ from .ring import Ring
 
 PAGE_EVENTS: Final = 1000
 PAGE_BYTES: Final = 256 << 10
-"""What is read into the ring at a time. Each page waits for a round trip, so small pages would be slow."""
+"""The size of a page that is read into the ring. Each page takes a round trip, so small pages would be slow."""
 CHUNK_EVENTS: Final = 500
-"""What is read for one client at a time. Many clients may each have a chunk in memory."""
+"""The size of a page that is read for one client. Many clients may each have a page in memory."""
 POLL_INTERVAL: Final = 15.0
 """Seconds after which the log is read without a signal, unless the configuration differs."""
 MAX_SUBMITTING: Final = 4
@@ -109,7 +109,7 @@ class Tail:
 
     @property
     def state(self) -> LogState:
-        """Where the log stands."""
+        """The last known state of the log."""
         return LogState(max(self._state.head, self._ring.head), self._state.earliest, self._state.epoch)
 
     @property

@@ -70,7 +70,7 @@ class LogConnection:
         self._used_at = asyncio.get_running_loop().time()
 
     def close_at(self) -> float:
-        """Return when the connection may be closed, on the loop's clock, if nothing happens until then."""
+        """Return the time by the loop's clock at which the connection may be closed if it is not used before."""
         if self._idle_after is None:
             return math.inf
         if self._users:

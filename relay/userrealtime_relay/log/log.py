@@ -35,10 +35,10 @@ class LogReplaced(Exception):
 
 
 ERRORS: Final = (*postgres.CONNECTION_ERRORS, LogReplaced)
-"""What any use of a `Log` may raise. Abandon the connection then."""
+"""The errors of all methods of `Log`. After any of them, abandon the connection."""
 
 _STATEMENT_TIMEOUT: Final = int(QUERY_TIMEOUT * 1000 * 0.9)
-# Not sent with the connection: a pooler rejects unknown parameters. Times and plans are those of
+# Not sent with the connection, because a pooler rejects unknown parameters. Times and plans are as in
 # userrealtime.events: one plan, with no scan that small tables are best read by, as they grow.
 _SETTINGS: Final = f"""
 set statement_timeout = {_STATEMENT_TIMEOUT};
@@ -153,7 +153,7 @@ class Log:
         At most `max_events`, and as many as have `max_bytes` of data; the last one may exceed that.
 
         Raises:
-            LogReplaced: the log is not the one that was opened. A log without an epoch may have got one since.
+            LogReplaced: the log was replaced since it was opened. A log without an epoch may have received one.
         """
         return self._page(await self._fetch(_EVENTS, self._user_id, after, max_events, max_bytes))
 
