@@ -7,7 +7,7 @@ VENV := .venv
 UNIT_OPTIONS := --numprocesses 2 --dist worksteal
 BIN := $(VENV)/bin
 
-.PHONY: help up down test relay lint unit test-unit test-versions unit-3.13 unit-both e2e scenarios soak bench docs docs-serve lock venv
+.PHONY: help up down test relay lint unit test-unit test-versions unit-3.13 unit-both e2e scenarios soak bench docs docs-serve lock packages kind release release-check release-images release-sign venv
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z0-9.-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -71,6 +71,29 @@ lock: venv ## Pin the dependencies of pyproject.toml again
 	  extras=$$image; [ $$image = operator ] || extras="relay nats kafka"; \
 	  $(BIN)/uv pip compile -q pyproject.toml --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 	    $$(printf -- '--extra %s ' $$extras) -c locks/dev.txt -o locks/$$image.txt; done
+
+packages: ## Install the packages of Debian or Ubuntu that the unit tests use
+	@.ci/packages
+
+kind: venv ## Run the commands of the README and a short list of tests on kind
+	@.ci/kind
+
+# VERSION stays a variable of the shell: in the workflow it is the name of a tag, which may contain any character.
+release: venv lint test-unit ## Check the work tree and build release VERSION (such as 0.1.0) into dist/
+	@$(BIN)/python -m release build "$$VERSION"
+
+release-check: venv
+	@$(BIN)/python -m release check "$$VERSION"
+
+release-images: venv
+	@$(BIN)/python -m release images "$$VERSION"
+
+release-sign: venv
+	@$(BIN)/python -m release sign "$$VERSION"
+
+# chart, python, npm or github
+release-publish-%: venv
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m release publish-$* "$$VERSION"
 
 venv: $(VENV)/.done
 
