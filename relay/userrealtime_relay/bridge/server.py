@@ -11,8 +11,8 @@ from typing import Final, Self
 from starlette.routing import Router
 
 from userrealtime_core.announcer import Announcer
-from userrealtime_core.backoff import backoff
 from userrealtime_core.probes import CONNECTIONS, TIMEOUT_S
+from userrealtime_core.reconnect import Reconnect
 from userrealtime_core.unauthenticated import Unauthenticated
 from userrealtime_core.wire.position import LogMoved
 from userrealtime_relay.notify import Publish, Unreachable
@@ -91,25 +91,21 @@ class Bridge:
 
     async def _publish_pending(self) -> None:
         """Publish what is pending to the broker, until cancelled."""
-        attempt = 0
-        while True:
-            try:
-                async with self._broker.publishing(self._config.broker_url) as publish:
-                    attempt = 0
-                    self._publishing = True
-                    self._poller.poll_now()
-                    _logger.info("connected to the broker")
-                    await self._publish(publish)
-            except Unreachable as error:
-                self._publishing = False
-                self.metrics.broker_failures.inc()
-                delay = backoff(attempt)
-                attempt += 1
-                _logger.warning(
-                    "no connection to the broker",
-                    extra={"fields": {"error": str(error), "retry_in_s": round(delay, 2)}},
-                )
-                await asyncio.sleep(delay)
+        reconnect = Reconnect((Unreachable,), _logger, "no connection to the broker", describe=str)
+
+        async def session() -> None:
+            async with self._broker.publishing(self._config.broker_url) as publish:
+                reconnect.succeeded()
+                self._publishing = True
+                self._poller.poll_now()
+                _logger.info("connected to the broker")
+                await self._publish(publish)
+
+        def failed() -> None:
+            self._publishing = False
+            self.metrics.broker_failures.inc()
+
+        await reconnect.run(session, failed)
 
     async def _publish(self, publish: Publish) -> None:
         while True:

@@ -5,14 +5,13 @@ Without the broker, events wait for the next poll. Each new connection to the br
 
 from __future__ import annotations
 
-import asyncio
 import importlib
 import logging
 from collections.abc import Callable
 from typing import Final, cast
 
-from userrealtime_core.backoff import backoff
 from userrealtime_core.environment import ConfigError
+from userrealtime_core.reconnect import Reconnect
 from userrealtime_core.secret import Secret
 from userrealtime_core.wire.position import LogPosition
 from userrealtime_relay.metrics import Metrics
@@ -43,26 +42,19 @@ async def follow(
     broker: Broker, url: Secret, user_id: str, on_message: Callable[[LogPosition | None], None], metrics: Metrics
 ) -> None:
     """Pass the signals of a broker for one user to `on_message`, until cancelled; None if some may have been missed."""
-    attempt = 0
+    reconnect = Reconnect(
+        (Unreachable,), _logger, "no connection to the broker, retrying; the log is polled meanwhile", describe=str
+    )
 
     def heard(message: bytes) -> None:
-        nonlocal attempt
         if not message:
-            attempt = 0
+            reconnect.succeeded()
             metrics.broker_connected.set(1)
             _logger.info("connected to the broker")
         on_message(decode(message))
 
-    while True:
-        try:
-            await broker.subscribe(url, user_id, heard)
-        except Unreachable as error:
-            metrics.broker_connected.set(0)
-            metrics.broker_failures.inc()
-            delay = backoff(attempt)
-            attempt += 1
-            _logger.warning(
-                "no connection to the broker, retrying; the log is polled meanwhile",
-                extra={"fields": {"error": str(error), "retry_in_s": round(delay, 2)}},
-            )
-            await asyncio.sleep(delay)
+    def failed() -> None:
+        metrics.broker_connected.set(0)
+        metrics.broker_failures.inc()
+
+    await reconnect.run(lambda: broker.subscribe(url, user_id, heard), failed)
