@@ -9,9 +9,11 @@ from pathlib import Path
 import asyncpg
 import pytest
 
+from testing.browser import installed
 from testing.cluster.local import pki
 from testing.database import Database, create_database
 from testing.local.postgres import LocalPostgres
+from testing.skipping import skip
 from userrealtime_operator.postgres.migrate import migrate
 
 from . import unit
@@ -89,3 +91,10 @@ def make_authority(tmp_path_factory: pytest.TempPathFactory, extensions: pki.Ext
     folder = tmp_path_factory.mktemp("pki")
     pki.make(folder, [pki.Identity("server", "/CN=server", ("IP:127.0.0.1",))], extensions)
     return folder
+
+
+@pytest.fixture(scope="session")
+def chromium_is_there() -> None:
+    """Skip the test without Chromium, or fail it if CI=true. Unlike end-to-end tests, unit tests install nothing."""
+    if installed() is None:
+        skip("Chromium is not installed, so nothing is tested in a browser: apt-get install chromium")

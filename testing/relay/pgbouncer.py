@@ -12,20 +12,17 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import asyncpg
-import pytest
 
 from testing.local.postgres import UNPRIVILEGED_ID, free_port
 from testing.relay.harness import PATIENCE_S
+from testing.skipping import skip
 
 
 def program() -> str:
     """Return the path of pgbouncer. Without it, the test is skipped, or fails if CI=true."""
     found = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
     if found is None:
-        message = "PgBouncer is not installed, so nothing is tested behind a pooler: apt-get install pgbouncer"
-        if os.environ.get("CI") == "true":
-            pytest.fail(message)
-        pytest.skip(message)
+        skip("PgBouncer is not installed, so nothing is tested behind a pooler: apt-get install pgbouncer")
     return found
 
 

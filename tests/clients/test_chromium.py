@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from testing.browser import Page, browser, installed
+from testing.browser import Page, browser
 from testing.clients.fixture import ClientFixture, serving
 from testing.local.postgres import LocalPostgres
 
@@ -55,14 +54,7 @@ CONNECT = """
 OFFLINE = {"latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def chromium_is_there() -> None:
-    """Skip the tests of this file without Chromium, or fail them if CI=true. Unit tests install nothing."""
-    if installed() is None:
-        message = "Chromium is not installed, so nothing is tested in a browser: apt-get install chromium"
-        if os.environ.get("CI") == "true":
-            pytest.fail(message)
-        pytest.skip(message)
+pytestmark = pytest.mark.usefixtures("chromium_is_there")
 
 
 @pytest.fixture

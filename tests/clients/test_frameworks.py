@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from testing.browser import Page, browser, installed
+from testing.browser import Page, browser
 from testing.clients.fixture import ClientFixture, serving
 from testing.clients.javascript import run
 from testing.local.postgres import LocalPostgres
@@ -17,14 +16,7 @@ from testing.local.postgres import LocalPostgres
 PAGE = '<!doctype html><html lang="en"><title>frameworks</title><script type="module" src="page.js"></script></html>'
 
 
-@pytest.fixture(scope="module", autouse=True)
-def chromium_is_there() -> None:
-    """Without Chromium the tests are skipped, or fail if CI=true."""
-    if installed() is None:
-        message = "Chromium is not installed, so nothing is tested in a browser: apt-get install chromium"
-        if os.environ.get("CI") == "true":
-            pytest.fail(message)
-        pytest.skip(message)
+pytestmark = pytest.mark.usefixtures("chromium_is_there")
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ import aiohttp
 import asyncpg
 import pytest
 
-from testing.browser import browser, installed
+from testing.browser import browser
 from testing.clients.fixture import ClientFixture
 from testing.clients.javascript import run
 from testing.local.postgres import LocalPostgres
@@ -30,14 +30,7 @@ FILES = {"server.py": "server.py", "live.html": "page.html"}
 SHOWN = "[...document.querySelectorAll('#list li')].map((item) => item.textContent).join()"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def chromium_is_there() -> None:
-    """Without Chromium the test is skipped, or fails if CI=true."""
-    if installed() is None:
-        message = "Chromium is not installed, so nothing is tested in a browser: apt-get install chromium"
-        if os.environ.get("CI") == "true":
-            pytest.fail(message)
-        pytest.skip(message)
+pytestmark = pytest.mark.usefixtures("chromium_is_there")
 
 
 @asynccontextmanager

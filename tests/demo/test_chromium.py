@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, cast
@@ -18,7 +17,7 @@ from examples.demo.cluster import Cluster
 from examples.demo.config import Config
 from examples.demo.database import Database
 from examples.demo.view import Object
-from testing.browser import Page, browser, installed
+from testing.browser import Page, browser
 from testing.clients.fixture import ClientFixture
 from testing.demo import ROLE, prepare_database
 from testing.local.postgres import LocalPostgres, free_port
@@ -31,14 +30,7 @@ TICKS = "document.querySelector('#ticks').textContent"
 LOADED_AGAIN = "document.querySelectorAll('#timeline .reloaded').length"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def chromium_is_there() -> None:
-    """Without Chromium the tests are skipped, or fail if CI=true."""
-    if installed() is None:
-        message = "Chromium is not installed, so nothing is tested in a browser: apt-get install chromium"
-        if os.environ.get("CI") == "true":
-            pytest.fail(message)
-        pytest.skip(message)
+pytestmark = pytest.mark.usefixtures("chromium_is_there")
 
 
 class OnePod:
