@@ -207,11 +207,12 @@ class Operator:
             existing = await resource_uids(api, namespace)
         except ApiError as error:
             logger.warning("cannot list the resources in %s, retrying: %s", namespace, error)
-            existing = None
             if error.status in REFUSED:  # the other namespaces are served
                 return True
+            await asyncio.sleep(SYNC_TIMEOUT_S)
+            return False
         for _ in range(round(SYNC_TIMEOUT_S / SYNC_INTERVAL_S)):
-            if existing is not None and existing <= self._resources.uids(namespace).keys():
+            if existing <= self._resources.uids(namespace).keys():
                 return True
             await asyncio.sleep(SYNC_INTERVAL_S)
         return False
