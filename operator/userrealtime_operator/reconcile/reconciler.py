@@ -22,7 +22,6 @@ from userrealtime_operator.model.errors import ResourceError
 from userrealtime_operator.model.naming import child_name, object_name
 from userrealtime_operator.model.notifiers import Listeners, SignalError
 from userrealtime_operator.model.resource import ResourceIdentity, UserRealtime, parse_identity, parse_resource
-from userrealtime_operator.model.routes import Route
 from userrealtime_operator.postgres.database import Database
 from userrealtime_operator.postgres.roles import Roles
 from userrealtime_operator.process.metrics import Metrics
@@ -38,7 +37,7 @@ from .pods import pod_trouble
 from .registrations import RegistrationSweeper
 from .rollouts import Rollouts
 from .secrets import Kept, SecretKeeper
-from .status_writer import StatusWriter
+from .status_writer import Outcome, StatusWriter
 
 logger = logging.getLogger(__name__)
 
@@ -141,8 +140,8 @@ class Reconciler:
         Raises:
             ApiError: the reconciliation is incomplete, and is retried.
         """
-        body = self._resources.get(NamespacedName(namespace, name))
         user = NamespacedName(namespace, name)
+        body = self._resources.get(user)
         if body is None or body["metadata"].get("deletionTimestamp"):
             self._end_rollout(user)
             self._sleep.forget(user)
@@ -198,9 +197,9 @@ class Reconciler:
                 raise
             # Report it, and retry later.
             self._abandon_rollout(user, body)
-            await self._write_status(identity, body, None, _refusal(error), _REFUSED, database, plan)
+            await self._write_status(identity, body, Outcome(None, _refusal(error), _REFUSED, database, plan))
             raise
-        await self._write_status(identity, body, route, pod, progress, database, plan, contests)
+        await self._write_status(identity, body, Outcome(route, pod, progress, database, plan, contests))
         waits.append(None if database.true else DATABASE_RETRY_S)
         return min((wait for wait in waits if wait is not None), default=None)
 
@@ -372,23 +371,10 @@ class Reconciler:
             return False
         return await self._keeper.is_locked_out(observed.resource, access)
 
-    async def _write_status(
-        self,
-        resource: ResourceIdentity,
-        body: Mapping[str, Any],
-        route: Route | None,
-        pod: ConditionResult,
-        progress: ConditionResult,
-        database: ConditionResult,
-        plan: Plan | None,
-        contests: Collection[tuple[str, str]] = (),
-    ) -> None:
+    async def _write_status(self, resource: ResourceIdentity, body: Mapping[str, Any], outcome: Outcome) -> None:
         # Only together with another change: no user is reconciled because of the number of listeners.
         past_range = self._see_listener(body) and self._listeners.past
-        previous = body.get("status", {})
-        await self._status.write(
-            resource, previous, route, pod, progress, database, plan, contests, past_range=past_range
-        )
+        await self._status.write(resource, body.get("status", {}), outcome, past_range=past_range)
 
 
 def _deployment_key(namespace: str, user_id: str) -> ObjectKey:

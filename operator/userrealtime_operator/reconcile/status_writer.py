@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -24,6 +25,20 @@ from .userrealtimes import patch_status
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a reconciliation has found, for the status of the resource."""
+
+    route: Route | None
+    pod: ConditionResult
+    progress: ConditionResult
+    database: ConditionResult
+    plan: Plan | None = None
+    """The plan of sleep; None if it is unknown."""
+    contests: Collection[tuple[str, str]] = ()
+    """The fields that something else sets, each with the kind of its object."""
+
+
 class StatusWriter:
     """Writes a status only if it has changed."""
 
@@ -37,35 +52,33 @@ class StatusWriter:
         self,
         resource: ResourceIdentity,
         previous: Mapping[str, Any],
-        route: Route | None,
-        pod: ConditionResult,
-        progress: ConditionResult,
-        database: ConditionResult,
-        plan: Plan | None,
-        contests: Collection[tuple[str, str]] = (),
+        outcome: Outcome,
         *,
         past_range: bool,
     ) -> None:
-        """Write the status that follows from these results, if it differs from `previous`.
+        """Write the status that follows from an outcome, if it differs from `previous`.
 
         Args:
-            plan: the plan of sleep, None if it is unknown.
-            contests: the fields that something else sets, each with the kind of its object.
             past_range: the user's pod listens, and too many pods do.
 
         Raises:
             ApiError: the status was not written.
         """
-        results = {"Ready": readiness(pod, database), "Progressing": progress, "DatabaseReady": database}
+        plan = outcome.plan
+        results = {
+            "Ready": readiness(outcome.pod, outcome.database),
+            "Progressing": outcome.progress,
+            "DatabaseReady": outcome.database,
+        }
         if plan is not None:
             results["Asleep"] = plan.condition
-        if contests:
-            results["Contested"] = contested(contests)
+        if outcome.contests:
+            results["Contested"] = contested(outcome.contests)
         if past_range:
             results["SignalRange"] = PAST_RANGE
         now = self._now()
         asleep_since = plan.asleep.since if plan and plan.asleep else None
-        status = next_status(resource, previous, route, results, rfc3339(now), asleep_since)
+        status = next_status(resource, previous, outcome.route, results, rfc3339(now), asleep_since)
         if not differs(status, previous):
             return
         before = previous.get("conditions", ())
