@@ -388,8 +388,9 @@ scenarios["listeners get what came before them too, and each message once"] = as
   await until(() => seen.length === 5, "five events");
   await stage("replace");
   await stage("publish");
-  await until(() => seen.length === 6, "a reset");
-  equal(seen, [1, 2, 3, 4, 5, "epoch"]);
+  await until(() => seen.includes("epoch"), "a reset");
+  // The relay reads the event of the new epoch together with its reset or after it. It delivers the event in the second case.
+  equal(seen.slice(0, 6), [1, 2, 3, 4, 5, "epoch"]);
 };
 
 scenarios["a listener is heard until it is taken off"] = async ({ stage, connect }) => {
