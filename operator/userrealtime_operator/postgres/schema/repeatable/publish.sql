@@ -79,8 +79,6 @@ declare
     further boolean;
     number bigint;
     epoch text;
-    lease bigint;
-    doorbell bigint;
 begin
     -- A transaction that forces numbering early (set constraints) may publish again, and is then numbered again.
     delete from userrealtime.pending where transaction = new.transaction returning more into further;
@@ -100,16 +98,8 @@ begin
     end if;
     insert into userrealtime.event (user_id, id, event, at, data)
     values (new.user_id, number, new.event, clock_timestamp(), new.data);
-    -- The steps of signal(), because a call of it costs a tenth of publishing. publish() has taken the lock on pending.
-    lease := pg_sequence_last_value('userrealtime.announcer_lease');
-    if userrealtime.is_leased(lease) then
-        insert into userrealtime.signal_queue (user_id, head, epoch) values (new.user_id, number, epoch);
-        return null;
-    end if;
-    doorbell := pg_sequence_last_value('userrealtime.doorbell');
-    if userrealtime.is_armed(doorbell) then
-        perform userrealtime.ring(array[new.user_id]);
-    end if;
+    -- The lock that signal() needs is the one on pending, which publish() has taken.
+    perform userrealtime.signal(new.user_id, number, epoch);
     return null;
 end
 $$;

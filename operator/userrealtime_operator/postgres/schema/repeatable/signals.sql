@@ -95,8 +95,7 @@ begin
 end
 $$;
 comment on function userrealtime.signal is
-    'Signals that the log of a user has another head or epoch. The caller holds a lock on pending or on signal_queue. '
-    'number_staged() has the same steps for one event.';
+    'Signals that the log of a user has another head or epoch. The caller holds a lock on pending or on signal_queue.';
 
 create or replace function userrealtime.signal_inbox(id bigint) returns void
     language plpgsql
