@@ -68,14 +68,14 @@ CASES: Final = (
     Case(
         "insert + pg_notify", f"begin; insert into notified {_ROW}; select pg_notify('events', :number::text); commit;"
     ),
-    Case("publish(), nobody online", _PUBLISH, "listen"),
+    Case("publish(), no relays", _PUBLISH, "listen"),
     Case(f"publish(), {ONLINE} listen", _PUBLISH, "listen", ONLINE),
     Case(f"publish(), {ONLINE} over NATS", _PUBLISH, "nats", ONLINE),
 )
 
 
 DECODED: Final = Case("publish(), decoded", _PUBLISH, "decoding")
-DECODING: Final = (PLAIN, Case("publish(), nobody online", _PUBLISH, "listen"), DECODED)
+DECODING: Final = (PLAIN, Case("publish(), no relays", _PUBLISH, "listen"), DECODED)
 DECODING_SETUP: Final = """
 create or replace function userrealtime.signal(user_id text, head bigint, epoch text) returns void language sql as $$
     select pg_logical_emit_message(true, 'userrealtime', user_id || ' ' || head || ' ' || epoch)
