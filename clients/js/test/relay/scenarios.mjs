@@ -389,7 +389,7 @@ scenarios["listeners get what came before them too, and each message once"] = as
   await stage("replace");
   await stage("publish");
   await until(() => seen.includes("epoch"), "a reset");
-  // The relay reads the event of the new epoch together with its reset or after it. It delivers the event in the second case.
+  // If the relay detects the new epoch before the event is committed, the event follows the reset.
   equal(seen.slice(0, 6), [1, 2, 3, 4, 5, "epoch"]);
 };
 

@@ -58,8 +58,8 @@ comment on function userrealtime.may_notify is
     'Whether the notification queue of the server has room. A NOTIFY that finds it full fails the commit, while a signal '
     'that is left out only makes the event wait for the poll of the relay.';
 
--- ring() and signal() run at every commit of a publisher, with the search path of number_staged(): a setting of their own
--- would cost a tenth of publishing. Nobody else may call them.
+-- ring() and signal() run at every commit of a publisher. number_staged() sets their search path, because a clause
+-- for it in each function costs a tenth of publishing. Only publishers may call them.
 create or replace function userrealtime.ring(users text[]) returns void
     language plpgsql
     as $$
