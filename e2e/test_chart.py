@@ -72,7 +72,7 @@ EVERYTHING: dict[str, Any] = {
         "url": "kafka://user:password@a:9092,kafka://b:9092",
         "existingSecret": {"name": "broker", "key": "URL"},
         "idleAfter": "5s",
-        "listenRange": 7,
+        "maxListeners": 7,
         "bridge": {
             "replicas": 3,
             "pollInterval": "2.5s",

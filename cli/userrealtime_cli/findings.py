@@ -28,7 +28,7 @@ ADVICE: Final[Mapping[str, str]] = {
     "RunContainerError": "the kubelet cannot start the container: see the message",
     "DuplicateUserId": "delete one of the two resources of this user; the older one still works",
     "InvalidSignal": "remove spec.relay.signal, or set it to auto, listen or poll",
-    "ListenPastRange": "set up a broker (docs/signals.md): latency grows with the number of pods that LISTEN",
+    "TooManyListeners": "set up a broker (docs/signals.md): latency grows with the number of pods that LISTEN",
     "FieldsContested": "let the webhook or the tool skip the operator's objects, or set its values in spec.relay",
     "InvalidSpec": "apply the CRD of the operator's version, and correct the field that the message names",
     "InvalidRoute": "correct spec.route: see the message",
@@ -95,7 +95,7 @@ def of_resource(resource: Mapping[str, Any]) -> list[Finding]:
         )
     for what, kind, reason in (
         ("sleep", "Asleep", "ActivatorUnavailable"),
-        ("signals", "SignalRange", "ListenPastRange"),
+        ("signals", "ListenersWithinLimit", "TooManyListeners"),
         ("objects", "Contested", "FieldsContested"),
     ):
         if conditions.get(kind, {}).get("reason") == reason:

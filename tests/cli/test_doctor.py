@@ -167,7 +167,10 @@ def test_conditions_are_read() -> None:
     assert verdicts(condition("Ready", "True", "Asleep"), database, condition("Asleep", "True", "Idle")) == good
     assert verdicts(*WELL, condition("Asleep", "False", "Awake")) == good
     assert verdicts(*WELL, condition("Asleep", "False", "ActivatorUnavailable")) == [*good, ("sleep", "note")]
-    assert verdicts(*WELL, condition("SignalRange", "False", "ListenPastRange")) == [*good, ("signals", "note")]
+    assert verdicts(*WELL, condition("ListenersWithinLimit", "False", "TooManyListeners")) == [
+        *good,
+        ("signals", "note"),
+    ]
     assert verdicts(*WELL, condition("Contested", "True", "FieldsContested")) == [*good, ("objects", "note")]
 
 

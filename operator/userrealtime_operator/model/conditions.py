@@ -14,7 +14,7 @@ NORMAL_REASONS = frozenset(
         "FieldsContested",  # a webhook may change the objects of all users, and would cause one Event per user
         "Idle",
         "NeverSleeps",
-        "ListenPastRange",  # concerns the platform, and would be one Event per user
+        "TooManyListeners",  # concerns the platform, and would be one Event per user
         "PodAvailable",
         "PodMissing",
         "PodNotReady",

@@ -14,7 +14,7 @@ from userrealtime_core.environment import validate_broker_url
 from .errors import ResourceError
 from .settings import BROKER_URL, FILE, Duration, Limit, Section, Variable
 
-DEFAULT_LISTEN_RANGE = 100
+DEFAULT_MAX_LISTENERS = 100
 """Measured (docs/scale.md): with more pods, every commit wakes so many backends that latency grows noticeably."""
 
 
@@ -57,7 +57,7 @@ class SignalDefaults(Section):
     type: SignalType = SignalType.AUTO
     url: str = Field(default="", validation_alias=BROKER_URL, repr=False)
     """The broker's URL. It is hidden from `repr`, because it can contain a password."""
-    listen_range: Limit = DEFAULT_LISTEN_RANGE
+    max_listeners: Limit = DEFAULT_MAX_LISTENERS
     """The number of pods that may LISTEN before resources report it; None is any number."""
     idle_after_s: Annotated[float | None, Duration(), Variable("DATABASE_IDLE_AFTER")] = None
     """With a broker: how long pods keep an unused connection to Postgres; None is the relay's default."""
@@ -93,7 +93,7 @@ class Listeners:
     def __init__(self, most: int | None) -> None:
         self._most = most
         self._users: set[Hashable] = set()
-        self._past = False
+        self._too_many = False
 
     def __len__(self) -> int:
         return len(self._users)
@@ -102,9 +102,9 @@ class Listeners:
         """Record whether a user's pod listens."""
         (self._users.add if listens else self._users.discard)(user)
         if self._most is not None:
-            self._past = len(self._users) > (self._most * 0.8 if self._past else self._most)
+            self._too_many = len(self._users) > (self._most * 0.8 if self._too_many else self._most)
 
     @property
-    def past(self) -> bool:
+    def too_many(self) -> bool:
         """Whether too many pods listen."""
-        return self._past
+        return self._too_many

@@ -119,7 +119,7 @@ class Reconciler:
         self._writer = ChildWriter(api)
         self._status = StatusWriter(api, metrics, now)
         self._sleep = SleepController(config, api, database, activators, metrics, now, clock)
-        self._listeners = Listeners(config.signals.listen_range)
+        self._listeners = Listeners(config.signals.max_listeners)
         metrics.listening.set_function(lambda: len(self._listeners))
 
     def resume_rollouts(self, resources: Iterable[Mapping[str, Any]]) -> None:
@@ -373,8 +373,8 @@ class Reconciler:
 
     async def _write_status(self, resource: ResourceIdentity, body: Mapping[str, Any], outcome: Outcome) -> None:
         # Only together with another change: no user is reconciled because of the number of listeners.
-        past_range = self._see_listener(body) and self._listeners.past
-        await self._status.write(resource, body.get("status", {}), outcome, past_range=past_range)
+        too_many_listeners = self._see_listener(body) and self._listeners.too_many
+        await self._status.write(resource, body.get("status", {}), outcome, too_many_listeners=too_many_listeners)
 
 
 def _deployment_key(namespace: str, user_id: str) -> ObjectKey:

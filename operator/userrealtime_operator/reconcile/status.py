@@ -15,10 +15,10 @@ from userrealtime_operator.model.resource import ResourceIdentity
 from userrealtime_operator.model.routes import Route
 from userrealtime_operator.secrets.token_keys import TOKEN_KEY
 
-PAST_RANGE = ConditionResult(
+TOO_MANY_LISTENERS = ConditionResult(
     False,
-    "ListenPastRange",
-    "more pods LISTEN than signals.listenRange, and every notification wakes all of them; set up a broker "
+    "TooManyListeners",
+    "more pods LISTEN than signals.maxListeners, and every notification wakes all of them; set up a broker "
     "(signals.type of the chart, docs/scale.md)",
 )
 

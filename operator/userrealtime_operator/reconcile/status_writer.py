@@ -19,7 +19,7 @@ from userrealtime_operator.sleep.controller import Plan
 
 from .contests import contested
 from .events import events, transition
-from .status import PAST_RANGE, differs, next_status
+from .status import TOO_MANY_LISTENERS, differs, next_status
 from .userrealtimes import patch_status
 
 logger = logging.getLogger(__name__)
@@ -54,12 +54,12 @@ class StatusWriter:
         previous: Mapping[str, Any],
         outcome: Outcome,
         *,
-        past_range: bool,
+        too_many_listeners: bool,
     ) -> None:
         """Write the status that follows from an outcome, if it differs from `previous`.
 
         Args:
-            past_range: the user's pod listens, and too many pods do.
+            too_many_listeners: the user's pod listens, and too many pods do.
 
         Raises:
             ApiError: the status was not written.
@@ -74,8 +74,8 @@ class StatusWriter:
             results["Asleep"] = plan.condition
         if outcome.contests:
             results["Contested"] = contested(outcome.contests)
-        if past_range:
-            results["SignalRange"] = PAST_RANGE
+        if too_many_listeners:
+            results["ListenersWithinLimit"] = TOO_MANY_LISTENERS
         now = self._now()
         asleep_since = plan.asleep.since if plan and plan.asleep else None
         status = next_status(resource, previous, outcome.route, results, rfc3339(now), asleep_since)

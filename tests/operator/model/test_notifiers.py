@@ -76,7 +76,7 @@ async def test_it_says_so_of_itself() -> None:
 
 def test_the_configuration() -> None:
     assert config_of("{}") == SignalDefaults(SignalType.POLL)
-    assert config_of("{type: listen, listenRange: 0}") == SignalDefaults(SignalType.LISTEN, listen_range=None)
+    assert config_of("{type: listen, maxListeners: 0}") == SignalDefaults(SignalType.LISTEN, max_listeners=None)
     assert config_of("{type: redis}", BROKER_URL="rediss://r") == SignalDefaults(SignalType.REDIS, "rediss://r")
     assert config_of("{type: poll}", BROKER_URL="nonsense").url == ""
     for section, url, complaint in (
@@ -85,41 +85,41 @@ def test_the_configuration() -> None:
         ("{type: redis}", "redis://u:hunter2/x@r:6379", "percent-encoded"),
         ("{type: pigeon}", "", r"signals\.type: must be 'auto', 'listen', 'poll', 'nats', 'redis' or 'kafka'"),
         ("{idleAfter: 2h}", "", r"signals\.idleAfter: '7200' is not a number of seconds from 0 to 3600"),
-        ("{listenRange: -1}", "", r"signals\.listenRange: must be a whole number"),
+        ("{maxListeners: -1}", "", r"signals\.maxListeners: must be a whole number"),
     ):
         with pytest.raises(ConfigError, match=complaint) as wrong:
             config_of(section, BROKER_URL=url)
         assert "hunter2" not in str(wrong.value)
 
 
-def test_too_many_is_said_until_they_are_a_fifth_fewer() -> None:
+def test_too_many_listeners_are_reported_until_they_are_a_fifth_fewer() -> None:
     listeners = Listeners(10)
     for user in range(10):
         listeners.see(user, listens=True)
         listeners.see("somebody who polls", listens=False)
-        assert not listeners.past
+        assert not listeners.too_many
     listeners.see(10, listens=True)
-    assert (listeners.past, len(listeners)) == (True, 11)
+    assert (listeners.too_many, len(listeners)) == (True, 11)
     for user in range(3):
-        assert listeners.past
+        assert listeners.too_many
         listeners.see(user, listens=False)
-    assert (listeners.past, len(listeners)) == (False, 8)
+    assert (listeners.too_many, len(listeners)) == (False, 8)
     unlimited = Listeners(None)
     for user in range(1000):
         unlimited.see(user, listens=True)
-    assert not unlimited.past
+    assert not unlimited.too_many
 
 
-async def test_past_the_range_users_say_so_when_they_are_written_anyway() -> None:
-    config = replace(CONFIG, signals=SignalDefaults(listen_range=2))
+async def test_too_many_listeners_are_reported_together_with_another_change() -> None:
+    config = replace(CONFIG, signals=SignalDefaults(max_listeners=2))
     world = ReconcilerFixture()
     world.restart(config)
     await world.serve("bob", "carol")
-    assert "SignalRange" not in str(world.api.resources)
+    assert "ListenersWithinLimit" not in str(world.api.resources)
     await world.serve("dave")
-    assert world.condition("SignalRange", "dave")[:2] == ("False", "ListenPastRange")
-    assert "signals.type" in world.condition("SignalRange", "dave")[2]
-    assert "SignalRange" not in str(world.api.resources["users", "bob"])  # nothing was written for it
+    assert world.condition("ListenersWithinLimit", "dave")[:2] == ("False", "TooManyListeners")
+    assert "signals.type" in world.condition("ListenersWithinLimit", "dave")[2]
+    assert "ListenersWithinLimit" not in str(world.api.resources["users", "bob"])  # nothing was written for it
     assert await world.reconcile("bob") == ["status"]
     assert await world.reconcile("bob") == []
     assert world.api.events == []
@@ -134,4 +134,4 @@ async def test_past_the_range_users_say_so_when_they_are_written_anyway() -> Non
     await world.reconcile("dave")
     del world.api.resources["users", "bob"]
     await world.reconcile("bob")
-    assert "SignalRange" not in str(world.api.resources["users", "dave"])
+    assert "ListenersWithinLimit" not in str(world.api.resources["users", "dave"])
