@@ -74,9 +74,16 @@ class LocalPostgres:
     Args:
         settings: of postgresql.conf, which take precedence over the defaults of this class.
         environment: variables of the server's processes, in addition to the environment of this process.
+        primary: a running server, of which this one is a replica (hot standby).
     """
 
-    def __init__(self, *, settings: dict[str, str] | None = None, environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        settings: dict[str, str] | None = None,
+        environment: dict[str, str] | None = None,
+        primary: LocalPostgres | None = None,
+    ) -> None:
         self.port = free_port()
         self._home = Path(tempfile.mkdtemp(prefix="userrealtime-postgres-"))
         self._data = self._home / "data"
@@ -93,6 +100,7 @@ class LocalPostgres:
             **(settings or {}),
         }
         self._environment = {**os.environ, **(environment or {})}
+        self._primary = primary
         self._programs = _packaged_programs()
         self._user: int | None = None
         if os.geteuid() == 0:
@@ -107,7 +115,11 @@ class LocalPostgres:
 
     def __enter__(self) -> Self:
         try:
-            self._run("initdb", "--auth=trust", "--encoding=UTF8", "--locale=C", "-U", "postgres", "--no-sync")
+            if self._primary is None:
+                self._run("initdb", "--auth=trust", "--encoding=UTF8", "--locale=C", "-U", "postgres", "--no-sync")
+            else:
+                source = ["-d", self._primary.url(), "--write-recovery-conf"]
+                self._run("pg_basebackup", *source, "--checkpoint=fast", "--no-sync")
             config = "".join(f"{name} = '{value}'\n" for name, value in self._settings.items())
             with (self._data / "postgresql.auto.conf").open("a") as file:
                 file.write(config)

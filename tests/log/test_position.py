@@ -13,6 +13,7 @@ import asyncpg
 import pytest
 
 from testing.database import Database
+from testing.local.postgres import LocalPostgres
 from testing.patience import PATIENCE_S
 from testing.relay.harness import NEVER, USER, client, publish, receive, running
 from testing.relay.http_client import poll, stream
@@ -248,6 +249,43 @@ async def test_a_role_needs_the_grant(migrated: Database, connection: asyncpg.Co
             await application.close()
     finally:
         await connection.execute(f"drop owned by {role}; drop role {role}")
+
+
+async def test_a_position_on_a_replica_is_exact(own_server: Database) -> None:
+    """State and position are read on a hot standby, and the relay of the primary sends the events that follow."""
+    with LocalPostgres(primary=own_server.server) as server:
+        replica = Database(server, own_server.name)
+        async with connected(own_server) as connection, connected(replica) as there, connected(replica) as latest:
+            await connection.execute("create table note (id int)")
+            await publish(connection)
+
+            async def replayed(user_id: str = USER) -> None:
+                async with asyncio.timeout(PATIENCE_S):
+                    expected = await connection.fetchval(POSITION, user_id)
+                    while await latest.fetchval(POSITION, user_id) != expected:
+                        await asyncio.sleep(0.02)
+
+            await replayed()
+            await replayed("nobody")
+            async with there.transaction(isolation="repeatable_read", readonly=True):
+                position = await there.fetchval(POSITION, USER)
+                async with connection.transaction():
+                    await connection.execute("insert into note values (1)")
+                    await publish(connection)
+                await replayed()
+                assert await there.fetchval(POSITION, USER) == position
+                assert await there.fetchval("select count(*) from note") == 0
+            row = await there.fetchrow("select userrealtime.position($1), (select count(*) from note)", USER)
+            assert row is not None
+            assert tuple(row) == (position.replace("1:", "2:", 1), 1)
+            async with running(own_server.url) as relay, client(relay, last_event_id=position) as socket:
+                assert (await receive(socket))["cursor"] == 1
+                assert (await receive(socket))["id"] == 2
+            with pytest.raises(asyncpg.FeatureNotSupportedError, match="hot standby"):
+                await there.execute("begin isolation level serializable; select 1")
+            await connection.execute("delete from userrealtime.log; delete from userrealtime.event")
+            await replayed()
+            assert (await latest.fetchval(POSITION, USER)).startswith("0:")
 
 
 async def test_every_transport_resumes_from_a_position(migrated: Database, connection: asyncpg.Connection) -> None:
