@@ -61,6 +61,7 @@ class Endpoint:
         self.headers = ""
         self.silent = False
         self.port = 0
+        self._server: asyncio.Server | None = None
 
     def publish(self, *keys: dict[str, Any]) -> None:
         self.body = json.dumps({"keys": keys}).encode()
@@ -68,6 +69,15 @@ class Endpoint:
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}/keys?all=1"
+
+    async def start(self, context: ssl.SSLContext | None) -> None:
+        self._server = await asyncio.start_server(self._answer, "127.0.0.1", 0, ssl=context)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    def stop(self) -> None:
+        """Refuse further connections. Their port is not used again."""
+        if self._server is not None:
+            self._server.close()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -86,9 +96,8 @@ class Endpoint:
 async def endpoint(*keys: dict[str, Any], context: ssl.SSLContext | None = None) -> AsyncIterator[Endpoint]:
     made = Endpoint()
     made.publish(*keys)
-    server = await asyncio.start_server(made._answer, "127.0.0.1", 0, ssl=context)
-    made.port = server.sockets[0].getsockname()[1]
+    await made.start(context)
     try:
         yield made
     finally:
-        server.close()
+        made.stop()

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
-from testing.relay.harness import PATIENCE_S, environment
+from testing.relay.harness import PATIENCE_S, environment, get
 
 
 class Process:
@@ -68,3 +70,16 @@ async def process(url: str, **changes: str) -> AsyncIterator[Process]:
         if started.returncode is None:
             started.kill()
         await started.communicate()
+
+
+def resident(pid: int) -> int:
+    """Return the memory of a process, in bytes."""
+    [pages] = re.findall(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    return int(pages) * 1024
+
+
+async def value(port: int, name: str) -> float:
+    """Return a metric of a relay that is a process."""
+    _, body = await get(port, "/metrics")
+    [found] = re.findall(rf"^userrealtime_relay_{re.escape(name)} (\S+)$", body, re.MULTILINE)
+    return float(found)

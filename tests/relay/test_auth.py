@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
-import hmac
 import json
 import time
 from typing import Any
@@ -13,22 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from testing.relay.harness import KEY, USER, config, token, verifier_of
+from testing.relay.tokens import GOOD, part, signed
 from userrealtime_core.auth.errors import Unauthorized
 
 NO_DATABASE = "postgresql://nobody@127.0.0.1:1/none"
 LEEWAY = 5
 verify = verifier_of(config(NO_DATABASE))
-
-
-def part(content: bytes) -> bytes:
-    return base64.urlsafe_b64encode(content).rstrip(b"=")
-
-
-def signed(header: dict[str, Any], claims: dict[str, Any] | bytes, key: str = KEY) -> str:
-    """Return a token with any header, signed with SHA-256."""
-    content = claims if isinstance(claims, bytes) else json.dumps(claims).encode()
-    head = part(json.dumps(header).encode()) + b"." + part(content)
-    return (head + b"." + part(hmac.digest(key.encode(), head, hashlib.sha256))).decode()
 
 
 def unsigned(algorithm: str | None) -> str:
@@ -37,7 +25,6 @@ def unsigned(algorithm: str | None) -> str:
 
 NO_TIMES: list[Any] = ["9999999999", True, None, [1], {}, float("nan"), float("inf")]
 STRANGER = "a key of a stranger's that is long enough"
-GOOD = {"sub": USER, "exp": int(time.time()) + 86000}
 
 
 def test_a_good_token_is_good_until_it_expires() -> None:

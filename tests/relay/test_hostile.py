@@ -15,8 +15,7 @@ import pytest
 
 from testing.database import Database
 from testing.relay.harness import PATIENCE_S, client, receive, token
-from testing.relay.process import Process, process
-from tests.relay.test_limits import resident, value
+from testing.relay.process import Process, process, resident, value
 
 MAX_CONNECTIONS = 50
 AUTH_TIMEOUT_S = 1

@@ -7,7 +7,6 @@ import contextlib
 import datetime
 import json
 import os
-import socket
 import ssl
 import sys
 from collections.abc import Callable
@@ -38,7 +37,7 @@ from testing.relay.harness import (
 )
 from testing.relay.http_client import request
 from testing.relay.issuer import EC, ED25519, OTHER_RSA, RSA, PrivateKey, endpoint, jwk, sign
-from tests.relay.test_auth import GOOD, signed
+from testing.relay.tokens import GOOD, signed
 from userrealtime_core.auth import jwks
 from userrealtime_core.auth.errors import KeySetStale, Unauthorized
 from userrealtime_core.auth.tokens import TokenVerifier
@@ -189,19 +188,12 @@ async def test_while_the_endpoint_fails_the_last_keys_stay(failure: str, monkeyp
             case "no http":
                 issuer.headers = "\x00\r\n"
             case "away":
-                monkeypatch.setattr(verify._jwks, "_url", f"http://127.0.0.1:{free_port()}/")
+                issuer.stop()
         assert await judge(verify, sign(RSA, "r")) > 0
         assert elsewhere.requests == []
         # It is unknown whether such a key is published: not the client's fault.
         with pytest.raises(KeySetStale):
             await judge(verify, sign(OTHER_RSA, "2"))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 async def test_an_endpoint_that_does_not_answer_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 import socket
 from collections.abc import Iterator
-from pathlib import Path
 
 import asyncpg
 
 from testing.database import Database
-from testing.relay.harness import client, get, publish, receive, receive_ids, token
+from testing.relay.harness import client, publish, receive, receive_ids, token
 from testing.relay.http_client import stream
-from testing.relay.process import process
+from testing.relay.process import process, resident, value
 from userrealtime_relay.delivery.clients import CHUNK_BYTES, WRITE_LIMIT
 
 CLIENTS = 1000
@@ -23,12 +21,6 @@ EVENT_BYTES = 8_000
 RING_BYTES = 2 << 20
 CONNECTION_BYTES = 64 << 10
 """More than the objects of one connection need, which this test does not limit."""
-
-
-def resident(pid: int) -> int:
-    """The memory of a process, in bytes."""
-    [pages] = re.findall(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
-    return int(pages) * 1024
 
 
 @contextlib.contextmanager
@@ -47,13 +39,6 @@ def deaf(port: int, number: int) -> Iterator[None]:
             head = f"GET {path} HTTP/1.1\r\nHost: relay\r\nAuthorization: Bearer {token()}\r\n{extra}\r\n"
             made.sendall(head.encode())
         yield
-
-
-async def value(port: int, name: str) -> float:
-    """A metric of a relay that is a process."""
-    _, body = await get(port, "/metrics")
-    [found] = re.findall(rf"^userrealtime_relay_{re.escape(name)} (\S+)$", body, re.MULTILINE)
-    return float(found)
 
 
 async def test_a_thousand_that_never_read_are_bounded_and_delay_nobody(

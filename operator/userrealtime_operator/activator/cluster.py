@@ -104,18 +104,18 @@ class WakeRequestTracker(Store):
 
 
 class ApiCluster:
-    """Implements `wakes.Cluster` with an API server."""
+    """Implements `wakes.Cluster` with an API server. The watches fill the stores `pods` and `requests`."""
 
     def __init__(self, api: Api, routes: RouteTable, metrics: Metrics) -> None:
         self._api = api
         self._metrics = metrics
-        self._pods = Pods()
-        self._requests = WakeRequestTracker(routes)
+        self.pods = Pods()
+        self.requests = WakeRequestTracker(routes)
         metrics.users.set_function(lambda: len(self))
 
     def __len__(self) -> int:
         """The number of users."""
-        return len(self._requests)
+        return len(self.requests)
 
     @contextlib.asynccontextmanager
     async def watching(self, watches: Api, namespaces: Sequence[str]) -> AsyncIterator[asyncio.Task[None]]:
@@ -124,8 +124,8 @@ class ApiCluster:
             Reflector(watches, resource_type, namespace, labels, store, timeout_s=WATCH_TIMEOUT_S)
             for namespace in namespaces
             for resource_type, labels, store in (
-                (USERREALTIMES, {}, self._requests),
-                (PODS, RELAY, self._pods),
+                (USERREALTIMES, {}, self.requests),
+                (PODS, RELAY, self.pods),
             )
         ]
 
@@ -154,15 +154,15 @@ class ApiCluster:
 
     def pod(self, route: Route) -> Pod | None:
         """Return the user's pod to connect to."""
-        return self._pods.best(route.key)
+        return self.pods.best(route.key)
 
     def register_address(self, route: Route, ip: str) -> None:
         """Use the address that a pod has registered."""
-        self._pods.add_registered(route.key, ip)
+        self.pods.add_registered(route.key, ip)
 
     async def wait_for_change(self, route: Route) -> None:
         """Wait until the user's pods change."""
-        await self._pods.wait_for_change(route.key)
+        await self.pods.wait_for_change(route.key)
 
     async def request_wake(self, route: Route) -> None:
         """Write a wake request, unless another replica has written one for this wake."""
@@ -172,21 +172,21 @@ class ApiCluster:
             if self._is_requested(route):
                 return
             # The last attempt is unconditional: frequent writes by others must not prevent a wake.
-            version = self._requests.resource_version(user) if attempt < _ATTEMPTS - 1 else None
+            version = self.requests.resource_version(user) if attempt < _ATTEMPTS - 1 else None
             try:
                 await self._api.merge_status(*USERREALTIMES, *user, _wake_request(version))
             except ApiError as error:
                 if error.status != _CONFLICT or version is None:
                     raise OSError(str(error)) from None
-                await self._requests.wait_for_other_version(user, version)
+                await self.requests.wait_for_other_version(user, version)
             else:
                 self._metrics.requested.inc()
                 return
 
     def _is_requested(self, route: Route) -> bool:
         """Return whether a request was observed since the user last had a ready pod."""
-        observed_at = self._requests.last_observed_at(route.user)
-        return observed_at > self._pods.last_ready(route.key) and time.monotonic() < observed_at + PENDING_S
+        observed_at = self.requests.last_observed_at(route.user)
+        return observed_at > self.pods.last_ready(route.key) and time.monotonic() < observed_at + PENDING_S
 
 
 def _wake_request(version: str | None) -> Object:

@@ -11,8 +11,8 @@ import pytest
 from aiohttp import ClientSession
 
 from testing.operator.activator import secret
+from testing.operator.pods import FakePods
 from testing.relay.harness import KEY, PATIENCE_S, token
-from tests.operator.activator.test_wakes import Pods
 from userrealtime_core.registration import sign
 from userrealtime_core.relay_settings import RelaySettings
 from userrealtime_operator.activator import announcements
@@ -30,7 +30,7 @@ PATH = f"/users/{ALICE.child_name}"
 class Place:
     """The server that receives registrations, and the port of a pod."""
 
-    def __init__(self, url: str, pods: Pods, wakes: Wakes, tokens: Tokens, metrics: Metrics) -> None:
+    def __init__(self, url: str, pods: FakePods, wakes: Wakes, tokens: Tokens, metrics: Metrics) -> None:
         self.url, self.pods, self.wakes, self.tokens, self.metrics = url, pods, wakes, tokens, metrics
 
     async def say(self, announcement: str, path: str = PATH, scheme: str = "Bearer") -> int:
@@ -50,7 +50,7 @@ async def place(*keys: str) -> AsyncIterator[Place]:
         return secret(*keys)
 
     server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
-    pods, metrics = Pods(port=server.sockets[0].getsockname()[1]), Metrics()
+    pods, metrics = FakePods(port=server.sockets[0].getsockname()[1]), Metrics()
     wakes, tokens = Wakes(pods, metrics), Tokens(RelaySettings.from_environment({}), read)
     async with server, announcements.serve("127.0.0.1", 0, wakes, tokens, metrics) as port:
         yield Place(f"http://127.0.0.1:{port}", pods, wakes, tokens, metrics)
@@ -94,7 +94,7 @@ async def test_nobody_else_is_believed() -> None:
 
 async def test_without_keys_of_users_nobody_is() -> None:
     tokens = Tokens(RelaySettings.from_environment({"JWKS_URL": "https://issuer.example/keys"}), None)
-    pods, metrics = Pods(), Metrics()
+    pods, metrics = FakePods(), Metrics()
     wakes = Wakes(pods, metrics)
     async with announcements.serve("127.0.0.1", 0, wakes, tokens, metrics) as port, asyncio.timeout(PATIENCE_S):
         waiting = asyncio.create_task(wakes.wake_and_wait(ALICE))
@@ -109,5 +109,5 @@ async def test_a_port_that_is_taken_is_an_error() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(OSError, match="address already in use"):
-            async with announcements.serve("127.0.0.1", port, Wakes(Pods(), Metrics()), None, Metrics()):  # type: ignore[arg-type]
+            async with announcements.serve("127.0.0.1", port, Wakes(FakePods(), Metrics()), None, Metrics()):  # type: ignore[arg-type]
                 pass

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.operator.activator.test_pods import pod as pod_of_alice
+from testing.operator.pods import pod as pod_of_alice
 from userrealtime_operator.activator import cluster as module
 from userrealtime_operator.activator.cluster import PENDING_S, ApiCluster, WakeRequestTracker
 from userrealtime_operator.activator.metrics import Metrics
@@ -92,7 +92,7 @@ class ReconcilerFixture:
 
     @property
     def requests(self) -> WakeRequestTracker:
-        return self.cluster._requests
+        return self.cluster.requests
 
     def requested(self) -> float:
         return self.metrics.value("wakes_requested_total")
@@ -129,8 +129,8 @@ async def test_a_request_from_before_the_start_is_an_earlier_wake() -> None:
 
 async def test_a_request_before_the_last_ready_pod_is_an_earlier_wake(world: ReconcilerFixture) -> None:
     world.requests.put(resource(2, FIRST))
-    world.cluster._pods.put(pod(ready=True))
-    world.cluster._pods.remove(pod(ready=True))
+    world.cluster.pods.put(pod(ready=True))
+    world.cluster.pods.remove(pod(ready=True))
     await world.cluster.request_wake(ALICE)
     assert world.api.versions == ["2"]
 
@@ -186,7 +186,7 @@ async def test_a_registered_address_is_used_until_the_watch_reports_a_pod(world:
     registered = world.cluster.pod(ALICE)
     assert registered is not None
     assert registered.address[0] == "10.0.0.9"
-    world.cluster._pods.put(pod(ready=True))
+    world.cluster.pods.put(pod(ready=True))
     watched = world.cluster.pod(ALICE)
     assert watched is not None
     assert (watched.ready, watched.address[0]) == (True, "10.0.0.1")

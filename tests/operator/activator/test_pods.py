@@ -4,29 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any
 
 import pytest
 
+from testing.operator.pods import pod
 from testing.patience import PATIENCE_S
 from userrealtime_operator.activator.pods import REGISTERED_S, Pods
 
 ALICE = ("users", "urt-alice")
-
-
-def pod(
-    name: str = "a", ip: str = "10.0.0.1", *, ready: bool = False, created: int = 0, going: bool = False, **status: Any
-) -> dict[str, Any]:
-    metadata: dict[str, Any] = {
-        "namespace": "users",
-        "name": name,
-        "labels": {"app.kubernetes.io/instance": "urt-alice"},
-        "creationTimestamp": f"2026-01-01T00:00:{created:02}Z",
-    }
-    if going:
-        metadata["deletionTimestamp"] = "2026-01-01T00:01:00Z"
-    conditions = [{"type": "Ready", "status": str(ready)}]
-    return {"metadata": metadata, "status": {"conditions": conditions, **({"podIP": ip} if ip else {}), **status}}
 
 
 def best(pods: Pods) -> tuple[str, int] | None:

@@ -6,52 +6,21 @@ import asyncio
 
 import pytest
 
+from testing.operator.pods import FakePods
 from testing.patience import PATIENCE_S
 from userrealtime_operator.activator.metrics import Metrics
-from userrealtime_operator.activator.pods import Pod
 from userrealtime_operator.activator.routes import Route
-from userrealtime_operator.activator.wakes import Address, WakeFailed, Wakes
+from userrealtime_operator.activator.wakes import WakeFailed, Wakes
 from userrealtime_operator.kube.types import NamespacedName
 
 ALICE = Route(NamespacedName("users", "alice"), "alice", "")
 BOB = Route(NamespacedName("users", "bob"), "bob", "")
 
 
-class Pods:
-    """Users whose pods start when the test starts them."""
-
-    def __init__(self, error: OSError | None = None, port: int = 0) -> None:
-        self.port = port
-        """The registered address of the pod."""
-        self.asked: list[Route] = []
-        self._pod: Pod | None = None
-        self._change = asyncio.Event()
-        self._error = error
-
-    def come(self, address: Address, *, ready: bool = False) -> None:
-        self._pod = Pod(ready, "", address)
-        self._change.set()
-        self._change.clear()
-
-    async def request_wake(self, route: Route) -> None:
-        self.asked.append(route)
-        if self._error is not None:
-            raise self._error
-
-    def pod(self, route: Route) -> Pod | None:
-        return self._pod
-
-    def register_address(self, route: Route, ip: str) -> None:
-        self.come((ip, self.port))
-
-    async def wait_for_change(self, route: Route) -> None:
-        await self._change.wait()
-
-
 async def test_all_who_wait_share_a_wake_and_who_leaves_ends_it_for_nobody() -> None:
     server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
     address = server.sockets[0].getsockname()
-    pods = Pods()
+    pods = FakePods()
     metrics = Metrics()
     wakes = Wakes(pods, metrics)
     async with server, asyncio.timeout(PATIENCE_S):
@@ -71,7 +40,7 @@ async def test_all_who_wait_share_a_wake_and_who_leaves_ends_it_for_nobody() -> 
 
 
 async def test_a_pod_that_refuses_is_tried_until_the_time_is_over() -> None:
-    pods = Pods()
+    pods = FakePods()
     pods.come(("127.0.0.1", 1), ready=True)
     metrics = Metrics()
     with pytest.raises(WakeFailed, match=r"within 0\.2 s"):
@@ -80,7 +49,7 @@ async def test_a_pod_that_refuses_is_tried_until_the_time_is_over() -> None:
 
 
 async def test_one_whose_ready_pod_goes_is_asked_for_then() -> None:
-    pods = Pods()
+    pods = FakePods()
     pods.come(("127.0.0.1", 1), ready=True)
     task = asyncio.create_task(Wakes(pods, Metrics()).wake_and_wait(ALICE))
     await asyncio.sleep(0.1)
@@ -94,13 +63,13 @@ async def test_one_whose_ready_pod_goes_is_asked_for_then() -> None:
 
 
 async def test_a_wake_that_cannot_be_asked_for_fails_for_all() -> None:
-    wakes = Wakes(Pods(ConnectionRefusedError()), Metrics())
+    wakes = Wakes(FakePods(ConnectionRefusedError()), Metrics())
     results = await asyncio.gather(*(wakes.wake_and_wait(ALICE) for _ in range(3)), return_exceptions=True)
     assert all(isinstance(result, WakeFailed) for result in results)
 
 
 async def test_only_so_many_wait() -> None:
-    wakes = Wakes(Pods(), Metrics(), max_waiting=1, max_users=1)
+    wakes = Wakes(FakePods(), Metrics(), max_waiting=1, max_users=1)
     first = asyncio.create_task(wakes.wake_and_wait(ALICE))
     await asyncio.sleep(0)
     with pytest.raises(WakeFailed, match="too many clients wait for this user"):

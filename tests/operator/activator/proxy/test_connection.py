@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator
 import pytest
 from websockets.frames import Close, Frame, Opcode
 
+from testing.operator.streams import Stream, connected
 from testing.patience import PATIENCE_S
-from tests.operator.activator.proxy.streams import Stream, connected
 from userrealtime_operator.activator.proxy.connection import EARLY_FRAMES, MAX_BUFFERED_BYTES, ClientConnection
 from userrealtime_operator.activator.proxy.frames import FrameTracker
 from userrealtime_operator.activator.proxy.responses import Rejected, evicted, unauthorized

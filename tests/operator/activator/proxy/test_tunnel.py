@@ -10,8 +10,8 @@ import pytest
 from websockets.frames import Frame, Opcode
 from websockets.server import ServerProtocol
 
+from testing.operator.streams import Stream, connected
 from testing.patience import PATIENCE_S
-from tests.operator.activator.proxy.streams import Stream, connected
 from userrealtime_operator.activator.metrics import Metrics
 from userrealtime_operator.activator.proxy.connection import ClientConnection
 from userrealtime_operator.activator.proxy.request import Request, RequestReader
