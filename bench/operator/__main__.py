@@ -75,8 +75,7 @@ async def make_available(api: Api, numbers: list[int]) -> None:
     status = {"observedGeneration": 1, **replicas, "conditions": [condition]}
     for number in numbers:
         name = child_name(resource(number)["spec"]["userId"])
-        path = f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/{name}/status"
-        await api._request("PATCH", path, {"status": status}, "application/merge-patch+json")
+        await api.merge_status("apps/v1", "deployments", NAMESPACE, name, {"status": status})
 
 
 def observed(item: Mapping[str, Any]) -> bool:

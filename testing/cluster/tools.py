@@ -47,11 +47,11 @@ class Tool:
 
     def on_path(self) -> Path | None:
         """Return the program on PATH if its version fits."""
-        return _on_path(self, os.environ.get("PATH", ""))
+        return find_on_path(self, os.environ.get("PATH", ""))
 
 
 @cache
-def _on_path(tool: Tool, path: str) -> Path | None:
+def find_on_path(tool: Tool, path: str) -> Path | None:
     found = shutil.which(tool.name, path=path)
     if found is None:
         return None

@@ -26,17 +26,24 @@ class RoleFixture(ReconcilerFixture):
         item["metadata"]["uid"] = str(uuid.uuid4())
         self.add(item)
         self.url = url
+        self._store = database
+        self.restart_with_roles()
+
+    def restart_with_roles(self) -> Roles:
+        """Replace the reconciler, as a restart of the operator does; return its roles."""
+        roles = Roles(self._store)
         self.reconciler = Reconciler(
-            replace(CONFIG, database_url=url, database=DatabaseAccess()),
+            replace(CONFIG, database_url=self.url, database=DatabaseAccess()),
             self.api,
-            database,
+            self._store,
             self.resource_cache,
             self.child_cache,
             lambda _: None,
             Metrics(),
             now=lambda: self.time,
-            roles=Roles(database),
+            roles=roles,
         )
+        return roles
 
     async def served(self) -> str:
         """Return the user that the database serves to the credentials in alice's Secret."""

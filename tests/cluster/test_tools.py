@@ -41,7 +41,7 @@ def test_parse_version(text: str, version: tuple[int, int]) -> None:
 def test_a_program_of_a_fitting_version_is_used(programs: Path) -> None:
     assert tools.KUBECTL.on_path() is None
     found = install(programs, "kubectl", "echo Client Version: v1.35.0")
-    tools._on_path.cache_clear()
+    tools.find_on_path.cache_clear()
     assert tools.kubectl() == found
 
 

@@ -36,13 +36,13 @@ class Site:
         self._origin = url.removesuffix("/demo")
 
     async def get(self, path: str, user: str | None = None, **more: Any) -> tuple[int, str, Any]:
-        async with self._session.get(f"{self.url}/{path}", headers=self._cookie(user), **more) as answer:
+        async with self._session.get(f"{self.url}/{path}", headers=self.cookie(user), **more) as answer:
             return answer.status, await answer.text(), answer.headers
 
     async def post(
         self, path: str, body: Any = None, user: str | None = None, origin: str | None = "own"
     ) -> tuple[int, Any, Any]:
-        headers = self._cookie(user)
+        headers = self.cookie(user)
         if origin is not None:
             headers["Origin"] = self._origin if origin == "own" else origin
         content = body if isinstance(body, bytes) else json.dumps(body or {}).encode()
@@ -50,7 +50,7 @@ class Site:
             text = await answer.text()
             return answer.status, json.loads(text) if text else None, answer.headers
 
-    def _cookie(self, user: str | None) -> dict[str, str]:
+    def cookie(self, user: str | None) -> dict[str, str]:
         return {} if user is None else {"Cookie": f"{COOKIE}={Sessions(KEY).issue(user)}"}
 
 
@@ -194,7 +194,7 @@ async def test_traffic_is_published_until_it_is_stopped(site: Site, connection: 
 
 async def test_the_state_is_told_and_told_again(site: Site, connection: asyncpg.Connection) -> None:
     running = asyncio.create_task(site.demo.feed.run())
-    headers = site._cookie("alice")
+    headers = site.cookie("alice")
     try:
         async with (
             asyncio.timeout(PATIENCE_S),
@@ -219,7 +219,7 @@ async def test_the_state_is_told_and_told_again(site: Site, connection: asyncpg.
 
 async def test_only_so_many_look_on(site: Site) -> None:
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-        headers = site._cookie("alice")
+        headers = site.cookie("alice")
         answers = [await session.get(f"{site.url}/watch", headers=headers) for _ in range(MAX_WATCHERS)]
         for answer in answers:
             await answer.content.readline()

@@ -285,9 +285,7 @@ async def test_a_changed_password_is_noticed_by_an_operator_that_starts(site: Si
     old = world.credentials()
     thief = await site.connect(old)
     await thief.execute(f"alter role {old.role} password 'of the attacker'")
-    # The state of a new operator.
-    world.reconciler._keeper._roles = roles = Roles(site.database)
-    world.reconciler._keeper._ensured.clear()
+    roles = world.restart_with_roles()
     await world.reconcile()
     assert world.condition("DatabaseReady")[1] == "RoleUnavailable"
     # The login of another user's role shows that the server accepts logins.

@@ -24,6 +24,12 @@ FIRST_DELAY_S = 0.5
 LAST_DELAY_S = 60.0
 
 
+def retry_delay(failures: int) -> float:
+    """Return the seconds until a key is retried, after so many failures in a row before the last one."""
+    delay = min(LAST_DELAY_S, FIRST_DELAY_S * 2.0 ** min(failures, 16))
+    return delay * random.uniform(0.8, 1.2)  # noqa: S311  (jitter)
+
+
 class WorkQueue(Generic[Key]):
     """A queue whose size is bounded by the number of distinct keys.
 
@@ -98,7 +104,9 @@ class WorkQueue(Generic[Key]):
                 self._again.setdefault(key, False)
                 raise
             except Exception as error:
-                delay = self._next_delay(key, error.after_s if isinstance(error, TryLater) else 0.0)
+                failures = self._failures.get(key, 0)
+                self._failures[key] = failures + 1
+                delay = retry_delay(failures) + (error.after_s if isinstance(error, TryLater) else 0.0)
                 self._failed()
                 logger.warning("%s failed, retrying in %.1f s: %s", key, delay, error)
                 logger.debug("the failure", exc_info=True)
@@ -109,9 +117,3 @@ class WorkQueue(Generic[Key]):
                     self.add(key, urgent=again)
             if again is None and delay is not None:
                 self._timers[key] = asyncio.get_running_loop().call_later(delay, self.add, key)
-
-    def _next_delay(self, key: Key, at_least: float = 0.0) -> float:
-        failures = self._failures.get(key, 0)
-        self._failures[key] = failures + 1
-        delay = min(LAST_DELAY_S, FIRST_DELAY_S * 2.0 ** min(failures, 16))
-        return at_least + delay * random.uniform(0.8, 1.2)  # noqa: S311  (jitter)

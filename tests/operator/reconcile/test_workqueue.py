@@ -109,12 +109,8 @@ async def test_a_key_may_ask_to_come_back(monkeypatch: pytest.MonkeyPatch) -> No
         await eventually(lambda: rounds == 3)
 
 
-async def test_delays_grow_up_to_a_limit() -> None:
-    async def work(_key: str) -> None:
-        raise NotImplementedError
-
-    queue: WorkQueue[str] = WorkQueue()
-    delays = [queue._next_delay("a") for _ in range(40)]
+def test_delays_grow_up_to_a_limit() -> None:
+    delays = [workqueue.retry_delay(failures) for failures in range(40)]
     assert delays[0] < delays[3] < delays[6]
     assert max(delays) <= workqueue.LAST_DELAY_S * 1.2
 
@@ -137,19 +133,21 @@ async def test_a_failure_may_say_when_to_try_again() -> None:
 
 async def test_work_may_stop_and_go_on_and_no_key_is_forgotten() -> None:
     started: list[str] = []
+    done: list[str] = []
     release = asyncio.Event()
 
     async def work(key: str) -> float | None:
         started.append(key)
         if key == "in work":
             await release.wait()
+        done.append(key)
         return 3600.0
 
     queue: WorkQueue[str] = WorkQueue()
     queue.add("in work")
     queue.add("has a timer")
     async with running(queue, work):
-        await eventually(lambda: len(started) == 2 and queue._timers)
+        await eventually(lambda: len(started) == 2 and done == ["has a timer"])
     queue.add("new")
     release.set()
     assert len(queue) == 3

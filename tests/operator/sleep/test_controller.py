@@ -119,8 +119,8 @@ class SleepFixture(ReconcilerFixture):
         found = self.api.children.get(SLICE)
         return None if found is None else [endpoint["addresses"][0] for endpoint in found["endpoints"]]
 
-    def counted(self, name: str, **labels: str) -> float | None:
-        return self.metrics._registry.get_sample_value(f"userrealtime_operator_{name}", labels)
+    def counted(self, name: str, **labels: str) -> float:
+        return self.metrics.value(name, **labels)
 
 
 @pytest.fixture
