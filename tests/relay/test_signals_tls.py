@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import asyncpg
 import pytest
 
+from testing.cluster.local import pki
 from testing.database import Database
 from testing.local.brokers import BROKERS, LocalBroker
 from testing.relay.brokers import PASSWORD, following, make_broker
 from testing.relay.harness import PATIENCE_S, publish, receive_ids, until
 from userrealtime_core.secret import Secret
+from userrealtime_core.trust import reloading
 from userrealtime_relay.notify import Unreachable
 from userrealtime_relay.notify.broker import load
 
@@ -53,6 +56,34 @@ async def test_events_arrive_if_the_authority_is_trusted(
     async with following(migrated.url, broker_of_any) as (_, alice):
         await publish(connection, 3)
         assert await receive_ids(alice, 3) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("name", BROKERS)
+async def test_the_authority_of_a_broker_is_replaced_while_relay_and_bridge_run(
+    name: str,
+    migrated: Database,
+    connection: asyncpg.Connection,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    old, new, served = (tmp_path / folder for folder in ("old", "new", "served"))
+    for folder in (old, new):
+        pki.make(folder, [pki.Identity("server", "/CN=server", ("IP:127.0.0.1",))])
+    shutil.copytree(old, served)
+    trusted = tmp_path / "ca.crt"
+    trusted.write_bytes((old / "ca.crt").read_bytes())
+    monkeypatch.setenv("SSL_CERT_FILE", str(trusted))
+    monkeypatch.setattr("userrealtime_relay.notify.kafka.reloading", lambda: reloading(0.05))
+    async with make_broker(name, PASSWORD, served) as broker, following(migrated.url, broker) as (_, alice):
+        await publish(connection)
+        assert await receive_ids(alice, 1) == [1]
+        # Half way through a rotation, both authorities are in the file. Then the broker has the new certificate.
+        trusted.write_bytes((old / "ca.crt").read_bytes() + (new / "ca.crt").read_bytes())
+        await broker.kill()
+        shutil.copytree(new, served, dirs_exist_ok=True)
+        await broker.start()
+        await publish(connection)
+        assert await receive_ids(alice, 2) == [2]
 
 
 async def test_a_broker_of_another_authority_or_name_is_refused(
