@@ -251,10 +251,20 @@ async def test_it_fits(
 
 async def _pose(page: Page) -> None:
     """A state for the picture: a pod was killed, and the missed events were replayed."""
+    texts = (
+        "Your order has been paid",
+        "It is being packed",
+        "It has been sent",
+        "It is on its way",
+        "It arrives today",
+    )
+    for text in (*texts, "Your order has arrived"):
+        await publish(page, text, "server")  # above the message that has no spaces
     await page.click("#kill")
     await page.wait_for(MADE_UP_FOR, timeout=PATIENCE_S)
     await page.wait_for(f"{POD_READY} && document.querySelectorAll('#pods li').length === 1", timeout=PATIENCE_S)
-    await page.wait_for("document.querySelector('[data-person=bob] .online').dataset.online === 'true'")
+    for person in ("alice", "bob"):
+        await page.wait_for(f"document.querySelector('[data-person={person}] .online').dataset.online === 'true'")
     await page.evaluate("scrollTo(0, 0)")
 
 
