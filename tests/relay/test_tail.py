@@ -10,13 +10,25 @@ import asyncpg
 import pytest
 
 from testing.database import Database
-from testing.relay.harness import NEVER, PATIENCE_S, config, publish, terminate, until
+from testing.local.postgres import LocalPostgres
+from testing.relay.harness import (
+    NEVER,
+    PATIENCE_S,
+    client,
+    config,
+    publish,
+    receive,
+    receive_ids,
+    terminate,
+    until,
+)
 from userrealtime_core.wire.position import LogPosition, LogState
 from userrealtime_relay.delivery.tail import PAGE_EVENTS, Tail
 from userrealtime_relay.log.log import Log, Page
 from userrealtime_relay.metrics import Metrics
 from userrealtime_relay.notify import Notifier, Notify
 from userrealtime_relay.notify.listen import listen
+from userrealtime_relay.server import Relay
 
 
 @asynccontextmanager
@@ -260,3 +272,22 @@ async def test_who_forgets_is_not_called(migrated: Database, connection: asyncpg
         await publish(connection)
         await until(kept.is_set)
         assert not forgotten.is_set()
+
+
+async def test_a_relay_at_a_hot_standby_serves_after_the_promotion(
+    own_server: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A failover by DNS can lead a relay to a replica, where no session can write, before it is promoted."""
+    with LocalPostgres(primary=own_server.server) as server:
+        replica = Database(server, own_server.name)
+        async with Relay(config(replica.url, SIGNAL="listen")) as relay:
+            await until(lambda: any("read-only transaction" in str(vars(record)) for record in caplog.records))
+            assert relay.not_ready_reason is not None
+            connection = await asyncpg.connect(replica.url)
+            await connection.execute("select pg_promote()")
+            await until(lambda: relay.not_ready_reason is None)
+            async with client(relay) as alice:
+                await receive(alice)
+                await publish(connection)
+                assert await receive_ids(alice, 1) == [1]
+            await connection.close()
