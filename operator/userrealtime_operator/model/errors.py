@@ -24,3 +24,15 @@ class Conflict(ResourceError):
     """Another resource owns the objects of this user."""
 
     reason = "DuplicateUserId"
+
+
+class RouteConflict(ResourceError):
+    """The URL of this user equals, contains or lies below the URL of another user."""
+
+    reason = "RouteConflict"
+
+
+class ServedElsewhere(ResourceError):
+    """Another namespace, or another cluster, serves the user from the same database."""
+
+    reason = "UserServedElsewhere"
