@@ -54,6 +54,7 @@ from .model.settings import (
     fields_of,
     variables,
 )
+from .model.tenancy import HOST_PATTERN, IMAGE_PATTERN
 
 __all__ = ["Config", "ConfigError", "load_config", "parse_config"]
 
@@ -93,6 +94,8 @@ DatabaseUrl = Annotated[str, AfterValidator(_database_url)]
 JwksUrl = Annotated[str, WithJsonSchema({"type": "string", "pattern": r"^https?://[^\s@#/]+(/[^\s#]*)?$"})]
 LogLevel = Annotated[str, WithJsonSchema({"enum": [*LOG_LEVELS]})]
 Origin = Annotated[str, BeforeValidator(_origin), WithJsonSchema({"type": "string", "pattern": f"^({ORIGIN})$"})]
+AllowedImage = Annotated[str, Field(pattern=f"^({IMAGE_PATTERN})$")]
+AllowedHost = Annotated[str, Field(pattern=f"^({HOST_PATTERN})$")]
 UrlTemplate = Annotated[
     str,
     AfterValidator(_url_template),
@@ -134,6 +137,8 @@ class RelayDefaults(Section):
     auth_timeout_s: Annotated[float | None, Duration(), Variable("AUTH_TIMEOUT")] = None
     ping_interval_s: Annotated[float | None, Duration(), Variable("PING_INTERVAL")] = None
     allowed_origins: Annotated[tuple[Origin, ...], Variable("ALLOWED_ORIGINS")] = ()
+    allowed_images: tuple[AllowedImage, ...] = ()
+    """The images that a resource may select, see `model.tenancy`."""
     auth: RelayAuth = Field(default_factory=RelayAuth)
     node_selector: Strings = Field(default_factory=dict)
     tolerations: tuple[Json, ...] = ()
@@ -191,6 +196,8 @@ class RouteDefaults(Section):
     tls_secret_name: str | None = None
     request_timeout: Annotated[str, Field(pattern=r"^(([0-9]{1,5}(h|m|s|ms)){1,4})?$")] | None = None
     """`timeouts.request` of an HTTPRoute, in the notation of the Gateway API."""
+    allowed_hosts: tuple[AllowedHost, ...] = ()
+    """The hosts of URLs that a resource may select, see `model.tenancy`."""
 
     @model_validator(mode="after")
     def _check_gateway(self) -> Self:
@@ -214,6 +221,8 @@ class DatabaseAccess(Section):
 
     credentials: CredentialsType = CredentialsType.PER_USER
     rotate_after_s: Interval = None
+    shared_users: Flag = False
+    """Whether several namespaces, or clusters, may serve the same userId."""
 
 
 @dataclass(frozen=True, config=FILE)

@@ -109,15 +109,20 @@ class StandInDatabase(Database):
         self.known: dict[str, str] = {}
         self.scopes: set[str] = set()
         self.away = False
+        self.elsewhere = False
+        """Whether another namespace serves all users."""
         self.pings = 0
         self.said: dict[str, list[Presence]] = {}
         self.time = 0.0
 
-    async def register(self, resource: str, scope: str, user_id: str) -> None:
+    async def register(self, resource: str, scope: str, user_id: str, *, shared: bool = False) -> bool:
         if self.away:
             raise DatabaseError("connection refused")
+        if self.elsewhere and not shared:
+            return False
         self.scopes.add(scope)
         self.known[resource] = user_id
+        return True
 
     async def ping(self) -> None:
         self.pings += 1

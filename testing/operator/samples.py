@@ -13,8 +13,10 @@ from userrealtime_operator.secrets.token_keys import TokenKeys
 
 CONFIG = Config(
     namespaces=("users",),
-    relay=RelayDefaults(image="relay:1"),
-    route=RouteDefaults(url="https://realtime.example.com/{name}", class_name="traefik"),
+    relay=RelayDefaults(image="relay:1", allowed_images=("mine:*",)),
+    route=RouteDefaults(
+        url="https://realtime.example.com/{name}", class_name="traefik", allowed_hosts=("*.example.com",)
+    ),
     database_url="postgresql://relay:hunter2@db/app",
     database=DatabaseAccess(CredentialsType.SHARED),
 )

@@ -18,6 +18,7 @@ from userrealtime_operator.model.labels import MANAGED_BY, RELAY, SLICES_MANAGED
 from userrealtime_operator.model.naming import object_name
 from userrealtime_operator.model.resource import API_VERSION, KIND, UserRealtime
 from userrealtime_operator.model.routes import Route, RouteError, parse_url, parse_url_template
+from userrealtime_operator.model.tenancy import check_host
 from userrealtime_operator.secrets.token_keys import NAMES, TokenKeys
 from userrealtime_operator.sleep.state import Asleep, Endpoints
 
@@ -55,6 +56,7 @@ def route_of(resource: UserRealtime, config: Config) -> Route | None:
 
     Raises:
         RouteError: the spec.route of the resource is invalid or not supported.
+        HostNotAllowed: the platform does not allow the host of spec.route.url.
     """
     if not config.route.enabled:
         return None
@@ -69,9 +71,11 @@ def route_of(resource: UserRealtime, config: Config) -> Route | None:
     if resource.route_url is None:
         return parse_url_template(config.route.url).of(resource.namespace, resource.child_name)
     try:
-        return parse_url(resource.route_url).of(resource.namespace, resource.child_name)
+        route = parse_url(resource.route_url).of(resource.namespace, resource.child_name)
     except RouteError as error:
         raise RouteError(f"spec.route.url {error}") from None
+    check_host(route.host, config.route.allowed_hosts)
+    return route
 
 
 def _metadata(resource: UserRealtime) -> Object:

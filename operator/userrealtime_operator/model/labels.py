@@ -18,6 +18,9 @@ PASSWORD_ROTATION_ANNOTATION = "userrealtime.dev/rotate-database-password"  # no
 """On a UserRealtime, a new value requests a new database password. On the Secret, it is the last request that was
 fulfilled."""
 
+ADOPTION_ANNOTATION = "userrealtime.dev/adopt-secret"
+"""On a UserRealtime, the uid of a Secret of another creator whose keys and password the user keeps."""
+
 
 def owned_labels(kind: str) -> dict[str, str]:
     """Return the labels that select the operator's objects of a kind."""

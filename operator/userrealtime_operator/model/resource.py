@@ -10,7 +10,7 @@ from userrealtime_operator.kube.duration import parse_duration
 from userrealtime_operator.kube.types import ResourceType
 
 from .errors import SpecError
-from .labels import PASSWORD_ROTATION_ANNOTATION, TOKEN_KEY_ROTATION_ANNOTATION
+from .labels import ADOPTION_ANNOTATION, PASSWORD_ROTATION_ANNOTATION, TOKEN_KEY_ROTATION_ANNOTATION
 from .naming import child_name
 
 GROUP = "userrealtime.dev"
@@ -53,6 +53,8 @@ class UserRealtime(ResourceIdentity):
     """The value of the annotation that requests a new token key."""
     password_rotation: str | None
     """The value of the annotation that requests a new database password."""
+    adopted_secret: str | None
+    """The uid of a Secret of another creator whose contents the user keeps."""
     route_enabled: bool
     route_url: str | None
     idle_after_s: float | None
@@ -109,6 +111,7 @@ def _parse(body: Mapping[str, Any]) -> UserRealtime:
         signal=spec["relay"].get("signal"),
         key_rotation=metadata.get("annotations", {}).get(TOKEN_KEY_ROTATION_ANNOTATION) or None,
         password_rotation=metadata.get("annotations", {}).get(PASSWORD_ROTATION_ANNOTATION) or None,
+        adopted_secret=metadata.get("annotations", {}).get(ADOPTION_ANNOTATION) or None,
         route_enabled=spec["route"]["enabled"],
         route_url=spec["route"].get("url"),
         idle_after_s=parse_duration(idle["after"]) if "after" in idle else None,

@@ -38,6 +38,14 @@ _OF_NO_OTHER = """
     select user_id from userrealtime.registration r where resource = $1 and not exists (
         select from userrealtime.registration o where o.user_id = r.user_id and o.resource <> r.resource)
 """
+_REGISTERED = """
+    select exists (select from userrealtime.registration where resource = $1 and scope = $2)
+        and exists (select from userrealtime.log where user_id = $3)
+"""
+_ELSEWHERE = """
+    select exists (select from userrealtime.registration where user_id = $3 and scope <> $2)
+        and not exists (select from userrealtime.registration where resource = $1)
+"""
 # Rows that are deleted in one transaction. Small transactions hold their locks briefly.
 DELETE_BATCH = 5_000
 
@@ -87,29 +95,52 @@ class Database:
     ) -> None:
         self.pool.terminate()
 
-    async def register(self, resource: str, scope: str, user_id: str) -> None:
+    async def register(self, resource: str, scope: str, user_id: str, *, shared: bool = False) -> bool:
         """Register a resource, by its uid, for a user, and create the user's log. `scope` is the namespace's scope.
 
         A resource that is known in another scope is moved with its roles: the identity of the cluster has changed.
+
+        Args:
+            shared: resources of several scopes may be registered for a user.
+
+        Returns:
+            Whether it is registered. It is not if a resource of another scope is registered for the user.
 
         Raises:
             DatabaseError: the database is unavailable or has no schema.
         """
         try:
             async with self.pool.acquire(timeout=CONNECT_TIMEOUT_S) as connection:
-                await connection.execute(
-                    "with registered as (insert into userrealtime.registration (resource, scope, user_id) "
-                    "values ($1, $2, $3) on conflict (resource) do update set scope = excluded.scope "
-                    "where registration.scope <> excluded.scope), "
-                    "moved as (update userrealtime.role set scope = $2 where resource = $1 and scope <> $2) "
-                    "insert into userrealtime.log (user_id, epoch) values ($3, userrealtime.first_epoch($3)) "
-                    "on conflict do nothing",
-                    UUID(resource),
-                    scope,
-                    user_id,
-                )
+                key = UUID(resource), scope, user_id
+                if await connection.fetchval(_REGISTERED, *key):
+                    return True
+                async with connection.transaction():
+                    return await self._register(connection, *key, shared=shared)
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:  # TimeoutError is an OSError
             raise explained(error) from None
+
+    async def _register(
+        self, connection: asyncpg.pool.PoolConnectionProxy, resource: UUID, scope: str, user_id: str, *, shared: bool
+    ) -> bool:
+        await connection.execute(
+            "insert into userrealtime.log (user_id, epoch) values ($1, userrealtime.first_epoch($1)) "
+            "on conflict do nothing",
+            user_id,
+        )
+        # Registrations of one user wait for each other here, so that two operators do not both find no other.
+        await connection.execute("select from userrealtime.log where user_id = $1 for update", user_id)
+        if not shared and await connection.fetchval(_ELSEWHERE, resource, scope, user_id):
+            return False
+        await connection.execute(
+            "with registered as (insert into userrealtime.registration (resource, scope, user_id) "
+            "values ($1, $2, $3) on conflict (resource) do update set scope = excluded.scope "
+            "where registration.scope <> excluded.scope) "
+            "update userrealtime.role set scope = $2 where resource = $1 and scope <> $2",
+            resource,
+            scope,
+            user_id,
+        )
+        return True
 
     async def ping(self) -> None:
         """Check that the log is readable.

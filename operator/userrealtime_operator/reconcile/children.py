@@ -11,7 +11,7 @@ from userrealtime_operator.kube.drift import differences, is_subset
 from userrealtime_operator.kube.types import Object, ObjectKey
 from userrealtime_operator.manifests.objects import APPLIED_DIGEST
 from userrealtime_operator.model.errors import Conflict
-from userrealtime_operator.model.resource import GROUP, UserRealtime
+from userrealtime_operator.model.resource import GROUP, ResourceIdentity
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ def owner_uid(item: Mapping[str, Any]) -> str | None:
     return None
 
 
-def check_owner(resource: UserRealtime, kind: str, live: Live) -> None:
+def check_owner(resource: ResourceIdentity, kind: str, live: Live) -> None:
     """Check that an object belongs to a resource, or to none.
 
     Raises:

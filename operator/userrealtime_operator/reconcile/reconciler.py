@@ -18,10 +18,12 @@ from userrealtime_operator.kube.client import CHILD_KINDS, Api, ApiError
 from userrealtime_operator.kube.types import NamespacedName, Object, ObjectKey
 from userrealtime_operator.manifests.objects import APPLIED_DIGEST, SERIES_DIGEST, Secrets, desired_objects, route_of
 from userrealtime_operator.model.conditions import ConditionResult, deployment_progress, deployment_ready, true_since
-from userrealtime_operator.model.errors import ResourceError
+from userrealtime_operator.model.errors import ResourceError, RouteConflict, ServedElsewhere
 from userrealtime_operator.model.naming import child_name, object_name
 from userrealtime_operator.model.notifiers import Listeners, SignalError
 from userrealtime_operator.model.resource import ResourceIdentity, UserRealtime, parse_identity, parse_resource
+from userrealtime_operator.model.routes import Route
+from userrealtime_operator.model.tenancy import HostNotAllowed, ImageNotAllowed, check_image
 from userrealtime_operator.postgres.database import Database
 from userrealtime_operator.postgres.roles import Roles
 from userrealtime_operator.process.metrics import Metrics
@@ -36,6 +38,7 @@ from .observed import Observed
 from .pods import pod_trouble
 from .registrations import RegistrationSweeper
 from .rollouts import Rollouts
+from .route_claims import Rank, RouteClaims
 from .secrets import Kept, SecretKeeper
 from .status_writer import Outcome, StatusWriter
 
@@ -44,6 +47,8 @@ logger = logging.getLogger(__name__)
 Key = TypeVar("Key", contravariant=True)
 
 DATABASE_RETRY_S = 15.0
+# The interval at which a user is checked again that another namespace serves.
+ELSEWHERE_RETRY_S = 60.0
 # The shortest and the longest interval at which a pod that is not ready is checked for the reason, and its database
 # password is tested.
 PODS_FIRST_S = 3.0
@@ -115,20 +120,26 @@ class Reconciler:
         self._rollouts = Rollouts(config.relay.max_concurrent_rollouts, clock)
         self._contests = Contests(clock)
         self._keeper = SecretKeeper(config, api, roles, now)
-        self._registrations = RegistrationSweeper(api, database, roles, self._keeper, metrics, clock)
+        self._registrations = RegistrationSweeper(
+            api, database, roles, self._keeper, metrics, clock, shared_users=config.database.shared_users
+        )
         self._writer = ChildWriter(api)
+        self._claims = RouteClaims()
         self._status = StatusWriter(api, metrics, now)
         self._sleep = SleepController(config, api, database, activators, metrics, now, clock)
         self._listeners = Listeners(config.signals.max_listeners)
         metrics.listening.set_function(lambda: len(self._listeners))
 
     def resume_rollouts(self, resources: Iterable[Mapping[str, Any]]) -> None:
-        """Count the rollouts that have begun, and the pods that listen. To be called once, with all resources.
+        """Note the rollouts that have begun, the pods that listen, and the URLs of users. To be called once, with all
+        resources.
 
-        Otherwise each restart would start as many rollouts again, and count few listeners at first.
+        Otherwise each restart would start as many rollouts again, count few listeners at first, and give the URL of a
+        user to the first resource that asks for it.
         """
         for body in resources:
             self._see_listener(body)
+            self._resume_route(body)
             namespace, name = body["metadata"]["namespace"], body["metadata"]["name"]
             deployment = self._children.get(_deployment_key(namespace, body["spec"]["userId"]))
             if deployment_ready(deployment).true and deployment_progress(deployment).true:
@@ -147,17 +158,22 @@ class Reconciler:
             self._sleep.forget(user)
             self._contests.forget(user)
             self._listeners.see(user, listens=False)
+            self._release_route(user)
             return None  # the garbage collector deletes the children, which are owned
         identity = parse_identity(body)
         self._see_listener(body)
-        database = await self._registrations.register(identity)
+        database = _NOT_REGISTERED
         waits: list[float | None] = []
         plan: Plan | None = None
         contests: Collection[tuple[str, str]] = ()
         try:
+            # Before the registration, which keeps the log of the user.
+            live = self._live(identity)
+            database = await self._registrations.register(identity)
             resource = parse_resource(body)
-            route = route_of(resource, self._config)
-            observed = self._observe(resource, body)
+            check_image(resource.image, self._config.relay.allowed_images)
+            route = self._claim_route(resource, body)
+            observed = Observed(resource, body, live)
             applied = await self._apply_children(observed, bool(database.true))
             kept, plan, contests = applied.kept, applied.plan, applied.contests
             access = kept.contents.access
@@ -192,6 +208,9 @@ class Reconciler:
             waits.append(self._abandon_rollout(user, body))
             route, pod = None, ConditionResult(False, error.reason, str(error))
             progress = ConditionResult(False, error.reason)
+            await self._withdraw(identity, error)
+            if isinstance(error, ServedElsewhere):
+                waits.append(ELSEWHERE_RETRY_S)
         except ApiError as error:
             if error.status not in REJECTED:
                 raise
@@ -200,7 +219,7 @@ class Reconciler:
             await self._write_status(identity, body, Outcome(None, _refusal(error), _REFUSED, database, plan))
             raise
         await self._write_status(identity, body, Outcome(route, pod, progress, database, plan, contests))
-        waits.append(None if database.true else DATABASE_RETRY_S)
+        waits.append(None if database.true or database is _NOT_REGISTERED else DATABASE_RETRY_S)
         return min((wait for wait in waits if wait is not None), default=None)
 
     async def sweep(self, namespace: str) -> set[str]:
@@ -278,8 +297,55 @@ class Reconciler:
     def _deployment(self, resource: UserRealtime) -> Mapping[str, Any] | None:
         return self._children.get(_deployment_key(resource.namespace, resource.user_id))
 
-    def _observe(self, resource: UserRealtime, body: Mapping[str, Any]) -> Observed:
-        """Return a resource with its objects.
+    def _claim_route(self, resource: UserRealtime, body: Mapping[str, Any]) -> Route | None:
+        """Return the route of a user, and note it. Users whose route overlaps the old or the new one are reconciled.
+
+        Raises:
+            RouteError, HostNotAllowed: the spec.route of the resource cannot be used.
+            RouteConflict: the route overlaps that of a user with precedence.
+        """
+        user = NamespacedName(resource.namespace, resource.name)
+        try:
+            route = route_of(resource, self._config)
+        except ResourceError:
+            self._release_route(user)
+            raise
+        for other in self._claims.put(user, route, _rank(resource, body)):
+            self._requeue(other)
+        winner = self._claims.winner(user)
+        if winner is None:
+            return route
+        logger.warning("the URL of %s/%s overlaps that of %s/%s, which has precedence", *user, *winner)
+        raise RouteConflict(
+            "the URL equals, contains or lies below the URL of another user; change spec.route.url, or include "
+            "{namespace} in route.url of the chart's values if several namespaces serve the same user"
+        )
+
+    def _resume_route(self, body: Mapping[str, Any]) -> None:
+        """Note the route of a user that has one, by its status."""
+        if not body.get("status", {}).get("url"):
+            return
+        try:
+            resource = parse_resource(body)
+            route = route_of(resource, self._config)
+        except ResourceError:
+            return
+        self._claims.put(NamespacedName(resource.namespace, resource.name), route, _rank(resource, body))
+
+    def _release_route(self, user: NamespacedName) -> None:
+        for other in self._claims.remove(user):
+            self._requeue(other)
+
+    async def _withdraw(self, resource: ResourceIdentity, error: ResourceError) -> None:
+        """Delete the objects of a resource that the platform does not allow any more."""
+        for kind in _WITHDRAWN.get(type(error), ()):
+            key = ObjectKey(kind, resource.namespace, object_name(kind, resource.child_name))
+            live = self._children.get(key)
+            if live is not None and owner_uid(live) == resource.uid and not live["metadata"].get("deletionTimestamp"):
+                await self._writer.delete(key, f": {error}")
+
+    def _live(self, resource: ResourceIdentity) -> Mapping[str, Live]:
+        """Return the objects of a resource, by kind.
 
         Raises:
             Conflict: an object belongs to another resource.
@@ -290,7 +356,7 @@ class Reconciler:
         }
         for kind, item in live.items():
             check_owner(resource, kind, item)
-        return Observed(resource, body, live)
+        return live
 
     async def _apply_children(self, observed: Observed, database_available: bool) -> Applied:
         """Apply the objects that differ. A change of the pod may have to wait for other users, except for a first pod,
@@ -375,6 +441,20 @@ class Reconciler:
         # Only together with another change: no user is reconciled because of the number of listeners.
         too_many_listeners = self._see_listener(body) and self._listeners.too_many
         await self._status.write(resource, body.get("status", {}), outcome, too_many_listeners=too_many_listeners)
+
+
+_WITHDRAWN: Mapping[type[ResourceError], tuple[str, ...]] = {
+    ImageNotAllowed: ("Deployment",),
+    HostNotAllowed: ("Ingress", "HTTPRoute"),
+    RouteConflict: ("Ingress", "HTTPRoute"),
+}
+"""The kinds of objects that are deleted when the platform rejects a part of the spec."""
+_NOT_REGISTERED = ConditionResult(False, "NotRegistered", "the resource is not registered in the database")
+
+
+def _rank(resource: UserRealtime, body: Mapping[str, Any]) -> Rank:
+    created: str = body["metadata"].get("creationTimestamp", "")
+    return Rank(resource.route_url is not None, created, resource.uid)
 
 
 def _deployment_key(namespace: str, user_id: str) -> ObjectKey:

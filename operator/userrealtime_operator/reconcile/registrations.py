@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from userrealtime_operator.kube.client import Api
 from userrealtime_operator.model.conditions import ConditionResult
+from userrealtime_operator.model.errors import ServedElsewhere
 from userrealtime_operator.model.resource import ResourceIdentity
 from userrealtime_operator.postgres.database import Database, DatabaseError
 from userrealtime_operator.postgres.health import DatabaseHealth
@@ -30,6 +31,8 @@ class RegistrationSweeper:
         keeper: SecretKeeper,
         metrics: Metrics,
         clock: Callable[[], float],
+        *,
+        shared_users: bool,
     ) -> None:
         self._api = api
         self._database = database
@@ -37,14 +40,29 @@ class RegistrationSweeper:
         self._roles = roles
         self._keeper = keeper
         self._metrics = metrics
+        self._shared_users = shared_users
         self._registered: dict[str, str] = {}
         """The namespaces of the registered resources, by uid."""
 
     async def register(self, resource: ResourceIdentity) -> ConditionResult:
-        """Register a user, unless it is known to be registered; return the condition `DatabaseReady`."""
+        """Register a user, unless it is known to be registered; return the condition `DatabaseReady`.
+
+        Raises:
+            ServedElsewhere: another namespace or cluster serves the user, and the platform does not allow sharing.
+        """
         try:
             if resource.uid not in self._registered:
-                await self._database.register(resource.uid, self._api.scope(resource.namespace), resource.user_id)
+                scope = self._api.scope(resource.namespace)
+                if not await self._database.register(resource.uid, scope, resource.user_id, shared=self._shared_users):
+                    logger.warning(
+                        "%s/%s has the userId of a user of another namespace or cluster; it is not served",
+                        resource.namespace,
+                        resource.name,
+                    )
+                    raise ServedElsewhere(
+                        "another namespace, or another cluster with the same database, serves this userId; use another "
+                        "userId, delete the other resource, or set database.sharedUsers in the chart's values"
+                    )
                 self._registered[resource.uid] = resource.namespace
         except DatabaseError as error:
             return self._unavailable(error)

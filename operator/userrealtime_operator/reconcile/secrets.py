@@ -25,7 +25,7 @@ from userrealtime_operator.postgres.roles import PasswordChanged, Roles
 from userrealtime_operator.secrets.database_passwords import Access, choose_access, read_credentials, role_names
 from userrealtime_operator.secrets.token_keys import advance, series_of
 
-from .children import ChildWriter, Live, check_owner, is_up_to_date
+from .children import ChildWriter, Live, check_owner, is_up_to_date, owner_uid
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +35,17 @@ TOKEN_KEY_BYTES: Final = 32
 def random_text() -> str:
     """Return 256 random bits as URL-safe text, for example as a new HS256 key."""
     return random_source.token_urlsafe(TOKEN_KEY_BYTES)
+
+
+def own_secret(resource: UserRealtime, live: Live) -> Live:
+    """Return a Secret whose contents the resource keeps, None for a Secret of another creator, who knows its keys.
+
+    A resource keeps the contents of its own Secret, and of the Secret whose uid its annotation names.
+    """
+    if live is None or owner_uid(live) == resource.uid:
+        return live
+    adopted = resource.adopted_secret
+    return live if adopted is not None and live["metadata"].get("uid") == adopted else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +125,7 @@ class SecretKeeper:
         """
         replaces = database_available and resource.uid in self._lost
         may_rotate = database_available and not rolling_out
-        contents = await self._contents(resource, live, may_rotate, replaces)
+        contents = await self._contents(resource, own_secret(resource, live), may_rotate, replaces)
         manifest = build(contents.secrets)
         created = await self._writer.create(manifest) if live is None else None
         if created is not None:
@@ -122,13 +133,19 @@ class SecretKeeper:
         elif not is_up_to_date(live, manifest):
             live = await self._api.get("Secret", resource.namespace, resource.child_name)
             check_owner(resource, "Secret", live)
-            contents = await self._contents(resource, live, may_rotate, replaces)
+            if live is not None and own_secret(resource, live) is None:
+                logger.warning(
+                    "the Secret %s/%s has another creator: replacing its keys and password",
+                    resource.namespace,
+                    resource.child_name,
+                )
+            contents = await self._contents(resource, own_secret(resource, live), may_rotate, replaces)
         problem: ConditionResult | None = None
         if database_available:
             problem = await self._ensure_role(resource, contents.access, contents.secrets.token_keys.series)
         if problem and contents.access and (contents.access.rotated or replaces):
             # No pod may get a password that the database does not have.
-            contents = await self._contents(resource, live, may_rotate=False, replaces=False)
+            contents = await self._contents(resource, own_secret(resource, live), may_rotate=False, replaces=False)
         if contents.access is not None and contents.access.rotated:
             self._rotated.add(resource.uid)
         return Kept(live, contents, problem, replaces)
