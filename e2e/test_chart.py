@@ -25,10 +25,13 @@ from userrealtime_operator.model.policies import KeyPolicy
 from userrealtime_relay.bridge.config import Config as Bridge
 
 PODS = ("Deployment", "Job")
-DATABASE = {"database": {"url": "postgresql://user:password@host/database"}}
+DATABASE: dict[str, Any] = {
+    "database": {"url": "postgresql://user:password@host/database"},
+    "namespaces": [USERS_NAMESPACE],
+}
 # Every value differs from its default: all branches of the templates are rendered.
 EVERYTHING: dict[str, Any] = {
-    "database": {"existingSecret": {"name": "other", "key": "URL"}},
+    "database": {"existingSecret": {"name": "other", "key": "URL"}, "sharedUsers": True},
     "namespaces": [USERS_NAMESPACE, OPERATOR_NAMESPACE],
     "operator": {
         "replicas": 3,
@@ -49,6 +52,7 @@ EVERYTHING: dict[str, Any] = {
         "authTimeout": "5s",
         "pingInterval": "1m",
         "allowedOrigins": ["https://app.example.com", "*"],
+        "allowedImages": ["registry.example.com/realtime/*", "a/relay:3"],
         "auth": {
             "jwksUrl": "https://issuer.example.com:8443/keys?a=<b>",
             "issuer": "https://issuer.example.com",
@@ -109,6 +113,7 @@ EVERYTHING: dict[str, Any] = {
     },
     "route": {
         "url": "https://{name}.example.com",
+        "allowedHosts": ["*.example.com", "realtime.example.org"],
         "className": "traefik",
         "annotations": {"a": "b"},
         "tlsSecretName": "wildcard",
@@ -121,6 +126,7 @@ EVERYTHING: dict[str, Any] = {
         "prometheusRule": True,
         "runbookUrl": "https://example.com/runbooks",
     },
+    "admissionPolicy": {"enabled": True},
     "crds": {"keep": True},
     "imagePullSecrets": ["registry"],
 }
@@ -192,6 +198,9 @@ def test_the_operator_understands_the_configuration(system: System, values: dict
         assert config.token_keys == KeyPolicy(720 * 3600, 48 * 3600, 180)
         assert config.idle.after_s == 90
         assert config.trust == Trust("authorities", "bundle.pem")
+        assert config.database.shared_users
+        assert config.relay.allowed_images == ("registry.example.com/realtime/*", "a/relay:3")
+        assert config.route.allowed_hosts == ("*.example.com", "realtime.example.org")
     else:
         announce_url = f"http://other-userrealtime-activator-announcements.{OPERATOR_NAMESPACE}.svc:8081"
         assert config.activator == replace(activator, announce_url=announce_url)
@@ -305,10 +314,10 @@ def test_relays_may_announce_themselves_to_activators(system: System) -> None:
 
 @pytest.mark.parametrize("userKeys", [True, False])
 def test_the_activator_reads_secrets_only_where_they_have_the_keys(system: System, userKeys: bool) -> None:
-    values = {**EVERYTHING, "activator": {"enabled": True, "userKeys": userKeys}}
+    values = {**EVERYTHING, "namespaces": [USERS_NAMESPACE], "activator": {"enabled": True, "userKeys": userKeys}}
     rendered = [item for item in yaml.safe_load_all(render(system, values)) if item]
     roles = [item for item in rendered if item["kind"] == "Role" and item["metadata"]["name"].endswith("-activator")]
-    assert [role["metadata"]["namespace"] for role in roles] == EVERYTHING["namespaces"]
+    assert [role["metadata"]["namespace"] for role in roles] == values["namespaces"]
     for role in roles:
         assert ("secrets" in {name for rule in role["rules"] for name in rule["resources"]}) is userKeys
 
@@ -324,7 +333,7 @@ def test_the_activator_reads_secrets_only_where_they_have_the_keys(system: Syste
 def test_the_policy_knows_the_port_of_the_database_or_leaves_it_open(
     system: System, database: dict[str, Any], ports: list[Any]
 ) -> None:
-    assert policy(system, {"database": database})["egress"][1]["ports"] == ports
+    assert policy(system, {**DATABASE, "database": database})["egress"][1]["ports"] == ports
 
 
 def test_the_policy_is_about_the_pods_of_users(system: System, users: Callable[..., str]) -> None:
@@ -368,6 +377,10 @@ def test_the_test_namespaces_enforce_the_restricted_standard(system: System, nam
             "trust.certificates contains a private key",
         ),
         ({**DATABASE, "activator": {"enabled": True, "userKeys": False}}, "activator.userKeys must be true"),
+        ({**DATABASE, "namespaces": []}, "set namespaces to other namespaces"),
+        ({**DATABASE, "namespaces": [USERS_NAMESPACE, OPERATOR_NAMESPACE]}, "set namespaces to other namespaces"),
+        ({**DATABASE, "relay": {"allowedImages": ["a b"]}}, "/relay/allowedImages/0"),
+        ({**DATABASE, "route": {"allowedHosts": ["https://example.com"]}}, "/route/allowedHosts/0"),
         ({**DATABASE, "networkPolicy": {"database": {"cidrs": ["db"]}}}, "/networkPolicy/database/cidrs/0"),
     ],
 )

@@ -117,7 +117,7 @@ def test_the_checksums_are_those_of_all_files(built: Built) -> None:
 def test_the_chart_refers_to_the_images_by_digest(built: Built) -> None:
     text = choose().helm(
         *("template", "x", str(built.file(f"userrealtime-chart-{VERSION}.tgz"))),
-        *("--set", "database.existingSecret.name=database"),
+        *("--set", "database.existingSecret.name=database", "--set", "namespaces={users}"),
     )
     objects = [item for item in yaml.safe_load_all(text) if item]
     [operator] = [

@@ -75,11 +75,13 @@ NOT_OF_THE_OPERATOR: Final = {
 }
 FREE: Final[dict[Path, Any]] = {
     # A value other than the default, where neither the limits nor the choices of a setting give one.
+    ("relay", "allowedImages"): ["a/relay:3", "registry.example.com/realtime/*"],
     ("relay", "allowedOrigins"): ["https://app.example.com", "null"],
     ("relay", "auth", "audience"): "realtime",
     ("relay", "auth", "issuer"): "https://issuer.example.com",
     ("relay", "auth", "jwksUrl"): "http://keys.auth.svc:8080/keys",
     ("relay", "auth", "userClaim"): "email",
+    ("route", "allowedHosts"): ["realtime.example.org", "*.example.com"],
     ("route", "gateway"): {"name": "public", "namespace": "gateways", "sectionName": "https"},
     ("route", "requestTimeout"): "0s",
     ("route", "url"): "https://realtime.example.com/{name}",
@@ -220,6 +222,7 @@ def values(given: dict[Path, Any]) -> Json:
 
 
 BASE: Final[dict[Path, Any]] = {
+    ("namespaces",): ["users"],
     ("database", "url"): URLS[DATABASE_URL],
     ("signals", "url"): "nats://broker",
     ("route", "gateway"): FREE["route", "gateway"],
@@ -369,7 +372,8 @@ def test_every_setting_is_followed_from_the_chart_to_the_relay() -> None:
     # Settings of Kubernetes have no limits; e2e/test_chart.py and test_objects.py follow them.
     assert {each.path for each in SETTINGS} - arrived == objects | texts
     unset = {each.path for each in SETTINGS if each.path[0] == "relay" and each.variable is None}
-    assert unset == objects | {("relay", "priorityClassName"), ("relay", "runtimeClassName")} | {ROLLOUTS}
+    of_the_operator = {ROLLOUTS, ("relay", "allowedImages")}
+    assert unset == objects | {("relay", "priorityClassName"), ("relay", "runtimeClassName")} | of_the_operator
     variables = {each.variable for each in SETTINGS} - {None}
     assert variables <= set(Asked.variables()), "the relay does not read a variable that the operator sets"
 

@@ -189,7 +189,8 @@ def values_for(cluster: Provider, references: dict[str, str]) -> dict[str, Any]:
         "database": {"existingSecret": {"name": DATABASE_SECRET}},
         "namespaces": [USERS_NAMESPACE],
         "operator": {"image": image("userrealtime-operator")},
-        "relay": {"image": image("userrealtime-relay")},
+        # Images that cannot be pulled, which tests select.
+        "relay": {"image": image("userrealtime-relay"), "allowedImages": ["127.0.0.1:1/*", "nowhere.invalid/*"]},
         "route": {"url": f"{ingress.scheme}://{host}{port}/{{name}}"},
         "edge": {"image": image("userrealtime-haproxy")},
     }

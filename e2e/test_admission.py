@@ -1,0 +1,121 @@
+"""The chart's ValidatingAdmissionPolicy on a real API server. Without nodes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import yaml
+
+from testing.cluster import ClusterError, binaries
+from testing.local.apiserver import LocalApiServer
+from testing.patience import PATIENCE_S, WITHIN
+from testing.system import CHART
+from testing.waiting import eventually
+
+from .test_leader import CRD
+
+NAMESPACE = "users"
+VALUES = {
+    "database": {"url": "postgresql://user:password@host/database"},
+    "namespaces": [NAMESPACE],
+    "admissionPolicy": {"enabled": True},
+    "relay": {"allowedImages": ["a/relay:3", "registry.example.com/realtime/*"]},
+    "route": {"allowedHosts": ["realtime.example.org", "*.example.com"]},
+}
+IMAGE, URL = r"spec\.relay\.image is not allowed", r"spec\.route\.url is not allowed"
+
+
+def rendered() -> list[dict[str, Any]]:
+    """The policy and its binding."""
+    done = subprocess.run(
+        [binaries.helm(), "template", "userrealtime", str(CHART), "--show-only=templates/admission.yaml", "--values=-"],
+        input=yaml.safe_dump(VALUES),
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=PATIENCE_S,
+    )
+    return [item for item in yaml.safe_load_all(done.stdout) if item]
+
+
+def resource(name: str, namespace: str = NAMESPACE, **spec: Any) -> str:
+    return json.dumps(
+        {
+            "apiVersion": "userrealtime.dev/v1alpha1",
+            "kind": "UserRealtime",
+            "metadata": {"name": name, "namespace": namespace},
+            "spec": {"userId": name, **spec},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[LocalApiServer]:
+    """An API server with the CRD and the policy, which is in effect."""
+    with LocalApiServer() as api:
+        api.kubectl("apply", "--server-side", "-f", str(CRD))
+        api.kubectl("wait", "--for=condition=Established", WITHIN, "-f", str(CRD))
+        for namespace in (NAMESPACE, "others"):
+            api.kubectl("create", "namespace", namespace)
+        # Resources from before the policy.
+        for text in (
+            resource("old-image", relay={"image": "old:1"}),
+            resource("old-url", route={"url": "http://old"}),
+        ):
+            api.kubectl("apply", "--server-side", "-f", "-", input=text)
+        for item in rendered():
+            api.kubectl("apply", "--server-side", "-f", "-", input=json.dumps(item))
+
+        def is_in_effect() -> bool:
+            try:
+                create(api, resource("probe", relay={"image": "evil.example/relay"}))
+            except ClusterError:
+                return True
+            return False
+
+        eventually(is_in_effect, "the policy is in effect")
+        yield api
+
+
+def create(server: LocalApiServer, text: str) -> None:
+    server.kubectl("create", "--dry-run=server", "-f", "-", input=text)
+
+
+@pytest.mark.parametrize(
+    ("spec", "complaint"),
+    [
+        ({}, None),
+        ({"relay": {}, "route": {}}, None),
+        ({"relay": {"image": "a/relay:3"}}, None),
+        ({"relay": {"image": "a/relay:30"}}, IMAGE),
+        ({"relay": {"image": "registry.example.com/realtime/mine:1"}}, None),
+        ({"relay": {"image": "registry.example.com/other:1"}}, IMAGE),
+        ({"route": {"url": "https://realtime.example.org/alice"}}, None),
+        ({"route": {"url": "http://alice.example.com:8080/x"}}, None),
+        ({"route": {"url": "https://{name}.example.com"}}, None),
+        ({"route": {"url": "https://a.alice.example.com"}}, URL),
+        ({"route": {"url": "https://example.com"}}, URL),
+        ({"route": {"url": "https://realtime.example.org.evil.example"}}, URL),
+        ({"route": {"url": "https://evilexample.com"}}, URL),
+    ],
+)
+def test_what_is_not_allowed_is_rejected(server: LocalApiServer, spec: dict[str, Any], complaint: str | None) -> None:
+    if complaint is None:
+        create(server, resource("alice", **spec))
+        return
+    with pytest.raises(ClusterError, match=complaint):
+        create(server, resource("alice", **spec))
+    create(server, resource("alice", "others", **spec))  # a namespace that the release does not serve
+
+
+def test_a_resource_from_before_can_change_otherwise(server: LocalApiServer) -> None:
+    for name, field in {"old-image": "relay", "old-url": "route"}.items():
+        server.kubectl("-n", NAMESPACE, "patch", "urt", name, "--type=merge", "-p", '{"spec": {"replicas": 2}}')
+        other = {"relay": {"image": "new:1"}, "route": {"url": "http://new"}}[field]
+        patch = json.dumps({"spec": {field: other}})
+        with pytest.raises(ClusterError, match="is not allowed"):
+            server.kubectl("-n", NAMESPACE, "patch", "urt", name, "--type=merge", "-p", patch)
