@@ -327,12 +327,10 @@ def test_the_activator_reads_secrets_only_where_they_have_the_keys(system: Syste
     [
         ({"url": "postgresql://user:pass:word@host:6543/database?x=y:1"}, [{"port": 6543, "protocol": "TCP"}]),
         ({"url": "postgresql://user@[::1]/database"}, [{"port": 5432, "protocol": "TCP"}]),
-        ({"existingSecret": {"name": "other"}}, [{"protocol": "TCP"}]),
+        ({"existingSecret": {"name": "other"}}, [{"port": 5432, "protocol": "TCP"}]),
     ],
 )
-def test_the_policy_knows_the_port_of_the_database_or_leaves_it_open(
-    system: System, database: dict[str, Any], ports: list[Any]
-) -> None:
+def test_the_policy_knows_the_port_of_the_database(system: System, database: dict[str, Any], ports: list[Any]) -> None:
     assert policy(system, {**DATABASE, "database": database})["egress"][1]["ports"] == ports
 
 
