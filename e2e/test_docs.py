@@ -255,7 +255,7 @@ def test_yaml_is_taken_by_the_cluster_or_the_chart(system: System, block: Block)
                 "apply", "--dry-run=server", "--validate=strict", "-f", "-", input=json.dumps(document)
             )
         elif values.keys() <= known:
-            values = {"database": {"url": "postgresql://a/b"}, **values}
+            values = {"database": {"url": "postgresql://a/b"}, "namespaces": ["users"], **values}
             system.cluster.helm(
                 "template",
                 "x",

@@ -30,7 +30,7 @@ Documents = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Target:
-    """An empty database, and a namespace with a NATS server and without a release."""
+    """An empty database, a namespace with a NATS server and without a release, and an empty one for users."""
 
     system: System
     namespace: str
@@ -43,6 +43,7 @@ class Target:
         return {
             "database": {"existingSecret": SECRET} if secret else {"url": self.database_url},
             "signals": {"type": "nats", "url": f"nats://nats.{self.namespace}:4222"} if broker else {},
+            "namespaces": [f"{self.namespace}-users"],
             "crds": {"enabled": False},  # the running release has it
             "operator": {**values["operator"], "replicas": 1},
             "activator": {"replicas": 1},
@@ -67,7 +68,8 @@ class Target:
 
     def apply_and_wait(self, documents: Documents) -> None:
         """Apply documents, and wait until each is healthy as Argo CD understands it."""
-        self.kubectl("apply", "-f", "-", input=json.dumps({"apiVersion": "v1", "kind": "List", "items": documents}))
+        # Each document names its namespace: roles are in the namespace for users.
+        self.system.cluster.apply(json.dumps({"apiVersion": "v1", "kind": "List", "items": documents}))
         for item in documents:
             name = f"{item['kind'].lower()}/{item['metadata']['name']}"
             if item["kind"] == "Job":
@@ -88,12 +90,14 @@ async def target(system: System, database: asyncpg.Connection, database_url: str
     [source] = [source for source in images.SOURCES if source.name == "userrealtime-nats"]
     image = (await asyncio.to_thread(images.load, cluster, [source]))[source.name]
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
-    metadata = {"name": namespace, "labels": labels}
+    namespaces = [namespace, f"{namespace}-users"]
     await database.execute(f"drop database if exists {name} with (force)")
     await database.execute(f"create database {name}")
     url = urlsplit(system.database.url)._replace(path=f"/{name}").geturl()
     try:
-        cluster.apply(json.dumps({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata}))
+        for each in namespaces:
+            metadata = {"name": each, "labels": labels}
+            cluster.apply(json.dumps({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata}))
         secrets = {SECRET["name"]: {SECRET["key"]: url}, "nats": {"nats.conf": "port: 4222"}}
         documents = [
             *(
@@ -114,7 +118,7 @@ async def target(system: System, database: asyncpg.Connection, database_url: str
         finally:
             await connection.close(timeout=PATIENCE_S)
     finally:
-        await asyncio.to_thread(cluster.kubectl, "delete", "namespace", namespace, "--wait=false")
+        await asyncio.to_thread(cluster.kubectl, "delete", "namespace", *namespaces, "--wait=false")
         await database.execute(f"drop database if exists {name} with (force)")
 
 
@@ -164,6 +168,7 @@ def test_a_hook_refers_to_nothing_that_comes_later(system: System, signal: str, 
     broker = signal in ("nats", "redis", "kafka")
     values = {
         "database": name if existing else {"url": "postgresql://h/d"},
+        "namespaces": ["users"],
         "signals": {"type": signal, **({} if not broker else name if existing else {"url": f"{signal}://h"})},
         "trust": {"existingConfigMap": {"name": "existing"}} if existing else {"certificates": certificate},
         "imagePullSecrets": ["existing"],
