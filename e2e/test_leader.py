@@ -39,10 +39,11 @@ MAY_WORK = {
 MAY_LEAD = {"apiGroups": ["coordination.k8s.io"]}
 
 
-@pytest.fixture(scope="module")
-def database_url() -> Iterator[str]:
+@pytest.fixture
+async def database_url() -> AsyncIterator[str]:
+    """A new database. A user belongs to one cluster, and each test has another cluster."""
     with LocalPostgres() as server:
-        asyncio.run(migrate(server.url()))
+        await migrate(server.url())
         yield server.url()
 
 

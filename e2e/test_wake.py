@@ -237,7 +237,7 @@ async def test_a_kill_in_the_middle_loses_nothing(
 async def test_a_wake_that_fails_is_said_and_the_next_one_works(system: System, sleeper: str) -> None:
     url = (await asyncio.to_thread(system.get, "urt", sleeper))["status"]["url"]
     token = await asyncio.to_thread(system.token, sleeper)
-    broken: dict[str, Any] = {"idle": SOON, "relay": {"image": "localhost/nobody/has-this:1"}}
+    broken: dict[str, Any] = {"idle": SOON, "relay": {"image": "127.0.0.1:1/no-such-image:1"}}
     await asyncio.to_thread(system.apply_user, sleeper, **broken)
 
     async def by_http() -> None:
