@@ -246,12 +246,32 @@ def test_every_pod_has_the_certificates_that_are_to_be_trusted(system: System, g
         assert all(holding[place, trust.config_map][trust.key] == CERTIFICATE for place in places)
 
 
+ANYWHERE = [
+    {"namespaceSelector": {}},
+    {"ipBlock": {"cidr": "0.0.0.0/0", "except": ["169.254.0.0/16"]}},
+    {"ipBlock": {"cidr": "::/0", "except": ["fe80::/10"]}},
+]
+"""The peers of a rule without addresses: all except link-local addresses."""
+
+
+def of_kind(system: System, values: dict[str, Any], kind: str) -> list[dict[str, Any]]:
+    return [item for item in yaml.safe_load_all(render(system, values)) if item and item["kind"] == kind]
+
+
 def policy(system: System, values: dict[str, Any], of: str = "relays") -> dict[str, Any]:
-    """The spec of the NetworkPolicy of the relays, or of the activator."""
-    rendered = [item for item in yaml.safe_load_all(render(system, values)) if item]
-    policies = [item for item in rendered if item["kind"] == "NetworkPolicy"]
-    spec: dict[str, Any] = next(item for item in policies if item["metadata"]["name"].endswith(f"-{of}"))["spec"]
-    return spec
+    """The spec of the NetworkPolicy of the relays, or of another component."""
+    policies = of_kind(system, values, "NetworkPolicy")
+    spec, *others = [item["spec"] for item in policies if item["metadata"]["name"].endswith(f"-{of}")]
+    # That of the relays is in each namespace.
+    assert all(each == spec for each in others)
+    return dict(spec)
+
+
+def egress(spec: dict[str, Any]) -> dict[int, Any]:
+    """Return the peers of the rules of a policy, except DNS, by port; None for a rule without peers."""
+    dns, *rules = spec["egress"]
+    assert {port["port"] for port in dns["ports"]} == {53, 5353}
+    return {port["port"]: rule.get("to") for rule in rules for port in rule["ports"]}
 
 
 def test_a_relay_reaches_only_dns_database_broker_and_issuer(system: System) -> None:
@@ -270,7 +290,7 @@ def test_a_relay_reaches_only_dns_database_broker_and_issuer(system: System) -> 
         {"ports": [{"port": port, "protocol": protocol} for port in (53, 5353) for protocol in ("UDP", "TCP")]},
         {"ports": [{"port": 6432, "protocol": "TCP"}], "to": [{"ipBlock": {"cidr": "10.1.2.3/32"}}]},
         {"ports": [{"port": 9092, "protocol": "TCP"}], "to": [{"ipBlock": {"cidr": "10.1.2.4/32"}}]},
-        {"ports": [{"port": 8443, "protocol": "TCP"}]},
+        {"ports": [{"port": 8443, "protocol": "TCP"}], "to": ANYWHERE},
         {"ports": [{"port": 4222, "protocol": "TCP"}]},
     ]
 
@@ -297,7 +317,7 @@ def test_the_activator_may_talk_to_relays_and_the_api_server(system: System) -> 
     assert relays["to"][0]["podSelector"] == {"matchLabels": {"app.kubernetes.io/name": "userrealtime-relay"}}
     assert relays["to"][0]["namespaceSelector"]["matchExpressions"][0]["values"] == EVERYTHING["namespaces"]
     assert api_server == {"ports": [{"port": 6443, "protocol": "TCP"}], "to": [{"ipBlock": {"cidr": "10.0.0.1/32"}}]}
-    assert issuer == {"ports": [{"port": 8443, "protocol": "TCP"}]}
+    assert issuer == {"ports": [{"port": 8443, "protocol": "TCP"}], "to": ANYWHERE}
 
 
 def test_relays_may_announce_themselves_to_activators(system: System) -> None:
@@ -310,6 +330,93 @@ def test_relays_may_announce_themselves_to_activators(system: System) -> None:
     rendered = [item for item in yaml.safe_load_all(render(system, DATABASE)) if item]
     [service] = [i for i in rendered if i["kind"] == "Service" and i["metadata"]["name"].endswith("-announcements")]
     assert (service["spec"]["clusterIP"], service["spec"]["ports"][0]["port"]) == ("None", 8081)
+
+
+EDGE: dict[str, Any] = {"route": {"type": "Edge", "url": "https://realtime.example.com/{namespace}/{name}"}}
+BROKER: dict[str, Any] = {"signals": {"type": "nats", "existingSecret": {"name": "broker"}}}
+
+
+@pytest.mark.parametrize("values", [DATABASE, {**DATABASE, **EDGE, **BROKER}, EVERYTHING, {**EVERYTHING, **EDGE}])
+def test_every_pod_of_the_release_has_one_policy(system: System, values: dict[str, Any]) -> None:
+    items = [item for item in yaml.safe_load_all(render(system, values)) if item]
+    policies = [item for item in items if item["kind"] == "NetworkPolicy"]
+    for pod in (item["spec"]["template"] for item in items if item["kind"] in PODS):
+        [spec] = [
+            each["spec"]
+            for each in policies
+            if each["metadata"]["namespace"] == OPERATOR_NAMESPACE
+            and each["spec"]["podSelector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
+        ]
+        assert spec["policyTypes"] == ["Ingress", "Egress"]
+        [container] = pod["spec"]["containers"]
+        assert {rule["ports"][0]["port"] for rule in spec["ingress"]} == {
+            port["name"]
+            for port in container.get("ports", ())
+            # Without the keys of users, nothing registers at the activator.
+            if port["name"] != "announce" or values.get("activator", {}).get("userKeys", True)
+        }
+
+
+@pytest.mark.parametrize("values", [{**DATABASE, **EDGE, **BROKER}, EVERYTHING, {**EVERYTHING, **EDGE}])
+def test_no_policy_allows_link_local_addresses(system: System, values: dict[str, Any]) -> None:
+    for item in of_kind(system, values, "NetworkPolicy"):
+        rules = item["spec"]["egress"]
+        for rule in rules:
+            for block in (peer["ipBlock"] for peer in rule.get("to", ()) if "ipBlock" in peer):
+                assert block["cidr"] not in ("0.0.0.0/0", "::/0") or block in [peer.get("ipBlock") for peer in ANYWHERE]
+        # DNS, which can have a link-local address, the API server, and a rule of the values.
+        ports = [{port["port"] for port in rule["ports"]} for rule in rules if "to" not in rule]
+        assert [each for each in ports if each not in ({53, 5353}, {443, 6443, 8443, 16443}, {4222})] == []
+
+
+def test_the_operator_reaches_its_database_and_the_api_server(system: System) -> None:
+    assert egress(policy(system, EVERYTHING, "operator")) == {
+        6432: [{"ipBlock": {"cidr": "10.1.2.3/32"}}],
+        6443: [{"ipBlock": {"cidr": "10.0.0.1/32"}}],
+    }
+    assert egress(policy(system, DATABASE, "operator")) == {
+        5432: ANYWHERE,
+        **dict.fromkeys((443, 6443, 8443, 16443)),
+    }
+
+
+def test_the_bridge_reaches_its_database_and_the_broker(system: System) -> None:
+    assert egress(policy(system, {**DATABASE, **BROKER}, "bridge")) == {5432: ANYWHERE, 4222: ANYWHERE}
+    urls = {"signals": {"type": "kafka", "url": "kafka://u:p@a,kafka://b:9093,kafka://c:9093"}}
+    assert egress(policy(system, {**DATABASE, **urls}, "bridge")) == {
+        5432: ANYWHERE,
+        9092: ANYWHERE,
+        9093: ANYWHERE,
+    }
+
+
+def test_the_migration_reaches_its_database_and_comes_after_its_policy(system: System) -> None:
+    [item] = [
+        each for each in of_kind(system, DATABASE, "NetworkPolicy") if each["metadata"]["name"].endswith("-migrate")
+    ]
+    assert egress(item["spec"]) == {5432: ANYWHERE}
+    [job] = of_kind(system, DATABASE, "Job")
+    hook, weight = (f"helm.sh/{name}" for name in ("hook", "hook-weight"))
+    assert item["metadata"]["annotations"][hook] == job["metadata"]["annotations"][hook]
+    assert int(item["metadata"]["annotations"][weight]) < int(job["metadata"]["annotations"].get(weight, "0"))
+
+
+def test_with_the_edge_it_is_the_way_to_the_pods_of_users(system: System) -> None:
+    """A Service that leads elsewhere does not lead the edge there."""
+
+    def components(peers: list[dict[str, Any]]) -> list[str]:
+        names = [peer["podSelector"]["matchLabels"]["app.kubernetes.io/name"] for peer in peers]
+        return [name.removeprefix("userrealtime-") for name in names]
+
+    for values in ({**DATABASE, **EDGE}, {**EVERYTHING, **EDGE}):
+        edge = policy(system, values, "edge")
+        assert {port: components(peers) for port, peers in egress(edge).items()} == {8080: ["relay", "activator"]}
+        sources = values.get("networkPolicy", {}).get("ingressFrom")
+        [public, private] = edge["ingress"]
+        assert public.get("from") == sources
+        assert private.get("from") == (sources and [*sources, *values["networkPolicy"]["monitoringFrom"]])
+        for name, expected in {"relays": ["edge", "activator"], "activator": ["edge"]}.items():
+            assert components(policy(system, values, name)["ingress"][0]["from"]) == expected
 
 
 @pytest.mark.parametrize("userKeys", [True, False])

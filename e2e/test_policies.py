@@ -30,6 +30,7 @@ MakeUser = Callable[..., str]
 STRANGERS = f"strangers-{RUN}"
 MONITORING = f"monitoring-{RUN}"
 OUTSIDER = "outsider"
+OPERATORS = "app.kubernetes.io/name=userrealtime-operator"
 PYTHON = "/app/venv/bin/python"
 WAKE_LIMIT_S = 45
 """Longer than the 30 s that the activator waits for a pod."""
@@ -100,6 +101,7 @@ class Scene:
 
     system: System
     alice: Pod
+    operator: Pod
     activator: Pod
     stranger: Pod
     monitor: Pod
@@ -165,11 +167,13 @@ def scene(enforced: None, system: System, outsiders: tuple[Pod, Pod]) -> Iterato
             system.wait_ready(name)
             system.wait_reachable(name)
         alice, bob = (one_pod(system, USERS_NAMESPACE, instance(system, name)) for name in names)
+        operator = one_pod(system, OPERATOR_NAMESPACE, OPERATORS)
         activator = one_pod(system, OPERATOR_NAMESPACE, ACTIVATORS)
         stranger, monitor = outsiders
         found = Scene(
             system,
             alice,
+            operator,
             activator,
             stranger,
             monitor,
@@ -182,6 +186,7 @@ def scene(enforced: None, system: System, outsiders: tuple[Pod, Pod]) -> Iterato
                 "alice's metrics": (alice.address, 3000),
                 "bob's clients' port": (bob.address, 8080),
                 "bob's metrics": (bob.address, 3000),
+                "the operator's metrics": (operator.address, 3000),
                 "the activator's clients' port": (activator.address, 8080),
                 "the activator's metrics": (activator.address, 3000),
                 "the activator's announcements": (activator.address, 8081),
@@ -190,7 +195,7 @@ def scene(enforced: None, system: System, outsiders: tuple[Pod, Pod]) -> Iterato
             },
         )
         upgrade(system, {**system.values, "networkPolicy": {"enabled": False}})
-        for origin in (alice, activator, stranger, monitor):
+        for origin in (alice, operator, activator, stranger, monitor):
             eventually(reaches(found, origin, found.others(origin)), f"{origin} reaches all of {found.others(origin)}")
         upgrade(system, {**system.values, "networkPolicy": told(system)})
         eventually(reaches(found, stranger, NOT_OURS & found.others(stranger)), "it is enforced")
@@ -246,6 +251,10 @@ def test_a_relay_does_not_reach_the_api_server(scene: Scene) -> None:
     assert "the API server" not in scene.reached(scene.alice)
 
 
+def test_an_operator_reaches_dns_its_database_and_the_api_server(scene: Scene) -> None:
+    assert scene.reached(scene.operator) == {"DNS", "the database", "the API server"}
+
+
 def test_an_activator_reaches_dns_relays_and_the_api_server(scene: Scene) -> None:
     reached = scene.reached(scene.activator)
     assert reached == {"DNS", "the API server", "alice's clients' port", "bob's clients' port"}
@@ -256,7 +265,7 @@ def test_a_strangers_pod_reaches_nothing_of_ours(scene: Scene) -> None:
 
 
 def test_monitoring_reads_metrics_and_is_no_client(scene: Scene) -> None:
-    metrics = {"alice's metrics", "bob's metrics", "the activator's metrics"}
+    metrics = {"alice's metrics", "bob's metrics", "the operator's metrics", "the activator's metrics"}
     assert scene.reached(scene.monitor) == NOT_OURS | metrics
 
 

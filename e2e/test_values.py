@@ -128,12 +128,33 @@ def test_k3s_has_one_pod_of_each_part() -> None:
     assert not of_kind("k3s", "PodDisruptionBudget")
 
 
-@pytest.mark.parametrize("name", ["gke", "aks", "k3s", "openshift"])
+def peers(name: str, policy: str, port: str) -> list[Json]:
+    """Return the peers that a policy allows at a port."""
+    [spec] = [item["spec"] for item in of_kind(name, "NetworkPolicy") if item["metadata"]["name"].endswith(policy)]
+    [rule] = [rule for rule in spec["ingress"] if rule["ports"][0]["port"] == port]
+    found: list[Json] = rule["from"]
+    return found
+
+
+def component(peer: Json) -> str:
+    name: str = peer["podSelector"]["matchLabels"]["app.kubernetes.io/name"]
+    return name
+
+
+@pytest.mark.parametrize("name", ["k3s", "openshift"])
 def test_policies_allow_the_source_of_connections_and_the_activator(name: str) -> None:
-    [policy] = [item for item in of_kind(name, "NetworkPolicy") if item["metadata"]["namespace"] == "users"]
-    [public] = [rule for rule in policy["spec"]["ingress"] if rule["ports"][0]["port"] == "ws"]
-    assert public["from"][:-1] == values(name)["networkPolicy"]["ingressFrom"]
-    assert public["from"][-1]["podSelector"]["matchLabels"] == {"app.kubernetes.io/name": "userrealtime-activator"}
+    *sources, activator = peers(name, "-relays", "ws")
+    assert sources == peers(name, "-activator", "ws") == values(name)["networkPolicy"]["ingressFrom"]
+    assert component(activator) == "userrealtime-activator"
+
+
+@pytest.mark.parametrize("name", ["gke", "aks"])
+def test_policies_allow_the_source_of_connections_at_the_edge(name: str) -> None:
+    sources = values(name)["networkPolicy"]["ingressFrom"]
+    assert peers(name, "-edge", "http") == sources
+    assert peers(name, "-edge", "private")[:-1] == sources
+    assert [component(peer) for peer in peers(name, "-relays", "ws")] == ["userrealtime-edge", "userrealtime-activator"]
+    assert [component(peer) for peer in peers(name, "-activator", "ws")] == ["userrealtime-edge"]
 
 
 def test_the_name_of_each_file_is_documented() -> None:

@@ -54,6 +54,20 @@ def test_the_secrets_it_may_read_are_its_users() -> None:
     }
 
 
+def test_the_network_policy_is_for_the_pod_and_its_port() -> None:
+    policy, pod = of_kind("NetworkPolicy")["spec"], of_kind("Deployment")["spec"]["template"]
+    assert policy["podSelector"]["matchLabels"] == pod["metadata"]["labels"]
+    assert policy["policyTypes"] == ["Ingress", "Egress"]
+    [port] = pod["spec"]["containers"][0]["ports"]
+    assert [rule["ports"] for rule in policy["ingress"]] == [[{"port": port["name"], "protocol": "TCP"}]]
+    [database] = [rule for rule in policy["egress"] if rule["ports"][0]["port"] == 5432]
+    blocks = [peer["ipBlock"] for peer in database["to"] if "ipBlock" in peer]
+    assert {block["cidr"]: block["except"] for block in blocks} == {
+        "0.0.0.0/0": ["169.254.0.0/16"],
+        "::/0": ["fe80::/10"],
+    }
+
+
 def test_the_documented_tables_and_grants_are_those_that_are_tested() -> None:
     text = (ROOT / "docs" / "demo.md").read_text()
     for grant in demo.GRANTS.strip().splitlines():

@@ -202,3 +202,70 @@ match stays unchanged, and a later rule rejects it. */}}
     {{- end }}
     {{- end }}
 {{- end }}
+
+{{/* An egress rule. Parameters: (list ports cidrs), ports as integers. Without addresses: to all pods and all addresses
+except link-local ones, at which clouds serve the credentials of nodes. Some network plugins do not match pods by address. */}}
+{{- define "userrealtime.egress" -}}
+- ports:
+    {{- range first . }}
+    - {port: {{ . }}, protocol: TCP}
+    {{- end }}
+  to:
+    {{- range last . }}
+    - ipBlock: {cidr: {{ . | quote }}}
+    {{- else }}
+    - namespaceSelector: {}
+    - ipBlock: {cidr: 0.0.0.0/0, except: [169.254.0.0/16]}
+    - ipBlock: {cidr: "::/0", except: ["fe80::/10"]}
+    {{- end }}
+{{- end }}
+
+{{- define "userrealtime.databaseEgress" -}}
+{{- $url := ternary "" .Values.database.url (ne .Values.database.existingSecret.name "") -}}
+{{- $port := .Values.networkPolicy.database.port | default (include "userrealtime.port" (list $url 5432)) | int -}}
+{{- include "userrealtime.egress" (list (list $port) .Values.networkPolicy.database.cidrs) -}}
+{{- end }}
+
+{{/* Parameters: (list context broker), with `url` and `existingSecret` in broker. */}}
+{{- define "userrealtime.brokerEgress" -}}
+{{- $broker := last . -}}
+{{- with first . -}}
+{{- $default := get (dict "nats" 4222 "redis" 6379 "kafka" 9092) .Values.signals.type -}}
+{{- $ports := list -}}
+{{- range ternary "" $broker.url (ne $broker.existingSecret.name "") | splitList "," -}}
+{{- $ports = append $ports (include "userrealtime.port" (list . $default) | int) -}}
+{{- end -}}
+{{- with .Values.networkPolicy.broker.port | int }}{{ $ports = list . }}{{ end -}}
+{{- include "userrealtime.egress" (list (uniq $ports) .Values.networkPolicy.broker.cidrs) -}}
+{{- end }}
+{{- end }}
+
+{{/* Without addresses, the rule names ports only: the API server can be a node, and some network plugins match nodes
+neither by address nor as pods. The ports are those of managed clusters, of kubeadm, minikube and MicroK8s. */}}
+{{- define "userrealtime.apiServerEgress" -}}
+{{- $policy := .Values.networkPolicy.apiServer -}}
+{{- $ports := list 443 6443 8443 16443 -}}
+{{- with int $policy.port }}{{ $ports = list . }}{{ end -}}
+{{- if $policy.cidrs -}}
+{{- include "userrealtime.egress" (list $ports $policy.cidrs) -}}
+{{- else -}}
+- ports:
+    {{- range $ports }}
+    - {port: {{ . }}, protocol: TCP}
+    {{- end }}
+{{- end -}}
+{{- end }}
+
+{{/* The pods of a component of the release, as a peer. Parameters: (list context name). */}}
+{{- define "userrealtime.releasePeer" -}}
+- namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: {{ (first .).Release.Namespace }}}}
+  podSelector: {matchLabels: {app.kubernetes.io/name: {{ last . }}}}
+{{- end }}
+
+{{/* The pods of users, as a peer. */}}
+{{- define "userrealtime.relayPeers" -}}
+- namespaceSelector:
+    matchExpressions:
+      - {key: kubernetes.io/metadata.name, operator: In, values: {{ include "userrealtime.namespaces" . }}}
+  podSelector: {matchLabels: {app.kubernetes.io/name: userrealtime-relay}}
+{{- end }}
