@@ -298,7 +298,8 @@ def attribute(config: object, path: Path) -> Any:
 
 def relay_attribute(variable: str, text: str) -> str | None:
     """Return the attribute of `RelaySettings` that a variable sets; None if the text is the default."""
-    default, changed = RelaySettings.from_environment({}), RelaySettings.from_environment({variable: text})
+    # Read without a check: some variables require others.
+    default, changed = RelaySettings.read(Reader({})), RelaySettings.read(Reader({variable: text}))
     names = [each.name for each in fields(default) if getattr(default, each.name) != getattr(changed, each.name)]
     assert len(names) <= 1, names
     return names[0] if names else None

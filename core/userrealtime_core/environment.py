@@ -158,6 +158,16 @@ class Reader:
             )
         return text
 
+    def audience(self, name: str, jwks_name: str) -> str | None:
+        """Return the audience of tokens, None for any. With a key set, `*` must allow any audience explicitly."""
+        text = self.text(name, "")
+        if not text and self.text(jwks_name, ""):
+            self.problems.append(
+                f"{name}: required with {jwks_name}: the value of `aud` in tokens for this application; or *, to "
+                "accept tokens for all applications of the identity provider"
+            )
+        return text if text not in ("", "*") else None
+
     def service_url(self, name: str) -> str | None:
         text = self.text(name, "")
         if text and not re.fullmatch(r"http://[a-z0-9.-]+(:[0-9]{1,5})?(/[a-z0-9./-]*)?", text):

@@ -59,7 +59,7 @@ class RelaySettings(AuthSettings):
         return RelaySettings(
             jwks_url=read.jwks_url("JWKS_URL"),
             token_issuer=read.text("TOKEN_ISSUER", "") or None,
-            token_audience=read.text("TOKEN_AUDIENCE", "") or None,
+            token_audience=read.audience("TOKEN_AUDIENCE", "JWKS_URL"),
             token_user_claim=read.text("TOKEN_USER_CLAIM", "sub"),
             token_leeway=read.seconds("TOKEN_LEEWAY", 5, 0, 300),
             token_max_lifetime=read.seconds("TOKEN_MAX_LIFETIME", 86400, 60, LONGEST_LIFETIME),

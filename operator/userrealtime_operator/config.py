@@ -115,6 +115,16 @@ class RelayAuth(Section):
     max_lifetime_s: Annotated[float | None, Duration(), Variable("TOKEN_MAX_LIFETIME")] = None
     user_claim: Annotated[Name | None, Variable("TOKEN_USER_CLAIM")] = None
 
+    @model_validator(mode="after")
+    def _check_audience(self) -> Self:
+        if self.jwks_url is not None and self.audience is None:
+            raise fault(
+                "audience",
+                "required with jwksUrl: the value of `aud` in tokens for this application; or '*', to accept tokens "
+                "for all applications of the identity provider",
+            )
+        return self
+
 
 @dataclass(frozen=True, config=FILE)
 class RelayDefaults(Section):

@@ -147,6 +147,7 @@ def test_when_keys_are_replaced() -> None:
             "{jwksUrl: 'https://user:hunter2@issuer.example.com/'}",
             r"auth\.jwksUrl: must be a URL like https://.*, without a password; http only for",
         ),
+        ("auth", "{jwksUrl: 'https://issuer.example.com/'}", r"auth\.audience: required with jwksUrl: .* or '\*'"),
         ("auth", "{allowQueryToken: 'no'}", r"auth\.allowQueryToken: must be true or false"),
     ],
 )
@@ -158,8 +159,9 @@ def test_a_setting_that_cannot_be_is_named(field: str, value: str, complaint: st
 
 @pytest.mark.parametrize("url", ["https://issuer.example.com/keys", "http://keys.auth.svc:8080/keys", "http://keys/"])
 def test_a_key_set_is_fetched_safely_or_from_within(url: str) -> None:
-    config = parse_config(f"{{namespaces: [users], relay: {{image: x, auth: {{jwksUrl: '{url}'}}}}}}", ENVIRONMENT)
-    assert config.relay_settings == {"JWKS_URL": url}
+    auth = f"{{jwksUrl: '{url}', audience: '*'}}"
+    config = parse_config(f"{{namespaces: [users], relay: {{image: x, auth: {auth}}}}}", ENVIRONMENT)
+    assert config.relay_settings == {"JWKS_URL": url, "TOKEN_AUDIENCE": "*"}
 
 
 @pytest.mark.parametrize("text", ["[1]", "a: [", "text"])

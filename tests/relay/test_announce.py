@@ -108,7 +108,8 @@ async def test_a_relay_says_where_it_listens_once(migrated: Database) -> None:
 async def test_it_says_nothing_without_all_that_it_takes(migrated: Database, missing: str) -> None:
     activator = Activator()
     async with listening(activator) as url:
-        settings = {"ANNOUNCE_URL": url, "POD_IP": "127.0.0.1", "JWKS_URL": "https://issuer.example/keys", missing: ""}
+        issuer = {"JWKS_URL": "https://issuer.example/keys", "TOKEN_AUDIENCE": "*"}
+        settings = {"ANNOUNCE_URL": url, "POD_IP": "127.0.0.1", **issuer, missing: ""}
         async with running(migrated.url, None, **settings):
             await asyncio.sleep(0.3)
         assert activator.requests.empty()

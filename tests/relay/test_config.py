@@ -120,7 +120,7 @@ def test_all_that_is_wrong_is_named_at_once() -> None:
 )
 def test_a_wrong_value_is_refused_and_a_secret_one_not_shown(name: str, value: str) -> None:
     with pytest.raises(ConfigError) as raised:
-        Config.from_environment(environment(URL, **{name: value}))
+        Config.from_environment(environment(URL, **{"TOKEN_AUDIENCE": "*", name: value}))
     assert f"\n  {name}: " in str(raised.value)
     assert str(raised.value).count("\n") == 1
     assert "hunter2" not in str(raised.value)
@@ -139,12 +139,23 @@ def test_a_wrong_value_is_refused_and_a_secret_one_not_shown(name: str, value: s
     ],
 )
 def test_keys_come_from_https_or_from_inside(url: str) -> None:
-    assert Config.from_environment(environment(URL, JWKS_URL=url)).jwks_url == url
+    assert Config.from_environment(environment(URL, JWKS_URL=url, TOKEN_AUDIENCE="*")).jwks_url == url
+
+
+def test_a_key_set_requires_an_audience() -> None:
+    with pytest.raises(ConfigError, match=r"\n  TOKEN_AUDIENCE: required with JWKS_URL: .* or \*"):
+        Config.from_environment(environment(URL, JWKS_URL="https://issuer.example/keys"))
+    for given, audience in {"realtime": "realtime", "*": None}.items():
+        read = Config.from_environment(environment(URL, JWKS_URL="https://issuer.example/keys", TOKEN_AUDIENCE=given))
+        assert read.token_audience == audience
+    # Tokens that only the keys of the user sign are for no other application.
+    assert Config.from_environment(environment(URL)).token_audience is None
 
 
 def test_one_source_of_keys_is_needed() -> None:
-    assert Config.from_environment(environment(URL, TOKEN_KEY="", JWKS_URL="https://a.example/")).token_keys() == ()
-    for changes in ({}, {"TOKEN_KEY_PREVIOUS": KEY}, {"TOKEN_KEY_PREVIOUS": KEY, "JWKS_URL": "https://a.example/"}):
+    key_set = {"JWKS_URL": "https://a.example/", "TOKEN_AUDIENCE": "realtime"}
+    assert Config.from_environment(environment(URL, TOKEN_KEY="", **key_set)).token_keys() == ()
+    for changes in ({}, {"TOKEN_KEY_PREVIOUS": KEY}, {"TOKEN_KEY_PREVIOUS": KEY, **key_set}):
         with pytest.raises(ConfigError, match=r"\n  TOKEN_KEY: required"):
             Config.from_environment(environment(URL, **{"TOKEN_KEY": "", **changes}))
     two = Config.from_environment(environment(URL, TOKEN_KEY_PREVIOUS=KEY[::-1]))

@@ -26,7 +26,7 @@ NO_DATABASE = "postgresql://nobody@127.0.0.1:1/none"
 GOOD = token(life_s=80_000)
 HEADER, CLAIMS, SIGNATURE = GOOD.split(".")
 HS256 = verifier_of(config(NO_DATABASE))
-EITHER = verifier_of(config(NO_DATABASE, JWKS_URL="http://127.0.0.1:1/"))
+EITHER = verifier_of(config(NO_DATABASE, JWKS_URL="http://127.0.0.1:1/", TOKEN_AUDIENCE="*"))
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.floats() | st.integers() | st.text(),

@@ -43,11 +43,13 @@ from userrealtime_core.auth.errors import KeySetStale, Unauthorized
 from userrealtime_core.auth.tokens import TokenVerifier
 
 NO_DATABASE = "postgresql://nobody@127.0.0.1:1/none"
+ANY_AUDIENCE = {"TOKEN_AUDIENCE": "*"}
+KEY_SET_ALONE = {"TOKEN_KEY": "", **ANY_AUDIENCE}
 ALL = (jwk(RSA, "r"), jwk(EC, "e"), jwk(ED25519, "d"))
 
 
 def verifier(url: str, **changes: str) -> TokenVerifier:
-    return verifier_of(config(NO_DATABASE, JWKS_URL=url, **{"TOKEN_KEY": "", **changes}))
+    return verifier_of(config(NO_DATABASE, JWKS_URL=url, **{**KEY_SET_ALONE, **changes}))
 
 
 async def judge(verify: TokenVerifier, token: str) -> float:
@@ -322,7 +324,7 @@ def certificate_for(host: str, path: Path) -> Path:
 
 
 async def test_clients_connect_with_it(migrated: Database) -> None:
-    async with endpoint(*ALL) as issuer, running(migrated.url, JWKS_URL=issuer.url, TOKEN_KEY="") as relay:
+    async with endpoint(*ALL) as issuer, running(migrated.url, None, JWKS_URL=issuer.url, **KEY_SET_ALONE) as relay:
         async with client(relay, sign(EC, "e")) as alice:
             assert (await receive(alice))["type"] == "connected"
         async with client(relay, sign(EC, "x")) as mallory:
@@ -337,11 +339,11 @@ async def test_clients_connect_with_it(migrated: Database) -> None:
 @pytest.mark.parametrize("path", ["/sse", "/poll", "/publish"])
 async def test_requests_wait_for_the_keys(migrated: Database, path: str) -> None:
     method, body = ("POST", b'{"ref":"r","event":"e"}') if path == "/publish" else ("GET", b"")
-    async with endpoint(*ALL) as issuer, running(migrated.url, JWKS_URL=issuer.url, TOKEN_KEY="") as relay:
+    async with endpoint(*ALL) as issuer, running(migrated.url, None, JWKS_URL=issuer.url, **KEY_SET_ALONE) as relay:
         assert (await request(relay, path, sign(EC, "e"), method=method, body=body)).status == 200
         assert (await request(relay, path, sign(EC, "x"), method=method, body=body)).status == 401
         assert len(issuer.requests) == 1
-    async with endpoint() as issuer, running(migrated.url, JWKS_URL=issuer.url, TOKEN_KEY="") as relay:
+    async with endpoint() as issuer, running(migrated.url, None, JWKS_URL=issuer.url, **KEY_SET_ALONE) as relay:
         issuer.status = 503
         answer = await request(relay, path, sign(EC, "e"), method=method, body=body)
         assert (answer.status, answer.json) == (503, {"error": "Signing keys unavailable"})
@@ -349,7 +351,11 @@ async def test_requests_wait_for_the_keys(migrated: Database, path: str) -> None
 
 
 async def test_a_token_is_renewed_by_one_of_another_key(migrated: Database) -> None:
-    async with endpoint(*ALL) as issuer, running(migrated.url, JWKS_URL=issuer.url) as relay, client(relay) as alice:
+    async with (
+        endpoint(*ALL) as issuer,
+        running(migrated.url, None, JWKS_URL=issuer.url, **ANY_AUDIENCE) as relay,
+        client(relay) as alice,
+    ):
         await receive(alice)
         assert issuer.requests == []
         await alice.send(json.dumps({"type": "auth", "token": sign(EC, "e")}))
@@ -358,7 +364,7 @@ async def test_a_token_is_renewed_by_one_of_another_key(migrated: Database) -> N
 
 
 async def test_while_there_are_no_keys_clients_are_told_to_come_back(migrated: Database) -> None:
-    async with endpoint() as issuer, running(migrated.url, JWKS_URL=issuer.url, TOKEN_KEY="") as relay:
+    async with endpoint() as issuer, running(migrated.url, None, JWKS_URL=issuer.url, **KEY_SET_ALONE) as relay:
         issuer.status = 503
         async with client(relay, sign(EC, "e")) as alice:
             assert await closed(alice) == (1013, "Signing keys unavailable")
@@ -370,7 +376,7 @@ async def test_while_there_are_no_keys_clients_are_told_to_come_back(migrated: D
 async def test_only_who_has_a_key_set_pays_for_it(with_it: bool) -> None:
     """PyJWT imports `cryptography`, which a relay without JWKS_URL does not need."""
     async with endpoint(*ALL) as issuer:
-        changes = {"JWKS_URL": issuer.url} if with_it else {}
+        changes = {"JWKS_URL": issuer.url, **ANY_AUDIENCE} if with_it else {}
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",

@@ -109,15 +109,17 @@ class Variable:
 
 
 def by_rule(variable: str, value: str, rule: Callable[[Reader], object]) -> None:
-    """Apply a rule of the relay to one variable.
+    """Apply a rule of the relay to one variable. Problems of other variables are ignored.
 
     Raises:
         ValueError: with the message of the rule.
     """
     read = Reader({variable: value})
     rule(read)
+    prefix = f"{variable}: "
     for problem in read.problems:
-        raise ValueError(problem.removeprefix(f"{variable}: "))
+        if problem.startswith(prefix):
+            raise ValueError(problem.removeprefix(prefix))
 
 
 Flag = Annotated[bool, Strict()]

@@ -93,7 +93,8 @@ async def test_nobody_else_is_believed() -> None:
 
 
 async def test_without_keys_of_users_nobody_is() -> None:
-    tokens = Tokens(RelaySettings.from_environment({"JWKS_URL": "https://issuer.example/keys"}), None)
+    settings = {"JWKS_URL": "https://issuer.example/keys", "TOKEN_AUDIENCE": "*"}
+    tokens = Tokens(RelaySettings.from_environment(settings), None)
     pods, metrics = FakePods(), Metrics()
     wakes = Wakes(pods, metrics)
     async with announcements.serve("127.0.0.1", 0, wakes, tokens, metrics) as port, asyncio.timeout(PATIENCE_S):

@@ -133,7 +133,7 @@ async def test_only_so_many_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_without_users_keys_none_of_their_tokens_is_good() -> None:
-    common = RelaySettings.from_environment({"JWKS_URL": "http://127.0.0.1:1/jwks.json"})
+    common = RelaySettings.from_environment({"JWKS_URL": "http://127.0.0.1:1/jwks.json", "TOKEN_AUDIENCE": "*"})
     with pytest.raises(Unauthorized):
         await Tokens(common, None).check(ALICE, token())
 
