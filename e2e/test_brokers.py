@@ -49,9 +49,15 @@ async def over_nats(system: System, database: asyncpg.Connection, tmp_path: Path
     host = f"nats.{OPERATOR_NAMESPACE}"
     # Private authorities often lack extensions that only Python 3.13 requires.
     pki.make(tmp_path, [pki.Identity("server", "/CN=nats", (f"DNS:{host}",))], pki.Extensions.MINIMAL)
-    password, database_password = secrets.token_hex(16), secrets.token_hex(16)
+    password, bridge_password, database_password = (secrets.token_hex(16) for _ in range(3))
+    # As docs/signals.md has them.
+    relay = '{ publish: { deny: ">" }, subscribe: "userrealtime.>" }'
+    bridge = '{ publish: "userrealtime.>", subscribe: { deny: ">" } }'
     config = (
-        f'port: 4222\nauthorization {{ user: relay, password: "{password}" }}\n'
+        "port: 4222\nauthorization { users: [\n"
+        f'{{ user: relay, password: "{password}", permissions: {relay} }}\n'
+        f'{{ user: bridge, password: "{bridge_password}", permissions: {bridge} }}\n'
+        "] }\n"
         "tls { cert_file: /config/server.crt, key_file: /config/server.key }\n"
     )
     files = {name: (tmp_path / name).read_text() for name in ("server.crt", "server.key")}
@@ -67,13 +73,17 @@ async def over_nats(system: System, database: asyncpg.Connection, tmp_path: Path
     bridge_url = url._replace(netloc=f"{ROLE}:{database_password}@{place}").geturl()
     system.cluster.apply(secret("nats", **{"nats.conf": config}, **files))
     system.cluster.apply(secret("broker", BROKER_URL=f"tls://relay:{password}@{host}:4222"))
+    system.cluster.apply(secret("bridge-broker", BROKER_URL=f"tls://bridge:{bridge_password}@{host}:4222"))
     system.cluster.apply(secret("bridge-database", DATABASE_URL=bridge_url))
     system.cluster.apply(Template((MANIFESTS / "nats.yaml").read_text()).substitute(image=image))
     signals = {
         "type": "nats",
         "existingSecret": {"name": "broker"},
         "idleAfter": "1s",
-        "bridge": {"database": {"existingSecret": {"name": "bridge-database"}}},
+        "bridge": {
+            "broker": {"existingSecret": {"name": "bridge-broker"}},
+            "database": {"existingSecret": {"name": "bridge-database"}},
+        },
     }
     trust = {"certificates": (tmp_path / "ca.crt").read_text()}
     try:
@@ -83,7 +93,7 @@ async def over_nats(system: System, database: asyncpg.Connection, tmp_path: Path
     finally:
         await asyncio.to_thread(upgrade, system, system.values)
         operators(system, "delete", "deployment/nats", "service/nats", "secret/nats", "secret/broker")
-        operators(system, "delete", "secret/bridge-database")
+        operators(system, "delete", "secret/bridge-broker", "secret/bridge-database")
         await database.execute(f"drop owned by {ROLE}; drop role {ROLE}")
 
 

@@ -81,6 +81,7 @@ EVERYTHING: dict[str, Any] = {
             "replicas": 3,
             "pollInterval": "2.5s",
             "logLevel": "debug",
+            "broker": {"url": "kafka://bridge@c:9094", "existingSecret": {"name": "bridge-broker", "key": "BRIDGE"}},
             "database": {"existingSecret": {"name": "bridge", "key": "URL"}},
             "resources": {"limits": {"memory": "64Mi"}},
             "nodeSelector": {"a": "b"},
@@ -246,7 +247,7 @@ def test_every_pod_has_the_certificates_that_are_to_be_trusted(system: System, g
         assert all(holding[place, trust.config_map][trust.key] == CERTIFICATE for place in places)
 
 
-ANYWHERE = [
+ANYWHERE: list[dict[str, Any]] = [
     {"namespaceSelector": {}},
     {"ipBlock": {"cidr": "0.0.0.0/0", "except": ["169.254.0.0/16"]}},
     {"ipBlock": {"cidr": "::/0", "except": ["fe80::/10"]}},
@@ -305,6 +306,43 @@ def test_the_brokers_url_is_in_secrets_alone(system: System) -> None:
     env = {entry["name"]: entry.get("value", "") for entry in container["env"]}
     Bridge.from_environment({**env, "DATABASE_URL": "postgresql://h/d", "NATS_URL": url})
     assert not bridge["spec"]["template"]["spec"]["automountServiceAccountToken"]
+
+
+NATS = {"type": "nats", "url": "nats://relay:hunter2@a:4333"}
+OF_THE_BRIDGE = "nats://bridge:hunter3@b:4334"
+
+
+@pytest.mark.parametrize(
+    ("signals", "name", "key", "port"),
+    [
+        (NATS, "other-userrealtime-broker", "BROKER_URL", 4333),
+        (
+            {**NATS, "bridge": {"broker": {"url": OF_THE_BRIDGE}}},
+            *("other-userrealtime-bridge-broker", "BROKER_URL", 4334),
+        ),
+        ({**NATS, "bridge": {"broker": {"existingSecret": {"name": "own"}}}}, "own", "BROKER_URL", 4222),
+        (EVERYTHING["signals"], "bridge-broker", "BRIDGE", 9092),
+    ],
+    ids=["shared", "url", "existing", "everything"],
+)
+def test_the_bridge_can_publish_with_an_account_of_its_own(
+    system: System, signals: dict[str, Any], name: str, key: str, port: int
+) -> None:
+    values = {**DATABASE, "signals": signals}
+    rendered = [item for item in yaml.safe_load_all(render(system, values)) if item]
+    deployments = {item["metadata"]["name"]: item for item in rendered if item["kind"] == "Deployment"}
+
+    def source(of: str, variable: str) -> dict[str, str]:
+        [container] = deployments[f"other-userrealtime{of}"]["spec"]["template"]["spec"]["containers"]
+        [entry] = [each for each in container["env"] if each["name"] == variable]
+        return dict(entry["valueFrom"]["secretKeyRef"])
+
+    assert source("-bridge", f"{signals['type'].upper()}_URL") == {"name": name, "key": key}
+    # The operator has the URL of users' pods alone.
+    assert (source("", "BROKER_URL")["name"] == name) is ("bridge" not in signals)
+    holding = {item["metadata"]["name"] for item in rendered if "hunter3" in json.dumps(item)}
+    assert holding <= {"other-userrealtime-bridge-broker"}
+    assert port in egress(policy(system, values, "bridge"))
 
 
 def test_the_activator_may_talk_to_relays_and_the_api_server(system: System) -> None:
@@ -408,7 +446,8 @@ def test_with_the_edge_it_is_the_way_to_the_pods_of_users(system: System) -> Non
         names = [peer["podSelector"]["matchLabels"]["app.kubernetes.io/name"] for peer in peers]
         return [name.removeprefix("userrealtime-") for name in names]
 
-    for values in ({**DATABASE, **EDGE}, {**EVERYTHING, **EDGE}):
+    both: list[dict[str, Any]] = [{**DATABASE, **EDGE}, {**EVERYTHING, **EDGE}]
+    for values in both:
         edge = policy(system, values, "edge")
         assert {port: components(peers) for port, peers in egress(edge).items()} == {8080: ["relay", "activator"]}
         sources = values.get("networkPolicy", {}).get("ingressFrom")

@@ -38,7 +38,8 @@ class BrokerError(RuntimeError):
 class LocalBroker(ABC):
     """A server on a port that stays the same, however often it is killed. An async context manager.
 
-    With a password, the server rejects every client without it. With `pki`, a folder that `testing.cluster.local.pki`
+    With a password, the server rejects every client without it, and NATS and Redis have a second account with the same
+    password, which may only subscribe. With `pki`, a folder that `testing.cluster.local.pki`
     made for the identity `server`, it accepts only TLS.
     """
 
@@ -49,6 +50,7 @@ class LocalBroker(ABC):
     hint: str
     """The advice for the installation of the programs."""
     user = "relay"
+    subscriber = "subscriber"
 
     def __init__(self, password: str = "", pki: Path | None = None) -> None:
         self.port = free_port()
@@ -60,8 +62,16 @@ class LocalBroker(ABC):
     @property
     def url(self) -> str:
         """The URL with the password, if the server has one."""
+        return self._url(self.user)
+
+    @property
+    def subscriber_url(self) -> str:
+        """The URL with the account that may only subscribe."""
+        return self._url(self.subscriber)
+
+    def _url(self, name: str) -> str:
         scheme = self.name if self._pki is None else self.tls_scheme
-        user = f"{self.user}:{quote(self._password, safe='')}@" if self._password else ""
+        user = f"{name}:{quote(self._password, safe='')}@" if self._password else ""
         return f"{scheme}://{user}127.0.0.1:{self.port}"
 
     @property
@@ -138,7 +148,13 @@ class LocalNats(LocalBroker):
     def command(self, home: Path) -> list[str]:
         config = home / "nats.conf"
         # quoted, because a value that begins with a digit would be a number
-        users = f'authorization {{ user: {self.user}, password: "{self._password}" }}' if self._password else ""
+        password = f'password: "{self._password}"'
+        permissions = '{ publish: { deny: ">" }, subscribe: "userrealtime.>" }'
+        accounts = [
+            f"{{ user: {self.user}, {password} }}",
+            f"{{ user: {self.subscriber}, {password}, permissions: {permissions} }}",
+        ]
+        users = f"authorization {{ users: [ {', '.join(accounts)} ] }}" if self._password else ""
         pki = self._pki
         tls = f'tls {{ cert_file: "{pki}/server.crt", key_file: "{pki}/server.key" }}' if pki is not None else ""
         config.write_text(f"host: 127.0.0.1\nport: {self.port}\n{users}\n{tls}\n")
@@ -153,7 +169,9 @@ class LocalRedis(LocalBroker):
 
     def command(self, home: Path) -> list[str]:
         config = home / "redis.conf"
-        users = f"user default off\nuser {self.user} on >{self._password} ~* &* +@all\n" if self._password else ""
+        accounts = {self.user: "~* &* +@all", self.subscriber: "resetchannels &user:* -@all +subscribe +ping"}
+        lines = [f"user {name} on >{self._password} {rules}\n" for name, rules in accounts.items()]
+        users = "".join(["user default off\n", *lines]) if self._password else ""
         port = f"port {self.port}\n"
         if (pki := self._pki) is not None:
             port = f"port 0\ntls-port {self.port}\ntls-auth-clients no\n"

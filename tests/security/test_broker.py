@@ -1,16 +1,23 @@
-"""An attacker that controls the broker: its messages are only hints, and cannot withhold an event."""
+"""An attacker that controls the broker, or has the broker's URL of a pod: messages are hints, and withhold no event."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import asyncpg
 import pytest
 
+from testing.database import Database
 from testing.installation import installation
-from testing.relay.harness import USER, client, receive, running
+from testing.relay.brokers import PASSWORD, bridging, make_broker
+from testing.relay.harness import NEVER, USER, client, publish, receive, receive_ids, running, until
+from userrealtime_core.secret import Secret
+from userrealtime_core.wire.position import LogMoved, LogPosition
+from userrealtime_relay.notify import Unreachable
+from userrealtime_relay.notify.broker import load
 
 
 @asynccontextmanager
@@ -76,3 +83,41 @@ async def test_a_lying_broker_withholds_no_event(message: str) -> None:
                 if "{present}" in message:
                     messages[:] = [message.format(epoch=epoch, present=number)]
         await admin.close()
+
+
+WITH_ACCOUNTS = ("nats", "redis")
+"""The brokers whose accounts need no further server."""
+
+
+@pytest.mark.parametrize("name", WITH_ACCOUNTS)
+async def test_an_account_that_may_only_subscribe_is_enough_for_a_relay(
+    migrated: Database, connection: asyncpg.Connection, name: str
+) -> None:
+    async with make_broker(name, PASSWORD) as broker:
+        settings = {**broker.variables, f"{name.upper()}_URL": broker.subscriber_url, "POLL_INTERVAL": NEVER}
+        async with (
+            bridging(migrated.url, broker, POLL_INTERVAL=NEVER),
+            running(migrated.url, None, **settings) as relay,
+            client(relay) as alice,
+        ):
+            assert (await receive(alice))["cursor"] == 0
+            await publish(connection, 3)
+            assert await receive_ids(alice, 3) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("name", WITH_ACCOUNTS)
+async def test_an_account_that_may_only_subscribe_cannot_publish(name: str) -> None:
+    module, heard = load(name), list[bytes]()
+    async with make_broker(name, PASSWORD) as broker:
+        subscription = asyncio.create_task(module.subscribe(Secret(broker.subscriber_url), USER, heard.append))
+        try:
+            await until(lambda: heard == [b""] or subscription.done())
+            for url, head in ((broker.subscriber_url, 1), (broker.url, 2)):
+                with contextlib.suppress(Unreachable):
+                    async with module.publishing(Secret(url)) as tell:
+                        await tell([LogMoved(USER, LogPosition(head, "e"))])
+            await until(lambda: b"2 e" in heard or subscription.done())
+            assert heard == [b"", b"2 e"]
+        finally:
+            subscription.cancel()
+            await asyncio.wait([subscription])

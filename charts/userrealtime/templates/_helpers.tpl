@@ -52,6 +52,27 @@ valueFrom:
     key: {{ if .Values.signals.existingSecret.name }}{{ .Values.signals.existingSecret.key }}{{ else }}BROKER_URL{{ end }}
 {{- end }}
 
+{{/* The broker as the bridge reaches it: with `url` and `existingSecret`. As JSON. */}}
+{{- define "userrealtime.bridgeBroker" -}}
+{{- $own := .Values.signals.bridge.broker -}}
+{{- if or $own.url $own.existingSecret.name }}{{ toJson $own }}{{ else }}{{ pick .Values.signals "url" "existingSecret" | toJson }}{{ end -}}
+{{- end }}
+
+{{- define "userrealtime.bridgeBrokerSource" -}}
+{{- $own := .Values.signals.bridge.broker -}}
+{{- if $own.existingSecret.name -}}
+valueFrom:
+  secretKeyRef: {{- toYaml $own.existingSecret | nindent 4 }}
+{{- else if $own.url -}}
+valueFrom:
+  secretKeyRef:
+    name: {{ include "userrealtime.name" . }}-bridge-broker
+    key: BROKER_URL
+{{- else -}}
+{{- include "userrealtime.brokerSource" . -}}
+{{- end }}
+{{- end }}
+
 {{/* The certificates for the chart's ConfigMap. Empty without certificates and with an existing ConfigMap. */}}
 {{- define "userrealtime.trust.certificates" -}}
 {{- if not .Values.trust.existingConfigMap.name }}{{ .Values.trust.certificates }}{{ end }}
