@@ -14,6 +14,8 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any
 
+from . import audit
+
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 """The id of the request that this task works for; empty for the process's own work."""
 
@@ -41,10 +43,12 @@ def set_up(level: str, *packages: str) -> None:
 
     Args:
         level: as in LOG_LEVEL.
-        packages: the packages that log at this level, besides the core's; all others log from a warning on.
+        packages: the packages that log at this level, besides the core's; all others log from a warning on. The audit
+            log is always complete.
     """
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     for package in ("userrealtime_core", *packages):
         logging.getLogger(package).setLevel(level.upper())
+    logging.getLogger(audit.LOGGER).setLevel(logging.INFO)

@@ -11,6 +11,7 @@ from datetime import timedelta
 import asyncpg
 import pytest
 
+from testing.audit import AuditLines
 from testing.installation import SCOPE, Installation, installation
 from testing.operator.fixture import SECRET
 from testing.operator.roles import RoleFixture
@@ -19,7 +20,7 @@ from userrealtime_operator.kube.types import ObjectKey
 from userrealtime_operator.model.naming import child_name
 from userrealtime_operator.postgres import roles as roles_module
 from userrealtime_operator.postgres.database import Database
-from userrealtime_operator.postgres.roles import Roles
+from userrealtime_operator.postgres.roles import RoleCause, Roles
 from userrealtime_operator.reconcile.rollouts import Rollouts
 from userrealtime_operator.secrets.database_passwords import Credentials, read_credentials, role_names
 from userrealtime_operator.secrets.token_keys import SERIES
@@ -296,3 +297,30 @@ async def test_a_changed_password_is_noticed_by_an_operator_that_starts(site: Si
     assert world.condition("DatabaseReady")[0] == "True"
     assert thief.is_closed()
     await site.expect_useful(world.credentials())
+
+
+async def test_the_audit_log_has_each_role_and_why_it_was_revoked(site: Site) -> None:
+    cause = RoleCause("alice", "requested", rotated=True, field_managers=("signup",))
+    names = role_names("/app", SCOPE, USER)
+    with AuditLines() as lines:
+        await site.roles.ensure(Credentials(names[0], "one"), ONE, SCOPE, USER, cause=RoleCause("alice", "new-secret"))
+        await site.roles.ensure(Credentials(names[1], "two"), ONE, SCOPE, USER, cause=cause)
+        await site.roles.retire(ONE, names[1])
+        await site.admin.execute(
+            "update userrealtime.role set drop_after = now() - interval '1 s' where name = $1", names[0]
+        )
+        await site.roles.expire([SCOPE])
+        await site.roles.ensure(Credentials(names[0], "three"), ONE, SCOPE, USER, series="other", cause=cause)
+        await site.roles.sweep(SCOPE, {ONE}, {})
+    assert [(line["event"], line["role"], line["reason"]) for line in lines.all] == [
+        ("role-created", names[0], "new-secret"),
+        ("role-rotated", names[1], "requested"),
+        ("role-revoked", names[0], "rotated"),
+        ("role-rotated", names[0], "requested"),
+        ("role-revoked", names[1], "secret-replaced"),
+        ("role-revoked", names[0], "deleted"),
+    ]
+    assert {(line["user"], line["namespace"], line["resource"], line["uid"]) for line in lines.all} == {
+        (USER, "users", "alice", ONE)
+    }
+    assert lines.all[1]["field_managers"] == ["signup"]

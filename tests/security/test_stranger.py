@@ -16,11 +16,12 @@ from websockets.exceptions import InvalidMessage
 from websockets.frames import Frame, Opcode
 from websockets.server import ServerProtocol
 
+from testing.audit import AuditLines
 from testing.database import Database
 from testing.operator.activator import SERVICE, gate
 from testing.relay.harness import PATIENCE_S, client, closed, get, metric, receive, running, token, until
 from testing.relay.http_client import request
-from userrealtime_core import probes
+from userrealtime_core import audit, probes
 from userrealtime_operator.activator.proxy import connection as activator
 from userrealtime_operator.activator.proxy.proxy import ActivatorProxy
 from userrealtime_operator.activator.proxy.request import MAX_BODY_PIECES
@@ -313,3 +314,39 @@ async def test_the_activator_limits_the_frames_before_the_token(
         stranger.transport.write(ping * 20_000)
         assert await closed(stranger) == (1008, "Unauthorized")
         assert activator.EARLY_FRAMES < parsed < activator.EARLY_FRAMES + activator.FRAMES_BYTES
+
+
+FORGED = "a stranger's key that is long enough"
+
+
+async def test_rejected_tokens_are_in_the_audit_log_up_to_a_limit(
+    migrated: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit, "INTERVAL_S", 3600.0)
+    with AuditLines() as lines:
+        async with running(migrated.url) as relay:
+            bearer = token(key=FORGED)
+            async with client(relay, bearer) as one:
+                await closed(one)
+            headers = {"X-Forwarded-For": "198.51.100.7"}
+            for _ in range(audit.LINES + 5):
+                assert (await request(relay, "/poll", bearer, headers=headers)).status == 401
+        websocket, poll = lines.of("token-rejected")[:2]
+        assert websocket["client"] == poll["client"] == "127.0.0.1"
+        assert poll["forwarded_for"] == "198.51.100.7"
+        assert {(line["reason"], line["user"], line["subject"]) for line in (websocket, poll)} == {
+            ("unknown signing key", "alice", "alice")
+        }
+        assert len(lines.of("token-rejected")) == audit.LINES
+        assert not [
+            line for line in lines.all if bearer in json.dumps(line) or bearer.split(".")[2] in json.dumps(line)
+        ]
+
+
+async def test_the_activator_records_a_rejected_token_once(migrated: Database) -> None:
+    with AuditLines() as lines:
+        async with gate(migrated.url) as (opened, _, _), client(opened.port, token(key=FORGED)) as one:
+            assert (await closed(one))[0] == 1008
+        [line] = lines.of("token-rejected")
+        assert (line["reason"], line["user"], line["namespace"]) == ("unknown signing key", "alice", "users")
+        assert line["client"] == "127.0.0.1"

@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, NamedTuple
 
 from userrealtime_core import registration
+from userrealtime_core.audit import RejectedTokens
 from userrealtime_core.auth.errors import KeySetStale, Unauthorized
 from userrealtime_core.auth.keys import CURRENT, NEXT, PREVIOUS, TokenKeys, validate_key
 from userrealtime_core.auth.settings import AuthSettings
@@ -66,6 +67,7 @@ class Tokens:
     def __init__(self, settings: AuthSettings, read: Callable[[Route], Awaitable[Secret | None]] | None) -> None:
         self._settings = settings
         self._read = read
+        self._rejected = RejectedTokens()
         self._jwks: KeySet | None = None
         if settings.jwks_url is not None:
             from userrealtime_core.auth.jwks import Jwks  # late: it needs what HS256 has no use for
@@ -82,6 +84,15 @@ class Tokens:
             Unauthorized: the token is invalid.
             KeySetStale: the keys cannot be read at the moment.
         """
+        try:
+            await self._check(route, token)
+        except Unauthorized as error:
+            claims = self._verifier(route, TokenKeys()).claimed(token)
+            namespace, name = route.user
+            self._rejected.record(str(error), claims, user=route.user_id, namespace=namespace, resource=name)
+            raise
+
+    async def _check(self, route: Route, token: str) -> None:
         known = self._known.get(route)
         (self._verifier(route, TokenKeys()) if known is None else known.verifier).check_claims(token)
         if known is None or time.monotonic() > known.read_at + LIFETIME_S:

@@ -10,9 +10,15 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Set
-from typing import Any
+from typing import Any, Final
 
 from .types import Object, ObjectKey, ResourceType
+
+MAX_ANNOTATION_BYTES: Final = 16 << 10
+MAX_OBJECT_BYTES: Final = 64 << 10
+"""Limits of what is kept of one object. The objects of the operator need less than a tenth of either."""
+OWN_ANNOTATIONS: Final = "userrealtime.dev/"
+IDENTITY: Final = ("name", "namespace", "uid", "resourceVersion", "generation", "deletionTimestamp")
 
 
 class Store(ABC):
@@ -43,9 +49,41 @@ def version_of(item: Mapping[str, Any]) -> int:
 
 
 def encode(item: Mapping[str, Any]) -> bytes:
-    """Return an object as JSON, without `metadata.managedFields`."""
+    """Return an object as JSON, without what nothing here reads and with a limited size.
+
+    Other accounts can add annotations, or create objects with the operator's labels. Of annotations that exceed
+    `MAX_ANNOTATION_BYTES`, the operator's own and the shortest ones are kept. Of an object that still exceeds
+    `MAX_OBJECT_BYTES`, only the identity is kept: it differs from its manifest, and is then read from the API server.
+    """
     metadata = {key: value for key, value in item["metadata"].items() if key != "managedFields"}
-    return json.dumps({**item, "metadata": metadata}, ensure_ascii=False, separators=(",", ":")).encode()
+    if annotations := metadata.get("annotations"):
+        metadata["annotations"] = _limited(annotations)
+    encoded = _json({**item, "metadata": metadata})
+    if len(encoded) <= MAX_OBJECT_BYTES:
+        return encoded
+    controllers = [each for each in metadata.get("ownerReferences", ()) if each.get("controller")]
+    identity = {key: value for key, value in metadata.items() if key in IDENTITY}
+    return _json(
+        {
+            **{key: value for key, value in item.items() if key in ("apiVersion", "kind")},
+            "metadata": {**identity, "ownerReferences": controllers},
+            "spec": {},
+        }
+    )
+
+
+def _limited(annotations: Mapping[str, str]) -> Mapping[str, str]:
+    ordered = sorted(annotations.items(), key=lambda each: (not each[0].startswith(OWN_ANNOTATIONS), len(each[1])))
+    kept, size = {}, 0
+    for name, value in ordered:
+        size += len(name) + len(value)
+        if size <= MAX_ANNOTATION_BYTES:
+            kept[name] = value
+    return kept
+
+
+def _json(item: Mapping[str, Any]) -> bytes:
+    return json.dumps(item, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 class ObjectStore:

@@ -61,6 +61,8 @@ class UserRealtime(ResourceIdentity):
     """Seconds without a client after which the user sleeps; 0 is never."""
     warm: bool
     """Whether the user never sleeps."""
+    field_managers: tuple[str, ...]
+    """The programs that set the spec or an annotation, by their own statement, the last one first."""
 
 
 def parse_identity(body: Mapping[str, Any]) -> ResourceIdentity:
@@ -116,4 +118,5 @@ def _parse(body: Mapping[str, Any]) -> UserRealtime:
         route_url=spec["route"].get("url"),
         idle_after_s=parse_duration(idle["after"]) if "after" in idle else None,
         warm=idle.get("warm", False),
+        field_managers=tuple(each["manager"] for each in metadata.get("managedFields", ())),
     )

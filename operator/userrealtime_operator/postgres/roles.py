@@ -18,10 +18,13 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
 import asyncpg
 
+from userrealtime_core import audit
 from userrealtime_core.postgres import CONNECTION_ERRORS, connect
 from userrealtime_operator.secrets.database_passwords import Credentials, scram_verifier
 
@@ -57,6 +60,21 @@ _FAULTS = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
 _Connection = asyncpg.pool.PoolConnectionProxy
 
 
+@dataclass(frozen=True, slots=True)
+class RoleCause:
+    """Why a role is needed, for the audit log.
+
+    Attributes:
+        resource_name: the name of the UserRealtime.
+        field_managers: the programs that changed it, by their own statement.
+    """
+
+    resource_name: str | None = None
+    reason: str = ""
+    rotated: bool = False
+    field_managers: Sequence[str] = ()
+
+
 class PasswordChanged(DatabaseError):
     """The password of a role differs from the password that the operator set: a role can change its password."""
 
@@ -80,6 +98,7 @@ class Roles:
         series: str = "",
         *,
         alone: bool = False,
+        cause: RoleCause = RoleCause(),
     ) -> None:
         """Create or correct the role that serves `user_id` with this password, for this number of pods.
 
@@ -101,6 +120,7 @@ class Roles:
                     self._prepared = True
                 known = await connection.fetchrow(
                     "select r.resource = $2 and r.user_id = $3 and r.fingerprint = $4 as same, "
+                    "r.name is null as unknown, r.resource = $2 as same_resource, "
                     "r.series is not distinct from $5 and r.drop_after is null and p.rolcanlogin "
                     "and p.rolconnlimit = $6 and pg_has_role(p.oid, $7, 'member') and exists ("
                     "  select from pg_auth_members m where m.roleid = p.oid and m.member = current_user::regrole "
@@ -115,14 +135,27 @@ class Roles:
                     GROUP,
                 )
                 if known is not None and not known["same"]:
-                    await _revoke(connection, credentials.role, scope)
+                    await _revoke(connection, credentials.role, scope, _difference(known))
                     if await connection.fetchval(_SESSIONS, credentials.role):
                         raise DatabaseError(f"the sessions of database role {credentials.role} did not end; retrying")
                 if known is None or not (known["same"] and known["complete"]):
                     async with connection.transaction():
                         await _limit_locks(connection)
-                        await _make(connection, credentials, resource, scope, user_id, series, connections=limit)
+                        await _make(connection, credentials, resource, scope, user_id, series, cause, connections=limit)
                     is_new = True
+                    event = "role-created"
+                    if known is not None and known["same"]:
+                        event = "role-corrected"
+                    elif cause.rotated:
+                        event = "role-rotated"
+                    _record(
+                        event,
+                        credentials.role,
+                        scope,
+                        {"user_id": user_id, "resource": resource, "resource_name": cause.resource_name},
+                        reason=cause.reason,
+                        field_managers=list(cause.field_managers),
+                    )
                 earlier = await connection.fetchval(
                     "select exists (select from userrealtime.role "
                     "where name = $1 and ($3 or series is distinct from $2))",
@@ -131,7 +164,7 @@ class Roles:
                     alone,
                 )
                 if earlier:
-                    await _revoke(connection, other, scope)
+                    await _revoke(connection, other, scope, "password-changed" if alone else "secret-replaced")
         except asyncpg.InsufficientPrivilegeError as error:
             raise DatabaseError(
                 f"the operator's database role cannot create roles ({error}): grant it CREATEROLE, "
@@ -275,8 +308,7 @@ class Roles:
                     list(settled.values()),
                     RETIREMENT_S,
                 )
-                uids = [UUID(resource) for resource in gone]
-                await _take(connection, _OVER, scope, uids)
+                await _take(connection, _OVER, scope, [UUID(resource) for resource in gone])
                 rows = await connection.fetch("select name from userrealtime.revoked_role where scope = $1", scope)
                 for row in rows:
                     await _finish(connection, row["name"])
@@ -305,21 +337,24 @@ async def _make(
     scope: str,
     user_id: str,
     series: str,
+    cause: RoleCause,
     *,
     connections: int,
 ) -> None:
     # First, because a concurrent sweep of the role's previous resource must see the new owner or be finished.
     await connection.execute(
-        "insert into userrealtime.role (name, scope, resource, user_id, fingerprint, series) "
-        "values ($1, $2, $3, $4, $5, $6) "
+        "insert into userrealtime.role (name, scope, resource, user_id, fingerprint, series, resource_name) "
+        "values ($1, $2, $3, $4, $5, $6, $7) "
         "on conflict (name) do update set scope = excluded.scope, resource = excluded.resource, "
-        "user_id = excluded.user_id, fingerprint = excluded.fingerprint, drop_after = null, series = excluded.series",
+        "user_id = excluded.user_id, fingerprint = excluded.fingerprint, drop_after = null, "
+        "series = excluded.series, resource_name = excluded.resource_name",
         credentials.role,
         scope,
         UUID(resource),
         user_id,
         credentials.fingerprint,
         series,
+        cause.resource_name,
     )
     await connection.execute("delete from userrealtime.revoked_role where name = $1", credentials.role)
     # Quoting is not needed: names are hex digits and underscores, and a verifier is base64, `$` and `:`.
@@ -342,26 +377,52 @@ async def _take(connection: _Connection, condition: str, *arguments: object) -> 
     """Take the user from the roles for which an SQL condition holds, and return the names of those roles."""
     # The deletion itself evaluates the condition, because a user can be created again and take over the role.
     rows = await connection.fetch(
-        f"with revoked as (delete from userrealtime.role where {condition} returning name, scope) "  # noqa: S608
-        "insert into userrealtime.revoked_role (name, scope) select name, scope from revoked "
-        "on conflict (name) do update set scope = excluded.scope returning name",
+        f"with revoked as (delete from userrealtime.role where {condition} returning *), "  # noqa: S608
+        "stored as (insert into userrealtime.revoked_role (name, scope) select name, scope from revoked "
+        "on conflict (name) do update set scope = excluded.scope) "
+        "select *, coalesce(drop_after < now(), false) as replaced from revoked",
         *arguments,
     )
     for row in rows:
-        logger.info("revoked database role %s", row["name"])
+        _record(
+            "role-revoked", row["name"], row["scope"], dict(row), reason="rotated" if row["replaced"] else "deleted"
+        )
     return [row["name"] for row in rows]
 
 
-async def _revoke(connection: _Connection, name: str, scope: str) -> None:
+async def _revoke(connection: _Connection, name: str, scope: str, reason: str) -> None:
     """Revoke a role, regardless of its resource."""
-    await connection.execute(
-        "with revoked as (delete from userrealtime.role where name = $1) "
-        "insert into userrealtime.revoked_role (name, scope) values ($1, $2) on conflict do nothing",
+    row = await connection.fetchrow(
+        "with revoked as (delete from userrealtime.role where name = $1 returning *), "
+        "stored as (insert into userrealtime.revoked_role (name, scope) values ($1, $2) on conflict do nothing) "
+        "select * from revoked",
         name,
         scope,
     )
-    logger.info("revoked database role %s", name)
+    _record("role-revoked", name, scope, dict(row) if row is not None else None, reason=reason)
     await _finish(connection, name)
+
+
+def _difference(known: asyncpg.Record) -> str:
+    """Return why a role that exists must be revoked before it is used."""
+    if known["unknown"]:
+        return "not-registered"
+    return "other-password" if known["same_resource"] else "other-resource"
+
+
+def _record(event: str, role: str, scope: str, row: Mapping[str, Any] | None, **fields: object) -> None:
+    """Write a line of the audit log about a role. `row` has the columns of userrealtime.role, if they are known."""
+    about = row or {"user_id": None, "resource": None, "resource_name": None}
+    audit.record(
+        event,
+        f"database role {role}: {event.removeprefix('role-')}",
+        role=role,
+        user=about["user_id"],
+        namespace=scope.partition("/")[2],
+        resource=about["resource_name"],
+        uid=about["resource"] and str(about["resource"]),
+        **fields,
+    )
 
 
 async def _finish(connection: _Connection, name: str) -> None:

@@ -6,12 +6,14 @@ Resources are kept encoded, as the objects in `kube.store`.
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from userrealtime_operator.kube.store import encode, version_of
 from userrealtime_operator.kube.types import Object
+from userrealtime_operator.model.labels import PASSWORD_ROTATION_ANNOTATION, TOKEN_KEY_ROTATION_ANNOTATION
 from userrealtime_operator.model.naming import child_name
 
 Place = tuple[str, str]
@@ -24,9 +26,21 @@ ASKED = frozenset({"wakeRequestedAt"})
 """The fields of a resource's status that the activator writes."""
 
 
+MAX_MANAGERS = 4
+"""The number of field managers of a resource that are kept."""
+MAX_ANNOTATION = 253
+"""The characters of an annotation that are kept."""
+ANNOTATIONS = frozenset({TOKEN_KEY_ROTATION_ANNOTATION, PASSWORD_ROTATION_ANNOTATION})
+"""The annotations that the operator reads."""
+METADATA = ("name", "namespace", "uid", "resourceVersion", "generation", "creationTimestamp", "deletionTimestamp")
+"""The metadata that the operator reads, besides its annotations and the names of field managers."""
+
+
 class _Resource(NamedTuple):
     uid: str
     version: int
+    managers: tuple[str, ...]
+    """The field managers that set the spec or the metadata, the last one first."""
     said: bytes
     """The resource without its version and without the operator's fields of the status."""
     status: bytes
@@ -52,6 +66,8 @@ class Resources:
             return None
         item: Object = json.loads(found.said)
         item["metadata"]["resourceVersion"] = str(found.version)
+        if found.managers:
+            item["metadata"]["managedFields"] = [{"manager": manager} for manager in found.managers]
         item["status"] |= json.loads(found.status)
         return item
 
@@ -84,7 +100,8 @@ class Resources:
         fresh = _Resource(
             metadata["uid"],
             version_of(item),
-            encode({**item, "metadata": {**metadata, "resourceVersion": ""}, "status": asked}),
+            _managers(metadata),
+            encode({**item, "metadata": {**_read_metadata(metadata), "resourceVersion": ""}, "status": asked}),
             json.dumps(ours_of_it, ensure_ascii=False).encode(),
             child_name(item["spec"]["userId"]),
             tuple((condition["type"], condition["status"]) for condition in status.get("conditions", ())),
@@ -112,3 +129,20 @@ class Resources:
             self._owners[owned].discard(place[1])
             if not self._owners[owned]:
                 del self._owners[owned]
+
+
+def _read_metadata(metadata: Mapping[str, Any]) -> Object:
+    """Return the metadata that the operator reads, with limited annotations: a resource can have 256 KiB of others."""
+    annotations = {
+        name: value[:MAX_ANNOTATION]
+        for name, value in (metadata.get("annotations") or {}).items()
+        if name in ANNOTATIONS
+    }
+    kept = {name: metadata[name] for name in METADATA if name in metadata}
+    return {**kept, "annotations": annotations} if annotations else kept
+
+
+def _managers(metadata: Mapping[str, Any]) -> tuple[str, ...]:
+    entries = [each for each in metadata.get("managedFields") or () if not each.get("subresource")]
+    entries.sort(key=lambda each: str(each.get("time", "")), reverse=True)
+    return tuple(sys.intern(str(each.get("manager", ""))) for each in entries[:MAX_MANAGERS])

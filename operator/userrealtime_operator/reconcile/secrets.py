@@ -21,7 +21,7 @@ from userrealtime_operator.manifests.objects import DATABASE_URL, Secrets
 from userrealtime_operator.model.conditions import ConditionResult
 from userrealtime_operator.model.resource import UserRealtime
 from userrealtime_operator.postgres.database import DatabaseError
-from userrealtime_operator.postgres.roles import PasswordChanged, Roles
+from userrealtime_operator.postgres.roles import PasswordChanged, RoleCause, Roles
 from userrealtime_operator.secrets.database_passwords import Access, choose_access, read_credentials, role_names
 from userrealtime_operator.secrets.token_keys import advance, series_of
 
@@ -221,7 +221,14 @@ class SecretKeeper:
             if self._ensured.get(uid) != wanted:
                 scope = self._api.scope(resource.namespace)
                 await self._roles.ensure(
-                    credentials, uid, scope, resource.user_id, resource.replicas, series, alone=uid in self._lost
+                    credentials,
+                    uid,
+                    scope,
+                    resource.user_id,
+                    resource.replicas,
+                    series,
+                    alone=uid in self._lost,
+                    cause=RoleCause(resource.name, access.reason, access.rotated, resource.field_managers),
                 )
                 self._ensured[uid] = wanted
         except PasswordChanged as error:

@@ -86,6 +86,8 @@ class Access:
     honoured: str | None
     rotated: bool
     """Whether they replace valid credentials."""
+    reason: str = field(compare=False)
+    """Why the database needs a role for them, for the audit log."""
 
     def annotations(self) -> dict[str, str]:
         """Return the state as annotations of the Secret."""
@@ -120,14 +122,16 @@ def choose_access(
         # Never the previous role: an attacker with its password can change the password.
         before = held.role if held is not None and held.role in names else last
         role = names[1 - names.index(before)] if before in names else names[0]
-        return Access(Credentials(role, random_text()), today, request, rotated=False), rotate_after_s
+        reason = "new-secret" if held is None else "password-lost"
+        return Access(Credentials(role, random_text()), today, request, rotated=False, reason=reason), rotate_after_s
     since = parse_timestamp(notes.get(SINCE), today)
     due_s = None if rotate_after_s is None else rotate_after_s - (now - since) / timedelta(seconds=1)
     asked = request is not None and request != honoured
     if may_rotate and (asked or (due_s is not None and due_s <= 0)):
         other = names[1 - names.index(held.role)]
         fresh = Credentials(other, random_text())
-        return Access(fresh, today, request if asked else honoured, rotated=True), rotate_after_s
+        reason, honoured = ("requested", request) if asked else ("scheduled", honoured)
+        return Access(fresh, today, honoured, rotated=True, reason=reason), rotate_after_s
     # A rotation that is due but not permitted is checked again when the current rollout ends.
     wait = due_s if due_s is not None and due_s > 0 else None
-    return Access(held, since, honoured, rotated=False), wait
+    return Access(held, since, honoured, rotated=False, reason="existing-secret"), wait

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any, Final, Protocol, TypeVar, cast
 
+from userrealtime_core.audit import RejectedTokens
 from userrealtime_core.auth.tokens import KeySet, TokenVerifier
 from userrealtime_core.unauthenticated import Unauthenticated
 from userrealtime_core.wire.connect_request import CloseCode, ConnectRequest
@@ -88,7 +89,14 @@ class Clients:
         self.config = config
         self.tail = tail
         self.metrics = metrics
-        self.verify = TokenVerifier(config, config.user_id, config.token_keys, key_set)
+        rejected = RejectedTokens()
+        self.verify = TokenVerifier(
+            config,
+            config.user_id,
+            config.token_keys,
+            key_set,
+            lambda reason, claims: rejected.record(reason, claims, user=config.user_id),
+        )
         self.draining = False
         self.unauthenticated = Unauthenticated(
             # All clients of a relay may connect at the same time, as after its restart.

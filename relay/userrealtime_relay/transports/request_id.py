@@ -12,7 +12,7 @@ from typing import Final
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from userrealtime_core import logging_setup
+from userrealtime_core import audit, logging_setup
 from userrealtime_core.wire.cors import REQUEST_ID
 
 HEADER: Final = REQUEST_ID
@@ -36,7 +36,9 @@ class RequestIds:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request_id = adopt(Headers(scope=scope).get(HEADER))
+        headers = Headers(scope=scope)
+        request_id = adopt(headers.get(HEADER))
+        audit.set_client(scope.get("client"), headers.get("X-Forwarded-For"))
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":

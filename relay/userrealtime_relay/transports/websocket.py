@@ -18,6 +18,7 @@ from websockets.frames import CloseCode as StandardCode
 from websockets.http11 import Request, Response
 from websockets.server import ServerProtocol
 
+from userrealtime_core import audit
 from userrealtime_core.wire.connect_request import SUBPROTOCOL, CloseCode, ConnectRequest
 from userrealtime_core.wire.cors import is_allowed
 from userrealtime_relay.delivery.clients import CLOSE_TIMEOUT, RESTARTING_REASON, Client, Clients
@@ -97,6 +98,8 @@ class WebSockets:
         return None
 
     def _start(self, connection: WebSocketConnection, request: Request) -> None:
+        forwarded_for = request.headers.get_all("X-Forwarded-For")
+        audit.set_client(connection.transport.get_extra_info("peername"), ", ".join(forwarded_for))
         task = asyncio.create_task(self._handle(connection, self._connect_request(request)))
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)

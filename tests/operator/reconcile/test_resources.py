@@ -11,10 +11,17 @@ from userrealtime_operator.kube.types import Object
 from userrealtime_operator.model.naming import child_name
 from userrealtime_operator.reconcile.resources import Resources
 
+MANAGED = [
+    {"manager": "kubectl-create", "operation": "Update", "time": "2026-01-01T00:00:00Z", "fieldsV1": {"f:spec": {}}},
+    {"manager": "userrealtime-operator", "time": "2026-01-03T00:00:00Z", "subresource": "status"},
+    {"manager": "signup", "operation": "Apply", "time": "2026-01-02T00:00:00Z"},
+]
+MANAGERS = [{"manager": "signup"}, {"manager": "kubectl-create"}]
+
 
 def resource(version: int, name: str = "alice", uid: str = "", status: Object | None = None, **spec: Any) -> Object:
     item = body(name, **spec)
-    item["metadata"] |= {"resourceVersion": str(version), "managedFields": ["long"]}
+    item["metadata"] |= {"resourceVersion": str(version), "managedFields": MANAGED}
     if uid:
         item["metadata"]["uid"] = uid
     return {**item, "status": status} if status is not None else item
@@ -27,7 +34,7 @@ def test_a_resource_is_found_by_its_place_and_by_its_children() -> None:
     found = resources.get(("users", "alice"))
     assert found is not None
     assert (found["spec"]["userId"], found["status"]) == ("alice", {})
-    assert "managedFields" not in found["metadata"]
+    assert found["metadata"]["managedFields"] == MANAGERS
     assert resources.owners("users", child_name("alice")) == ["again", "alice"]
     assert resources.uids("users") == {"uid-of-alice": "alice", "uid-of-again": "again"}
     assert resources.uids("others") == {}
@@ -45,7 +52,7 @@ def test_a_status_of_ours_is_no_news_and_one_of_somebody_else_is() -> None:
     assert not resources.put(resource(2, status={"url": "a"}))
     assert resources.get(("users", "alice")) == {
         **body(),
-        "metadata": {**body()["metadata"], "resourceVersion": "2"},
+        "metadata": {**body()["metadata"], "resourceVersion": "2", "managedFields": MANAGERS},
         "status": {"url": "a"},
     }
     assert not resources.put(resource(3, status={"url": "a"}))  # no relevant change

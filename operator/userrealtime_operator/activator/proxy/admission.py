@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import NamedTuple, Protocol
 
+from userrealtime_core import audit
 from userrealtime_core.auth.errors import KeySetStale, Unauthorized
 from userrealtime_core.unauthenticated import Unauthenticated
 from userrealtime_operator.activator.routes import Route, RouteTable
@@ -151,6 +152,7 @@ class Admission:
                     token = await connection.read_first_token()
         if token is None:
             raise unauthorized()
+        audit.set_client(connection.peer, ", ".join(request.values(b"x-forwarded-for")))
         try:
             await self._tokens.check(route, token)
         except Unauthorized:

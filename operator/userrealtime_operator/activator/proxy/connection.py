@@ -59,6 +59,11 @@ class ClientConnection:
         self._request: Request | None = None
         self._response_started = False
 
+    @property
+    def peer(self) -> object:
+        """The address of the other end of the connection."""
+        return self.writer.get_extra_info("peername")
+
     async def read_request(self) -> Request:
         """Read the head of the request, and return the request without its body.
 

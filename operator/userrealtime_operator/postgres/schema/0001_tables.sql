@@ -90,14 +90,15 @@ create table userrealtime.role (
     user_id text collate "C" not null,
     fingerprint text not null,
     drop_after timestamptz,
-    series text
+    series text,
+    resource_name text
 );
 create index role_resource_idx on userrealtime.role (resource);
 create index role_scope_idx on userrealtime.role (scope);
 comment on table userrealtime.role is
     'The database roles of relays, created by the operator. fingerprint is the SHA-256 of the password, which is 256 '
     'random bits. drop_after is set once another role has replaced this one. series is that of the Secret with the '
-    'password: another one revokes this role.';
+    'password: another one revokes this role. resource_name is the name of the resource, for the audit log.';
 
 create table userrealtime.revoked_role (
     name text collate "C" primary key,

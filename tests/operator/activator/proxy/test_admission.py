@@ -34,6 +34,9 @@ class StreamWriter:
     async def drain(self) -> None:
         pass
 
+    def get_extra_info(self, name: str) -> object:
+        return ("192.0.2.7", 40_000) if name == "peername" else None
+
 
 class Tokens:
     """Accepts one token; records the tokens that were checked."""

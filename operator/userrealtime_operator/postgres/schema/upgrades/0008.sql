@@ -26,7 +26,7 @@ create index signal_queue_transaction on userrealtime.signal_queue (transaction)
 create sequence userrealtime.announcer_lease;
 create sequence userrealtime.doorbell;
 
-alter table userrealtime.role add column series text;
+alter table userrealtime.role add column series text, add column resource_name text;
 create table userrealtime.revoked_role (
     name text collate "C" primary key,
     scope text not null,
