@@ -23,9 +23,9 @@ test: venv lint unit-both e2e ## Run all tests, including the end-to-end tests o
 relay: venv ## Start a relay with a PostgreSQL server, without Kubernetes
 	@$(BIN)/python -m testing.local.relay
 
-lint: venv ## Check style, types, imports, and the language of the documentation
+lint: venv ## Check style, types, imports, workflows, and the language of the documentation
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports --no-logo \
-	  && $(BIN)/python -m website.language
+	  && $(BIN)/python -m website.language && $(BIN)/python -m testing.workflows
 
 test-unit: venv ## Run the tests that need neither Postgres nor a cluster (under a minute)
 	@$(BIN)/pytest -m unit
