@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import tarfile
@@ -17,8 +18,8 @@ import yaml
 
 from release import build
 from testing.clients.javascript import program
-from testing.cluster import choose
-from testing.system import ROOT
+from testing.cluster import ClusterError, choose
+from testing.system import CHART, ROOT
 from userrealtime_operator import __version__ as VERSION
 
 DIGESTS: Final = {
@@ -170,3 +171,33 @@ def test_each_bill_names_its_subject_and_its_parts(built: Built) -> None:
         "sha256%3Aaaaaa",
         "sha256%3Abbbbb",
     }
+
+
+def test_a_digest_reaches_every_pod() -> None:
+    image = {"digest": DIGESTS["operator"]}
+    values = {
+        **{part: {"image": image} for part in ("operator", "relay", "edge")},
+        "database": {"url": "postgresql://user:password@host/database"},
+        "signals": {"type": "nats", "url": "nats://broker"},
+        "route": {"type": "Edge"},
+    }
+    text = choose().helm("template", "x", str(CHART), "--values", "-", input=json.dumps(values))
+    objects = [item for item in yaml.safe_load_all(text) if item]
+    pods = {
+        item["metadata"]["name"]: container["image"]
+        for item in objects
+        if item["kind"] in ("Deployment", "Job")
+        for container in item["spec"]["template"]["spec"]["containers"]
+    }
+    assert len(pods) == 5
+    [config] = [item["data"]["config.yaml"] for item in objects if "config.yaml" in item.get("data", {})]
+    for reference in [*pods.values(), yaml.safe_load(config)["relay"]["image"]]:
+        assert re.fullmatch(rf"[a-z-]+:[\w.-]+@{DIGESTS['operator']}", reference)
+
+
+def test_an_invalid_digest_is_rejected() -> None:
+    with pytest.raises(ClusterError, match=r"operator.image.digest|/operator/image/digest"):
+        choose().helm(
+            *("template", "x", str(CHART), "--set", "database.existingSecret.name=database"),
+            *("--set", "operator.image.digest=latest"),
+        )

@@ -161,7 +161,7 @@ def build_chart(
     """Build the package of the chart; return its path."""
     folder = source.root / "charts" / "userrealtime"
     try:
-        values = chart.release_values((folder / "values.yaml").read_text(), project, version, digests)
+        values = chart.release_values((folder / "values.yaml").read_text(), project, digests)
     except ValueError as error:
         raise ReleaseError(str(error)) from None
     metadata = chart.release_metadata((folder / "Chart.yaml").read_text(), project, version, digests, changes)

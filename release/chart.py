@@ -21,33 +21,31 @@ _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
 
 def reference(project: Project, image: str, version: str, digests: Mapping[str, str]) -> str:
     """Return the reference of an image, with the digest if it is known."""
-    return f"{project.image(image)}:{_tag(version, digests.get(image))}"
+    digest = digests.get(image)
+    return f"{project.image(image)}:{version}" + (f"@{digest}" if digest else "")
 
 
-def release_values(text: str, project: Project, version: str, digests: Mapping[str, str]) -> str:
+def release_values(text: str, project: Project, digests: Mapping[str, str]) -> str:
     """Return values.yaml with the published images. Comments are kept.
-
-    A tag with a digest (`0.1.0@sha256:…`) is a valid reference: the runtime pulls by the digest.
 
     Raises:
         ValueError: the text does not have the expected lines, or a digest is invalid.
     """
     for image in CHART_IMAGES:
-        digest = digests.get(image)
-        if digest is not None and _DIGEST.fullmatch(digest) is None:
+        digest = digests.get(image, "")
+        if digest and _DIGEST.fullmatch(digest) is None:
             raise ValueError(f"the digest of the image {image} is {digest!r}, not sha256: and 64 hexadecimal digits")
-        pattern = re.compile(
-            rf"^(?P<indent> +)repository: userrealtime-{image}\n(?P<between>(?: +#.*\n)*) +tag: \"\"$", re.M
-        )
-        tag = _tag(version, digest) if digest else ""
+        between = r'(?P<between>(?: +#.*\n| +tag: ""\n)*)'
+        lines = rf'^(?P<before> +repository: )userrealtime-{image}\n{between}(?P<digest> +digest: )""$'
+        pattern = re.compile(lines, re.MULTILINE)
+        name = project.image(image)
 
-        def replace(found: re.Match[str], image: str = image, tag: str = tag) -> str:
-            indent = found["indent"]
-            return f'{indent}repository: {project.image(image)}\n{found["between"]}{indent}tag: "{tag}"'
+        def replace(found: re.Match[str], name: str = name, digest: str = digest) -> str:
+            return f'{found["before"]}{name}\n{found["between"]}{found["digest"]}"{digest}"'
 
         text, count = pattern.subn(replace, text)
         if count != 1:
-            raise ValueError(f"values.yaml has {count} images userrealtime-{image} with an empty tag, instead of one")
+            raise ValueError(f"values.yaml has {count} images userrealtime-{image} without a digest, instead of one")
     return text
 
 
@@ -80,10 +78,6 @@ def release_metadata(
         "annotations": annotations,
     }
     return yaml.safe_dump(result, sort_keys=False, width=120, allow_unicode=True)
-
-
-def _tag(version: str, digest: str | None) -> str:
-    return f"{version}@{digest}" if digest else version
 
 
 def _yaml(items: Any) -> str:

@@ -25,37 +25,38 @@ def metadata(digests: dict[str, str], changes: list[Change]) -> dict[str, Any]:
 
 
 def test_images_are_referred_to_by_digest() -> None:
-    text = release_values(VALUES, PROJECT, "1.2.3", DIGESTS)
+    text = release_values(VALUES, PROJECT, DIGESTS)
     found = yaml.safe_load(text)
     for name in ("operator", "relay"):
         assert found[name]["image"]["repository"] == f"ghcr.io/owner/userrealtime-{name}"
-        assert found[name]["image"]["tag"] == f"1.2.3@{DIGESTS[name]}"
+        assert found[name]["image"]["digest"] == DIGESTS[name]
 
 
 def test_nothing_else_changes() -> None:
-    text = release_values(VALUES, PROJECT, "1.2.3", DIGESTS)
+    text = release_values(VALUES, PROJECT, DIGESTS)
     before, after = VALUES.splitlines(), text.splitlines()
     different = [old for old, new in zip(before, after, strict=True) if old != new]
-    assert [line.split(":")[0].strip() for line in different] == ["repository", "tag"] * 2
+    assert [line.split(":")[0].strip() for line in different] == ["repository", "digest"] * 2
 
 
-def test_without_digests_the_tag_is_that_of_the_chart() -> None:
-    found = yaml.safe_load(release_values(VALUES, PROJECT, "1.2.3", {}))
+def test_without_digests_the_images_are_referred_to_by_tag() -> None:
+    found = yaml.safe_load(release_values(VALUES, PROJECT, {}))
     assert found["operator"]["image"] == {
         "repository": "ghcr.io/owner/userrealtime-operator",
         "tag": "",
+        "digest": "",
         "pullPolicy": "IfNotPresent",
     }
 
 
 def test_invalid_digests_are_rejected() -> None:
     with pytest.raises(ValueError, match="the digest of the image relay is 'latest', not sha256:"):
-        release_values(VALUES, PROJECT, "1.2.3", {"relay": "latest"})
+        release_values(VALUES, PROJECT, {"relay": "latest"})
 
 
 def test_changed_values_are_detected() -> None:
-    with pytest.raises(ValueError, match="has 0 images userrealtime-operator with an empty tag, instead of one"):
-        release_values("operator: {}\n", PROJECT, "1.2.3", {})
+    with pytest.raises(ValueError, match="has 0 images userrealtime-operator without a digest, instead of one"):
+        release_values("operator: {}\n", PROJECT, {})
 
 
 def test_metadata() -> None:

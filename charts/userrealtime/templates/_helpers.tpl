@@ -127,8 +127,11 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{ include "userrealtime.commonLabels" . }}
 {{- end }}
 
-{{- define "userrealtime.operatorImage" -}}
-{{- printf "%s:%s" .Values.operator.image.repository (.Values.operator.image.tag | default .Chart.AppVersion) -}}
+{{/* The reference of an image, with its digest if there is one. Parameter: (list context image). */}}
+{{- define "userrealtime.image" -}}
+{{- $image := last . -}}
+{{- printf "%s:%s" $image.repository ($image.tag | default (first .).Chart.AppVersion) -}}
+{{- with $image.digest }}@{{ . }}{{ end -}}
 {{- end }}
 
 {{- define "userrealtime.podSecurity" -}}
