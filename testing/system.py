@@ -47,18 +47,19 @@ metadata:
 
 @dataclass(frozen=True)
 class System:
-    """An installed userrealtime. `values` are the values of the chart."""
+    """An installed userrealtime. `values` are the values of the chart, `namespace` is that of the users."""
 
     cluster: Provider
     database: PostgresAccess
     values: dict[str, Any]
+    namespace: str = USERS_NAMESPACE
 
     def apply_user(self, name: str, **spec: Any) -> None:
         """Apply a UserRealtime. The default of `userId` is the name of the resource."""
         resource = {
             "apiVersion": "userrealtime.dev/v1alpha1",
             "kind": "UserRealtime",
-            "metadata": {"name": name, "namespace": USERS_NAMESPACE},
+            "metadata": {"name": name, "namespace": self.namespace},
             "spec": {"userId": name, **spec},
         }
         self.cluster.apply(json.dumps(resource))
@@ -69,7 +70,7 @@ class System:
 
     def kubectl(self, *arguments: str, input: str | None = None, timeout: float = COMMAND_TIMEOUT_S) -> str:
         """Run kubectl in the namespace of the users."""
-        return self.cluster.kubectl("-n", USERS_NAMESPACE, *arguments, input=input, timeout=timeout)
+        return self.cluster.kubectl("-n", self.namespace, *arguments, input=input, timeout=timeout)
 
     def get(self, kind: str, name: str) -> dict[str, Any]:
         """Return an object of the users' namespace."""

@@ -32,6 +32,8 @@ GATEWAY_API = "1.6.3"
 GATEWAY_API_SUM = "h1:lKpJa5bGlraC/QeACvCpsHLdmO6y0iKfzVl6gzaFEYc="
 KIND = "0.30.0"
 K6 = "1.8.1"
+# The major version that the workflow of a release signs with.
+COSIGN = "3.1.3"
 
 GO_AT_LEAST = (1, 24)
 INSTALL_GO = "Install Go 1.24 or later from https://go.dev/dl/ and put its bin directory into PATH."
@@ -120,6 +122,22 @@ def k6() -> Path:
         f"building k6 {K6}",
         lambda s, out: go_install(s, f"go.k6.io/k6@v{K6}", out),
         usual="2 to 5 min",
+    )
+
+
+def registry() -> Path:
+    """Return a container registry that keeps its content in a directory."""
+    return _own("registry", usual="1 to 2 min")
+
+
+def cosign() -> Path:
+    """Return the program that signs what is in a registry."""
+    return cached(
+        "cosign",
+        COSIGN,
+        f"building cosign {COSIGN}",
+        lambda s, out: go_install(s, f"github.com/sigstore/cosign/v3/cmd/cosign@v{COSIGN}", out),
+        usual="3 to 10 min",
     )
 
 

@@ -140,10 +140,13 @@ def require_builder() -> None:
         raise ClusterError(NO_BUILDER)
 
 
-def push(current: Step, image: Image, reference: str) -> None:
-    """Push an image to a registry, as `reference`, with whichever builder is there."""
+def push(current: Step, image: Image, reference: str, *, tls: bool = True) -> None:
+    """Push an image to a registry, as `reference`, with whichever builder is there.
+
+    Without `tls`, the registry may use plain HTTP. Docker allows this only for addresses in its own configuration.
+    """
     builder: Builder = Docker() if docker.answers() else Buildah()
-    builder.push(current, image, reference)
+    builder.push(current, image, reference, tls)
 
 
 class Docker:
@@ -174,7 +177,7 @@ class Docker:
             if older:
                 current.run(["docker", "rmi", *older], env=environment, timeout=120)
 
-    def push(self, current: Step, image: Image, reference: str) -> None:
+    def push(self, current: Step, image: Image, reference: str, tls: bool) -> None:
         environment = docker.environment()
         current.run(["docker", "load", "--input", image.archive], env=environment, timeout=600)
         current.run(["docker", "tag", image.local_reference, reference], env=environment, timeout=60)
@@ -219,9 +222,10 @@ class Buildah:
         if older := [reference for reference in ours if reference != image.local_reference]:
             current.run(self._command("rmi", *older), timeout=120)
 
-    def push(self, current: Step, image: Image, reference: str) -> None:
+    def push(self, current: Step, image: Image, reference: str, tls: bool) -> None:
         current.run(self._command("pull", f"oci-archive:{image.archive}"), timeout=600)
-        current.run(self._command("push", image.local_reference, f"docker://{reference}"), timeout=1800)
+        options = [] if tls else ["--tls-verify=false"]
+        current.run(self._command("push", *options, image.local_reference, f"docker://{reference}"), timeout=1800)
 
     def _has(self, reference: str) -> bool:
         command = self._command("inspect", "--type=image", reference)

@@ -15,7 +15,7 @@ from pathlib import Path
 from testing.patience import COMMAND_TIMEOUT_S
 
 from . import tools
-from .errors import ClusterError
+from .errors import ClusterError, UnknownError
 from .paths import cache
 from .process import port_forward, run
 
@@ -98,6 +98,16 @@ class Provider(ABC):
             ClusterError: they cannot be.
             UnknownError: the cluster does not enforce them, or gives no evidence of it.
         """
+
+    def mirror(self, registry: str) -> AbstractContextManager[str]:
+        """Return a context manager that gives an address (`host:port`) of this machine for a local registry.
+
+        While the block runs, nodes pull the images of `registry` (`ghcr.io`) from this address, by plain HTTP.
+
+        Raises:
+            UnknownError: the nodes of this kind of cluster are not configured here.
+        """
+        raise UnknownError(f"the nodes of a cluster of the provider {self.name!r} pull from {registry} itself")
 
     def kubectl_path(self) -> Path:
         return tools.kubectl()

@@ -36,6 +36,7 @@ from .components import (
     LINK_HOST,
     LINK_NETWORK,
     LINK_PREFIX,
+    MIRRORS,
     NODE,
     NODE_IP,
     PAUSE_IMAGE,
@@ -44,6 +45,7 @@ from .components import (
     SERVICES,
     NodeSpec,
     files,
+    mirror_toml,
     node_spec,
 )
 from .leftovers import NODE_MODULE, cgroup_roots, cgroups, leftovers, processes
@@ -169,6 +171,19 @@ class LocalCluster(Provider):
         in_node = [*self._in_node(), f"--pid=/proc/{_node()}/ns/pid_for_children"]
         with policies.enforced(in_node, program, kubeconfig, LOG / "netpol.log"):
             yield
+
+    @contextmanager
+    def mirror(self, registry: str) -> Iterator[str]:
+        """Yield an address of this machine's end of the link, which only the node reaches."""
+        with socket.socket() as probe:
+            probe.bind((LINK_HOST, 0))
+            address = f"{LINK_HOST}:{probe.getsockname()[1]}"
+        folder = _on_host(str(MIRRORS / registry))
+        _write(folder / "hosts.toml", mirror_toml(address))
+        try:
+            yield address
+        finally:
+            shutil.rmtree(folder)
 
     def _write_state(self, spec: NodeSpec) -> None:
         LOG.mkdir(parents=True, exist_ok=True)

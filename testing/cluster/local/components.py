@@ -28,6 +28,7 @@ NODE = "local"
 CGROUP = "userrealtime"
 KUBERNETES = Path("/var/lib/kubernetes")
 PKI = KUBERNETES / "pki"
+MIRRORS = KUBERNETES / "mirrors"
 CONTAINERD_SOCKET = "/run/containerd/containerd.sock"
 CNI_DIRECTORIES = ("/usr/lib/cni", "/usr/libexec/cni", "/opt/cni/bin")
 PAUSE_IMAGE = "localhost/pause:e2e"
@@ -244,6 +245,11 @@ def files(cni_binaries: str) -> dict[str, str]:
     }
 
 
+def mirror_toml(address: str) -> str:
+    """Return the `hosts.toml` of a registry whose images come from another address, and from nowhere else."""
+    return f"""server = "http://{address}"\n[host."http://{address}"]\ncapabilities = ["pull", "resolve"]\n"""
+
+
 def _containerd_toml(cni_binaries: str) -> str:
     return f"""version = 2
 root = "/var/lib/containerd"
@@ -254,6 +260,9 @@ state = "/run/containerd"
   sandbox_image = "{PAUSE_IMAGE}"
   # Without CAP_SYS_RESOURCE lowering a score is refused, and every sandbox would fail.
   restrict_oom_score_adj = true
+  # read at each pull
+  [plugins."io.containerd.grpc.v1.cri".registry]
+    config_path = "{MIRRORS}"
   [plugins."io.containerd.grpc.v1.cri".cni]
     bin_dir = "{cni_binaries}"
     conf_dir = "{KUBERNETES}/cni"
