@@ -47,6 +47,11 @@ def _parser() -> argparse.ArgumentParser:
     migration.add_argument(
         "--wait", type=float, default=60, metavar="SECONDS", help="the time limit for a connection (default: 60)"
     )
+    check = commands.add_parser("check", help="wait until an operator leads and renews its Lease, then exit")
+    check.add_argument(
+        "--lease", type=_place, required=True, metavar="NAMESPACE/NAME", help="the Lease that the operators use"
+    )
+    check.add_argument("--wait", type=float, default=60, metavar="SECONDS", help="the time limit (default: 60)")
     return parser
 
 
@@ -65,6 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("kopf.objects").setLevel(logging.WARNING)
     if options.command == "migrate":
         return _migrate(options.wait)
+    if options.command == "check":
+        return asyncio.run(_check(options.lease, options.wait))
     # kopf and the Kubernetes client take half a second to import; migrate needs neither.
     from .app import run
     from .config import ConfigError, load_config
@@ -93,6 +100,20 @@ def _migrate(patience_s: float) -> int:
         print(f"userrealtime-operator: {error}", file=sys.stderr)
         return 1
     print("applied " + ", ".join(applied) if applied else "the schema is up to date")
+    return 0
+
+
+async def _check(lease: tuple[str, str], patience_s: float) -> int:
+    from .kube.client import Api, ApiError
+    from .kube.election import NoLeader, wait_for_leader
+
+    try:
+        async with await Api.connect() as api:
+            leader = await wait_for_leader(api, *lease, patience_s)
+    except (ApiError, NoLeader) as error:
+        print(f"userrealtime-operator: {error}", file=sys.stderr)
+        return 1
+    print(f"{leader} leads")
     return 0
 
 

@@ -133,3 +133,40 @@ class Election:
                     await self._api.put_lease(self._namespace, self._name, lease, spec)
         except (ApiError, TimeoutError) as error:
             logger.warning("could not release the lease; it will expire: %s", str(error) or "the request timed out")
+
+
+class NoLeader(RuntimeError):
+    """No operator has renewed the Lease in time. The message has the reason."""
+
+
+async def wait_for_leader(api: Api, namespace: str, name: str, patience_s: float, retry_s: float = 0.5) -> str:
+    """Return the leader once it has renewed the Lease, so it is alive.
+
+    Raises:
+        NoLeader: it has not within `patience_s` seconds.
+    """
+    place = f"{namespace}/{name}"
+    problem = f"the Lease {place} was not read"
+    before: tuple[str, str] | None = None
+    try:
+        async with asyncio.timeout(patience_s):
+            while True:
+                try:
+                    lease = await api.get_lease(namespace, name)
+                except ApiError as error:
+                    problem = f"the Lease {place} cannot be read: {error}"
+                else:
+                    leader = holder(lease)
+                    if lease is None:
+                        problem = f"the Lease {place} does not exist"
+                    elif not leader:
+                        problem = f"no operator holds the Lease {place}"
+                    else:
+                        now = (leader, str(lease["spec"].get("renewTime")))
+                        if before is not None and before[0] == leader and before != now:
+                            return leader
+                        problem = f"{leader} holds the Lease {place} and does not renew it"
+                        before = now
+                await asyncio.sleep(retry_s)
+    except TimeoutError:
+        raise NoLeader(f"{problem} (waited {patience_s:g} s)") from None

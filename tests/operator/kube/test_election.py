@@ -10,7 +10,7 @@ import pytest
 
 from testing.patience import PATIENCE_S
 from userrealtime_operator.kube.client import Api, ApiError
-from userrealtime_operator.kube.election import MARGIN_S, Election
+from userrealtime_operator.kube.election import MARGIN_S, Election, NoLeader, wait_for_leader
 from userrealtime_operator.kube.lease import Settings, holder
 from userrealtime_operator.kube.types import Object
 
@@ -195,3 +195,47 @@ async def test_a_failure_of_the_work_ends_the_election_and_releases_the_lease(
         with pytest.raises(ValueError, match="broken"):
             await asyncio.wait_for(task, PATIENCE_S)
     assert holder(api.lease) == ""
+
+
+async def test_a_leader_that_renews_its_lease_is_found(api: FakeLease, candidate: Candidate) -> None:
+    async with candidate.running():
+        assert await wait_for_leader(api, "platform", "operator", PATIENCE_S, retry_s=0.001) == "me"
+
+
+def dead_leader(api: FakeLease) -> None:
+    api.hold({"holderIdentity": "dead", "renewTime": "2026-12-01T00:00:00Z"})
+
+
+def failing(api: FakeLease) -> None:
+    api.failure = ApiError(403, "forbidden")
+
+
+@pytest.mark.parametrize(
+    ("situation", "reason"),
+    [
+        (lambda _: None, "the Lease platform/operator does not exist"),
+        (lambda api: api.hold({"holderIdentity": ""}), "no operator holds the Lease platform/operator"),
+        (dead_leader, "dead holds the Lease platform/operator and does not renew it"),
+        (failing, "the Lease platform/operator cannot be read: forbidden"),
+    ],
+    ids=["absent", "free", "dead", "forbidden"],
+)
+async def test_without_a_living_leader_the_reason_is_reported(
+    api: FakeLease, situation: Callable[[FakeLease], object], reason: str
+) -> None:
+    situation(api)
+    with pytest.raises(NoLeader, match=reason):
+        await wait_for_leader(api, "platform", "operator", 0.5, retry_s=0.001)
+
+
+async def test_a_new_leader_has_to_renew_the_lease(api: FakeLease) -> None:
+    """Two holders in a row are two versions of the Lease, and no renewal."""
+    holders = iter(["first", "second"])
+
+    async def get_lease(_namespace: str, _name: str) -> Object | None:
+        name = next(holders, "second")
+        return {"metadata": {}, "spec": {"holderIdentity": name, "renewTime": f"time of {name}"}}
+
+    api.get_lease = get_lease  # type: ignore[method-assign,assignment]
+    with pytest.raises(NoLeader, match="second holds the Lease"):
+        await wait_for_leader(api, "platform", "operator", 0.5, retry_s=0.001)
