@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -105,6 +106,8 @@ def test_the_files(built: Built) -> None:
         f"userrealtime-{VERSION}.tar.gz",
         f"userrealtime-js-{VERSION}.tgz",
         f"userrealtime-chart-{VERSION}.tgz",
+        f"kubectl-userrealtime-{VERSION}.tar.gz",
+        "userrealtime-krew.yaml",
     }
 
 
@@ -135,6 +138,28 @@ def test_the_chart_passes_lint_and_has_no_other_files(built: Built) -> None:
     choose().helm("lint", "--strict", str(path), "--set", "database.existingSecret.name=database")
     with tarfile.open(path) as files:
         assert "userrealtime/icon.svg" not in files.getnames()
+
+
+def test_the_chart_describes_its_own_values(built: Built) -> None:
+    path = str(built.file(f"userrealtime-chart-{VERSION}.tgz"))
+    page = choose().helm("show", "readme", path)
+    assert f"helm install userrealtime {build.project().charts}/userrealtime --version {VERSION} " in page
+    assert "### operator\n" in page
+    for digest in (DIGESTS["operator"], DIGESTS["relay"]):
+        assert f"| `{digest}` |" in page
+
+
+def test_the_plugin_for_krew(built: Built) -> None:
+    archive = built.file(f"kubectl-userrealtime-{VERSION}.tar.gz")
+    [platform] = yaml.safe_load(built.file("userrealtime-krew.yaml").read_text())["spec"]["platforms"]
+    assert platform["sha256"] == hashlib.sha256(archive.read_bytes()).hexdigest()
+    assert platform["uri"].endswith(f"/{archive.name}")
+    with tarfile.open(archive) as files:
+        assert {name: files.getmember(name).mode for name in files.getnames()} == {
+            "LICENSE": 0o644,
+            "kubectl-userrealtime": 0o755,
+        }
+    assert {each["from"] for each in platform["files"]} == {"LICENSE", platform["bin"]}
 
 
 def test_the_distributions_have_the_same_packages(built: Built) -> None:

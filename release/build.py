@@ -27,9 +27,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+import yaml
 from packaging.requirements import Requirement
 
-from . import changelog, chart, sbom
+from website import reference
+
+from . import changelog, chart, krew, readme, sbom
 from .checks import Tree
 from .errors import ReleaseError
 from .project import IMAGES, VERSION_PLACES, Project, parse_project, versions
@@ -122,6 +125,7 @@ def build(source: Source, version: str, digests: Mapping[str, str], tools: Tools
     wheel = build_python(source, target)
     build_npm(source, about, tools, version, target)
     build_chart(source, about, tools, version, digests, changelog.changes(section), target)
+    build_plugin(source, about, version, target)
     build_bills(source, about, version, digests, wheel, target)
     names = sorted(path.name for path in target.iterdir() if path.name != NOTES)
     (target / CHECKSUMS).write_text("".join(f"{sha256(target / name)}  {name}\n" for name in names))
@@ -170,9 +174,25 @@ def build_chart(
         shutil.copytree(folder, copy)
         (copy / "values.yaml").write_text(values)
         (copy / "Chart.yaml").write_text(metadata)
+        page = readme.chart_readme(project, version, yaml.safe_load(metadata), reference.values(copy))
+        (copy / "README.md").write_text(page)
         _run(tools.helm, "package", str(copy), "--destination", directory, source=source)
         [packed] = Path(directory).glob("*.tgz")
         return normalized(packed, target / f"userrealtime-chart-{version}.tgz", source.epoch)
+
+
+def build_plugin(source: Source, project: Project, version: str, target: Path) -> None:
+    """Build the plugin for krew: its archive, and its manifest."""
+    with tempfile.TemporaryDirectory() as directory:
+        program = Path(directory, krew.PROGRAM)
+        program.write_text(krew.program(version))
+        program.chmod(0o755)
+        packed = Path(directory, "plugin.tar.gz")
+        with tarfile.open(packed, "w:gz") as files:
+            files.add(program, program.name)
+            files.add(source.root / "LICENSE", "LICENSE")
+        archive = normalized(packed, target / krew.archive(version), source.epoch)
+    (target / krew.MANIFEST).write_text(krew.manifest(project, version, sha256(archive)))
 
 
 def build_bills(

@@ -55,6 +55,10 @@ class Project:
         """The address of the content of a file of a version."""
         return f"https://raw.githubusercontent.com/{self.owner}/{self.name}/v{version}/{path}"
 
+    def download(self, name: str, version: str) -> str:
+        """The address of a file on the page of a release."""
+        return f"{self.url}/releases/download/v{version}/{name}"
+
     def page(self, path: str, version: str) -> str:
         """The address of the page of a file of a version."""
         return f"{self.url}/blob/v{version}/{path}"

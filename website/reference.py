@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Final
 
 import yaml
@@ -211,9 +212,8 @@ def followed(here: Any, definitions: Json) -> Any:
     return {name: followed(each, definitions) for name, each in here.items()}
 
 
-def values() -> str:
+def values(chart: Path = ROOT / "charts/userrealtime") -> str:
     """Return the page of the chart's values."""
-    chart = ROOT / "charts/userrealtime"
     schema = json.loads((chart / "values.schema.json").read_text())
     schema = followed(schema, schema["$defs"])
     parts = ["# The chart's values\n\nFrom the chart's `values.yaml`, with the types of its `values.schema.json`.\n"]
