@@ -7,7 +7,7 @@ VENV := .venv
 UNIT_OPTIONS := --numprocesses 2 --dist worksteal
 BIN := $(VENV)/bin
 
-.PHONY: help up down test relay lint unit test-unit test-versions unit-3.13 unit-both e2e scenarios soak bench docs docs-serve lock packages kind release release-check release-images release-sign venv
+.PHONY: help up down test relay lint unit test-unit test-versions unit-3.13 unit-both e2e scenarios soak bench docs docs-serve lock packages kind release release-check release-images release-sign release-proof venv
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z0-9.-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -90,6 +90,10 @@ release-images: venv
 
 release-sign: venv
 	@$(BIN)/python -m release sign "$$VERSION"
+
+release-proof: venv ## Push, sign, verify and install a release on the local cluster, with a registry of this machine
+	@$(BIN)/python -m testing.cluster build
+	@$(BIN)/pytest e2e/test_registry.py e2e/signatures.py
 
 # chart, python, npm or github
 release-publish-%: venv
