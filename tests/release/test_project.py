@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Final
 
 import pytest
@@ -71,8 +72,21 @@ def test_the_owner_is_the_same_in_all_files() -> None:
     assert [name for _, *names in rules for name in names if name.removeprefix("@").partition("/")[0] != owner] == []
 
 
-def test_no_other_file_names_the_registry_of_another_owner() -> None:
-    registry = build.project().registry
-    pages = [build.ROOT / "README.md", *(build.ROOT / "docs").glob("*.md"), *(build.ROOT / "charts").rglob("*.*ml")]
-    found = [name for page in pages for name in re.findall(r"ghcr\.io/[\w.-]+", page.read_text())]
-    assert [name for name in found if name not in (registry, "ghcr.io/OWNER")] == []
+def pages() -> list[Path]:
+    """Return the files that may contain addresses of the project."""
+    folders = ("docs", "charts", "cli", "examples", ".github", "release", "website", "clients/js/src", "clients/python")
+    files = [path for folder in folders for path in (build.ROOT / folder).rglob("*") if path.is_file()]
+    texts = [path for path in files if path.suffix in (".md", ".yaml", ".yml", ".py", ".ts", ".tpl", ".txt", ".json")]
+    return [*texts, *build.ROOT.glob("*.md"), build.ROOT / "mkdocs.yml", build.ROOT / "clients" / "js" / "package.json"]
+
+
+def test_no_other_file_names_the_owner() -> None:
+    owner = build.project().owner
+    address = re.compile(rf"(?:ghcr\.io|github\.com|githubusercontent\.com)[/:]{owner}\b")
+    assert [str(path) for path in pages() if address.search(path.read_text())] == []
+
+
+def test_the_registry_has_the_placeholder_of_the_owner() -> None:
+    found = [name for page in pages() for name in re.findall(r"ghcr\.io/[A-Za-z][\w.-]*", page.read_text())]
+    assert "ghcr.io/OWNER" in found
+    assert set(found) == {"ghcr.io/OWNER"}
