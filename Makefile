@@ -7,7 +7,7 @@ VENV := .venv
 UNIT_OPTIONS := --numprocesses 2 --dist worksteal
 BIN := $(VENV)/bin
 
-.PHONY: help up down test relay lint unit test-unit test-versions unit-3.13 unit-both e2e scenarios soak bench docs docs-serve lock packages kind release release-check release-images release-sign release-proof venv
+.PHONY: help up down test relay lint unit test-unit test-versions unit-3.13 unit-postgres-15 unit-both e2e scenarios soak bench docs docs-serve lock packages kind release release-check release-images release-sign release-proof venv
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z0-9.-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ unit-both: venv ## Run `unit` on this Python and, at the same time, on the Pytho
 
 test-versions: venv ## Run the unit tests with the lowest and the newest versions of the dependencies
 	@$(BIN)/python -m tests.bounds
+
+unit-postgres-15: venv ## Run the tests of the schema on PostgreSQL 15 of Debian (package postgresql-15)
+	@$(BIN)/python -m tests.postgres 15
 
 unit-3.13: venv ## Run `unit` on the Python of the images only
 	@python=$$($(BIN)/python -m tests.versions --find) && $(MAKE) unit VENV=.venv-3.13 PYTHON="$$python"

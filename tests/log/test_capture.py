@@ -7,6 +7,8 @@ import json
 import asyncpg
 import pytest
 
+from testing.skipping import require_postgres
+
 TABLE = """
 create table orders (id int primary key, owner text, total numeric);
 create trigger publish_orders after insert or update or delete on orders
@@ -241,6 +243,7 @@ async def test_truncate_by_a_role_that_cannot_see_all_rows_is_an_error(connectio
 
 
 async def test_virtual_generated_columns_have_their_values(connection: asyncpg.Connection) -> None:
+    require_postgres(18, "virtual generated columns")
     await connection.execute(
         """
         create table lines (id int primary key, customer text, price int, qty int,

@@ -13,6 +13,7 @@ import pytest
 from testing.installation import installation
 from testing.relay.brokers import bridging, make_broker
 from testing.relay.harness import USER, client, receive, running
+from testing.skipping import require_postgres
 from userrealtime_core.announcer.queue import DOORBELL
 
 FLOODS = 2
@@ -64,6 +65,7 @@ async def test_forged_notifications_withhold_no_event() -> None:
 
 
 async def test_a_full_notification_queue_delays_no_event() -> None:
+    require_postgres(17, "setting for the size of the queue")
     async with installation({"max_notify_queue_pages": "64"}) as site:
         admin = await asyncpg.connect(site.admin_url)
         url = await site.relay_url(MALLORY)
