@@ -248,12 +248,12 @@ def go_install(current: Step, package: str, out: Path) -> None:
     current.run(command, env=_go_environment(GOBIN=str(out.parent)), timeout=BUILD_LIMIT)
 
 
-def kubernetes_ldflags() -> str:
+def kubernetes_ldflags(version: str = KUBERNETES) -> str:
     """Return the linker flags that set the version of Kubernetes' programs."""
     # Without these Kubernetes reports version 0.0.0, which helm and clients compare against.
-    major, minor, _ = KUBERNETES.split(".")
+    major, minor, _ = version.split(".")
     values = {
-        "gitVersion": f"v{KUBERNETES}",
+        "gitVersion": f"v{version}",
         "gitMajor": major,
         "gitMinor": minor,
         "gitTreeState": "clean",

@@ -61,10 +61,12 @@ class Write:
 class LocalApiServer:
     """A context manager: leaving it ends both processes and removes what they stored.
 
-    `options` are more of kube-apiserver's. With `audit`, it keeps a record for `writes`.
+    `options` are more of kube-apiserver's. With `audit`, it keeps a record for `writes`. `program` is kube-apiserver of
+    another version than that of the local cluster.
     """
 
-    def __init__(self, *options: str, audit: bool = False) -> None:
+    def __init__(self, *options: str, audit: bool = False, program: Path | None = None) -> None:
+        self._program = program
         self.port = free_port()
         self._home = Path(tempfile.mkdtemp(prefix="userrealtime-apiserver-"))
         self._pki = self._home / "pki"
@@ -203,9 +205,11 @@ class LocalApiServer:
         shutil.rmtree(self._home, ignore_errors=True)
 
     def _popen(self, program: str, *arguments: str) -> subprocess.Popen[bytes]:
+        other = self._program if program == "kube-apiserver" else None
+        command = [str(binaries.hyperkube()), program] if other is None else [str(other)]
         with (self._home / f"{program}.log").open("ab") as output:
             return subprocess.Popen(
-                [binaries.hyperkube(), program, *arguments],
+                [*command, *arguments],
                 cwd=self._home,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
