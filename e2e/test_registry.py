@@ -33,6 +33,7 @@ from userrealtime_operator import __version__ as VERSION
 from .conftest import RUN, uncaptured
 
 NAMESPACE: Final = f"registry-{RUN}"
+USERS: Final = f"registry-users-{RUN}"
 DATABASE: Final = f"registry_{RUN}"
 SECRET: Final = "database"
 HOST: Final = "ghcr.io"
@@ -105,42 +106,47 @@ async def empty_database(system: System, database: asyncpg.Connection) -> AsyncI
 
 
 @pytest.fixture
-def namespace(system: System, empty_database: str) -> Iterator[System]:
-    """The system with a namespace that has the Secret of the database's URL, and no release."""
-    metadata = {"name": NAMESPACE, "labels": {"pod-security.kubernetes.io/enforce": "restricted"}}
+def namespaces(system: System, empty_database: str) -> Iterator[System]:
+    """The system with a namespace that has the Secret of the database's URL and no release, and one for its users."""
+    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
     secret = {
         "apiVersion": "v1",
         "kind": "Secret",
         "metadata": {"name": SECRET, "namespace": NAMESPACE},
         "stringData": {"DATABASE_URL": empty_database},
     }
-    system.cluster.apply(json.dumps({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata}))
+    for name in (NAMESPACE, USERS):
+        namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
+        system.cluster.apply(json.dumps(namespace))
     try:
         system.cluster.apply(json.dumps(secret))
-        yield replace(system, namespace=NAMESPACE)
+        yield replace(system, namespace=USERS)
     finally:
+        # The operator removes the finalizers of the users' objects, so their namespace is first.
+        system.cluster.kubectl("delete", "namespace", USERS, WITHIN)
         system.cluster.kubectl("delete", "namespace", NAMESPACE, "--wait=false")
 
 
 async def test_a_release_is_installed_from_the_registry(
-    published: Published, namespace: System, database_url: str
+    published: Published, namespaces: System, database_url: str
 ) -> None:
     values = {
         "database": {"existingSecret": {"name": SECRET}},
-        "route": namespace.values["route"],
+        "route": namespaces.values["route"],
+        "namespaces": [USERS],
         "crds": {"enabled": False},  # the other release of this cluster has it
     }
     chart = f"oci://{published.registry.address}/{published.owner}/charts/userrealtime"
     options = ("--version", VERSION, "--namespace", NAMESPACE, "--values", "-", "--plain-http", "--wait", WITHIN)
     await asyncio.to_thread(
-        namespace.cluster.helm, "install", "userrealtime", chart, *options, input=json.dumps(values)
+        namespaces.cluster.helm, "install", "userrealtime", chart, *options, input=json.dumps(values)
     )
-    await asyncio.to_thread(namespace.cluster.helm, "test", "userrealtime", "--namespace", NAMESPACE, WITHIN)
+    await asyncio.to_thread(namespaces.cluster.helm, "test", "userrealtime", "--namespace", NAMESPACE, WITHIN)
     user = f"first-{RUN}"
-    await asyncio.to_thread(namespace.apply_user, user)
-    await asyncio.to_thread(namespace.wait_ready, user)
-    await asyncio.to_thread(namespace.wait_reachable, user)
-    url, token = await asyncio.to_thread(lambda: (namespace.websocket_url(user), namespace.token(user)))
+    await asyncio.to_thread(namespaces.apply_user, user)
+    await asyncio.to_thread(namespaces.wait_ready, user)
+    await asyncio.to_thread(namespaces.wait_reachable, user)
+    url, token = await asyncio.to_thread(lambda: (namespaces.websocket_url(user), namespaces.token(user)))
     connection = await asyncpg.connect(
         urlsplit(database_url)._replace(path=f"/{DATABASE}").geturl(), timeout=PATIENCE_S
     )
@@ -151,9 +157,10 @@ async def test_a_release_is_installed_from_the_registry(
             assert client.events[0]["data"] == {"text": "hello"}
     finally:
         await connection.close(timeout=PATIENCE_S)
-    pods: list[dict[str, Any]] = json.loads(await asyncio.to_thread(namespace.kubectl, "get", "pods", "-o", "json"))[
-        "items"
-    ]
+    pods: list[dict[str, Any]] = []
+    for name in (NAMESPACE, USERS):
+        listed = await asyncio.to_thread(namespaces.cluster.kubectl, "-n", name, "get", "pods", "-o", "json")
+        pods += json.loads(listed)["items"]
     pulled = {status["imageID"] for pod in pods for status in pod["status"].get("containerStatuses", ())}
     # The operator and the activator, and the relay.
     assert pulled == {

@@ -205,6 +205,7 @@ def test_a_digest_reaches_every_pod() -> None:
         "database": {"url": "postgresql://user:password@host/database"},
         "signals": {"type": "nats", "url": "nats://broker"},
         "route": {"type": "Edge"},
+        "namespaces": ["users"],
     }
     text = choose().helm("template", "x", str(CHART), "--values", "-", input=json.dumps(values))
     objects = [item for item in yaml.safe_load_all(text) if item]
