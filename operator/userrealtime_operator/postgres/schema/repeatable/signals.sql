@@ -58,10 +58,10 @@ comment on function userrealtime.may_notify is
     'Whether the notification queue of the server has room. A NOTIFY that finds it full fails the commit, while a signal '
     'that is left out only makes the event wait for the poll of the relay.';
 
--- ring() and signal() run at every commit of a publisher. number_staged() sets their search path, because a clause
--- for it in each function costs a tenth of publishing. Only publishers may call them.
+-- Only publishers may call ring() and signal().
 create or replace function userrealtime.ring(users text[]) returns void
     language plpgsql
+    set search_path = pg_catalog, pg_temp
     as $$
 begin
     if (select userrealtime.is_armed(last_value) from userrealtime.doorbell) and userrealtime.may_notify() then
@@ -76,19 +76,20 @@ $$;
 comment on function userrealtime.ring is
     'Notifies the channels of these users, and the doorbell of their channels. For publishers outside the lease.';
 
+-- It runs at every commit of a publisher, with the search path of the caller (repeatable/publish.sql).
 create or replace function userrealtime.signal(user_id text, head bigint, epoch text) returns void
     language plpgsql
     as $$
 declare
     -- Expressions and not statements: a statement costs about a tenth of a commit.
-    lease constant bigint := pg_sequence_last_value('userrealtime.announcer_lease');
+    lease constant bigint := pg_catalog.pg_sequence_last_value('userrealtime.announcer_lease');
     doorbell bigint;
 begin
     if userrealtime.is_leased(lease) then
         insert into userrealtime.signal_queue (user_id, head, epoch) values (signal.user_id, signal.head, signal.epoch);
         return;
     end if;
-    doorbell := pg_sequence_last_value('userrealtime.doorbell');
+    doorbell := pg_catalog.pg_sequence_last_value('userrealtime.doorbell');
     if userrealtime.is_armed(doorbell) then
         perform userrealtime.ring(array[signal.user_id]);
     end if;
