@@ -171,3 +171,23 @@ async def test_an_example(
         assert (echo["event"], json.loads(echo["data"])) == ("echo", {"message": number, "data": {"n": 1}})
 
         assert verify(TokenKeys(KEY), await shop.get("/token"), "alice")["sub"] == "alice"
+
+
+async def test_the_server_functions_accept_every_driver(
+    migrated: Database, connection: asyncpg.Connection, tmp_path: Path
+) -> None:
+    await connection.execute(
+        "select userrealtime.submit('alice', n::text, 'note', to_jsonb(n)) from generate_series(1, 6) n"
+    )
+    command = await asyncio.to_thread(python, tmp_path, str(ROOT / "testing" / "clients" / "drivers.py"))
+    found = json.loads(await asyncio.to_thread(run, *command, migrated.url, folder=tmp_path))
+    assert [taken for _, taken in found.values()] == [[number] for number in range(1, 7)]
+    rows = await connection.fetch("select user_id, id, event, data from userrealtime.event")
+    assert {row["user_id"] for row in rows} == set(found)
+    for row in rows:
+        # An event that was rolled back has left no gap.
+        assert (row["id"], row["event"], json.loads(row["data"])) == (1, "kept", {"text": "ü : %s"})
+    for driver, (place, _) in found.items():
+        # Within the transaction, the own event has no number yet.
+        assert place.startswith("0:")
+        assert (await connection.fetchval("select userrealtime.position($1)", driver)).startswith("1:")
