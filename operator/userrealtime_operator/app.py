@@ -273,7 +273,7 @@ class Leader:
         )
         scopes = [self._api.scope(namespace) for namespace in self._config.namespaces]
         tasks = Tasks(
-            *(reconciler, self._resources, self._database, self._config.log.retention, scopes),
+            *(reconciler, self._resources, self._database, self._config.log, scopes),
             *(self._feed.requeue, self._metrics),
         )
         url = Secret(self._config.database_url)

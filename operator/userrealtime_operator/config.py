@@ -32,7 +32,7 @@ from userrealtime_core.environment import LOG_LEVELS, ConfigError
 from userrealtime_core.wire.cors import ORIGIN, validate_origin
 
 from .model.notifiers import SignalDefaults, SignalType
-from .model.policies import KeyPolicy, Retention
+from .model.policies import InboxQuota, KeyPolicy, Retention
 from .model.routes import URL, parse_url_template
 from .model.settings import (
     BROKER_URL,
@@ -240,6 +240,7 @@ class Log(Section):
     """The log in the database."""
 
     retention: Retention = Field(default_factory=Retention)
+    inbox: InboxQuota = Field(default_factory=InboxQuota)
 
 
 @dataclass(frozen=True, config=FILE)

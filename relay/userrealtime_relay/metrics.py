@@ -44,7 +44,7 @@ class Metrics(MetricsRegistry):
             "limit",
         )
         self.submissions = self._counter(
-            "submissions", "Messages that clients published: stored, refused or unavailable.", "outcome"
+            "submissions", "Messages that clients published: stored, refused, full or unavailable.", "outcome"
         )
         self.latency = self._histogram(
             "latency_seconds",

@@ -12,6 +12,13 @@ REFUSED = (
         f"select * from userrealtime.{table}"
         for table in ("registration", "role", "revoked_role", "migration", "repeatable")
     ),
+    *(f"select * from userrealtime.{table}" for table in ("inbox_quota", "inbox_usage")),
+    "update userrealtime.inbox_quota set max_bytes = null",
+    "delete from userrealtime.inbox_usage",
+    "begin; lock userrealtime.inbox_usage in row share mode",
+    "select userrealtime.limit_inbox(null, null)",
+    "select userrealtime.charge_inbox('bob', 0)",
+    "select userrealtime.count_inbox('bob')",
     *(
         f"begin; lock userrealtime.{table} in access share mode"
         for table in ("role", "revoked_role", "migration", "registration", "inbox", "presence")

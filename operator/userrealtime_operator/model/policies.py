@@ -30,6 +30,14 @@ class KeyPolicy(Section):
 
 
 @dataclass(frozen=True, config=FILE)
+class InboxQuota(Section):
+    """How many messages of one user, and how many bytes, can wait in the inbox; None is no limit."""
+
+    max_messages: Limit = 10_000
+    max_bytes: Limit = 64 * 2**20
+
+
+@dataclass(frozen=True, config=FILE)
 class Retention(Section):
     """How long events and messages are kept; None is forever.
 

@@ -204,6 +204,7 @@ class Database:
                         await connection.execute("delete from userrealtime.log where user_id = $1", user_id)
                         await connection.execute("delete from userrealtime.event where user_id = $1", user_id)
                         await connection.execute("delete from userrealtime.inbox where user_id = $1", user_id)
+                        await connection.execute("delete from userrealtime.inbox_usage where user_id = $1", user_id)
                         await connection.execute("delete from userrealtime.presence where user_id = $1", user_id)
                     await connection.execute(
                         "delete from userrealtime.registration where resource = $1", UUID(resource)

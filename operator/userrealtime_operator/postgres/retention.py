@@ -1,4 +1,4 @@
-"""Deletes expired events and inbox messages in small batches."""
+"""Deletes expired events and inbox messages in small batches, and sets the quota of the inbox."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import asyncpg
 
-from userrealtime_operator.model.policies import Retention
+from userrealtime_operator.model.policies import InboxQuota, Retention
 
 from .database import CONNECT_TIMEOUT_S, Database, explained
 
@@ -60,3 +60,20 @@ async def prune(database: Database, retention: Retention, scopes: Sequence[str])
     except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
         raise explained(error) from None
     return events, messages
+
+
+async def limit_inbox(database: Database, quota: InboxQuota) -> int:
+    """Set the quota of the inbox, and return the number of users that use at least 80 % of it, 100 at most.
+
+    Raises:
+        DatabaseError: the database is unavailable.
+    """
+    try:
+        async with database.pool.acquire(timeout=CONNECT_TIMEOUT_S) as connection:
+            return int(
+                await connection.fetchval(
+                    "select userrealtime.limit_inbox($1, $2)", quota.max_messages, quota.max_bytes
+                )
+            )
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+        raise explained(error) from None

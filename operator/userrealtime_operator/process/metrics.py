@@ -50,6 +50,9 @@ class Metrics(MetricsRegistry):
         for reason in ("revoked", "advisory_lock", "locks", "transaction"):
             self.pod_sessions_ended.labels(reason)  # start at 0, so the first one is an increase
         self.undroppable = self._gauge("undroppable_roles", "Revoked database roles that cannot be dropped.")
+        self.full_inboxes = self._gauge(
+            "nearly_full_inboxes", "Users whose waiting messages use at least 80 % of the inbox quota; 100 at most."
+        )
         self.announcer = announcer.Metrics(self._registry, "userrealtime_operator")
 
     def request(self, verb: str, resource: str, code: int, seconds: float) -> None:

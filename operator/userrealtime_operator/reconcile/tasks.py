@@ -6,10 +6,10 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
+from userrealtime_operator.config import Log
 from userrealtime_operator.kube.types import NamespacedName
-from userrealtime_operator.model.policies import Retention
 from userrealtime_operator.postgres.database import Database, DatabaseError
-from userrealtime_operator.postgres.retention import prune
+from userrealtime_operator.postgres.retention import limit_inbox, prune
 from userrealtime_operator.process.metrics import Metrics
 
 from .reconciler import Reconciler
@@ -31,7 +31,7 @@ class Tasks:
         reconciler: Reconciler,
         resources: Resources,
         database: Database,
-        retention: Retention,
+        log: Log,
         scopes: Sequence[str],
         requeue: Callable[[NamespacedName], None],
         metrics: Metrics,
@@ -39,7 +39,7 @@ class Tasks:
         self._reconciler = reconciler
         self._resources = resources
         self._database = database
-        self._retention = retention
+        self._log = log
         self._scopes = scopes
         self._requeue = requeue
         self._metrics = metrics
@@ -70,7 +70,8 @@ class Tasks:
                 await self._sweep(task.namespace)
                 return SWEEP_INTERVAL_S
             case Kind.PRUNE:
-                events, messages = await prune(self._database, self._retention, self._scopes)
+                self._metrics.full_inboxes.set(await limit_inbox(self._database, self._log.inbox))
+                events, messages = await prune(self._database, self._log.retention, self._scopes)
                 if events or messages:
                     logger.info("removed %d events and %d messages (log.retention)", events, messages)
                 return PRUNE_INTERVAL_S

@@ -23,7 +23,7 @@ from userrealtime_relay.config import Config
 from userrealtime_relay.log.log import Page
 from userrealtime_relay.metrics import Metrics
 from userrealtime_relay.wire.session import TOO_MANY_MESSAGES, UNAUTHORIZED, CloseFrame, PendingLookup, Session
-from userrealtime_relay.wire.submission import Refused, Submission, Unavailable
+from userrealtime_relay.wire.submission import Full, Refused, Submission, Unavailable
 
 from .ring import Ring
 from .tail import Tail
@@ -164,6 +164,9 @@ class Clients:
             outcome = "stored"
         except Refused:
             outcome = "refused"
+            raise
+        except Full:
+            outcome = "full"
             raise
         finally:
             self.metrics.submissions.labels(outcome).inc()

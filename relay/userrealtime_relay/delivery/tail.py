@@ -31,7 +31,7 @@ from userrealtime_relay.log.connection import LogConnection
 from userrealtime_relay.log.log import ERRORS, Log, Page
 from userrealtime_relay.metrics import Metrics
 from userrealtime_relay.notify import Notifier
-from userrealtime_relay.wire.submission import Submission, Unavailable
+from userrealtime_relay.wire.submission import Full, Submission, Unavailable
 
 from .ring import Ring
 
@@ -44,6 +44,8 @@ POLL_INTERVAL: Final = 15.0
 """Seconds after which the log is read without a signal, unless the configuration differs."""
 MAX_SUBMITTING: Final = 4
 """Messages of clients that are stored at the same time. Reads of the log wait for no more than these."""
+FULL_INTERVAL: Final = 1.0
+"""Seconds for which a full inbox is not tried again: the database counts the waiting messages at each attempt."""
 RESUME_JITTER_S: Final = 2.0
 """Seconds over which relays without a connection read the log when the broker is back."""
 STRETCH: Final = 5
@@ -98,6 +100,7 @@ class Tail:
         self._caught_up = False
         self._signalled_at = self._polled_at = self._attended_at = -math.inf  # on the loop's clock
         self._poll_after = 0.0
+        self._full_until = 0.0
         self._waiting: set[Callable[[], None]] = set()
         self._readers = 0
         self._signalled_head = 0  # the head that the last signal of a broker reported, if it was unknown
@@ -182,10 +185,17 @@ class Tail:
         Raises:
             Unavailable: Postgres is unreachable or did not answer; the message may have been stored.
             Refused: the message cannot be stored.
+            Full: the user's quota of the inbox is used up.
         """
+        clock = asyncio.get_running_loop().time
+        if clock() < self._full_until:
+            raise Full
         async with self._submitting, self._connection.acquire_soon() as log:
             try:
                 return await log.submit(submission)
+            except Full:
+                self._full_until = clock() + FULL_INTERVAL
+                raise
             except ERRORS as error:
                 if not isinstance(error, asyncpg.PostgresError):
                     self._connection.discard(log)

@@ -22,7 +22,7 @@ from userrealtime_core import postgres
 from userrealtime_core.secret import Secret
 from userrealtime_core.wire.position import LogState
 from userrealtime_relay.wire.frames import encode_events
-from userrealtime_relay.wire.submission import Refused, Submission
+from userrealtime_relay.wire.submission import Full, Refused, Submission
 
 CONNECT_TIMEOUT: Final = 10
 CLOSE_TIMEOUT: Final = 2
@@ -58,7 +58,7 @@ set local timezone = 'UTC';
 set local datestyle = 'ISO'
 """
 
-_SUBMIT: Final = "select userrealtime.submit($1, $2, $3, $4::text::jsonb)"
+_SUBMIT: Final = "select userrealtime.submit($1, $2, $3, $4::text::jsonb, true)"
 _ATTEND: Final = "select userrealtime.attend($1, $2, $3)"
 _PRESENT: Final = "select userrealtime.present($1, $2, $3, $4)"
 _OPEN: Final = "select head, earliest, epoch, channel from userrealtime.open($1)"
@@ -181,9 +181,12 @@ class Log:
 
         Raises:
             Refused: the message cannot be stored.
+            Full: the user's quota is used up.
         """
         try:
             [row] = await self._fetch(_SUBMIT, self._user_id, *submission)
+        except asyncpg.ConfigurationLimitExceededError:
+            raise Full from None
         except (asyncpg.DataError, asyncpg.ProgramLimitExceededError) as error:
             # Only the type: the message of Postgres may quote the data.
             raise Refused(f"this cannot be stored: {type(error).__name__}") from None

@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from userrealtime_relay.delivery.clients import RESTARTING_REASON, TOO_MANY_REASON, Clients
 from userrealtime_relay.wire.rate_limit import TokenBucket
-from userrealtime_relay.wire.submission import Invalid, Refused, Submission, Unavailable
+from userrealtime_relay.wire.submission import Full, Invalid, Refused, Submission, Unavailable
 
 from .request import connect_request_of, connection_of, refusal, refuse, retry_after
 
@@ -75,6 +75,8 @@ class Publishing:
             number = await clients.submit(submission)
         except Refused as error:
             return refuse(HTTPStatus.BAD_REQUEST, str(error))
+        except Full as error:
+            return refuse(HTTPStatus.TOO_MANY_REQUESTS, str(error), retry_s=retry_after(None))
         except Unavailable as error:
             return refuse(HTTPStatus.SERVICE_UNAVAILABLE, str(error), retry_s=retry_after(None))
         return JSONResponse({"type": "ack", "ref": submission.ref, "id": number}, headers={"Cache-Control": "no-store"})

@@ -30,6 +30,13 @@ class Unavailable(Exception):
     """The database is unreachable or has not answered. The client repeats the message with the same ref."""
 
 
+class Full(Unavailable):
+    """The user's quota of the inbox is used up, until the application has processed messages."""
+
+    def __init__(self) -> None:
+        super().__init__("the inbox of this user is full; repeat the message later with the same ref")
+
+
 class Submission(NamedTuple):
     """A message for the application; `data` is JSON text."""
 

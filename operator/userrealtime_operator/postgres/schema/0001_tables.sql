@@ -125,6 +125,25 @@ comment on table userrealtime.inbox is
     'Messages from users. The application sets done when it has processed a message. The ref of a message is '
     'remembered until its row is deleted.';
 
+create index inbox_waiting_of_user on userrealtime.inbox (user_id) where done is null;
+
+create table userrealtime.inbox_quota (
+    singleton boolean primary key default true check (singleton),
+    max_messages bigint,
+    max_bytes bigint
+);
+comment on table userrealtime.inbox_quota is
+    'How much one user may have waiting in the inbox, written by the operator. Null or no row: no limit.';
+
+-- A crash empties the table. The next message of a user then counts what is waiting.
+create unlogged table userrealtime.inbox_usage (
+    user_id text collate "C" primary key,
+    messages bigint not null,
+    bytes bigint not null
+) with (fillfactor = 50);
+comment on table userrealtime.inbox_usage is
+    'The messages of each user that were waiting when they were last counted, and all that were stored since then.';
+
 create table userrealtime.presence (
     user_id text collate "C" not null,
     instance text collate "C" not null,

@@ -23,6 +23,20 @@ create unlogged table userrealtime.signal_queue (
 );
 create index signal_queue_transaction on userrealtime.signal_queue (transaction);
 
+-- It has one more parameter now.
+drop function userrealtime.submit;
+create index inbox_waiting_of_user on userrealtime.inbox (user_id) where done is null;
+create table userrealtime.inbox_quota (
+    singleton boolean primary key default true check (singleton),
+    max_messages bigint,
+    max_bytes bigint
+);
+create unlogged table userrealtime.inbox_usage (
+    user_id text collate "C" primary key,
+    messages bigint not null,
+    bytes bigint not null
+) with (fillfactor = 50);
+
 create sequence userrealtime.announcer_lease;
 create sequence userrealtime.doorbell;
 
