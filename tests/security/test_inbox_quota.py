@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from unittest.mock import Mock
 
 import asyncpg
 import pytest
@@ -13,9 +14,15 @@ from testing.installation import installation
 from testing.patience import PATIENCE_S
 from testing.relay.harness import client, metric, receive, running
 from testing.relay.http_client import request
+from userrealtime_operator.config import parse_config
 from userrealtime_operator.model.policies import InboxQuota
 from userrealtime_operator.postgres.database import Database
 from userrealtime_operator.postgres.retention import limit_inbox
+from userrealtime_operator.process.metrics import Metrics
+from userrealtime_operator.reconcile.reconciler import Reconciler
+from userrealtime_operator.reconcile.resources import Resources
+from userrealtime_operator.reconcile.tasks import Tasks
+from userrealtime_operator.reconcile.triggers import Kind, Task
 
 MALLORY = "mallory"
 SUBMIT = "select userrealtime.submit($1, $2, 'x', $3)"
@@ -148,3 +155,23 @@ async def test_a_client_is_asked_to_repeat_its_message(migrated: OwnDatabase, co
         async with asyncio.timeout(PATIENCE_S):
             while (await request(relay, "/publish", method="POST", body=body)).status != 200:
                 await asyncio.sleep(0.1)
+
+
+async def test_the_operator_sets_the_quota_of_its_configuration(
+    migrated: OwnDatabase, connection: asyncpg.Connection
+) -> None:
+    config = parse_config(
+        "{namespaces: [users], relay: {image: x}, log: {inbox: {maxMessages: 5, maxBytes: 0}}}",
+        {"DATABASE_URL": migrated.url},
+    )
+    metrics = Metrics()
+    async with Database(migrated.url) as database:
+        tasks = Tasks(Mock(spec=Reconciler), Resources(), database, config.log, ["here/users"], print, metrics)
+        assert await tasks.run(Task(Kind.PRUNE)) is not None
+        quota = await connection.fetchrow("select max_messages, max_bytes from userrealtime.inbox_quota")
+        assert quota is not None
+        assert tuple(quota) == (5, None)
+        for number in range(4):
+            await connection.execute("select userrealtime.submit('alice', $1, 'x', '{}', true)", str(number))
+        await tasks.run(Task(Kind.PRUNE))
+        assert "userrealtime_operator_nearly_full_inboxes 1.0" in metrics.expose().decode()
