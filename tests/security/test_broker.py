@@ -12,11 +12,12 @@ import pytest
 
 from testing.database import Database
 from testing.installation import installation
+from testing.patience import PATIENCE_S
 from testing.relay.brokers import PASSWORD, bridging, make_broker
 from testing.relay.harness import NEVER, USER, client, publish, receive, receive_ids, running, until
 from userrealtime_core.secret import Secret
 from userrealtime_core.wire.position import LogMoved, LogPosition
-from userrealtime_relay.notify import Unreachable
+from userrealtime_relay.notify import Unreachable, redis
 from userrealtime_relay.notify.broker import load
 
 
@@ -83,6 +84,35 @@ async def test_a_lying_broker_withholds_no_event(message: str) -> None:
                 if "{present}" in message:
                     messages[:] = [message.format(epoch=epoch, present=number)]
         await admin.close()
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        b"*1000\r\n" + b"$60000\r\n%b\r\n" % (b"x" * 60_000) * 1000,
+        b"*1000\r\n" + b"*1000\r\n" * 2 + b":1\r\n" * 1_000_000,
+        b"*60000\r\n" + b":1\r\n" * 60_000,
+        b"*1000\r\n" + b"+%b\r\n" % (b"x" * 60_000) * 1000,
+        b"$70000\r\n%b\r\n" % (b"x" * 70_000),
+    ],
+    ids=["strings", "nested", "elements", "lines", "string"],
+)
+async def test_a_large_reply_of_a_broker_is_not_kept(reply: bytes) -> None:
+    """A Redis cannot use up the memory of a relay: the connection ends before the rest of the reply is read."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
+        writer.write(reply)
+        with contextlib.suppress(ConnectionError):
+            await reader.read()
+        writer.transport.abort()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    url = Secret(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+    async with asyncio.timeout(PATIENCE_S):
+        with pytest.raises(Unreachable, match="reply of more than|a line of type"):
+            await redis.subscribe(url, USER, lambda _message: None)
+    server.close()
 
 
 WITH_ACCOUNTS = ("nats", "redis")

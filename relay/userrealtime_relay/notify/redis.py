@@ -25,7 +25,10 @@ PING_INTERVAL: Final = 10
 """Seconds. A server that does not answer a ping counts as lost."""
 MAX_DEPTH: Final = 4
 MAX_BYTES: Final = 64 << 10
-"""The longest line or string. Signals and the replies to our commands are far smaller."""
+"""The longest line, and the longest reply with all that it contains. Signals and the replies to our commands are far
+smaller."""
+ELEMENT_BYTES: Final = 64
+"""What an element of a reply counts, with its content or without."""
 
 Reply = bytes | int | list["Reply"] | None
 
@@ -80,6 +83,8 @@ class _Connection:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
+        self._allowed = 0
+        """What the rest of the current reply can count."""
 
     def send(self, *words: str | bytes) -> None:
         """Send a command without waiting: commands are small, and the caller waits for the replies."""
@@ -95,8 +100,11 @@ class _Connection:
         Raises:
             _Refused, _Malformed, OSError, EOFError, asyncio.LimitOverrunError: the connection is then unusable.
         """
+        if depth == 0:
+            self._allowed = MAX_BYTES
         line = (await self._reader.readuntil(b"\r\n"))[:-2]
         kind, rest = line[:1], line[1:]
+        self._count(ELEMENT_BYTES + len(rest) if depth else 0)
         if kind == b"+":
             return rest
         if kind == b"-":
@@ -107,11 +115,17 @@ class _Connection:
             raise _Malformed(f"a line of type {kind!r}") from None
         if kind == b":":
             return number
-        if kind == b"$" and number <= MAX_BYTES:
+        if kind == b"$":
+            self._count(number)
             return None if number < 0 else (await self._reader.readexactly(number + 2))[:-2]
-        if kind == b"*" and number <= MAX_BYTES and depth < MAX_DEPTH:
+        if kind == b"*" and number <= MAX_BYTES // ELEMENT_BYTES and depth < MAX_DEPTH:
             return [await self.receive(depth + 1) for _ in range(number)]
         raise _Malformed(f"a line of type {kind!r}")
+
+    def _count(self, size: int) -> None:
+        self._allowed -= max(0, size)
+        if self._allowed < 0:
+            raise _Malformed(f"a reply of more than {MAX_BYTES} bytes")
 
 
 async def _replies(connection: _Connection) -> AsyncIterator[Reply]:
