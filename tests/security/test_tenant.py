@@ -9,6 +9,7 @@ import uuid
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
@@ -33,6 +34,42 @@ def world() -> ReconcilerFixture:
 
 def kinds(world: ReconcilerFixture, name: str) -> set[str]:
     return {key.kind for key in world.api.children if key.name == child_name(name)}
+
+
+# --- the status of a resource
+
+
+@pytest.mark.parametrize("how", ["refused", "unresolved", "password", "no rights", "no database"])
+async def test_the_status_names_neither_host_nor_role(
+    site: Installation,
+    world: ReconcilerFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    how: str,
+) -> None:
+    """The message of the error, which has these names, is in the operator's log."""
+    parts = urlsplit(site.operator_url)
+    internal = "no.internal.invalid"
+    admin = await asyncpg.connect(site.admin_url)
+    await admin.execute("create role internal_role login password 'x'")
+    await admin.close()
+    server = f"{parts.hostname}:{parts.port}"
+    url, secret = {
+        "refused": (f"postgresql://realtime:x@127.0.0.1:1{parts.path}", "127.0.0.1"),
+        "unresolved": (f"postgresql://realtime:x@{internal}:5432{parts.path}", "5432"),
+        "password": (f"postgresql://realtime:wrong@{server}{parts.path}", "realtime"),
+        "no rights": (f"postgresql://internal_role:x@{server}{parts.path}", "schema userrealtime"),
+        "no database": (f"postgresql://internal_role:x@{server}/internal_database", "internal_database"),
+    }[how]
+    async with Database(url) as database:
+        monkeypatch.setattr(world.database, "register", database.register)
+        await world.reconciler.reconcile("users", "alice")
+    for condition in ("DatabaseReady", "Ready"):
+        status, reason, message = world.condition(condition)
+        assert (status, reason) == ("False", "DatabaseUnavailable")
+        assert message.endswith("the operator's log has the message")
+        assert not [each for each in (secret, "127.0.0.1", internal, str(parts.port), "realtime\"") if each in message]
+    assert how == "unresolved" or secret in caplog.text
 
 
 # --- a userId of another namespace

@@ -6,6 +6,10 @@ deleted. Therefore no finalizer is needed, and deletions during an outage of the
 
 from __future__ import annotations
 
+import logging
+import os
+import ssl
+import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Self
@@ -16,6 +20,8 @@ import asyncpg
 from userrealtime_core.postgres import UnusableUrl, connect
 from userrealtime_core.secret import Secret
 from userrealtime_operator.model.presence import Presence
+
+logger = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 10
 COMMAND_TIMEOUT_S = 60
@@ -50,17 +56,53 @@ _ELSEWHERE = """
 DELETE_BATCH = 5_000
 
 
+LOG_INTERVAL_S = 60.0
+"""An error that is repeated within this time is logged once."""
+_logged_at: dict[str, float] = {}
+
+
 class DatabaseError(RuntimeError):
-    """An operation on the database failed. The message never contains the URL."""
+    """An operation on the database failed. The message never contains the URL.
+
+    Attributes:
+        status: the text for the status of a resource. Accounts can read it that may not know the hosts, ports and
+            roles of the database, which messages of the server and of the network contain.
+    """
+
+    def __init__(self, message: str, *, status: str | None = None) -> None:
+        super().__init__(message)
+        self.status = message if status is None else status
 
 
 def explained(error: BaseException) -> DatabaseError:
-    """Return an error of asyncpg or of the network with a readable message."""
+    """Return an error of asyncpg or of the network with a readable message, and log what its `status` leaves out."""
     if isinstance(error, asyncpg.UndefinedTableError | asyncpg.InvalidSchemaNameError):
         return DatabaseError("the schema is not installed: run userrealtime-operator migrate")
     if isinstance(error, asyncpg.PostgresError | OSError | UnusableUrl) and str(error):
-        return DatabaseError(str(error))
+        return hidden(f"{error}", _kind(error))
     return DatabaseError(f"no answer from the database ({type(error).__name__})")
+
+
+def hidden(message: str, status: str) -> DatabaseError:
+    """Return an error whose message is only for the log, and log it."""
+    now = time.monotonic()
+    if now - _logged_at.get(message, -LOG_INTERVAL_S) >= LOG_INTERVAL_S:
+        for old in [each for each, at in _logged_at.items() if now - at >= LOG_INTERVAL_S]:
+            del _logged_at[old]
+        _logged_at[message] = now
+        logger.warning("an operation on the database failed: %s", message)
+    return DatabaseError(message, status=f"{status}; the operator's log has the message")
+
+
+def _kind(error: BaseException) -> str:
+    if isinstance(error, asyncpg.PostgresError):
+        return f"the database reported {type(error).__name__}"
+    if isinstance(error, UnusableUrl):
+        return "the URL of the database cannot be used"
+    # The message of the network names the address, its number does not. The numbers of a resolver are negative.
+    number = error.errno if isinstance(error, OSError) and not isinstance(error, ssl.SSLError) else None
+    reason = os.strerror(number) if number is not None and number > 0 else type(error).__name__
+    return f"no connection to the database ({reason})"
 
 
 async def _nothing_to_reset(_connection: object) -> None:

@@ -28,7 +28,7 @@ from userrealtime_core import audit
 from userrealtime_core.postgres import CONNECTION_ERRORS, connect
 from userrealtime_operator.secrets.database_passwords import Credentials, scram_verifier
 
-from .database import CONNECT_TIMEOUT_S, LOCK_TIMEOUT_S, Database, DatabaseError, explained
+from .database import CONNECT_TIMEOUT_S, LOCK_TIMEOUT_S, Database, DatabaseError, explained, hidden
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +137,10 @@ class Roles:
                 if known is not None and not known["same"]:
                     await _revoke(connection, credentials.role, scope, _difference(known))
                     if await connection.fetchval(_SESSIONS, credentials.role):
-                        raise DatabaseError(f"the sessions of database role {credentials.role} did not end; retrying")
+                        raise hidden(
+                            f"the sessions of database role {credentials.role} did not end; retrying",
+                            "the sessions of a database role did not end; retrying",
+                        )
                 if known is None or not (known["same"] and known["complete"]):
                     async with connection.transaction():
                         await _limit_locks(connection)
@@ -166,9 +169,10 @@ class Roles:
                 if earlier:
                     await _revoke(connection, other, scope, "password-changed" if alone else "secret-replaced")
         except asyncpg.InsufficientPrivilegeError as error:
-            raise DatabaseError(
-                f"the operator's database role cannot create roles ({error}): grant it CREATEROLE, "
-                "or set database.credentials to shared"
+            advice = "grant it CREATEROLE, or set database.credentials to shared"
+            raise hidden(
+                f"the operator's database role cannot create roles ({error}): {advice}",
+                f"the operator's database role cannot create roles: {advice}",
             ) from None
         except _FAULTS as error:
             self._prepared = False  # the preparation may have to be repeated
@@ -190,10 +194,17 @@ class Roles:
             self._rejected.add(credentials.role)
             # The server accepts other roles, so this role has another password.
             if isinstance(error, asyncpg.InvalidPasswordError) and self._admitted and not is_new:
-                raise PasswordChanged(f"the password of database role {credentials.role} was changed") from None
-            raise DatabaseError(
-                f"the database role {credentials.role} cannot log in ({error}): allow all members of {GROUP}, for "
-                f"example with +{GROUP} as the user in pg_hba.conf, or set database.credentials to shared"
+                raise PasswordChanged(
+                    f"the password of database role {credentials.role} was changed",
+                    status="the password of the user's database role was changed",
+                ) from None
+            advice = (
+                f"allow all members of {GROUP}, for example with +{GROUP} as the user in pg_hba.conf, or set "
+                "database.credentials to shared"
+            )
+            raise hidden(
+                f"the database role {credentials.role} cannot log in ({error}): {advice}",
+                f"the database role of the user cannot log in: {advice}",
             ) from None
         except CONNECTION_ERRORS as error:
             logger.info("cannot check the login of role %s: %s", credentials.role, type(error).__name__)

@@ -113,4 +113,4 @@ class RegistrationSweeper:
 
     def _unavailable(self, error: DatabaseError) -> ConditionResult:
         self._metrics.database_failures.inc()
-        return ConditionResult(False, "DatabaseUnavailable", str(error))
+        return ConditionResult(False, "DatabaseUnavailable", error.status)

@@ -233,7 +233,7 @@ class SecretKeeper:
                 self._ensured[uid] = wanted
         except PasswordChanged as error:
             self._lost.add(uid)
-            return ConditionResult(False, "RoleUnavailable", str(error))
+            return ConditionResult(False, "RoleUnavailable", error.status)
         except DatabaseError as error:
-            return ConditionResult(False, "RoleUnavailable", str(error))
+            return ConditionResult(False, "RoleUnavailable", error.status)
         return None

@@ -175,7 +175,7 @@ class SleepController:
                 try:
                     usage = Usage.IDLE if await self._is_idle(resource, body) else Usage.IN_USE
                 except DatabaseError as error:
-                    return replace(seen, usage=Usage.UNKNOWN, usage_error=str(error))
+                    return replace(seen, usage=Usage.UNKNOWN, usage_error=error.status)
                 # The database may have taken a while.
                 return replace(seen, usage=usage, now=self._now())
             case Check.ENDPOINTS:
