@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import tracemalloc
 from typing import Any
 
+from aiohttp import web
+from kubernetes.aio.client.configuration import Configuration
+
 from testing.operator.samples import body
+from userrealtime_operator.kube.client import CHILD_KINDS, MAX_PAGE_BYTES, PAGE, Api
 from userrealtime_operator.kube.store import MAX_ANNOTATION_BYTES, MAX_OBJECT_BYTES, ObjectStore
 from userrealtime_operator.kube.types import ObjectKey
 from userrealtime_operator.model.labels import TOKEN_KEY_ROTATION_ANNOTATION
@@ -69,3 +74,40 @@ def test_of_a_large_object_only_the_identity_is_kept() -> None:
         "metadata": {**metadata, "ownerReferences": [owner]},
         "spec": {},
     }
+
+
+async def test_pages_of_large_objects_have_fewer_objects() -> None:
+    """The operator does not read a hundred Secrets of a megabyte at once, and receives each object once."""
+    sizes = [300] * 150 + [1_000_000] * 12 + [300] * 150
+    items = [
+        {"metadata": {"name": f"urt-{number}", "resourceVersion": "1"}, "data": {"key": "x" * size}}
+        for number, size in enumerate(sizes)
+    ]
+    asked = []
+
+    async def answer(request: web.Request) -> web.Response:
+        first, count = int(request.query.get("continue", 0)), int(request.query["limit"])
+        asked.append(count)
+        end = first + count
+        metadata = {"resourceVersion": "1", "continue": str(end) if end < len(items) else ""}
+        return web.json_response({"metadata": metadata, "items": items[first:end]})
+
+    app = web.Application()
+    app.router.add_get("/{path:.*}", answer)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    names: list[str] = []
+    try:
+        async with Api(Configuration(host=f"http://127.0.0.1:{runner.addresses[0][1]}")) as api:
+            token, pages = "", 0
+            while not pages or token:
+                page = await api.page(*CHILD_KINDS["Secret"], "users", {}, token)
+                token, pages = page["metadata"]["continue"], pages + 1
+                assert len(page["items"]) == 1 or len(json.dumps(page["items"])) <= MAX_PAGE_BYTES
+                names += [item["metadata"]["name"] for item in page["items"]]
+    finally:
+        await runner.cleanup()
+    assert names == [item["metadata"]["name"] for item in items]
+    assert asked[0] == asked[-1] == PAGE
+    assert len(asked) < 40

@@ -30,6 +30,9 @@ REQUEST_TIMEOUT_S = 30.0
 CONNECT_TIMEOUT_S = 10.0
 MAX_RETRY_AFTER_S = 60.0
 PAGE = 100
+"""The objects of a page of a list, as long as pages are small."""
+MAX_PAGE_BYTES = 4 << 20
+"""The size of a page with several objects. A larger one is not read to its end, and is requested with fewer objects."""
 # A watch without an event for this long is broken, because the API server sends a bookmark every minute: its server may
 # have died without closing the connection.
 SILENCE_S = 120.0
@@ -113,6 +116,7 @@ class Api:
         may_write: Callable[[], float] | None = None,
     ) -> None:
         self._observe = observe
+        self._page_size = PAGE
         self._on_stored = on_stored or (lambda _item: None)
         self._may_write = may_write or (lambda: REQUEST_TIMEOUT_S)
         # Reading the environment takes a thread for each request, so it is read only if a proxy is configured.
@@ -337,7 +341,17 @@ class Api:
 
     async def _page(self, path: str, query: str, token: str, accept: str = "application/json") -> Object:
         token = f"&continue={quote(token, safe='')}" if token else ""
-        return await self._request("GET", f"{path}?limit={PAGE}{query}{token}", accept=accept)
+        while True:
+            size = self._page_size
+            most = MAX_PAGE_BYTES if size > 1 else None
+            try:
+                page = await self._request("GET", f"{path}?limit={size}{query}{token}", accept=accept, most=most)
+            except _TooLarge:
+                self._page_size = max(1, min(self._page_size, size // 4))
+                continue
+            # The sizes of the next objects are unknown, so the size grows again step by step.
+            self._page_size = min(PAGE, max(self._page_size, 2 * size))
+            return page
 
     async def _find(self, path: str) -> Object | None:
         """Return the object at a path, None if it does not exist."""
@@ -355,6 +369,7 @@ class Api:
         body: Object | str | None = None,
         content_type: str = "application/json",
         accept: str = "application/json",
+        most: int | None = None,
     ) -> Object:
         limit = REQUEST_TIMEOUT_S
         if method != "GET":
@@ -364,7 +379,7 @@ class Api:
         started = time.perf_counter()
         status = 0
         try:
-            response, answer = await self._exchange(method, path, body, content_type, accept, limit)
+            response, answer = await self._exchange(method, path, body, content_type, accept, limit, most)
             status = response.status
         finally:
             if self._observe is not None:
@@ -374,14 +389,21 @@ class Api:
         return answer
 
     async def _exchange(
-        self, method: str, path: str, body: Object | str | None, content_type: str, accept: str, limit: float
+        self,
+        method: str,
+        path: str,
+        body: Object | str | None,
+        content_type: str,
+        accept: str,
+        limit: float,
+        most: int | None,
     ) -> tuple[aiohttp.ClientResponse, Object]:
         request = await self._serialized(method, path, body, content_type, accept)
         try:
             # The client's own timeout does not cover the body of the response.
             async with asyncio.timeout(limit):
                 response = (await self._client.call_api(*request, _request_timeout=limit)).response
-                content = await response.read()
+                content = await response.read() if most is None else await _read(response, most)
         except (aiohttp.ClientError, OSError) as error:
             raise ApiError(0, f"no answer from the API server: {error or type(error).__name__}") from None
         return response, _parsed(content)
@@ -393,6 +415,25 @@ class Api:
         return await self._client.param_serialize(
             method, path, query_params=[], header_params=headers, body=body, auth_settings=["BearerToken"]
         )
+
+
+class _TooLarge(Exception):
+    """A response exceeds the limit of its request."""
+
+
+async def _read(response: aiohttp.ClientResponse, most: int) -> bytes:
+    """Return the body of a response.
+
+    Raises:
+        _TooLarge: it is larger than `most`. The rest is not read.
+    """
+    content = bytearray()
+    async for piece in response.content.iter_any():
+        content += piece
+        if len(content) > most:
+            response.close()
+            raise _TooLarge
+    return bytes(content)
 
 
 def _identity(lease: Object | None) -> str | None:
