@@ -33,6 +33,8 @@ from .database import CONNECT_TIMEOUT_S, LOCK_TIMEOUT_S, Database, DatabaseError
 logger = logging.getLogger(__name__)
 
 GROUP = "userrealtime_relay"
+LIMITED_CREATEROLE = 16
+"""The first version of PostgreSQL in which CREATEROLE does not include the predefined roles."""
 # A pod holds one connection, and briefly two more to detect a pooler. During a replacement there are two pods.
 CONNECTION_LIMIT = 6
 """Connections for each of a user's pods."""
@@ -118,6 +120,7 @@ class Roles:
                         await _limit_locks(connection)
                         await connection.execute("select userrealtime.prepare_roles()")
                     self._prepared = True
+                    _warn_of_old_server(connection.get_server_version().major)
                 known = await connection.fetchrow(
                     "select r.resource = $2 and r.user_id = $3 and r.fingerprint = $4 as same, "
                     "r.name is null as unknown, r.resource = $2 as same_resource, "
@@ -330,6 +333,17 @@ class Roles:
 def other_name(name: str) -> str:
     """Return the other one of a user's two roles."""
     return name[:-1] + ("b" if name.endswith("a") else "a")
+
+
+def _warn_of_old_server(version: int) -> None:
+    if version < LIMITED_CREATEROLE:
+        logger.warning(
+            "PostgreSQL %d lets a role with CREATEROLE give itself roles such as pg_execute_server_program, so the "
+            "operator's database URL gives access to the server's files and programs: upgrade to PostgreSQL %d, or set "
+            "database.credentials to shared and revoke CREATEROLE",
+            version,
+            LIMITED_CREATEROLE,
+        )
 
 
 async def _limit_locks(connection: _Connection) -> None:
