@@ -520,6 +520,7 @@ def test_the_test_namespaces_enforce_the_restricted_standard(system: System, nam
         ({**DATABASE, "relay": {"allowedOrigins": ["app.example.com"]}}, "/relay/allowedOrigins/0"),
         ({**DATABASE, "relay": {"auth": {"jwksUrl": "issuer"}}}, "/relay/auth/jwksUrl"),
         ({**DATABASE, "relay": {"auth": {"jwksUrl": "https://a.example"}}}, "jwksUrl requires relay.auth.audience"),
+        ({**DATABASE, "relay": {"auth": {"allowUserKeys": False}}}, "allowUserKeys: false requires relay.auth.jwksUrl"),
         ({**DATABASE, "tokenKeys": {"rotateAfter": "monthly"}}, "/tokenKeys/rotateAfter"),
         ({**DATABASE, "idle": {"after": "soon"}}, "/idle/after"),
         ({**DATABASE, "trust": {"certificates": "/etc/ssl/ca.crt"}}, "/trust/certificates"),

@@ -349,8 +349,10 @@ def bounds() -> list[dict[Path, Any]]:
 def choices() -> list[dict[Path, Any]]:
     """Return values with which every choice of every setting occurs."""
     longest = max(len(each.choices) for each in SETTINGS)
+    # Without keys of users, an identity provider is required.
+    provider = {("relay", "auth", name): FREE["relay", "auth", name] for name in ("jwksUrl", "audience")}
     return [
-        {each.path: each.choices[number % len(each.choices)] for each in SETTINGS if each.choices}
+        provider | {each.path: each.choices[number % len(each.choices)] for each in SETTINGS if each.choices}
         for number in range(longest)
     ]
 

@@ -168,6 +168,13 @@ class Reader:
             )
         return text if text not in ("", "*") else None
 
+    def user_keys(self, name: str, jwks_name: str) -> bool:
+        """Return whether tokens of the user's own keys are accepted. Otherwise, a key set is required."""
+        allowed = self.choice(name, "true", ("true", "false")) == "true"
+        if not allowed and not self.text(jwks_name, ""):
+            self.problems.append(f"{jwks_name}: required with {name}=false: otherwise no token would be accepted")
+        return allowed
+
     def service_url(self, name: str) -> str | None:
         text = self.text(name, "")
         if text and not re.fullmatch(r"http://[a-z0-9.-]+(:[0-9]{1,5})?(/[a-z0-9./-]*)?", text):

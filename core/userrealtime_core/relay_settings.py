@@ -58,6 +58,7 @@ class RelaySettings(AuthSettings):
         """Read the settings. The reader collects the problems."""
         return RelaySettings(
             jwks_url=read.jwks_url("JWKS_URL"),
+            allow_user_keys=read.user_keys("ALLOW_USER_KEYS", "JWKS_URL"),
             token_issuer=read.text("TOKEN_ISSUER", "") or None,
             token_audience=read.audience("TOKEN_AUDIENCE", "JWKS_URL"),
             token_user_claim=read.text("TOKEN_USER_CLAIM", "sub"),

@@ -108,6 +108,7 @@ class RelayAuth(Section):
     """Which tokens the pods accept."""
 
     allow_query_token: Annotated[Flag | None, Variable("ALLOW_QUERY_TOKEN")] = None
+    allow_user_keys: Annotated[Flag | None, Variable("ALLOW_USER_KEYS")] = None
     audience: Annotated[str | None, Variable("TOKEN_AUDIENCE")] = None
     issuer: Annotated[str | None, Variable("TOKEN_ISSUER")] = None
     jwks_url: Annotated[JwksUrl | None, Variable("JWKS_URL")] = None
@@ -123,6 +124,8 @@ class RelayAuth(Section):
                 "required with jwksUrl: the value of `aud` in tokens for this application; or '*', to accept tokens "
                 "for all applications of the identity provider",
             )
+        if self.allow_user_keys is False and self.jwks_url is None:
+            raise fault("jwksUrl", "required with allowUserKeys: false, because otherwise no token would be accepted")
         return self
 
 

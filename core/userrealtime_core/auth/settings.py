@@ -10,6 +10,8 @@ class AuthSettings:
     """Which tokens are accepted. Times are in seconds; docs/relay.md has the table of the variables."""
 
     jwks_url: str | None = None
+    allow_user_keys: bool = True
+    """Whether HS256 tokens of the user's own keys are accepted. Otherwise, only those of the identity provider are."""
     token_issuer: str | None = None
     token_audience: str | None = None
     token_user_claim: str = "sub"  # noqa: S105 (a name)

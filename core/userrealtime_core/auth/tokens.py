@@ -129,7 +129,7 @@ class TokenVerifier:
 
     def _keys(self, header: dict[str, Any]) -> tuple[str, Sequence[str | jwt.PyJWK]]:
         algorithm = header.get("alg")
-        secrets = self._secrets()
+        secrets = self._secrets() if self._settings.allow_user_keys else ()
         if algorithm == "HS256" and secrets:
             return "HS256", secrets
         if algorithm in ASYMMETRIC and self._jwks is not None:
