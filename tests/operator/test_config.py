@@ -136,7 +136,11 @@ def test_when_keys_are_replaced() -> None:
         ("allowedOrigins", "'*'", "allowedOrigins: must be a list"),
         ("podLabels", "{a: 1}", r"podLabels\.a: must be text"),
         ("auth", "[1]", "auth: must be a mapping"),
-        ("auth", "{jwks: x}", r"auth\.jwks: unknown; known are allowQueryToken, allowUserKeys, audience, issuer, jwksUrl"),
+        (
+            "auth",
+            "{jwks: x}",
+            r"auth\.jwks: unknown; known are allowQueryToken, allowUserKeys, audience, issuer, jwksUrl",
+        ),
         ("auth", "{allowUserKeys: false}", r"auth\.jwksUrl: required with allowUserKeys: false"),
         (
             "auth",

@@ -100,19 +100,26 @@ async def test_a_lying_broker_withholds_no_event(message: str) -> None:
 async def test_a_large_reply_of_a_broker_is_not_kept(reply: bytes) -> None:
     """A Redis cannot use up the memory of a relay: the connection ends before the rest of the reply is read."""
 
+    closed = asyncio.Event()
+
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readline()
         writer.write(reply)
         with contextlib.suppress(ConnectionError):
             await reader.read()
         writer.transport.abort()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+        closed.set()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     url = Secret(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}")
     async with asyncio.timeout(PATIENCE_S):
-        with pytest.raises(Unreachable, match="reply of more than|a line of type"):
+        with pytest.raises(Unreachable, match=r"reply of more than|a line of type"):
             await redis.subscribe(url, USER, lambda _message: None)
+        await closed.wait()
     server.close()
+    await server.wait_closed()
 
 
 WITH_ACCOUNTS = ("nats", "redis")

@@ -25,7 +25,7 @@ PROVIDER = {"TOKEN_AUDIENCE": "*", "ALLOW_USER_KEYS": "false"}
 async def test_a_stolen_token_key_is_useless_without_user_keys(migrated: Database) -> None:
     async with (
         endpoint(jwk(RSA, "r")) as issuer,
-        running(migrated.url, JWKS_URL=issuer.url, TOKEN_KEY=KEY, **PROVIDER) as relay,
+        running(migrated.url, None, JWKS_URL=issuer.url, TOKEN_KEY=KEY, **PROVIDER) as relay,
     ):
         assert (await request(relay, "/poll", token())).status == 401
         assert (await request(relay, "/poll", sign(RSA, "r"))).status == 200

@@ -266,6 +266,7 @@ class LeaseApi(Api):
         body: Object | str | None = None,
         content_type: str = "application/json",
         accept: str = "application/json",
+        most: int | None = None,
     ) -> Object:
         assert isinstance(body, dict)
         return body

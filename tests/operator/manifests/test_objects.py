@@ -225,6 +225,7 @@ FULL = parse_config(
         leeway: 0s
         maxLifetime: 1h
         allowQueryToken: true
+        allowUserKeys: false
       nodeSelector: {pool: realtime}
       tolerations: [{operator: Exists}]
       affinity: {podAntiAffinity: {}}
@@ -271,6 +272,7 @@ def test_every_relay_setting_is_offered_or_excluded_explicitly(tmp_path: Path) -
     assert (config.token_audience, config.token_user_claim, config.token_leeway) == ("realtime", "email", 0)
     assert config.token_max_lifetime == 3600
     assert config.allow_query_token is True
+    assert config.allow_user_keys is False
     assert config.announce_url == f"http://waker.system.svc:8081/{resource().namespace}/{resource().child_name}"
     # These belong to the pod itself, or depend on its memory limit.
     kept = {
