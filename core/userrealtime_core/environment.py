@@ -1,5 +1,8 @@
 """Settings from the environment of a process. No message and no repr contains the value of a secret.
 
+Secrets can be files instead, in the directory that CREDENTIALS_DIR names: then child processes, crash dumps and
+`kubectl exec … env` do not show them. A mounted Secret is such a directory.
+
 All invalid variables are reported together, each with the accepted values: one message of a pod that does not start is
 then enough.
 """
@@ -17,6 +20,9 @@ from .database_url import validate_database_url
 from .secret import Secret
 from .wire.cors import validate_origin
 
+CREDENTIALS_DIR: Final = "CREDENTIALS_DIR"
+"""The variable with the directory of secrets. Each file has the name of the variable that it replaces."""
+MAXIMUM_CREDENTIAL_BYTES: Final = 64 << 10
 MAXIMUM_ID_LENGTH: Final = 253  # as userrealtime.publish checks it
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 BROKER_SCHEMES: Final = {
@@ -84,8 +90,18 @@ class Reader:
             )
         return text
 
+    def credential(self, name: str) -> str | None:
+        """Return a secret variable, as `read_credential` does. None after a problem."""
+        try:
+            return read_credential(self._environment, name)
+        except ValueError as error:
+            self.problems.append(f"{name}: {error}")
+            return None
+
     def database_url(self, name: str) -> Secret:
-        text = self.text(name, "")
+        text = self.credential(name)
+        if text is None:
+            return Secret("")
         wanted = "a URL like postgresql://role:password@host:5432/database, a direct connection (no pooler)"
         if not text:
             self.problems.append(f"{name}: required: {wanted}")
@@ -103,7 +119,9 @@ class Reader:
     def broker_url(self, broker: str) -> Secret:
         """Read the URL of one of `BROKER_SCHEMES`, such as NATS_URL."""
         name = f"{broker.upper()}_URL"
-        text = self.text(name, "")
+        text = self.credential(name)
+        if text is None:
+            return Secret("")
         if (problem := validate_broker_url(broker, text)) is not None:
             self.problems.append(f"{name}: {problem}")
         return Secret(text)
@@ -191,6 +209,37 @@ class Reader:
         if not re.fullmatch(r"(/[A-Za-z0-9._~-]+)*", text):
             self.problems.append(f"{name}: {text!r} is not a path like /alice (no slash at the end), or empty")
         return text
+
+
+def read_credential(environment: Mapping[str, str], name: str) -> str:
+    """Return a secret variable, or the contents of the file with its name in CREDENTIALS_DIR. Empty if it is not set.
+
+    Raises:
+        ValueError: the file is missing or invalid. The message does not contain the secret.
+    """
+    text, directory = environment.get(name, ""), environment.get(CREDENTIALS_DIR, "")
+    if not directory:
+        return text
+    path = Path(directory) / name
+    if text:
+        raise ValueError(f"set either it, or {CREDENTIALS_DIR} with the file {path}")
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAXIMUM_CREDENTIAL_BYTES + 1)
+    except FileNotFoundError:
+        raise ValueError(f"the file {path} is missing: add the key {name} to the Secret that is mounted there") from None
+    except OSError as error:
+        raise ValueError(f"the file {path} cannot be read ({error.strerror}): make it readable for this user") from None
+    if len(content) > MAXIMUM_CREDENTIAL_BYTES:
+        raise ValueError(f"the file {path} has more than {MAXIMUM_CREDENTIAL_BYTES} bytes: it must contain one URL")
+    try:
+        # Editors and `echo` add a line end, which is not part of the secret.
+        text = content.decode().rstrip("\r\n")
+    except UnicodeDecodeError:
+        raise ValueError(f"the file {path} must contain one URL as UTF-8 text") from None
+    if not text:
+        raise ValueError(f"the file {path} is empty: set the key {name} of the Secret that is mounted there")
+    return text
 
 
 def validate_broker_url(broker: str, url: str) -> str | None:

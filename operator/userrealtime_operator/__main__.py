@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from userrealtime_core import logging_setup
+from userrealtime_core.environment import read_credential
 
 from . import __version__
 from .postgres.migrate import MigrationError, migrate
@@ -22,8 +23,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="userrealtime-operator",
         description="Run a realtime pod for every UserRealtime resource, with events from Postgres.",
-        epilog="The environment variable DATABASE_URL (postgresql://...) is the URL of the database. It is not an "
-        "argument, because the process list would show its password.",
+        epilog="The environment variable DATABASE_URL (postgresql://...) is the URL of the database. Instead, it can be "
+        "a file with this name in the directory CREDENTIALS_DIR. It is not an argument, because the process list would "
+        "show its password.",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
@@ -90,7 +92,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _migrate(patience_s: float) -> int:
-    url = os.environ.get("DATABASE_URL")
+    try:
+        url = read_credential(os.environ, "DATABASE_URL")
+    except ValueError as error:
+        print(f"userrealtime-operator: DATABASE_URL: {error}", file=sys.stderr)
+        return 2
     if not url:
         print("userrealtime-operator: set DATABASE_URL to the postgresql:// URL of the database", file=sys.stderr)
         return 2

@@ -28,7 +28,7 @@ from pydantic.dataclasses import dataclass
 from pydantic_core import ErrorDetails
 from typing_extensions import TypedDict  # for pydantic on Python 3.11
 
-from userrealtime_core.environment import LOG_LEVELS, ConfigError
+from userrealtime_core.environment import BROKER_SCHEMES, CREDENTIALS_DIR, LOG_LEVELS, ConfigError, read_credential
 from userrealtime_core.wire.cors import ORIGIN, validate_origin
 
 from .model.notifiers import SignalDefaults, SignalType
@@ -380,19 +380,28 @@ def parse_config(text: str, environment: Mapping[str, str] | None) -> Config:
         signals = {**signals, "type": signals.get("type") or (default if default in [*SignalType] else "")}
         document = {**document, "signals": signals}
     faults = [
-        f"{name}: set it in the environment; the file is not secret"
+        f"{name}: set it in the environment, or as a file in {CREDENTIALS_DIR}; this file is not secret"
         for name, section in ((DATABASE_URL, document), (BROKER_URL, signals))
         if name in section
     ]
+    unreadable: set[str] = set()
     if environment is not None:
-        document[DATABASE_URL] = environment.get(DATABASE_URL, "")
-        if isinstance(signals, dict):
-            signals[BROKER_URL] = environment.get(BROKER_URL, "")
+        wanted = [(document, DATABASE_URL, DATABASE_URL)]
+        if isinstance(signals, dict) and str(signals["type"]) in BROKER_SCHEMES:
+            wanted.append((signals, BROKER_URL, f"signals.{BROKER_URL}"))
+        for section, name, path in wanted:
+            section[name] = ""
+            try:
+                section[name] = read_credential(environment, name)
+            except ValueError as error:
+                faults.append(f"{name}: {error}")
+                unreadable.add(path)
     try:
         # A context marks values from the file, for the validators.
         config = _CONFIG.validate_python(document, context=text, by_alias=True, by_name=False)
     except ValidationError as error:
-        faults += map(_describe, error.errors(include_url=False, include_input=False))
+        found = map(_describe, error.errors(include_url=False, include_input=False))
+        faults += [each for each in found if each.partition(":")[0] not in unreadable]
     if faults:
         raise ConfigError("\n".join(faults))
     return config

@@ -15,7 +15,7 @@ from userrealtime_operator.config import Config
 from userrealtime_operator.kube.client import Api, ApiError
 from userrealtime_operator.kube.types import NamespacedName, Object, ObjectKey
 from userrealtime_operator.model.labels import TOKEN_KEY_ROTATION_ANNOTATION
-from userrealtime_operator.model.naming import child_name
+from userrealtime_operator.model.naming import CREDENTIALS_SUFFIX, child_name
 from userrealtime_operator.model.presence import Presence
 from userrealtime_operator.postgres.database import Database, DatabaseError
 from userrealtime_operator.process.metrics import Metrics
@@ -25,6 +25,9 @@ from userrealtime_operator.sleep.activator_endpoints import Activators
 Key = TypeVar("Key", contravariant=True)
 
 SECRET = ObjectKey("Secret", "users", child_name("alice"))
+"""Alice's token keys."""
+CREDENTIALS = ObjectKey("Secret", "users", child_name("alice") + CREDENTIALS_SUFFIX)
+"""The URLs for alice's pods."""
 
 
 class StandInApi(Api):
@@ -200,7 +203,7 @@ class ReconcilerFixture:
     def keys(self) -> dict[str, str]:
         """Return alice's token keys."""
         data = self.api.children[SECRET]["data"]
-        return {name: base64.b64decode(data[name]).decode() for name in data if name != "DATABASE_URL"}
+        return {name: base64.b64decode(data[name]).decode() for name in data}
 
     def request(self, value: str) -> None:
         """Request a new token key for alice."""

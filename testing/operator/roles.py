@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import asyncpg
 
-from testing.operator.fixture import SECRET, ReconcilerFixture
+from testing.operator.fixture import CREDENTIALS, ReconcilerFixture
 from testing.operator.samples import CONFIG, body
 from userrealtime_operator.config import DatabaseAccess
 from userrealtime_operator.postgres.database import Database
@@ -46,7 +46,7 @@ class RoleFixture(ReconcilerFixture):
         return roles
 
     async def served(self) -> str:
-        """Return the user that the database serves to the credentials in alice's Secret."""
+        """Return the user that the database serves to the credentials of alice's pods."""
         connection = await asyncpg.connect(self.secret_url())
         try:
             return str(await connection.fetchval("select userrealtime.served_user()"))
@@ -54,4 +54,4 @@ class RoleFixture(ReconcilerFixture):
             await connection.close()
 
     def secret_url(self) -> str:
-        return base64.b64decode(self.api.children[SECRET]["data"]["DATABASE_URL"]).decode()
+        return base64.b64decode(self.api.children[CREDENTIALS]["data"]["DATABASE_URL"]).decode()

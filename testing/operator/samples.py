@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
 from userrealtime_operator.config import Config, CredentialsType, DatabaseAccess, RelayDefaults, RouteDefaults
 from userrealtime_operator.kube.types import Object
 from userrealtime_operator.manifests.objects import Secrets
+from userrealtime_operator.model.naming import part_of
 from userrealtime_operator.model.resource import UserRealtime, parse_resource
 from userrealtime_operator.secrets.token_keys import TokenKeys
 
@@ -39,6 +41,11 @@ def body(name: str = "alice", *, limits: Object | None = None, **spec: Any) -> O
             **spec,
         },
     }
+
+
+def by_part(objects: Iterable[Object]) -> dict[str, Object]:
+    """Return the objects of a user by part, see `model.naming`."""
+    return {part_of(item["kind"], item["metadata"]["name"]): item for item in objects}
 
 
 def resource(name: str = "alice", **spec: Any) -> UserRealtime:

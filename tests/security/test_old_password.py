@@ -13,7 +13,7 @@ import pytest
 
 from testing.audit import AuditLines
 from testing.installation import SCOPE, Installation, installation
-from testing.operator.fixture import SECRET
+from testing.operator.fixture import CREDENTIALS, SECRET
 from testing.operator.roles import RoleFixture
 from testing.patience import PATIENCE_S
 from userrealtime_operator.kube.types import ObjectKey
@@ -226,7 +226,7 @@ class EmergencyFixture(RoleFixture):
         return world
 
     def credentials(self) -> Credentials:
-        found = read_credentials(self.api.children[SECRET], "DATABASE_URL")
+        found = read_credentials(self.api.children[CREDENTIALS], "DATABASE_URL")
         assert found is not None
         return found
 

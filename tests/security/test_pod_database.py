@@ -16,7 +16,7 @@ from testing.operator.samples import body
 from testing.patience import PATIENCE_S
 from userrealtime_core.secret import Secret
 from userrealtime_operator.kube.types import ObjectKey
-from userrealtime_operator.model.naming import child_name
+from userrealtime_operator.model.naming import CREDENTIALS_SUFFIX, child_name
 from userrealtime_operator.postgres import migrate as migrations
 from userrealtime_operator.postgres.database import Database, DatabaseError
 from userrealtime_operator.postgres.migrate import Migration, Schema, load_schema, migrate
@@ -237,7 +237,7 @@ async def test_a_held_row_delays_the_erasure_of_no_user() -> None:
             world.add(item)
             await world.reconcile(name)
             await admin.execute("select userrealtime.publish($1, 'test')", name)
-        secret = world.api.children[ObjectKey("Secret", "users", child_name(MALLORY))]
+        secret = world.api.children[ObjectKey("Secret", "users", child_name(MALLORY) + CREDENTIALS_SUFFIX)]
         credentials = read_credentials(secret, "DATABASE_URL")
         assert credentials is not None
         elsewhere = await asyncpg.connect(credentials.url(site.server.url("postgres")))

@@ -11,11 +11,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from userrealtime_core.environment import CREDENTIALS_DIR
 from userrealtime_operator.config import Config, RouteType, Trust
 from userrealtime_operator.kube.quantity import canonicalize_resources
 from userrealtime_operator.kube.types import Object
 from userrealtime_operator.model.labels import MANAGED_BY, RELAY, SLICES_MANAGED_BY, WS_PORT
-from userrealtime_operator.model.naming import object_name
+from userrealtime_operator.model.naming import CREDENTIALS, object_name
 from userrealtime_operator.model.resource import API_VERSION, KIND, UserRealtime
 from userrealtime_operator.model.routes import Route, RouteError, parse_url, parse_url_template
 from userrealtime_operator.model.tenancy import check_host
@@ -24,9 +25,10 @@ from userrealtime_operator.sleep.state import Asleep, Endpoints
 
 APPLIED_DIGEST = "userrealtime.dev/applied-digest"
 SERIES_DIGEST = "userrealtime.dev/token-key-series-digest"
-"""An annotation of a Deployment: the digest of the key series of its pods."""
+"""An annotation of a Deployment and of a Secret with URLs: the digest of the key series with which it was written."""
 DATABASE_URL = "DATABASE_URL"
 HEALTH_PORT = 3000
+CREDENTIALS_DIRECTORY = "/var/run/userrealtime/credentials"
 KEY_DIRECTORY = "/var/run/userrealtime/keys"
 TRUST_DIRECTORY = "/var/run/userrealtime/trust"
 TRUST_FILE = "ca.crt"
@@ -36,7 +38,7 @@ TERMINATION_GRACE_S = 30
 
 @dataclass(frozen=True, slots=True)
 class Secrets:
-    """The contents of a user's Secret, hidden from `repr`."""
+    """The contents of a user's two Secrets, hidden from `repr`."""
 
     token_keys: TokenKeys
     database_url: str
@@ -107,10 +109,26 @@ def _broker(resource: UserRealtime, config: Config) -> dict[str, str]:
     return {signal.variable: config.signals.url} if signal.broker else {}
 
 
-def _secret(resource: UserRealtime, config: Config, secrets: Secrets) -> Object:
-    values = {DATABASE_URL: secrets.database_url, **_broker(resource, config), **secrets.token_keys.data()}
+def _key_secret(resource: UserRealtime, secrets: Secrets) -> Object:
+    """Return the Secret with the token keys. Applications and the activator read it."""
+    return _secret(_metadata(resource), secrets.token_keys.annotations(), secrets.token_keys.data())
+
+
+def _credential_values(resource: UserRealtime, config: Config, secrets: Secrets) -> dict[str, str]:
+    return {DATABASE_URL: secrets.database_url, **_broker(resource, config)}
+
+
+def _credential_secret(resource: UserRealtime, config: Config, secrets: Secrets) -> Object:
+    """Return the Secret with the URLs of the database and of the broker. Only the user's pods need it."""
     metadata = _metadata(resource)
-    metadata["annotations"] |= {**secrets.token_keys.annotations(), **secrets.database_annotations}
+    metadata["name"] = object_name(CREDENTIALS, resource.child_name)
+    # If the keys are replaced because the Secret with the keys was lost, the password is replaced with them.
+    annotations = {SERIES_DIGEST: digest(secrets.token_keys.series), **secrets.database_annotations}
+    return _secret(metadata, annotations, _credential_values(resource, config, secrets))
+
+
+def _secret(metadata: Object, annotations: Mapping[str, str], values: Mapping[str, str]) -> Object:
+    metadata["annotations"] |= annotations
     return {
         "apiVersion": "v1",
         "kind": "Secret",
@@ -203,6 +221,7 @@ def _environment(resource: UserRealtime, config: Config, route: Route | None) ->
         "WS_PORT": str(WS_PORT),
         "HEALTH_PORT": str(HEALTH_PORT),
         "TOKEN_KEY_DIR": KEY_DIRECTORY,
+        CREDENTIALS_DIR: CREDENTIALS_DIRECTORY,
         "MAX_CONNECTIONS": str(resource.max_connections),
         "MAX_MESSAGE_BYTES": str(resource.max_message_bytes),
         "MAX_MESSAGES_PER_SECOND": str(resource.max_messages_per_second),
@@ -219,12 +238,8 @@ def _environment(resource: UserRealtime, config: Config, route: Route | None) ->
         settings |= dict.fromkeys(("SSL_CERT_FILE", "PGSSLROOTCERT"), f"{TRUST_DIRECTORY}/{TRUST_FILE}")
     # The kubelet expands $(NAME) in values, and replaces $$ with $.
     env: list[Object] = [{"name": name, "value": value.replace("$", "$$")} for name, value in settings.items() if value]
-    secret = [
-        {"name": name, "valueFrom": {"secretKeyRef": {"name": resource.child_name, "key": name}}}
-        for name in (DATABASE_URL, *_broker(resource, config))
-    ]
     own_ip = {"name": "POD_IP", "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "status.podIP"}}}
-    return [*env, *([own_ip] if announce_url else []), *secret]
+    return [*env, *([own_ip] if announce_url else [])]
 
 
 def _key_volume(resource: UserRealtime) -> Object:
@@ -235,6 +250,17 @@ def _key_volume(resource: UserRealtime) -> Object:
     return {"name": "keys", "secret": source}
 
 
+def _credential_volume(resource: UserRealtime, config: Config) -> Object:
+    """Return a volume with the URLs as files, which the relay reads when it starts."""
+    items = [{"key": name, "path": name} for name in (DATABASE_URL, *_broker(resource, config))]
+    source = {
+        "secretName": object_name(CREDENTIALS, resource.child_name),
+        "items": items,
+        "defaultMode": 0o444,
+    }
+    return {"name": "credentials", "secret": source}
+
+
 def _trust_volume(trust: Trust) -> Object:
     """Return a volume with the certificates as a file, which the kubelet updates."""
     source = {"name": trust.config_map, "items": [{"key": trust.key, "path": TRUST_FILE}], "defaultMode": 0o444}
@@ -243,7 +269,7 @@ def _trust_volume(trust: Trust) -> Object:
 
 def _pod_spec(resource: UserRealtime, config: Config, route: Route | None) -> Object:
     resources = resource.resources if resource.resources is not None else config.relay.resources
-    volumes = {KEY_DIRECTORY: _key_volume(resource)}
+    volumes = {KEY_DIRECTORY: _key_volume(resource), CREDENTIALS_DIRECTORY: _credential_volume(resource, config)}
     if config.trust is not None:
         volumes[TRUST_DIRECTORY] = _trust_volume(config.trust)
     container = {
@@ -316,12 +342,12 @@ def _deployment(
             "template": {
                 "metadata": {
                     "labels": {**config.relay.pod_labels, **MANAGED_BY, **_selector(resource)},
-                    # The environment is read once, so a new URL needs a new pod. New token keys do not, unless they
+                    # The URLs are read once, so a new URL needs a new pod. New token keys do not, unless they
                     # have a new series: then older tokens are invalid, and the kubelet would need a minute for them.
                     "annotations": {
                         **config.relay.pod_annotations,
                         "userrealtime.dev/secret-digest": digest(
-                            [secrets.token_keys.series, secrets.database_url, *_broker(resource, config).values()]
+                            [secrets.token_keys.series, *_credential_values(resource, config, secrets).values()]
                         ),
                     },
                 },
@@ -361,7 +387,11 @@ def desired_objects(
         RouteError, SignalError: the route or the signal of the resource is not supported.
     """
     route = route_of(resource, config)
-    objects = [_secret(resource, config, secrets), _service(resource)]
+    objects = [
+        _key_secret(resource, secrets),
+        _credential_secret(resource, config, secrets),
+        _service(resource),
+    ]
     if activators is not None:  # before the pod is removed
         objects.append(_endpoint_slice(resource, activators))
     objects.append(_deployment(resource, config, secrets, route, asleep))

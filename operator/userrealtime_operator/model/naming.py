@@ -14,6 +14,13 @@ PREFIX = "urt"
 SLUG_LENGTH = 40
 HASH_LENGTH = 12
 SLICE_SUFFIX = "-activator"
+CREDENTIALS_SUFFIX = "-credentials"
+SECRET = "Secret"
+"""The part with the user's token keys."""
+CREDENTIALS = "Secret/credentials"
+"""The part with the URLs of the database and of the broker, which the user's pods need."""
+_PARTS = {"EndpointSlice": ("EndpointSlice", SLICE_SUFFIX), CREDENTIALS: (SECRET, CREDENTIALS_SUFFIX)}
+"""The parts whose name has a suffix, each with its kind and the suffix."""
 
 
 @functools.lru_cache(maxsize=1024)
@@ -28,14 +35,29 @@ def child_name(user_id: str) -> str:
     return "-".join(part for part in (PREFIX, slug, tail) if part)
 
 
-def object_name(kind: str, child: str) -> str:
-    """Return the name of a user's object of a kind, from the common name of the objects."""
-    return child + SLICE_SUFFIX if kind == "EndpointSlice" else child
+def object_name(part: str, child: str) -> str:
+    """Return the name of a user's object, from the common name of the objects.
+
+    A part is the kind of an object, or `CREDENTIALS`.
+    """
+    return child + _PARTS[part][1] if part in _PARTS else child
+
+
+def kind_of(part: str) -> str:
+    """Return the kind of a part."""
+    return _PARTS[part][0] if part in _PARTS else part
+
+
+def part_of(kind: str, name: str) -> str:
+    """Return which part an object is, from its kind and its name."""
+    # The common name of a user's objects ends with a hash of `HASH_LENGTH` characters, so it never has such a suffix.
+    return next((part for part, (of, suffix) in _PARTS.items() if of == kind and name.endswith(suffix)), kind)
 
 
 def child_of(kind: str, name: str) -> str:
     """Return the common name of a user's objects, from the name of one of them."""
-    return name.removesuffix(SLICE_SUFFIX) if kind == "EndpointSlice" else name
+    part = part_of(kind, name)
+    return name.removesuffix(_PARTS[part][1]) if part in _PARTS else name
 
 
 def instance_name() -> str:

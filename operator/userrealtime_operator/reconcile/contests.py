@@ -42,7 +42,7 @@ class _Repairs:
 
 
 class Contests:
-    """The contested fields of all objects, by user and kind. `clock` returns seconds."""
+    """The contested fields of all objects, by user and part (see `model.naming`). `clock` returns seconds."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -95,7 +95,7 @@ class Contests:
 
 
 def contested(fields: Iterable[tuple[str, str]]) -> ConditionResult:
-    """Return the condition for these fields, each with the kind of its object."""
+    """Return the condition for these fields, each with the part that has it."""
     found = sorted(f"{kind} {name}" for kind, name in fields)
     more = f", and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
     return ConditionResult(

@@ -20,7 +20,7 @@ class Observed:
     body: Mapping[str, Any]
     """The resource as the API server returned it."""
     live: Mapping[str, Live]
-    """The objects of the user, by kind."""
+    """The objects of the user, by part: see `model.naming`."""
 
     @property
     def user(self) -> NamespacedName:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from userrealtime_operator.config import Config
 from userrealtime_operator.kube.client import CHILD_KINDS, Api, ApiError
@@ -19,7 +19,7 @@ from userrealtime_operator.kube.types import NamespacedName, Object, ObjectKey
 from userrealtime_operator.manifests.objects import APPLIED_DIGEST, SERIES_DIGEST, Secrets, desired_objects, route_of
 from userrealtime_operator.model.conditions import ConditionResult, deployment_progress, deployment_ready, true_since
 from userrealtime_operator.model.errors import ResourceError, RouteConflict, ServedElsewhere
-from userrealtime_operator.model.naming import child_name, object_name
+from userrealtime_operator.model.naming import CREDENTIALS, SECRET, child_name, kind_of, object_name, part_of
 from userrealtime_operator.model.notifiers import Listeners, SignalError
 from userrealtime_operator.model.resource import ResourceIdentity, UserRealtime, parse_identity, parse_resource
 from userrealtime_operator.model.routes import Route
@@ -56,6 +56,8 @@ PODS_LAST_S = 120.0
 # For how long a rollout counts if something else modifies the Deployment, or prevents that it is applied: the pods may
 # never become available, although the relay has no fault.
 FOREIGN_ROLLOUT_S = 600.0
+PARTS: Final = frozenset({*CHILD_KINDS, CREDENTIALS})
+"""What the objects of a user are, see `model.naming`."""
 REJECTED = (400, 403, 422)
 """The statuses of an object that is rejected for its contents, not for a temporary reason."""
 
@@ -69,7 +71,7 @@ class Applied:
     rollout_waits: bool
     """A change of the pod waits for the rollouts of other users."""
     contests: Collection[tuple[str, str]]
-    """The fields that something else sets, each with the kind of its object."""
+    """The fields that something else sets, each with the part that has it."""
     due_s: float | None
     """The seconds until a contested field is due to be repaired."""
 
@@ -236,8 +238,8 @@ class Reconciler:
         Raises:
             ApiError: not all of them were deleted.
         """
-        for kind in CHILD_KINDS:
-            key = ObjectKey(kind, namespace, object_name(kind, name))
+        for part in PARTS:
+            key = ObjectKey(kind_of(part), namespace, object_name(part, name))
             live = self._children.get(key)
             if live is not None and owner_uid(live) is None:
                 await self._writer.delete(key, ", which had no owner")
@@ -339,23 +341,23 @@ class Reconciler:
     async def _withdraw(self, resource: ResourceIdentity, error: ResourceError) -> None:
         """Delete the objects of a resource that the platform does not allow any more."""
         for kind in _WITHDRAWN.get(type(error), ()):
-            key = ObjectKey(kind, resource.namespace, object_name(kind, resource.child_name))
+            key = _part_key(resource, kind)
             live = self._children.get(key)
             if live is not None and owner_uid(live) == resource.uid and not live["metadata"].get("deletionTimestamp"):
                 await self._writer.delete(key, f": {error}")
 
     def _live(self, resource: ResourceIdentity) -> Mapping[str, Live]:
-        """Return the objects of a resource, by kind.
+        """Return the objects of a resource, by part.
 
         Raises:
             Conflict: an object belongs to another resource.
         """
         live = {
-            kind: self._children.get(ObjectKey(kind, resource.namespace, object_name(kind, resource.child_name)))
-            for kind in CHILD_KINDS
+            part: self._children.get(_part_key(resource, part))
+            for part in PARTS
         }
-        for kind, item in live.items():
-            check_owner(resource, kind, item)
+        for part, item in live.items():
+            check_owner(resource, kind_of(part), item)
         return live
 
     async def _apply_children(self, observed: Observed, database_available: bool) -> Applied:
@@ -371,12 +373,12 @@ class Reconciler:
 
         kept = await self._keeper.keep(
             resource,
-            live["Secret"],
-            lambda secrets: desired(secrets)[0],
+            live,
+            lambda secrets: [item for item in desired(secrets) if item["kind"] == SECRET],
             database_available=database_available,
             rolling_out=bool(deployment_progress(live["Deployment"]).true),
         )
-        live["Secret"] = kept.live
+        live |= kept.live
         objects = desired(kept.contents.secrets)
         rollout_waits = False
         contests: set[tuple[str, str]] = set()
@@ -384,29 +386,29 @@ class Reconciler:
         urgent = requested or kept.replaces_password or _is_of_another_series(live["Deployment"], objects)
         sleeps = plan.asleep is not None or asleep(live["Deployment"]) is not None
         for item in objects:
-            kind, found = item["kind"], live[item["kind"]]
+            part = part_of(item["kind"], item["metadata"]["name"])
+            found = live[part]
             if is_up_to_date(found, item):
                 continue
             digest, fields = item["metadata"]["annotations"][APPLIED_DIGEST], drift(found, item)
-            if found is not None and self._contests.accepts(observed.user, kind, digest, fields):
-                contests |= {(kind, field) for field in fields}
+            if found is not None and self._contests.accepts(observed.user, part, digest, fields):
+                contests |= {(part, field) for field in fields}
                 continue
-            if kind == "Deployment" and found is not None and not urgent and not sleeps:
+            if part == "Deployment" and found is not None and not urgent and not sleeps:
                 rollout_waits = not self._rollouts.begin(observed.user)
                 if rollout_waits:
                     continue
             stored = drift(await self._writer.write(found, item), item)
-            contests |= {(kind, field) for field in stored}
+            contests |= {(part, field) for field in stored}
             changed = fields if is_applied(found, digest) else frozenset[str]()
-            self._contests.applied(observed.user, kind, digest, changed, stored)
+            self._contests.applied(observed.user, part, digest, changed, stored)
         if database_available and kept.problem is None:
             self._keeper.written(resource)
-        unwanted = CHILD_KINDS.keys() - {item["kind"] for item in objects}
-        for kind in unwanted - ({"EndpointSlice"} if plan.slice else set()):
-            if live[kind] is not None:
-                name = object_name(kind, resource.child_name)
-                await self._writer.delete(ObjectKey(kind, resource.namespace, name))
-        waits = (self._contests.remaining_s(observed.user, kind) for kind, _ in contests)
+        unwanted = PARTS - {part_of(item["kind"], item["metadata"]["name"]) for item in objects}
+        for part in unwanted - ({"EndpointSlice"} if plan.slice else set()):
+            if live[part] is not None:
+                await self._writer.delete(_part_key(resource, part))
+        waits = (self._contests.remaining_s(observed.user, part) for part, _ in contests)
         due_s = min((wait for wait in waits if wait is not None), default=None)
         return Applied(kept, plan, rollout_waits, contests, due_s)
 
@@ -455,6 +457,10 @@ _NOT_REGISTERED = ConditionResult(False, "NotRegistered", "the resource is not r
 def _rank(resource: UserRealtime, body: Mapping[str, Any]) -> Rank:
     created: str = body["metadata"].get("creationTimestamp", "")
     return Rank(resource.route_url is not None, created, resource.uid)
+
+
+def _part_key(resource: ResourceIdentity, part: str) -> ObjectKey:
+    return ObjectKey(kind_of(part), resource.namespace, object_name(part, resource.child_name))
 
 
 def _deployment_key(namespace: str, user_id: str) -> ObjectKey:

@@ -1,5 +1,7 @@
 """The contents of users' Secrets, and the database roles that they give access to.
 
+A user has two: one with the token keys, and one with the URLs of the database and of the broker.
+
 A Secret holds values that cannot be computed again. So it is read from the API server before it is replaced, and the
 write fails if it has changed since: two outdated caches never both write it.
 """
@@ -8,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import secrets as random_source
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -17,19 +19,22 @@ from urllib.parse import urlsplit
 from userrealtime_operator.config import Config, CredentialsType
 from userrealtime_operator.kube.client import Api
 from userrealtime_operator.kube.types import Object
-from userrealtime_operator.manifests.objects import DATABASE_URL, Secrets
+from userrealtime_operator.manifests.objects import DATABASE_URL, SERIES_DIGEST, Secrets, digest
 from userrealtime_operator.model.conditions import ConditionResult
+from userrealtime_operator.model.naming import CREDENTIALS, SECRET, object_name
 from userrealtime_operator.model.resource import UserRealtime
 from userrealtime_operator.postgres.database import DatabaseError
 from userrealtime_operator.postgres.roles import PasswordChanged, RoleCause, Roles
 from userrealtime_operator.secrets.database_passwords import Access, choose_access, read_credentials, role_names
-from userrealtime_operator.secrets.token_keys import advance, series_of
+from userrealtime_operator.secrets.token_keys import advance
 
 from .children import ChildWriter, Live, check_owner, is_up_to_date, owner_uid
 
 logger = logging.getLogger(__name__)
 
 TOKEN_KEY_BYTES: Final = 32
+PARTS: Final = (SECRET, CREDENTIALS)
+"""The two Secrets of a user, in the order of their manifests."""
 
 
 def random_text() -> str:
@@ -37,20 +42,22 @@ def random_text() -> str:
     return random_source.token_urlsafe(TOKEN_KEY_BYTES)
 
 
-def own_secret(resource: UserRealtime, live: Live) -> Live:
-    """Return a Secret whose contents the resource keeps, None for a Secret of another creator, who knows its keys.
+def own_secret(resource: UserRealtime, part: str, live: Live) -> Live:
+    """Return a Secret whose contents the resource keeps, None for a Secret of another creator, who knows its contents.
 
-    A resource keeps the contents of its own Secret, and of the Secret whose uid its annotation names.
+    A resource keeps the contents of its own Secrets, and of a Secret with keys whose uid its annotation names.
     """
     if live is None or owner_uid(live) == resource.uid:
         return live
+    if part == CREDENTIALS:
+        return None
     adopted = resource.adopted_secret
     return live if adopted is not None and live["metadata"].get("uid") == adopted else None
 
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What a Secret must contain."""
+    """What the Secrets of a user must contain."""
 
     secrets: Secrets
     access: Access | None
@@ -61,9 +68,10 @@ class Contents:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """The stored Secret of a user, and its desired contents."""
+    """The stored Secrets of a user, and their desired contents."""
 
-    live: Live
+    live: Mapping[str, Live]
+    """The Secrets, by part."""
     contents: Contents
     problem: ConditionResult | None
     """Why the database does not have the pods' role."""
@@ -105,19 +113,19 @@ class SecretKeeper:
     async def keep(
         self,
         resource: UserRealtime,
-        live: Live,
-        build: Callable[[Secrets], Object],
+        live: Mapping[str, Live],
+        build: Callable[[Secrets], Iterable[Object]],
         *,
         database_available: bool,
         rolling_out: bool,
     ) -> Kept:
-        """Decide the contents of a Secret, create it if there is none, and create its role in the database.
+        """Decide the contents of a user's Secrets, create those that are missing, and create the role in the database.
 
         An existing Secret is not written here, but with the other objects.
 
         Args:
-            live: the Secret in the cache.
-            build: returns the manifest of the Secret.
+            live: the objects in the cache, by part.
+            build: returns the manifests of the Secrets, in the order of `PARTS`.
             rolling_out: pods are being replaced. A password stays valid until that has ended, so none is rotated now.
 
         Raises:
@@ -125,30 +133,40 @@ class SecretKeeper:
         """
         replaces = database_available and resource.uid in self._lost
         may_rotate = database_available and not rolling_out
-        contents = await self._contents(resource, own_secret(resource, live), may_rotate, replaces)
-        manifest = build(contents.secrets)
-        created = await self._writer.create(manifest) if live is None else None
-        if created is not None:
-            live = created
-        elif not is_up_to_date(live, manifest):
-            live = await self._api.get("Secret", resource.namespace, resource.child_name)
-            check_owner(resource, "Secret", live)
-            if live is not None and own_secret(resource, live) is None:
-                logger.warning(
-                    "the Secret %s/%s has another creator: replacing its keys and password",
-                    resource.namespace,
-                    resource.child_name,
-                )
-            contents = await self._contents(resource, own_secret(resource, live), may_rotate, replaces)
+        live = {part: live[part] for part in PARTS}
+        contents = await self._contents(resource, live, may_rotate, replaces)
+        stored = set()
+        for number, part in enumerate(PARTS, 1):
+            # The contents of the second Secret depend on the first one, which may just have been created or read.
+            manifest = dict(zip(PARTS, build(contents.secrets), strict=True))[part]
+            created = await self._writer.create(manifest) if live[part] is None else None
+            if created is not None:
+                live[part] = created
+                stored.add(part)
+            elif not is_up_to_date(live[part], manifest):
+                for each in PARTS[:number]:
+                    if each not in stored:
+                        live[each] = await self._read(resource, each)
+                        stored.add(each)
+                contents = await self._contents(resource, live, may_rotate, replaces)
         problem: ConditionResult | None = None
         if database_available:
             problem = await self._ensure_role(resource, contents.access, contents.secrets.token_keys.series)
         if problem and contents.access and (contents.access.rotated or replaces):
             # No pod may get a password that the database does not have.
-            contents = await self._contents(resource, own_secret(resource, live), may_rotate=False, replaces=False)
+            contents = await self._contents(resource, live, may_rotate=False, replaces=False)
         if contents.access is not None and contents.access.rotated:
             self._rotated.add(resource.uid)
         return Kept(live, contents, problem, replaces)
+
+    async def _read(self, resource: UserRealtime, part: str) -> Live:
+        """Return a Secret as the API server has it."""
+        name = object_name(part, resource.child_name)
+        live = await self._api.get(SECRET, resource.namespace, name)
+        check_owner(resource, SECRET, live)
+        if live is not None and own_secret(resource, part, live) is None:
+            logger.warning("the Secret %s/%s has another creator: replacing its contents", resource.namespace, name)
+        return live
 
     def written(self, resource: UserRealtime) -> None:
         """The Secret has been written, and the database has its role."""
@@ -176,16 +194,19 @@ class SecretKeeper:
         self._ensured.pop(resource.uid, None)
         return True
 
-    async def _contents(self, resource: UserRealtime, live: Live, may_rotate: bool, replaces: bool) -> Contents:
-        keys, keys_due_s = advance(live, resource.key_rotation, self._now(), self._config.token_keys, random_text)
+    async def _contents(
+        self, resource: UserRealtime, live: Mapping[str, Live], may_rotate: bool, replaces: bool
+    ) -> Contents:
+        key_secret, credential_secret = (own_secret(resource, part, live[part]) for part in PARTS)
+        keys, keys_due_s = advance(key_secret, resource.key_rotation, self._now(), self._config.token_keys, random_text)
         url, policy = self._config.database_url, self._config.database
         if policy.credentials is CredentialsType.SHARED:
             return Contents(Secrets(keys, url), None, keys_due_s)
         names = role_names(urlsplit(url).path, self._api.scope(resource.namespace), resource.user_id)
-        # A new series of keys means that the whole Secret was lost or disclosed.
-        lost = replaces or series_of(live) != keys.series
+        # A new series of keys means that the Secret with the keys was lost or disclosed.
+        lost = replaces or _series_digest(credential_secret) != digest(keys.series)
         access, access_due_s = choose_access(
-            live,
+            credential_secret,
             DATABASE_URL,
             names,
             resource.password_rotation,
@@ -193,7 +214,7 @@ class SecretKeeper:
             policy.rotate_after_s,
             may_rotate,
             random_text,
-            await self._last_role(names) if lost or read_credentials(live, DATABASE_URL) is None else None,
+            await self._last_role(names) if lost or read_credentials(credential_secret, DATABASE_URL) is None else None,
             lost,
         )
         due = [due_s for due_s in (keys_due_s, access_due_s) if due_s is not None]
@@ -237,3 +258,9 @@ class SecretKeeper:
         except DatabaseError as error:
             return ConditionResult(False, "RoleUnavailable", error.status)
         return None
+
+
+def _series_digest(secret: Live) -> str | None:
+    """Return the digest of the series of keys with which a Secret was written, None if it has none."""
+    found: str | None = ((secret or {}).get("metadata") or {}).get("annotations", {}).get(SERIES_DIGEST)
+    return found

@@ -36,7 +36,7 @@ class Outcome:
     plan: Plan | None = None
     """The plan of sleep; None if it is unknown."""
     contests: Collection[tuple[str, str]] = ()
-    """The fields that something else sets, each with the kind of its object."""
+    """The fields that something else sets, each with the part that has it."""
 
 
 class StatusWriter:

@@ -11,7 +11,7 @@ from userrealtime_operator.kube.drift import differences, is_subset
 from userrealtime_operator.kube.types import Object
 from userrealtime_operator.manifests.objects import desired_objects
 
-DESIRED: Object = desired_objects(resource(), CONFIG, SECRETS)[2]
+DESIRED: Object = desired_objects(resource(), CONFIG, SECRETS)[3]
 
 
 def live() -> Object:

@@ -10,35 +10,39 @@ from typing import Any
 
 import pytest
 
-from testing.operator.samples import CONFIG, KEYS, SECRETS, resource
+from testing.operator.samples import CONFIG, KEYS, SECRETS, by_part, resource
 from userrealtime_operator.config import Config, RouteType, Trust, parse_config
 from userrealtime_operator.kube.types import Object
 from userrealtime_operator.manifests.objects import APPLIED_DIGEST, Secrets, desired_objects
+from userrealtime_operator.model.naming import CREDENTIALS, object_name
 from userrealtime_operator.model.routes import RouteError
 from userrealtime_operator.sleep.state import Asleep, Endpoints, asleep
 from userrealtime_relay.config import Config as RelayConfig
 
 
-def by_kind(*args: object, **spec: object) -> dict[str, Object]:
-    return {item["kind"]: item for item in desired_objects(resource("alice", **spec), CONFIG, SECRETS)}
+def parts(**spec: object) -> dict[str, Object]:
+    return by_part(desired_objects(resource("alice", **spec), CONFIG, SECRETS))
 
 
 def test_one_of_each_kind_all_owned_and_named_alike() -> None:
-    objects = by_kind()
-    assert list(objects) == ["Secret", "Service", "Deployment", "Ingress"]
-    for item in objects.values():
+    objects = parts()
+    assert list(objects) == ["Secret", CREDENTIALS, "Service", "Deployment", "Ingress"]
+    for part, item in objects.items():
         metadata = item["metadata"]
-        assert (metadata["namespace"], metadata["name"]) == ("users", resource().child_name)
+        assert (metadata["namespace"], metadata["name"]) == ("users", object_name(part, resource().child_name))
         assert metadata["labels"]["app.kubernetes.io/managed-by"] == "userrealtime-operator"
         assert [(owner["uid"], owner["controller"]) for owner in metadata["ownerReferences"]] == [
             ("uid-of-alice", True)
         ]
 
 
-def test_the_secret_holds_both_values_and_nothing_else_does() -> None:
-    objects = by_kind()
-    data = {key: base64.b64decode(value).decode() for key, value in objects.pop("Secret")["data"].items()}
-    assert data == {"DATABASE_URL": CONFIG.database_url, "TOKEN_KEY": KEYS.current}
+def test_keys_and_urls_are_in_two_secrets_and_in_nothing_else() -> None:
+    objects = parts()
+    for part, expected in (("Secret", {"TOKEN_KEY": KEYS.current}), (CREDENTIALS, {"DATABASE_URL": CONFIG.database_url})):
+        data = {key: base64.b64decode(value).decode() for key, value in objects[part]["data"].items()}
+        assert data == expected
+    assert KEYS.series not in json.dumps(objects.pop(CREDENTIALS))
+    del objects["Secret"]
     rest = json.dumps(objects)
     assert "hunter2" not in rest
     assert KEYS.current not in rest
@@ -48,7 +52,7 @@ def test_the_secret_holds_both_values_and_nothing_else_does() -> None:
 
 
 def test_the_selectors_find_the_pod() -> None:
-    objects = by_kind()
+    objects = parts()
     deployment = objects["Deployment"]["spec"]
     labels = deployment["template"]["metadata"]["labels"]
     assert objects["Service"]["spec"]["selector"].items() <= labels.items()
@@ -60,11 +64,11 @@ def test_the_selectors_find_the_pod() -> None:
 
 
 def test_the_health_port_is_not_in_the_service() -> None:
-    assert [port["port"] for port in by_kind()["Service"]["spec"]["ports"]] == [8080]
+    assert [port["port"] for port in parts()["Service"]["spec"]["ports"]] == [8080]
 
 
 def test_the_pod_meets_the_restricted_standard_and_has_no_token() -> None:
-    pod = by_kind()["Deployment"]["spec"]["template"]["spec"]
+    pod = parts()["Deployment"]["spec"]["template"]["spec"]
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
     assert pod["automountServiceAccountToken"] is False
@@ -77,7 +81,7 @@ def test_the_pod_meets_the_restricted_standard_and_has_no_token() -> None:
 
 
 def test_the_spec_overrides_the_defaults() -> None:
-    container = by_kind(
+    container = parts(
         relay={"image": "mine:2", "resources": {"limits": {"memory": "1Gi"}}},
         limits={"connections": 7, "messageBytes": 2048},
     )["Deployment"]["spec"]["template"]["spec"]["containers"][0]
@@ -88,12 +92,12 @@ def test_the_spec_overrides_the_defaults() -> None:
 
 
 def test_a_dollar_in_a_user_id_is_not_expanded_by_the_kubelet() -> None:
-    container = by_kind(userId="$(TOKEN_KEY) $$")["Deployment"]["spec"]["template"]["spec"]["containers"][0]
+    container = parts(userId="$(TOKEN_KEY) $$")["Deployment"]["spec"]["template"]["spec"]["containers"][0]
     assert container["env"][0] == {"name": "USER_ID", "value": "$$(TOKEN_KEY) $$$$"}
 
 
 def test_the_ingress_follows_the_url() -> None:
-    ingress = by_kind()["Ingress"]["spec"]
+    ingress = parts()["Ingress"]["spec"]
     assert ingress["ingressClassName"] == "traefik"
     assert ingress["rules"][0]["host"] == "realtime.example.com"
     assert ingress["rules"][0]["http"]["paths"][0]["path"] == f"/{resource().child_name}"
@@ -101,7 +105,7 @@ def test_the_ingress_follows_the_url() -> None:
 
 
 def test_a_url_of_ones_own() -> None:
-    ingress = by_kind(route={"enabled": True, "url": "http://alice.example.com"})["Ingress"]["spec"]
+    ingress = parts(route={"enabled": True, "url": "http://alice.example.com"})["Ingress"]["spec"]
     assert ingress["rules"][0]["host"] == "alice.example.com"
     assert ingress["rules"][0]["http"]["paths"][0]["path"] == "/"
     assert "tls" not in ingress
@@ -119,12 +123,12 @@ def routed(kind: RouteType, **route: Any) -> dict[str, Object]:
         CONFIG, route=replace(CONFIG.route, type=kind, gateway={"name": "public", "namespace": "gateways"})
     )
     objects = desired_objects(resource(route={"enabled": True, **route}), config, SECRETS)
-    return {item["kind"]: item for item in objects}
+    return by_part(objects)
 
 
 def test_an_http_route_instead_of_an_ingress() -> None:
     objects = routed(RouteType.HTTP_ROUTE)
-    assert list(objects) == ["Secret", "Service", "Deployment", "HTTPRoute"]
+    assert list(objects) == ["Secret", CREDENTIALS, "Service", "Deployment", "HTTPRoute"]
     spec = objects["HTTPRoute"]["spec"]
     assert spec["hostnames"] == ["realtime.example.com"]
     assert [(parent["kind"], parent["name"], parent["namespace"]) for parent in spec["parentRefs"]] == [
@@ -142,7 +146,7 @@ def test_an_http_route_instead_of_an_ingress() -> None:
 
 def test_the_shared_edge_needs_no_object_a_user() -> None:
     objects = routed(RouteType.EDGE)
-    assert list(objects) == ["Secret", "Service", "Deployment"]
+    assert list(objects) == ["Secret", CREDENTIALS, "Service", "Deployment"]
     environment = objects["Deployment"]["spec"]["template"]["spec"]["containers"][0]["env"]
     assert {"name": "BASE_PATH", "value": f"/{resource().child_name}"} in environment
 
@@ -155,7 +159,7 @@ def test_the_shared_edge_knows_no_exceptions(route: dict[str, Any]) -> None:
 
 def test_a_bad_url_names_its_field() -> None:
     with pytest.raises(RouteError, match=r"spec\.route\.url"):
-        by_kind(route={"enabled": True, "url": "nowhere"})
+        parts(route={"enabled": True, "url": "nowhere"})
 
 
 def template(config: Config = CONFIG, secrets: Secrets = SECRETS, **spec: Any) -> Object:
@@ -174,15 +178,30 @@ def test_a_new_url_rolls_out_the_pod_and_a_new_key_does_not() -> None:
 
 def test_the_keys_are_files_and_those_that_come_and_go_may_be_missing() -> None:
     pod = template()["spec"]
-    [mount] = pod["containers"][0]["volumeMounts"]
+    [mount] = [each for each in pod["containers"][0]["volumeMounts"] if each["name"] == "keys"]
     environment = {entry["name"]: entry.get("value") for entry in pod["containers"][0]["env"]}
     assert mount == {"name": "keys", "mountPath": environment["TOKEN_KEY_DIR"], "readOnly": True}
-    [volume] = pod["volumes"]
+    [volume] = [each for each in pod["volumes"] if each["name"] == "keys"]
     source = volume["secret"]
     assert (source["secretName"], source["optional"]) == (resource().child_name, True)
     assert {item["key"]: item["path"] for item in source["items"]} == {
         name: name for name in ("TOKEN_KEY", "TOKEN_KEY_NEXT", "TOKEN_KEY_PREVIOUS")
     }
+
+
+def test_the_urls_are_files_of_the_other_secret() -> None:
+    pod = template(FULL)["spec"]
+    [mount] = [each for each in pod["containers"][0]["volumeMounts"] if each["name"] == "credentials"]
+    environment = {entry["name"]: entry.get("value") for entry in pod["containers"][0]["env"]}
+    assert (mount["mountPath"], mount["readOnly"]) == (environment["CREDENTIALS_DIR"], True)
+    assert mount["mountPath"] != environment["TOKEN_KEY_DIR"]
+    [volume] = [each for each in pod["volumes"] if each["name"] == "credentials"]
+    source = volume["secret"]
+    assert source["secretName"] == f"{resource().child_name}-credentials"
+    assert "optional" not in source
+    assert [(item["key"], item["path"]) for item in source["items"]] == [
+        (name, name) for name in ("DATABASE_URL", "NATS_URL")
+    ]
 
 
 def test_trusted_certificates_are_a_file_for_openssl_and_libpq() -> None:
@@ -240,7 +259,7 @@ FULL = parse_config(
 
 
 def relay_environment(pod: Object) -> dict[str, str]:
-    """Return the environment that the kubelet gives the container, without the database, the broker and the keys."""
+    """Return the environment that the kubelet gives the container, without the address of the pod."""
     env = pod["spec"]["containers"][0]["env"]
     return {entry["name"]: entry["value"].replace("$$", "$") for entry in env if "value" in entry}
 
@@ -259,13 +278,17 @@ class Recorder(dict[str, str]):
 
 def test_every_relay_setting_is_offered_or_excluded_explicitly(tmp_path: Path) -> None:
     (tmp_path / "TOKEN_KEY").write_text(KEYS.current)
+    (tmp_path / "DATABASE_URL").write_text(CONFIG.database_url)
+    (tmp_path / "NATS_URL").write_text(FULL.signals.url)
     pod = template(FULL, relay={"logLevel": "debug"}, limits={"messagesPerSecond": 7})
     environment = Recorder(relay_environment(pod))
-    environment |= {"DATABASE_URL": CONFIG.database_url, "TOKEN_KEY_DIR": str(tmp_path), "POD_IP": "10.0.0.1"}
-    environment |= {"NATS_URL": FULL.signals.url}
+    environment |= {"CREDENTIALS_DIR": str(tmp_path), "TOKEN_KEY_DIR": str(tmp_path), "POD_IP": "10.0.0.1"}
     config = RelayConfig.from_environment(environment)
     assert (config.log_level, config.signal, config.poll_interval) == ("debug", "nats", 0.5)
     assert config.idle_after == 5
+    assert config.database_url.reveal() == CONFIG.database_url
+    assert config.broker_url is not None
+    assert config.broker_url.reveal() == FULL.signals.url
     assert (config.auth_timeout, config.ping_interval, config.max_messages_per_second) == (5, 60, 7)
     assert config.allowed_origins == ("https://app.example.com", "http://localhost:3000")
     assert (config.jwks_url, config.token_issuer) == ("https://issuer.example.com/keys", "https://issuer.example.com")
@@ -279,6 +302,9 @@ def test_every_relay_setting_is_offered_or_excluded_explicitly(tmp_path: Path) -
         "HOST",
         "TOKEN_KEY",
         "TOKEN_KEY_PREVIOUS",
+        # Files in CREDENTIALS_DIR.
+        "DATABASE_URL",
+        "NATS_URL",
         "RING_EVENTS",
         "RING_BYTES",
         "SEND_TIMEOUT",
@@ -304,7 +330,7 @@ def test_pods_are_scheduled_and_labelled_as_the_platform_wants() -> None:
 
 
 def test_the_digest_covers_the_whole_object() -> None:
-    before, after = by_kind(), by_kind(limits={"connections": 7})
+    before, after = parts(), parts(limits={"connections": 7})
     changed = {
         kind
         for kind in before
@@ -369,18 +395,18 @@ ACTIVATORS = Endpoints("IPv4", ("10.0.0.1", "10.0.0.2"), 8080)
 
 
 def test_sleep_changes_only_replicas_annotations_and_slice() -> None:
-    awake = by_kind()
-    sleeping = {item["kind"]: item for item in desired_objects(resource("alice"), CONFIG, SECRETS, ASLEEP, ACTIVATORS)}
-    assert list(sleeping) == ["Secret", "Service", "EndpointSlice", "Deployment", "Ingress"]
+    awake = parts()
+    sleeping = by_part(desired_objects(resource("alice"), CONFIG, SECRETS, ASLEEP, ACTIVATORS))
+    assert list(sleeping) == ["Secret", CREDENTIALS, "Service", "EndpointSlice", "Deployment", "Ingress"]
     assert sleeping["Deployment"]["spec"] == {**awake["Deployment"]["spec"], "replicas": 0}
     assert asleep(sleeping["Deployment"]) == ASLEEP
     assert asleep(awake["Deployment"]) is None
-    for kind in ("Secret", "Service", "Ingress"):
+    for kind in ("Secret", CREDENTIALS, "Service", "Ingress"):
         assert sleeping[kind] == awake[kind]
 
 
 def test_the_cluster_does_not_manage_the_activator_slice() -> None:
-    objects = {item["kind"]: item for item in desired_objects(resource("alice"), CONFIG, SECRETS, ASLEEP, ACTIVATORS)}
+    objects = by_part(desired_objects(resource("alice"), CONFIG, SECRETS, ASLEEP, ACTIVATORS))
     service, found = objects["Service"], objects["EndpointSlice"]
     metadata = found["metadata"]
     assert metadata["name"] == f"{service['metadata']['name']}-activator"

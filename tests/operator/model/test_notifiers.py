@@ -8,11 +8,11 @@ from dataclasses import replace
 import pytest
 
 from testing.operator.fixture import ReconcilerFixture
-from testing.operator.samples import CONFIG, SECRETS, body, resource
+from testing.operator.samples import CONFIG, SECRETS, body, by_part, resource
 from userrealtime_operator.config import ConfigError, parse_config
 from userrealtime_operator.kube.types import Object, ObjectKey
 from userrealtime_operator.manifests.objects import desired_objects
-from userrealtime_operator.model.naming import child_name
+from userrealtime_operator.model.naming import CREDENTIALS, child_name
 from userrealtime_operator.model.notifiers import Listeners, SignalDefaults, SignalError, SignalType
 
 URL = "nats://relay:hunter2@nats.nats:4222"
@@ -25,9 +25,10 @@ def config_of(section: str, **environment: str) -> SignalDefaults:
 
 
 def parts(signal: str | None = None, config: object = WITH_NATS) -> tuple[dict[str, str], dict[str, object], Object]:
-    """Return a user's Secret data, environment and pod annotations for this `spec.relay.signal`."""
+    """Return the URLs of a user's pods, their environment and annotations for this `spec.relay.signal`."""
     relay = {} if signal is None else {"signal": signal}
-    secret, _, deployment, *_ = desired_objects(resource(relay=relay), config, SECRETS)  # type: ignore[arg-type]
+    objects = by_part(desired_objects(resource(relay=relay), config, SECRETS))  # type: ignore[arg-type]
+    secret, deployment = objects[CREDENTIALS], objects["Deployment"]
     data = {name: base64.b64decode(text).decode() for name, text in secret["data"].items()}
     template = deployment["spec"]["template"]
     env = {
@@ -40,10 +41,12 @@ def test_the_brokers_url_is_in_the_secret_and_nowhere_else() -> None:
     data, env, _ = parts()
     assert data["NATS_URL"] == URL
     assert env["SIGNAL"] == "nats"
-    assert env["NATS_URL"] == {"secretKeyRef": {"name": child_name("alice"), "key": "NATS_URL"}}
-    secret, *others = desired_objects(resource(), WITH_NATS, SECRETS)
-    assert secret["kind"] == "Secret"
-    assert "hunter2" not in str(others)
+    assert "NATS_URL" not in env
+    objects = by_part(desired_objects(resource(), WITH_NATS, SECRETS))
+    del objects[CREDENTIALS]
+    assert "hunter2" not in str(objects)
+    encoded = base64.b64encode(URL.encode()).decode()
+    assert encoded not in str(objects)
     assert "hunter2" not in repr(WITH_NATS.signals)
 
 

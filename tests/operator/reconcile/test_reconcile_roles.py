@@ -10,7 +10,7 @@ import asyncpg
 import pytest
 
 from testing.database import Database as OwnDatabase
-from testing.operator.fixture import SECRET
+from testing.operator.fixture import CREDENTIALS, SECRET
 from testing.operator.roles import RoleFixture
 from userrealtime_operator.model.labels import PASSWORD_ROTATION_ANNOTATION
 from userrealtime_operator.postgres.database import Database
@@ -73,7 +73,7 @@ async def test_a_damaged_password_is_replaced_by_one_of_the_other_role(world: Ro
     world.become_available()
     await world.reconcile()
     old = world.secret_url()
-    world.api.children[SECRET]["data"]["DATABASE_URL"] = base64.b64encode(b"nonsense").decode()
+    world.api.children[CREDENTIALS]["data"]["DATABASE_URL"] = base64.b64encode(b"nonsense").decode()
     await world.reconcile()
     assert urlsplit(world.secret_url()).username != urlsplit(old).username
     assert await world.served() == "alice"

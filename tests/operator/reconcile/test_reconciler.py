@@ -11,7 +11,7 @@ from datetime import timedelta
 
 import pytest
 
-from testing.operator.fixture import SECRET, ReconcilerFixture
+from testing.operator.fixture import CREDENTIALS, SECRET, ReconcilerFixture
 from testing.operator.samples import CONFIG, body
 from userrealtime_operator.config import Config
 from userrealtime_operator.kube.client import ApiError
@@ -95,7 +95,7 @@ async def test_the_token_key_outlives_a_cold_cache_and_an_edit(world: Reconciler
     assert "replace Secret" not in await world.reconcile()
     assert world.keys() == first
     world.stale = None
-    world.api.children[SECRET]["data"]["DATABASE_URL"] = "eA=="
+    world.api.children[SECRET]["data"]["OTHER"] = "eA=="
     world.api.children[SECRET]["metadata"]["labels"]["backup"] = "nightly"
     assert "replace Secret" in await world.reconcile()
     assert world.keys() == first
@@ -181,9 +181,44 @@ async def test_a_lost_secret_begins_anew_with_another_pod(world: ReconcilerFixtu
     first = world.keys()
     del world.api.children[SECRET]
     calls = await world.reconcile()
-    assert [call for call in calls if call != "status"] == ["create Secret", "apply Deployment"]
+    assert [call for call in calls if call != "status"] == [
+        "create Secret",
+        "get Secret",  # the Secret with the URLs, which was written with other keys
+        "replace Secret",
+        "apply Deployment",
+    ]
     assert world.keys().keys() == first.keys()
     assert world.keys() != first
+
+
+async def test_a_lost_secret_with_urls_comes_back_with_the_same_keys(world: ReconcilerFixture) -> None:
+    await world.reconcile()
+    keys, lost = world.keys(), world.api.children.pop(CREDENTIALS)
+    assert await world.reconcile() == ["create Secret"]
+    assert world.keys() == keys
+    assert world.api.children[CREDENTIALS]["data"] == lost["data"]
+    assert await world.reconcile() == []
+
+
+async def test_the_one_secret_of_an_earlier_version_becomes_two(world: ReconcilerFixture) -> None:
+    await world.reconcile()
+    keys = world.keys()
+    url = world.api.children.pop(CREDENTIALS)["data"]["DATABASE_URL"]
+    world.api.children[SECRET]["data"]["DATABASE_URL"] = url
+    world.restart()
+    calls = await world.reconcile()
+    assert [call for call in calls if call != "status"] == ["get Secret", "create Secret", "replace Secret"]
+    assert world.keys() == keys
+    assert world.api.children[CREDENTIALS]["data"] == {"DATABASE_URL": url}
+    assert await world.reconcile() == []
+
+
+async def test_an_edited_secret_with_urls_is_corrected(world: ReconcilerFixture) -> None:
+    await world.reconcile()
+    before = copy.deepcopy(world.api.children[CREDENTIALS]["data"])
+    world.api.children[CREDENTIALS]["data"] |= {"OTHER": "eA=="}
+    assert await world.reconcile() == ["get Secret", "get Secret", "replace Secret"]
+    assert world.api.children[CREDENTIALS]["data"] == before
 
 
 async def test_a_resource_being_deleted_is_left_to_the_garbage_collector(world: ReconcilerFixture) -> None:
@@ -315,6 +350,9 @@ async def test_only_children_without_an_owner_are_removed(world: ReconcilerFixtu
     del world.api.children[ObjectKey("Service", "users", ALICE)]["metadata"]["ownerReferences"]
     await world.reconciler.remove_orphans("users", ALICE)
     assert {key.kind for key in world.api.children} == {"Secret", "Deployment", "Ingress"}
+    del world.api.children[CREDENTIALS]["metadata"]["ownerReferences"]
+    await world.reconciler.remove_orphans("users", ALICE)
+    assert {key.name for key in world.api.children if key.kind == "Secret"} == {ALICE}
 
 
 def unschedulable() -> Object:

@@ -9,7 +9,7 @@ import pytest
 from testing.operator.samples import body
 from userrealtime_operator.kube.store import ObjectStore
 from userrealtime_operator.kube.types import NamespacedName, Object, ObjectKey
-from userrealtime_operator.model.naming import SLICE_SUFFIX, child_name
+from userrealtime_operator.model.naming import CREDENTIALS_SUFFIX, SLICE_SUFFIX, child_name
 from userrealtime_operator.reconcile.feed import Feed
 from userrealtime_operator.reconcile.resources import Resources
 from userrealtime_operator.reconcile.triggers import Kind, Task, Trigger, Triggers
@@ -78,8 +78,10 @@ def test_a_user_without_a_resource_is_not_urgent() -> None:
     [
         ("Secret", ALICES, [RECONCILE]),
         ("Deployment", ALICES, [RECONCILE]),
+        ("Secret", ALICES + CREDENTIALS_SUFFIX, [RECONCILE]),
         ("EndpointSlice", ALICES + SLICE_SUFFIX, [RECONCILE]),
         ("Service", ALICES + SLICE_SUFFIX, [Task(Kind.ORPHAN, "users", ALICES + SLICE_SUFFIX)]),
+        ("Secret", "urt-bob" + CREDENTIALS_SUFFIX, [Task(Kind.ORPHAN, "users", "urt-bob")]),
         ("Secret", "urt-bob", [Task(Kind.ORPHAN, "users", "urt-bob")]),
         ("EndpointSlice", "urt-bob" + SLICE_SUFFIX, [Task(Kind.ORPHAN, "users", "urt-bob")]),
     ],
