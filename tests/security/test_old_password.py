@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import asyncio
 import uuid
 from collections.abc import AsyncIterator
@@ -254,6 +255,41 @@ async def test_the_emergency_procedure_ends_sessions_immediately(site: Site, how
     assert world.generation() == generation + 1
     assert session.is_closed()
     await site.expect_useless(old)
+    await site.expect_useful(world.credentials())
+
+
+async def test_a_crash_between_the_two_secrets_does_not_keep_the_old_password(site: Site) -> None:
+    world = await EmergencyFixture.serving(site)
+    old, url = world.credentials(), world.secret_url()
+    await site.keep_from_being_dropped(old)
+    before = copy.deepcopy(world.api.children[CREDENTIALS])
+    del world.api.children[SECRET]
+    await world.reconcile()
+    # As if the operator had ended after it created the Secret with the new keys.
+    world.api.children[CREDENTIALS] = before
+    world.restart_with_roles()
+    await world.reconcile()
+    assert world.secret_url() != url
+    assert world.credentials().role != old.role
+    await site.expect_useless(old)
+    await site.expect_useful(world.credentials())
+
+
+async def test_a_deleted_or_planted_secret_with_urls_gets_another_role(site: Site) -> None:
+    world = await EmergencyFixture.serving(site)
+    keys, old = world.keys(), world.credentials()
+    planted = world.api.children.pop(CREDENTIALS)
+    await world.reconcile()
+    new = world.credentials()
+    assert (new.role != old.role, world.keys() == keys) == (True, True)
+    await site.expect_useful(new)
+    # A copy of the stolen contents, created by somebody else.
+    planted["metadata"] = {**planted["metadata"], "uid": "planted"}
+    del planted["metadata"]["ownerReferences"]
+    world.api.children[CREDENTIALS] = planted
+    await world.reconcile()
+    assert world.credentials() not in (old, new)
+    assert world.api.children[CREDENTIALS]["metadata"]["ownerReferences"]
     await site.expect_useful(world.credentials())
 
 

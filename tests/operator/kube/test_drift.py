@@ -78,7 +78,7 @@ def test_an_additional_item_of_any_other_list_is_drift() -> None:
     item = live()
     item["spec"]["template"]["spec"]["volumes"][0]["secret"]["items"].append({"key": "other", "path": "other"})
     assert not is_subset(DESIRED, item)
-    ingress = desired_objects(resource(), CONFIG, SECRETS)[3]
+    ingress = desired_objects(resource(), CONFIG, SECRETS)[4]
     assert ingress["kind"] == "Ingress"
     item = copy.deepcopy(ingress)
     item["spec"]["rules"].append({"host": "elsewhere.example.com"})

@@ -31,7 +31,7 @@ def world() -> ReconcilerFixture:
 async def test_a_new_resource_gets_its_objects_and_a_status(world: ReconcilerFixture) -> None:
     calls = await world.reconcile()
     applied = [f"apply {kind}" for kind in ("Service", "Deployment", "Ingress")]
-    assert calls == ["create Secret", *applied, "status"]
+    assert calls == ["create Secret", "create Secret", *applied, "status"]
     assert world.condition("Ready")[:2] == ("False", "PodNotReady")
     assert world.condition("DatabaseReady")[0] == "True"
     assert world.database.known == {"uid-of-alice": "alice"}
