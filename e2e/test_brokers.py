@@ -20,6 +20,7 @@ from testing.cluster.paths import MANIFESTS
 from testing.patience import COMMAND_TIMEOUT_S, PATIENCE_S, WITHIN
 from testing.system import OPERATOR_NAMESPACE, RELEASE, System, upgrade
 from testing.waiting import eventually
+from userrealtime_operator.model.naming import CREDENTIALS_SUFFIX
 
 from .test_faults import assert_all_arrived, publishing
 
@@ -106,7 +107,8 @@ async def test_events_arrive_while_broker_and_bridges_are_killed(
     assert operators(over_nats, "get", "configmap", f"{RELEASE}-trust-migrate", "--ignore-not-found") == ""
     env = {entry["name"]: entry for entry in container["env"]}
     assert env["SIGNAL"]["value"] == "nats"
-    assert env["NATS_URL"]["valueFrom"]["secretKeyRef"] == {"name": name, "key": "NATS_URL"}
+    assert "NATS_URL" not in env
+    assert over_nats.get("secret", name + CREDENTIALS_SUFFIX)["data"].keys() == {"DATABASE_URL", "NATS_URL"}
     async with ResumingClient(over_nats.websocket_url(alice), over_nats.token(alice)) as client:
         async with publishing(database_url, alice) as publisher:
             await client.wait_for_more(50)
@@ -132,7 +134,8 @@ async def test_events_arrive_while_broker_and_bridges_are_killed(
 async def test_a_user_may_keep_to_postgres(over_nats: System, users: MakeUser, database_url: str) -> None:
     alice = await asyncio.to_thread(lambda: users("alice", relay={"signal": "listen"}))
     resource = over_nats.get("urt", alice)
-    assert "NATS_URL" not in over_nats.get("secret", resource["status"]["name"])["data"]
+    urls = over_nats.get("secret", resource["status"]["name"] + CREDENTIALS_SUFFIX)["data"]
+    assert urls.keys() == {"DATABASE_URL"}
     async with ResumingClient(over_nats.websocket_url(alice), over_nats.token(alice)) as client:
         async with publishing(database_url, alice) as publisher:
             await client.wait_for_more(20)

@@ -309,9 +309,47 @@ def test_the_brokers_url_is_in_secrets_alone(system: System) -> None:
     assert holding == {("Secret", "other-userrealtime-broker")}
     [bridge] = [i for i in rendered if i and i["kind"] == "Deployment" and i["metadata"]["name"].endswith("-bridge")]
     [container] = bridge["spec"]["template"]["spec"]["containers"]
-    env = {entry["name"]: entry.get("value", "") for entry in container["env"]}
+    env = {entry["name"]: entry.get("value", "") for entry in container["env"] if entry["name"] != "CREDENTIALS_DIR"}
     Bridge.from_environment({**env, "DATABASE_URL": "postgresql://h/d", "NATS_URL": url})
     assert not bridge["spec"]["template"]["spec"]["automountServiceAccountToken"]
+
+
+def credential_files(pod: dict[str, Any]) -> dict[str, dict[str, str]]:
+    """Return the name and the key of the Secret of each file in CREDENTIALS_DIR."""
+    [container] = pod["containers"]
+    [directory] = [each["value"] for each in container["env"] if each["name"] == "CREDENTIALS_DIR"]
+    [mount] = [each for each in container["volumeMounts"] if each["mountPath"] == directory]
+    assert mount["readOnly"]
+    [volume] = [each for each in pod["volumes"] if each["name"] == mount["name"]]
+    return {
+        item["path"]: {"name": source["secret"]["name"], "key": item["key"]}
+        for source in volume["projected"]["sources"]
+        for item in source["secret"]["items"]
+    }
+
+
+@pytest.mark.parametrize("existing", [True, False])
+def test_secrets_are_files_in_every_pod_of_the_release(system: System, existing: bool) -> None:
+    url = {"url": "nats://relay:hunter2@nats:4222"}
+    values = {
+        "database": {"existingSecret": {"name": "own", "key": "uri"}} if existing else {"url": "postgresql://h/d"},
+        "signals": {"type": "nats", **({"existingSecret": {"name": "broker", "key": "b"}} if existing else url)},
+        "activator": {"enabled": True},
+        "namespaces": [USERS_NAMESPACE],
+    }
+    rendered = [item for item in yaml.safe_load_all(render(system, values)) if item]
+    pods = {i["metadata"]["name"]: i["spec"]["template"]["spec"] for i in rendered if "template" in i.get("spec", {})}
+    name = "other-userrealtime"
+    database = {"name": "own", "key": "uri"} if existing else {"name": f"{name}-database", "key": "DATABASE_URL"}
+    at_migration = database if existing else {"name": f"{name}-migrate", "key": "DATABASE_URL"}
+    broker = {"name": "broker", "key": "b"} if existing else {"name": f"{name}-broker", "key": "BROKER_URL"}
+    assert credential_files(pods[name]) == {"DATABASE_URL": database, "BROKER_URL": broker}
+    assert credential_files(pods[f"{name}-bridge"]) == {"DATABASE_URL": database, "NATS_URL": broker}
+    assert credential_files(pods[f"{name}-migrate"]) == {"DATABASE_URL": at_migration}
+    assert f"{name}-activator" in pods
+    for pod in pods.values():
+        assert "secretKeyRef" not in json.dumps(pod)
+    assert "secret" not in json.dumps(pods[f"{name}-activator"]["volumes"])
 
 
 NATS = {"type": "nats", "url": "nats://relay:hunter2@a:4333"}
@@ -339,9 +377,7 @@ def test_the_bridge_can_publish_with_an_account_of_its_own(
     deployments = {item["metadata"]["name"]: item for item in rendered if item["kind"] == "Deployment"}
 
     def source(of: str, variable: str) -> dict[str, str]:
-        [container] = deployments[f"other-userrealtime{of}"]["spec"]["template"]["spec"]["containers"]
-        [entry] = [each for each in container["env"] if each["name"] == variable]
-        return dict(entry["valueFrom"]["secretKeyRef"])
+        return credential_files(deployments[f"other-userrealtime{of}"]["spec"]["template"]["spec"])[variable]
 
     assert source("-bridge", f"{signals['type'].upper()}_URL") == {"name": name, "key": key}
     # The operator has the URL of users' pods alone.

@@ -15,6 +15,7 @@ from testing.operator.attacks import REFUSED
 from testing.patience import PATIENCE_S
 from testing.system import System
 from testing.waiting import eventually
+from userrealtime_operator.model.naming import CREDENTIALS_SUFFIX
 
 from .test_faults import assert_all_arrived, publishing
 
@@ -25,7 +26,7 @@ TABLE, SEQUENCE = "public.attacked", "public.attacked_numbers"
 
 def secret_url(system: System, user: str) -> str:
     """Return the database URL of a user's pod."""
-    secret = system.get("secret", system.get("urt", user)["status"]["name"])
+    secret = system.get("secret", system.get("urt", user)["status"]["name"] + CREDENTIALS_SUFFIX)
     return base64.b64decode(secret["data"]["DATABASE_URL"]).decode()
 
 
@@ -99,7 +100,7 @@ async def test_a_damaged_password_is_replaced_by_one_that_works(
     system: System, users: MakeUser, database: asyncpg.Connection
 ) -> None:
     alice = users("alice")
-    name = system.get("urt", alice)["status"]["name"]
+    name = system.get("urt", alice)["status"]["name"] + CREDENTIALS_SUFFIX
     patch = json.dumps({"data": {"DATABASE_URL": base64.b64encode(b"nonsense").decode()}})
     await asyncio.to_thread(system.kubectl, "patch", "secret", name, "--type=merge", "-p", patch)
     await asyncio.to_thread(

@@ -153,6 +153,8 @@ def references(pod: dict[str, Any]) -> set[tuple[str, str]]:
             found.add(("ConfigMap", volume["configMap"]["name"]))
         if "secret" in volume:
             found.add(("Secret", volume["secret"]["secretName"]))
+        for source in volume.get("projected", {}).get("sources", ()):
+            found.add(("Secret", source["secret"]["name"]))
     for entry in (each for container in pod["containers"] for each in container["env"]):
         source = entry.get("valueFrom", {})
         found |= {("Secret", ref["name"]) for key, ref in source.items() if key == "secretKeyRef"}

@@ -128,23 +128,33 @@ async def test_pods_run_as_the_platform_and_the_resource_say(platform: System, u
 
 PROBE = """
 import json, os
-directory = os.environ["TOKEN_KEY_DIR"]
-try:
-    open(os.path.join(directory, "x"), "w")
-    writable = True
-except OSError:
-    writable = False
-files = sorted(name for name in os.listdir(directory) if not name.startswith("."))
-print(json.dumps({"files": files, "writable": writable, "environment": sorted(os.environ)}))
+files, writable = {}, []
+for variable in ("TOKEN_KEY_DIR", "CREDENTIALS_DIR"):
+    directory = os.environ[variable]
+    files[variable] = sorted(name for name in os.listdir(directory) if not name.startswith("."))
+    try:
+        open(os.path.join(directory, "x"), "w")
+        writable.append(directory)
+    except OSError:
+        pass
+print(json.dumps({"files": files, "writable": writable, "environment": dict(os.environ)}))
 """
 
 
-def test_a_pod_has_the_token_key_as_a_file_and_nothing_else_of_it(platform: System, users: MakeUser) -> None:
-    [pod] = pods(platform, users("mounted"))
+def test_a_pod_has_its_secrets_as_files_alone(platform: System, users: MakeUser) -> None:
+    user = users("mounted")
+    [pod] = pods(platform, user)
     name = pod["metadata"]["name"]
     found = json.loads(platform.kubectl("exec", name, "--", "/app/venv/bin/python", "-c", PROBE))
-    assert (found["files"], found["writable"]) == (["TOKEN_KEY"], False)
-    assert [name for name in found["environment"] if name.startswith("TOKEN_KEY")] == ["TOKEN_KEY_DIR"]
+    files = {"TOKEN_KEY_DIR": ["TOKEN_KEY"], "CREDENTIALS_DIR": ["DATABASE_URL"]}
+    assert (found["files"], found["writable"]) == (files, [])
+    environment = found["environment"]
+    assert [name for name in environment if name.startswith("TOKEN_KEY")] == ["TOKEN_KEY_DIR"]
+    assert "DATABASE_URL" not in environment
+    password = urlsplit(secret_url(platform, user)).password
+    assert password
+    for secret in (password, *keys(platform, user).values()):
+        assert secret not in json.dumps(environment)
 
 
 def test_quantities_in_any_form_are_no_drift(platform: System, users: MakeUser) -> None:

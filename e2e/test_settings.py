@@ -20,7 +20,7 @@ import yaml
 
 from testing.cluster import ClusterError, choose
 from testing.system import CHART, ROOT
-from userrealtime_core.environment import MAXIMUM_ID_LENGTH, Reader
+from userrealtime_core.environment import CREDENTIALS_DIR, MAXIMUM_ID_LENGTH, Reader
 from userrealtime_core.relay_settings import RelaySettings
 from userrealtime_operator.config import Config, ConfigError, json_schema, parse_config
 from userrealtime_operator.kube.duration import DURATION, parse_duration
@@ -266,21 +266,23 @@ def relay_config(config: Config, **spec: Any) -> tuple[dict[str, str], RelayConf
     """Return the environment of a user's pod, and the configuration that the relay reads from it."""
     keys = TokenKeys(current="key-" * 10, signs_since=datetime(2026, 1, 2, tzinfo=UTC), series="one")
     objects = desired_objects(parse_resource(resource(**spec)), config, Secrets(keys, config.database_url))
+    secret = {
+        name: base64.b64decode(value).decode()
+        for item in objects
+        if item["kind"] == "Secret"
+        for name, value in item["data"].items()
+    }
     kinds = {item["kind"]: item for item in objects}
-    secret = {name: base64.b64decode(value).decode() for name, value in kinds["Secret"]["data"].items()}
     [container] = kinds["Deployment"]["spec"]["template"]["spec"]["containers"]
     environment = {}
     for entry in container["env"]:
-        source = entry.get("valueFrom", {})
-        if "secretKeyRef" in source:
-            environment[entry["name"]] = secret[source["secretKeyRef"]["key"]]
-        elif "fieldRef" in source:
+        if "fieldRef" in entry.get("valueFrom", {}):
             environment[entry["name"]] = "10.0.0.1"
         else:
             environment[entry["name"]] = entry["value"].replace("$$", "$")
-    # The keys are files in the pod.
-    readable = {name: value for name, value in environment.items() if name != "TOKEN_KEY_DIR"}
-    return environment, RelayConfig.from_environment({**readable, "TOKEN_KEY": secret["TOKEN_KEY"]})
+    # The keys and the URLs are files in the pod.
+    readable = {name: value for name, value in environment.items() if name not in ("TOKEN_KEY_DIR", CREDENTIALS_DIR)}
+    return environment, RelayConfig.from_environment({**readable, **secret})
 
 
 def parsed(setting: Setting, value: Any) -> Any:
@@ -469,6 +471,7 @@ def test_the_settings_of_the_bridge_are_within_its_limits() -> None:
             [bridge] = [i for i in rendered if i["kind"] == "Deployment" and i["metadata"]["name"].endswith("-bridge")]
             [container] = bridge["spec"]["template"]["spec"]["containers"]
             environment = {entry["name"]: entry.get("value", "") for entry in container["env"]}
+            del environment[CREDENTIALS_DIR]
             config = BridgeConfig.from_environment(
                 {**environment, "DATABASE_URL": URLS[DATABASE_URL], "NATS_URL": URLS[BROKER_URL]}
             )

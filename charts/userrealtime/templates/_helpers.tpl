@@ -33,23 +33,20 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | quote }}
 {{- .Values.database.existingSecret.name | default (printf "%s-database" (include "userrealtime.name" .)) -}}
 {{- end }}
 
-{{- define "userrealtime.databaseEnv" -}}
-- name: DATABASE_URL
-  valueFrom:
-    secretKeyRef:
-      name: {{ include "userrealtime.databaseSecret" . }}
-      key: {{ if .Values.database.existingSecret.name }}{{ .Values.database.existingSecret.key }}{{ else }}DATABASE_URL{{ end }}
+{{/* Where the database's URL is: the name and the key of a Secret, as JSON. */}}
+{{- define "userrealtime.databaseSource" -}}
+{{- $key := ternary .Values.database.existingSecret.key "DATABASE_URL" (ne .Values.database.existingSecret.name "") -}}
+{{- dict "name" (include "userrealtime.databaseSecret" .) "key" $key | toJson -}}
 {{- end }}
 
 {{- define "userrealtime.brokerSecret" -}}
 {{- .Values.signals.existingSecret.name | default (printf "%s-broker" (include "userrealtime.name" .)) -}}
 {{- end }}
 
+{{/* Where the broker's URL for users' pods is, as JSON. */}}
 {{- define "userrealtime.brokerSource" -}}
-valueFrom:
-  secretKeyRef:
-    name: {{ include "userrealtime.brokerSecret" . }}
-    key: {{ if .Values.signals.existingSecret.name }}{{ .Values.signals.existingSecret.key }}{{ else }}BROKER_URL{{ end }}
+{{- $key := ternary .Values.signals.existingSecret.key "BROKER_URL" (ne .Values.signals.existingSecret.name "") -}}
+{{- dict "name" (include "userrealtime.brokerSecret" .) "key" $key | toJson -}}
 {{- end }}
 
 {{/* The broker as the bridge reaches it: with `url` and `existingSecret`. As JSON. */}}
@@ -58,19 +55,40 @@ valueFrom:
 {{- if or $own.url $own.existingSecret.name }}{{ toJson $own }}{{ else }}{{ pick .Values.signals "url" "existingSecret" | toJson }}{{ end -}}
 {{- end }}
 
+{{/* Where the broker's URL for the bridge is, as JSON. */}}
 {{- define "userrealtime.bridgeBrokerSource" -}}
 {{- $own := .Values.signals.bridge.broker -}}
 {{- if $own.existingSecret.name -}}
-valueFrom:
-  secretKeyRef: {{- toYaml $own.existingSecret | nindent 4 }}
+{{- toJson $own.existingSecret -}}
 {{- else if $own.url -}}
-valueFrom:
-  secretKeyRef:
-    name: {{ include "userrealtime.name" . }}-bridge-broker
-    key: BROKER_URL
+{{- dict "name" (printf "%s-bridge-broker" (include "userrealtime.name" .)) "key" "BROKER_URL" | toJson -}}
 {{- else -}}
 {{- include "userrealtime.brokerSource" . -}}
 {{- end }}
+{{- end }}
+
+{{/* Secrets are files and not environment variables, which child processes and crash dumps would contain. */}}
+{{- define "userrealtime.credentials.env" -}}
+- {name: CREDENTIALS_DIR, value: /var/run/userrealtime/credentials}
+{{- end }}
+
+{{- define "userrealtime.credentials.volumeMount" -}}
+- name: credentials
+  mountPath: /var/run/userrealtime/credentials
+  readOnly: true
+{{- end }}
+
+{{/* A volume with one file for each secret. Parameter: a mapping from the names of the files to their sources (JSON). */}}
+{{- define "userrealtime.credentials.volume" -}}
+- name: credentials
+  projected:
+    sources:
+      {{- range $name, $source := . }}
+      {{- $source = fromJson $source }}
+      - secret:
+          name: {{ $source.name }}
+          items: [{key: {{ $source.key | quote }}, path: {{ $name }}}]
+      {{- end }}
 {{- end }}
 
 {{/* The certificates for the chart's ConfigMap. Empty without certificates and with an existing ConfigMap. */}}
