@@ -20,7 +20,7 @@ from testing.local.apiserver import LocalApiServer, Write
 from testing.local.operator import ROOT, LocalOperator
 from testing.local.postgres import LocalPostgres
 from testing.patience import PATIENCE_S, WITHIN
-from userrealtime_operator.model.naming import child_name
+from userrealtime_operator.model.naming import CREDENTIALS_SUFFIX, child_name
 from userrealtime_operator.postgres.migrate import migrate
 
 NAMESPACE = "users"
@@ -285,6 +285,7 @@ def expected(users: Sequence[str]) -> set[tuple[str, str]]:
     children = {
         (kind, child_name(user)) for user in users for kind in ("secrets", "services", "deployments", "ingresses")
     }
+    children |= {("secrets", child_name(user) + CREDENTIALS_SUFFIX) for user in users}
     return children | {("userrealtimes/status", user) for user in users}
 
 

@@ -227,9 +227,11 @@ def read_credential(environment: Mapping[str, str], name: str) -> str:
         with path.open("rb") as file:
             content = file.read(MAXIMUM_CREDENTIAL_BYTES + 1)
     except FileNotFoundError:
-        raise ValueError(f"the file {path} is missing: add the key {name} to the Secret that is mounted there") from None
+        missing = f"the file {path} is missing: add the key {name} to the Secret that is mounted there"
+        raise ValueError(missing) from None
     except OSError as error:
-        raise ValueError(f"the file {path} cannot be read ({error.strerror}): make it readable for this user") from None
+        unreadable = f"the file {path} cannot be read ({error.strerror}): make it readable for this user"
+        raise ValueError(unreadable) from None
     if len(content) > MAXIMUM_CREDENTIAL_BYTES:
         raise ValueError(f"the file {path} has more than {MAXIMUM_CREDENTIAL_BYTES} bytes: it must contain one URL")
     try:

@@ -23,9 +23,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="userrealtime-operator",
         description="Run a realtime pod for every UserRealtime resource, with events from Postgres.",
-        epilog="The environment variable DATABASE_URL (postgresql://...) is the URL of the database. Instead, it can be "
-        "a file with this name in the directory CREDENTIALS_DIR. It is not an argument, because the process list would "
-        "show its password.",
+        epilog="The environment variable DATABASE_URL (postgresql://...) is the URL of the database. Instead, it can "
+        "be a file with this name in the directory CREDENTIALS_DIR. It is not an argument, because the process list "
+        "would show its password.",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))

@@ -68,9 +68,10 @@ def test_a_secret_in_the_environment_and_in_a_file_is_rejected(tmp_path: Path, r
     (tmp_path / "DATABASE_URL").write_text(URL)
     (tmp_path / broker).write_text(BROKER)
     environment = {"CREDENTIALS_DIR": str(tmp_path), "DATABASE_URL": URL}
-    with pytest.raises((ConfigError, OperatorConfigError), match="DATABASE_URL: set either it, or CREDENTIALS_DIR") as e:
+    problem = "DATABASE_URL: set either it, or CREDENTIALS_DIR"
+    with pytest.raises((ConfigError, OperatorConfigError), match=problem) as wrong:
         read(environment)
-    assert "hunter" not in str(e.value)
+    assert "hunter" not in str(wrong.value)
 
 
 @PROCESSES

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import asyncio
+import copy
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress

@@ -61,7 +61,8 @@ def test_each_secret_is_mounted_read_only_in_a_directory_of_its_own(objects: dic
     pod = objects["Deployment"]["spec"]["template"]["spec"]
     [container] = pod["containers"]
     mounts = {mount["name"]: mount for mount in container["volumeMounts"]}
-    mounted = {volume["secret"]["secretName"]: mounts[volume["name"]] for volume in pod["volumes"] if "secret" in volume}
+    volumes = [volume for volume in pod["volumes"] if "secret" in volume]
+    mounted = {volume["secret"]["secretName"]: mounts[volume["name"]] for volume in volumes}
     name = resource().child_name
     assert mounted.keys() == {name, f"{name}-credentials"}
     assert all(mount["readOnly"] for mount in mounted.values())

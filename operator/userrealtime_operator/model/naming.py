@@ -15,7 +15,7 @@ SLUG_LENGTH = 40
 HASH_LENGTH = 12
 SLICE_SUFFIX = "-activator"
 CREDENTIALS_SUFFIX = "-credentials"
-SECRET = "Secret"
+SECRET = "Secret"  # noqa: S105  (a kind)
 """The part with the user's token keys."""
 CREDENTIALS = "Secret/credentials"
 """The part with the URLs of the database and of the broker, which the user's pods need."""

@@ -38,9 +38,10 @@ def test_one_of_each_kind_all_owned_and_named_alike() -> None:
 
 def test_keys_and_urls_are_in_two_secrets_and_in_nothing_else() -> None:
     objects = parts()
-    for part, expected in (("Secret", {"TOKEN_KEY": KEYS.current}), (CREDENTIALS, {"DATABASE_URL": CONFIG.database_url})):
+    expected = {"Secret": {"TOKEN_KEY": KEYS.current}, CREDENTIALS: {"DATABASE_URL": CONFIG.database_url}}
+    for part in expected:
         data = {key: base64.b64decode(value).decode() for key, value in objects[part]["data"].items()}
-        assert data == expected
+        assert data == expected[part]
     assert KEYS.series not in json.dumps(objects.pop(CREDENTIALS))
     del objects["Secret"]
     rest = json.dumps(objects)

@@ -10,7 +10,7 @@ import asyncpg
 import pytest
 
 from testing.database import Database as OwnDatabase
-from testing.operator.fixture import CREDENTIALS, SECRET
+from testing.operator.fixture import CREDENTIALS
 from testing.operator.roles import RoleFixture
 from userrealtime_operator.model.labels import PASSWORD_ROTATION_ANNOTATION
 from userrealtime_operator.postgres.database import Database
