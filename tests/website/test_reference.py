@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from userrealtime_core.environment import BROKER_SCHEMES
+from userrealtime_core.environment import BROKER_SCHEMES, CREDENTIALS_DIR
 from userrealtime_relay.config import Config
 from website import reference
 from website.sources import ROOT
@@ -110,7 +110,8 @@ def test_every_metric_is_there() -> None:
 def test_every_variable_of_the_relay_is_there_and_meant_as_documented() -> None:
     paths = ("relay/userrealtime_relay/config.py", "core/userrealtime_core/relay_settings.py")
     source = "".join((ROOT / path).read_text() for path in paths)
-    known = set(re.findall(r"read\.\w+\(\"([A-Z_]+)\"", source)) | {"TOKEN_KEY", "TOKEN_KEY_PREVIOUS", "TOKEN_KEY_DIR"}
+    known = set(re.findall(r"read\.\w+\(\"([A-Z_]+)\"", source))
+    known |= {"TOKEN_KEY", "TOKEN_KEY_PREVIOUS", "TOKEN_KEY_DIR", CREDENTIALS_DIR}
     known |= {f"{broker.upper()}_URL" for broker in BROKER_SCHEMES}
     assert set(reference.variables()) == known == set(reference.described((ROOT / "docs/relay.md").read_text()))
     page = reference.environment()

@@ -352,10 +352,7 @@ class Reconciler:
         Raises:
             Conflict: an object belongs to another resource.
         """
-        live = {
-            part: self._children.get(_part_key(resource, part))
-            for part in PARTS
-        }
+        live = {part: self._children.get(_part_key(resource, part)) for part in PARTS}
         for part, item in live.items():
             check_owner(resource, kind_of(part), item)
         return live
