@@ -135,20 +135,21 @@ class SecretKeeper:
         may_rotate = database_available and not rolling_out
         live = {part: live[part] for part in PARTS}
         contents = await self._contents(resource, live, may_rotate, replaces)
-        stored = set()
+        manifests = dict(zip(PARTS, build(contents.secrets), strict=True))
+        current = set()
         for number, part in enumerate(PARTS, 1):
-            # The contents of the second Secret depend on the first one, which may just have been created or read.
-            manifest = dict(zip(PARTS, build(contents.secrets), strict=True))[part]
-            created = await self._writer.create(manifest) if live[part] is None else None
+            created = await self._writer.create(manifests[part]) if live[part] is None else None
             if created is not None:
                 live[part] = created
-                stored.add(part)
-            elif not is_up_to_date(live[part], manifest):
+                current.add(part)
+            elif not is_up_to_date(live[part], manifests[part]):
+                # The contents of the second Secret depend on the first one, so both are read.
                 for each in PARTS[:number]:
-                    if each not in stored:
+                    if each not in current:
                         live[each] = await self._read(resource, each)
-                        stored.add(each)
+                        current.add(each)
                 contents = await self._contents(resource, live, may_rotate, replaces)
+                manifests = dict(zip(PARTS, build(contents.secrets), strict=True))
         problem: ConditionResult | None = None
         if database_available:
             problem = await self._ensure_role(resource, contents.access, contents.secrets.token_keys.series)
