@@ -330,8 +330,8 @@ async def test_api_calls_a_resource(server: LocalApiServer, database_url: str) -
     for what, requests in figures.items():
         print(f"{what}: {sum(requests.values()) / count:.2f} calls a resource, of which {writes(requests)} writes")
     assert writes(figures["no change"]) == writes(figures["restart"]) == 0
-    # four children and the changes of the status; one Deployment and the status
-    assert 5 * count <= writes(figures["create"]) <= 7 * count
+    # five children and the changes of the status; one Deployment and the status
+    assert 6 * count <= writes(figures["create"]) <= 8 * count
     assert 2 * count <= writes(figures["update"]) <= 4 * count
 
 
