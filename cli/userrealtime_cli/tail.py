@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from userrealtime_client import Client, ClientError, Event, Loaded, Options, Position, Reset, State
+from userrealtime_client import Broadcast, Client, ClientError, Event, Loaded, Options, Position, Reset, State
 
 from . import http
 from .errors import CommandError
@@ -51,8 +51,8 @@ async def _tail(options: argparse.Namespace, user: User) -> int:
             async with client_of(user, options.transport, position=options.after, parse=JsonText) as client:
                 left = options.count
                 async for message in client:
-                    if isinstance(message, Loaded):
-                        continue  # this command has no state
+                    if isinstance(message, Loaded | Broadcast):
+                        continue  # this command has no state, and does not ask for broadcasts
                     print(line_of(message), flush=True)
                     if isinstance(message, Event) and left is not None:
                         left -= 1

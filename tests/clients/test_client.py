@@ -13,7 +13,18 @@ from testing.clients.fixture import ClientFixture
 from testing.local.postgres import LocalPostgres
 from testing.patience import PATIENCE_S
 from testing.relay.harness import token
-from userrealtime_client import Client, ClientError, Event, Loaded, Options, Position, PublishError, Reset, State
+from userrealtime_client import (
+    Broadcast,
+    Client,
+    ClientError,
+    Event,
+    Loaded,
+    Options,
+    Position,
+    PublishError,
+    Reset,
+    State,
+)
 from userrealtime_client import client as module
 from userrealtime_client.machine import Transport
 
@@ -49,7 +60,7 @@ async def until(client: Client, state: str) -> None:
             await asyncio.sleep(0.01)
 
 
-async def take(client: Client, count: int) -> list[Event | Reset | Loaded]:
+async def take(client: Client, count: int) -> list[Event | Reset | Loaded | Broadcast]:
     async with asyncio.timeout(PATIENCE_S):
         return [await anext(client) for _ in range(count)]
 

@@ -78,6 +78,7 @@ def test_vector(case: dict[str, Any]) -> None:
         random=lambda: case.get("random", 0.5),
         position=position,
         stateful=case.get("state", False),
+        broadcasts=case.get("broadcasts", False),
     )
     for step in VECTORS["preludes"].get(case.get("after"), []) + case["steps"]:
         tell(machine, step["at"], step)

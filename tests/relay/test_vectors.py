@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from userrealtime_core.auth.errors import Unauthorized
+from userrealtime_core.wire.broadcast import parse
 from userrealtime_core.wire.connect_request import ConnectRequest
 from userrealtime_core.wire.position import LogState
-from userrealtime_relay.wire.frames import encode_events, payloads
+from userrealtime_relay.wire.frames import encode_events, encode_text, payloads
 from userrealtime_relay.wire.session import Session
 from userrealtime_relay.wire.submission import Refused, Unavailable
 
@@ -89,6 +90,14 @@ def test_event(case: dict[str, Any]) -> None:
     assert json.loads(bytes(text)) == case["message"]
 
 
+@pytest.mark.parametrize("case", VECTORS["broadcasts"], ids=lambda case: case["name"])
+def test_broadcast(case: dict[str, Any]) -> None:
+    text = parse(json.dumps(case["message"]).encode())
+    assert text is not None
+    (payload,) = payloads(encode_text(text))
+    assert json.loads(bytes(payload)) == case["message"]
+
+
 def shapes(messages: list[dict[str, Any]]) -> dict[str, set[frozenset[str]]]:
     found: dict[str, set[frozenset[str]]] = {}
     for message in messages:
@@ -98,7 +107,7 @@ def shapes(messages: list[dict[str, Any]]) -> dict[str, set[frozenset[str]]]:
 
 def test_clients_are_tested_with_what_the_relay_says() -> None:
     """Every message in the vectors of the clients has the members of the same type in the vectors of the relay."""
-    says = [case["message"] for case in VECTORS["events"]]
+    says = [case["message"] for case in (*VECTORS["events"], *VECTORS["broadcasts"])]
     for case in VECTORS["cases"]:
         says += [message for step in (case, *case["steps"]) for message in step["then"]["says"]]
     given = shapes(says)

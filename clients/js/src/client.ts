@@ -5,6 +5,7 @@ import {
   Machine,
   parsePosition,
   type Action,
+  type Broadcast,
   type ErrorCode,
   type Limits,
   type Message,
@@ -91,6 +92,8 @@ export interface Listeners<AppState = never> {
   event: (event: UserEvent) => void;
   loaded: (loaded: Loaded<AppState>) => void;
   reset: (reset: Reset) => void;
+  /** Receives events that are not part of the log, as soon as they arrive. Some may be lost. */
+  broadcast: (broadcast: Broadcast) => void;
   state: (state: State) => void;
 }
 
@@ -139,7 +142,13 @@ export class UserRealtime<AppState = never> implements AsyncIterable<Delivered<A
   readonly #fetch: typeof globalThis.fetch;
   readonly #WebSocket: transports.WebSocketClass | undefined;
   readonly #machine: Machine;
-  readonly #listeners = { event: new Set(), loaded: new Set(), reset: new Set(), state: new Set() } as {
+  readonly #listeners = {
+    event: new Set(),
+    loaded: new Set(),
+    reset: new Set(),
+    broadcast: new Set(),
+    state: new Set(),
+  } as {
     [Name in keyof Listeners<AppState>]: Set<Listeners<AppState>[Name]>;
   };
   readonly #published = new Map<string, Promised>();
@@ -205,6 +214,7 @@ export class UserRealtime<AppState = never> implements AsyncIterable<Delivered<A
   /** Adds a listener. The returned function removes it. */
   on<Name extends keyof Listeners>(name: Name, listener: Listeners<AppState>[Name]): () => void {
     this.#listeners[name].add(listener);
+    if (name === "broadcast") this.#machine.broadcasts = true;
     if (name === "event" || name === "loaded") queueMicrotask(() => this.#deliver());
     return () => void this.#listeners[name].delete(listener);
   }
@@ -314,6 +324,9 @@ export class UserRealtime<AppState = never> implements AsyncIterable<Delivered<A
       case "hand":
         this.#hand(action);
         break;
+      case "broadcast":
+        this.#emit("broadcast", convertible(action.message));
+        break;
       case "state":
         this.#change(action.state, action.transport, action.reason, action.error);
         break;
@@ -412,10 +425,7 @@ export class UserRealtime<AppState = never> implements AsyncIterable<Delivered<A
   }
 
   #hand(handed: Handed<AppState>): void {
-    if (handed.message.type === "event" && handed.message.data instanceof Unparsed) {
-      const { text, error } = handed.message.data;
-      handed = { ...handed, message: { ...handed.message, data: null, error, text } };
-    }
+    if (handed.message.type === "event") handed = { ...handed, message: convertible(handed.message) };
     if (this.#options.receive === false && !this.#listens()) {
       this.#take(handed);
       return;
@@ -505,6 +515,13 @@ export class UserRealtime<AppState = never> implements AsyncIterable<Delivered<A
       window?.removeEventListener("offline", offline);
     };
   }
+}
+
+/** Returns a message whose data, if it could not be converted, is replaced by the error and the text. */
+function convertible<Kind extends UserEvent | Broadcast>(message: Kind): Kind {
+  if (!(message.data instanceof Unparsed)) return message;
+  const { text, error } = message.data;
+  return { ...message, data: null, error, text };
 }
 
 /** Returns the milliseconds until a token expires, by the local clock; null if it has no readable `exp`. */

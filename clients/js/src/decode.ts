@@ -32,11 +32,12 @@ export function decodeAnswer(text: string, parse: Parse | null): unknown {
   const decoded = decode(text);
   if (decoded !== DEEP && parse === null && !MANY_DIGITS.test(text)) return decoded;
   if (decoded !== DEEP && (!isObject(decoded) || !Array.isArray(decoded.events))) return decoded;
-  const { events, ...others } = members(text);
+  const { events, broadcasts, ...others } = members(text);
   if (events === undefined) return null;
   const answer = decode(`{${Object.entries(others).map(([name, value]) => `${JSON.stringify(name)}:${value}`)}}`);
   if (!isObject(answer)) return null;
-  return { ...answer, events: parts(events).map((event) => decodeEvent(event, parse)) };
+  const all = (list: string) => parts(list).map((event) => decodeEvent(event, parse));
+  return { ...answer, events: all(events), ...(broadcasts === undefined ? {} : { broadcasts: all(broadcasts) }) };
 }
 
 const DEEP = Symbol("deep");
@@ -76,7 +77,7 @@ function isObject(value: unknown): value is Fields {
 }
 
 function isEvent(value: unknown): boolean {
-  return isObject(value) && value.type === "event";
+  return isObject(value) && (value.type === "event" || value.type === "broadcast");
 }
 
 /** Returns the members of an object, as JSON text. */

@@ -33,6 +33,16 @@ export interface UserEvent<Data = unknown> {
   text?: string;
 }
 
+/** An event that is not part of the log, for the clients that are connected (docs/publish.md, "Broadcast"). */
+export interface Broadcast<Data = unknown> {
+  type: "broadcast";
+  event: string;
+  data: Data;
+  /** The error of the conversion of `data`. In this case, `data` is null and `text` is its JSON. */
+  error?: Error;
+  text?: string;
+}
+
 /** The log cannot deliver all events after the position: load the state again, then apply the events that follow. */
 export interface Reset {
   type: "reset";
@@ -98,6 +108,8 @@ export interface Open {
   cursor: number | null;
   epoch: string | null;
   wait: number;
+  /** After which broadcasts a poll receives broadcasts; empty: from now on; null: none. */
+  broadcasts: string | null;
 }
 
 export interface StateChange {
@@ -132,6 +144,8 @@ export type Action =
   | { do: "drop" }
   /** Deliver an `event` or a `reset` to the application, with the epoch of its log; null if it is not known. */
   | { do: "hand"; message: UserEvent | Reset; epoch: string | null }
+  /** Deliver a broadcast to the application, if it listens to broadcasts. */
+  | { do: "broadcast"; message: Broadcast }
   | StateChange
   /** The message is stored in the application's inbox with this id. */
   | { do: "published"; ref: string; id: number }
@@ -182,6 +196,7 @@ const isEpoch = (value: unknown) => value === null || isString(value);
 const SHAPES: Record<string, Record<string, (value: unknown) => boolean>> = {
   connected: { cursor: isInteger, epoch: isEpoch },
   event: { id: isInteger, event: isString },
+  broadcast: { event: isString },
   reset: { reason: isString, cursor: isInteger, epoch: isEpoch },
   ack: { ref: isString, id: isInteger },
   error: { code: isString, message: isString },
@@ -245,6 +260,9 @@ export class Machine {
   #connectedAt = 0;
   #askedAt = 0;
   #waited = 0; // seconds that the last poll requested
+  /** Whether the application listens to broadcasts. Polls request them only then. */
+  broadcasts = false;
+  #broadcastCursor = ""; // of the last response to a poll
   readonly #pending = new Map<string, Publication>();
   #holdUntil = 0;
   #postAttempt = 0;
@@ -427,6 +445,9 @@ export class Machine {
       case "event":
         this.#event(now, message as unknown as UserEvent);
         break;
+      case "broadcast":
+        this.#broadcast(message as unknown as Broadcast);
+        break;
       case "reset":
         this.#reset(now, message as unknown as Reset);
         break;
@@ -465,8 +486,13 @@ export class Machine {
     this.#greet(now, this.#cursor ?? cursor, reason === null ? epoch : null);
     if (reason !== null) this.#reset(now, { type: "reset", reason, cursor, epoch });
     for (const event of events) this.#event(now, event);
+    const broadcasts = Array.isArray(answer.broadcasts) ? (answer.broadcasts as unknown[]) : [];
+    for (const broadcast of broadcasts) {
+      if (isSound("broadcast", broadcast)) this.#broadcast(broadcast as unknown as Broadcast);
+    }
+    if (isString(answer.broadcastCursor)) this.#broadcastCursor = answer.broadcastCursor as string;
     if (this.#is("connected")) {
-      const idle = reason === null && events.length === 0;
+      const idle = reason === null && events.length === 0 && broadcasts.length === 0;
       if (idle && this.#waited === POLL_WAIT && now - this.#askedAt < 1000) {
         // A proxy responds instead of the relay.
         this.#timers.delete("silence");
@@ -619,6 +645,7 @@ export class Machine {
 
   #open(now: number): void {
     this.#phase = "opening";
+    this.#broadcastCursor = "";
     if (this.#transport === "poll") {
       this.#poll(now, POLL_FIRST);
     } else {
@@ -629,7 +656,8 @@ export class Machine {
 
   #opening(wait: number): Open {
     const token = this.#token ?? "";
-    return { do: "open", transport: this.#transport, token, cursor: this.#cursor, epoch: this.#epoch, wait };
+    const broadcasts = this.broadcasts ? this.#broadcastCursor : null;
+    return { do: "open", transport: this.#transport, token, cursor: this.#cursor, epoch: this.#epoch, wait, broadcasts };
   }
 
   #poll(now: number, wait: number): void {
@@ -733,6 +761,10 @@ export class Machine {
       this.#cursor = event.id;
       this.#actions.push({ do: "hand", message: event, epoch: this.#epoch });
     }
+  }
+
+  #broadcast(message: Broadcast): void {
+    if (this.#is("connected")) this.#actions.push({ do: "broadcast", message });
   }
 
   #reset(now: number, message: Reset): void {

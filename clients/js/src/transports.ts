@@ -114,7 +114,7 @@ export function poll(
   ear: Ear,
   parse: Parse | null,
 ): Connection {
-  const query = queryOf({ cursor: opening.cursor, epoch: opening.epoch, timeout: opening.wait });
+  const query = queryOf({ cursor: opening.cursor, epoch: opening.epoch, timeout: opening.wait, broadcasts: opening.broadcasts });
   return request(ear, async (signal) => {
     const headers = authorization(opening.token);
     const response = await fetch(`${base}/poll${query}`, { headers, signal, cache: "no-store", redirect: "error" });

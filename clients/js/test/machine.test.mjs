@@ -39,6 +39,7 @@ for (const vector of VECTORS.cases) {
   test(vector.name, () => {
     const random = () => vector.random ?? 0.5;
     const machine = new Machine({ ...DEFAULTS, ...vector.limits }, random, vector.position ?? null, vector.state ?? false);
+    machine.broadcasts = vector.broadcasts ?? false;
     for (const step of [...(VECTORS.preludes[vector.after] ?? []), ...vector.steps]) {
       tell(machine, step);
       const did = machine.take();

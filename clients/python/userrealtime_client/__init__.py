@@ -14,7 +14,18 @@ client delivers `Loaded` instead of `Reset`, and as its first message.
 docs/clients.md describes all options.
 """
 
-from .client import Client, ClientError, Event, Loaded, PublishError, Reset
+from .client import Broadcast, Client, ClientError, Event, Loaded, PublishError, Reset
 from .machine import Options, Position, State
 
-__all__ = ["Client", "ClientError", "Event", "Loaded", "Options", "Position", "PublishError", "Reset", "State"]
+__all__ = [
+    "Broadcast",
+    "Client",
+    "ClientError",
+    "Event",
+    "Loaded",
+    "Options",
+    "Position",
+    "PublishError",
+    "Reset",
+    "State",
+]

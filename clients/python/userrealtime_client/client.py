@@ -38,11 +38,14 @@ from .machine import (
     Token,
     Transport,
 )
+from .machine import Broadcast as BroadcastAction
 from .machine import Loaded as LoadedAction
 
 NOTHING: Final[Message] = {}
 BUFFER: Final = 1000
 """Messages that wait for the application before the client pauses. It resumes when half of them are taken."""
+MAX_BROADCASTS: Final = 100
+"""Broadcasts that wait for the application. Later ones are dropped."""
 WATCH_S: Final = 5.0
 JUMP_S: Final = 10.0
 """The difference between wall clock and monotonic clock from which the machine is taken to have been suspended."""
@@ -58,6 +61,17 @@ class Event:
     """The time just before the commit of its transaction; RFC 3339, UTC."""
     data: Any
     """A number that is too large for int or float is a Decimal."""
+    error: Exception | None = None
+    """The exception of the client's `parse`. In this case, `data` is None and `text` is the JSON."""
+    text: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Broadcast:
+    """An event that is not part of the log. It was sent to the clients that are connected, and may be lost."""
+
+    event: str
+    data: Any
     error: Exception | None = None
     """The exception of the client's `parse`. In this case, `data` is None and `text` is the JSON."""
     text: str | None = None
@@ -117,7 +131,8 @@ def _tls() -> ssl.SSLContext:
 class Client:
     """A client of one user's events: an async context manager and, inside of it, an iterator of messages.
 
-    The messages are `Event` and `Reset`; with `state`, they are `Loaded` and `Event`.
+    The messages are `Event` and `Reset`; with `state`, they are `Loaded` and `Event`. With `broadcasts`, there are also
+    messages of the type `Broadcast`.
 
     Args:
         url: the user's URL, `status.url` of the UserRealtime.
@@ -128,6 +143,8 @@ class Client:
         state: returns the state of the application and its position. It is called before the client connects, unless
             there is a `position`, and after each reset. The client then delivers `Loaded` first, and in place of each
             `Reset`.
+        broadcasts: True to receive broadcasts as well. They have no position, and those that the application does not
+            take in time are dropped.
         receive: False for a client that only publishes. It keeps no messages for the iterator.
         on_state: called when the state changes.
         session: used for all requests, for example with a proxy or custom certificates. The client does not close it.
@@ -143,6 +160,7 @@ class Client:
         token: str | Callable[[], Awaitable[str]],
         position: Position | str | None = None,
         state: LoadState | None = None,
+        broadcasts: bool = False,
         receive: bool = True,
         on_state: Callable[[State], None] | None = None,
         session: aiohttp.ClientSession | None = None,
@@ -152,6 +170,8 @@ class Client:
         self._base = transports.base_of(url)
         self._token = token
         self._receive = receive
+        self._broadcasts = broadcasts
+        self._waiting_broadcasts = 0
         self._on_state = on_state
         self._given_session = session
         self._parse = parse
@@ -159,11 +179,15 @@ class Client:
             position = Position.parse(position)
         self._load_state = state
         self._machine = Machine(
-            options or Options(), random=random.random, position=position, stateful=state is not None
+            options or Options(),
+            random=random.random,
+            position=position,
+            stateful=state is not None,
+            broadcasts=broadcasts,
         )
         self._position = position
         self._state: State | None = None
-        self._buffer: deque[Hand | Loaded] = deque()
+        self._buffer: deque[Hand | Loaded | Broadcast] = deque()
         self._news = asyncio.Event()
         self._published: dict[str, asyncio.Future[int]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -255,7 +279,7 @@ class Client:
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> Event | Reset | Loaded:
+    async def __anext__(self) -> Event | Reset | Loaded | Broadcast:
         """Return the next message.
 
         Raises:
@@ -318,6 +342,7 @@ class Client:
         match action:
             case Load(load):
                 self._buffer.clear()
+                self._waiting_broadcasts = 0
                 if self._loading is not None:
                     self._loading.cancel()
                 self._loading = self._spawn(self._run_state(load))
@@ -338,6 +363,8 @@ class Client:
                 self._drop()
             case Hand():
                 self._deliver(action)
+            case BroadcastAction(message):
+                self._deliver_broadcast(message)
             case State():
                 self._change(action)
             case Published(ref, number):
@@ -414,7 +441,20 @@ class Client:
         if len(self._buffer) >= BUFFER:
             self._machine.pause()
 
-    def _took(self, action: Hand | Loaded) -> Event | Reset | Loaded:
+    def _deliver_broadcast(self, message: Message) -> None:
+        # A broadcast never makes the client pause: it is dropped instead.
+        if not (self._broadcasts and self._receive) or self._waiting_broadcasts >= MAX_BROADCASTS:
+            return
+        data = message.get("data")
+        text, error = data if isinstance(data, Unparsed) else (None, None)
+        self._buffer.append(Broadcast(message["event"], None if error else data, error, text))
+        self._waiting_broadcasts += 1
+        self._news.set()
+
+    def _took(self, action: Hand | Loaded | Broadcast) -> Event | Reset | Loaded | Broadcast:
+        if isinstance(action, Broadcast):
+            self._waiting_broadcasts -= 1
+            return action
         if isinstance(action, Loaded):
             self._position = action.position
             return action

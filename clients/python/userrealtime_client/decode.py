@@ -46,7 +46,7 @@ def decode_message(text: str, parse: Parse | None) -> Any:
         ValueError: the text is not JSON.
     """
     message = decode(text)
-    if parse is not None and isinstance(message, dict) and message.get("type") == "event":
+    if parse is not None and isinstance(message, dict) and message.get("type") in ("event", "broadcast"):
         _convert_data(message, text, parse)
     return message
 
@@ -58,10 +58,12 @@ def decode_answer(text: str, parse: Parse | None) -> Any:
         ValueError: the text is not JSON.
     """
     answer = decode(text)
-    if parse is not None and isinstance(answer, dict) and isinstance(events := answer.get("events"), list):
-        for event, source in zip(events, _items(_members(text)["events"]), strict=True):
-            if isinstance(event, dict):
-                _convert_data(event, source, parse)
+    if parse is not None and isinstance(answer, dict):
+        for name in ("events", "broadcasts"):
+            if isinstance(events := answer.get(name), list):
+                for event, source in zip(events, _items(_members(text)[name]), strict=True):
+                    if isinstance(event, dict):
+                        _convert_data(event, source, parse)
     return answer
 
 

@@ -58,6 +58,7 @@ FIRST_REFUSALS: Final = 2
 _SHAPES: Final[Mapping[str, Mapping[str, tuple[type, ...]]]] = {
     "connected": {"cursor": (int,), "epoch": (str, type(None))},
     "event": {"id": (int,), "event": (str,)},
+    "broadcast": {"event": (str,)},
     "reset": {"reason": (str,), "cursor": (int,), "epoch": (str, type(None))},
     "ack": {"ref": (str,), "id": (int,)},
     "error": {"code": (str,), "message": (str,)},
@@ -158,6 +159,8 @@ class Open:
     epoch: str | None
     wait: int = 0
     """The seconds that a poll requests the relay to wait."""
+    broadcasts: str | None = None
+    """After which broadcasts a poll receives broadcasts; empty: from now on; None: none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +193,13 @@ class Hand:
 
 
 @dataclass(frozen=True, slots=True)
+class Broadcast:
+    """Deliver a broadcast to the application, if it has asked for broadcasts."""
+
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
 class State:
     """The state has changed."""
 
@@ -218,7 +228,7 @@ class Failed:
     message: str
 
 
-Action = Load | Loaded | Token | Open | Send | Post | Drop | Hand | State | Published | Failed
+Action = Load | Loaded | Token | Open | Send | Post | Drop | Hand | Broadcast | State | Published | Failed
 
 
 @dataclass(slots=True)
@@ -266,6 +276,7 @@ class Machine:
     Args:
         random: returns numbers from 0 to 1, 1 excluded.
         stateful: whether the application has a state function (docs/protocol.md, "State").
+        broadcasts: whether polls request broadcasts.
     """
 
     def __init__(
@@ -275,7 +286,10 @@ class Machine:
         random: Callable[[], float],
         position: Position | None = None,
         stateful: bool = False,
+        broadcasts: bool = False,
     ) -> None:
+        self._broadcasts = broadcasts
+        self._broadcast_cursor = ""  # of the last response to a poll
         self._options = options
         self._random = random
         self._actions: list[Action] = []
@@ -458,6 +472,8 @@ class Machine:
                 self._greet(now, message)
             case "event":
                 self._event(now, message)
+            case "broadcast":
+                self._broadcast(message)
             case "reset":
                 self._reset(now, message)
             case "ack":
@@ -489,8 +505,15 @@ class Machine:
             self._reset(now, {"type": "reset", "reason": reason, "cursor": cursor, "epoch": epoch})
         for event in answer["events"]:
             self._event(now, event)
+        broadcasts = answer.get("broadcasts")
+        broadcasts = broadcasts if isinstance(broadcasts, list) else []
+        for broadcast in broadcasts:
+            if _is_sound("broadcast", broadcast):
+                self._broadcast(broadcast)
+        if isinstance(mark := answer.get("broadcastCursor"), str):
+            self._broadcast_cursor = mark
         if self._phase is _Phase.CONNECTED:
-            idle = reason is None and not answer["events"]
+            idle = reason is None and not answer["events"] and not broadcasts
             if (
                 idle and self._waited == POLL_WAIT and now - self._asked_at < 1000
             ):  # a proxy responds instead of the relay
@@ -622,6 +645,7 @@ class Machine:
 
     def _open(self, now: float) -> None:
         self._phase = _Phase.OPENING
+        self._broadcast_cursor = ""
         if self._transport == "poll":
             self._poll(now, POLL_FIRST)
         else:
@@ -630,7 +654,8 @@ class Machine:
 
     def _poll(self, now: float, wait: int) -> None:
         self._asked_at, self._waited = now, wait
-        self._actions.append(Open("poll", self._token or "", self._cursor, self._epoch, wait))
+        broadcasts = self._broadcast_cursor if self._broadcasts else None
+        self._actions.append(Open("poll", self._token or "", self._cursor, self._epoch, wait, broadcasts))
         if self._phase is _Phase.CONNECTED:
             self._timers["silence"] = now + 1000 * wait + POLL_GRACE
 
@@ -717,6 +742,10 @@ class Machine:
         elif event["id"] == self._cursor + 1:
             self._cursor = event["id"]
             self._actions.append(Hand(event, self._epoch))
+
+    def _broadcast(self, message: Message) -> None:
+        if self._phase is _Phase.CONNECTED:
+            self._actions.append(Broadcast(message))
 
     def _reset(self, now: float, message: Message) -> None:
         self._cursor, self._epoch = message["cursor"], message["epoch"]

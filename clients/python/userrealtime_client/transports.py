@@ -112,7 +112,7 @@ async def stream(session: aiohttp.ClientSession, base: str, opening: Open, ear: 
 
 async def poll(session: aiohttp.ClientSession, base: str, opening: Open, ear: Ear, parse: Parse | None) -> None:
     """Send one poll."""
-    query = _query(cursor=opening.cursor, epoch=opening.epoch, timeout=opening.wait)
+    query = _query(cursor=opening.cursor, epoch=opening.epoch, timeout=opening.wait, broadcasts=opening.broadcasts)
     headers = _authorization(opening.token)
     try:
         async with session.get(
