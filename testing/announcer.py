@@ -11,8 +11,9 @@ import asyncpg
 from prometheus_client import CollectorRegistry
 
 from testing import patience
-from userrealtime_core.announcer import Announcer, Metrics
+from userrealtime_core.announcer import Announcer, Broadcaster, BroadcastMetrics, Metrics
 from userrealtime_core.secret import Secret
+from userrealtime_core.wire.broadcast import Broadcast
 from userrealtime_core.wire.position import LogMoved
 
 PATIENCE_S = patience.PATIENCE_S
@@ -57,6 +58,56 @@ async def announcing(url: str) -> AsyncIterator[Announcing]:
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+
+class Broadcasting:
+    """A running broadcaster: its metrics, and what it has reported for the broker."""
+
+    def __init__(self, broadcaster: Broadcaster, registry: CollectorRegistry, reported: list[Broadcast]) -> None:
+        self.broadcaster = broadcaster
+        self.reported = reported
+        self._registry = registry
+
+    def metric(self, name: str) -> float:
+        value = self._registry.get_sample_value(f"{PREFIX}_{name}")
+        assert value is not None, name
+        return value
+
+    @property
+    def leased(self) -> bool:
+        return self.metric("broadcast_leased") == 1
+
+
+@asynccontextmanager
+async def broadcasting(url: str, name: str = NAME) -> AsyncIterator[Broadcasting]:
+    """Run a broadcaster; yield it when it waits for broadcasts."""
+    registry, reported = CollectorRegistry(), list[Broadcast]()
+    broadcaster = Broadcaster(Secret(url), name, BroadcastMetrics(registry, PREFIX), reported.extend)
+    task = asyncio.create_task(broadcaster.run())
+    try:
+        await until(lambda: broadcaster.connected or task.done())
+        if task.done():
+            task.result()
+        yield Broadcasting(broadcaster, registry, reported)
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+@asynccontextmanager
+async def hearing_broadcasts(url: str, user: str = "alice") -> AsyncIterator[list[str]]:
+    """Receive the broadcasts of a user as a relay that listens does; yield the list of their texts."""
+    connection, heard = await asyncpg.connect(url), list[str]()
+
+    def receive(_connection: object, _pid: int, _channel: str, payload: object) -> None:
+        heard.append(str(payload).partition(" ")[2])
+
+    await connection.execute("select userrealtime.attend($1, 'pod', true)", user)
+    await connection.add_listener(await connection.fetchval("select userrealtime.broadcast_channel($1)", user), receive)
+    try:
+        yield heard
+    finally:
+        await connection.close()
 
 
 class Listener:

@@ -19,7 +19,7 @@ from typing import Any, Final
 
 import kopf
 
-from userrealtime_core.announcer import Announcer
+from userrealtime_core.announcer import Announcer, Broadcaster
 from userrealtime_core.secret import Secret
 from userrealtime_core.trust import reloading
 
@@ -289,6 +289,7 @@ class Leader:
                 # With a broker, the bridge announces.
                 if not self._config.signals.type.broker:
                     group.create_task(Announcer(url, "userrealtime-announcer", self._metrics.announcer).run())
+                    group.create_task(Broadcaster(url, "userrealtime-broadcaster", self._metrics.broadcasts).run())
         finally:
             self._metrics.leader.set(0)
 

@@ -48,6 +48,7 @@ REPEATABLE = (
     "read",
     "inbox",
     "presence",
+    "broadcast",
     "retention",
     "roles",
 )

@@ -54,6 +54,7 @@ class Metrics(MetricsRegistry):
             "nearly_full_inboxes", "Users whose waiting messages use at least 80 % of the inbox quota; 100 at most."
         )
         self.announcer = announcer.Metrics(self._registry, "userrealtime_operator")
+        self.broadcasts = announcer.BroadcastMetrics(self._registry, "userrealtime_operator")
 
     def request(self, verb: str, resource: str, code: int, seconds: float) -> None:
         """Count one request to the API server."""

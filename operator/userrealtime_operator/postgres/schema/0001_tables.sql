@@ -72,6 +72,48 @@ create sequence userrealtime.doorbell;
 comment on sequence userrealtime.doorbell is
     'Until when somebody listens, in milliseconds since 1970. After that publishers neither insert nor notify.';
 
+-- Broadcasts wait here until an announcer takes them (repeatable/broadcast.sql). They are sent at most once, so nothing
+-- that matters is lost when a crash empties the table.
+create unlogged table userrealtime.broadcast_queue (
+    transaction xid8 not null default pg_current_xact_id(),
+    position bigint generated always as identity,
+    at timestamptz not null default clock_timestamp(),
+    user_id text collate "C" not null,
+    message text not null,
+    primary key (transaction, position)
+) with (
+    autovacuum_vacuum_scale_factor = 0,
+    autovacuum_vacuum_threshold = 10000,
+    autovacuum_vacuum_insert_threshold = -1,
+    autovacuum_vacuum_cost_delay = 0
+);
+comment on table userrealtime.broadcast_queue is
+    'Broadcasts that have not been sent yet, each as the text that clients receive.';
+
+create sequence userrealtime.broadcast_lease;
+comment on sequence userrealtime.broadcast_lease is
+    'Until when an announcer polls broadcast_queue, in milliseconds since 1970, times 1024, plus a number that identifies '
+    'the announcer.';
+
+create sequence userrealtime.broadcast_doorbell;
+comment on sequence userrealtime.broadcast_doorbell is
+    'Until when an announcer waits for broadcasts, in milliseconds since 1970. After that they are dropped.';
+
+create sequence userrealtime.broadcast_taken;
+comment on sequence userrealtime.broadcast_taken is
+    'How many positions of broadcast_queue announcers have taken: the difference to the newest position bounds the queue.';
+
+create sequence userrealtime.broadcast_dropped;
+comment on sequence userrealtime.broadcast_dropped is
+    'Counts broadcasts that were dropped: no announcer ran, or the queue was full.';
+
+create table userrealtime.broadcast_secret (
+    secret text not null default gen_random_uuid()::text || gen_random_uuid()::text
+);
+comment on table userrealtime.broadcast_secret is
+    'One row, from which the names of the channels of broadcasts are computed: a relay knows only that of its user.';
+insert into userrealtime.broadcast_secret default values;
+
 create table userrealtime.registration (
     resource uuid primary key,
     scope text not null,

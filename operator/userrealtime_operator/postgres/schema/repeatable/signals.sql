@@ -311,7 +311,8 @@ begin
     execute format(
         'grant execute on function userrealtime.arm_doorbell, userrealtime.renew_lease, userrealtime.end_lease, userrealtime.leased, '
         'userrealtime.unsettled, userrealtime.announce, userrealtime.forget_signals, userrealtime.standings, '
-        'userrealtime.listeners, userrealtime.heads to %I',
+        'userrealtime.listeners, userrealtime.heads, userrealtime.arm_broadcasts, userrealtime.lease_broadcasts, '
+        'userrealtime.release_broadcasts, userrealtime.take_broadcasts, userrealtime.broadcasts_dropped to %I',
         role
     );
 end

@@ -40,6 +40,33 @@ create unlogged table userrealtime.inbox_usage (
 create sequence userrealtime.announcer_lease;
 create sequence userrealtime.doorbell;
 
+create unlogged table userrealtime.broadcast_queue (
+    transaction xid8 not null default pg_current_xact_id(),
+    position bigint generated always as identity,
+    at timestamptz not null default clock_timestamp(),
+    user_id text collate "C" not null,
+    message text not null,
+    primary key (transaction, position)
+) with (
+    autovacuum_vacuum_scale_factor = 0,
+    autovacuum_vacuum_threshold = 10000,
+    autovacuum_vacuum_insert_threshold = -1,
+    autovacuum_vacuum_cost_delay = 0
+);
+
+create sequence userrealtime.broadcast_lease;
+
+create sequence userrealtime.broadcast_doorbell;
+
+create sequence userrealtime.broadcast_taken;
+
+create sequence userrealtime.broadcast_dropped;
+
+create table userrealtime.broadcast_secret (
+    secret text not null default gen_random_uuid()::text || gen_random_uuid()::text
+);
+insert into userrealtime.broadcast_secret default values;
+
 alter table userrealtime.role add column series text, add column resource_name text;
 create table userrealtime.revoked_role (
     name text collate "C" primary key,
