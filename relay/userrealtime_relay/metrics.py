@@ -24,6 +24,15 @@ class Metrics(MetricsRegistry):
         self.accepted = self._counter("accepted", "Clients that were authenticated and admitted.")
         self.delivered_events = self._counter("delivered_events", "Events written to sockets, counted for each client.")
         self.delivered_bytes = self._counter("delivered_bytes", "Bytes of events written to sockets.")
+        self.broadcasts = self._counter("broadcasts", "Broadcasts that have arrived for the user.")
+        self.delivered_broadcasts = self._counter(
+            "delivered_broadcasts", "Broadcasts written to sockets, counted for each client."
+        )
+        self.broadcasts_dropped = self._counter(
+            "broadcasts_dropped",
+            "Broadcasts dropped: slow, counted for each client that had not received them in time, or invalid.",
+            "reason",
+        )
         self.log_connections = self._counter("log_connections", "Connections made to Postgres.")
         self.log_failures = self._counter("log_failures", "Connections to Postgres that failed or were lost.")
         self.log_connected = self._gauge("log_connected", "1 while there is a connection to Postgres, else 0.")

@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from userrealtime_core.auth.tokens import KeySet
 from userrealtime_core.probes import CONNECTIONS, TIMEOUT_S
+from userrealtime_core.secret import Secret
 from userrealtime_core.unauthenticated import Unauthenticated
 from userrealtime_core.wire import cors
 
@@ -28,7 +29,7 @@ from .delivery.clients import Clients
 from .delivery.presence import Presence
 from .delivery.tail import Tail
 from .metrics import Metrics
-from .notify import Notifier
+from .notify import Broker, Notifier
 from .notify import broker as brokers
 from .notify.choice import choose
 from .process import probes, uptime
@@ -134,9 +135,12 @@ class Relay:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.tail.run())
             if self._broker is not None and config.broker_url is not None:
-                tasks.create_task(
-                    brokers.follow(self._broker, config.broker_url, config.user_id, self.tail.on_signal, self.metrics)
-                )
+                tasks.create_task(self._follow_broker(self._broker, config.broker_url))
+
+    async def _follow_broker(self, broker: Broker, url: Secret) -> None:
+        channel = await self.tail.broadcast_channel()
+        broadcasts = None if channel is None else (channel, self.tail.on_broadcast)
+        await brokers.follow(broker, url, self._config.user_id, self.tail.on_signal, self.metrics, broadcasts)
 
     async def drain(self) -> None:
         """Close all clients in order; see `Clients.drain` for the duration."""

@@ -29,13 +29,14 @@ class Answer:
 
 @dataclass
 class Stream:
-    """The response to a request, being read. `last_id` and `retry_ms` are the values of the events so far."""
+    """The response to a request, being read. `last_id`, `last_name` and `retry_ms` are values of the events so far."""
 
     reader: asyncio.StreamReader
     answer: Answer
     write: Callable[[bytes], None]
     abort: Callable[[], None]
     last_id: str = ""
+    last_name: str = ""
     retry_ms: int = 0
     comments: int = 0
     _rest: bytes = field(default=b"", repr=False)
@@ -67,6 +68,8 @@ class Stream:
                     data.append(value)
                 elif name == "id":
                     self.last_id = value
+                elif name == "event":
+                    self.last_name = value
                 elif name == "retry":
                     self.retry_ms = int(value)
                 else:

@@ -17,6 +17,10 @@ class Metrics(MetricsRegistry):
             "dropped_users", "Signals dropped because the pending set was full; the next poll publishes them."
         )
         self.announcer = announcer.Metrics(self._registry, "userrealtime_bridge")
+        self.broadcasts = announcer.BroadcastMetrics(self._registry, "userrealtime_bridge")
+        self.broadcasts_lost = self._counter(
+            "broadcasts_lost", "Broadcasts dropped because the broker did not accept them, or because too many waited."
+        )
         self.polls = self._counter("polls", "Polls of the heads of all users that have a running relay.")
         self.signals = self._counter("signals", "Signals that the broker has accepted.")
         self.postgres_failures = self._counter("postgres_failures", "Connections to Postgres that failed or were lost.")

@@ -1,16 +1,20 @@
-"""Signals that wait for the broker: of each user the newest one, and a limited number of users."""
+"""What waits for the broker: signals, of each user the newest one, and broadcasts, each in a limited number."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Final
 
+from userrealtime_core.wire.broadcast import Broadcast
 from userrealtime_core.wire.position import LogMoved, LogPosition
 
 MAX_USERS: Final = 100_000
 """About 20 MiB. The next poll publishes the signals that exceed it."""
+MAX_BROADCASTS: Final = 10_000
+"""At most about 70 MiB. Broadcasts that exceed it are dropped."""
 
 
 class Pending:
@@ -48,3 +52,38 @@ class Pending:
         if not self._standings:
             self._some.clear()
         return taken
+
+
+class PendingBroadcasts:
+    """A queue of broadcasts, in their order."""
+
+    def __init__(self, most: int = MAX_BROADCASTS) -> None:
+        self._most = most
+        self._queue: deque[Broadcast] = deque()
+        self._some = asyncio.Event()
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    def add(self, broadcasts: Sequence[Broadcast]) -> int:
+        """Add broadcasts. Returns how many are dropped because the queue is full."""
+        accepted = broadcasts[: max(0, self._most - len(self._queue))]
+        self._queue.extend(accepted)
+        if self._queue:
+            self._some.set()
+        return len(broadcasts) - len(accepted)
+
+    def take(self, most: int) -> list[Broadcast]:
+        """Remove and return up to `most` of the oldest."""
+        taken = [self._queue.popleft() for _ in range(min(most, len(self._queue)))]
+        if not self._queue:
+            self._some.clear()
+        return taken
+
+    def clear(self) -> int:
+        """Drop all. Returns how many."""
+        return len(self.take(len(self._queue)))
+
+    async def wait(self) -> None:
+        """Wait until there is one."""
+        await self._some.wait()

@@ -6,14 +6,16 @@ import asyncio
 import contextlib
 import logging
 import signal
+from collections.abc import Sequence
 from typing import Final, Self
 
 from starlette.routing import Router
 
-from userrealtime_core.announcer import Announcer
+from userrealtime_core.announcer import Announcer, Broadcaster
 from userrealtime_core.probes import CONNECTIONS, TIMEOUT_S
 from userrealtime_core.reconnect import Reconnect
 from userrealtime_core.unauthenticated import Unauthenticated
+from userrealtime_core.wire.broadcast import Broadcast
 from userrealtime_core.wire.position import LogMoved
 from userrealtime_relay.notify import Publish, Unreachable
 from userrealtime_relay.notify.broker import load
@@ -22,7 +24,7 @@ from userrealtime_relay.transports.http import listen
 
 from .config import Config
 from .metrics import Metrics
-from .pending import Pending
+from .pending import Pending, PendingBroadcasts
 from .poller import NAME, Poller
 
 BATCH: Final = 1000
@@ -50,6 +52,10 @@ class Bridge:
         self._poller = Poller(config.database_url, config.poll_interval, self._pending, self.metrics)
         self._announcer = Announcer(
             config.database_url, NAME, self.metrics.announcer, self._pending.add, self._poller.poll_now
+        )
+        self._broadcasts = PendingBroadcasts()
+        self._broadcaster = Broadcaster(
+            config.database_url, f"{NAME}-broadcasts", self.metrics.broadcasts, self._add_broadcasts
         )
         self._publishing = False
         self.metrics.pending.set_function(lambda: len(self._pending))
@@ -88,6 +94,8 @@ class Bridge:
             tasks.create_task(self._announcer.run())
             tasks.create_task(self._poller.run())
             tasks.create_task(self._publish_pending())
+            tasks.create_task(self._broadcaster.run())
+            tasks.create_task(self._publish_broadcasts())
 
     async def _publish_pending(self) -> None:
         """Publish what is pending to the broker, until cancelled."""
@@ -103,6 +111,37 @@ class Bridge:
 
         def failed() -> None:
             self._publishing = False
+            self.metrics.broker_failures.inc()
+
+        await reconnect.run(session, failed)
+
+    def _add_broadcasts(self, broadcasts: Sequence[Broadcast]) -> None:
+        self.metrics.broadcasts_lost.inc(self._broadcasts.add(broadcasts))
+
+    async def _publish_broadcasts(self) -> None:
+        """Publish broadcasts to the broker, until cancelled.
+
+        They have a connection of their own, which is opened for the first one: signals do not wait for them.
+        """
+        reconnect = Reconnect((Unreachable,), _logger, "no connection to the broker for broadcasts", describe=str)
+
+        async def session() -> None:
+            await self._broadcasts.wait()
+            async with self._broker.publishing(self._config.broker_url) as publish:
+                reconnect.succeeded()
+                while True:
+                    batch = self._broadcasts.take(BATCH)
+                    try:
+                        await publish(batch)
+                    except BaseException:
+                        # Some may have been published, and none is published twice.
+                        self.metrics.broadcasts_lost.inc(len(batch))
+                        raise
+                    self.metrics.broadcasts.sent.inc(len(batch))
+                    await self._broadcasts.wait()
+
+        def failed() -> None:
+            self.metrics.broadcasts_lost.inc(self._broadcasts.clear())
             self.metrics.broker_failures.inc()
 
         await reconnect.run(session, failed)

@@ -31,6 +31,8 @@ from .wakeup import WakeupEvent
 
 CHUNK_BYTES: Final = 64 << 10
 """What a client gets at a time, from the ring or the log, unless one event is larger."""
+BROADCAST_BYTES: Final = 16 << 10
+"""What a client gets of broadcasts at a time: an event waits for no more than this."""
 WRITE_LIMIT: Final = 32 << 10
 """Bytes in the process that wait for a client's socket; above this limit, the client gets no more."""
 UNSENT_LIMIT: Final = 128 << 10
@@ -80,6 +82,9 @@ class TransportWriter(Protocol):
 
     def write_events(self, frames: bytes, cursor: int, epoch: str | None) -> None:
         """Send events, given as joined WebSocket frames. The last one has the number `cursor`, in the log `epoch`."""
+
+    def write_broadcasts(self, frames: bytes) -> None:
+        """Send broadcasts, given as joined WebSocket frames."""
 
 
 class Clients:
@@ -212,9 +217,20 @@ class Clients:
 
 
 class Client:
-    """One client: its session, and its position in the ring."""
+    """One client: its session, and its position in the ring.
 
-    def __init__(self, session: Session, clients: Clients, writer: TransportWriter, wake: WakeupEvent) -> None:
+    Args:
+        broadcasts: the mark after which the client receives broadcasts; empty: from now on; None: none at all.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        clients: Clients,
+        writer: TransportWriter,
+        wake: WakeupEvent,
+        broadcasts: str | None = "",
+    ) -> None:
         self.session = session
         self.writer = writer
         self.wake = wake
@@ -225,6 +241,9 @@ class Client:
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._ring: Ring | None = None  # the ring of the cursor
+        self.broadcast_cursor = 0
+        """The number of the last broadcast that the client has received or lost."""
+        self._broadcasts = broadcasts
         self._admitted = False
         self._leaving = False
         self._live = False  # waiting at the head: the age of the next event is its latency
@@ -236,6 +255,10 @@ class Client:
     def lag(self) -> int:
         """Events between the client and the head of its ring; 0 until its place is known."""
         return 0 if self._ring is None else max(0, self._ring.head - self.session.cursor)
+
+    @property
+    def wants_broadcasts(self) -> bool:
+        return self._broadcasts is not None
 
     def leave(self) -> None:
         """Close as soon as what is in the ring is sent."""
@@ -339,6 +362,7 @@ class Client:
                 self.session.close(CloseCode.TRY_LATER, TOO_MANY_REASON)
                 return True
             self._admitted = True
+            self.broadcast_cursor = self._tail.broadcasts.find(self._broadcasts or "")
         if question is PendingLookup.FRESH_POSITION or not self._tail.located:
             self._ask(self._tail.locate(), lambda _: self._locate())
             return False
@@ -377,7 +401,19 @@ class Client:
         if batch.cursor < ring.head:
             return True
         self._live = True
-        return self._end_if_leaving()
+        return self._send_broadcasts() or self._end_if_leaving()
+
+    def _send_broadcasts(self) -> bool:
+        """Send broadcasts, once the client has all events."""
+        broadcasts = self._tail.broadcasts
+        if self.broadcast_cursor == broadcasts.head or self._broadcasts is None:
+            return False
+        batch = broadcasts.read(self.broadcast_cursor, BROADCAST_BYTES)
+        self.writer.write_broadcasts(batch.frames)
+        self.broadcast_cursor = batch.cursor
+        self._metrics.delivered_broadcasts.inc(batch.number)
+        self._metrics.broadcasts_dropped.labels("slow").inc(batch.lost)
+        return True
 
     def _send_page(self, ring: Ring, cursor: int, page: Page) -> None:
         session = self.session

@@ -25,6 +25,7 @@ from typing import Final, NamedTuple
 import asyncpg
 
 from userrealtime_core.reconnect import Reconnect
+from userrealtime_core.wire.broadcast import parse
 from userrealtime_core.wire.position import LogPosition, LogState
 from userrealtime_relay.config import Config
 from userrealtime_relay.log.connection import LogConnection
@@ -33,6 +34,7 @@ from userrealtime_relay.metrics import Metrics
 from userrealtime_relay.notify import Notifier
 from userrealtime_relay.wire.submission import Full, Submission, Unavailable
 
+from .broadcasts import Broadcasts
 from .ring import Ring
 
 PAGE_EVENTS: Final = 1000
@@ -93,6 +95,10 @@ class Tail:
         self._ahead: _ReadAhead | None = None
         self._ring = self._new_ring(0)
         self._state = LogState(0, 1, None)
+        self.broadcasts = Broadcasts()
+        """The newest broadcasts."""
+        self._broadcast_channel: str | None = None
+        self._broadcasts_known = asyncio.Event()
         self.located = False
         """Whether the log was opened before. Until then, `ring` and `state` mean nothing."""
         self._submitting = asyncio.Semaphore(MAX_SUBMITTING)
@@ -157,6 +163,24 @@ class Tail:
     def _connect_unless_signalled(self, since: float) -> None:
         if self._signalled_at < since:
             self._connection.needed.set()
+
+    def on_broadcast(self, message: str | bytes) -> None:
+        """Process a broadcast: the text that clients receive."""
+        text = parse(message)
+        if text is None:
+            self._metrics.broadcasts_dropped.labels("invalid").inc()
+            return
+        self._metrics.broadcasts.inc()
+        self.broadcasts.add(text)
+        self._changed()
+
+    async def broadcast_channel(self) -> str | None:
+        """Return the channel of the user's broadcasts. Waits, without limit, until Postgres has been reached once.
+
+        None if the role of this relay may not receive broadcasts.
+        """
+        await self._broadcasts_known.wait()
+        return self._broadcast_channel
 
     async def locate(self) -> None:
         """Refresh `state` from the log. Waits, without limit, until Postgres answers."""
@@ -275,6 +299,7 @@ class Tail:
         """Keep the ring at the log's end, over this connection. Returns when the connection has been idle."""
         loop = asyncio.get_running_loop()
         floor = self._ring.head
+        subscribed = False
         await self._attend(log)
         state, channel = await log.open()
         async with self._notifier(log, channel, self._notified.set):
@@ -290,6 +315,9 @@ class Tail:
                 self._notified.clear()
                 await self._catch_up(log)
                 self._caught_up = True
+                if not subscribed:
+                    subscribed = True
+                    await self._subscribe(log)
                 try:
                     async with asyncio.timeout_at(min(self._next_poll(), self._connection.close_at())):
                         await self._notified.wait()
@@ -311,6 +339,15 @@ class Tail:
         if now >= self._attended_at + ATTEND_AFTER:
             await log.attend(self._config.instance, listens=self._listens(log))
             self._attended_at = now
+
+    async def _subscribe(self, log: Log) -> None:
+        """Receive the broadcasts of the user, over this connection if it listens, or else over the broker."""
+        if self._has_broker and self._broadcasts_known.is_set():
+            return
+        self._broadcast_channel = await log.broadcast_channel()
+        self._broadcasts_known.set()
+        if self._broadcast_channel is not None and self._listens(log):
+            await log.listen_broadcasts(self._broadcast_channel, self.on_broadcast)
 
     def _listens(self, log: Log) -> bool:
         return self._config.signal == "listen" or (self._config.signal == "auto" and not log.pooled)

@@ -61,6 +61,7 @@ set local datestyle = 'ISO'
 _SUBMIT: Final = "select userrealtime.submit($1, $2, $3, $4::text::jsonb, true)"
 _ATTEND: Final = "select userrealtime.attend($1, $2, $3)"
 _PRESENT: Final = "select userrealtime.present($1, $2, $3, $4)"
+_BROADCAST_CHANNEL: Final = "select userrealtime.broadcast_channel($1)"
 _OPEN: Final = "select head, earliest, epoch, channel from userrealtime.open($1)"
 
 _EVENTS: Final = "select epoch, id, event, at, data from userrealtime.events($1, $2, $3, $4)"
@@ -207,6 +208,24 @@ class Log:
             wake()
 
         self._connection.add_termination_listener(notified)
+        async with self._turn:
+            await self._connection.add_listener(channel, notified)
+
+    async def broadcast_channel(self) -> str | None:
+        """Return the channel of the user's broadcasts; None if the role may not know it."""
+        try:
+            [row] = await self._fetch(_BROADCAST_CHANNEL, self._user_id)
+        except (asyncpg.InsufficientPrivilegeError, asyncpg.UndefinedFunctionError):
+            return None
+        channel: str | None = row[0]
+        return channel
+
+    async def listen_broadcasts(self, channel: str, receive: Callable[[str], None]) -> None:
+        """Call `receive` with each broadcast."""
+
+        def notified(_connection: object, _pid: int, _channel: str, payload: object) -> None:
+            receive(str(payload).partition(" ")[2])  # a number comes first, which makes it unique
+
         async with self._turn:
             await self._connection.add_listener(channel, notified)
 

@@ -14,6 +14,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from userrealtime_core.secret import Secret
+from userrealtime_core.wire.broadcast import Broadcast
 from userrealtime_core.wire.position import LogMoved, LogPosition
 from userrealtime_relay.log.log import Log
 
@@ -29,15 +30,21 @@ class Unreachable(Exception):
 
 OnMessage = Callable[[bytes], None]
 """Called with each message; and with an empty one once messages can arrive, since earlier ones may be lost."""
-Publish = Callable[[Sequence[LogMoved]], Awaitable[None]]
+OnBroadcast = Callable[[bytes], None]
+"""Called with the text of each broadcast. Broadcasts have names of their own in the broker, apart from the signals."""
+Subscription = tuple[str, OnBroadcast]
+"""The channel of a user's broadcasts, and what receives them."""
+Publish = Callable[[Sequence[LogMoved | Broadcast]], Awaitable[None]]
 """Returns once the broker has accepted all; with none, checks that the broker answers. Raises Unreachable."""
 
 
 class Broker(Protocol):
     """The interface of the modules `nats`, `redis` and `kafka`. A message is the encoded `LogPosition` of a user."""
 
-    async def subscribe(self, url: Secret, user_id: str, on_message: OnMessage, /) -> None:
-        """OnMessage of one user, until cancelled.
+    async def subscribe(
+        self, url: Secret, user_id: str, on_message: OnMessage, broadcasts: Subscription | None = None, /
+    ) -> None:
+        """OnMessage of one user, and the user's broadcasts, until cancelled.
 
         Raises:
             Unreachable: the connection failed, or was lost later.

@@ -16,7 +16,7 @@ from userrealtime_core.secret import Secret
 from userrealtime_core.wire.position import LogPosition
 from userrealtime_relay.metrics import Metrics
 
-from . import Broker, Unreachable, decode
+from . import Broker, Subscription, Unreachable, decode
 
 BROKERS: Final = ("nats", "redis", "kafka")
 
@@ -39,9 +39,17 @@ def load(name: str) -> Broker:
 
 
 async def follow(
-    broker: Broker, url: Secret, user_id: str, on_message: Callable[[LogPosition | None], None], metrics: Metrics
+    broker: Broker,
+    url: Secret,
+    user_id: str,
+    on_message: Callable[[LogPosition | None], None],
+    metrics: Metrics,
+    broadcasts: Subscription | None = None,
 ) -> None:
-    """Pass the signals of a broker for one user to `on_message`, until cancelled; None if some may have been missed."""
+    """Pass the signals of a broker for one user to `on_message`, until cancelled; None if some may have been missed.
+
+    Broadcasts are passed to their own receiver.
+    """
     reconnect = Reconnect(
         (Unreachable,), _logger, "no connection to the broker, retrying; the log is polled meanwhile", describe=str
     )
@@ -57,4 +65,4 @@ async def follow(
         metrics.broker_connected.set(0)
         metrics.broker_failures.inc()
 
-    await reconnect.run(lambda: broker.subscribe(url, user_id, heard), failed)
+    await reconnect.run(lambda: broker.subscribe(url, user_id, heard, broadcasts), failed)

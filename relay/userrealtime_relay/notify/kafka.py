@@ -18,9 +18,10 @@ from aiokafka.partitioner import DefaultPartitioner
 
 from userrealtime_core.secret import Secret
 from userrealtime_core.trust import client_context, kept_current, reloading
+from userrealtime_core.wire.broadcast import Broadcast
 from userrealtime_core.wire.position import LogMoved
 
-from . import OnMessage, Publish, Unreachable, encode
+from . import OnMessage, Publish, Subscription, Unreachable, encode
 
 TOPIC: Final = "userrealtime"
 DEFAULT_PORT: Final = 9092
@@ -29,9 +30,10 @@ CLOSE_TIMEOUT: Final = 2
 """Seconds."""
 
 
-async def subscribe(url: Secret, user_id: str, on_message: OnMessage) -> None:
+async def subscribe(url: Secret, user_id: str, on_message: OnMessage, broadcasts: Subscription | None = None) -> None:
     """As `Broker.subscribe`."""
     key = user_id.encode()
+    broadcast_key, on_broadcast = (None, on_message) if broadcasts is None else (broadcasts[0].encode(), broadcasts[1])
     # Naming the topic loads its metadata, but would also subscribe to all of its partitions.
     consumer = AIOKafkaConsumer(
         TOPIC, **_connection(url), group_id=None, enable_auto_commit=False, auto_offset_reset="latest"
@@ -51,6 +53,8 @@ async def subscribe(url: Secret, user_id: str, on_message: OnMessage) -> None:
                 async for message in consumer:
                     if message.key == key:
                         on_message(message.value)
+                    elif message.key is not None and message.key == broadcast_key:
+                        on_broadcast(message.value)
             finally:
                 await _stop(consumer)
 
@@ -60,9 +64,17 @@ async def publishing(url: Secret) -> AsyncIterator[Publish]:
     """As `Broker.publishing`."""
     producer = AIOKafkaProducer(**_connection(url), linger_ms=1)
 
-    async def publish(moved: Sequence[LogMoved]) -> None:
+    async def send(message: LogMoved | Broadcast) -> Any:
+        if isinstance(message, LogMoved):
+            return await producer.send(TOPIC, encode(message.position), key=message.user_id.encode())
+        # Their own key, so that the topic keeps the newest signal of each user; in the partition that the relay reads.
+        partitions = sorted(await producer.partitions_for(TOPIC))
+        partition = DefaultPartitioner()(message.user_id.encode(), partitions, partitions)
+        return await producer.send(TOPIC, message.message.encode(), key=message.channel.encode(), partition=partition)
+
+    async def publish(messages: Sequence[LogMoved | Broadcast]) -> None:
         with _failures():
-            sent = [await producer.send(TOPIC, encode(position), key=user_id.encode()) for user_id, position in moved]
+            sent = [await send(message) for message in messages]
             async with asyncio.timeout(2 * REQUEST_TIMEOUT):
                 await asyncio.gather(*sent)
 

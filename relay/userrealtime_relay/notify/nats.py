@@ -18,10 +18,11 @@ from nats.errors import Error, NoServersError
 
 from userrealtime_core.secret import Secret
 from userrealtime_core.trust import client_context
+from userrealtime_core.wire.broadcast import Broadcast
 from userrealtime_core.wire.position import LogMoved
 from userrealtime_relay.log.log import channel
 
-from . import OnMessage, Publish, Unreachable, encode
+from . import OnMessage, Publish, Subscription, Unreachable, encode
 
 CONNECT_TIMEOUT: Final = 5
 FLUSH_TIMEOUT: Final = 5
@@ -36,7 +37,7 @@ def subject(user_id: str) -> str:
     return f"userrealtime.{channel(user_id)}"
 
 
-async def subscribe(url: Secret, user_id: str, on_message: OnMessage) -> None:
+async def subscribe(url: Secret, user_id: str, on_message: OnMessage, broadcasts: Subscription | None = None) -> None:
     """As `Broker.subscribe`."""
 
     async def heard(message: Msg) -> None:
@@ -45,6 +46,13 @@ async def subscribe(url: Secret, user_id: str, on_message: OnMessage) -> None:
     async with _connected(url) as (client, lost):
         with _failures():
             await client.subscribe(subject(user_id), cb=heard, pending_msgs_limit=PENDING_MESSAGES)
+            if broadcasts is not None:
+                name, on_broadcast = broadcasts
+
+                async def heard_broadcast(message: Msg) -> None:
+                    on_broadcast(message.data)
+
+                await client.subscribe(f"userrealtime.{name}", cb=heard_broadcast, pending_msgs_limit=PENDING_MESSAGES)
             await client.flush(FLUSH_TIMEOUT)
         on_message(b"")
         await lost.wait()
@@ -56,10 +64,13 @@ async def publishing(url: Secret) -> AsyncIterator[Publish]:
     """As `Broker.publishing`."""
     async with _connected(url) as (client, _):
 
-        async def publish(moved: Sequence[LogMoved]) -> None:
+        async def publish(messages: Sequence[LogMoved | Broadcast]) -> None:
             with _failures():
-                for user_id, position in moved:
-                    await client.publish(subject(user_id), encode(position))
+                for message in messages:
+                    if isinstance(message, Broadcast):
+                        await client.publish(f"userrealtime.{message.channel}", message.message.encode())
+                    else:
+                        await client.publish(subject(message.user_id), encode(message.position))
                 await client.flush(FLUSH_TIMEOUT)
 
         yield publish

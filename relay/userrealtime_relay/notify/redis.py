@@ -14,9 +14,10 @@ from urllib.parse import unquote, urlsplit
 
 from userrealtime_core.secret import Secret
 from userrealtime_core.trust import client_context
+from userrealtime_core.wire.broadcast import Broadcast
 from userrealtime_core.wire.position import LogMoved
 
-from . import OnMessage, Publish, Unreachable, encode
+from . import OnMessage, Publish, Subscription, Unreachable, encode
 
 DEFAULT_PORT: Final = 6379
 CONNECT_TIMEOUT: Final = 5
@@ -46,18 +47,29 @@ def channel(user_id: str) -> str:
     return f"user:{user_id}:events"
 
 
-async def subscribe(url: Secret, user_id: str, on_message: OnMessage) -> None:
+def broadcast_channel(name: str) -> str:
+    """Where the broadcasts of one user are published."""
+    return f"user:{name}:broadcasts"
+
+
+async def subscribe(url: Secret, user_id: str, on_message: OnMessage, broadcasts: Subscription | None = None) -> None:
     """As `Broker.subscribe`."""
     async with _connected(url) as connection:
         with _failures():
-            connection.send("SUBSCRIBE", channel(user_id))
+            signals, names = channel(user_id).encode(), [channel(user_id)]
+            if broadcasts is not None:
+                names.insert(0, broadcast_channel(broadcasts[0]))
+            connection.send("SUBSCRIBE", *names)
             async for reply in _replies(connection):
                 if isinstance(reply, list) and len(reply) == 3:
-                    kind, _, payload = reply
-                    if kind == b"subscribe":
+                    kind, name, payload = reply
+                    if kind == b"subscribe" and name == signals:
                         on_message(b"")
                     elif kind == b"message" and isinstance(payload, bytes):
-                        on_message(payload)
+                        if name == signals:
+                            on_message(payload)
+                        elif broadcasts is not None:
+                            broadcasts[1](payload)
 
 
 @asynccontextmanager
@@ -65,13 +77,16 @@ async def publishing(url: Secret) -> AsyncIterator[Publish]:
     """As `Broker.publishing`."""
     async with _connected(url) as connection:
 
-        async def publish(moved: Sequence[LogMoved]) -> None:
+        async def publish(messages: Sequence[LogMoved | Broadcast]) -> None:
             with _failures():
                 async with asyncio.timeout(ANSWER_TIMEOUT):
-                    for user_id, position in moved:
-                        connection.send("PUBLISH", channel(user_id), encode(position))
+                    for message in messages:
+                        if isinstance(message, Broadcast):
+                            connection.send("PUBLISH", broadcast_channel(message.channel), message.message)
+                        else:
+                            connection.send("PUBLISH", channel(message.user_id), encode(message.position))
                     connection.send("PING")
-                    for _ in range(len(moved) + 1):
+                    for _ in range(len(messages) + 1):
                         await connection.receive()
 
         yield publish

@@ -1,5 +1,8 @@
 """Long poll: a request is answered immediately if there are events, or else when one arrives or the timeout passes.
 
+A request with the parameter `broadcasts` is answered for a broadcast as well. Its value is the mark in the last
+response: broadcasts that arrive between two requests are not lost.
+
 Each request is a separate client while it waits; only the cursor of its response lasts. A response has at most one
 chunk of events: a client that is behind repeats the request, and is answered immediately.
 """
@@ -57,7 +60,7 @@ class Polls:
         config = clients.config
         connection.hold(wake.set, dead_after=2 * max(config.ping_interval, config.send_timeout))
         writer = _Writer(connection, resumes=session.resumes)
-        client = Client(session, clients, writer, wake)
+        client = Client(session, clients, writer, wake, parameters.get("broadcasts"))
 
         def time_out() -> None:
             writer.answered = True
@@ -80,7 +83,8 @@ class Polls:
         elif not writer.located:
             await refusal(UNAVAILABLE)(scope, receive, send)
         else:
-            body = writer.answer(client.session.cursor)
+            mark = self._clients.tail.broadcasts.mark(client.broadcast_cursor) if client.wants_broadcasts else None
+            body = writer.answer(client.session.cursor, mark)
             headers = [
                 (b"content-type", b"application/json"),
                 (b"content-length", str(len(body)).encode()),
@@ -100,6 +104,7 @@ class _Writer:
         self._connection = connection
         self._resumes = resumes
         self._events: list[memoryview] = []
+        self._broadcasts: list[memoryview] = []
         self._epoch: str | None = None
         self._reset: dict[str, str] = {}
         self.located = False
@@ -139,15 +144,24 @@ class _Writer:
         self._events += payloads(frames)
         self.answered = True
 
-    def answer(self, cursor: int) -> bytes:
-        """Return the body of the response to a client that is now at `cursor`."""
-        rest = json.dumps({"cursor": cursor, "epoch": self._epoch, **self._reset}, separators=(",", ":"))
-        return b"".join((b'{"events":[', b",".join(self._events), b"],", rest[1:].encode()))
+    def write_broadcasts(self, frames: bytes) -> None:
+        self._broadcasts += payloads(frames)
+        self.answered = True
+
+    def answer(self, cursor: int, mark: str | None) -> bytes:
+        """Return the body of the response to a client that is now at `cursor`, and at `mark` if it gets broadcasts."""
+        fields: dict[str, Any] = {"cursor": cursor, "epoch": self._epoch, **self._reset}
+        broadcasts = b""
+        if mark is not None:
+            fields["broadcastCursor"] = mark
+            broadcasts = b"".join((b'"broadcasts":[', b",".join(self._broadcasts), b"],"))
+        rest = json.dumps(fields, separators=(",", ":"))
+        return b"".join((b'{"events":[', b",".join(self._events), b"],", broadcasts, rest[1:].encode()))
 
 
 def _parameters(scope: Scope) -> dict[str, str]:
     try:
-        return dict(parse_qsl(scope["query_string"].decode("latin-1"), max_num_fields=32))
+        return dict(parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True, max_num_fields=32))
     except ValueError:
         return {}  # the session rejects it for the same reason
 

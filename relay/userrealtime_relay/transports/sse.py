@@ -1,8 +1,8 @@
 """Server-Sent Events: a response without an end, whose every message is one `data:` line, the JSON of the WebSocket.
 
-Messages have no name, so `EventSource.onmessage` receives all of them. Messages that change the client's position have
-an `id`: the event's number, a colon, and the epoch of the log. When an EventSource reconnects, it sends only the last
-id, and a number without its epoch does not identify the log.
+Messages except broadcasts have no name, so `EventSource.onmessage` receives all of them. Messages that change the
+client's position have an `id`: the event's number, a colon, and the epoch of the log. When an EventSource reconnects,
+it sends only the last id, and a number without its epoch does not identify the log.
 
 Before the relay ends a stream, it sends a message `close`, since SSE has no close codes. While the relay drains, new
 clients also get a stream with this message: after any other status than 200, an EventSource does not reconnect.
@@ -34,6 +34,8 @@ HEADERS: Final = [
     (b"connection", b"close"),
 ]
 KEEP_ALIVE: Final = b":\n\n"
+BROADCAST: Final = b"event: broadcast\n"
+"""The name of broadcasts, which have no id. `EventSource.onmessage` does not receive them."""
 GONE: Final = "1006"
 """The label for a connection that the client ended, as for WebSockets."""
 
@@ -139,6 +141,9 @@ class _Writer:
 
     def write_events(self, frames: bytes, cursor: int, epoch: str | None) -> None:
         self._connection.write(self._encoder(frames, cursor, epoch))
+
+    def write_broadcasts(self, frames: bytes) -> None:
+        self._connection.write(b"".join(_message(text, BROADCAST) for text in payloads(frames)))
 
 
 @contextmanager

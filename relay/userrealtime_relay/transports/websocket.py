@@ -204,6 +204,9 @@ class _Writer:
     def write_events(self, frames: bytes, cursor: int, epoch: str | None) -> None:
         self._connection.write(frames)
 
+    def write_broadcasts(self, frames: bytes) -> None:
+        self._connection.write(frames)
+
 
 async def _read(connection: WebSocketConnection, client: Client) -> None:
     """Pass the client's messages to its session, no faster than the answers leave."""
