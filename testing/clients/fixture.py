@@ -19,6 +19,7 @@ from typing import Any, Final, Self
 import asyncpg
 from aiohttp import web
 
+from testing.announcer import broadcasting
 from testing.faults.environment import RelayProcess
 from testing.faults.proxy import Filter, Link
 from testing.local.postgres import LocalPostgres
@@ -48,6 +49,7 @@ class ClientFixture:
         self._stack = AsyncExitStack()
         self._published = 0
         self._turn = asyncio.Lock()
+        self._announcing = False
 
     async def __aenter__(self) -> Self:
         async with self._connected("postgres") as connection:
@@ -105,6 +107,17 @@ class ClientFixture:
                 self._published,
             )
             return self._published
+
+    async def broadcast(self, *values: object) -> None:
+        """Broadcast values, each in a transaction of its own. The first call starts an announcer."""
+        async with self._turn:
+            if not self._announcing:
+                self._announcing = True
+                await self._stack.enter_async_context(broadcasting(self.server.url(self.database)))
+            for value in values:
+                await self._writer.execute(
+                    "select userrealtime.broadcast($1, 'test.broadcast', $2::text::jsonb)", USER, json.dumps(value)
+                )
 
     async def snapshot(self) -> dict[str, Any]:
         """The state, which is the number of the last change, and its position in the log."""

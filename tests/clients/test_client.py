@@ -103,6 +103,48 @@ async def test_events_come_once_and_in_order(stage: ClientFixture, transport: Tr
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_broadcasts_arrive_in_order_and_move_no_position(stage: ClientFixture, transport: Transport) -> None:
+    async with connect(stage, transport, broadcasts=True) as client, connect(stage, transport) as another:
+        await until(client, "connected")
+        await until(another, "connected")
+        await take_first(stage, client)
+        await stage.broadcast(*range(5))
+        await stage.publish()
+        found: list[Any] = []
+        while 4 not in found or not client.position or client.position.id < 1:
+            [message] = await take(client, 1)
+            found += [message.data] if isinstance(message, Broadcast) else []
+        assert [each for each in found if each != "first"] == list(range(5))
+        [event] = await take(another, 1)
+        assert isinstance(event, Event)  # it did not ask for broadcasts
+
+
+async def take_first(stage: ClientFixture, client: Client) -> None:
+    """Broadcast until the client receives the first one: the relay starts to listen some time after its start."""
+    first = asyncio.create_task(anext(client))
+    async with asyncio.timeout(PATIENCE_S):
+        while not first.done():
+            await stage.broadcast("first")
+            await asyncio.wait([first], timeout=0.2)
+    assert first.result() == Broadcast("test.broadcast", "first")
+
+
+def test_broadcasts_that_the_application_does_not_take_are_dropped() -> None:
+    client = Client("http://127.0.0.1:1/alice", token="t", broadcasts=True)
+
+    def deliver(*numbers: int) -> None:
+        for number in numbers:
+            client._deliver_broadcast({"type": "broadcast", "event": "e", "data": number})
+
+    deliver(*range(module.MAX_BROADCASTS + 50))
+    assert list(client._buffer) == [Broadcast("e", number) for number in range(module.MAX_BROADCASTS)]
+    assert client._took(client._buffer.popleft()) == Broadcast("e", 0)
+    deliver(-1, -2)
+    assert len(client._buffer) == module.MAX_BROADCASTS
+    assert client._buffer[-1] == Broadcast("e", -1)
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
 async def test_whatever_breaks(stage: ClientFixture, transport: Transport) -> None:
     states: list[str] = []
     async with connect(stage, transport, on_state=lambda state: states.append(state.state)) as client:

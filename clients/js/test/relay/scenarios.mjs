@@ -131,6 +131,24 @@ for (const transport of TRANSPORTS) {
     equal([client.transport, client.position.id], [transport, first + 501]);
   };
 
+  scenarios[`broadcasts arrive in order and move no position, by ${transport}`] = async ({ stage, connect }) => {
+    const client = connect({ transports: [transport] });
+    const found = [];
+    client.on("broadcast", ({ event, data }) => found.push(event === "test.broadcast" ? data : event));
+    await connected(client);
+    const first = client.position.id;
+    const end = performance.now() + PATIENCE;
+    while (found.length === 0 && performance.now() < end) {
+      await stage("broadcast", ["first"]); // the relay starts to listen some time after its start
+      await sleep(100);
+    }
+    await stage("broadcast", [0, 1, 2, 3, 4]);
+    await until(() => found.includes(4), "the last broadcast");
+    equal(found.filter((data) => data !== "first"), [0, 1, 2, 3, 4]);
+    equal(client.position.id, first);
+    await judge(stage, client, first);
+  };
+
   scenarios[`whatever breaks, by ${transport}`] = async ({ stage, connect }) => {
     const client = connect({ transports: [transport] });
     await connected(client);
