@@ -2,86 +2,28 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
-import socket
-import subprocess
-import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
-import aiohttp
 import asyncpg
 import pytest
 
 from testing.browser import browser
 from testing.clients.fixture import ClientFixture
-from testing.clients.javascript import run
+from testing.clients.page_server import serving_page
 from testing.local.postgres import LocalPostgres
-from testing.patience import PATIENCE_S
-from testing.relay.harness import KEY
-from testing.system import ROOT
 from website.blocks import page_blocks
 
 BLOCKS = page_blocks()["docs/live-page.md"]
 SQL = [block.text for block in BLOCKS if block.language == "sql"]
-FILES = {"server.py": "server.py", "live.html": "page.html"}
+FILES = {
+    {"live.html": "page.html"}.get(block.file, block.file): block.text
+    for block in BLOCKS
+    if block.file in ("server.py", "live.html")
+}
 SHOWN = "[...document.querySelectorAll('#list li')].map((item) => item.textContent).join()"
 
 
 pytestmark = pytest.mark.usefixtures("chromium_is_there")
-
-
-@asynccontextmanager
-async def serving(folder: Path, application: Path, stage: ClientFixture) -> AsyncIterator[str]:
-    """Start the server of the page, with its packages in a separate directory."""
-    (folder / "keys").mkdir()
-    (folder / "keys" / "TOKEN_KEY").write_text(KEY)
-    for block in BLOCKS:
-        if block.file in FILES:
-            (folder / FILES[block.file]).write_text(block.text)
-    packages = folder / "packages"
-    requirements = ROOT / "examples" / "shop" / "requirements.txt"
-    uv = str(Path(sys.executable).with_name("uv"))
-    install = (uv, "pip", "install", "--quiet", "--target", str(packages), "-r", str(requirements))
-    await asyncio.to_thread(run, *install, "--python", sys.executable, folder=folder)
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    search = [str(folder), str(packages), str(ROOT / "clients" / "python")]
-    start = f"import sys; sys.path[:0] = {search!r}; import uvicorn; uvicorn.run('server:app', port={port})"
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-I",
-        "-c",
-        start,
-        cwd=folder,
-        env={
-            **os.environ,
-            "DATABASE_URL": stage.server.url(stage.database),
-            "TOKEN_KEYS": str(folder / "keys"),
-            "REALTIME_URL": stage.url,
-            "CLIENT": str(application / "dist"),
-        },
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-    )
-    try:
-        async with aiohttp.ClientSession() as session, asyncio.timeout(PATIENCE_S):
-            while True:
-                try:
-                    async with session.get(f"http://127.0.0.1:{port}/parcels") as response:
-                        assert response.status == 200
-                    break
-                except aiohttp.ClientConnectionError:
-                    assert process.returncode is None, "the server has ended: see its output"
-                    await asyncio.sleep(0.05)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
 
 
 async def test_the_page_is_live_and_stays_right(
@@ -94,7 +36,7 @@ async def test_the_page_is_live_and_stays_right(
         await connection.execute(table)
         await connection.execute(first)
         async with (
-            serving(tmp_path, application, stage) as url,
+            serving_page(tmp_path, application, stage, FILES, "/parcels") as url,
             browser() as chromium,
             chromium.page() as page,
         ):
