@@ -105,9 +105,9 @@ class Relays:
         self._process = process
         self.pid = process.pid
 
-    async def take(self) -> list[float]:
-        """Return the latencies of the events since the last call."""
-        _there(self._process.stdin).write(b"\n")
+    async def take(self, what: str = "") -> list[float]:
+        """Return the latencies of the events since the last call, or of the `broadcasts`."""
+        _there(self._process.stdin).write(what.encode() + b"\n")
         async with asyncio.timeout(60):
             taken: list[float] = json.loads(await _there(self._process.stdout).readline())
         return taken
@@ -179,7 +179,8 @@ class Writers:
     They belong to `pgbench`, which uses less CPU than a client in Python.
     """
 
-    def __init__(self, server: LocalPostgres, database: str, users: int) -> None:
+    def __init__(self, server: LocalPostgres, database: str, users: int, script: bytes = SCRIPT) -> None:
+        self._script = script
         self._program = server.program("pgbench")
         self._url = server.url(database)
         self._users = users
@@ -215,7 +216,7 @@ class Writers:
         )
         try:
             async with asyncio.timeout(WRITE_TIMEOUT_S):
-                output, errors = await process.communicate(SCRIPT)
+                output, errors = await process.communicate(self._script)
         finally:
             if process.returncode is None:
                 process.kill()

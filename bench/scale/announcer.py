@@ -7,13 +7,15 @@ import os
 
 from prometheus_client import CollectorRegistry
 
-from userrealtime_core.announcer import Announcer, Metrics
+from userrealtime_core.announcer import Announcer, Broadcaster, BroadcastMetrics, Metrics
 from userrealtime_core.secret import Secret
 
 
 async def main() -> None:
-    metrics = Metrics(CollectorRegistry(), "bench")
-    await Announcer(Secret(os.environ["DATABASE_URL"]), "userrealtime-announcer", metrics).run()
+    url, registry = Secret(os.environ["DATABASE_URL"]), CollectorRegistry()
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(Announcer(url, "userrealtime-announcer", Metrics(registry, "bench")).run())
+        tasks.create_task(Broadcaster(url, "userrealtime-broadcaster", BroadcastMetrics(registry, "bench")).run())
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 Started by `bench.scale`, with SIGNAL and what goes with it in the environment. Speaks in lines: says `ready` when all
 follow their logs, and at each line it gets answers with what arrived since: the latencies in milliseconds, from the
-commit, on Postgres' clock, to the write to the socket, as a JSON list.
+commit, on Postgres' clock, to the write to the socket, as a JSON list. At the line `broadcasts`, it answers with those
+of broadcasts, from the call, whose time is in their data.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from userrealtime_relay.delivery.tail import Tail
 from userrealtime_relay.metrics import Metrics
 from userrealtime_relay.notify import broker as brokers
 from userrealtime_relay.notify.choice import choose
+from userrealtime_relay.wire.frames import payloads
 
 SINK = bytearray(1 << 20)
 """The buffer into which the clients' ends read. Its content is not used."""
@@ -32,7 +34,7 @@ START_TIMEOUT_S = 300
 class Relay:
     """A relay of one user without ports: it writes new events of its ring to a socket."""
 
-    def __init__(self, user: str, ring: int, latencies: list[float]) -> None:
+    def __init__(self, user: str, ring: int, latencies: list[float], broadcast_latencies: list[float]) -> None:
         config = Config.from_environment(
             {**os.environ, "USER_ID": user, "TOKEN_KEY": "k" * 32, "RING_EVENTS": str(ring)}
         )
@@ -40,24 +42,30 @@ class Relay:
         self._metrics = Metrics()
         self.tail = Tail(config, choose(config), self._metrics)
         self._latencies = latencies
+        self._broadcast_latencies = broadcast_latencies
         self._near, self._far = socket.socketpair()
         self._near.setblocking(False)
         self._far.setblocking(False)
         self._cursor = 0
+        self._broadcast_cursor = 0
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
-            if self._config.broker_url is not None:
-                follow = brokers.follow(
-                    brokers.load(self._config.signal),
-                    self._config.broker_url,
-                    self._config.user_id,
-                    self.tail.on_signal,
-                    self._metrics,
-                )
-                tasks.create_task(follow)
+            tasks.create_task(self._follow_broker())
             tasks.create_task(self.tail.run())
             tasks.create_task(Presence(self.tail, "pod", lambda: 1).run())
+
+    async def _follow_broker(self) -> None:
+        config, channel = self._config, await self.tail.broadcast_channel()
+        if config.broker_url is not None and channel is not None:
+            await brokers.follow(
+                brokers.load(config.signal),
+                config.broker_url,
+                config.user_id,
+                self.tail.on_signal,
+                self._metrics,
+                (channel, self.tail.on_broadcast),
+            )
 
     @property
     def follows(self) -> bool:
@@ -81,12 +89,23 @@ class Relay:
             ]
             self._far.recv_into(SINK)
             self._cursor = batch.cursor
+        broadcasts = self.tail.broadcasts
+        while self._broadcast_cursor < broadcasts.head:
+            found = broadcasts.read(self._broadcast_cursor, 1 << 20)
+            self._near.send(found.frames)
+            now = time.time()
+            self._broadcast_latencies += [
+                (now - json.loads(bytes(text))["data"]["at"]) * 1000 for text in payloads(found.frames)
+            ]
+            self._far.recv_into(SINK)
+            self._broadcast_cursor = found.cursor
 
 
 async def main(count: int) -> None:
     latencies: list[float] = []
+    broadcast_latencies: list[float] = []
     ring = max(256, 40_000 // count)  # more events than arrive between two polls
-    relays = [Relay(f"user-{number}", ring, latencies) for number in range(count)]
+    relays = [Relay(f"user-{number}", ring, latencies, broadcast_latencies) for number in range(count)]
     tasks = []
     async with asyncio.timeout(START_TIMEOUT_S):
         for begin in range(0, count, STARTING):
@@ -104,9 +123,10 @@ async def main(count: int) -> None:
     print("ready", flush=True)
     lines = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
-    while await lines.readline():
-        print(json.dumps([round(value, 3) for value in latencies]), flush=True)
-        latencies.clear()
+    while line := await lines.readline():
+        taken = broadcast_latencies if line == b"broadcasts\n" else latencies
+        print(json.dumps([round(value, 3) for value in taken]), flush=True)
+        taken.clear()
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

@@ -31,3 +31,19 @@ def test_every_line_is_drawn_and_named() -> None:
     assert len(drawn) == 2 * 3
     texts = {element.text for element in tree.iter() if element.tag.endswith("text")}
     assert {"listen", "nats", "none", "one", "two", "relays", "1,000"} <= texts
+
+
+def test_broadcasts_to_a_few_relays() -> None:
+    command = ["--modes", "listen", "nats", "--relays", "3", "--seconds", "0.5"]
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.scale.broadcasts", *command],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = [line.strip("| ").split(" | ") for line in done.stdout.splitlines() if line.startswith("| ")]
+    assert [row[:2] for row in rows] == [["signal", "relays"], ["---", "---"], ["listen", "3"], ["nats", "3"]]
+    for row in rows[2:]:
+        assert all(" ms" in cell for cell in row[2:])
