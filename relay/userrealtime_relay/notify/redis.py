@@ -26,8 +26,8 @@ PING_INTERVAL: Final = 10
 """Seconds. A server that does not answer a ping counts as lost."""
 MAX_DEPTH: Final = 4
 MAX_BYTES: Final = 64 << 10
-"""The longest line, and the longest reply with all that it contains. Signals and the replies to our commands are far
-smaller."""
+"""The longest line, and the longest reply with all that it contains. Signals, broadcasts and the replies to our
+commands are smaller."""
 ELEMENT_BYTES: Final = 64
 """What an element of a reply counts, with its content or without."""
 
