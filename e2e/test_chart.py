@@ -53,6 +53,7 @@ EVERYTHING: dict[str, Any] = {
         "pingInterval": "1m",
         "allowedOrigins": ["https://app.example.com", "*"],
         "allowedImages": ["registry.example.com/realtime/*", "a/relay:3"],
+        "protocols": ["actioncable"],
         "auth": {
             "jwksUrl": "https://issuer.example.com:8443/keys?a=<b>",
             "issuer": "https://issuer.example.com",

@@ -33,6 +33,7 @@ CHILDREN = "deployments,services,secrets,ingresses,replicasets,pods"
         ({"limits": {"messageBytes": 10}}, "spec.limits.messageBytes"),
         ({"limits": {"messagesPerSecond": 0}}, "spec.limits.messagesPerSecond"),
         ({"relay": {"logLevel": "loud"}}, 'spec.relay.logLevel: Unsupported value: "loud"'),
+        ({"protocols": ["gopher"]}, r'spec.protocols\[0\]: Unsupported value: "gopher"'),
         ({"route": {"url": "nowhere"}}, r"url must be http\(s\)://host"),
         ({"relay": {"resources": {"limits": {"memory": "a lot"}}}}, "spec.relay.resources.limits.memory"),
     ],

@@ -21,7 +21,7 @@ import yaml
 from testing.cluster import ClusterError, choose
 from testing.system import CHART, ROOT
 from userrealtime_core.environment import CREDENTIALS_DIR, MAXIMUM_ID_LENGTH, Reader
-from userrealtime_core.relay_settings import RelaySettings
+from userrealtime_core.relay_settings import PROTOCOLS, RelaySettings
 from userrealtime_operator.config import Config, ConfigError, json_schema, parse_config
 from userrealtime_operator.kube.duration import DURATION, parse_duration
 from userrealtime_operator.manifests.objects import Secrets, desired_objects
@@ -77,6 +77,7 @@ FREE: Final[dict[Path, Any]] = {
     # A value other than the default, where neither the limits nor the choices of a setting give one.
     ("relay", "allowedImages"): ["a/relay:3", "registry.example.com/realtime/*"],
     ("relay", "allowedOrigins"): ["https://app.example.com", "null"],
+    ("relay", "protocols"): [*PROTOCOLS],
     ("relay", "auth", "audience"): "realtime",
     ("relay", "auth", "issuer"): "https://issuer.example.com",
     ("relay", "auth", "jwksUrl"): "http://keys.auth.svc:8080/keys",
@@ -494,6 +495,16 @@ def test_the_limits_of_a_resource_are_within_those_of_the_relay() -> None:
         assert set(given.values()) <= set(asdict(relay).values())
     for level in crd()["properties"]["relay"]["properties"]["logLevel"]["enum"]:
         assert relay_config(config, relay={"logLevel": level})[1].log_level == level
+
+
+def test_the_protocols_of_a_resource_are_those_of_the_relay_and_override_the_charts() -> None:
+    assert crd()["properties"]["protocols"]["items"]["enum"] == [*PROTOCOLS]
+    config = operator_config({("relay", "protocols"): [PROTOCOLS[0]]})
+    assert relay_config(config)[1].protocols == PROTOCOLS[:1]
+    assert relay_config(config, protocols=[*PROTOCOLS])[1].protocols == PROTOCOLS
+    environment, relay = relay_config(config, protocols=[])
+    assert relay.protocols == ()
+    assert "PROTOCOLS" not in environment
 
 
 def test_the_patterns_of_a_resource_are_those_of_the_operator() -> None:

@@ -79,6 +79,13 @@ class Reader:
         self.problems.append(f"{name}: {text!r} is not one of {', '.join(choices)}")
         return default
 
+    def choices(self, name: str, choices: tuple[str, ...]) -> tuple[str, ...]:
+        """Read a set of names with commas between; empty by default."""
+        names = tuple(dict.fromkeys(part.strip() for part in self.text(name, "").split(",") if part.strip()))
+        unknown = [each for each in names if each not in choices]
+        self.problems += [f"{name}: {each!r} is not one of {', '.join(choices)}" for each in unknown]
+        return names
+
     def user_id(self, name: str) -> str:
         text = self.text(name, "")
         if not text:

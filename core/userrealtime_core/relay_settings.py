@@ -15,6 +15,8 @@ from .environment import BROKER_SCHEMES, LOG_LEVELS, Reader
 
 LONGEST_LIFETIME: Final = 10 * 365 * 86400
 SIGNALS: Final = ("auto", "listen", "poll", *BROKER_SCHEMES)
+PROTOCOLS: Final = ("actioncable", "durable-streams")
+"""The protocols of other systems that a relay can serve in addition to its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +27,8 @@ class RelaySettings(AuthSettings):
     allowed_origins: tuple[str, ...]
     """Other sites whose pages may connect; `*` is any. Empty: no CORS, and the Origin of a WebSocket is not checked."""
     allow_query_token: bool
+    protocols: tuple[str, ...]
+    """Which of `PROTOCOLS` are served. Each one is a further entrance, so there is none by default."""
     ring_events: int
     ring_bytes: int
     max_connections: int
@@ -67,6 +71,7 @@ class RelaySettings(AuthSettings):
             base_path=read.base_path("BASE_PATH"),
             allowed_origins=read.origins("ALLOWED_ORIGINS"),
             allow_query_token=read.choice("ALLOW_QUERY_TOKEN", "false", ("true", "false")) == "true",
+            protocols=read.choices("PROTOCOLS", PROTOCOLS),
             ring_events=read.integer("RING_EVENTS", 2048, 1, 1_000_000),
             ring_bytes=read.integer("RING_BYTES", 4 << 20, 1, 1 << 30),
             max_connections=read.integer("MAX_CONNECTIONS", 100, 1, 100_000),

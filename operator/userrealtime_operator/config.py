@@ -29,6 +29,7 @@ from pydantic_core import ErrorDetails
 from typing_extensions import TypedDict  # for pydantic on Python 3.11
 
 from userrealtime_core.environment import BROKER_SCHEMES, CREDENTIALS_DIR, LOG_LEVELS, ConfigError, read_credential
+from userrealtime_core.relay_settings import PROTOCOLS
 from userrealtime_core.wire.cors import ORIGIN, validate_origin
 
 from .model.notifiers import SignalDefaults, SignalType
@@ -96,6 +97,7 @@ LogLevel = Annotated[str, WithJsonSchema({"enum": [*LOG_LEVELS]})]
 Origin = Annotated[str, BeforeValidator(_origin), WithJsonSchema({"type": "string", "pattern": f"^({ORIGIN})$"})]
 AllowedImage = Annotated[str, Field(pattern=f"^({IMAGE_PATTERN})$")]
 AllowedHost = Annotated[str, Field(pattern=f"^({HOST_PATTERN})$")]
+Protocol = Annotated[str, WithJsonSchema({"enum": [*PROTOCOLS]})]
 UrlTemplate = Annotated[
     str,
     AfterValidator(_url_template),
@@ -152,6 +154,7 @@ class RelayDefaults(Section):
     allowed_origins: Annotated[tuple[Origin, ...], Variable("ALLOWED_ORIGINS")] = ()
     allowed_images: tuple[AllowedImage, ...] = ()
     """The images that a resource may select, see `model.tenancy`."""
+    protocols: Annotated[tuple[Protocol, ...], Variable("PROTOCOLS")] = ()
     auth: RelayAuth = Field(default_factory=RelayAuth)
     node_selector: Strings = Field(default_factory=dict)
     tolerations: tuple[Json, ...] = ()

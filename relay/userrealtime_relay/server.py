@@ -10,12 +10,13 @@ import asyncio
 import logging
 import os
 import signal
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Final, Self
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route, Router
+from starlette.routing import BaseRoute, Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from userrealtime_core.auth.tokens import KeySet
@@ -40,7 +41,7 @@ from .transports.publish import Publishing
 from .transports.request import connection_of
 from .transports.request_id import RequestIds
 from .transports.sse import Streams
-from .transports.websocket import WebSockets
+from .transports.websocket import WebSocketEndpoint, WebSockets
 
 SMALLEST_CHUNK: Final = 512
 """Bytes that the chunks of a body must have on average, where `MAX_CHUNKS` would not do for the longest body."""
@@ -52,7 +53,7 @@ class Relay:
     """The parts of the relay. A context manager: it serves inside the block, and ends all connections after it.
 
     Raises:
-        ConfigError: from the constructor, if the library of the broker is missing.
+        ConfigError: from the constructor, if the library of the broker or a protocol is missing.
         OSError: on entering, if a port is in use.
     """
 
@@ -62,7 +63,8 @@ class Relay:
         self._broker = brokers.load(config.signal) if config.broker_url is not None else None
         self.tail = Tail(config, signal or choose(config), self.metrics)
         self.clients = Clients(config, self.tail, self.metrics, key_set(config))
-        self.websockets = WebSockets(self.clients)
+        websockets, self._routes = _endpoints(self.clients)
+        self.websockets = WebSockets(self.clients, websockets)
         self._presence = Presence(self.tail, config.instance, lambda: self.clients.connected)
         self.clients.changed = self._presence.changed
         self._draining = False
@@ -94,7 +96,7 @@ class Relay:
         )
         try:
             self._public = await listen(
-                _public(config, self.clients),
+                _public(config, self.clients, self._routes),
                 config.host,
                 config.ws_port,
                 websocket=self.websockets,
@@ -185,7 +187,16 @@ def key_set(config: Config) -> KeySet | None:
     return Jwks(config.jwks_url)
 
 
-def _public(config: Config, clients: Clients) -> ASGIApp:
+def _endpoints(clients: Clients) -> tuple[Mapping[str, WebSocketEndpoint], Sequence[BaseRoute]]:
+    """Return the WebSocket endpoints and the HTTP routes of the protocols of other systems."""
+    if not clients.config.protocols:
+        return {}, ()
+    from .protocols import load  # late: a relay without them does not pay for them
+
+    return load(clients)
+
+
+def _public(config: Config, clients: Clients, more: Sequence[BaseRoute]) -> ASGIApp:
     """Return the application of the public port for requests other than WebSockets."""
     streams, polls, publishing = Streams(clients), Polls(clients), Publishing(clients)
 
@@ -202,6 +213,7 @@ def _public(config: Config, clients: Clients) -> ASGIApp:
             *(Route(path, _Only("GET", streams)) for path in config.paths("/sse")),
             *(Route(path, _Only("GET", polls)) for path in config.paths("/poll")),
             *(Route(path, _Only("POST", publishing)) for path in config.paths("/publish")),
+            *more,
         ],
         default=_not_found,
         redirect_slashes=False,

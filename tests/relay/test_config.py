@@ -62,6 +62,12 @@ def test_origins_and_switches() -> None:
     assert Config.from_environment(environment(URL, ALLOWED_ORIGINS="*")).allowed_origins == ("*",)
 
 
+def test_the_protocols_are_a_set_of_known_names() -> None:
+    assert Config.from_environment(environment(URL)).protocols == ()
+    config = Config.from_environment(environment(URL, PROTOCOLS="durable-streams, actioncable,durable-streams,"))
+    assert config.protocols == ("durable-streams", "actioncable")
+
+
 def test_where_a_path_is_served() -> None:
     assert Config.from_environment(environment(URL)).paths("/ws") == ("/ws",)
     assert Config.from_environment(environment(URL, BASE_PATH="/a")).paths("/ws") == ("/ws", "/a/ws")
@@ -113,6 +119,7 @@ def test_all_that_is_wrong_is_named_at_once() -> None:
         ("BASE_PATH", "/a?b"),
         ("LOG_LEVEL", "INFO"),
         ("ALLOW_QUERY_TOKEN", "yes"),
+        ("PROTOCOLS", "actioncable,gopher"),
         ("ALLOWED_ORIGINS", "app.example.com"),
         ("ALLOWED_ORIGINS", "https://app.example.com/"),
         ("ALLOWED_ORIGINS", "https://App.example.com"),

@@ -33,7 +33,7 @@ from testing.relay.harness import (
     until,
 )
 from userrealtime_relay.server import Relay
-from userrealtime_relay.transports import websocket_connection
+from userrealtime_relay.transports import websocket, websocket_connection
 from userrealtime_relay.wire.session import MAX_ERRORS
 
 # --- events
@@ -479,7 +479,8 @@ async def test_a_silent_client_is_found(migrated: Database, monkeypatch: pytest.
 async def test_a_client_that_answers_pings_stays(migrated: Database, connection: asyncpg.Connection) -> None:
     async with running(migrated.url, PING_INTERVAL="0.1") as relay, client(relay, ping_interval=None) as alice:
         await receive(alice)
-        [pinged] = relay.websockets._writers
+        [pinged] = relay.websockets._pinged
+        assert isinstance(pinged, websocket._Writer)
         answered = 0
         async with asyncio.timeout(PATIENCE_S):
             while answered < 5:
@@ -491,7 +492,7 @@ async def test_a_client_that_answers_pings_stays(migrated: Database, connection:
         await publish(connection)
         assert await receive_ids(alice, 1) == [1]
         assert not pinged.silent
-    assert not relay.websockets._writers
+    assert not relay.websockets._pinged
 
 
 # --- a client that does not read

@@ -233,6 +233,8 @@ def _environment(resource: UserRealtime, config: Config, route: Route | None) ->
         settings["ANNOUNCE_URL"] = f"{announce_url}/{resource.namespace}/{resource.child_name}"
     if resource.log_level is not None:
         settings["LOG_LEVEL"] = resource.log_level
+    if resource.protocols is not None:
+        settings["PROTOCOLS"] = ",".join(resource.protocols)
     if config.trust is not None:
         # The variable of OpenSSL, and the variable of libpq, which ignores the former.
         settings |= dict.fromkeys(("SSL_CERT_FILE", "PGSSLROOTCERT"), f"{TRUST_DIRECTORY}/{TRUST_FILE}")

@@ -49,6 +49,8 @@ class UserRealtime(ResourceIdentity):
     max_messages_per_second: int
     log_level: str | None
     signal: str | None
+    protocols: tuple[str, ...] | None
+    """The protocols of other systems that the user's pod serves."""
     key_rotation: str | None
     """The value of the annotation that requests a new token key."""
     password_rotation: str | None
@@ -111,6 +113,7 @@ def _parse(body: Mapping[str, Any]) -> UserRealtime:
         max_messages_per_second=spec["limits"]["messagesPerSecond"],
         log_level=spec["relay"].get("logLevel"),
         signal=spec["relay"].get("signal"),
+        protocols=tuple(spec["protocols"]) if "protocols" in spec else None,
         key_rotation=metadata.get("annotations", {}).get(TOKEN_KEY_ROTATION_ANNOTATION) or None,
         password_rotation=metadata.get("annotations", {}).get(PASSWORD_ROTATION_ANNOTATION) or None,
         adopted_secret=metadata.get("annotations", {}).get(ADOPTION_ANNOTATION) or None,

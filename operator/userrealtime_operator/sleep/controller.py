@@ -112,7 +112,8 @@ class SleepController:
             except SpecError:
                 continue  # its own reconciliation reports it
             reported = [row.instance for row in rows if row.seen_at > now - FRESH_S]
-            decision = decide(reported, rows, self._after_s(resource), self._awake_since(body), now, warm=resource.warm)
+            warm = self._stays_awake(resource) is not None
+            decision = decide(reported, rows, self._after_s(resource), self._awake_since(body), now, warm=warm)
             if isinstance(decision, Sleep) and asleep(deployment(resource)) is None:
                 found.append(user)
         for user in found:
@@ -191,7 +192,8 @@ class SleepController:
         ]
         now, presence = await self._database.presence(self._api.scope(resource.namespace), resource.user_id)
         rows = presence.get(resource.user_id, ())
-        decision = decide(living, rows, self._after_s(resource), self._awake_since(body), now, warm=resource.warm)
+        warm = self._stays_awake(resource) is not None
+        decision = decide(living, rows, self._after_s(resource), self._awake_since(body), now, warm=warm)
         return isinstance(decision, Sleep)
 
     async def _pod_serves(self, service: Mapping[str, Any] | None) -> bool:
@@ -211,6 +213,16 @@ class SleepController:
     def _after_s(self, resource: UserRealtime) -> float:
         return self._config.idle.after_s if resource.idle_after_s is None else resource.idle_after_s
 
+    def _stays_awake(self, resource: UserRealtime) -> str | None:
+        """Return why a resource keeps its pod running, None if it does not."""
+        if resource.warm:
+            return "spec.idle.warm keeps the pod running"
+        protocols = self._config.relay.protocols if resource.protocols is None else resource.protocols
+        if protocols:
+            # A client of these protocols would get an error from the activator instead of a pod.
+            return f"the activator does not serve the protocols of this user ({', '.join(protocols)})"
+        return None
+
     def _awake_since(self, body: Mapping[str, Any]) -> float:
         wake = wake_requested(body)
         return parse_timestamp(wake, self._now()).timestamp() if wake else 0.0
@@ -220,8 +232,8 @@ class SleepController:
         if self._activators is None:
             message = "sleep is disabled because no activator is installed (activator.enabled of the chart)"
             return ConditionResult(False, "NeverSleeps", message)
-        if resource.warm:
-            return ConditionResult(False, "NeverSleeps", "spec.idle.warm keeps the pod running")
+        if (reason := self._stays_awake(resource)) is not None:
+            return ConditionResult(False, "NeverSleeps", reason)
         if self._after_s(resource) <= 0:
             return ConditionResult(False, "NeverSleeps", "sleep is disabled because idle.after is 0")
         if self._activators.gone:

@@ -87,6 +87,24 @@ class TransportWriter(Protocol):
         """Send broadcasts, given as joined WebSocket frames."""
 
 
+class Place(Protocol):
+    """What takes one place of the limit: a client, or a socket of another system's protocol, which has several."""
+
+    @property
+    def lag(self) -> int:
+        """Events that it has not received yet."""
+
+    @property
+    def unsent(self) -> int:
+        """Bytes waiting in the process for the socket."""
+
+    def leave(self) -> None:
+        """Close as soon as what is in the ring is sent."""
+
+    def abort(self) -> None:
+        """Abort the connection."""
+
+
 class Clients:
     """All clients of the relay, up to its limit."""
 
@@ -111,15 +129,16 @@ class Clients:
         """The connections of the public port that have not authenticated."""
         self.changed: Callable[[], None] = lambda: None
         """Called when a client was admitted or has left."""
-        self._tasks: dict[Client, asyncio.Task[Any]] = {}
-        self._admitted: set[Client] = set()
+        self._tasks: dict[Place, asyncio.Task[Any]] = {}
+        self._admitted: set[Place] = set()
         metrics.connections.set_function(lambda: len(self._admitted))
         metrics.unauthenticated.set_function(lambda: len(self.unauthenticated))
         metrics.lag_events.set_function(lambda: max((client.lag for client in self._admitted), default=0))
-        metrics.unsent_bytes.set_function(lambda: sum(client.writer.unsent for client in self._admitted))
+        metrics.unsent_bytes.set_function(lambda: sum(client.unsent for client in self._admitted))
 
     def __iter__(self) -> Iterator[Client]:
-        return iter(list(self._tasks))
+        """Iterate over the clients of the relay's own protocol."""
+        return iter([place for place in self._tasks if isinstance(place, Client)])
 
     def __len__(self) -> int:
         return len(self._tasks)
@@ -151,7 +170,7 @@ class Clients:
         )
 
     @contextlib.contextmanager
-    def present(self, client: Client) -> Iterator[None]:
+    def present(self, client: Place) -> Iterator[None]:
         """Register a client inside the block, which runs in the task that serves and closes it."""
         self._tasks[client] = cast("asyncio.Task[Any]", asyncio.current_task())
         try:
@@ -183,7 +202,7 @@ class Clients:
         if closing is not None and closing.reason in _LIMITS:
             self.metrics.limited.labels(_LIMITS[closing.reason]).inc()
 
-    def admit(self, client: Client) -> bool:
+    def admit(self, client: Place) -> bool:
         """Admit an authenticated client. Return False if there are too many."""
         if len(self._admitted) >= self.config.max_connections:
             return False
@@ -210,8 +229,8 @@ class Clients:
 
     async def abort_all(self) -> None:
         """Abort the remaining connections."""
-        for client in self:
-            client.writer.abort()
+        for place in list(self._tasks):
+            place.abort()
         if self._tasks:
             await asyncio.wait(list(self._tasks.values()), timeout=CLOSE_TIMEOUT)
 
@@ -220,6 +239,8 @@ class Client:
     """One client: its session, and its position in the ring.
 
     Args:
+        wake: set when there may be work.
+        admitted: whether its connection was admitted before.
         broadcasts: the mark after which the client receives broadcasts; empty: from now on; None: none at all.
     """
 
@@ -230,11 +251,12 @@ class Client:
         writer: TransportWriter,
         wake: WakeupEvent,
         broadcasts: str | None = "",
+        *,
+        admitted: bool = False,
     ) -> None:
         self.session = session
         self.writer = writer
         self.wake = wake
-        """Set when there may be work."""
         self._clients = clients
         self._tail = clients.tail
         self._metrics = clients.metrics
@@ -244,7 +266,7 @@ class Client:
         self.broadcast_cursor = 0
         """The number of the last broadcast that the client has received or lost."""
         self._broadcasts = broadcasts
-        self._admitted = False
+        self._admitted = admitted
         self._leaving = False
         self._live = False  # waiting at the head: the age of the next event is its latency
         self._asked: tuple[asyncio.Task[Any], Callable[[Any], None]] | None = None
@@ -259,6 +281,13 @@ class Client:
     @property
     def wants_broadcasts(self) -> bool:
         return self._broadcasts is not None
+
+    @property
+    def unsent(self) -> int:
+        return self.writer.unsent
+
+    def abort(self) -> None:
+        self.writer.abort()
 
     def leave(self) -> None:
         """Close as soon as what is in the ring is sent."""

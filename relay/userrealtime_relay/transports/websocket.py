@@ -9,9 +9,9 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from websockets.datastructures import Headers
 from websockets.frames import CloseCode as StandardCode
@@ -43,16 +43,41 @@ _logger = logging.getLogger(__name__)
 _protocol_logger = logging.getLogger("websockets.server")
 
 
-class WebSockets:
-    """All WebSockets of the relay. uvicorn calls it to get the protocol of a connection that is upgraded."""
+class Pinged(Protocol):
+    """Something that is pinged once each ping interval."""
 
-    def __init__(self, clients: Clients) -> None:
+    def ping(self) -> None:
+        """Send a ping, and end the connection if the last one has not been answered."""
+
+
+class WebSocketEndpoint(Protocol):
+    """Serves the WebSockets at one path in the protocol of another system."""
+
+    def refusal(self, request: Request) -> tuple[HTTPStatus, str] | None:
+        """Return why a handshake is rejected, None if it is accepted."""
+
+    def subprotocol(self, offered: Sequence[str]) -> str | None:
+        """Return the subprotocol of a connection, one of those that the client offers, or None."""
+
+    async def serve(self, connection: WebSocketConnection, request: Request, pinged: set[Pinged]) -> None:
+        """Serve one connection until its end. It is a member of `pinged` meanwhile."""
+
+
+class WebSockets:
+    """All WebSockets of the relay. uvicorn calls it to get the protocol of a connection that is upgraded.
+
+    Args:
+        endpoints: those in the protocols of other systems, by path. The last segment of a path may be `*`, for any one.
+    """
+
+    def __init__(self, clients: Clients, endpoints: Mapping[str, WebSocketEndpoint] | None = None) -> None:
         self.config = clients.config
         self.tasks: set[asyncio.Task[None]] = set()
         """One for each connection whose handshake is complete."""
         self.paths = clients.config.paths("/ws")
         self._clients = clients
-        self._writers: set[_Writer] = set()
+        self._endpoints = endpoints or {}
+        self._pinged: set[Pinged] = set()
 
     def __call__(self, **_: Any) -> WebSocketConnection:
         """Return the protocol for one connection. uvicorn passes the request to it."""
@@ -63,7 +88,7 @@ class WebSockets:
         """Ping every client once each ping interval; a client that has not answered within another one is closed."""
         while True:
             await asyncio.sleep(self.config.ping_interval)
-            for place, writer in enumerate(list(self._writers)):
+            for place, writer in enumerate(list(self._pinged)):
                 writer.ping()
                 if place % PINGS_AT_ONCE == PINGS_AT_ONCE - 1:
                     await asyncio.sleep(0)
@@ -80,13 +105,18 @@ class WebSockets:
         given = request.headers.get_all(request_id.HEADER)
         request_id.adopt(given[0] if len(given) == 1 else None)
         response = self._refusal(request) or protocol.accept(request)
-        if response.status_code == HTTPStatus.SWITCHING_PROTOCOLS and SUBPROTOCOL in _subprotocols(request):
-            response.headers["Sec-WebSocket-Protocol"] = SUBPROTOCOL
+        if response.status_code == HTTPStatus.SWITCHING_PROTOCOLS:
+            endpoint, offered = self._endpoint(request), subprotocols(request)
+            own = SUBPROTOCOL if SUBPROTOCOL in offered else None
+            chosen = own if endpoint is None else endpoint.subprotocol(offered)
+            if chosen is not None:
+                response.headers["Sec-WebSocket-Protocol"] = chosen
         response.headers[request_id.HEADER] = request_id.current.get()
         return response
 
     def _refusal(self, request: Request) -> Response | None:
-        if request.path.partition("?")[0] not in self.paths:
+        endpoint = self._endpoint(request)
+        if endpoint is None and request.path.partition("?")[0] not in self.paths:
             return _refuse(HTTPStatus.NOT_FOUND, f"there is no WebSocket here; it is at {self.paths[-1]}")
         allowed = self.config.allowed_origins  # clients other than browsers send no Origin
         if not all(is_allowed(origin, allowed) for origin in request.headers.get_all("Origin")):
@@ -95,29 +125,31 @@ class WebSockets:
         if len(self.tasks) > 4 * self.config.max_connections:
             self._clients.metrics.limited.labels("connections").inc()
             return _refuse(HTTPStatus.SERVICE_UNAVAILABLE, "too many connections; try again later")
+        if endpoint is not None and (rejected := endpoint.refusal(request)) is not None:
+            return _refuse(*rejected)
         return None
+
+    def _endpoint(self, request: Request) -> WebSocketEndpoint | None:
+        if not self._endpoints:
+            return None
+        path = request.path.partition("?")[0]
+        return self._endpoints.get(path) or self._endpoints.get(f"{path.rpartition('/')[0]}/*")
 
     def _start(self, connection: WebSocketConnection, request: Request) -> None:
         forwarded_for = request.headers.get_all("X-Forwarded-For")
         audit.set_client(connection.transport.get_extra_info("peername"), ", ".join(forwarded_for))
-        task = asyncio.create_task(self._handle(connection, self._connect_request(request)))
+        task = asyncio.create_task(self._handle(connection, request))
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
 
-    def _connect_request(self, request: Request) -> ConnectRequest:
-        headers = request.headers
-        return ConnectRequest.parse(
-            query=request.path.partition("?")[2],
-            authorization=headers.get_all("Authorization"),
-            last_event_id=headers.get_all("Last-Event-ID"),
-            subprotocols=_subprotocols(request),
-            query_token=self.config.allow_query_token,
-        )
-
-    async def _handle(self, connection: WebSocketConnection, request: ConnectRequest) -> None:
+    async def _handle(self, connection: WebSocketConnection, request: Request) -> None:
         """Serve one connection until its end. Raises nothing."""
+        endpoint = self._endpoint(request)
         try:
-            await self._serve(connection, request)
+            if endpoint is None:
+                await self._serve(connection, connect_request(request, query_token=self.config.allow_query_token))
+            else:
+                await endpoint.serve(connection, request, self._pinged)
         except Exception:
             _logger.exception("a connection failed")
         finally:
@@ -129,7 +161,7 @@ class WebSockets:
         if clients.draining:  # accepted all the same: browsers report a close code, but not why a handshake failed
             session.close(CloseCode.RESTARTING, RESTARTING_REASON)
         await self._run_client(connection, session)
-        code = _close_label(connection.protocol)
+        code = close_label(connection.protocol)
         clients.count_close(code, session.closing)
         if code == str(int(StandardCode.MESSAGE_TOO_BIG)):
             clients.metrics.limited.labels("message_bytes").inc()
@@ -140,7 +172,7 @@ class WebSockets:
         writer = _Writer(connection, wake)
         client = Client(session, self._clients, writer, wake)
         connection.changed = wake.set
-        self._writers.add(writer)
+        self._pinged.add(writer)
         reader = asyncio.create_task(_read(connection, client))
 
         def ended(_: object) -> None:
@@ -160,7 +192,7 @@ class WebSockets:
                 await connection.close(StandardCode.INTERNAL_ERROR, "Internal error")
             finally:
                 connection.changed = None
-                self._writers.discard(writer)
+                self._pinged.discard(writer)
                 reader.cancel()
                 await asyncio.gather(reader, return_exceptions=True)
 
@@ -221,7 +253,7 @@ async def _read(connection: WebSocketConnection, client: Client) -> None:
             await connection.drain()
 
 
-def _close_label(protocol: ServerProtocol) -> str:
+def close_label(protocol: ServerProtocol) -> str:
     """The close code for the metrics. All codes that a client chooses freely share one label."""
     if protocol.close_sent is not None and not protocol.close_rcvd_then_sent:
         return str(int(protocol.close_sent.code))
@@ -229,7 +261,20 @@ def _close_label(protocol: ServerProtocol) -> str:
     return str(int(code)) if code in CLIENT_CODES else "other"
 
 
-def _subprotocols(request: Request) -> list[str]:
+def connect_request(request: Request, *, query_token: bool) -> ConnectRequest:
+    """Return the token and the position in a handshake."""
+    headers = request.headers
+    return ConnectRequest.parse(
+        query=request.path.partition("?")[2],
+        authorization=headers.get_all("Authorization"),
+        last_event_id=headers.get_all("Last-Event-ID"),
+        subprotocols=subprotocols(request),
+        query_token=query_token,
+    )
+
+
+def subprotocols(request: Request) -> list[str]:
+    """Return the subprotocols that a client offers."""
     return [name.strip() for value in request.headers.get_all("Sec-WebSocket-Protocol") for name in value.split(",")]
 
 

@@ -51,7 +51,11 @@ def encode_events(rows: Iterable[Any]) -> list[bytes]:
 
 def encode_text(text: str) -> bytes:
     """One unmasked, unfragmented text frame."""
-    payload = text.encode()
+    return encode_payload(text.encode())
+
+
+def encode_payload(payload: bytes) -> bytes:
+    """One such frame of a text that is encoded already."""
     return _head(len(payload)) + payload
 
 

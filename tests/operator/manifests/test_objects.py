@@ -237,6 +237,7 @@ FULL = parse_config(
       authTimeout: 5s
       pingInterval: 1m
       allowedOrigins: ["https://app.example.com", "http://localhost:3000"]
+      protocols: [actioncable]
       auth:
         jwksUrl: https://issuer.example.com/keys
         issuer: https://issuer.example.com
@@ -292,6 +293,7 @@ def test_every_relay_setting_is_offered_or_excluded_explicitly(tmp_path: Path) -
     assert config.broker_url.reveal() == FULL.signals.url
     assert (config.auth_timeout, config.ping_interval, config.max_messages_per_second) == (5, 60, 7)
     assert config.allowed_origins == ("https://app.example.com", "http://localhost:3000")
+    assert config.protocols == ("actioncable",)
     assert (config.jwks_url, config.token_issuer) == ("https://issuer.example.com/keys", "https://issuer.example.com")
     assert (config.token_audience, config.token_user_claim, config.token_leeway) == ("realtime", "email", 0)
     assert config.token_max_lifetime == 3600

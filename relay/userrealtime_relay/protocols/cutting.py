@@ -1,0 +1,81 @@
+"""The events of a channel, cut out of the frames of the ring. No I/O, and no JSON is parsed.
+
+A log has no channels, so their names follow one rule for all protocols: the channel `log` is the whole log, under the
+events' own names, and a channel `C` has the events named `C#rest`, under the name `rest`.
+
+The order of the members in the text of an event is a contract with `wire.frames.encode_events`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+from userrealtime_relay.wire.frames import payloads
+
+WHOLE_LOG: Final = "log"
+SEPARATOR: Final = "#"
+LONGEST_CHANNEL: Final = 200
+"""Characters of the name of a channel. The name of an event may have 253, with the separator and its own name."""
+
+_ID: Final = b'{"type":"event","id":'
+_EVENT: Final = b',"event":"'
+_AT: Final = b'","at":"'
+_DATA: Final = b'","data":'
+
+
+class Event(NamedTuple):
+    """An event of a channel, as parts of its text."""
+
+    id: bytes
+    """Its number, in digits."""
+    name: bytes
+    """Its name in the channel, as the content of a JSON string."""
+    at: bytes
+    """Its time, RFC 3339."""
+    data: bytes
+    """Its data, as JSON."""
+    text: bytes
+    """The whole event, as JSON with its name in the log."""
+
+
+def is_channel(name: str) -> bool:
+    """Whether a channel can have this name."""
+    return 0 < len(name) <= LONGEST_CHANNEL and SEPARATOR not in name and name.isprintable()
+
+
+def cut(text: bytes) -> Event:
+    """Return the parts of an event of the whole log.
+
+    Raises:
+        ValueError: the text is not an event as `encode_events` writes it.
+    """
+    number = text.index(_EVENT)
+    # A quote in a name is escaped, so the first unescaped one, with what follows it, ends the name.
+    name = text.index(_AT, number + len(_EVENT))
+    at = text.index(_DATA, name + len(_AT))
+    if not text.startswith(_ID):
+        raise ValueError("not an event")
+    return Event(
+        text[len(_ID) : number],
+        text[number + len(_EVENT) : name],
+        text[name + len(_AT) : at],
+        text[at + len(_DATA) : -1],
+        text,
+    )
+
+
+def cut_channel(frames: bytes, channel: str) -> Iterator[Event]:
+    """Yield the events of a channel in joined frames, which are WebSocket frames of events."""
+    if channel == WHOLE_LOG:
+        yield from map(cut, map(bytes, payloads(frames)))
+        return
+    front = f"{json.dumps(channel, ensure_ascii=False)[1:-1]}{SEPARATOR}".encode()
+    marked = _EVENT + front
+    for text in map(bytes, payloads(frames)):
+        if marked not in text:
+            continue
+        event = cut(text)
+        if event.name.startswith(front) and len(event.name) > len(front):
+            yield event._replace(name=event.name[len(front) :])
