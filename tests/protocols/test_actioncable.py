@@ -1,0 +1,144 @@
+"""Action Cable: transcripts of the dialect, and a connection to a real relay."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import asyncpg
+import pytest
+from websockets.asyncio.client import ClientConnection
+from websockets.typing import Subprotocol
+
+from testing.database import Database
+from testing.relay.harness import PATIENCE_S, USER, client, closed, running, token
+from userrealtime_core.wire.connect_request import CloseCode, ConnectRequest, Resume
+from userrealtime_relay.protocols.actioncable import EXTENDED, PLAIN, RAILS, ActionCable
+from userrealtime_relay.protocols.dialect import Act, Authenticate, Close, Join, Leave, Mistake, Opening, Publish, Say
+from userrealtime_relay.wire.frames import encode_events
+from userrealtime_relay.wire.session import UNAUTHORIZED, CloseFrame
+from userrealtime_relay.wire.submission import Refused
+
+LOG = json.dumps({"channel": "Log"})
+AT = "2026-01-02 03:04:05.678901+00"
+
+
+def cable(*offered: str, **query: str) -> ActionCable:
+    return ActionCable(Opening("/cable", query, {}, offered, ConnectRequest("t", Resume()), False, "random"))
+
+
+def said(acts: Any) -> list[dict[str, Any]]:
+    return [json.loads(act.text) for act in acts if isinstance(act, Say)]
+
+
+def send(dialect: ActionCable, **fields: Any) -> list[Act]:
+    return list(dialect.receive(json.dumps(fields)))
+
+
+def joined(dialect: ActionCable, identifier: str = LOG, **more: Any) -> Join:
+    confirm, join = send(dialect, command="subscribe", identifier=identifier, **more)
+    assert said([confirm]) == [{"type": "confirm_subscription", "identifier": identifier}]
+    assert isinstance(join, Join)
+    return join
+
+
+def test_the_plain_protocol() -> None:
+    dialect = cable(PLAIN, RAILS)
+    assert list(dialect.begin(0)) == [Authenticate("t")]
+    assert said(dialect.accepted(None, 60, (7, "e"))) == [{"type": "welcome"}]
+    assert said(dialect.beat(12.5)) == [{"type": "ping", "message": 12}]
+    assert joined(dialect) == Join(LOG, "log", "t", Resume())
+    again = send(dialect, command="subscribe", identifier=LOG)
+    assert said(again) == [{"type": "confirm_subscription", "identifier": LOG}]
+    assert len(again) == 1
+    [text] = dialect.translate(LOG, b"".join(encode_events([("e", 8, "a", AT, "[1]")])), "e")
+    assert json.loads(text) == {
+        "identifier": LOG,
+        "message": {"type": "event", "id": 8, "event": "a", "at": "2026-01-02T03:04:05.678901Z", "data": [1]},
+    }
+    [publish] = send(dialect, command="message", identifier=LOG, data='{"action":"note","ref":"r","x":1}')
+    assert isinstance(publish, Publish)
+    assert publish.submission == ("r", "note", '{"x":1}')
+    assert said(dialect.stored(LOG, publish.submission, 3))[0]["message"] == {"type": "ack", "ref": "r", "id": 3}
+    assert said(dialect.stored(LOG, publish.submission, Refused("no")))[0]["message"]["code"] == "refused"
+    assert send(dialect, command="unsubscribe", identifier=LOG) == [Leave(LOG)]
+
+
+def test_the_extended_protocol_resumes_by_stream_then_by_session() -> None:
+    dialect = cable(EXTENDED, sid="5:e:x")
+    assert said(dialect.accepted(None, 60, (7, "e"))) == [{"type": "welcome", "sid": "5:e:random"}]
+    streams = {"log": {"offset": 6, "epoch": "e"}}
+    assert joined(dialect, history={"since": 1, "streams": streams}).resume == Resume(6, "e")
+    assert said(dialect.caught_up(LOG)) == [{"type": "confirm_history", "identifier": LOG}]
+    other = json.dumps({"channel": "$pubsub", "stream_name": "C"})
+    assert joined(dialect, other)[1:4] == ("C", "t", Resume(5, "e"))
+    [text] = dialect.translate(other, b"".join(encode_events([("e", 8, "a", AT, "1"), ("e", 9, "C#b", AT, "2")])), "e")
+    message = json.loads(text)
+    assert (message["stream_id"], message["epoch"], message["offset"]) == ("C", "e", 9)
+    assert message["message"]["event"] == "b"
+
+
+def test_without_a_position_it_begins_at_the_time_of_the_page() -> None:
+    dialect = cable(EXTENDED)
+    assert said(dialect.accepted(None, 60, (7, "e"))) == [{"type": "welcome", "sid": "7:e:random"}]
+    assert joined(dialect, history={"since": 12}).since == 12
+    reset = {"type": "reset", "reason": "too-old", "cursor": 7}
+    assert [each.get("type", "message") for each in said(dialect.told(LOG, reset, 7, "e"))] == [
+        "reject_history",
+        "message",
+    ]
+    assert joined(cable(EXTENDED), history={"since": False}).since is None
+
+
+@pytest.mark.parametrize(
+    "identifier", ["x", "[]", '{"channel":"a#b"}', '{"channel":"$pubsub","signed_stream_name":"x"}']
+)
+def test_other_channels_are_rejected(identifier: str) -> None:
+    acts = send(cable(PLAIN), command="subscribe", identifier=identifier)
+    assert said(acts) == [{"type": "reject_subscription", "identifier": identifier}]
+
+
+@pytest.mark.parametrize("message", [b"{}", "x", "[]", "{}", '{"command":"fly","identifier":"x"}'])
+def test_invalid_messages_are_counted(message: str | bytes) -> None:
+    assert list(cable(PLAIN).receive(message)) == [Mistake()]
+
+
+def test_how_it_ends() -> None:
+    restarting = CloseFrame(CloseCode.RESTARTING, "Restarting")
+    assert said(cable(PLAIN, RAILS).ending(None, restarting, expired=False))[0]["reconnect"] is True
+    assert list(cable(EXTENDED).ending(None, restarting, expired=False)) == [Close(1012, "Restarting")]
+    [message] = said(cable(EXTENDED).ending(None, UNAUTHORIZED, expired=True))
+    assert (message["reason"], message["reconnect"]) == ("token_expired", False)
+    [message] = said(cable(PLAIN, RAILS).ending(None, UNAUTHORIZED, expired=True))
+    assert (message["reason"], message["reconnect"]) == ("unauthorized", False)
+
+
+async def message_of(connection: ClientConnection) -> dict[str, Any]:
+    """Return the next message that is not a ping."""
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            message: dict[str, Any] = json.loads(await connection.recv())
+            if message.get("type") != "ping":
+                return message
+
+
+async def test_a_real_relay(migrated: Database, connection: asyncpg.Connection) -> None:
+    await connection.execute("insert into userrealtime.log (user_id) values ($1)", USER)
+    async with running(migrated.url, PROTOCOLS="actioncable", BASE_PATH="/a") as relay:
+        async with client(relay, path="/a/cable", subprotocols=[Subprotocol(EXTENDED)]) as alice:
+            assert alice.subprotocol == EXTENDED
+            welcome = await message_of(alice)
+            await alice.send(json.dumps({"command": "subscribe", "identifier": LOG}))
+            assert (await message_of(alice))["type"] == "confirm_subscription"
+        await connection.execute("select userrealtime.publish($1, 'a', '1')", USER)
+        async with client(relay, path="/cable", subprotocols=[Subprotocol(EXTENDED)], sid=welcome["sid"]) as alice:
+            assert (await message_of(alice))["type"] == "welcome"
+            await alice.send(json.dumps({"command": "subscribe", "identifier": LOG, "history": {}}))
+            assert (await message_of(alice))["type"] == "confirm_subscription"
+            seen = [await message_of(alice), await message_of(alice)]
+            [event] = [each for each in seen if "message" in each]
+            assert (event["offset"], event["message"]["data"]) == (1, 1)
+        async with client(relay, token(life_s=-60), path="/cable", subprotocols=[Subprotocol(PLAIN)]) as alice:
+            assert (await message_of(alice))["reason"] == "token_expired"
+            assert (await closed(alice))[0] == 1008
