@@ -5,10 +5,18 @@ from __future__ import annotations
 import re
 from typing import Final
 
-METHODS: Final = ("GET", "POST")
+METHODS: Final = ("GET", "HEAD", "POST")
 REQUEST_ID: Final = "X-Request-Id"
-REQUEST_HEADERS: Final = ("Authorization", "Cache-Control", "Content-Type", "Last-Event-ID", REQUEST_ID)
-RESPONSE_HEADERS: Final = ("Retry-After", REQUEST_ID)
+REQUEST_HEADERS: Final = (
+    "Authorization",
+    "Cache-Control",
+    "Content-Type",
+    "If-None-Match",
+    "Last-Event-ID",
+    REQUEST_ID,
+)
+_STREAM_HEADERS: Final = ("ETag", "Stream-Cursor", "Stream-Next-Offset", "Stream-Up-To-Date")  # of Durable Streams
+RESPONSE_HEADERS: Final = ("Retry-After", REQUEST_ID, *_STREAM_HEADERS)
 PREFLIGHT_AGE: Final = 600
 """Seconds that a browser may remember what it may send."""
 ORIGIN: Final = (
