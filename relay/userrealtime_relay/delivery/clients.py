@@ -311,7 +311,10 @@ class Client:
             self.wake.set()
 
     async def run(self) -> None:
-        """Serve the client until its session closes, and send the last messages; or until its connection ends."""
+        """Serve the client until its session closes, and send the last messages; or until its writer is not open.
+
+        If the writer opens again, this may be called again.
+        """
         session = self.session
         try:
             while self.writer.open and session.closing is None:
@@ -327,9 +330,11 @@ class Client:
             self._tail.cancel_call(self.wake.set)
             if self._timer is not None:
                 self._timer.cancel()
+                self._timer = None
             if self._asked is not None:
                 self._asked[0].cancel()
                 await asyncio.gather(self._asked[0], return_exceptions=True)
+                self._asked = None
 
     def _advance(self) -> bool:
         """Do the next step that needs no waiting. Return False if there is none."""

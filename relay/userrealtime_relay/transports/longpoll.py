@@ -51,7 +51,7 @@ class Polls:
         if session.closing is not None:
             await refusal(session.closing)(scope, receive, send)
             return
-        timeout = _timeout(parameters.get("timeout", ""))
+        timeout = parse_timeout(parameters.get("timeout", ""))
         if timeout is None:
             error = f"timeout must be seconds, from 0 to {LONGEST_TIMEOUT}"
             await refuse(HTTPStatus.BAD_REQUEST, error)(scope, receive, send)
@@ -166,7 +166,7 @@ def _parameters(scope: Scope) -> dict[str, str]:
         return {}  # the session rejects it for the same reason
 
 
-def _timeout(text: str) -> float | None:
+def parse_timeout(text: str) -> float | None:
     """Return the timeout of a request in seconds; None if it is invalid."""
     if not text:
         return DEFAULT_TIMEOUT

@@ -74,7 +74,7 @@ class Streams:
 
     async def _carry(self, client: Client, connection: Connection, send: Send) -> None:
         connection.write(_retry(retry_after(None)))
-        with _keeping_alive(connection, self._clients.config.ping_interval):
+        with keeping_alive(connection, self._clients.config.ping_interval):
             await client.run()
         closing = client.session.closing
         if closing is None:
@@ -147,7 +147,7 @@ class _Writer:
 
 
 @contextmanager
-def _keeping_alive(connection: Connection, interval: float) -> Iterator[None]:
+def keeping_alive(connection: Connection, interval: float) -> Iterator[None]:
     """Send a comment every `interval` seconds, for proxies with an idle timeout, and to detect lost clients."""
     loop = asyncio.get_running_loop()
     timer = loop.call_later(interval, lambda: beat())
