@@ -143,7 +143,8 @@ async def request(
     async with exchange(_port(relay), path, bearer, method, headers or {}, body) as opened:
         answer = opened.answer
         async with asyncio.timeout(PATIENCE_S):
-            answer.body = await opened.reader.readexactly(int(answer.headers.get("content-length", "0")))
+            size = 0 if method == "HEAD" else int(answer.headers.get("content-length", "0"))
+            answer.body = await opened.reader.readexactly(size)
         return answer
 
 

@@ -19,7 +19,7 @@ from userrealtime_core.environment import ConfigError
 from userrealtime_relay.delivery.clients import Clients
 from userrealtime_relay.transports.websocket import WebSocketEndpoint
 
-MODULES: Final[Mapping[str, str]] = {"actioncable": "actioncable"}
+MODULES: Final[Mapping[str, str]] = {"actioncable": "actioncable", "durable-streams": "durable_streams"}
 """The module of each protocol."""
 
 
