@@ -1,4 +1,4 @@
-"""The JavaScript client: packed as for npm and installed as in an application, once per run."""
+"""Packages from npm: the JavaScript client, packed and installed as in an application, and those of other systems."""
 
 from __future__ import annotations
 
@@ -32,6 +32,13 @@ def run(*command: str, folder: Path) -> str:
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=LIMIT_S)
     assert done.returncode == 0, f"{' '.join(command)}:\n{done.stdout}\n{done.stderr}"
     return done.stdout
+
+
+def install_locked(source: Path, folder: Path) -> Path:
+    """Copy a folder with a package-lock.json to a new one, install its packages there, and return it."""
+    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("node_modules"))
+    run(program("npm", "npm"), "ci", "--ignore-scripts", "--no-audit", "--no-fund", folder=folder)
+    return folder
 
 
 def install(home: Path) -> Path:

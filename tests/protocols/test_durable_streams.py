@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -23,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from testing.clients.fixture import ClientFixture, serving
-from testing.clients.javascript import program, run
+from testing.clients.javascript import install_locked, program
 from testing.database import Database
 from testing.faults.proxy import Link
 from testing.local.postgres import LocalPostgres
@@ -494,10 +493,7 @@ async def test_it_is_not_there_unless_it_is_enabled(migrated: Database) -> None:
 @pytest.fixture(scope="session")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the scripts and the packages that they need, outside of the source tree."""
-    folder = tmp_path_factory.mktemp("durable") / "application"
-    shutil.copytree(SOURCE, folder, ignore=shutil.ignore_patterns("node_modules"))
-    run(program("npm", "npm"), "ci", "--ignore-scripts", "--no-audit", "--no-fund", folder=folder)
-    return folder
+    return install_locked(SOURCE, tmp_path_factory.mktemp("durable") / "application")
 
 
 @pytest.fixture
