@@ -3,24 +3,40 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
-from typing import Any
+from typing import Any, Final
 
 import asyncpg
 import pytest
 from websockets.asyncio.client import ClientConnection
+from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
 
 from testing.database import Database
-from testing.relay.harness import PATIENCE_S, USER, client, closed, running, token
+from testing.relay.harness import PATIENCE_S, USER, client, closed, config, running, token
 from userrealtime_core.wire.connect_request import CloseCode, ConnectRequest, Resume
 from userrealtime_relay.protocols.actioncable import EXTENDED, PLAIN, RAILS, ActionCable
-from userrealtime_relay.protocols.dialect import Act, Authenticate, Close, Join, Leave, Mistake, Opening, Publish, Say
+from userrealtime_relay.protocols.dialect import (
+    MAX_CHANNELS,
+    Act,
+    Authenticate,
+    Close,
+    Join,
+    Leave,
+    Mistake,
+    Opening,
+    Publish,
+    Say,
+)
+from userrealtime_relay.server import Relay
 from userrealtime_relay.wire.frames import encode_events
-from userrealtime_relay.wire.session import UNAUTHORIZED, CloseFrame
+from userrealtime_relay.wire.session import MAX_ERRORS, TOO_MANY_MESSAGES, UNAUTHORIZED, CloseFrame
 from userrealtime_relay.wire.submission import Refused
 
 LOG = json.dumps({"channel": "Log"})
+# No program listens there.
+NO_DATABASE: Final = "postgresql://nobody@127.0.0.1:1/none"
 AT = "2026-01-02 03:04:05.678901+00"
 
 
@@ -142,3 +158,59 @@ async def test_a_real_relay(migrated: Database, connection: asyncpg.Connection) 
         async with client(relay, token(life_s=-60), path="/cable", subprotocols=[Subprotocol(PLAIN)]) as alice:
             assert (await message_of(alice))["reason"] == "token_expired"
             assert (await closed(alice))[0] == 1008
+
+
+async def messages_until_close(connection: ClientConnection) -> tuple[list[dict[str, Any]], int]:
+    """Return the messages other than pings until the connection is closed, and the close code."""
+    messages = []
+    with contextlib.suppress(ConnectionClosed):
+        async with asyncio.timeout(PATIENCE_S):
+            while True:
+                messages.append(await message_of(connection))
+    return messages, connection.close_code or 0
+
+
+@pytest.mark.parametrize("bearer", ["nonsense", token(sub="bob"), token(key="other" * 10)])
+async def test_a_cable_needs_a_token(bearer: str) -> None:
+    # There is no database: a connection without a valid token causes no query.
+    async with Relay(config(NO_DATABASE, PROTOCOLS="actioncable")) as relay:
+        for name in (PLAIN, EXTENDED):
+            async with client(relay, bearer, path="/cable", subprotocols=[Subprotocol(name)]) as alice:
+                # Messages before the token are not processed.
+                with contextlib.suppress(ConnectionClosed):
+                    await alice.send(json.dumps({"command": "subscribe", "identifier": LOG}))
+                messages, code = await messages_until_close(alice)
+            assert messages == [{"type": "disconnect", "reason": "unauthorized", "reconnect": False}]
+            assert code == CloseCode.POLICY_VIOLATION
+
+
+async def test_a_cable_has_limits(migrated: Database, connection: asyncpg.Connection) -> None:
+    await connection.execute("insert into userrealtime.log (user_id) values ($1)", USER)
+    plain = {"path": "/cable", "subprotocols": [Subprotocol(PLAIN)]}
+    async with (
+        running(migrated.url, PROTOCOLS="actioncable", MAX_CONNECTIONS="1") as relay,
+        client(relay, **plain) as alice,
+    ):
+        assert (await message_of(alice))["type"] == "welcome"
+        for number in range(MAX_CHANNELS + 1):
+            identifier = json.dumps({"channel": f"c{number}"})
+            await alice.send(json.dumps({"command": "subscribe", "identifier": identifier}))
+        kinds = [(await message_of(alice))["type"] for _ in range(MAX_CHANNELS + 1)]
+        assert kinds == ["confirm_subscription"] * MAX_CHANNELS + ["reject_subscription"]
+        async with client(relay, **plain) as second:
+            assert await messages_until_close(second) == ([], CloseCode.TRY_LATER)
+        with contextlib.suppress(ConnectionClosed):
+            for _ in range(MAX_ERRORS):
+                await alice.send("{}")
+        messages, code = await messages_until_close(alice)
+        assert [message["reason"] for message in messages] == ["invalid_request"]
+        assert code == CloseCode.POLICY_VIOLATION
+    async with (
+        running(migrated.url, PROTOCOLS="actioncable", MAX_MESSAGES_PER_SECOND="2") as relay,
+        client(relay, **plain) as alice,
+    ):
+        assert (await message_of(alice))["type"] == "welcome"
+        with contextlib.suppress(ConnectionClosed):
+            for _ in range(200):
+                await alice.send('{"command":"pong"}')
+        assert (await messages_until_close(alice))[1] == TOO_MANY_MESSAGES.code

@@ -33,7 +33,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 async def stage(postgres_server: LocalPostgres) -> AsyncIterator[ClientFixture]:
-    async with ClientFixture(postgres_server, PROTOCOLS="actioncable", ALLOW_QUERY_TOKEN="true") as stage:  # noqa: S106
+    async with ClientFixture(postgres_server, PROTOCOLS="actioncable", ALLOW_QUERY_TOKEN="true") as stage:
         yield stage
 
 
@@ -89,7 +89,12 @@ class Cable:
 @asynccontextmanager
 async def cable(stage: ClientFixture, folder: Path, client: str, **options: Any) -> AsyncIterator[Cable]:
     async with serving(stage) as url:
-        given = {"client": client, "url": f"{stage.url.replace('http', 'ws')}/cable", "tokens": f"{url}/token", **options}
+        given = {
+            "client": client,
+            "url": f"{stage.url.replace('http', 'ws')}/cable",
+            "tokens": f"{url}/token",
+            **options,
+        }
         process = await asyncio.create_subprocess_exec(
             program("node", "nodejs"),
             "cable.mjs",

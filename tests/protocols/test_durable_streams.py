@@ -8,7 +8,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -467,27 +466,6 @@ async def test_without_the_database(migrated: Database, connection: asyncpg.Conn
             assert not waiting.done()
             link.refusing = False
             assert (await waiting).headers["stream-up-to-date"] == "true"
-
-
-def test_it_is_imported_only_if_it_is_enabled() -> None:
-    check = (
-        "import os, sys, userrealtime_relay.server as server\n"
-        "from userrealtime_relay.config import Config\n"
-        "server.Relay(Config.from_environment(os.environ))\n"
-        "print([name for name in sys.modules if name.startswith('userrealtime_relay.protocols')])\n"
-    )
-    variables = {"USER_ID": USER, "DATABASE_URL": NO_DATABASE, "TOKEN_KEY": "x" * 40}
-    for protocols, modules in (("", 0), ("durable-streams", 2)):
-        environment = {**os.environ, **variables, "PROTOCOLS": protocols}
-        command = (sys.executable, "-c", check)
-        done = subprocess.run(command, env=environment, check=True, capture_output=True, timeout=PATIENCE_S)
-        assert len(json.loads(done.stdout.replace(b"'", b'"'))) == modules
-
-
-async def test_it_is_not_there_unless_it_is_enabled(migrated: Database) -> None:
-    async with running(migrated.url, POLL_INTERVAL=NEVER) as relay:
-        for path in (STREAM, "/streams/other"):
-            assert (await request(relay, path)).json == {"error": "not found"}
 
 
 @pytest.fixture(scope="session")

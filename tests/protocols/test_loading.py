@@ -1,0 +1,68 @@
+"""The protocols of other systems exist, and are imported, only if they are enabled."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import Final
+
+import pytest
+from websockets.exceptions import InvalidStatus
+from websockets.typing import Subprotocol
+
+from testing.database import Database
+from testing.patience import PATIENCE_S
+from testing.relay.harness import NEVER, USER, client, running
+from testing.relay.http_client import request
+from userrealtime_core.relay_settings import PROTOCOLS
+from userrealtime_relay.protocols import MODULES
+from userrealtime_relay.protocols.actioncable import EXTENDED, PLAIN
+
+# No program listens there.
+NO_DATABASE: Final = "postgresql://nobody@127.0.0.1:1/none"
+ROOT: Final = "userrealtime_relay.protocols"
+CHECK: Final = f"""
+import json, os, sys
+import userrealtime_relay.server as server
+from userrealtime_relay.config import Config
+server.Relay(Config.from_environment(os.environ))
+print(json.dumps(sorted(name for name in sys.modules if name.startswith({ROOT!r}))))
+"""
+IMPORTED: Final = {
+    "": (),
+    "actioncable": ("", ".actioncable", ".cutting", ".dialect", ".socket"),
+    "durable-streams": ("", ".durable_streams"),
+}
+
+
+def test_each_protocol_has_a_module_and_a_list_of_imports() -> None:
+    assert tuple(MODULES) == PROTOCOLS
+    assert set(IMPORTED) == {"", *PROTOCOLS}
+
+
+@pytest.mark.parametrize("protocol", IMPORTED)
+def test_a_protocol_is_imported_only_if_it_is_enabled(protocol: str) -> None:
+    variables = {"USER_ID": USER, "DATABASE_URL": NO_DATABASE, "TOKEN_KEY": "x" * 40, "PROTOCOLS": protocol}
+    command = (sys.executable, "-c", CHECK)
+    environment = {**os.environ, **variables}
+    done = subprocess.run(command, env=environment, check=True, capture_output=True, timeout=PATIENCE_S)
+    assert json.loads(done.stdout) == [f"{ROOT}{module}" for module in IMPORTED[protocol]]
+
+
+@pytest.mark.parametrize("enabled", ["", *PROTOCOLS])
+async def test_a_protocol_is_there_only_if_it_is_enabled(migrated: Database, enabled: str) -> None:
+    async with running(migrated.url, POLL_INTERVAL=NEVER, PROTOCOLS=enabled) as relay:
+        for path in ("/streams/log", "/streams/other"):
+            answer = await request(relay, path)
+            assert (answer.json == {"error": "not found"}) == (enabled != "durable-streams")
+        for name in (PLAIN, EXTENDED):
+            connecting = client(relay, path="/cable", subprotocols=[Subprotocol(name)])
+            if enabled == "actioncable":
+                async with connecting as alice:
+                    assert alice.subprotocol == name
+            else:
+                with pytest.raises(InvalidStatus, match="404"):
+                    async with connecting:
+                        pass
