@@ -186,7 +186,7 @@ async def test_a_cable_needs_a_token(bearer: str) -> None:
 
 async def test_a_cable_has_limits(migrated: Database, connection: asyncpg.Connection) -> None:
     await connection.execute("insert into userrealtime.log (user_id) values ($1)", USER)
-    plain = {"path": "/cable", "subprotocols": [Subprotocol(PLAIN)]}
+    plain: dict[str, Any] = {"path": "/cable", "subprotocols": [Subprotocol(PLAIN)]}
     async with (
         running(migrated.url, PROTOCOLS="actioncable", MAX_CONNECTIONS="1") as relay,
         client(relay, **plain) as alice,
