@@ -102,6 +102,8 @@ class SocketEndpoint:
             self._sockets.discard(socket)
         code = close_label(connection.protocol)
         self.clients.count_close(code, socket.closing)
+        if code == str(int(StandardCode.MESSAGE_TOO_BIG)):
+            self.clients.metrics.limited.labels("message_bytes").inc()
         fields = {"code": code, "protocol": self._dialect.name, "connected": self.clients.connected}
         _logger.info("connection closed", extra={"fields": fields})
 
