@@ -26,7 +26,7 @@ from userrealtime_operator.model.resource import UserRealtime
 from userrealtime_operator.postgres.database import DatabaseError
 from userrealtime_operator.postgres.roles import PasswordChanged, RoleCause, Roles
 from userrealtime_operator.secrets.database_passwords import Access, choose_access, read_credentials, role_names
-from userrealtime_operator.secrets.token_keys import advance
+from userrealtime_operator.secrets.token_keys import advance, series_of
 
 from .children import ChildWriter, Live, check_owner, is_up_to_date, owner_uid
 
@@ -205,7 +205,11 @@ class SecretKeeper:
             return Contents(Secrets(keys, url), None, keys_due_s)
         names = role_names(urlsplit(url).path, self._api.scope(resource.namespace), resource.user_id)
         # A new series of keys means that the Secret with the keys was lost or disclosed.
-        lost = replaces or _series_digest(credential_secret) != digest(keys.series)
+        series = _series_digest(credential_secret)
+        if credential_secret is None and read_credentials(key_secret, DATABASE_URL) is not None:
+            # The only Secret of a user of an earlier version. A new role would end the sessions of all users' pods.
+            credential_secret, series = key_secret, digest(series_of(key_secret))
+        lost = replaces or series != digest(keys.series)
         access, access_due_s = choose_access(
             credential_secret,
             DATABASE_URL,

@@ -10,7 +10,7 @@ import asyncpg
 import pytest
 
 from testing.database import Database as OwnDatabase
-from testing.operator.fixture import CREDENTIALS
+from testing.operator.fixture import CREDENTIALS, SECRET
 from testing.operator.roles import RoleFixture
 from userrealtime_operator.model.labels import PASSWORD_ROTATION_ANNOTATION
 from userrealtime_operator.postgres.database import Database
@@ -79,3 +79,23 @@ async def test_a_damaged_password_is_replaced_by_one_of_the_other_role(world: Ro
     assert await world.served() == "alice"
     # the role of the pod that is being replaced
     await (await asyncpg.connect(old)).close()
+
+
+async def test_the_one_secret_of_an_earlier_version_keeps_its_role(
+    world: RoleFixture, connection: asyncpg.Connection
+) -> None:
+    await world.reconcile()
+    world.become_available()
+    await world.reconcile()
+    old = world.secret_url()
+    world.api.children[SECRET]["data"] |= world.api.children.pop(CREDENTIALS)["data"]
+    # Earlier versions did not store the series of a role.
+    await connection.execute("update userrealtime.role set series = null")
+    pod = await asyncpg.connect(old)
+    world.restart_with_roles()
+    await world.reconcile()
+    assert world.secret_url() == old
+    assert world.api.children[SECRET]["data"].keys() == {"TOKEN_KEY"}
+    assert await pod.fetchval("select userrealtime.served_user()") == "alice"
+    await pod.close()
+    assert await world.reconcile() == []
