@@ -24,7 +24,8 @@ from userrealtime_core.environment import CREDENTIALS_DIR, MAXIMUM_ID_LENGTH, Re
 from userrealtime_core.relay_settings import PROTOCOLS, RelaySettings
 from userrealtime_operator.config import Config, ConfigError, json_schema, parse_config
 from userrealtime_operator.kube.duration import DURATION, parse_duration
-from userrealtime_operator.manifests.objects import Secrets, desired_objects
+from userrealtime_operator.manifests.children import desired_objects
+from userrealtime_operator.manifests.secrets import Secrets
 from userrealtime_operator.model.resource import parse_resource
 from userrealtime_operator.model.routes import URL
 from userrealtime_operator.model.settings import BROKER_URL, DATABASE_URL, Duration, Section, Variable, fields_of

@@ -20,7 +20,7 @@ from typing import Any, Final
 import yaml
 
 from userrealtime_operator.config import parse_config
-from userrealtime_operator.manifests.objects import desired_objects
+from userrealtime_operator.manifests.children import desired_objects
 from userrealtime_operator.sleep.state import Endpoints
 
 from .cluster import ClusterError, binaries, tools

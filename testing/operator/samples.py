@@ -8,7 +8,7 @@ from typing import Any
 
 from userrealtime_operator.config import Config, CredentialsType, DatabaseAccess, RelayDefaults, RouteDefaults
 from userrealtime_operator.kube.types import Object
-from userrealtime_operator.manifests.objects import Secrets
+from userrealtime_operator.manifests.secrets import Secrets
 from userrealtime_operator.model.naming import part_of
 from userrealtime_operator.model.resource import UserRealtime, parse_resource
 from userrealtime_operator.secrets.token_keys import TokenKeys

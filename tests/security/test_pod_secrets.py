@@ -14,7 +14,7 @@ from testing.operator.fixture import CREDENTIALS, SECRET, ReconcilerFixture
 from testing.operator.samples import CONFIG, KEYS, SECRETS, by_part, resource
 from userrealtime_operator.activator.tokens import keys_in
 from userrealtime_operator.kube.types import Object
-from userrealtime_operator.manifests.objects import desired_objects
+from userrealtime_operator.manifests.children import desired_objects
 from userrealtime_operator.model import naming
 from userrealtime_operator.model.notifiers import SignalDefaults, SignalType
 

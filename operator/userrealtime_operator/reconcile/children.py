@@ -9,7 +9,7 @@ from typing import Any
 from userrealtime_operator.kube.client import Api, ApiError
 from userrealtime_operator.kube.drift import differences, is_subset
 from userrealtime_operator.kube.types import Object, ObjectKey
-from userrealtime_operator.manifests.objects import APPLIED_DIGEST
+from userrealtime_operator.manifests.children import APPLIED_DIGEST
 from userrealtime_operator.model.errors import Conflict
 from userrealtime_operator.model.resource import GROUP, ResourceIdentity
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from userrealtime_operator.kube.types import Object
-from userrealtime_operator.manifests.objects import digest
+from userrealtime_operator.manifests.metadata import digest
 from userrealtime_operator.model.conditions import NORMAL_REASONS
 from userrealtime_operator.model.resource import API_VERSION, KIND, ResourceIdentity
 

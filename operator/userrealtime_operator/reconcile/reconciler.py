@@ -16,7 +16,9 @@ from typing import Any, Final, Protocol, TypeVar
 from userrealtime_operator.config import Config
 from userrealtime_operator.kube.client import CHILD_KINDS, Api, ApiError
 from userrealtime_operator.kube.types import NamespacedName, Object, ObjectKey
-from userrealtime_operator.manifests.objects import APPLIED_DIGEST, SERIES_DIGEST, Secrets, desired_objects, route_of
+from userrealtime_operator.manifests.children import APPLIED_DIGEST, desired_objects
+from userrealtime_operator.manifests.route import route_of
+from userrealtime_operator.manifests.secrets import SERIES_DIGEST, Secrets
 from userrealtime_operator.model.conditions import ConditionResult, deployment_progress, deployment_ready, true_since
 from userrealtime_operator.model.errors import ResourceError, RouteConflict, ServedElsewhere
 from userrealtime_operator.model.naming import CREDENTIALS, SECRET, child_name, kind_of, object_name, part_of

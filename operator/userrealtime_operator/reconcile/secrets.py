@@ -19,7 +19,8 @@ from urllib.parse import urlsplit
 from userrealtime_operator.config import Config, CredentialsType
 from userrealtime_operator.kube.client import Api
 from userrealtime_operator.kube.types import Object
-from userrealtime_operator.manifests.objects import DATABASE_URL, SERIES_DIGEST, Secrets, digest
+from userrealtime_operator.manifests.metadata import digest
+from userrealtime_operator.manifests.secrets import DATABASE_URL, SERIES_DIGEST, Secrets
 from userrealtime_operator.model.conditions import ConditionResult
 from userrealtime_operator.model.naming import CREDENTIALS, SECRET, object_name
 from userrealtime_operator.model.resource import UserRealtime

@@ -9,7 +9,7 @@ import pytest
 from testing.operator.samples import CONFIG, SECRETS, resource
 from userrealtime_operator.kube.drift import differences, is_subset
 from userrealtime_operator.kube.types import Object
-from userrealtime_operator.manifests.objects import desired_objects
+from userrealtime_operator.manifests.children import desired_objects
 
 DESIRED: Object = desired_objects(resource(), CONFIG, SECRETS)[3]
 

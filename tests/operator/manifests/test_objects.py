@@ -13,7 +13,8 @@ import pytest
 from testing.operator.samples import CONFIG, KEYS, SECRETS, by_part, resource
 from userrealtime_operator.config import Config, RouteType, Trust, parse_config
 from userrealtime_operator.kube.types import Object
-from userrealtime_operator.manifests.objects import APPLIED_DIGEST, Secrets, desired_objects
+from userrealtime_operator.manifests.children import APPLIED_DIGEST, desired_objects
+from userrealtime_operator.manifests.secrets import Secrets
 from userrealtime_operator.model.naming import CREDENTIALS, object_name
 from userrealtime_operator.model.routes import RouteError
 from userrealtime_operator.sleep.state import Asleep, Endpoints, asleep
