@@ -21,9 +21,8 @@ from testing.relay.process import process
 
 CLIENTS = 200
 DRAIN_S = 4
-# The reserve of a pod: 30 s until it is killed, for a drain of 20 s.
 GRACE_S = DRAIN_S + 10
-"""The grace period of the pod that docs/relay.md requires."""
+"""The grace period of the pod that docs/relay.md requires, and the operator's pods have."""
 
 
 class Switch:
