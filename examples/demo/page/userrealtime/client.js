@@ -38,7 +38,13 @@ export class UserRealtime {
     #fetch;
     #WebSocket;
     #machine;
-    #listeners = { event: new Set(), loaded: new Set(), reset: new Set(), state: new Set() };
+    #listeners = {
+        event: new Set(),
+        loaded: new Set(),
+        reset: new Set(),
+        broadcast: new Set(),
+        state: new Set(),
+    };
     #published = new Map();
     #buffer = [];
     #takers = [];
@@ -97,6 +103,8 @@ export class UserRealtime {
     /** Adds a listener. The returned function removes it. */
     on(name, listener) {
         this.#listeners[name].add(listener);
+        if (name === "broadcast")
+            this.#machine.broadcasts = true;
         if (name === "event" || name === "loaded")
             queueMicrotask(() => this.#deliver());
         return () => void this.#listeners[name].delete(listener);
@@ -209,6 +217,9 @@ export class UserRealtime {
             case "hand":
                 this.#hand(action);
                 break;
+            case "broadcast":
+                this.#emit("broadcast", convertible(action.message));
+                break;
             case "state":
                 this.#change(action.state, action.transport, action.reason, action.error);
                 break;
@@ -308,10 +319,8 @@ export class UserRealtime {
         });
     }
     #hand(handed) {
-        if (handed.message.type === "event" && handed.message.data instanceof Unparsed) {
-            const { text, error } = handed.message.data;
-            handed = { ...handed, message: { ...handed.message, data: null, error, text } };
-        }
+        if (handed.message.type === "event")
+            handed = { ...handed, message: convertible(handed.message) };
         if (this.#options.receive === false && !this.#listens()) {
             this.#take(handed);
             return;
@@ -407,6 +416,13 @@ export class UserRealtime {
             window?.removeEventListener("offline", offline);
         };
     }
+}
+/** Returns a message whose data, if it could not be converted, is replaced by the error and the text. */
+function convertible(message) {
+    if (!(message.data instanceof Unparsed))
+        return message;
+    const { text, error } = message.data;
+    return { ...message, data: null, error, text };
 }
 /** Returns the milliseconds until a token expires, by the local clock; null if it has no readable `exp`. */
 function lifeOf(token) {

@@ -29,13 +29,14 @@ export function decodeAnswer(text, parse) {
         return decoded;
     if (decoded !== DEEP && (!isObject(decoded) || !Array.isArray(decoded.events)))
         return decoded;
-    const { events, ...others } = members(text);
+    const { events, broadcasts, ...others } = members(text);
     if (events === undefined)
         return null;
     const answer = decode(`{${Object.entries(others).map(([name, value]) => `${JSON.stringify(name)}:${value}`)}}`);
     if (!isObject(answer))
         return null;
-    return { ...answer, events: parts(events).map((event) => decodeEvent(event, parse)) };
+    const all = (list) => parts(list).map((event) => decodeEvent(event, parse));
+    return { ...answer, events: all(events), ...(broadcasts === undefined ? {} : { broadcasts: all(broadcasts) }) };
 }
 const DEEP = Symbol("deep");
 /** Returns a JSON value; null if the text is not JSON; DEEP if this engine cannot parse it although it may be JSON. */
@@ -75,7 +76,7 @@ function isObject(value) {
     return typeof value === "object" && value !== null && !Array.isArray(value);
 }
 function isEvent(value) {
-    return isObject(value) && value.type === "event";
+    return isObject(value) && (value.type === "event" || value.type === "broadcast");
 }
 /** Returns the members of an object, as JSON text. */
 function members(text) {

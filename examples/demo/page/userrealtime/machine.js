@@ -74,6 +74,7 @@ const isEpoch = (value) => value === null || isString(value);
 const SHAPES = {
     connected: { cursor: isInteger, epoch: isEpoch },
     event: { id: isInteger, event: isString },
+    broadcast: { event: isString },
     reset: { reason: isString, cursor: isInteger, epoch: isEpoch },
     ack: { ref: isString, id: isInteger },
     error: { code: isString, message: isString },
@@ -128,6 +129,9 @@ export class Machine {
     #connectedAt = 0;
     #askedAt = 0;
     #waited = 0; // seconds that the last poll requested
+    /** Whether the application listens to broadcasts. Polls request them only then. */
+    broadcasts = false;
+    #broadcastCursor = ""; // of the last response to a poll
     #pending = new Map();
     #holdUntil = 0;
     #postAttempt = 0;
@@ -309,6 +313,9 @@ export class Machine {
             case "event":
                 this.#event(now, message);
                 break;
+            case "broadcast":
+                this.#broadcast(message);
+                break;
             case "reset":
                 this.#reset(now, message);
                 break;
@@ -349,8 +356,15 @@ export class Machine {
             this.#reset(now, { type: "reset", reason, cursor, epoch });
         for (const event of events)
             this.#event(now, event);
+        const broadcasts = Array.isArray(answer.broadcasts) ? answer.broadcasts : [];
+        for (const broadcast of broadcasts) {
+            if (isSound("broadcast", broadcast))
+                this.#broadcast(broadcast);
+        }
+        if (isString(answer.broadcastCursor))
+            this.#broadcastCursor = answer.broadcastCursor;
         if (this.#is("connected")) {
-            const idle = reason === null && events.length === 0;
+            const idle = reason === null && events.length === 0 && broadcasts.length === 0;
             if (idle && this.#waited === POLL_WAIT && now - this.#askedAt < 1000) {
                 // A proxy responds instead of the relay.
                 this.#timers.delete("silence");
@@ -510,6 +524,7 @@ export class Machine {
     }
     #open(now) {
         this.#phase = "opening";
+        this.#broadcastCursor = "";
         if (this.#transport === "poll") {
             this.#poll(now, POLL_FIRST);
         }
@@ -520,7 +535,8 @@ export class Machine {
     }
     #opening(wait) {
         const token = this.#token ?? "";
-        return { do: "open", transport: this.#transport, token, cursor: this.#cursor, epoch: this.#epoch, wait };
+        const broadcasts = this.broadcasts ? this.#broadcastCursor : null;
+        return { do: "open", transport: this.#transport, token, cursor: this.#cursor, epoch: this.#epoch, wait, broadcasts };
     }
     #poll(now, wait) {
         this.#askedAt = now;
@@ -624,6 +640,10 @@ export class Machine {
             this.#cursor = event.id;
             this.#actions.push({ do: "hand", message: event, epoch: this.#epoch });
         }
+    }
+    #broadcast(message) {
+        if (this.#is("connected"))
+            this.#actions.push({ do: "broadcast", message });
     }
     #reset(now, message) {
         this.#cursor = message.cursor;

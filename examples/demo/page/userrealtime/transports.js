@@ -64,7 +64,7 @@ export function stream(fetch, base, opening, ear, parse) {
 }
 /** Sends one poll. */
 export function poll(fetch, base, opening, ear, parse) {
-    const query = queryOf({ cursor: opening.cursor, epoch: opening.epoch, timeout: opening.wait });
+    const query = queryOf({ cursor: opening.cursor, epoch: opening.epoch, timeout: opening.wait, broadcasts: opening.broadcasts });
     return request(ear, async (signal) => {
         const headers = authorization(opening.token);
         const response = await fetch(`${base}/poll${query}`, { headers, signal, cache: "no-store", redirect: "error" });
