@@ -194,6 +194,7 @@ async def test_a_client_learns_of_a_gap(stage: ClientFixture, installed: Path, c
         await stage.refuse(True)
         await stage.publish(3)
         await (stage.replace() if reason == "epoch" else stage.forget())
+        await stage.restart()  # it has the events in memory
         await stage.refuse(False)
         reset = await alice.message("reset")
         assert reset["reason"] == reason

@@ -596,6 +596,7 @@ async def test_the_client_learns_of_a_gap(stage: ClientFixture, installed: Path,
         await stage.replace()
     else:
         await stage.forget()
+    await stage.restart()  # it has the events in memory
     async with reading(stage, installed, live, reader.offset) as late:
         failure = await late.line()
         assert failure["failed"] == 410
