@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tarfile
 import zipfile
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import pytest
 import yaml
 
 from release import build
-from testing.clients.javascript import program
+from testing.clients.javascript import program, run
 from testing.cluster import ClusterError, choose
 from testing.system import CHART, ROOT
 from userrealtime_operator import __version__ as VERSION
@@ -171,6 +172,54 @@ def test_the_distributions_have_the_same_packages(built: Built) -> None:
     packages = {name.partition("/")[0] for name in names}
     assert packages >= {"userrealtime", "userrealtime_client", "userrealtime_operator", "userrealtime_relay"}
     assert not any("/tests/" in member or "/docs/" in member for member in members)
+
+
+PYTHON_USER: Final = """
+from userrealtime.server import TokenKeys, sign
+from userrealtime_client import Client, Event
+
+
+async def follow(url: str, key: str) -> list[int]:
+    token = sign(TokenKeys(key), "alice")
+    async with Client(url, token=token) as client:
+        return [message.id async for message in client if isinstance(message, Event)]
+"""
+NODE_USER: Final = """
+import { UserRealtime, type UserEvent } from "userrealtime";
+import { position, type Connection } from "userrealtime/server";
+
+export const client = new UserRealtime({ url: "https://h/alice", token: async () => "t" });
+client.on("event", (event: UserEvent) => console.log(event.id));
+export const state = (connection: Connection): Promise<string> => position(connection, "alice");
+"""
+
+
+def test_the_wheel_works_in_an_empty_environment(built: Built, tmp_path: Path) -> None:
+    programs = Path(sys.executable).parent
+    environment = tmp_path / "environment"
+    python = environment / "bin" / "python"
+    wheel = built.file(f"userrealtime-{VERSION}-py3-none-any.whl")
+    run(str(programs / "uv"), "venv", "--quiet", "--python", sys.executable, str(environment), folder=tmp_path)
+    requirement = f"userrealtime[cli,client,operator,relay,server] @ {wheel.as_uri()}"
+    run(str(programs / "uv"), "pip", "install", "--quiet", "--python", str(python), requirement, folder=tmp_path)
+    for name in ("userrealtime", "kubectl-userrealtime", "userrealtime-operator", "userrealtime-relay"):
+        assert "usage:" in run(str(environment / "bin" / name), "--help", folder=tmp_path)
+    (tmp_path / "user.py").write_text(PYTHON_USER)
+    run(str(python), "-I", "-c", "import userrealtime.server, userrealtime_client", folder=tmp_path)
+    mypy = [str(programs / "mypy"), "--strict", "--python-executable", str(python), "--config-file=", "user.py"]
+    assert "Success" in run(*mypy, folder=tmp_path)
+
+
+def test_the_npm_package_works_in_an_empty_folder(built: Built, modules: Path, tmp_path: Path) -> None:
+    (tmp_path / "package.json").write_text('{"private": true, "type": "module"}')
+    tarball = str(built.file(f"userrealtime-js-{VERSION}.tgz"))
+    run(program("npm", "npm"), "install", "--ignore-scripts", "--no-audit", "--no-fund", tarball, folder=tmp_path)
+    assert {path.name for path in (tmp_path / "node_modules").iterdir() if path.name[0] != "."} == {"userrealtime"}
+    script = 'for (const part of ["", "/server", "/svelte"]) await import(`userrealtime${part}`)'
+    run(program("node", "nodejs"), "--input-type=module", "--eval", script, folder=tmp_path)
+    (tmp_path / "user.ts").write_text(NODE_USER)
+    settings = ("--strict", "--noEmit", "--module", "nodenext", "--target", "es2022", "--lib", "es2022,dom")
+    run(str(modules / ".bin" / "tsc"), *settings, "user.ts", folder=tmp_path)
 
 
 def test_the_npm_package_names_its_repository(built: Built) -> None:
