@@ -414,6 +414,27 @@ def test_relays_may_announce_themselves_to_activators(system: System) -> None:
 
 
 EDGE: dict[str, Any] = {"route": {"type": "Edge", "url": "https://realtime.example.com/{namespace}/{name}"}}
+
+
+@pytest.mark.parametrize(
+    ("edge", "policy", "address"),
+    [
+        ({}, None, ":8080"),
+        ({"service": {"ipFamilyPolicy": "SingleStack"}}, "SingleStack", ":8080"),
+        ({"service": {"ipFamilyPolicy": "PreferDualStack"}}, "PreferDualStack", ":::8080 v4v6"),
+        ({"ipFamily": 6}, None, ":::8080 v4v6"),
+    ],
+)
+def test_the_edge_binds_to_the_families_of_its_service(
+    system: System, edge: dict[str, Any], policy: str | None, address: str
+) -> None:
+    items = [item for item in yaml.safe_load_all(render(system, {**DATABASE, **EDGE, "edge": edge})) if item]
+    [service] = [item for item in items if item["kind"] == "Service" and item["metadata"]["name"].endswith("-edge")]
+    assert service["spec"].get("ipFamilyPolicy") == policy
+    [text] = [item["data"]["haproxy.cfg"] for item in items if "haproxy.cfg" in item.get("data", {})]
+    assert f"\n  bind {address}\n" in text
+
+
 BROKER: dict[str, Any] = {"signals": {"type": "nats", "existingSecret": {"name": "broker"}}}
 
 
