@@ -22,6 +22,8 @@ import pytest
 import yaml
 
 from testing.browser import browser
+from testing.kubernetes import CRD
+from testing.local.apiserver import LocalApiServer
 from testing.patience import PATIENCE_S, WITHIN
 from testing.system import CHART, OPERATOR_NAMESPACE, ROOT, USERS_NAMESPACE, System, install, uninstall
 from website.blocks import Block, missing_output, page_blocks
@@ -242,7 +244,35 @@ async def test_the_page_of_the_tutorial_shows_events_in_a_browser(
         assert await page.evaluate("list.innerText.match(/Berlin/g).length") == 1
 
 
-MANIFESTS = [block for blocks in PAGES.values() for block in blocks if block.language == "yaml"]
+def test_the_audit_policy_records_who_requested_a_user(tmp_path: Path) -> None:
+    [policy] = [block.text for block in PAGES["docs/audit.md"] if block.file == "audit-policy.yaml"]
+    (tmp_path / "policy.yaml").write_text(policy)
+    log = tmp_path / "audit.jsonl"
+    resource = {
+        "apiVersion": "userrealtime.dev/v1alpha1",
+        "kind": "UserRealtime",
+        "metadata": {"name": USER},
+        "spec": {"userId": USER},
+    }
+    options = (f"--audit-policy-file={tmp_path / 'policy.yaml'}", f"--audit-log-path={log}")
+    with LocalApiServer(*options) as server:
+        server.kubectl("apply", "-f", str(CRD))
+        server.kubectl("wait", "--for=condition=Established", "crd/userrealtimes.userrealtime.dev", WITHIN)
+        server.kubectl("create", "-f", "-", input=json.dumps(resource))
+    recorded = [json.loads(line) for line in log.read_text().splitlines()]
+    [created] = [each for each in recorded if each["stage"] == "ResponseComplete"]
+    assert created["verb"] == "create"
+    assert created["user"]["username"] == "admin"
+    assert created["objectRef"]["name"] == USER
+
+
+# The API server has no resource for its audit policy, which is tested above.
+MANIFESTS = [
+    block
+    for blocks in PAGES.values()
+    for block in blocks
+    if block.language == "yaml" and block.file != "audit-policy.yaml"
+]
 
 
 @pytest.mark.parametrize("block", MANIFESTS, ids=str)
