@@ -20,6 +20,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from testing.client import open_connection, receive
 from testing.patience import PATIENCE_S, WITHIN
 from testing.system import OPERATOR_NAMESPACE, RELEASE, System, upgrade
+from userrealtime_operator.model.naming import CREDENTIALS_SUFFIX
 
 from .test_credentials import secret_url
 
@@ -184,9 +185,9 @@ def ask_for_a_key(system: System, user: str) -> None:
     system.kubectl("annotate", "urt", user, "userrealtime.dev/rotate-token-key=1")
 
 
-def make_old(system: System, user: str, since: str) -> None:
-    """Give the keys in the user's Secret an old timestamp."""
-    name = system.get("urt", user)["status"]["name"]
+def make_old(system: System, user: str, since: str, suffix: str = "") -> None:
+    """Give the contents of a user's Secret an old timestamp. The suffix is that of the Secret's name."""
+    name = system.get("urt", user)["status"]["name"] + suffix
     system.kubectl("annotate", "--overwrite", "secret", name, f"userrealtime.dev/{since}=2020-01-02T03:04:05Z")
 
 
@@ -257,7 +258,7 @@ async def test_a_password_that_is_due_is_replaced_once(
     user = users("old-password")
     before = secret_url(platform, user)
     old = await connect(platform, user, platform.token(user, **ISSUER))
-    make_old(platform, user, "database-password-since")
+    make_old(platform, user, "database-password-since", CREDENTIALS_SUFFIX)
     async with asyncio.timeout(PATIENCE_S):
         await old.wait_closed()  # its pod ends, and has announced it
     assert old.close_code == 1012
