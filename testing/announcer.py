@@ -21,13 +21,12 @@ NAME = "test-announcer"
 PREFIX = "test"
 
 
-class Announcing:
-    """A running announcer: its metrics, and the heads that it has reported."""
+class Running:
+    """A running loop, and its metrics."""
 
-    def __init__(self, announcer: Announcer, registry: CollectorRegistry, heads: dict[str, int]) -> None:
-        self.announcer = announcer
-        self.heads = heads
+    def __init__(self, registry: CollectorRegistry, lease: str) -> None:
         self._registry = registry
+        self._lease = lease
 
     def metric(self, name: str) -> float:
         value = self._registry.get_sample_value(f"{PREFIX}_{name}")
@@ -36,7 +35,39 @@ class Announcing:
 
     @property
     def leased(self) -> bool:
-        return self.metric("announcer_leased") == 1
+        return self.metric(self._lease) == 1
+
+
+class Announcing(Running):
+    """A running announcer, and the heads that it has reported."""
+
+    def __init__(self, announcer: Announcer, registry: CollectorRegistry, heads: dict[str, int]) -> None:
+        super().__init__(registry, "announcer_leased")
+        self.announcer = announcer
+        self.heads = heads
+
+
+class Broadcasting(Running):
+    """A running broadcaster, and what it has reported for the broker."""
+
+    def __init__(self, broadcaster: Broadcaster, registry: CollectorRegistry, reported: list[Broadcast]) -> None:
+        super().__init__(registry, "broadcast_leased")
+        self.broadcaster = broadcaster
+        self.reported = reported
+
+
+@asynccontextmanager
+async def _connected(loop: Announcer | Broadcaster) -> AsyncIterator[None]:
+    """Run a loop; yield when it has reached its queue."""
+    task = asyncio.create_task(loop.run())
+    try:
+        await until(lambda: loop.connected or task.done())
+        if task.done():
+            task.result()
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 @asynccontextmanager
@@ -49,33 +80,8 @@ async def announcing(url: str) -> AsyncIterator[Announcing]:
             heads[user_id] = max(position.head, heads.get(user_id, 0))
 
     announcer = Announcer(Secret(url), NAME, Metrics(registry, PREFIX), report)
-    task = asyncio.create_task(announcer.run())
-    try:
-        await until(lambda: announcer.connected or task.done())
-        if task.done():
-            task.result()
+    async with _connected(announcer):
         yield Announcing(announcer, registry, heads)
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-
-class Broadcasting:
-    """A running broadcaster: its metrics, and what it has reported for the broker."""
-
-    def __init__(self, broadcaster: Broadcaster, registry: CollectorRegistry, reported: list[Broadcast]) -> None:
-        self.broadcaster = broadcaster
-        self.reported = reported
-        self._registry = registry
-
-    def metric(self, name: str) -> float:
-        value = self._registry.get_sample_value(f"{PREFIX}_{name}")
-        assert value is not None, name
-        return value
-
-    @property
-    def leased(self) -> bool:
-        return self.metric("broadcast_leased") == 1
 
 
 @asynccontextmanager
@@ -83,15 +89,8 @@ async def broadcasting(url: str, name: str = NAME) -> AsyncIterator[Broadcasting
     """Run a broadcaster; yield it when it waits for broadcasts."""
     registry, reported = CollectorRegistry(), list[Broadcast]()
     broadcaster = Broadcaster(Secret(url), name, BroadcastMetrics(registry, PREFIX), reported.extend)
-    task = asyncio.create_task(broadcaster.run())
-    try:
-        await until(lambda: broadcaster.connected or task.done())
-        if task.done():
-            task.result()
+    async with _connected(broadcaster):
         yield Broadcasting(broadcaster, registry, reported)
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
 
 
 @asynccontextmanager

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-from .cluster.binaries import cached, go_install
+from .cluster.binaries import go_program
 from .cluster.errors import ClusterError
 from .cluster.paths import REPOSITORY, cache
 
@@ -35,13 +35,8 @@ def program() -> Path:
     Raises:
         ClusterError: it cannot be built.
     """
-    return cached(
-        "actionlint",
-        ACTIONLINT,
-        f"building actionlint {ACTIONLINT}",
-        lambda step, out: go_install(step, f"github.com/rhysd/actionlint/cmd/actionlint@v{ACTIONLINT}", out),
-        usual="under a minute",
-    )
+    package = "github.com/rhysd/actionlint/cmd/actionlint"
+    return go_program("actionlint", ACTIONLINT, package, usual="under a minute")
 
 
 def check(workflows: Iterable[Path]) -> str:

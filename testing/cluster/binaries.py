@@ -63,23 +63,11 @@ def kubectl() -> Path:
 
 
 def helm() -> Path:
-    return cached(
-        "helm",
-        HELM,
-        f"building helm {HELM}",
-        lambda s, out: go_install(s, f"helm.sh/helm/v4/cmd/helm@v{HELM}", out),
-        usual="2 to 4 min",
-    )
+    return go_program("helm", HELM, "helm.sh/helm/v4/cmd/helm", usual="2 to 4 min")
 
 
 def coredns() -> Path:
-    return cached(
-        "coredns",
-        COREDNS,
-        f"building CoreDNS {COREDNS}",
-        lambda s, out: go_install(s, f"github.com/coredns/coredns@v{COREDNS}", out),
-        usual="2 to 5 min",
-    )
+    return go_program("CoreDNS", COREDNS, "github.com/coredns/coredns", usual="2 to 5 min")
 
 
 def pause() -> Path:
@@ -116,13 +104,7 @@ def gateway_api() -> str:
 
 def k6() -> Path:
     """Return the load generator of bench/load."""
-    return cached(
-        "k6",
-        K6,
-        f"building k6 {K6}",
-        lambda s, out: go_install(s, f"go.k6.io/k6@v{K6}", out),
-        usual="2 to 5 min",
-    )
+    return go_program("k6", K6, "go.k6.io/k6", usual="2 to 5 min")
 
 
 def registry() -> Path:
@@ -132,13 +114,7 @@ def registry() -> Path:
 
 def cosign() -> Path:
     """Return the program that signs what is in a registry."""
-    return cached(
-        "cosign",
-        COSIGN,
-        f"building cosign {COSIGN}",
-        lambda s, out: go_install(s, f"github.com/sigstore/cosign/v3/cmd/cosign@v{COSIGN}", out),
-        usual="3 to 10 min",
-    )
+    return go_program("cosign", COSIGN, "github.com/sigstore/cosign/v3/cmd/cosign", usual="3 to 10 min")
 
 
 def source_hash(*sources: Path) -> str:
@@ -240,6 +216,21 @@ def go_build(current: Step, module: Path, out: Path, *, ldflags: str, package: s
     """Build a package in a module's directory. Errors as `require_go` and `Step.run`."""
     command = [require_go(), "build", "-trimpath", f"-ldflags={ldflags}", "-o", str(out), package]
     current.run(command, cwd=module, env=_go_environment(), timeout=BUILD_LIMIT)
+
+
+def go_program(title: str, version: str, package: str, *, usual: str) -> Path:
+    """Return a program that is built from its Go package, in a version of its module.
+
+    Args:
+        title: the name of the program, which its file has in lower case.
+    """
+    return cached(
+        title.lower(),
+        version,
+        f"building {title} {version}",
+        lambda current, out: go_install(current, f"{package}@v{version}", out),
+        usual=usual,
+    )
 
 
 def go_install(current: Step, package: str, out: Path) -> None:

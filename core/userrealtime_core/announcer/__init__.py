@@ -7,6 +7,7 @@ a broker, and in the operator otherwise.
 
     traffic      when to poll, and how often; pure
     queue        the functions of the schema, as methods
+    loop         the connection, which both loops share
     announcer    the loop for signals, as a state machine of four phases
     broadcaster  the loop for broadcasts
 """

@@ -13,31 +13,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import random
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 import asyncpg
 
-from userrealtime_core.postgres import CONNECTION_ERRORS, is_direct, open_session, receives_notifications
-from userrealtime_core.reconnect import Reconnect
 from userrealtime_core.secret import Secret
 from userrealtime_core.wire.position import LogMoved
 
+from .loop import OBSERVE_INTERVAL, POOLED_PAUSE, RENEW_INTERVAL, Loop
 from .metrics import Metrics
-from .queue import DOORBELL, LEASE_MS, SETTINGS, Queue
+from .queue import DOORBELL, LEASE_MS, Queue
 from .traffic import Traffic
 
-CONNECT_TIMEOUT: Final = 10
-QUERY_TIMEOUT: Final = 20
-RENEW_INTERVAL: Final = 0.25
-"""Seconds; a lease lasts four times as long."""
 FORGET_INTERVAL: Final = 1.0
-OBSERVE_INTERVAL: Final = 10.0
 CHECK_INTERVAL: Final = 5.0
 """Seconds between two checks while no publisher rings. The doorbell stays armed for at least 120."""
-POOLED_PAUSE: Final = 0.1
-"""Seconds between two polls of an idle queue where publishers cannot ring."""
 STANDBY_INTERVAL: Final = 0.5
 FIRST_SETTLING_PAUSE: Final = 0.005
 LONGEST_SETTLING_PAUSE: Final = 0.25
@@ -50,7 +41,7 @@ Phase = Callable[[], Awaitable["Phase"]]
 _logger = logging.getLogger(__name__)
 
 
-class Announcer:
+class Announcer(Loop):
     """Announces the users of one database. `run` it in one task.
 
     Args:
@@ -70,54 +61,19 @@ class Announcer:
         report: Report | None = None,
         missed: Callable[[], None] = lambda: None,
     ) -> None:
-        self._url = url
-        self._name = name
+        super().__init__(url, name, metrics, _logger, "announcements")
         self._metrics = metrics
         self._report = report
         self._missed = missed
-        self._identity = random.randrange(1024)  # noqa: S311 (no secret)
         self._traffic = Traffic()
         self._rung: set[str] = set()
-        self._ring = asyncio.Event()
-        self.connected = False
-        """Whether it has read the queue since it connected last."""
 
-    async def run(self) -> None:
-        """Announce until cancelled."""
-        reconnect = Reconnect(CONNECTION_ERRORS, _logger, "no connection to Postgres for announcements, retrying")
-
-        async def session() -> None:
-            try:
-                connection = await self._open()
-                try:
-                    await self._serve(connection)
-                finally:
-                    connection.terminate()
-            finally:
-                self._metrics.leased.set(0)
-
-        def failed() -> None:
-            self._metrics.failures.inc()
-            if self.connected:
-                reconnect.succeeded()
-            self.connected = False
-
-        await reconnect.run(session, failed)
-
-    async def _open(self) -> asyncpg.Connection:
-        return await open_session(
-            self._url, name=self._name, connect_timeout=CONNECT_TIMEOUT, query_timeout=QUERY_TIMEOUT
-        )
-
-    async def _serve(self, connection: asyncpg.Connection) -> None:
-        """Announce over this connection, until it fails with one of CONNECTION_ERRORS."""
-        connection.add_termination_listener(lambda _: self._ring.set())
+    async def _serve(self, connection: asyncpg.Connection, *, hears: bool) -> None:
         self._connection = connection
-        settings = SETTINGS.format(local="local")
-        self._hears = await is_direct(connection, settings) or await receives_notifications(self._open)
-        self._queue = Queue(connection, self._identity, pooled=not self._hears)
+        self._hears = hears
+        self._queue = Queue(connection, self._identity, pooled=not hears)
         await self._queue.prepare()
-        if self._hears:
+        if hears:
             await connection.add_listener(DOORBELL, self._rang)
         else:
             _logger.warning(
@@ -309,7 +265,3 @@ class Announcer:
         if len(self._rung) < MAX_CHANNELS:
             self._rung.update(str(payload).split())
         self._ring.set()
-
-    @staticmethod
-    def _now() -> float:
-        return asyncio.get_running_loop().time()

@@ -11,20 +11,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import random
 from collections.abc import Callable, Sequence
 from typing import Final
 
 import asyncpg
 
-from userrealtime_core.postgres import CONNECTION_ERRORS, is_direct, open_session, receives_notifications
-from userrealtime_core.reconnect import Reconnect
 from userrealtime_core.secret import Secret
 from userrealtime_core.wire.broadcast import Broadcast
 
-from .announcer import CONNECT_TIMEOUT, OBSERVE_INTERVAL, POOLED_PAUSE, QUERY_TIMEOUT, RENEW_INTERVAL
+from .loop import OBSERVE_INTERVAL, POOLED_PAUSE, RENEW_INTERVAL, Loop
 from .metrics import BroadcastMetrics
-from .queue import BROADCAST_DOORBELL, SETTINGS, BroadcastQueue
+from .queue import BROADCAST_DOORBELL, BroadcastQueue
 from .traffic import Traffic
 
 ARM_INTERVAL: Final = 5.0
@@ -41,7 +38,7 @@ LEASE_ATTEMPTS: Final = 8
 _logger = logging.getLogger(__name__)
 
 
-class Broadcaster:
+class Broadcaster(Loop):
     """Sends the broadcasts of one database. `run` it in one task.
 
     Args:
@@ -57,46 +54,11 @@ class Broadcaster:
         metrics: BroadcastMetrics,
         report: Callable[[Sequence[Broadcast]], None] | None = None,
     ) -> None:
-        self._url = url
-        self._name = name
+        super().__init__(url, name, metrics, _logger, "broadcasts")
         self._metrics = metrics
         self._report = report
-        self._identity = random.randrange(1024)  # noqa: S311 (no secret)
-        self._ring = asyncio.Event()
-        self.connected = False
-        """Whether it has taken what waited when it connected last, or another announcer takes it."""
 
-    async def run(self) -> None:
-        """Send until cancelled."""
-        reconnect = Reconnect(CONNECTION_ERRORS, _logger, "no connection to Postgres for broadcasts, retrying")
-
-        async def session() -> None:
-            try:
-                connection = await self._open()
-                try:
-                    await self._serve(connection)
-                finally:
-                    connection.terminate()
-            finally:
-                self._metrics.leased.set(0)
-
-        def failed() -> None:
-            self._metrics.failures.inc()
-            if self.connected:
-                reconnect.succeeded()
-            self.connected = False
-
-        await reconnect.run(session, failed)
-
-    async def _open(self) -> asyncpg.Connection:
-        return await open_session(
-            self._url, name=self._name, connect_timeout=CONNECT_TIMEOUT, query_timeout=QUERY_TIMEOUT
-        )
-
-    async def _serve(self, connection: asyncpg.Connection) -> None:
-        """Send over this connection, until it fails with one of CONNECTION_ERRORS."""
-        connection.add_termination_listener(lambda _: self._ring.set())
-        hears = await is_direct(connection, SETTINGS.format(local="local")) or await receives_notifications(self._open)
+    async def _serve(self, connection: asyncpg.Connection, *, hears: bool) -> None:
         self._queue = BroadcastQueue(connection, self._identity, pooled=not hears)
         await self._queue.prepare()
         self._position: str | None = None
@@ -190,7 +152,3 @@ class Broadcaster:
             self._listeners = await self._queue.listeners()
             self._metrics.dropped.set(await self._queue.dropped())
             self._observe_at = now + OBSERVE_INTERVAL
-
-    @staticmethod
-    def _now() -> float:
-        return asyncio.get_running_loop().time()
