@@ -10,15 +10,15 @@ from types import ModuleType
 from typing import Final
 
 from userrealtime_core import backoff
-from userrealtime_core.announcer import announcer
+from userrealtime_core.announcer import loop
 from userrealtime_relay.__main__ import main
 from userrealtime_relay.log import log
 
 SHORT: Final[tuple[tuple[ModuleType, str, float], ...]] = (
     (log, "CONNECT_TIMEOUT", 2),
     (log, "QUERY_TIMEOUT", 1.5),
-    (announcer, "CONNECT_TIMEOUT", 2),
-    (announcer, "QUERY_TIMEOUT", 1.5),
+    (loop, "CONNECT_TIMEOUT", 2),
+    (loop, "QUERY_TIMEOUT", 1.5),
     (backoff, "LAST", 1),
 )
 
