@@ -133,7 +133,7 @@ def run_activator(relay_port: int, key: str, port: Any) -> None:
             {
                 "metadata": {"namespace": "users", "name": USER},
                 "spec": {"userId": USER},
-                "status": {"url": "http://127.0.0.1"},
+                "status": {"name": f"urt-{USER}", "url": "http://127.0.0.1"},
             }
         )
         metrics, common = Metrics(), RelaySettings.from_environment({})

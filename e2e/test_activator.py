@@ -15,6 +15,7 @@ from kubernetes.aio.client.configuration import Configuration
 from kubernetes.aio.config import load_kube_config
 
 from testing.local.apiserver import LocalApiServer
+from testing.operator.names import child_name
 from testing.patience import PATIENCE_S, WITHIN
 from testing.system import CHART
 from userrealtime_operator.activator.cluster import ApiCluster
@@ -22,10 +23,9 @@ from userrealtime_operator.activator.metrics import Metrics
 from userrealtime_operator.activator.routes import Route, RouteTable
 from userrealtime_operator.kube.client import Api
 from userrealtime_operator.kube.types import NamespacedName
-from userrealtime_operator.model.naming import child_name
 
 NAMESPACE = "users"
-ALICE = Route(NamespacedName(NAMESPACE, "alice"), "alice", "")
+ALICE = Route(NamespacedName(NAMESPACE, "alice"), "alice", "", child_name("alice"))
 NAME = child_name("alice")
 
 
@@ -41,7 +41,7 @@ def server() -> Iterator[LocalApiServer]:
 
 @pytest.fixture
 def alice(server: LocalApiServer) -> Iterator[LocalApiServer]:
-    """A server with one user."""
+    """A server with one user, whose status has the name of the objects."""
     resource = {
         "apiVersion": "userrealtime.dev/v1alpha1",
         "kind": "UserRealtime",
@@ -49,6 +49,8 @@ def alice(server: LocalApiServer) -> Iterator[LocalApiServer]:
         "spec": {"userId": "alice"},
     }
     server.kubectl("create", "-f", "-", input=json.dumps(resource))
+    named = json.dumps({"status": {"name": NAME}})
+    server.kubectl("-n", NAMESPACE, "patch", "urt", "alice", "--subresource=status", "--type=merge", "-p", named)
     yield server
     server.kubectl("-n", NAMESPACE, "delete", "urt,pods,secrets", "--all", "--force", "--grace-period=0")
 

@@ -15,11 +15,11 @@ import yaml
 
 from testing import demo
 from testing.cluster import ClusterError
+from testing.operator.names import child_name
 from testing.patience import PATIENCE_S
 from testing.system import CHART, OPERATOR_NAMESPACE, RELEASE, USERS_NAMESPACE, System, install, uninstall
 from userrealtime_operator.config import Activator, Trust, parse_config
 from userrealtime_operator.model.labels import RELAY
-from userrealtime_operator.model.naming import child_name
 from userrealtime_operator.model.notifiers import SignalDefaults, SignalType
 from userrealtime_operator.model.policies import KeyPolicy
 from userrealtime_relay.bridge.config import Config as Bridge
@@ -92,6 +92,7 @@ EVERYTHING: dict[str, Any] = {
         },
     },
     "trust": {"existingConfigMap": {"name": "authorities", "key": "bundle.pem"}},
+    "names": {"opaque": {"existingSecret": {"name": "names", "key": "HMAC"}}},
     "tokenKeys": {"rotateAfter": "720h", "overlap": "48h", "publishAhead": "3m"},
     "idle": {"after": "90s"},
     "activator": {
@@ -192,7 +193,7 @@ def test_the_pod_monitor_finds_the_relays_health_port(system: System, users: Cal
 def test_the_operator_understands_the_configuration(system: System, values: dict[str, Any]) -> None:
     rendered = yaml.safe_load_all(render(system, values))
     text = next(item for item in rendered if item and item["kind"] == "ConfigMap" and "config.yaml" in item["data"])
-    environment = {"DATABASE_URL": "postgresql://h/d", "BROKER_URL": "kafka://h"}
+    environment = {"DATABASE_URL": "postgresql://h/d", "BROKER_URL": "kafka://h", "NAMES_KEY": "k" * 32}
     config = parse_config(text["data"]["config.yaml"], environment)
     activator = Activator(OPERATOR_NAMESPACE, "other-userrealtime-activator", 8080)
     if values is EVERYTHING:
@@ -207,6 +208,7 @@ def test_the_operator_understands_the_configuration(system: System, values: dict
         assert config.idle.after_s == 90
         assert config.trust == Trust("authorities", "bundle.pem")
         assert config.database.shared_users
+        assert config.names.opaque
         assert config.relay.allowed_images == ("registry.example.com/realtime/*", "a/relay:3")
         assert config.route.allowed_hosts == ("*.example.com", "realtime.example.org")
     else:
@@ -214,6 +216,7 @@ def test_the_operator_understands_the_configuration(system: System, values: dict
         assert config.activator == replace(activator, announce_url=announce_url)
         assert config.token_keys == KeyPolicy()
         assert config.trust is None
+        assert not config.names.opaque
 
 
 CERTIFICATE = "-----BEGIN CERTIFICATE-----\nMAo=\n-----END CERTIFICATE-----\n"
@@ -336,6 +339,7 @@ def test_secrets_are_files_in_every_pod_of_the_release(system: System, existing:
         "database": {"existingSecret": {"name": "own", "key": "uri"}} if existing else {"url": "postgresql://h/d"},
         "signals": {"type": "nats", **({"existingSecret": {"name": "broker", "key": "b"}} if existing else url)},
         "activator": {"enabled": True},
+        "names": {"opaque": {"existingSecret": {"name": "names"}}},
         "namespaces": [USERS_NAMESPACE],
     }
     rendered = [item for item in yaml.safe_load_all(render(system, values)) if item]
@@ -344,7 +348,8 @@ def test_secrets_are_files_in_every_pod_of_the_release(system: System, existing:
     database = {"name": "own", "key": "uri"} if existing else {"name": f"{name}-database", "key": "DATABASE_URL"}
     at_migration = database if existing else {"name": f"{name}-migrate", "key": "DATABASE_URL"}
     broker = {"name": "broker", "key": "b"} if existing else {"name": f"{name}-broker", "key": "BROKER_URL"}
-    assert credential_files(pods[name]) == {"DATABASE_URL": database, "BROKER_URL": broker}
+    names = {"name": "names", "key": "NAMES_KEY"}
+    assert credential_files(pods[name]) == {"DATABASE_URL": database, "BROKER_URL": broker, "NAMES_KEY": names}
     assert credential_files(pods[f"{name}-bridge"]) == {"DATABASE_URL": database, "NATS_URL": broker}
     assert credential_files(pods[f"{name}-migrate"]) == {"DATABASE_URL": at_migration}
     assert f"{name}-activator" in pods
@@ -580,6 +585,7 @@ def test_the_test_namespaces_enforce_the_restricted_standard(system: System, nam
         ({**DATABASE, "relay": {"auth": {"jwksUrl": "https://a.example"}}}, "jwksUrl requires relay.auth.audience"),
         ({**DATABASE, "relay": {"auth": {"allowUserKeys": False}}}, "allowUserKeys: false requires relay.auth.jwksUrl"),
         ({**DATABASE, "tokenKeys": {"rotateAfter": "monthly"}}, "/tokenKeys/rotateAfter"),
+        ({**DATABASE, "names": {"opaque": True}}, "/names/opaque"),
         ({**DATABASE, "idle": {"after": "soon"}}, "/idle/after"),
         ({**DATABASE, "trust": {"certificates": "/etc/ssl/ca.crt"}}, "/trust/certificates"),
         (

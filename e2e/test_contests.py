@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import pytest
 
 from testing.local.apiserver import LocalApiServer
+from testing.operator.names import child_name
 from testing.patience import PATIENCE_S
-from userrealtime_operator.model.naming import child_name
 from userrealtime_operator.reconcile.contests import REPAIRS
 
 from .test_leader import NAMESPACE, apply_users, database_url, eventually, has_deployment, prepared, replica, settled

@@ -19,8 +19,9 @@ from testing.faults.proxy import Link
 from testing.local.apiserver import LocalApiServer, Write
 from testing.local.operator import ROOT, LocalOperator
 from testing.local.postgres import LocalPostgres
+from testing.operator.names import child_name
 from testing.patience import PATIENCE_S, WITHIN
-from userrealtime_operator.model.naming import CREDENTIALS_SUFFIX, child_name
+from userrealtime_operator.model.naming import CREDENTIALS_SUFFIX
 from userrealtime_operator.postgres.migrate import migrate
 
 NAMESPACE = "users"

@@ -28,7 +28,15 @@ from userrealtime_operator.manifests.children import desired_objects
 from userrealtime_operator.manifests.secrets import Secrets
 from userrealtime_operator.model.resource import parse_resource
 from userrealtime_operator.model.routes import URL
-from userrealtime_operator.model.settings import BROKER_URL, DATABASE_URL, Duration, Section, Variable, fields_of
+from userrealtime_operator.model.settings import (
+    BROKER_URL,
+    DATABASE_URL,
+    NAMES_KEY,
+    Duration,
+    Section,
+    Variable,
+    fields_of,
+)
 from userrealtime_operator.secrets.token_keys import TokenKeys
 from userrealtime_relay.bridge.config import Config as BridgeConfig
 from userrealtime_relay.config import Config as RelayConfig
@@ -39,6 +47,7 @@ Path = tuple[str, ...]
 
 ROLLOUTS: Final = ("relay", "maxConcurrentRollouts")
 URLS: Final = {DATABASE_URL: "postgresql://user:password@host/database", BROKER_URL: "nats://broker"}
+KEY_OF_NAMES: Final = "a key of opaque names, with 32 bytes"
 NOT_VALUES: Final = {
     # The chart sets these from other values, and the URLs are in Secrets.
     ("namespaces",),
@@ -52,6 +61,8 @@ NOT_VALUES: Final = {
     ("activator", "announceUrl"),
     ("trust", "configMap"),
     ("trust", "key"),
+    ("names", "opaque"),
+    ("names", NAMES_KEY),
     (DATABASE_URL,),
     ("signals", BROKER_URL),
 }
@@ -67,6 +78,7 @@ NOT_OF_THE_OPERATOR: Final = {
     ("activator", "userKeys"),
     ("database", "existingSecret"),
     ("database", "url"),
+    ("names", "opaque"),
     ("relay", "image"),
     ("signals", "bridge"),
     ("signals", "existingSecret"),
@@ -267,7 +279,9 @@ def resource(**spec: Any) -> Json:
 def relay_config(config: Config, **spec: Any) -> tuple[dict[str, str], RelayConfig]:
     """Return the environment of a user's pod, and the configuration that the relay reads from it."""
     keys = TokenKeys(current="key-" * 10, signs_since=datetime(2026, 1, 2, tzinfo=UTC), series="one")
-    objects = desired_objects(parse_resource(resource(**spec)), config, Secrets(keys, config.database_url))
+    objects = desired_objects(
+        parse_resource(resource(**spec), config.names.naming()), config, Secrets(keys, config.database_url)
+    )
     secret = {
         name: base64.b64decode(value).decode()
         for item in objects
@@ -383,6 +397,50 @@ def test_every_setting_is_followed_from_the_chart_to_the_relay() -> None:
     assert unset == objects | {("relay", "priorityClassName"), ("relay", "runtimeClassName")} | of_the_operator
     variables = {each.variable for each in SETTINGS} - {None}
     assert variables <= set(Asked.variables()), "the relay does not read a variable that the operator sets"
+
+
+def test_opaque_names_are_followed_from_the_chart_to_the_objects_of_users() -> None:
+    given: dict[Path, Any] = {
+        ("names", "opaque", "existingSecret", "name"): "names",
+        ("names", "opaque", "existingSecret", "key"): "K",
+    }
+    for values, is_opaque in ((given, True), ({}, False)):
+        text = configuration(values)
+        config = parse_config(text, {**URLS, NAMES_KEY: KEY_OF_NAMES})
+        assert config.names.opaque is is_opaque
+        spec = resource()
+        spec["spec"]["userId"] = "ann.lee@example.com"
+        user = parse_resource(spec, config.names.naming())
+        keys = TokenKeys(current="key-" * 10, signs_since=datetime(2026, 1, 2, tzinfo=UTC), series="one")
+        objects = desired_objects(user, config, Secrets(keys, config.database_url))
+        assert len(objects) == 5
+        assert {("ann" in item["metadata"]["name"]) for item in objects} == {not is_opaque}
+        operator = sources(values, "x-userrealtime")
+        assert operator.get(NAMES_KEY) == ({"name": "names", "key": "K"} if is_opaque else None)
+        # The activator reads names from the status, and starts without the key.
+        assert parse_config(text, environment=None).names.key == ""
+        assert "names" not in json.dumps(render_pod(values, "x-userrealtime-activator")["volumes"])
+    with pytest.raises(ConfigError, match=r"names\.NAMES_KEY: required with names\.opaque"):
+        parse_config(configuration(given), URLS)
+
+
+def render_pod(given: dict[Path, Any], name: str) -> Json:
+    [spec] = [
+        item["spec"]["template"]["spec"]
+        for item in render(given)
+        if item["kind"] == "Deployment" and item["metadata"]["name"] == name
+    ]
+    return dict(spec)
+
+
+def sources(given: dict[Path, Any], name: str) -> dict[str, Json]:
+    """Return the name and the key of the Secret of each credential of a Deployment."""
+    [volume] = [each for each in render_pod(given, name)["volumes"] if each["name"] == "credentials"]
+    return {
+        item["path"]: {"name": source["secret"]["name"], "key": item["key"]}
+        for source in volume["projected"]["sources"]
+        for item in source["secret"]["items"]
+    }
 
 
 class Asked(dict[str, str]):

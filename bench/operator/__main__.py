@@ -27,8 +27,8 @@ from bench.durable import durable_postgres
 from testing.local.apiserver import LocalApiServer
 from testing.local.operator import ROOT, LocalOperator
 from testing.local.postgres import LocalPostgres
+from testing.operator.names import child_name
 from userrealtime_operator.kube.client import Api, ApiError
-from userrealtime_operator.model.naming import child_name
 from userrealtime_operator.model.resource import API_VERSION, PLURAL
 from userrealtime_operator.postgres.migrate import migrate
 

@@ -240,12 +240,12 @@ def read_credential(environment: Mapping[str, str], name: str) -> str:
         unreadable = f"the file {path} cannot be read ({error.strerror}): make it readable for this user"
         raise ValueError(unreadable) from None
     if len(content) > MAXIMUM_CREDENTIAL_BYTES:
-        raise ValueError(f"the file {path} has more than {MAXIMUM_CREDENTIAL_BYTES} bytes: it must contain one URL")
+        raise ValueError(f"the file {path} has more than {MAXIMUM_CREDENTIAL_BYTES} bytes: it must contain only {name}")
     try:
         # Editors and `echo` add a line end, which is not part of the secret.
         text = content.decode().rstrip("\r\n")
     except UnicodeDecodeError:
-        raise ValueError(f"the file {path} must contain one URL as UTF-8 text") from None
+        raise ValueError(f"the file {path} must contain {name} as UTF-8 text") from None
     if not text:
         raise ValueError(f"the file {path} is empty: set the key {name} of the Secret that is mounted there")
     return text

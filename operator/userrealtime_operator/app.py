@@ -32,7 +32,7 @@ from .kube.reflector import Reflector
 from .kube.store import KindStore, ObjectStore
 from .kube.types import ResourceType
 from .model.labels import owned_labels
-from .model.naming import instance_name
+from .model.naming import Naming, instance_name
 from .model.resource import GROUP, PLURAL, VERSION
 from .postgres.database import Database, DatabaseError
 from .postgres.roles import Roles
@@ -81,7 +81,8 @@ class Operator:
         self._port = port
         self.stopped = asyncio.Event()
         self._metrics = Metrics()
-        self._resources = Resources()
+        self._naming = config.names.naming()
+        self._resources = Resources(self._naming)
         self._children = ObjectStore()
         self._queue: WorkQueue[Task] = WorkQueue(self._metrics.wait.observe, self._metrics.retries.inc)
         self._feed = Feed(self._resources, self._children, self._queue)
@@ -134,6 +135,7 @@ class Operator:
         self._start(self._sync(api), "sync")
         leader = Leader(
             self._config,
+            self._naming,
             api,
             database,
             activators,
@@ -236,6 +238,7 @@ class Leader:
     def __init__(
         self,
         config: Config,
+        naming: Naming,
         api: Api,
         database: Database,
         activators: Activators | None,
@@ -246,6 +249,7 @@ class Leader:
         metrics: Metrics,
     ) -> None:
         self._config = config
+        self._naming = naming
         self._api = api
         self._database = database
         self._activators = activators
@@ -262,6 +266,7 @@ class Leader:
         """
         reconciler = Reconciler(
             self._config,
+            self._naming,
             self._api,
             self._database,
             self._resources,

@@ -32,6 +32,7 @@ from userrealtime_core.environment import BROKER_SCHEMES, CREDENTIALS_DIR, LOG_L
 from userrealtime_core.relay_settings import PROTOCOLS
 from userrealtime_core.wire.cors import ORIGIN, validate_origin
 
+from .model.naming import Naming, validate_key
 from .model.notifiers import SignalDefaults, SignalType
 from .model.policies import InboxQuota, KeyPolicy, Retention
 from .model.routes import URL, parse_url_template
@@ -40,6 +41,7 @@ from .model.settings import (
     DATABASE_URL,
     FILE,
     FROM_ENVIRONMENT,
+    NAMES_KEY,
     Count,
     Duration,
     Flag,
@@ -79,6 +81,17 @@ def _announce_url(value: str) -> str:
 
 def _database_url(value: str) -> str:
     by_rule(DATABASE_URL, value, lambda read: read.database_url(DATABASE_URL))
+    return value
+
+
+def _names_key(value: str) -> str:
+    if not value:
+        raise ValueError(
+            "required with names.opaque: a secret key of at least 32 bytes. Readable names are not used instead, "
+            "because all users' URLs would change"
+        )
+    if (flaw := validate_key(value)) is not None:
+        raise ValueError(flaw)
     return value
 
 
@@ -242,6 +255,24 @@ class DatabaseAccess(Section):
 
 
 @dataclass(frozen=True, config=FILE)
+class Names(Section):
+    """The names of users' objects, which are part of the users' URLs, see `model.naming`."""
+
+    opaque: Flag = False
+    """Whether the names contain no readable part. They then depend on `key`."""
+    key: Annotated[str, AfterValidator(_names_key)] = Field(default="", validation_alias=NAMES_KEY, repr=False)
+    """The key of opaque names. It is hidden from `repr`."""
+
+    def naming(self) -> Naming:
+        """Return the names.
+
+        Raises:
+            ValueError: names are opaque, and the configuration was read without an environment, so there is no key.
+        """
+        return Naming(self.key if self.opaque else None)
+
+
+@dataclass(frozen=True, config=FILE)
 class Log(Section):
     """The log in the database."""
 
@@ -294,6 +325,7 @@ class Config(Section):
     token_keys: KeyPolicy = Field(default_factory=KeyPolicy)
     database: DatabaseAccess = Field(default_factory=DatabaseAccess)
     log: Log = Field(default_factory=Log)
+    names: Names = Field(default_factory=Names)
     idle: IdleDefaults = Field(default_factory=IdleDefaults)
     activator: Annotated[Activator | None, BeforeValidator(_if_enabled)] = None
     """None: no user sleeps."""
@@ -382,9 +414,13 @@ def parse_config(text: str, environment: Mapping[str, str] | None) -> Config:
         default = relay.get("signal") if isinstance(relay, dict) else None
         signals = {**signals, "type": signals.get("type") or (default if default in [*SignalType] else "")}
         document = {**document, "signals": signals}
+    names = document.get("names") or {}
+    if isinstance(names, dict):
+        names = {**names}
+        document = {**document, "names": names}
     faults = [
         f"{name}: set it in the environment, or as a file in {CREDENTIALS_DIR}; this file is not secret"
-        for name, section in ((DATABASE_URL, document), (BROKER_URL, signals))
+        for name, section in ((DATABASE_URL, document), (BROKER_URL, signals), (NAMES_KEY, names))
         if name in section
     ]
     unreadable: set[str] = set()
@@ -392,6 +428,8 @@ def parse_config(text: str, environment: Mapping[str, str] | None) -> Config:
         wanted = [(document, DATABASE_URL, DATABASE_URL)]
         if isinstance(signals, dict) and str(signals["type"]) in BROKER_SCHEMES:
             wanted.append((signals, BROKER_URL, f"signals.{BROKER_URL}"))
+        if isinstance(names, dict) and names.get("opaque") is True:
+            wanted.append((names, NAMES_KEY, f"names.{NAMES_KEY}"))
         for section, name, path in wanted:
             section[name] = ""
             try:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+from testing.operator.names import child_name
 from testing.relay.harness import KEY, USER, running
 from userrealtime_core.relay_settings import RelaySettings
 from userrealtime_operator.activator.metrics import Metrics
@@ -19,7 +20,6 @@ from userrealtime_operator.activator.proxy.proxy import ActivatorProxy
 from userrealtime_operator.activator.routes import Route, RouteTable
 from userrealtime_operator.activator.tokens import Tokens
 from userrealtime_operator.activator.wakes import Wakes
-from userrealtime_operator.model.naming import child_name
 from userrealtime_relay.notify.listen import listen
 from userrealtime_relay.server import Relay
 
@@ -27,10 +27,11 @@ SERVICE = {"Host": f"{child_name(USER)}.users.svc.cluster.local:8080"}
 
 
 def resource(user_id: str = USER, *, namespace: str = "users", name: str = "alice", url: str = "") -> dict[str, Any]:
+    """Return a resource whose objects exist."""
     return {
         "metadata": {"namespace": namespace, "name": name},
         "spec": {"userId": user_id},
-        "status": {"url": url} if url else {},
+        "status": {"name": child_name(user_id), **({"url": url} if url else {})},
     }
 
 

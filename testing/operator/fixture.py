@@ -10,12 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar
 
+from testing.operator.names import NAMES, child_name
 from testing.operator.samples import CONFIG, body
 from userrealtime_operator.config import Config
 from userrealtime_operator.kube.client import Api, ApiError
 from userrealtime_operator.kube.types import NamespacedName, Object, ObjectKey
 from userrealtime_operator.model.labels import TOKEN_KEY_ROTATION_ANNOTATION
-from userrealtime_operator.model.naming import CREDENTIALS_SUFFIX, child_name
+from userrealtime_operator.model.naming import CREDENTIALS_SUFFIX, Naming
 from userrealtime_operator.model.presence import Presence
 from userrealtime_operator.postgres.database import Database, DatabaseError
 from userrealtime_operator.process.metrics import Metrics
@@ -167,11 +168,12 @@ class ReconcilerFixture:
         self.clock = 0.0
         self.restart()
 
-    def restart(self, config: Config = CONFIG) -> None:
+    def restart(self, config: Config = CONFIG, naming: Naming = NAMES) -> None:
         """Restart the operator with complete caches."""
         self.metrics = Metrics()
         self.reconciler = Reconciler(
             config,
+            naming,
             self.api,
             self.database,
             self.resource_cache,

@@ -9,8 +9,10 @@ from dataclasses import replace
 import asyncpg
 
 from testing.operator.fixture import CREDENTIALS, ReconcilerFixture
+from testing.operator.names import NAMES
 from testing.operator.samples import CONFIG, body
 from userrealtime_operator.config import DatabaseAccess
+from userrealtime_operator.model.naming import Naming
 from userrealtime_operator.postgres.database import Database
 from userrealtime_operator.postgres.roles import Roles
 from userrealtime_operator.process.metrics import Metrics
@@ -29,11 +31,12 @@ class RoleFixture(ReconcilerFixture):
         self._store = database
         self.restart_with_roles()
 
-    def restart_with_roles(self) -> Roles:
+    def restart_with_roles(self, naming: Naming = NAMES) -> Roles:
         """Replace the reconciler, as a restart of the operator does; return its roles."""
         roles = Roles(self._store)
         self.reconciler = Reconciler(
             replace(CONFIG, database_url=self.url, database=DatabaseAccess()),
+            naming,
             self.api,
             self._store,
             self.resource_cache,

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
+from testing.operator.names import NAMES
 from userrealtime_operator.config import Config, CredentialsType, DatabaseAccess, RelayDefaults, RouteDefaults
 from userrealtime_operator.kube.types import Object
 from userrealtime_operator.manifests.secrets import Secrets
@@ -49,4 +50,4 @@ def by_part(objects: Iterable[Object]) -> dict[str, Object]:
 
 
 def resource(name: str = "alice", **spec: Any) -> UserRealtime:
-    return parse_resource(body(name, **spec))
+    return parse_resource(body(name, **spec), NAMES)

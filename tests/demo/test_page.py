@@ -7,8 +7,8 @@ from typing import Any
 
 from examples.demo.session import USERS
 from testing import demo, demo_page
+from testing.operator.names import child_name
 from testing.system import ROOT
-from userrealtime_operator.model.naming import child_name
 
 
 def test_the_client_is_as_it_is_built() -> None:

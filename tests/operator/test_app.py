@@ -6,18 +6,22 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from typing import Any, ClassVar, Self
 
 import pytest
 from aiohttp import ClientSession
 from kubernetes.aio.client.configuration import Configuration
 
+from testing.operator.names import NAMES_KEY, OPAQUE
 from testing.operator.samples import CONFIG, body
 from testing.patience import PATIENCE_S
 from userrealtime_operator import app as module
 from userrealtime_operator.app import Operator, framework_settings
+from userrealtime_operator.config import Config, Names
 from userrealtime_operator.kube.client import CHILD_KINDS, Api, ApiError, Labels
 from userrealtime_operator.kube.types import Object
+from userrealtime_operator.model.naming import Naming
 
 KINDS = {"Secret": CHILD_KINDS["Secret"], "Service": CHILD_KINDS["Service"]}
 
@@ -70,9 +74,10 @@ class FakeLeader:
 
     terms = 0
     failure: Exception | None = None
+    naming: Naming
 
-    def __init__(self, *_: object) -> None:
-        pass
+    def __init__(self, _: Config, naming: Naming, *__: object) -> None:
+        type(self).naming = naming
 
     async def run(self) -> None:
         type(self).terms += 1
@@ -97,9 +102,9 @@ def free_port() -> int:
 
 
 @contextlib.asynccontextmanager
-async def running(lease: tuple[str, str] | None = None) -> AsyncIterator[tuple[Operator, int]]:
+async def running(lease: tuple[str, str] | None = None, config: Config = CONFIG) -> AsyncIterator[tuple[Operator, int]]:
     port = free_port()
-    operator = Operator(CONFIG, KINDS, lease, port)
+    operator = Operator(config, KINDS, lease, port)
     await operator.startup()
     try:
         yield operator, port
@@ -122,6 +127,13 @@ def event(kind: str | None) -> Any:
     item = body()
     item["metadata"]["resourceVersion"] = "1"
     return {"type": kind, "object": item}
+
+
+async def test_the_cache_and_the_leader_have_the_configured_names() -> None:
+    async with running(config=replace(CONFIG, names=Names(opaque=True, key=NAMES_KEY))) as (operator, _):
+        await operator.resource_event(event=event(None))
+        assert operator._resources.owners("users", OPAQUE.child_name("alice")) == ["alice"]
+        assert FakeLeader.naming.child_name("alice") == OPAQUE.child_name("alice")
 
 
 async def test_the_operator_is_ready_when_all_caches_are_complete() -> None:

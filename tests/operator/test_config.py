@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from testing.operator.names import NAMES, NAMES_KEY, OPAQUE
 from userrealtime_operator.config import (
     Activator,
     Config,
@@ -215,3 +216,59 @@ def test_what_wakes_users_has_to_be_named() -> None:
 def test_whoever_has_no_use_for_secrets_needs_none() -> None:
     config = parse_config("{namespaces: [users], relay: {image: 'relay:1'}, signals: {type: nats}}", None)
     assert (config.database_url, config.signals.url) == ("", "")
+
+
+def opaque(**environment: str) -> Config:
+    return parse_config("{namespaces: [users], relay: {image: x}, names: {opaque: true}}", ENVIRONMENT | environment)
+
+
+def test_names_are_opaque_with_a_key() -> None:
+    config = opaque(NAMES_KEY=NAMES_KEY)
+    assert config.names.naming().child_name("alice") == OPAQUE.child_name("alice")
+    assert NAMES_KEY not in repr(config)
+
+
+def test_names_are_readable_by_default() -> None:
+    config = parse_config(MINIMAL, {**ENVIRONMENT, "NAMES_KEY": NAMES_KEY})
+    assert config.names.naming().child_name("alice") == NAMES.child_name("alice")
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("", r"names\.NAMES_KEY: required with names\.opaque: a secret key of at least 32 bytes"),
+        ("hunter2" * 4, r"names\.NAMES_KEY: must have 32 to 4096 bytes, and has 28: generate one with `openssl rand"),
+    ],
+)
+def test_an_invalid_key_of_names_is_refused(key: str, message: str) -> None:
+    """Readable names instead would give all users other URLs."""
+    with pytest.raises(ConfigError, match=message) as caught:
+        opaque(NAMES_KEY=key)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_the_key_of_names_is_a_file(tmp_path: Path) -> None:
+    text = "{namespaces: [users], relay: {image: x}, names: {opaque: true}}"
+    files = {"CREDENTIALS_DIR": str(tmp_path)}
+    (tmp_path / "DATABASE_URL").write_text(ENVIRONMENT["DATABASE_URL"])
+    with pytest.raises(ConfigError, match=r"NAMES_KEY: the file .*/NAMES_KEY is missing: add the key NAMES_KEY"):
+        parse_config(text, files)
+    (tmp_path / "NAMES_KEY").write_bytes(b"\xff" * 32)
+    with pytest.raises(ConfigError, match=r"NAMES_KEY: the file .*/NAMES_KEY must contain NAMES_KEY as UTF-8 text"):
+        parse_config(text, files)
+    (tmp_path / "NAMES_KEY").write_text(NAMES_KEY + "\n")
+    assert parse_config(text, files).names.key == NAMES_KEY
+
+
+def test_the_key_of_names_is_not_in_the_configuration_file() -> None:
+    with pytest.raises(ConfigError, match="NAMES_KEY: set it in the environment, or as a file in CREDENTIALS_DIR"):
+        parse_config(
+            f"{{namespaces: [users], relay: {{image: x}}, names: {{opaque: true, NAMES_KEY: '{NAMES_KEY}'}}}}",
+            ENVIRONMENT,
+        )
+
+
+def test_an_activator_has_no_key_of_names() -> None:
+    config = parse_config("{namespaces: [users], relay: {image: x}, names: {opaque: true}}", environment=None)
+    with pytest.raises(ValueError, match="must have 32 to 4096 bytes, and has 0"):
+        config.names.naming()

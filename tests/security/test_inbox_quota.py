@@ -11,6 +11,7 @@ import pytest
 
 from testing.database import Database as OwnDatabase
 from testing.installation import installation
+from testing.operator.names import NAMES
 from testing.patience import PATIENCE_S
 from testing.relay.harness import client, metric, receive, running
 from testing.relay.http_client import request
@@ -166,7 +167,7 @@ async def test_the_operator_sets_the_quota_of_its_configuration(
     )
     metrics = Metrics()
     async with Database(migrated.url) as database:
-        tasks = Tasks(Mock(spec=Reconciler), Resources(), database, config.log, ["here/users"], print, metrics)
+        tasks = Tasks(Mock(spec=Reconciler), Resources(NAMES), database, config.log, ["here/users"], print, metrics)
         assert await tasks.run(Task(Kind.PRUNE)) is not None
         quota = await connection.fetchrow("select max_messages, max_bytes from userrealtime.inbox_quota")
         assert quota is not None

@@ -9,6 +9,7 @@ from typing import Any
 from aiohttp import web
 from kubernetes.aio.client.configuration import Configuration
 
+from testing.operator.names import NAMES
 from testing.operator.samples import body
 from userrealtime_operator.kube.client import CHILD_KINDS, MAX_PAGE_BYTES, PAGE, Api
 from userrealtime_operator.kube.store import MAX_ANNOTATION_BYTES, MAX_OBJECT_BYTES, ObjectStore
@@ -21,7 +22,7 @@ LONG = "x" * 260_000
 
 
 def test_annotations_of_resources_are_not_kept() -> None:
-    resources = Resources()
+    resources = Resources(NAMES)
     tracemalloc.start()
     try:
         for number in range(200):

@@ -15,10 +15,10 @@ import pytest
 from testing.audit import AuditLines
 from testing.installation import SCOPE, Installation, installation
 from testing.operator.fixture import CREDENTIALS, SECRET
+from testing.operator.names import child_name
 from testing.operator.roles import RoleFixture
 from testing.patience import PATIENCE_S
 from userrealtime_operator.kube.types import ObjectKey
-from userrealtime_operator.model.naming import child_name
 from userrealtime_operator.postgres import roles as roles_module
 from userrealtime_operator.postgres.database import Database
 from userrealtime_operator.postgres.roles import RoleCause, Roles

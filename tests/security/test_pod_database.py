@@ -11,12 +11,13 @@ import asyncpg
 import pytest
 
 from testing.installation import SCOPE, Installation, installation
+from testing.operator.names import child_name
 from testing.operator.roles import RoleFixture
 from testing.operator.samples import body
 from testing.patience import PATIENCE_S
 from userrealtime_core.secret import Secret
 from userrealtime_operator.kube.types import ObjectKey
-from userrealtime_operator.model.naming import CREDENTIALS_SUFFIX, child_name
+from userrealtime_operator.model.naming import CREDENTIALS_SUFFIX
 from userrealtime_operator.postgres import migrate as migrations
 from userrealtime_operator.postgres.database import Database, DatabaseError
 from userrealtime_operator.postgres.migrate import Migration, Schema, load_schema, migrate

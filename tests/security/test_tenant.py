@@ -16,9 +16,9 @@ import pytest
 
 from testing.installation import SCOPE, Installation, installation
 from testing.operator.fixture import SECRET, ReconcilerFixture
+from testing.operator.names import child_name
 from testing.operator.samples import CONFIG, body
 from userrealtime_operator.kube.types import Object, ObjectKey
-from userrealtime_operator.model.naming import child_name
 from userrealtime_operator.postgres.database import Database
 from userrealtime_operator.reconcile.reconciler import ELSEWHERE_RETRY_S
 

@@ -9,6 +9,7 @@ import pytest
 
 from testing.database import Database
 from testing.operator.activator import secret
+from testing.operator.names import child_name
 from testing.relay.harness import KEY, running, token
 from testing.relay.http_client import request
 from testing.relay.issuer import RSA, endpoint, jwk, sign
@@ -36,7 +37,7 @@ async def test_at_the_activator_a_stolen_token_key_wakes_nobody() -> None:
         await asyncio.sleep(0)
         return secret(KEY)
 
-    alice = Route(NamespacedName("users", "alice"), "alice", "")
+    alice = Route(NamespacedName("users", "alice"), "alice", "", child_name("alice"))
     async with endpoint(jwk(RSA, "r")) as issuer:
         tokens = Tokens(RelaySettings.from_environment({"JWKS_URL": issuer.url, **PROVIDER}), read)
         with pytest.raises(Unauthorized):

@@ -7,7 +7,6 @@ from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 from userrealtime_operator.kube.types import NamespacedName
-from userrealtime_operator.model.naming import child_name
 
 MAX_SEGMENTS: Final = 16
 """The number of segments of a path that are compared. The limit bounds the work for a path of slashes."""
@@ -24,11 +23,8 @@ class Route(NamedTuple):
     user_id: str
     base_path: str
     """The path before `/ws`, `/sse`, `/poll` and `/publish` in the user's URL; empty for the whole host."""
-
-    @property
-    def child_name(self) -> str:
-        """The name of the user's Service, Deployment and Secret."""
-        return child_name(self.user_id)
+    child_name: str
+    """The name of the user's Service, Deployment and Secret."""
 
     @property
     def key(self) -> ChildKey:
@@ -37,7 +33,11 @@ class Route(NamedTuple):
 
 
 class RouteTable:
-    """The addresses of all users, from their resources. An address that two users share leads to neither."""
+    """The addresses of all users, from their resources. An address that two users share leads to neither.
+
+    The names of a user's objects are those in the resource's status. The activator does not derive them, because it
+    does not have the key of opaque names. A resource without a name in its status has no objects yet.
+    """
 
     def __init__(self) -> None:
         self._places: dict[NamespacedName, list[tuple[str, str]]] = {}
@@ -47,10 +47,14 @@ class RouteTable:
         """Add or update a resource."""
         metadata = body["metadata"]
         user = NamespacedName(metadata["namespace"], metadata["name"])
-        url = urlsplit(body.get("status", {}).get("url") or "")
+        status = body.get("status", {})
+        name = status.get("name")
+        if not name:
+            self.remove(user)
+            return
+        url = urlsplit(status.get("url") or "")
         path = url.path.rstrip("/")
-        route = Route(user, body["spec"]["userId"], path)
-        name = route.child_name
+        route = Route(user, body["spec"]["userId"], path, name)
         service = f"{name}.{user.namespace}"
         places = [(host, "") for host in (name, service, f"{service}.svc", f"{service}.svc.cluster.local")]
         if url.hostname:

@@ -11,7 +11,7 @@ from userrealtime_operator.kube.types import ResourceType
 
 from .errors import SpecError
 from .labels import ADOPTION_ANNOTATION, PASSWORD_ROTATION_ANNOTATION, TOKEN_KEY_ROTATION_ANNOTATION
-from .naming import child_name
+from .naming import Naming
 
 GROUP = "userrealtime.dev"
 VERSION = "v1alpha1"
@@ -30,11 +30,8 @@ class ResourceIdentity:
     uid: str
     generation: int
     user_id: str
-
-    @property
-    def child_name(self) -> str:
-        """The name of the user's Deployment, Service, Secret and Ingress."""
-        return child_name(self.user_id)
+    child_name: str
+    """The name of the user's Deployment, Service, Secret and Ingress."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +64,7 @@ class UserRealtime(ResourceIdentity):
     """The programs that set the spec or an annotation, by their own statement, the last one first."""
 
 
-def parse_identity(body: Mapping[str, Any]) -> ResourceIdentity:
+def parse_identity(body: Mapping[str, Any], naming: Naming) -> ResourceIdentity:
     """Parse the part of a resource that identifies it."""
     metadata = body["metadata"]
     return ResourceIdentity(
@@ -76,17 +73,18 @@ def parse_identity(body: Mapping[str, Any]) -> ResourceIdentity:
         uid=metadata["uid"],
         generation=metadata["generation"],
         user_id=body["spec"]["userId"],
+        child_name=naming.child_name(body["spec"]["userId"]),
     )
 
 
-def parse_resource(body: Mapping[str, Any]) -> UserRealtime:
+def parse_resource(body: Mapping[str, Any], naming: Naming) -> UserRealtime:
     """Parse a resource as the API server returns it: validated, and with the defaults of the CRD.
 
     Raises:
         SpecError: a field is missing or invalid. The likely cause is a CRD that is older than the operator.
     """
     try:
-        return _parse(body)
+        return _parse(body, naming)
     except KeyError as error:
         problem = f"a required field is missing: {error.args[0]}"
     except (ValueError, TypeError, AttributeError) as error:
@@ -96,7 +94,7 @@ def parse_resource(body: Mapping[str, Any]) -> UserRealtime:
     )
 
 
-def _parse(body: Mapping[str, Any]) -> UserRealtime:
+def _parse(body: Mapping[str, Any], naming: Naming) -> UserRealtime:
     metadata, spec = body["metadata"], body["spec"]
     idle = spec.get("idle", {})
     return UserRealtime(
@@ -105,6 +103,7 @@ def _parse(body: Mapping[str, Any]) -> UserRealtime:
         uid=metadata["uid"],
         generation=metadata["generation"],
         user_id=spec["userId"],
+        child_name=naming.child_name(spec["userId"]),
         replicas=spec.get("replicas", 1),
         image=spec["relay"].get("image"),
         resources=spec["relay"].get("resources"),

@@ -35,7 +35,8 @@ Json = dict[str, Any]
 YEAR_S: Final = 366 * 86400
 DATABASE_URL: Final = "DATABASE_URL"
 BROKER_URL: Final = "BROKER_URL"
-FROM_ENVIRONMENT: Final = (DATABASE_URL, BROKER_URL)
+NAMES_KEY: Final = "NAMES_KEY"
+FROM_ENVIRONMENT: Final = (DATABASE_URL, BROKER_URL, NAMES_KEY)
 """Settings that are not in the file, because they are secret."""
 
 FILE: Final = ConfigDict(

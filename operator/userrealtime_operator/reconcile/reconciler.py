@@ -21,9 +21,9 @@ from userrealtime_operator.manifests.route import route_of
 from userrealtime_operator.manifests.secrets import SERIES_DIGEST, Secrets
 from userrealtime_operator.model.conditions import ConditionResult, deployment_progress, deployment_ready, true_since
 from userrealtime_operator.model.errors import ResourceError, RouteConflict, ServedElsewhere
-from userrealtime_operator.model.naming import CREDENTIALS, SECRET, child_name, kind_of, object_name, part_of
+from userrealtime_operator.model.naming import CREDENTIALS, SECRET, Naming, kind_of, object_name, part_of
 from userrealtime_operator.model.notifiers import Listeners, SignalError
-from userrealtime_operator.model.resource import ResourceIdentity, UserRealtime, parse_identity, parse_resource
+from userrealtime_operator.model.resource import KIND, ResourceIdentity, UserRealtime, parse_identity, parse_resource
 from userrealtime_operator.model.routes import Route
 from userrealtime_operator.model.tenancy import HostNotAllowed, ImageNotAllowed, check_image
 from userrealtime_operator.postgres.database import Database
@@ -93,6 +93,7 @@ class Reconciler:
     """Reconciles users, one at a time each.
 
     Args:
+        naming: the names of users' objects.
         resources: the cached resources.
         children: the cached objects of users.
         requeue: adds a user to the queue.
@@ -103,6 +104,7 @@ class Reconciler:
     def __init__(
         self,
         config: Config,
+        naming: Naming,
         api: Api,
         database: Database,
         resources: Lister[NamespacedName],
@@ -115,6 +117,7 @@ class Reconciler:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config = config
+        self._naming = naming
         self._api = api
         self._resources = resources
         self._children = children
@@ -130,7 +133,7 @@ class Reconciler:
         self._writer = ChildWriter(api)
         self._claims = RouteClaims()
         self._status = StatusWriter(api, metrics, now)
-        self._sleep = SleepController(config, api, database, activators, metrics, now, clock)
+        self._sleep = SleepController(config, naming, api, database, activators, metrics, now, clock)
         self._listeners = Listeners(config.signals.max_listeners)
         metrics.listening.set_function(lambda: len(self._listeners))
 
@@ -145,7 +148,7 @@ class Reconciler:
             self._see_listener(body)
             self._resume_route(body)
             namespace, name = body["metadata"]["namespace"], body["metadata"]["name"]
-            deployment = self._children.get(_deployment_key(namespace, body["spec"]["userId"]))
+            deployment = self._children.get(self._deployment_key(body))
             if deployment_ready(deployment).true and deployment_progress(deployment).true:
                 self._rollouts.resume(NamespacedName(namespace, name))
 
@@ -164,7 +167,7 @@ class Reconciler:
             self._listeners.see(user, listens=False)
             self._release_route(user)
             return None  # the garbage collector deletes the children, which are owned
-        identity = parse_identity(body)
+        identity = parse_identity(body, self._naming)
         self._see_listener(body)
         database = _NOT_REGISTERED
         waits: list[float | None] = []
@@ -174,7 +177,7 @@ class Reconciler:
             # Before the registration, which keeps the log of the user.
             live = self._live(identity)
             database = await self._registrations.register(identity)
-            resource = parse_resource(body)
+            resource = parse_resource(body, self._naming)
             check_image(resource.image, self._config.relay.allowed_images)
             route = self._claim_route(resource, body)
             observed = Observed(resource, body, live)
@@ -235,7 +238,9 @@ class Reconciler:
         return self._registrations.is_registered(uid)
 
     async def remove_orphans(self, namespace: str, name: str) -> None:
-        """Delete the objects with this name that have no owner. Owned objects are deleted with their owner.
+        """Delete the objects with this name that have no owner, or whose owner's objects have another name.
+
+        Owned objects are deleted with their owner. The names change with the key of opaque names.
 
         Raises:
             ApiError: not all of them were deleted.
@@ -243,13 +248,31 @@ class Reconciler:
         for part in PARTS:
             key = ObjectKey(kind_of(part), namespace, object_name(part, name))
             live = self._children.get(key)
-            if live is not None and owner_uid(live) is None:
+            if live is None:
+                continue
+            if owner_uid(live) is None:
                 await self._writer.delete(key, ", which had no owner")
+            elif self._is_renamed(live, namespace, name):
+                await self._writer.delete(key, ": the objects of its user have another name now (names.opaque)")
+
+    def _is_renamed(self, live: Mapping[str, Any], namespace: str, name: str) -> bool:
+        """Return whether the objects of an object's owner have another name than this one."""
+        if live["metadata"].get("deletionTimestamp"):
+            return False
+        uid = owner_uid(live)
+        for owner in live["metadata"]["ownerReferences"]:
+            if owner["uid"] == uid and owner.get("kind") == KIND:
+                body = self._resources.get(NamespacedName(namespace, owner["name"]))
+                return body is not None and body["metadata"]["uid"] == uid and self._child_name(body) != name
+        return False
+
+    def _child_name(self, body: Mapping[str, Any]) -> str:
+        return self._naming.child_name(body["spec"]["userId"])
 
     def _see_listener(self, body: Mapping[str, Any]) -> bool:
         """Return whether the pod of a resource listens, and count it."""
         user = NamespacedName(body["metadata"]["namespace"], body["metadata"]["name"])
-        deployment = self._children.get(_deployment_key(user.namespace, body["spec"]["userId"]))
+        deployment = self._children.get(self._deployment_key(body))
         awake = deployment is None or deployment["spec"].get("replicas", 1) > 0
         wish = body["spec"].get("relay", {}).get("signal")
         try:
@@ -281,7 +304,7 @@ class Reconciler:
 
         If pods are being replaced, it goes on for a limited time; return the seconds until then.
         """
-        deployment = self._children.get(_deployment_key(user.namespace, body["spec"]["userId"]))
+        deployment = self._children.get(self._deployment_key(body))
         active_s = self._rollouts.active_s(user)
         if deployment is None or not deployment_progress(deployment).true or active_s >= FOREIGN_ROLLOUT_S:
             self._end_rollout(user)
@@ -298,8 +321,11 @@ class Reconciler:
         for user in await self._sleep.find_idle(namespace, resources, self._deployment):
             self._requeue(user)
 
+    def _deployment_key(self, body: Mapping[str, Any]) -> ObjectKey:
+        return ObjectKey("Deployment", body["metadata"]["namespace"], self._child_name(body))
+
     def _deployment(self, resource: UserRealtime) -> Mapping[str, Any] | None:
-        return self._children.get(_deployment_key(resource.namespace, resource.user_id))
+        return self._children.get(_part_key(resource, "Deployment"))
 
     def _claim_route(self, resource: UserRealtime, body: Mapping[str, Any]) -> Route | None:
         """Return the route of a user, and note it. Users whose route overlaps the old or the new one are reconciled.
@@ -330,7 +356,7 @@ class Reconciler:
         if not body.get("status", {}).get("url"):
             return
         try:
-            resource = parse_resource(body)
+            resource = parse_resource(body, self._naming)
             route = route_of(resource, self._config)
         except ResourceError:
             return
@@ -460,10 +486,6 @@ def _rank(resource: UserRealtime, body: Mapping[str, Any]) -> Rank:
 
 def _part_key(resource: ResourceIdentity, part: str) -> ObjectKey:
     return ObjectKey(kind_of(part), resource.namespace, object_name(part, resource.child_name))
-
-
-def _deployment_key(namespace: str, user_id: str) -> ObjectKey:
-    return ObjectKey("Deployment", namespace, child_name(user_id))
 
 
 def _is_of_another_series(deployment: Mapping[str, Any] | None, objects: Iterable[Object]) -> bool:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from userrealtime_operator.kube.store import encode, version_of
 from userrealtime_operator.kube.types import Object
 from userrealtime_operator.model.labels import PASSWORD_ROTATION_ANNOTATION, TOKEN_KEY_ROTATION_ANNOTATION
-from userrealtime_operator.model.naming import child_name
+from userrealtime_operator.model.naming import Naming
 
 Place = tuple[str, str]
 """A namespace and a name."""
@@ -52,7 +52,8 @@ class _Resource(NamedTuple):
 class Resources:
     """The UserRealtime resources by namespace and name, with an index of the resources of each child."""
 
-    def __init__(self) -> None:
+    def __init__(self, naming: Naming) -> None:
+        self._naming = naming
         self._items: dict[Place, _Resource] = {}
         self._owners: dict[Place, set[str]] = {}
 
@@ -70,6 +71,11 @@ class Resources:
             item["metadata"]["managedFields"] = [{"manager": manager} for manager in found.managers]
         item["status"] |= json.loads(found.status)
         return item
+
+    def child_name(self, place: Place) -> str | None:
+        """Return the name of a resource's children, None if the resource does not exist."""
+        found = self._items.get(place)
+        return found and found.child_name
 
     def owners(self, namespace: str, child: str) -> list[str]:
         """Return the names of the resources whose children have this name."""
@@ -103,7 +109,7 @@ class Resources:
             _managers(metadata),
             encode({**item, "metadata": {**_read_metadata(metadata), "resourceVersion": ""}, "status": asked}),
             json.dumps(ours_of_it, ensure_ascii=False).encode(),
-            child_name(item["spec"]["userId"]),
+            self._naming.child_name(item["spec"]["userId"]),
             tuple((condition["type"], condition["status"]) for condition in status.get("conditions", ())),
         )
         known = self._items.get(place)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from userrealtime_operator.kube.store import ObjectStore
 from userrealtime_operator.kube.types import NamespacedName, ObjectKey
 from userrealtime_operator.model.conditions import condition_of
-from userrealtime_operator.model.naming import child_name, child_of
+from userrealtime_operator.model.naming import child_of
 from userrealtime_operator.sleep.state import wake_pending
 
 from .resources import Resources
@@ -57,10 +57,10 @@ class Triggers:
 
     def user(self, user: NamespacedName) -> Trigger:
         """Return the task of a user. It is urgent if a connection waits for the user to wake."""
-        body = self._resources.get(user)
+        body, child = self._resources.get(user), self._resources.child_name(user)
         urgent = False
-        if body is not None:
-            deployment = self._children.get(ObjectKey("Deployment", user.namespace, child_name(body["spec"]["userId"])))
+        if body is not None and child is not None:
+            deployment = self._children.get(ObjectKey("Deployment", user.namespace, child))
             urgent = wake_pending(body, deployment)
         return Trigger(Task(Kind.RESOURCE, *user), urgent)
 

@@ -24,6 +24,7 @@ from userrealtime_operator.kube.types import NamespacedName
 from userrealtime_operator.model.conditions import ConditionResult, condition_of, pod_available
 from userrealtime_operator.model.errors import SpecError
 from userrealtime_operator.model.labels import SLICES_MANAGED_BY
+from userrealtime_operator.model.naming import Naming
 from userrealtime_operator.model.resource import UserRealtime, parse_resource
 from userrealtime_operator.postgres.database import Database, DatabaseError
 from userrealtime_operator.process.metrics import Metrics
@@ -64,6 +65,7 @@ class SleepController:
     def __init__(
         self,
         config: Config,
+        naming: Naming,
         api: Api,
         database: Database,
         activators: Activators | None,
@@ -72,6 +74,7 @@ class SleepController:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config = config
+        self._naming = naming
         self._api = api
         self._database = database
         self._activators = activators
@@ -108,7 +111,7 @@ class SleepController:
             if not rows or self._memory(user).state is State.DRAINING:
                 continue
             try:
-                resource = parse_resource(body)
+                resource = parse_resource(body, self._naming)
             except SpecError:
                 continue  # its own reconciliation reports it
             reported = [row.instance for row in rows if row.seen_at > now - FRESH_S]

@@ -11,6 +11,7 @@ import pytest
 from aiohttp import ClientSession
 
 from testing.operator.activator import secret
+from testing.operator.names import child_name
 from testing.operator.pods import FakePods
 from testing.relay.harness import KEY, PATIENCE_S, token
 from userrealtime_core.registration import sign
@@ -23,7 +24,7 @@ from userrealtime_operator.activator.wakes import Wakes
 from userrealtime_operator.kube.types import NamespacedName
 from userrealtime_relay.process.registration import register_address
 
-ALICE = Route(NamespacedName("users", "alice"), "alice", "")
+ALICE = Route(NamespacedName("users", "alice"), "alice", "", child_name("alice"))
 PATH = f"/users/{ALICE.child_name}"
 
 

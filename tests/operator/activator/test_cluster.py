@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from testing.operator.names import child_name
 from testing.operator.pods import pod as pod_of_alice
 from userrealtime_operator.activator import cluster as module
 from userrealtime_operator.activator.cluster import PENDING_S, ApiCluster, WakeRequestTracker
@@ -19,16 +20,17 @@ from userrealtime_operator.activator.metrics import Metrics
 from userrealtime_operator.activator.routes import Route, RouteTable
 from userrealtime_operator.kube.client import ApiError
 from userrealtime_operator.kube.types import NamespacedName
-from userrealtime_operator.model.naming import child_name
 
 PATIENCE_S = 10
-ALICE = Route(NamespacedName("users", "alice"), "alice", "")
+ALICE = Route(NamespacedName("users", "alice"), "alice", "", child_name("alice"))
 NAME = child_name("alice")
 FIRST, SECOND = "2026-01-01T00:00:00.000001Z", "2026-01-01T00:00:00.000002Z"
 
 
 def resource(version: int = 1, requested_at: str | None = None, name: str = "alice") -> dict[str, Any]:
-    status = {} if requested_at is None else {"wakeRequestedAt": requested_at}
+    status = {"name": child_name(name)}
+    if requested_at is not None:
+        status["wakeRequestedAt"] = requested_at
     metadata = {"namespace": "users", "name": name, "resourceVersion": str(version)}
     return {"metadata": metadata, "spec": {"userId": name}, "status": status}
 

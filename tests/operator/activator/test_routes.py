@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from testing.operator.activator import resource
+from testing.operator.names import OPAQUE, child_name
 from userrealtime_operator.activator.routes import RouteTable
 from userrealtime_operator.kube.types import NamespacedName
-from userrealtime_operator.model.naming import child_name
 
 NAME = child_name("alice")
 
@@ -54,6 +54,32 @@ def test_an_address_of_two_leads_to_neither() -> None:
     routes.remove(NamespacedName("others", "alice"))
     assert found(routes, NAME) == ("users", "alice")
     assert found(routes, f"{NAME}.others") is None
+
+
+def test_opaque_names_are_those_of_the_status() -> None:
+    """The activator does not have their key."""
+    routes = RouteTable()
+    item, name = resource(), OPAQUE.child_name("alice")
+    routes.put(item)
+    item["status"] = {"name": name, "url": f"https://realtime.example.com/{name}"}
+    routes.put(item)
+    assert found(routes, f"{name}.users.svc") == ("users", "alice")
+    assert found(routes, "realtime.example.com", f"/{name}/ws") == ("users", "alice")
+    route = routes.find(name, "/ws")
+    assert route is not None
+    assert route.key == ("users", name)
+    assert found(routes, NAME) is None
+    assert found(routes, "realtime.example.com", f"/{NAME}/ws") is None
+
+
+def test_a_user_without_objects_has_no_address() -> None:
+    routes = RouteTable()
+    item = resource()
+    routes.put(item)
+    routes.put(item | {"status": {}})
+    assert found(routes, NAME) is None
+    routes.put({name: value for name, value in item.items() if name != "status"})
+    assert found(routes, NAME) is None
 
 
 def test_a_new_url_takes_the_place_of_the_old() -> None:

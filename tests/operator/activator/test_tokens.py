@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from testing.operator.activator import secret
+from testing.operator.names import child_name
 from testing.relay.harness import KEY, token
 from userrealtime_core.auth.errors import KeySetStale, Unauthorized
 from userrealtime_core.relay_settings import RelaySettings
@@ -17,8 +18,8 @@ from userrealtime_operator.activator.routes import Route
 from userrealtime_operator.activator.tokens import Tokens, keys_in
 from userrealtime_operator.kube.types import NamespacedName
 
-ALICE = Route(NamespacedName("users", "alice"), "alice", "")
-BOB = Route(NamespacedName("users", "bob"), "bob", "")
+ALICE = Route(NamespacedName("users", "alice"), "alice", "", child_name("alice"))
+BOB = Route(NamespacedName("users", "bob"), "bob", "", child_name("bob"))
 OTHER = "another key of this user's that is long"
 THIRD = "the key before, which is long enough too"
 

@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from testing.operator.names import child_name
 from testing.operator.pods import FakePods
 from testing.patience import PATIENCE_S
 from userrealtime_operator.activator.metrics import Metrics
@@ -13,8 +14,8 @@ from userrealtime_operator.activator.routes import Route
 from userrealtime_operator.activator.wakes import WakeFailed, Wakes
 from userrealtime_operator.kube.types import NamespacedName
 
-ALICE = Route(NamespacedName("users", "alice"), "alice", "")
-BOB = Route(NamespacedName("users", "bob"), "bob", "")
+ALICE = Route(NamespacedName("users", "alice"), "alice", "", child_name("alice"))
+BOB = Route(NamespacedName("users", "bob"), "bob", "", child_name("bob"))
 
 
 async def test_all_who_wait_share_a_wake_and_who_leaves_ends_it_for_nobody() -> None:

@@ -8,11 +8,12 @@ from dataclasses import replace
 import pytest
 
 from testing.operator.fixture import ReconcilerFixture
+from testing.operator.names import child_name
 from testing.operator.samples import CONFIG, SECRETS, body, by_part, resource
 from userrealtime_operator.config import ConfigError, parse_config
 from userrealtime_operator.kube.types import Object, ObjectKey
 from userrealtime_operator.manifests.children import desired_objects
-from userrealtime_operator.model.naming import CREDENTIALS, child_name
+from userrealtime_operator.model.naming import CREDENTIALS
 from userrealtime_operator.model.notifiers import Listeners, SignalDefaults, SignalError, SignalType
 
 URL = "nats://relay:hunter2@nats.nats:4222"

@@ -9,12 +9,12 @@ from datetime import timedelta
 import pytest
 
 from testing.operator.fixture import ReconcilerFixture
+from testing.operator.names import child_name
 from testing.operator.samples import CONFIG
 from userrealtime_operator.config import Config
 from userrealtime_operator.kube.client import ApiError
 from userrealtime_operator.kube.types import NamespacedName, Object, ObjectKey
 from userrealtime_operator.manifests.children import APPLIED_DIGEST
-from userrealtime_operator.model.naming import child_name
 from userrealtime_operator.reconcile.contests import LONGEST_S, REPAIRS, WINDOW_S, Contests, contested
 from userrealtime_operator.reconcile.reconciler import FOREIGN_ROLLOUT_S
 

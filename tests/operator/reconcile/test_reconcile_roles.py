@@ -11,8 +11,10 @@ import pytest
 
 from testing.database import Database as OwnDatabase
 from testing.operator.fixture import CREDENTIALS, SECRET
+from testing.operator.names import NAMES, OPAQUE
 from testing.operator.roles import RoleFixture
 from userrealtime_operator.model.labels import PASSWORD_ROTATION_ANNOTATION
+from userrealtime_operator.model.naming import CREDENTIALS_SUFFIX
 from userrealtime_operator.postgres.database import Database
 
 
@@ -99,3 +101,28 @@ async def test_the_one_secret_of_an_earlier_version_keeps_its_role(
     assert await pod.fetchval("select userrealtime.served_user()") == "alice"
     await pod.close()
     assert await world.reconcile() == []
+
+
+async def test_with_new_names_the_role_is_replaced_and_the_log_stays(
+    world: RoleFixture, connection: asyncpg.Connection
+) -> None:
+    await world.reconcile()
+    world.become_available()
+    await world.reconcile()
+    old = world.secret_url()
+    await connection.execute("select userrealtime.publish('alice', 'note', '{}')")
+    kept = "select epoch, head from userrealtime.log where user_id = 'alice'"
+    before = await connection.fetchrow(kept)
+    assert before is not None
+    world.restart_with_roles(OPAQUE)
+    await world.reconcile()
+    await world.reconciler.remove_orphans("users", NAMES.child_name("alice"))
+    await world.reconciler.sweep("users")
+    with pytest.raises(asyncpg.InvalidAuthorizationSpecificationError):
+        await asyncpg.connect(old)
+    [secret] = [key for key in world.api.children if key.name == OPAQUE.child_name("alice") + CREDENTIALS_SUFFIX]
+    new = base64.b64decode(world.api.children[secret]["data"]["DATABASE_URL"]).decode()
+    pod = await asyncpg.connect(new)
+    assert await pod.fetchval("select userrealtime.served_user()") == "alice"
+    await pod.close()
+    assert await connection.fetchrow(kept) == before

@@ -12,11 +12,12 @@ from datetime import timedelta
 import pytest
 
 from testing.operator.fixture import CREDENTIALS, SECRET, ReconcilerFixture
+from testing.operator.names import NAMES, OPAQUE, child_name
 from testing.operator.samples import CONFIG, body
 from userrealtime_operator.config import Config
 from userrealtime_operator.kube.client import ApiError
 from userrealtime_operator.kube.types import Object, ObjectKey
-from userrealtime_operator.model.naming import child_name
+from userrealtime_operator.model.naming import CREDENTIALS_SUFFIX, Naming
 from userrealtime_operator.postgres.database import DatabaseError
 from userrealtime_operator.reconcile.reconciler import DATABASE_RETRY_S, PODS_FIRST_S, PODS_LAST_S
 
@@ -353,6 +354,49 @@ async def test_only_children_without_an_owner_are_removed(world: ReconcilerFixtu
     del world.api.children[CREDENTIALS]["metadata"]["ownerReferences"]
     await world.reconciler.remove_orphans("users", ALICE)
     assert {key.name for key in world.api.children if key.kind == "Secret"} == {ALICE}
+
+
+@pytest.mark.parametrize(("before", "after"), [(NAMES, OPAQUE), (OPAQUE, NAMES), (OPAQUE, Naming("x" * 32))])
+async def test_objects_with_another_name_replace_the_old_ones(
+    world: ReconcilerFixture, before: Naming, after: Naming
+) -> None:
+    """The key of opaque names was added, removed or changed."""
+    world.restart(naming=before)
+    await world.reconcile()
+    old = set(world.api.children)
+    old_name, name = before.child_name("alice"), after.child_name("alice")
+    await world.reconciler.remove_orphans("users", name)
+    assert set(world.api.children) == old
+
+    world.restart(naming=after)
+    await world.reconcile()
+    await world.reconciler.remove_orphans("users", old_name)
+    assert {(key.kind, key.name.removesuffix(CREDENTIALS_SUFFIX)) for key in world.api.children} == {
+        (kind, name) for kind in ("Secret", "Service", "Deployment", "Ingress")
+    }
+    assert len(world.api.children) == len(old)
+    status = world.api.resources["users", "alice"]["status"]
+    assert (status["name"], status["tokenSecret"]["name"]) == (name, name)
+    assert status["url"] == f"https://realtime.example.com/{name}"
+    assert world.database.known == {"uid-of-alice": "alice"}
+
+
+async def test_objects_of_other_owners_are_not_removed_after_a_change_of_names(world: ReconcilerFixture) -> None:
+    await world.reconcile()
+    key = ObjectKey("Service", "users", ALICE)
+    [owner] = world.api.children[key]["metadata"]["ownerReferences"]
+    world.restart(naming=OPAQUE)
+    for other in ({"uid": "another"}, {"name": "bob"}, {"kind": "Other"}):
+        world.api.children[key]["metadata"]["ownerReferences"] = [{**owner, **other}]
+        await world.reconciler.remove_orphans("users", ALICE)
+        assert key in world.api.children
+    world.api.children[key]["metadata"]["ownerReferences"] = [owner]
+    world.api.children[key]["metadata"]["deletionTimestamp"] = "2026-01-02T03:04:05Z"
+    await world.reconciler.remove_orphans("users", ALICE)
+    assert key in world.api.children
+    del world.api.children[key]["metadata"]["deletionTimestamp"]
+    await world.reconciler.remove_orphans("users", ALICE)
+    assert key not in world.api.children
 
 
 def unschedulable() -> Object:

@@ -6,9 +6,9 @@ import json
 from collections import Counter
 from typing import Any
 
+from testing.operator.names import NAMES, child_name
 from testing.operator.samples import body
 from userrealtime_operator.kube.types import Object
-from userrealtime_operator.model.naming import child_name
 from userrealtime_operator.reconcile.resources import Resources
 
 MANAGED = [
@@ -28,7 +28,7 @@ def resource(version: int, name: str = "alice", uid: str = "", status: Object | 
 
 
 def test_a_resource_is_found_by_its_place_and_by_its_children() -> None:
-    resources = Resources()
+    resources = Resources(NAMES)
     assert resources.put(resource(1))
     assert resources.put(resource(2, "again", userId="alice"))
     found = resources.get(("users", "alice"))
@@ -46,7 +46,7 @@ def test_a_resource_is_found_by_its_place_and_by_its_children() -> None:
 
 
 def test_a_status_of_ours_is_no_news_and_one_of_somebody_else_is() -> None:
-    resources = Resources()
+    resources = Resources(NAMES)
     resources.put(resource(1))
     assert not resources.put(resource(2, status={"url": "a"}), ours=True)
     assert not resources.put(resource(2, status={"url": "a"}))
@@ -60,7 +60,7 @@ def test_a_status_of_ours_is_no_news_and_one_of_somebody_else_is() -> None:
 
 
 def test_a_foreign_status_change_in_a_response_is_new() -> None:
-    resources = Resources()
+    resources = Resources(NAMES)
     resources.put(resource(1))
     assert resources.put(resource(3, status={"url": "a", "wakeRequestedAt": "now"}), ours=True)
     found = resources.get(("users", "alice"))
@@ -70,14 +70,14 @@ def test_a_foreign_status_change_in_a_response_is_new() -> None:
 
 
 def test_a_spec_that_comes_with_the_answer_to_a_status_is_news() -> None:
-    resources = Resources()
+    resources = Resources(NAMES)
     resources.put(resource(1))
     assert resources.put(resource(3, status={}, route={"enabled": False}), ours=True)
     assert not resources.put(resource(2, route={"enabled": False}))
 
 
 def test_the_answer_to_a_status_brings_no_resource_back() -> None:
-    resources = Resources()
+    resources = Resources(NAMES)
     assert not resources.put(resource(1), ours=True)
     resources.put(resource(5, uid="second"))
     assert not resources.put(resource(6, uid="first"), ours=True)
@@ -86,7 +86,7 @@ def test_the_answer_to_a_status_brings_no_resource_back() -> None:
 
 
 def test_one_of_the_same_name_takes_the_place() -> None:
-    resources = Resources()
+    resources = Resources(NAMES)
     resources.put(resource(1))
     assert resources.put(resource(2, uid="second", userId="bob"))
     assert resources.owners("users", child_name("alice")) == []
@@ -94,7 +94,7 @@ def test_one_of_the_same_name_takes_the_place() -> None:
 
 
 def test_a_resource_that_was_listed_holds_though_it_is_older() -> None:
-    resources = Resources()
+    resources = Resources(NAMES)
     resources.put(resource(9, route={"enabled": False}))
     assert not resources.put(resource(8))
     assert resources.put(resource(8), listed=True)
@@ -102,7 +102,7 @@ def test_a_resource_that_was_listed_holds_though_it_is_older() -> None:
 
 
 def test_conditions_are_counted() -> None:
-    resources = Resources()
+    resources = Resources(NAMES)
     ready = {"conditions": [{"type": "Ready", "status": "True"}, {"type": "Progressing", "status": "False"}]}
     resources.put(resource(1, status=ready))
     resources.put(resource(2, "bob", status=json.loads(json.dumps(ready).replace("True", "False"))))

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
+from testing.operator.names import NAMES, OPAQUE, child_name
 from testing.operator.samples import body
 from userrealtime_operator.kube.store import ObjectStore
 from userrealtime_operator.kube.types import NamespacedName, Object, ObjectKey
-from userrealtime_operator.model.naming import CREDENTIALS_SUFFIX, SLICE_SUFFIX, child_name
+from userrealtime_operator.model.naming import CREDENTIALS_SUFFIX, SLICE_SUFFIX
 from userrealtime_operator.reconcile.feed import Feed
 from userrealtime_operator.reconcile.resources import Resources
 from userrealtime_operator.reconcile.triggers import Kind, Task, Trigger, Triggers
@@ -40,7 +41,7 @@ def sleeping(wake_seen: str = "") -> tuple[ObjectKey, Object]:
 
 class Caches:
     def __init__(self, *resources: Object, children: tuple[tuple[ObjectKey, Object], ...] = ()) -> None:
-        self.resources, self.children = Resources(), ObjectStore()
+        self.resources, self.children = Resources(NAMES), ObjectStore()
         for item in resources:
             self.resources.put(item)
         for key, item in children:
@@ -97,6 +98,17 @@ def test_all_resources_of_a_user_follow_from_a_changed_child() -> None:
     assert [trigger.task for trigger in found] == [RECONCILE, AGAIN]
 
 
+def test_a_child_with_a_name_of_another_key_is_an_orphan() -> None:
+    """The user's objects have opaque names, and this one is from before."""
+    resources, children = Resources(OPAQUE), ObjectStore()
+    resources.put(resource())
+    triggers = Triggers(resources, children)
+    key = ObjectKey("Deployment", "users", ALICES)
+    assert list(triggers.child_changed(key)) == [Trigger(Task(Kind.ORPHAN, "users", ALICES))]
+    opaque = ObjectKey("Deployment", "users", OPAQUE.child_name("alice"))
+    assert list(triggers.child_changed(opaque)) == [Trigger(Task(Kind.RESOURCE, "users", "alice"))]
+
+
 def test_a_child_of_another_namespace_is_an_orphan() -> None:
     found = Caches(resource()).triggers.child_changed(ObjectKey("Secret", "others", ALICES))
     assert [trigger.task for trigger in found] == [Task(Kind.ORPHAN, "others", ALICES)]
@@ -148,7 +160,7 @@ class Fed:
     """A feed, its caches, and the tasks that it has added."""
 
     def __init__(self) -> None:
-        self.resources, self.children, self.queue = Resources(), ObjectStore(), RecordingQueue()
+        self.resources, self.children, self.queue = Resources(NAMES), ObjectStore(), RecordingQueue()
         self.feed = Feed(self.resources, self.children, self.queue)
 
     def tasks(self) -> list[Task]:

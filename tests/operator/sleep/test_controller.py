@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 
 from testing.operator.fixture import ReconcilerFixture
+from testing.operator.names import OPAQUE, child_name
 from testing.operator.samples import CONFIG, body
 from userrealtime_operator.config import Activator, Config, IdleDefaults
 from userrealtime_operator.kube.client import ApiError
 from userrealtime_operator.kube.types import Object, ObjectKey
-from userrealtime_operator.model.naming import child_name
+from userrealtime_operator.model.naming import child_of
 from userrealtime_operator.model.presence import Presence
 from userrealtime_operator.postgres.database import DatabaseError
 from userrealtime_operator.sleep.activator_endpoints import GRACE_S, Activators
@@ -626,3 +627,16 @@ async def test_random_schedules_cut_no_client_and_leave_none_waiting(world: Slee
         await chance.reconcile()
         await chance.start_pod()
     assert world.sleeping, "in the end, with nobody there, she sleeps"
+
+
+async def test_with_a_new_name_a_sleeping_user_wakes_and_leaves_no_old_object(world: SleepFixture) -> None:
+    await world.fall_asleep()
+    assert world.sleeping
+    name = OPAQUE.child_name("alice")
+    world.restart(SLEEPY, OPAQUE)
+    await world.reconcile()
+    await world.reconciler.remove_orphans("users", ALICE)
+    assert {child_of(key.kind, key.name) for key in world.api.children} == {name}
+    deployment = world.api.children[ObjectKey("Deployment", "users", name)]
+    assert deployment["spec"]["replicas"] == 1
+    assert asleep(deployment) is None
