@@ -34,6 +34,8 @@ class RelaySettings(AuthSettings):
     max_connections: int
     max_message_bytes: int
     max_messages_per_second: int
+    max_broadcasts_per_second: int
+    """Of all clients together; 0: clients may not send broadcasts."""
     auth_timeout: float
     ping_interval: float
     signal: str
@@ -77,6 +79,7 @@ class RelaySettings(AuthSettings):
             max_connections=read.integer("MAX_CONNECTIONS", 100, 1, 100_000),
             max_message_bytes=read.integer("MAX_MESSAGE_BYTES", 64 << 10, 1, 16 << 20),
             max_messages_per_second=read.integer("MAX_MESSAGES_PER_SECOND", 100, 1, 100_000),
+            max_broadcasts_per_second=read.integer("MAX_BROADCASTS_PER_SECOND", 0, 0, 10_000),
             auth_timeout=read.seconds("AUTH_TIMEOUT", 10, 0.1, 300),
             ping_interval=read.seconds("PING_INTERVAL", 20, 0.1, 3600),
             signal=read.choice("SIGNAL", "auto", SIGNALS),

@@ -38,6 +38,9 @@ class Metrics(MetricsRegistry):
         self.log_connected = self._gauge("log_connected", "1 while there is a connection to Postgres, else 0.")
         self.broker_connected = self._gauge("broker_connected", "1 while the relay is connected to a broker, else 0.")
         self.broker_failures = self._counter("broker_failures", "Connections to the broker that failed or were lost.")
+        self.client_broadcasts = self._counter(
+            "client_broadcasts", "Broadcasts of clients: sent, disabled, limited or invalid.", "outcome"
+        )
         self.starts = self._counter(
             "starts",
             "Positions at which clients began: head, resumed from ring or log, or the reason of a reset.",

@@ -37,7 +37,7 @@ from .process import probes, uptime
 from .process.registration import register_address
 from .transports.http import MAX_CHUNKS, listen
 from .transports.longpoll import Polls
-from .transports.publish import Publishing
+from .transports.publish import Broadcasting, Publishing
 from .transports.request import connection_of
 from .transports.request_id import RequestIds
 from .transports.sse import Streams
@@ -198,7 +198,8 @@ def _endpoints(clients: Clients) -> tuple[Mapping[str, WebSocketEndpoint], Seque
 
 def _public(config: Config, clients: Clients, more: Sequence[BaseRoute]) -> ASGIApp:
     """Return the application of the public port for requests other than WebSockets."""
-    streams, polls, publishing = Streams(clients), Polls(clients), Publishing(clients)
+    streams, polls = Streams(clients), Polls(clients)
+    publishing, broadcasting = Publishing(clients), Broadcasting(clients)
 
     async def upgrade(_: Request) -> Response:
         return JSONResponse(
@@ -213,6 +214,7 @@ def _public(config: Config, clients: Clients, more: Sequence[BaseRoute]) -> ASGI
             *(Route(path, _Only("GET", streams)) for path in config.paths("/sse")),
             *(Route(path, _Only("GET", polls)) for path in config.paths("/poll")),
             *(Route(path, _Only("POST", publishing)) for path in config.paths("/publish")),
+            *(Route(path, _Only("POST", broadcasting)) for path in config.paths("/broadcast")),
             *more,
         ],
         default=_not_found,

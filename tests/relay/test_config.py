@@ -21,6 +21,7 @@ def test_three_variables_are_enough() -> None:
     assert (config.ws_port, config.health_port, config.base_path) == (8080, 3000, "")
     assert (config.ring_events, config.ring_bytes) == (2048, 4194304)
     assert (config.max_connections, config.max_message_bytes) == (100, 65536)
+    assert config.max_broadcasts_per_second == 0
     assert (config.auth_timeout, config.ping_interval, config.poll_interval) == (10, 20, None)
     assert (config.send_timeout, config.drain_timeout, config.log_level) == (30, 20, "info")
 
@@ -33,6 +34,7 @@ def test_every_variable_is_read() -> None:
         "MAX_CONNECTIONS": "9",
         "MAX_MESSAGE_BYTES": "10",
         "MAX_MESSAGES_PER_SECOND": "14",
+        "MAX_BROADCASTS_PER_SECOND": "15",
         "AUTH_TIMEOUT": "11",
         "PING_INTERVAL": "12",
         "POLL_INTERVAL": "0.5",

@@ -90,11 +90,11 @@ async def test_by_default_no_cors_headers_and_any_websocket_origin(migrated: Dat
         assert not [name for name in answer.headers if name.startswith("access-control")]
 
 
-@pytest.mark.parametrize("path", ["/sse", "/poll", "/publish"])
+@pytest.mark.parametrize("path", ["/sse", "/poll", "/publish", "/broadcast"])
 async def test_a_preflight_allows_what_a_client_needs(migrated: Database, path: str) -> None:
     headers = {
         "Origin": APP,
-        "Access-Control-Request-Method": "POST" if path == "/publish" else "GET",
+        "Access-Control-Request-Method": "POST" if path in ("/publish", "/broadcast") else "GET",
         "Access-Control-Request-Headers": "authorization,last-event-id,content-type",
     }
     async with running(migrated.url, ALLOWED_ORIGINS=f"https://other.example.com, {APP}") as relay:

@@ -13,6 +13,7 @@ from userrealtime_core.wire.broadcast import parse
 from userrealtime_core.wire.connect_request import ConnectRequest
 from userrealtime_core.wire.position import LogState
 from userrealtime_relay.wire.frames import encode_events, encode_text, payloads
+from userrealtime_relay.wire.rate_limit import TokenBucket
 from userrealtime_relay.wire.session import Session
 from userrealtime_relay.wire.submission import Refused, Unavailable
 
@@ -28,15 +29,24 @@ def verify(token: str) -> float:
         raise Unauthorized("not in the vectors") from None
 
 
-def opened(opening: dict[str, Any]) -> Session:
+def opened(case: dict[str, Any]) -> Session:
+    opening: dict[str, Any] = case["opening"]
     parsed = ConnectRequest.parse(
         query=opening.get("query", ""),
         authorization=[opening["authorization"]] if "authorization" in opening else [],
         last_event_id=[opening["lastEventId"]] if "lastEventId" in opening else [],
         subprotocols=opening.get("subprotocols", []),
     )
-    per_second = VECTORS["messagesPerSecond"]
-    return Session(parsed, user_id="alice", verify=verify, auth_timeout=10, now=0, messages_per_second=per_second)
+    broadcasts_per_second = case.get("broadcastsPerSecond", VECTORS["broadcastsPerSecond"])
+    return Session(
+        parsed,
+        user_id="alice",
+        verify=verify,
+        auth_timeout=10,
+        now=0,
+        messages_per_second=VECTORS["messagesPerSecond"],
+        broadcasts=TokenBucket(broadcasts_per_second, 0) if broadcasts_per_second else None,
+    )
 
 
 def settle(session: Session, position: LogState, stores: dict[str, Any]) -> None:
@@ -53,6 +63,9 @@ def check(session: Session, wanted: dict[str, Any]) -> None:
     said = [json.loads(message) for message in session.take()]
     # The vectors do not determine the text of an error message.
     assert [{name: value for name, value in message.items() if name != "message"} for message in said] == wanted["says"]
+    broadcasts = [json.loads(content.message) for content in session.broadcasts]
+    assert broadcasts == wanted.get("broadcasts", [])
+    session.broadcasts.clear()
     closing = session.closing and {"code": int(session.closing.code), "reason": session.closing.reason}
     assert closing == wanted.get("closes")
     if "cursor" in wanted:
@@ -62,7 +75,7 @@ def check(session: Session, wanted: dict[str, Any]) -> None:
 @pytest.mark.parametrize("case", VECTORS["cases"], ids=lambda case: case["name"])
 def test_vector(case: dict[str, Any]) -> None:
     position = LogState(**case["log"])
-    session = opened(case["opening"])
+    session = opened(case)
     settle(session, position, {})
     check(session, case["then"])
     for step in case["steps"]:

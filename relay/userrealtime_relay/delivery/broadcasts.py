@@ -17,7 +17,10 @@ MAX_BYTES: Final = 512 << 10
 
 
 class BroadcastBatch(NamedTuple):
-    """What a client gets next: whole frames, joined. `number` of them; `lost` before them were dropped."""
+    """What a client gets next: whole frames, joined. `number` of them; `lost` before them were dropped.
+
+    There may be no frames although the cursor advances: the client has sent these broadcasts itself.
+    """
 
     frames: bytes
     cursor: int
@@ -33,40 +36,53 @@ class Broadcasts:
         """The number of the newest broadcast."""
         self._max_frames = max_frames
         self._max_bytes = max_bytes
-        self._frames: deque[bytes] = deque()
+        self._frames: deque[tuple[bytes, str | None]] = deque()  # each with its sender
         self._bytes = 0
-        self._name = secrets.token_hex(6)  # of this ring, since another pod may answer the next poll
+        self._senders = 0
+        self.name = secrets.token_hex(6)
+        """The name of this ring: another pod may answer the next poll."""
 
-    def add(self, text: str) -> None:
-        """Add a broadcast, given as the text that clients receive."""
+    def new_sender(self) -> str:
+        """Return a name for a client that may send broadcasts, different from all others."""
+        self._senders += 1
+        return f"{self.name}-{self._senders}"
+
+    def add(self, text: str, sender: str | None = None) -> None:
+        """Add a broadcast, given as the text that clients receive. The client `sender` does not receive it."""
         frame = encode_text(text)
-        self._frames.append(frame)
+        self._frames.append((frame, sender))
         self._bytes += len(frame)
         self.head += 1
         while len(self._frames) > self._max_frames or self._bytes > self._max_bytes:
-            self._bytes -= len(self._frames.popleft())
+            self._bytes -= len(self._frames.popleft()[0])
 
-    def read(self, cursor: int, max_bytes: int) -> BroadcastBatch:
-        """Return the broadcasts after `cursor`: as many as `max_bytes` hold, and at least one if there is any."""
+    def read(self, cursor: int, max_bytes: int, client: str | None = None) -> BroadcastBatch:
+        """Return the broadcasts after `cursor`, as many as `max_bytes` hold, and at least one if there is any.
+
+        Those that `client` has sent are skipped.
+        """
         first = self.head + 1 - len(self._frames)
         begin = max(cursor + 1, first)
         frames: list[bytes] = []
         size = 0
+        reached = begin - 1
         for number in range(begin, self.head + 1):
-            frame = self._frames[number - first]
-            size += len(frame)
-            if frames and size > max_bytes:
-                break
-            frames.append(frame)
-        return BroadcastBatch(b"".join(frames), begin + len(frames) - 1, len(frames), begin - cursor - 1)
+            frame, sender = self._frames[number - first]
+            if sender is None or sender != client:
+                size += len(frame)
+                if frames and size > max_bytes:
+                    break
+                frames.append(frame)
+            reached = number
+        return BroadcastBatch(b"".join(frames), reached, len(frames), begin - cursor - 1)
 
     def mark(self, cursor: int) -> str:
         """Return a cursor as a text that a client sends with its next poll."""
-        return f"{self._name}-{cursor}"
+        return f"{self.name}-{cursor}"
 
     def find(self, mark: str) -> int:
         """Return the cursor in such a text; the newest one if the text is not from this ring."""
         name, _, number = mark.partition("-")
-        if name == self._name and number.isascii() and number.isdecimal() and len(number) < 16:
+        if name == self.name and number.isascii() and number.isdecimal() and len(number) < 16:
             return min(int(number), self.head)
         return self.head

@@ -18,10 +18,12 @@ from typing import Any, Final, Protocol, TypeVar, cast
 from userrealtime_core.audit import RejectedTokens
 from userrealtime_core.auth.tokens import KeySet, TokenVerifier
 from userrealtime_core.unauthenticated import Unauthenticated
+from userrealtime_core.wire.broadcast import Content
 from userrealtime_core.wire.connect_request import CloseCode, ConnectRequest
 from userrealtime_relay.config import Config
 from userrealtime_relay.log.log import Page
 from userrealtime_relay.metrics import Metrics
+from userrealtime_relay.wire.rate_limit import TokenBucket
 from userrealtime_relay.wire.session import TOO_MANY_MESSAGES, UNAUTHORIZED, CloseFrame, PendingLookup, Session
 from userrealtime_relay.wire.submission import Full, Refused, Submission, Unavailable
 
@@ -127,6 +129,9 @@ class Clients:
             lambda: metrics.limited.labels("unauthenticated").inc(),
         )
         """The connections of the public port that have not authenticated."""
+        per_second = config.max_broadcasts_per_second
+        self.broadcast_allowance = TokenBucket(per_second, -math.inf) if per_second else None
+        """The limit of the broadcasts of all clients together; None if they may not send any."""
         self.changed: Callable[[], None] = lambda: None
         """Called when a client was admitted or has left."""
         self._tasks: dict[Place, asyncio.Task[Any]] = {}
@@ -167,6 +172,7 @@ class Clients:
             auth_timeout=self.config.auth_timeout,
             now=asyncio.get_running_loop().time(),
             messages_per_second=self.config.max_messages_per_second,
+            broadcasts=self.broadcast_allowance,
         )
 
     @contextlib.contextmanager
@@ -195,6 +201,11 @@ class Clients:
         finally:
             self.metrics.submissions.labels(outcome).inc()
         return number
+
+    def broadcast(self, content: Content, sender: str | None) -> None:
+        """Send a broadcast of a client to the other clients of the user."""
+        self.metrics.client_broadcasts.labels("sent").inc()
+        self.tail.broadcast(content.message, sender)
 
     def count_close(self, label: str, closing: CloseFrame | None) -> None:
         """Count the end of a client's connection, and the limit that it exceeded, if any."""
@@ -242,6 +253,7 @@ class Client:
         wake: set when there may be work.
         admitted: whether its connection was admitted before.
         broadcasts: the mark after which the client receives broadcasts; empty: from now on; None: none at all.
+        sender: the name with which the client sends broadcasts, which it does not receive itself. By default a new one.
     """
 
     def __init__(
@@ -253,6 +265,7 @@ class Client:
         broadcasts: str | None = "",
         *,
         admitted: bool = False,
+        sender: str | None = None,
     ) -> None:
         self.session = session
         self.writer = writer
@@ -266,6 +279,7 @@ class Client:
         self.broadcast_cursor = 0
         """The number of the last broadcast that the client has received or lost."""
         self._broadcasts = broadcasts
+        self._sender = sender or clients.tail.broadcasts.new_sender()
         self._admitted = admitted
         self._leaving = False
         self._live = False  # waiting at the head: the age of the next event is its latency
@@ -295,8 +309,9 @@ class Client:
         self.wake.set()
 
     async def process_submissions(self) -> None:
-        """Do the slow work for the client: store its messages, fetch keys for a new token."""
+        """Do the work for the client: send its broadcasts, store its messages, fetch keys for a new token."""
         session = self.session
+        self._process_broadcasts()
         while session.submissions:
             submission = session.submissions.pop(0)
             try:
@@ -309,6 +324,15 @@ class Client:
             await self._clients.verify.refresh()
             session.renew(self._loop.time())
             self.wake.set()
+
+    def _process_broadcasts(self) -> None:
+        session = self.session
+        for content in session.broadcasts:
+            self._clients.broadcast(content, self._sender)
+        for failure in session.broadcast_failures:
+            self._metrics.client_broadcasts.labels(failure).inc()
+        session.broadcasts.clear()
+        session.broadcast_failures.clear()
 
     async def run(self) -> None:
         """Serve the client until its session closes, and send the last messages; or until its writer is not open.
@@ -442,8 +466,9 @@ class Client:
         broadcasts = self._tail.broadcasts
         if self.broadcast_cursor == broadcasts.head or self._broadcasts is None:
             return False
-        batch = broadcasts.read(self.broadcast_cursor, BROADCAST_BYTES)
-        self.writer.write_broadcasts(batch.frames)
+        batch = broadcasts.read(self.broadcast_cursor, BROADCAST_BYTES, self._sender)
+        if batch.frames:
+            self.writer.write_broadcasts(batch.frames)
         self.broadcast_cursor = batch.cursor
         self._metrics.delivered_broadcasts.inc(batch.number)
         self._metrics.broadcasts_dropped.labels("slow").inc(batch.lost)

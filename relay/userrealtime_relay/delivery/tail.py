@@ -174,6 +174,11 @@ class Tail:
         self.broadcasts.add(text)
         self._changed()
 
+    def broadcast(self, text: str, sender: str | None) -> None:
+        """Deliver a broadcast of a client to the other clients of this relay."""
+        self.broadcasts.add(text, sender)
+        self._changed()
+
     async def broadcast_channel(self) -> str | None:
         """Return the channel of the user's broadcasts. Waits, without limit, until Postgres has been reached once.
 

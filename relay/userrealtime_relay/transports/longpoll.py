@@ -15,7 +15,6 @@ import re
 from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any, Final
-from urllib.parse import parse_qsl
 
 from starlette.types import Receive, Scope, Send
 
@@ -26,7 +25,7 @@ from userrealtime_relay.wire.frames import payloads
 from userrealtime_relay.wire.session import CloseFrame
 
 from .http import Connection
-from .request import connect_request_of, connection_of, refusal, refuse
+from .request import connect_request_of, connection_of, parameters_of, refusal, refuse, sender_of
 
 DEFAULT_TIMEOUT: Final = 25
 LONGEST_TIMEOUT: Final = 60
@@ -42,7 +41,7 @@ class Polls:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         clients, connection = self._clients, connection_of(scope)
-        parameters = _parameters(scope)
+        parameters = parameters_of(scope)
         session = await clients.authenticate(
             connect_request_of(scope, clients.config, cursor=parameters.get("cursor", ""))
         )
@@ -60,7 +59,7 @@ class Polls:
         config = clients.config
         connection.hold(wake.set, dead_after=2 * max(config.ping_interval, config.send_timeout))
         writer = _Writer(connection, resumes=session.resumes)
-        client = Client(session, clients, writer, wake, parameters.get("broadcasts"))
+        client = Client(session, clients, writer, wake, parameters.get("broadcasts"), sender=sender_of(parameters))
 
         def time_out() -> None:
             writer.answered = True
@@ -157,13 +156,6 @@ class _Writer:
             broadcasts = b"".join((b'"broadcasts":[', b",".join(self._broadcasts), b"],"))
         rest = json.dumps(fields, separators=(",", ":"))
         return b"".join((b'{"events":[', b",".join(self._events), b"],", broadcasts, rest[1:].encode()))
-
-
-def _parameters(scope: Scope) -> dict[str, str]:
-    try:
-        return dict(parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True, max_num_fields=32))
-    except ValueError:
-        return {}  # the session rejects it for the same reason
 
 
 def parse_timeout(text: str) -> float | None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+import re
 from http import HTTPStatus
 from typing import Final, cast
+from urllib.parse import parse_qsl
 
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse, Response
@@ -35,6 +37,20 @@ def connect_request_of(scope: Scope, config: Config, *, cursor: str = "") -> Con
         last_event_id=[cursor, *headers.getlist("Last-Event-ID")],
         query_token=config.allow_query_token,
     )
+
+
+def parameters_of(scope: Scope) -> dict[str, str]:
+    """Return the parameters in the URL of a request."""
+    try:
+        return dict(parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True, max_num_fields=32))
+    except ValueError:
+        return {}  # the session rejects it for the same reason
+
+
+def sender_of(parameters: dict[str, str]) -> str | None:
+    """Return the name that a client has chosen for `POST /broadcast`; None if there is no valid one."""
+    sender = parameters.get("sender", "")
+    return sender if re.fullmatch(r"[A-Za-z0-9_-]{8,64}", sender) else None
 
 
 def retry_after(closing: CloseFrame | None) -> float:

@@ -25,7 +25,7 @@ from userrealtime_relay.delivery.wakeup import WakeupEvent
 from userrealtime_relay.wire.frames import payloads
 
 from .http import Connection
-from .request import connect_request_of, connection_of, refusal, retry_after
+from .request import connect_request_of, connection_of, parameters_of, refusal, retry_after, sender_of
 
 HEADERS: Final = [
     (b"content-type", b"text/event-stream"),
@@ -61,7 +61,8 @@ class Streams:
         wake = WakeupEvent()
         config = clients.config
         connection.hold(wake.set, dead_after=2 * max(config.ping_interval, config.send_timeout))
-        client = Client(session, clients, _Writer(connection, self._encoder), wake)
+        sender = sender_of(parameters_of(scope))
+        client = Client(session, clients, _Writer(connection, self._encoder), wake, sender=sender)
         with clients.present(client):
             try:
                 await self._carry(client, connection, send)

@@ -23,6 +23,7 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 from userrealtime_core.auth.errors import KeySetStale, Unauthorized
+from userrealtime_core.wire.broadcast import Content, InvalidBroadcast
 from userrealtime_core.wire.connect_request import CloseCode, ConnectRequest, Reason, Resume
 from userrealtime_core.wire.position import LogState
 
@@ -33,6 +34,10 @@ MAX_ERRORS: Final = 10
 """Invalid messages on one connection before it is closed."""
 MAX_EARLY: Final = 8
 """Messages that may arrive while the signing keys are fetched."""
+BROADCASTS_DISABLED: Final = (
+    "broadcasts of clients are disabled for this user; set spec.limits.broadcastsPerSecond of the UserRealtime"
+)
+TOO_MANY_BROADCASTS: Final = "too many broadcasts: this one was dropped; send fewer than the limit of this user"
 
 
 class CloseFrame(NamedTuple):
@@ -62,6 +67,7 @@ class Session:
         verify: returns for how many seconds a token is still valid; raises Unauthorized or KeySetStale.
         auth_timeout: seconds within which the client must authenticate.
         messages_per_second: the limit of the client's messages, and of a burst.
+        broadcasts: the limit of broadcasts, which several sessions may share. None: the client may not send any.
     """
 
     def __init__(
@@ -73,11 +79,13 @@ class Session:
         auth_timeout: float,
         now: float,
         messages_per_second: float = math.inf,
+        broadcasts: TokenBucket | None = None,
     ) -> None:
         self._user_id = user_id
         self._verify = verify
         self._messages: list[str] = []
         self._allowance = TokenBucket(messages_per_second, now)
+        self._broadcast_allowance = broadcasts
         self._errors = 0
         self._early: list[str | bytes] = []
         self._token = ""  # waits for keys
@@ -92,6 +100,10 @@ class Session:
         self.question: PendingLookup | None = None
         self.submissions: list[Submission] = []
         """Messages that the client published. Take them from here, store them, and `acknowledge` each of them."""
+        self.broadcasts: list[Content] = []
+        """Broadcasts that the client sends to the other clients of its user. Take them from here."""
+        self.broadcast_failures: list[str] = []
+        """Why broadcasts of the client were not sent: `disabled`, `limited` or `invalid`. Take them from here."""
         self.renewing = False
         """Whether a new token waits for keys. Fetch them, and call `renew`."""
         self.closing: CloseFrame | None = None
@@ -168,8 +180,11 @@ class Session:
             self._renew(now)
         elif fields["type"] == "ping":
             self._pong()
+        elif fields["type"] == "broadcast":
+            self._receive_broadcast(fields, now)
         else:
-            self._error("unknown-type", 'the types understood here are "auth", "ping", "publish" and "resume"')
+            types = '"auth", "broadcast", "ping", "publish" and "resume"'
+            self._error("unknown-type", f"the types understood here are {types}")
 
     def acknowledge(self, ref: str, outcome: int | Refused | Unavailable) -> None:
         """Answer the message that the client published as `ref`: with its id, or with the reason of the failure."""
@@ -289,6 +304,22 @@ class Session:
             self.submissions.append(Submission.parse(fields))
         except Invalid as error:
             self._error("invalid-publish", str(error), **({} if error.ref is None else {"ref": error.ref}))
+
+    def _receive_broadcast(self, fields: dict[str, Any], now: float) -> None:
+        # A broadcast may be lost, so these two are no reason to close the connection that events arrive on.
+        if self._broadcast_allowance is None:
+            self.broadcast_failures.append("disabled")
+            self._send(type="error", code="broadcasts-disabled", message=BROADCASTS_DISABLED)
+            return
+        if not self._broadcast_allowance.take(now):
+            self.broadcast_failures.append("limited")
+            self._send(type="error", code="too-many-broadcasts", message=TOO_MANY_BROADCASTS)
+            return
+        try:
+            self.broadcasts.append(Content.parse(fields.get("event"), fields.get("data", {})))
+        except InvalidBroadcast as error:
+            self.broadcast_failures.append("invalid")
+            self._error("invalid-broadcast", str(error))
 
     def _receive_resume(self, fields: dict[str, Any]) -> None:
         cursor, epoch = fields.get("lastEventId"), fields.get("epoch")

@@ -7,11 +7,9 @@ without an `ack`, and none is lost or duplicated.
 from __future__ import annotations
 
 import json
-import re
-from typing import Any, Final, NamedTuple, TypeGuard
+from typing import Any, NamedTuple
 
-LONGEST_NAME: Final = 253
-"""Characters of a ref or the name of an event, as userrealtime.submit checks it."""
+from userrealtime_core.wire.names import LONGEST_NAME, is_name
 
 
 class Invalid(Exception):
@@ -54,9 +52,9 @@ class Submission(NamedTuple):
         if not isinstance(fields, dict):
             raise Invalid("send a JSON object", None)
         ref, event = fields.get("ref"), fields.get("event")
-        if not _is_name(ref):
+        if not is_name(ref):
             raise Invalid(f'"ref" must be a string of 1 to {LONGEST_NAME} characters, without control characters', None)
-        if not _is_name(event):
+        if not is_name(event):
             raise Invalid(
                 f'"event" must be a string of 1 to {LONGEST_NAME} characters, without control characters', ref
             )
@@ -65,12 +63,3 @@ class Submission(NamedTuple):
         except RecursionError:
             raise Invalid('"data" is nested too deeply', ref) from None
         return cls(ref, event, data)
-
-
-def _is_name(value: Any) -> TypeGuard[str]:
-    # Half of a surrogate pair is a character to JSON, but not to UTF-8.
-    return (
-        isinstance(value, str)
-        and 1 <= len(value) <= LONGEST_NAME
-        and re.search(r"[\x00-\x1f\x7f\ud800-\udfff]", value) is None
-    )

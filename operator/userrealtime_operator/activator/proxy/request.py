@@ -24,6 +24,8 @@ MAX_BODY_BYTES: Final = 1 << 20
 MAX_BODY_PIECES: Final = 2048
 """The limit of pieces of a body: 512 bytes each, on average, for the longest body."""
 TRANSPORTS: Final = {"/ws": b"GET", "/sse": b"GET", "/poll": b"GET", "/publish": b"POST"}
+BROADCAST: Final = "/broadcast"
+"""The path for broadcasts of clients, which wake no user: they are for connected clients only."""
 # Hop-by-hop fields (RFC 9110, section 7.6.1), and the fields that frame a body.
 _HOP_BY_HOP: Final = frozenset(
     b"connection keep-alive proxy-connection te trailer transfer-encoding upgrade content-length expect".split()
@@ -87,6 +89,8 @@ class Request:
 
     def endpoint_error(self, base_path: str) -> tuple[HTTPStatus, str] | None:
         """Return the error that the relay would respond with before it checks the token, None if there is none."""
+        if BROADCAST in (self.path, self.path.removeprefix(base_path)):
+            return HTTPStatus.SERVICE_UNAVAILABLE, "the user sleeps: no client is connected that could receive it"
         method = TRANSPORTS.get(self.path.removeprefix(base_path)) or TRANSPORTS.get(self.path)
         if method is None:
             return HTTPStatus.NOT_FOUND, "not found"
