@@ -32,6 +32,7 @@ CHILDREN = "deployments,services,secrets,ingresses,replicasets,pods"
         ({"limits": {"connections": 0}}, "spec.limits.connections"),
         ({"limits": {"messageBytes": 10}}, "spec.limits.messageBytes"),
         ({"limits": {"messagesPerSecond": 0}}, "spec.limits.messagesPerSecond"),
+        ({"limits": {"broadcastsPerSecond": -1}}, "spec.limits.broadcastsPerSecond"),
         ({"relay": {"logLevel": "loud"}}, 'spec.relay.logLevel: Unsupported value: "loud"'),
         ({"protocols": ["gopher"]}, r'spec.protocols\[0\]: Unsupported value: "gopher"'),
         ({"route": {"url": "nowhere"}}, r"url must be http\(s\)://host"),

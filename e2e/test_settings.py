@@ -269,7 +269,7 @@ def resource(**spec: Any) -> Json:
     defaults: Json = {
         "userId": "alice",
         "relay": {},
-        "limits": {"connections": 100, "messageBytes": 65536, "messagesPerSecond": 100},
+        "limits": {"connections": 100, "messageBytes": 65536, "messagesPerSecond": 100, "broadcastsPerSecond": 0},
         "route": {"enabled": True},
     }
     head = {"name": "alice", "namespace": "system", "uid": "1", "generation": 1}

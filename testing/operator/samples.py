@@ -36,7 +36,13 @@ def body(name: str = "alice", *, limits: Object | None = None, **spec: Any) -> O
         "spec": {
             "userId": name,
             "relay": {},
-            "limits": {"connections": 100, "messageBytes": 65536, "messagesPerSecond": 100, **(limits or {})},
+            "limits": {
+                "connections": 100,
+                "messageBytes": 65536,
+                "messagesPerSecond": 100,
+                "broadcastsPerSecond": 0,
+                **(limits or {}),
+            },
             "route": {"enabled": True},
             "idle": {"warm": False},
             **spec,

@@ -40,6 +40,7 @@ def _environment(resource: UserRealtime, config: Config, route: Route | None) ->
         "MAX_CONNECTIONS": str(resource.max_connections),
         "MAX_MESSAGE_BYTES": str(resource.max_message_bytes),
         "MAX_MESSAGES_PER_SECOND": str(resource.max_messages_per_second),
+        "MAX_BROADCASTS_PER_SECOND": str(resource.max_broadcasts_per_second),
         **config.relay_settings,
     }
     settings["SIGNAL"] = config.signals.of(resource.signal)

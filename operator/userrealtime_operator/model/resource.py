@@ -44,6 +44,7 @@ class UserRealtime(ResourceIdentity):
     max_connections: int
     max_message_bytes: int
     max_messages_per_second: int
+    max_broadcasts_per_second: int
     log_level: str | None
     signal: str | None
     protocols: tuple[str, ...] | None
@@ -110,6 +111,7 @@ def _parse(body: Mapping[str, Any], naming: Naming) -> UserRealtime:
         max_connections=spec["limits"]["connections"],
         max_message_bytes=spec["limits"]["messageBytes"],
         max_messages_per_second=spec["limits"]["messagesPerSecond"],
+        max_broadcasts_per_second=spec["limits"]["broadcastsPerSecond"],
         log_level=spec["relay"].get("logLevel"),
         signal=spec["relay"].get("signal"),
         protocols=tuple(spec["protocols"]) if "protocols" in spec else None,

@@ -283,7 +283,7 @@ def test_every_relay_setting_is_offered_or_excluded_explicitly(tmp_path: Path) -
     (tmp_path / "TOKEN_KEY").write_text(KEYS.current)
     (tmp_path / "DATABASE_URL").write_text(CONFIG.database_url)
     (tmp_path / "NATS_URL").write_text(FULL.signals.url)
-    pod = template(FULL, relay={"logLevel": "debug"}, limits={"messagesPerSecond": 7})
+    pod = template(FULL, relay={"logLevel": "debug"}, limits={"messagesPerSecond": 7, "broadcastsPerSecond": 3})
     environment = Recorder(relay_environment(pod))
     environment |= {"CREDENTIALS_DIR": str(tmp_path), "TOKEN_KEY_DIR": str(tmp_path), "POD_IP": "10.0.0.1"}
     config = RelayConfig.from_environment(environment)
@@ -293,6 +293,7 @@ def test_every_relay_setting_is_offered_or_excluded_explicitly(tmp_path: Path) -
     assert config.broker_url is not None
     assert config.broker_url.reveal() == FULL.signals.url
     assert (config.auth_timeout, config.ping_interval, config.max_messages_per_second) == (5, 60, 7)
+    assert config.max_broadcasts_per_second == 3
     assert config.allowed_origins == ("https://app.example.com", "http://localhost:3000")
     assert config.protocols == ("actioncable",)
     assert (config.jwks_url, config.token_issuer) == ("https://issuer.example.com/keys", "https://issuer.example.com")

@@ -42,6 +42,15 @@ def parsed(data: bytes) -> tuple[h11.Request, bytes, bytes]:
     return head, body, server.trailing_data[0]
 
 
+def test_a_broadcast_of_a_client_wakes_no_user() -> None:
+    for path, base in ((b"/broadcast", ""), (b"/alice/broadcast", "/alice"), (b"/broadcast?sender=x", "")):
+        error = read(b"POST " + path + b" HTTP/1.1\r\nHost: urt-a\r\nContent-Length: 0\r\n\r\n").endpoint_error(base)
+        assert error is not None
+        assert error[0] == 503
+        assert "no client is connected" in error[1]
+    assert read(POST + b"Content-Length: 0\r\n\r\n").endpoint_error("") is None
+
+
 def test_a_body_in_chunks_gets_a_length() -> None:
     request = read(POST + b"Transfer-Encoding: chunked\r\n\r\n2\r\nab\r\n1\r\nc\r\n0\r\n\r\nGET / HTTP/1.1\r\n")
     head, body, rest = parsed(request.serialize())
