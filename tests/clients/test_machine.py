@@ -50,6 +50,11 @@ def tell(machine: Machine, now: float, step: dict[str, Any]) -> None:
             machine.posted(now, ref, status, body, posted.get("retryAfter"))
         case {"publish": {"ref": ref, "event": event} as published}:
             machine.publish(now, ref, event, published.get("data", {}))
+        case {"broadcast": {"event": event} as sent}:
+            unsent = machine.broadcast(now, event, sent.get("data", {}))
+            assert (None if unsent is None else unsent.code) == step["unsent"], (step, unsent)
+        case {"broadcastPosted": {"number": number, "status": status, "body": body}}:
+            machine.broadcast_posted(number, status, body)
         case {"tick": _}:
             machine.tick(now)
         case {"probe": _}:
@@ -67,7 +72,8 @@ def tell(machine: Machine, now: float, step: dict[str, Any]) -> None:
 
 
 def shown(action: Action) -> dict[str, Any]:
-    return {"do": type(action).__name__.lower(), **dataclasses.asdict(action)}
+    name = type(action).__name__
+    return {"do": name[0].lower() + name[1:], **dataclasses.asdict(action)}
 
 
 @pytest.mark.parametrize("case", VECTORS["cases"], ids=lambda case: case["name"])

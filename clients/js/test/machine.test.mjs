@@ -26,6 +26,12 @@ function tell(machine, { at, ...step }) {
   } else if ("publish" in step) {
     const { ref, event, data = {} } = step.publish;
     machine.publish(at, ref, event, data);
+  } else if ("broadcast" in step) {
+    const { event, data = {} } = step.broadcast;
+    assert.equal(machine.broadcast(at, event, data)?.code ?? null, step.unsent, JSON.stringify(step));
+  } else if ("broadcastPosted" in step) {
+    const { number, status, body } = step.broadcastPosted;
+    machine.broadcastPosted(number, status, body);
   } else if ("tick" in step) machine.tick(at);
   else if ("probe" in step) machine.probe(at);
   else if ("offline" in step) machine.offline();

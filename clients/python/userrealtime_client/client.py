@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import random
+import secrets
 import ssl
 import time
 import uuid
@@ -31,6 +32,7 @@ from .machine import (
     Options,
     Position,
     Post,
+    PostBroadcast,
     Published,
     Send,
     State,
@@ -118,6 +120,10 @@ class PublishError(ClientError):
     """
 
 
+class BroadcastError(ClientError):
+    """A broadcast can never be sent. `code` is "invalid", "too-big", or "refused" if the relay does not allow them."""
+
+
 def _tls() -> ssl.SSLContext:
     """Return a context that verifies servers as OpenSSL does by default.
 
@@ -178,6 +184,7 @@ class Client:
         if isinstance(position, str):
             position = Position.parse(position)
         self._load_state = state
+        self._sender = secrets.token_hex(8)  # over HTTP, the relay recognizes the broadcasts of this client by it
         self._machine = Machine(
             options or Options(),
             random=random.random,
@@ -251,6 +258,24 @@ class Client:
         finally:
             del self._published[ref]
             self._machine.forget(ref)
+
+    def broadcast(self, event: str, data: Any = NOTHING) -> bool:
+        """Send an event to the user's other clients that are connected, at most once. It is not stored.
+
+        Returns:
+            False if it was dropped, because this client is not connected or sends too many. After True, it may be
+            lost as well.
+
+        Raises:
+            BroadcastError: the name or the data is not valid, or the relay has rejected an earlier broadcast because
+                broadcasts of clients are disabled.
+            TypeError, ValueError: JSON cannot represent `data`.
+        """
+        unsent = self._machine.broadcast(self._now(), event, data)
+        self._settle()
+        if unsent is not None and unsent.code not in ("not-connected", "too-many"):
+            raise BroadcastError(*unsent)
+        return unsent is None
 
     async def close(self) -> None:
         """Close the connection. The publication of messages without an acknowledgement fails."""
@@ -359,6 +384,8 @@ class Client:
                 self._outgoing.put_nowait(message)
             case Post(message, token):
                 self._connection.add(self._spawn(self._post(message, token)))
+            case PostBroadcast():
+                self._connection.add(self._spawn(self._post_broadcast(action)))
             case Drop():
                 self._drop()
             case Hand():
@@ -417,14 +444,21 @@ class Client:
             self._outgoing = asyncio.Queue()  # limited by `max_pending`
             work = transports.websocket(self._session, self._base, action, self._outgoing, ear, self._parse)
         elif action.transport == "sse":
-            work = transports.stream(self._session, self._base, action, ear, self._parse)
+            work = transports.stream(self._session, self._base, action, self._sender, ear, self._parse)
         else:
-            work = transports.poll(self._session, self._base, action, ear, self._parse)
+            work = transports.poll(self._session, self._base, action, self._sender, ear, self._parse)
         self._connection.add(self._spawn(work))
 
     async def _post(self, message: Message, token: str) -> None:
-        status, body, retry_after = await transports.post(self._session, self._base, message, token)
+        url = f"{self._base}/publish"
+        status, body, retry_after = await transports.post(self._session, url, message, token)
         self._machine.posted(self._now(), message["ref"], status, body, retry_after)
+        self._settle()
+
+    async def _post_broadcast(self, action: PostBroadcast) -> None:
+        url = f"{self._base}/broadcast?sender={self._sender}"
+        status, body, _ = await transports.post(self._session, url, action.message, action.token)
+        self._machine.broadcast_posted(action.number, status, body)
         self._settle()
 
     def _drop(self) -> None:

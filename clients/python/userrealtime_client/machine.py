@@ -18,6 +18,7 @@ import enum
 import json
 import math
 import re
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NamedTuple
@@ -50,6 +51,10 @@ TRY_LATER: Final = (10_000, 20_000)
 RETRY_AFTER_MOST: Final = 300_000
 """The longest `Retry-After` that is respected. A proxy may send a longer one."""
 LONGEST_NAME: Final = 253
+MOST_BROADCAST_BYTES: Final = 7000
+"""The limit of the JSON of a broadcast's name and data."""
+MAX_WAITING_BROADCASTS: Final = 32
+"""Broadcasts that wait for the response to the one before, over HTTP."""
 GREATEST_ID: Final = 2**53 - 1
 FIRST_REFUSALS: Final = 2
 """Consecutive rejected tokens after which the client ends. A single one may have expired."""
@@ -98,6 +103,7 @@ class Options:
     """The largest number of published messages that are not acknowledged."""
     max_message_bytes: int = 65_536
     messages_per_second: float = 50
+    broadcasts_per_second: float = 30
 
 
 class Position(NamedTuple):
@@ -179,6 +185,15 @@ class Post:
 
 
 @dataclass(frozen=True, slots=True)
+class PostBroadcast:
+    """Send `POST /broadcast`. The result is passed to `broadcast_posted`, with the same number."""
+
+    number: int
+    message: Message
+    token: str
+
+
+@dataclass(frozen=True, slots=True)
 class Drop:
     """Abort the connection and all requests, and report none of their results."""
 
@@ -228,7 +243,20 @@ class Failed:
     message: str
 
 
-Action = Load | Loaded | Token | Open | Send | Post | Drop | Hand | Broadcast | State | Published | Failed
+class Unsent(NamedTuple):
+    """Why a broadcast was not sent.
+
+    `code` is "invalid" or "too-big"; "refused" if the relay has rejected one as disabled; "not-connected"; or
+    "too-many".
+    """
+
+    code: str
+    message: str
+
+
+Action = (
+    Load | Loaded | Token | Open | Send | Post | PostBroadcast | Drop | Hand | Broadcast | State | Published | Failed
+)
 
 
 @dataclass(slots=True)
@@ -318,6 +346,13 @@ class Machine:
         self._post_attempt = 0
         self._posting: str | None = None
         self._allowance = _Allowance(options.messages_per_second)
+        self._broadcast_allowance = _Allowance(options.broadcasts_per_second)
+        self._outgoing: deque[Message] = deque()  # broadcasts that wait, over HTTP
+        self._broadcast_number = 0
+        self._posting_broadcast = False
+        self._broadcasts_refused: str | None = None  # the reason, from the relay of this connection
+        self._biggest_broadcast = 0  # bytes of the largest message with one, on this connection
+        self._most_broadcast_bytes = options.max_message_bytes
 
     @property
     def deadline(self) -> float | None:
@@ -371,6 +406,32 @@ class Machine:
         publication = self._pending.get(ref)
         if publication is not None and not publication.sent:
             del self._pending[ref]
+
+    def broadcast(self, now: float, event: str, data: Any) -> Unsent | None:
+        """Send a broadcast to the user's other connected clients, at most once. Return the reason if it is not sent."""
+        message = {"type": "broadcast", "event": event, "data": data}
+        size = len(encode(message))
+        if not _is_name(event):
+            return Unsent("invalid", f"event has 1 to {LONGEST_NAME} characters, none of them a control one")
+        content = len(encode(event)) + len(encode(data))
+        if content > MOST_BROADCAST_BYTES:
+            why = f"event and data have {content} bytes of JSON; {MOST_BROADCAST_BYTES} are allowed"
+            return Unsent("too-big", why)
+        if size > self._most_broadcast_bytes:
+            return Unsent("too-big", f"the message has {size} bytes, more than the relay takes")
+        if self._phase is not _Phase.CONNECTED:
+            return Unsent("not-connected", "the client is not connected")
+        if self._broadcasts_refused is not None:
+            return Unsent("refused", self._broadcasts_refused)
+        if len(self._outgoing) >= MAX_WAITING_BROADCASTS or self._broadcast_allowance.wait(now) > 0:
+            return Unsent("too-many", "too many broadcasts")
+        if self._transport == "websocket":
+            self._biggest_broadcast = max(self._biggest_broadcast, size)
+            self._actions.append(Send(message))
+        else:
+            self._outgoing.append(message)
+            self._post_broadcast()
+        return None
 
     def pause(self) -> None:
         """Close the connection until `resume`, because too many messages wait for the application."""
@@ -579,6 +640,16 @@ class Machine:
             self._hold_until = now + min(retry_after or 0, RETRY_AFTER_MOST) + delay
         self._flush(now)
 
+    def broadcast_posted(self, number: int, status: int, body: Message) -> None:
+        """Process the response to `POST /broadcast`. The status is 0 without a response. Nothing is repeated."""
+        if not self._posting_broadcast or number != self._broadcast_number:
+            return
+        self._posting_broadcast = False
+        if status == 403:
+            self._broadcasts_refused = str(body.get("error", "HTTP 403"))
+            self._outgoing.clear()
+        self._post_broadcast()
+
     def tick(self, now: float) -> None:
         """Process the timers that are due."""
         for name in sorted(name for name, due in self._timers.items() if due <= now):
@@ -691,6 +762,10 @@ class Machine:
         self._renewing = False
         self._offered = None
         self._posting = None
+        self._outgoing.clear()
+        self._posting_broadcast = False
+        self._broadcasts_refused = None
+        self._biggest_broadcast = 0
         for publication in self._pending.values():
             publication.sent = False
 
@@ -786,6 +861,13 @@ class Machine:
                 self._posting = ref
                 self._actions.append(Post(publication.message, self._token or ""))
 
+    def _post_broadcast(self) -> None:
+        if self._outgoing and not self._posting_broadcast:
+            self._posting_broadcast = True
+            self._broadcast_number += 1
+            message = self._outgoing.popleft()
+            self._actions.append(PostBroadcast(self._broadcast_number, message, self._token or ""))
+
     def _published(self, ref: str, number: int) -> None:
         if self._pending.pop(ref, None) is not None:
             self._actions.append(Published(ref, number))
@@ -799,6 +881,8 @@ class Machine:
         if ref is None:
             if code == "unavailable":  # the token keys
                 self._timers["renew"] = now + RENEW_AGAIN
+            elif code == "broadcasts-disabled":
+                self._broadcasts_refused = message["message"]
         elif code != "unavailable":
             self._failed(ref, code, message["message"])
         elif ref in self._pending:
@@ -808,6 +892,10 @@ class Machine:
 
     def _fail_biggest(self, now: float, why: str) -> None:
         sent = {ref: publication.size for ref, publication in self._pending.items() if publication.sent}
+        if self._biggest_broadcast > max(sent.values(), default=0):
+            self._most_broadcast_bytes = self._biggest_broadcast - 1
+            self._retry(now, why)
+            return
         if not sent:
             self._end(why, "refused")
             return
@@ -815,8 +903,8 @@ class Machine:
         self._retry(now, why)
 
 
-def encode(message: Message) -> bytes:
-    """Return a message as JSON.
+def encode(message: Any) -> bytes:
+    """Return a message, or a part of one, as JSON.
 
     Raises:
         TypeError, ValueError: JSON cannot represent the message.

@@ -88,10 +88,12 @@ async def websocket(
         ear.closed(code, reason)
 
 
-async def stream(session: aiohttp.ClientSession, base: str, opening: Open, ear: Ear, parse: Parse | None) -> None:
+async def stream(
+    session: aiohttp.ClientSession, base: str, opening: Open, sender: str, ear: Ear, parse: Parse | None
+) -> None:
     """Receive a stream of Server-Sent Events until it ends."""
     headers = {**_authorization(opening.token), "Accept": "text/event-stream"}
-    url = f"{base}/sse{_query(last_event_id=opening.cursor, epoch=opening.epoch)}"
+    url = f"{base}/sse{_query(last_event_id=opening.cursor, epoch=opening.epoch, sender=sender)}"
     try:
         async with session.get(url, headers=headers, timeout=NO_TIMEOUT, allow_redirects=False) as response:
             if response.status != 200:
@@ -110,9 +112,17 @@ async def stream(session: aiohttp.ClientSession, base: str, opening: Open, ear: 
         ear.closed(Code.ABNORMAL, "the stream ended")
 
 
-async def poll(session: aiohttp.ClientSession, base: str, opening: Open, ear: Ear, parse: Parse | None) -> None:
+async def poll(
+    session: aiohttp.ClientSession, base: str, opening: Open, sender: str, ear: Ear, parse: Parse | None
+) -> None:
     """Send one poll."""
-    query = _query(cursor=opening.cursor, epoch=opening.epoch, timeout=opening.wait, broadcasts=opening.broadcasts)
+    query = _query(
+        cursor=opening.cursor,
+        epoch=opening.epoch,
+        timeout=opening.wait,
+        broadcasts=opening.broadcasts,
+        sender=None if opening.broadcasts is None else sender,
+    )
     headers = _authorization(opening.token)
     try:
         async with session.get(
@@ -129,14 +139,14 @@ async def poll(session: aiohttp.ClientSession, base: str, opening: Open, ear: Ea
 
 
 async def post(
-    session: aiohttp.ClientSession, base: str, message: Message, token: str
+    session: aiohttp.ClientSession, url: str, message: Message, token: str
 ) -> tuple[int, Message, float | None]:
-    """Send `POST /publish`; return the status (0 without a response), the body, and `Retry-After` in milliseconds."""
+    """Send a message by POST; return the status (0 without a response), the body, and `Retry-After` in milliseconds."""
     headers = {**_authorization(token), "Content-Type": "application/json"}
     timeout = aiohttp.ClientTimeout(total=POST_TIMEOUT_S)
     try:
         async with session.post(
-            f"{base}/publish", data=encode(message), headers=headers, timeout=timeout, allow_redirects=False
+            url, data=encode(message), headers=headers, timeout=timeout, allow_redirects=False
         ) as response:
             answer = _object(await response.read())
             return response.status, answer, _retry_after(response.headers)

@@ -306,20 +306,20 @@ class Session:
             self._error("invalid-publish", str(error), **({} if error.ref is None else {"ref": error.ref}))
 
     def _receive_broadcast(self, fields: dict[str, Any], now: float) -> None:
-        # A broadcast may be lost, so these two are no reason to close the connection that events arrive on.
         if self._broadcast_allowance is None:
-            self.broadcast_failures.append("disabled")
-            self._send(type="error", code="broadcasts-disabled", message=BROADCASTS_DISABLED)
-            return
-        if not self._broadcast_allowance.take(now):
-            self.broadcast_failures.append("limited")
-            self._send(type="error", code="too-many-broadcasts", message=TOO_MANY_BROADCASTS)
-            return
-        try:
-            self.broadcasts.append(Content.parse(fields.get("event"), fields.get("data", {})))
-        except InvalidBroadcast as error:
-            self.broadcast_failures.append("invalid")
-            self._error("invalid-broadcast", str(error))
+            self._drop_broadcast("disabled", "broadcasts-disabled", BROADCASTS_DISABLED)
+        elif not self._broadcast_allowance.take(now):
+            self._drop_broadcast("limited", "too-many-broadcasts", TOO_MANY_BROADCASTS)
+        else:
+            try:
+                self.broadcasts.append(Content.parse(fields.get("event"), fields.get("data", {})))
+            except InvalidBroadcast as error:
+                self._drop_broadcast("invalid", "invalid-broadcast", str(error))
+
+    def _drop_broadcast(self, reason: str, code: str, message: str) -> None:
+        # Not counted as an error: a broadcast that is lost is no reason to close the connection of the events.
+        self.broadcast_failures.append(reason)
+        self._send(type="error", code=code, message=message)
 
     def _receive_resume(self, fields: dict[str, Any]) -> None:
         cursor, epoch = fields.get("lastEventId"), fields.get("epoch")
