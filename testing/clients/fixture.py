@@ -45,7 +45,12 @@ class ClientFixture:
         self.database = f"clients_{next(_numbers)}"
         self.blocked: set[str] = set()
         """The transports that the network blocks."""
-        self._variables = {"TOKEN_LEEWAY": "0", "ALLOWED_ORIGINS": "*", **variables}
+        self._variables = {
+            "TOKEN_LEEWAY": "0",
+            "ALLOWED_ORIGINS": "*",
+            "MAX_BROADCASTS_PER_SECOND": "100",
+            **variables,
+        }
         self._stack = AsyncExitStack()
         self._published = 0
         self._turn = asyncio.Lock()

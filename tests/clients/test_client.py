@@ -15,6 +15,7 @@ from testing.patience import PATIENCE_S
 from testing.relay.harness import token
 from userrealtime_client import (
     Broadcast,
+    BroadcastError,
     Client,
     ClientError,
     Event,
@@ -117,6 +118,48 @@ async def test_broadcasts_arrive_in_order_and_move_no_position(stage: ClientFixt
         assert [each for each in found if each != "first"] == list(range(5))
         [event] = await take(another, 1)
         assert isinstance(event, Event)  # it did not ask for broadcasts
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_a_broadcast_of_a_client_reaches_the_others_and_not_itself(
+    stage: ClientFixture, transport: Transport
+) -> None:
+    async with (
+        connect(stage, transport, broadcasts=True) as one,
+        connect(stage, transport, broadcasts=True) as two,
+        connect(stage, "websocket", broadcasts=True) as three,
+    ):
+        assert not one.broadcast("early")  # it is not connected yet
+        for each in (one, two, three):
+            await until(each, "connected")
+        for number in range(5):
+            assert one.broadcast("typing", {"n": number})
+        for each in (two, three):
+            assert await take(each, 5) == [Broadcast("typing", {"n": number}) for number in range(5)]
+        assert two.broadcast("reply")
+        assert await take(one, 1) == [Broadcast("reply", {})]
+        assert await take(three, 1) == [Broadcast("reply", {})]
+        with pytest.raises(BroadcastError, match="too-big"):
+            one.broadcast("typing", "x" * 7000)
+        with pytest.raises(BroadcastError, match="invalid"):
+            one.broadcast("")
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_broadcasts_of_clients_are_refused_by_default(
+    postgres_server: LocalPostgres, transport: Transport
+) -> None:
+    async with (
+        ClientFixture(postgres_server, MAX_BROADCASTS_PER_SECOND="0") as stage,
+        connect(stage, transport) as client,
+    ):
+        await until(client, "connected")
+        async with asyncio.timeout(PATIENCE_S):
+            with pytest.raises(BroadcastError, match=r"refused: .*spec\.limits\.broadcastsPerSecond"):
+                while True:
+                    client.broadcast("typing")
+                    await asyncio.sleep(0.05)
+        await judge(stage, client)
 
 
 async def take_first(stage: ClientFixture, client: Client) -> None:

@@ -11,6 +11,7 @@ import {
   type Message,
   type Open,
   type Position,
+  type PostBroadcast,
   type Reset,
   type StateName,
   type Transport,
@@ -117,6 +118,14 @@ export class PublishError extends ClientError {
   override readonly name = "PublishError";
 }
 
+/**
+ * A broadcast can never be sent. `code` is "invalid", "too-big", or "refused" if the relay does not allow broadcasts of
+ * clients.
+ */
+export class BroadcastError extends ClientError {
+  override readonly name = "BroadcastError";
+}
+
 interface Promised {
   resolve: (id: number) => void;
   reject: (error: Error) => void;
@@ -158,6 +167,9 @@ export class UserRealtime<AppState = never> implements AsyncIterable<Delivered<A
   #state: State;
   #connection: transports.Connection | null = null;
   #posting: transports.Connection | null = null;
+  #broadcasting: transports.Connection | null = null;
+  /** Over HTTP, the relay recognizes the broadcasts of this client by it. */
+  readonly #sender = newRef();
   #ear: symbol | null = null;
   #asking: symbol | null = null;
   #loading: AbortController | null = null;
@@ -240,6 +252,21 @@ export class UserRealtime<AppState = never> implements AsyncIterable<Delivered<A
     });
   }
 
+  /**
+   * Sends an event to the user's other clients that are connected, at most once. It is not stored. Returns false if it
+   * was dropped, because this client is not connected or sends too many; after true, it may be lost as well. Throws a
+   * BroadcastError if the name or the data is not valid, or if the relay has rejected an earlier broadcast because
+   * broadcasts of clients are disabled.
+   */
+  broadcast(event: string, data: unknown = {}): boolean {
+    const unsent = this.#machine.broadcast(performance.now(), event, data);
+    this.#settle();
+    if (unsent !== null && unsent.code !== "not-connected" && unsent.code !== "too-many") {
+      throw new BroadcastError(unsent.code, unsent.message);
+    }
+    return unsent === null;
+  }
+
   /** Closes the connection. The publication of messages without an acknowledgement fails. */
   close(): void {
     this.#closing = true;
@@ -315,6 +342,9 @@ export class UserRealtime<AppState = never> implements AsyncIterable<Delivered<A
         break;
       case "post":
         this.#post(action.message, action.token);
+        break;
+      case "postBroadcast":
+        this.#postBroadcast(action);
         break;
       case "drop":
         this.#ear = null;
@@ -413,13 +443,21 @@ export class UserRealtime<AppState = never> implements AsyncIterable<Delivered<A
       }
     } else {
       const open = opening.transport === "sse" ? transports.stream : transports.poll;
-      this.#connection = open(this.#fetch, this.#base, opening, told, parse);
+      this.#connection = open(this.#fetch, this.#base, opening, this.#sender, told, parse);
     }
   }
 
   #post(message: Message, token: string): void {
-    this.#posting = transports.post(this.#fetch, this.#base, message, token, (status, body, retryAfter) => {
+    this.#posting = transports.post(this.#fetch, `${this.#base}/publish`, message, token, (status, body, retryAfter) => {
       this.#machine.posted(performance.now(), message.ref as string, status, body, retryAfter);
+      this.#settle();
+    });
+  }
+
+  #postBroadcast({ number, message, token }: PostBroadcast): void {
+    const url = `${this.#base}/broadcast?sender=${this.#sender}`;
+    this.#broadcasting = transports.post(this.#fetch, url, message, token, (status, body) => {
+      this.#machine.broadcastPosted(number, status, body);
       this.#settle();
     });
   }
@@ -475,6 +513,8 @@ export class UserRealtime<AppState = never> implements AsyncIterable<Delivered<A
     if (state !== "connected") {
       this.#posting?.drop(); // the machine would ignore the response
       this.#posting = null;
+      this.#broadcasting?.drop();
+      this.#broadcasting = null;
     }
     this.#wake();
     this.#emit("state", this.#state);

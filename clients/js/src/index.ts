@@ -1,4 +1,4 @@
-export { ClientError, PublishError, UserRealtime } from "./client.js";
+export { BroadcastError, ClientError, PublishError, UserRealtime } from "./client.js";
 export { parsePosition } from "./machine.js";
 export type { Delivered, Listeners, Loaded, Options, Snapshot, State } from "./client.js";
 export type { Broadcast, Limits, Position, Reset, StateName, Transport, UserEvent } from "./machine.js";

@@ -85,6 +85,7 @@ export interface Limits {
   maxPending: number;
   maxMessageBytes: number;
   messagesPerSecond: number;
+  broadcastsPerSecond: number;
 }
 
 export const DEFAULTS: Limits = {
@@ -98,6 +99,7 @@ export const DEFAULTS: Limits = {
   maxPending: 100,
   maxMessageBytes: 65_536,
   messagesPerSecond: 50,
+  broadcastsPerSecond: 30,
 };
 
 /** Open a connection, or send one poll that requests the relay to wait `wait` seconds. */
@@ -110,6 +112,19 @@ export interface Open {
   wait: number;
   /** After which broadcasts a poll receives broadcasts; empty: from now on; null: none. */
   broadcasts: string | null;
+}
+
+export interface PostBroadcast {
+  do: "postBroadcast";
+  number: number;
+  message: Message;
+  token: string;
+}
+
+/** Why a broadcast was not sent. `refused`: the relay has rejected one, because they are disabled. */
+export interface Unsent {
+  code: "invalid" | "too-big" | "refused" | "not-connected" | "too-many";
+  message: string;
 }
 
 export interface StateChange {
@@ -140,6 +155,8 @@ export type Action =
   | { do: "send"; message: Message }
   /** Send `POST /publish`. The result is passed to `posted`. */
   | { do: "post"; message: Message; token: string }
+  /** Send `POST /broadcast`. The result is passed to `broadcastPosted`, with the same number. */
+  | PostBroadcast
   /** Abort the connection and all requests, and report none of their results. */
   | { do: "drop" }
   /** Deliver an `event` or a `reset` to the application, with the epoch of its log; null if it is not known. */
@@ -175,6 +192,10 @@ const TRY_LATER = { least: 10_000, more: 20_000 };
 /** The longest `Retry-After` that is respected. A proxy may send a longer one. */
 const RETRY_AFTER_MOST = 300_000;
 const LONGEST_NAME = 253;
+/** The limit of the JSON of a broadcast's name and data. */
+const MOST_BROADCAST_BYTES = 7000;
+/** Broadcasts that wait for the response to the one before, over HTTP. */
+const MAX_WAITING_BROADCASTS = 32;
 /** Consecutive rejected tokens after which the client ends. A single one may have expired. */
 const LAST_REFUSAL = 2;
 
@@ -268,6 +289,13 @@ export class Machine {
   #postAttempt = 0;
   #posting: string | null = null;
   readonly #allowance: Allowance;
+  readonly #broadcastAllowance: Allowance;
+  #outgoing: Message[] = []; // broadcasts that wait, over HTTP
+  #broadcastNumber = 0;
+  #postingBroadcast = false;
+  #broadcastsRefused: string | null = null; // the reason, from the relay of this connection
+  #biggestBroadcast = 0; // bytes of the largest message with one, on this connection
+  #mostBroadcastBytes: number;
 
   constructor(limits: Limits, random: () => number, position: Position | null = null, stateful = false) {
     this.#limits = limits;
@@ -277,6 +305,8 @@ export class Machine {
     this.#stateful = stateful;
     this.#stale = stateful && position === null;
     this.#allowance = new Allowance(limits.messagesPerSecond);
+    this.#broadcastAllowance = new Allowance(limits.broadcastsPerSecond);
+    this.#mostBroadcastBytes = limits.maxMessageBytes;
   }
 
   /** The time at which to call `tick`, null for never. */
@@ -306,7 +336,7 @@ export class Machine {
   /** Sends a message to the application's inbox; `published` or `failed` follows. */
   publish(now: number, ref: string, event: string, data: unknown): void {
     const message = { type: "publish", ref, event, data };
-    const size = new TextEncoder().encode(JSON.stringify(message)).length;
+    const size = sizeOf(message);
     const fail = (code: string, why: string) => this.#actions.push({ do: "failed", ref, code, message: why });
     if (this.#phase === "closed") {
       fail("closed", "the client is closed");
@@ -323,6 +353,36 @@ export class Machine {
       this.#pending.set(ref, { message, size, sent: false });
       this.#flush(now);
     }
+  }
+
+  /** Sends a broadcast to the user's other connected clients, at most once. Returns the reason if it is not sent. */
+  broadcast(now: number, event: string, data: unknown): Unsent | null {
+    const message = { type: "broadcast", event, data };
+    const size = sizeOf(message);
+    if (!isName(event)) {
+      return { code: "invalid", message: `event has 1 to ${LONGEST_NAME} characters, none of them a control one` };
+    }
+    const content = sizeOf(event) + sizeOf(data);
+    if (content > MOST_BROADCAST_BYTES) {
+      const why = `event and data have ${content} bytes of JSON; ${MOST_BROADCAST_BYTES} are allowed`;
+      return { code: "too-big", message: why };
+    }
+    if (size > this.#mostBroadcastBytes) {
+      return { code: "too-big", message: `the message has ${size} bytes, more than the relay takes` };
+    }
+    if (this.#phase !== "connected") return { code: "not-connected", message: "the client is not connected" };
+    if (this.#broadcastsRefused !== null) return { code: "refused", message: this.#broadcastsRefused };
+    if (this.#outgoing.length >= MAX_WAITING_BROADCASTS || this.#broadcastAllowance.wait(now) > 0) {
+      return { code: "too-many", message: "too many broadcasts" };
+    }
+    if (this.#transport === "websocket") {
+      this.#biggestBroadcast = Math.max(this.#biggestBroadcast, size);
+      this.#actions.push({ do: "send", message });
+    } else {
+      this.#outgoing.push(message);
+      this.#postBroadcast();
+    }
+    return null;
   }
 
   /** Closes the connection until `resume`, because too many messages wait for the application. */
@@ -561,6 +621,17 @@ export class Machine {
     this.#flush(now);
   }
 
+  /** Processes the response to `POST /broadcast`. The status is 0 without a response. Nothing is repeated. */
+  broadcastPosted(number: number, status: number, body: Message): void {
+    if (!this.#postingBroadcast || number !== this.#broadcastNumber) return;
+    this.#postingBroadcast = false;
+    if (status === 403) {
+      this.#broadcastsRefused = typeof body.error === "string" ? body.error : "HTTP 403";
+      this.#outgoing = [];
+    }
+    this.#postBroadcast();
+  }
+
   /** Processes the timers that are due. */
   tick(now: number): void {
     const due = [...this.#timers].filter(([, at]) => at <= now).map(([name]) => name);
@@ -703,6 +774,10 @@ export class Machine {
     this.#renewing = false;
     this.#offered = null;
     this.#posting = null;
+    this.#outgoing = [];
+    this.#postingBroadcast = false;
+    this.#broadcastsRefused = null;
+    this.#biggestBroadcast = 0;
     for (const publication of this.#pending.values()) publication.sent = false;
   }
 
@@ -812,6 +887,14 @@ export class Machine {
     }
   }
 
+  #postBroadcast(): void {
+    const message = this.#postingBroadcast ? undefined : this.#outgoing.shift();
+    if (message === undefined) return;
+    this.#postingBroadcast = true;
+    this.#broadcastNumber += 1;
+    this.#actions.push({ do: "postBroadcast", number: this.#broadcastNumber, message, token: this.#token ?? "" });
+  }
+
   #published(ref: string, id: number): void {
     if (this.#pending.delete(ref)) this.#actions.push({ do: "published", ref, id });
   }
@@ -824,6 +907,7 @@ export class Machine {
     const code = message.code as string;
     if (typeof message.ref !== "string") {
       if (code === "unavailable") this.#timers.set("renew", now + RENEW_AGAIN); // the token keys
+      else if (code === "broadcasts-disabled") this.#broadcastsRefused = message.message as string;
       return;
     }
     const publication = this.#pending.get(message.ref);
@@ -842,6 +926,11 @@ export class Machine {
     for (const [ref, { sent, size }] of this.#pending) {
       if (sent && size > most) [biggest, most] = [ref, size];
     }
+    if (this.#biggestBroadcast > most) {
+      this.#mostBroadcastBytes = this.#biggestBroadcast - 1;
+      this.#retry(now, why);
+      return;
+    }
     if (biggest === null) {
       this.#end(why, "refused");
       return;
@@ -849,6 +938,12 @@ export class Machine {
     this.#failed(biggest, "too-big", "the relay does not take a message of this size");
     this.#retry(now, why);
   }
+}
+
+/** Returns the bytes of a value as JSON; 0 if it has none, such as undefined. */
+function sizeOf(value: unknown): number {
+  const text = JSON.stringify(value) as string | undefined;
+  return text === undefined ? 0 : new TextEncoder().encode(text).length;
 }
 
 function kindOf(message: unknown): unknown {

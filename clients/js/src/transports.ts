@@ -83,10 +83,11 @@ export function stream(
   fetch: typeof globalThis.fetch,
   base: string,
   opening: Open,
+  sender: string,
   ear: Ear,
   parse: Parse | null,
 ): Connection {
-  const query = queryOf({ last_event_id: opening.cursor, epoch: opening.epoch });
+  const query = queryOf({ last_event_id: opening.cursor, epoch: opening.epoch, sender });
   return request(ear, async (signal) => {
     const headers = { ...authorization(opening.token), Accept: "text/event-stream" };
     const response = await fetch(`${base}/sse${query}`, { headers, signal, cache: "no-store", redirect: "error" });
@@ -111,10 +112,12 @@ export function poll(
   fetch: typeof globalThis.fetch,
   base: string,
   opening: Open,
+  sender: string,
   ear: Ear,
   parse: Parse | null,
 ): Connection {
-  const query = queryOf({ cursor: opening.cursor, epoch: opening.epoch, timeout: opening.wait, broadcasts: opening.broadcasts });
+  const { cursor, epoch, wait: timeout, broadcasts } = opening;
+  const query = queryOf({ cursor, epoch, timeout, broadcasts, sender: broadcasts === null ? null : sender });
   return request(ear, async (signal) => {
     const headers = authorization(opening.token);
     const response = await fetch(`${base}/poll${query}`, { headers, signal, cache: "no-store", redirect: "error" });
@@ -123,10 +126,10 @@ export function poll(
   });
 }
 
-/** Sends `POST /publish`; reports the status (0 without a response), the body, and `Retry-After` in milliseconds. */
+/** Sends a message by POST; reports the status (0 without a response), the body, and `Retry-After` in milliseconds. */
 export function post(
   fetch: typeof globalThis.fetch,
-  base: string,
+  url: string,
   message: Message,
   token: string,
   answered: (status: number, body: Message, retryAfter: number | null) => void,
@@ -134,7 +137,7 @@ export function post(
   const controller = new AbortController();
   const timer = setTimeout(() => controller.abort(), POST_TIMEOUT);
   const ask = async () => {
-    const response = await fetch(`${base}/publish`, {
+    const response = await fetch(url, {
       method: "POST",
       headers: { ...authorization(token), "Content-Type": "application/json" },
       body: JSON.stringify(message),

@@ -14,11 +14,12 @@ client delivers `Loaded` instead of `Reset`, and as its first message.
 docs/clients.md describes all options.
 """
 
-from .client import Broadcast, Client, ClientError, Event, Loaded, PublishError, Reset
+from .client import Broadcast, BroadcastError, Client, ClientError, Event, Loaded, PublishError, Reset
 from .machine import Options, Position, State
 
 __all__ = [
     "Broadcast",
+    "BroadcastError",
     "Client",
     "ClientError",
     "Event",

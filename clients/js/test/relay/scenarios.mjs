@@ -149,6 +149,28 @@ for (const transport of TRANSPORTS) {
     await judge(stage, client, first);
   };
 
+  scenarios[`a broadcast of a client reaches the others and not itself, by ${transport}`] = async ({ connect }) => {
+    const clients = [connect({ transports: [transport] }), connect({ transports: [transport] })];
+    const found = [[], []];
+    clients.forEach((client, place) => client.on("broadcast", ({ event, data }) => found[place].push([event, data])));
+    const [one, two] = clients;
+    await connected(one);
+    await connected(two);
+    for (let n = 0; n < 5; n++) equal(one.broadcast("typing", { n }), true);
+    await until(() => found[1].length >= 5, "the broadcasts");
+    equal(two.broadcast("reply"), true);
+    await until(() => found[0].length > 0, "the reply");
+    equal(found[1], [0, 1, 2, 3, 4].map((n) => ["typing", { n }]));
+    equal(found[0], [["reply", {}]]);
+    let code = "";
+    try {
+      one.broadcast("typing", "x".repeat(7000));
+    } catch (error) {
+      code = error.code;
+    }
+    equal(code, "too-big");
+  };
+
   scenarios[`whatever breaks, by ${transport}`] = async ({ stage, connect }) => {
     const client = connect({ transports: [transport] });
     await connected(client);

@@ -28,6 +28,13 @@ export class PublishError extends ClientError {
     name = "PublishError";
 }
 /**
+ * A broadcast can never be sent. `code` is "invalid", "too-big", or "refused" if the relay does not allow broadcasts of
+ * clients.
+ */
+export class BroadcastError extends ClientError {
+    name = "BroadcastError";
+}
+/**
  * A client that delivers one user's events, each once and in order: to listeners (`on("event", …)` and
  * `on("reset", …)`), or to `for await (const message of client)`, which receives both. It starts to connect in a
  * microtask, after the code that creates it has added its listeners.
@@ -52,6 +59,9 @@ export class UserRealtime {
     #state;
     #connection = null;
     #posting = null;
+    #broadcasting = null;
+    /** Over HTTP, the relay recognizes the broadcasts of this client by it. */
+    #sender = newRef();
     #ear = null;
     #asking = null;
     #loading = null;
@@ -129,6 +139,20 @@ export class UserRealtime {
             }
             this.#settle();
         });
+    }
+    /**
+     * Sends an event to the user's other clients that are connected, at most once. It is not stored. Returns false if it
+     * was dropped, because this client is not connected or sends too many; after true, it may be lost as well. Throws a
+     * BroadcastError if the name or the data is not valid, or if the relay has rejected an earlier broadcast because
+     * broadcasts of clients are disabled.
+     */
+    broadcast(event, data = {}) {
+        const unsent = this.#machine.broadcast(performance.now(), event, data);
+        this.#settle();
+        if (unsent !== null && unsent.code !== "not-connected" && unsent.code !== "too-many") {
+            throw new BroadcastError(unsent.code, unsent.message);
+        }
+        return unsent === null;
     }
     /** Closes the connection. The publication of messages without an acknowledgement fails. */
     close() {
@@ -208,6 +232,9 @@ export class UserRealtime {
                 break;
             case "post":
                 this.#post(action.message, action.token);
+                break;
+            case "postBroadcast":
+                this.#postBroadcast(action);
                 break;
             case "drop":
                 this.#ear = null;
@@ -309,12 +336,19 @@ export class UserRealtime {
         }
         else {
             const open = opening.transport === "sse" ? transports.stream : transports.poll;
-            this.#connection = open(this.#fetch, this.#base, opening, told, parse);
+            this.#connection = open(this.#fetch, this.#base, opening, this.#sender, told, parse);
         }
     }
     #post(message, token) {
-        this.#posting = transports.post(this.#fetch, this.#base, message, token, (status, body, retryAfter) => {
+        this.#posting = transports.post(this.#fetch, `${this.#base}/publish`, message, token, (status, body, retryAfter) => {
             this.#machine.posted(performance.now(), message.ref, status, body, retryAfter);
+            this.#settle();
+        });
+    }
+    #postBroadcast({ number, message, token }) {
+        const url = `${this.#base}/broadcast?sender=${this.#sender}`;
+        this.#broadcasting = transports.post(this.#fetch, url, message, token, (status, body) => {
+            this.#machine.broadcastPosted(number, status, body);
             this.#settle();
         });
     }
@@ -376,6 +410,8 @@ export class UserRealtime {
         if (state !== "connected") {
             this.#posting?.drop(); // the machine would ignore the response
             this.#posting = null;
+            this.#broadcasting?.drop();
+            this.#broadcasting = null;
         }
         this.#wake();
         this.#emit("state", this.#state);

@@ -1,2 +1,2 @@
-export { ClientError, PublishError, UserRealtime } from "./client.js";
+export { BroadcastError, ClientError, PublishError, UserRealtime } from "./client.js";
 export { parsePosition } from "./machine.js";

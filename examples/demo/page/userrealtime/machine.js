@@ -32,6 +32,7 @@ export const DEFAULTS = {
     maxPending: 100,
     maxMessageBytes: 65_536,
     messagesPerSecond: 50,
+    broadcastsPerSecond: 30,
 };
 /** Consecutive failures to connect after which the next transport is tried. */
 const ATTEMPTS = 3;
@@ -56,6 +57,10 @@ const TRY_LATER = { least: 10_000, more: 20_000 };
 /** The longest `Retry-After` that is respected. A proxy may send a longer one. */
 const RETRY_AFTER_MOST = 300_000;
 const LONGEST_NAME = 253;
+/** The limit of the JSON of a broadcast's name and data. */
+const MOST_BROADCAST_BYTES = 7000;
+/** Broadcasts that wait for the response to the one before, over HTTP. */
+const MAX_WAITING_BROADCASTS = 32;
 /** Consecutive rejected tokens after which the client ends. A single one may have expired. */
 const LAST_REFUSAL = 2;
 /** Close codes that a client treats specially. After any other code, it reconnects. */
@@ -137,6 +142,13 @@ export class Machine {
     #postAttempt = 0;
     #posting = null;
     #allowance;
+    #broadcastAllowance;
+    #outgoing = []; // broadcasts that wait, over HTTP
+    #broadcastNumber = 0;
+    #postingBroadcast = false;
+    #broadcastsRefused = null; // the reason, from the relay of this connection
+    #biggestBroadcast = 0; // bytes of the largest message with one, on this connection
+    #mostBroadcastBytes;
     constructor(limits, random, position = null, stateful = false) {
         this.#limits = limits;
         this.#random = random;
@@ -145,6 +157,8 @@ export class Machine {
         this.#stateful = stateful;
         this.#stale = stateful && position === null;
         this.#allowance = new Allowance(limits.messagesPerSecond);
+        this.#broadcastAllowance = new Allowance(limits.broadcastsPerSecond);
+        this.#mostBroadcastBytes = limits.maxMessageBytes;
     }
     /** The time at which to call `tick`, null for never. */
     get deadline() {
@@ -169,7 +183,7 @@ export class Machine {
     /** Sends a message to the application's inbox; `published` or `failed` follows. */
     publish(now, ref, event, data) {
         const message = { type: "publish", ref, event, data };
-        const size = new TextEncoder().encode(JSON.stringify(message)).length;
+        const size = sizeOf(message);
         const fail = (code, why) => this.#actions.push({ do: "failed", ref, code, message: why });
         if (this.#phase === "closed") {
             fail("closed", "the client is closed");
@@ -191,6 +205,38 @@ export class Machine {
             this.#pending.set(ref, { message, size, sent: false });
             this.#flush(now);
         }
+    }
+    /** Sends a broadcast to the user's other connected clients, at most once. Returns the reason if it is not sent. */
+    broadcast(now, event, data) {
+        const message = { type: "broadcast", event, data };
+        const size = sizeOf(message);
+        if (!isName(event)) {
+            return { code: "invalid", message: `event has 1 to ${LONGEST_NAME} characters, none of them a control one` };
+        }
+        const content = sizeOf(event) + sizeOf(data);
+        if (content > MOST_BROADCAST_BYTES) {
+            const why = `event and data have ${content} bytes of JSON; ${MOST_BROADCAST_BYTES} are allowed`;
+            return { code: "too-big", message: why };
+        }
+        if (size > this.#mostBroadcastBytes) {
+            return { code: "too-big", message: `the message has ${size} bytes, more than the relay takes` };
+        }
+        if (this.#phase !== "connected")
+            return { code: "not-connected", message: "the client is not connected" };
+        if (this.#broadcastsRefused !== null)
+            return { code: "refused", message: this.#broadcastsRefused };
+        if (this.#outgoing.length >= MAX_WAITING_BROADCASTS || this.#broadcastAllowance.wait(now) > 0) {
+            return { code: "too-many", message: "too many broadcasts" };
+        }
+        if (this.#transport === "websocket") {
+            this.#biggestBroadcast = Math.max(this.#biggestBroadcast, size);
+            this.#actions.push({ do: "send", message });
+        }
+        else {
+            this.#outgoing.push(message);
+            this.#postBroadcast();
+        }
+        return null;
     }
     /** Closes the connection until `resume`, because too many messages wait for the application. */
     pause() {
@@ -445,6 +491,17 @@ export class Machine {
         }
         this.#flush(now);
     }
+    /** Processes the response to `POST /broadcast`. The status is 0 without a response. Nothing is repeated. */
+    broadcastPosted(number, status, body) {
+        if (!this.#postingBroadcast || number !== this.#broadcastNumber)
+            return;
+        this.#postingBroadcast = false;
+        if (status === 403) {
+            this.#broadcastsRefused = typeof body.error === "string" ? body.error : "HTTP 403";
+            this.#outgoing = [];
+        }
+        this.#postBroadcast();
+    }
     /** Processes the timers that are due. */
     tick(now) {
         const due = [...this.#timers].filter(([, at]) => at <= now).map(([name]) => name);
@@ -582,6 +639,10 @@ export class Machine {
         this.#renewing = false;
         this.#offered = null;
         this.#posting = null;
+        this.#outgoing = [];
+        this.#postingBroadcast = false;
+        this.#broadcastsRefused = null;
+        this.#biggestBroadcast = 0;
         for (const publication of this.#pending.values())
             publication.sent = false;
     }
@@ -693,6 +754,14 @@ export class Machine {
             }
         }
     }
+    #postBroadcast() {
+        const message = this.#postingBroadcast ? undefined : this.#outgoing.shift();
+        if (message === undefined)
+            return;
+        this.#postingBroadcast = true;
+        this.#broadcastNumber += 1;
+        this.#actions.push({ do: "postBroadcast", number: this.#broadcastNumber, message, token: this.#token ?? "" });
+    }
     #published(ref, id) {
         if (this.#pending.delete(ref))
             this.#actions.push({ do: "published", ref, id });
@@ -706,6 +775,8 @@ export class Machine {
         if (typeof message.ref !== "string") {
             if (code === "unavailable")
                 this.#timers.set("renew", now + RENEW_AGAIN); // the token keys
+            else if (code === "broadcasts-disabled")
+                this.#broadcastsRefused = message.message;
             return;
         }
         const publication = this.#pending.get(message.ref);
@@ -725,6 +796,11 @@ export class Machine {
             if (sent && size > most)
                 [biggest, most] = [ref, size];
         }
+        if (this.#biggestBroadcast > most) {
+            this.#mostBroadcastBytes = this.#biggestBroadcast - 1;
+            this.#retry(now, why);
+            return;
+        }
         if (biggest === null) {
             this.#end(why, "refused");
             return;
@@ -732,6 +808,11 @@ export class Machine {
         this.#failed(biggest, "too-big", "the relay does not take a message of this size");
         this.#retry(now, why);
     }
+}
+/** Returns the bytes of a value as JSON; 0 if it has none, such as undefined. */
+function sizeOf(value) {
+    const text = JSON.stringify(value);
+    return text === undefined ? 0 : new TextEncoder().encode(text).length;
 }
 function kindOf(message) {
     return typeof message === "object" && message !== null ? message.type : undefined;

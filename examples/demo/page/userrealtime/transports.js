@@ -39,8 +39,8 @@ export function websocket(Class, base, opening, ear, parse) {
     };
 }
 /** Opens a stream of Server-Sent Events with `fetch`, because an EventSource cannot send headers. */
-export function stream(fetch, base, opening, ear, parse) {
-    const query = queryOf({ last_event_id: opening.cursor, epoch: opening.epoch });
+export function stream(fetch, base, opening, sender, ear, parse) {
+    const query = queryOf({ last_event_id: opening.cursor, epoch: opening.epoch, sender });
     return request(ear, async (signal) => {
         const headers = { ...authorization(opening.token), Accept: "text/event-stream" };
         const response = await fetch(`${base}/sse${query}`, { headers, signal, cache: "no-store", redirect: "error" });
@@ -63,8 +63,9 @@ export function stream(fetch, base, opening, ear, parse) {
     });
 }
 /** Sends one poll. */
-export function poll(fetch, base, opening, ear, parse) {
-    const query = queryOf({ cursor: opening.cursor, epoch: opening.epoch, timeout: opening.wait, broadcasts: opening.broadcasts });
+export function poll(fetch, base, opening, sender, ear, parse) {
+    const { cursor, epoch, wait: timeout, broadcasts } = opening;
+    const query = queryOf({ cursor, epoch, timeout, broadcasts, sender: broadcasts === null ? null : sender });
     return request(ear, async (signal) => {
         const headers = authorization(opening.token);
         const response = await fetch(`${base}/poll${query}`, { headers, signal, cache: "no-store", redirect: "error" });
@@ -73,12 +74,12 @@ export function poll(fetch, base, opening, ear, parse) {
         ear.answered(decodeAnswer(await response.text(), parse));
     });
 }
-/** Sends `POST /publish`; reports the status (0 without a response), the body, and `Retry-After` in milliseconds. */
-export function post(fetch, base, message, token, answered) {
+/** Sends a message by POST; reports the status (0 without a response), the body, and `Retry-After` in milliseconds. */
+export function post(fetch, url, message, token, answered) {
     const controller = new AbortController();
     const timer = setTimeout(() => controller.abort(), POST_TIMEOUT);
     const ask = async () => {
-        const response = await fetch(`${base}/publish`, {
+        const response = await fetch(url, {
             method: "POST",
             headers: { ...authorization(token), "Content-Type": "application/json" },
             body: JSON.stringify(message),
