@@ -58,7 +58,7 @@ class _Endpoint(ABC):
         clients = self._clients
         try:
             async with asyncio.timeout(clients.config.auth_timeout):
-                body = await _body(receive, clients.config.max_message_bytes)
+                body = await read_body(receive, clients.config.max_message_bytes)
         except TimeoutError:
             clients.metrics.limited.labels("request_time").inc()
             return _final(refuse(HTTPStatus.REQUEST_TIMEOUT, "the body did not arrive in time"))
@@ -138,7 +138,7 @@ class Broadcasting(_Endpoint):
         self._clients.metrics.client_broadcasts.labels(outcome).inc()
 
 
-async def _body(receive: Receive, limit: int) -> bytes | None:
+async def read_body(receive: Receive, limit: int) -> bytes | None:
     """Return the body of a request, as far as it has arrived before a disconnect; None if it is over the limit."""
     body = b""
     more = True
