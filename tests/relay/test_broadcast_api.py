@@ -170,7 +170,7 @@ async def test_the_limit_is_that_of_the_database(migrated: Database) -> None:
         assert (await post(api, body("x" * most))).status == 202
         answer = await post(api, body("x" * (most + 1)))
         assert answer.status == 413
-        assert "7000 bytes of JSON" in answer.json["error"]
+        assert "the limit is 7000" in answer.json["error"]
         # The type jsonb writes a space after each comma, so this is too large as well.
         assert (await post(api, json.dumps(body([1] * 3000), separators=(",", ":")).encode())).status == 413
         await until(lambda: len(heard) == 1)
@@ -301,7 +301,7 @@ async def test_it_works_through_a_transaction_pooler(migrated: Database) -> None
     async with (
         broadcasting(migrated.url),
         hearing_broadcasts(migrated.url) as heard,
-        pgbouncer(migrated.url) as pooled,
+        pgbouncer(migrated.url, "transaction") as pooled,
         serving(pooled) as api,
     ):
         for number in range(5):
@@ -397,4 +397,4 @@ def test_the_command_ends_on_a_signal(migrated: Database) -> None:
         assert TOKEN not in "".join(lines)
     finally:
         process.kill()
-        process.wait()
+        process.communicate()
