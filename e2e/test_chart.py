@@ -23,6 +23,7 @@ from userrealtime_operator.model.labels import RELAY
 from userrealtime_operator.model.notifiers import SignalDefaults, SignalType
 from userrealtime_operator.model.policies import KeyPolicy
 from userrealtime_relay.bridge.config import Config as Bridge
+from userrealtime_relay.broadcast_api.config import Config as BroadcastApi
 
 PODS = ("Deployment", "Job")
 DATABASE: dict[str, Any] = {
@@ -91,6 +92,20 @@ EVERYTHING: dict[str, Any] = {
             "podAnnotations": {"a": "b"},
         },
     },
+    "broadcast": {
+        "http": {
+            "enabled": True,
+            "replicas": 3,
+            "existingSecret": {"name": "broadcasting", "key": "TOKENS"},
+            "logLevel": "debug",
+            "database": {"existingSecret": {"name": "broadcaster", "key": "URL"}},
+            "resources": {"limits": {"memory": "64Mi"}},
+            "nodeSelector": {"a": "b"},
+            "tolerations": [{"operator": "Exists"}],
+            "affinity": {"nodeAffinity": {}},
+            "podAnnotations": {"a": "b"},
+        }
+    },
     "trust": {"existingConfigMap": {"name": "authorities", "key": "bundle.pem"}},
     "names": {"opaque": {"existingSecret": {"name": "names", "key": "HMAC"}}},
     "tokenKeys": {"rotateAfter": "720h", "overlap": "48h", "publishAhead": "3m"},
@@ -109,6 +124,7 @@ EVERYTHING: dict[str, Any] = {
     "networkPolicy": {
         "ingressFrom": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "ingress"}}}],
         "monitoringFrom": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}],
+        "broadcastFrom": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "shop"}}}],
         "database": {"cidrs": ["10.1.2.3/32"], "port": 6432},
         "broker": {"cidrs": ["10.1.2.4/32"], "port": 9092},
         "apiServer": {"cidrs": ["10.0.0.1/32"], "port": 6443},
@@ -495,6 +511,49 @@ def test_the_bridge_reaches_its_database_and_the_broker(system: System) -> None:
         9092: ANYWHERE,
         9093: ANYWHERE,
     }
+
+
+BROADCAST_API = {"broadcast": {"http": {"enabled": True, "existingSecret": {"name": "broadcasting"}}}}
+
+
+def test_the_broadcast_api_is_disabled_by_default_and_needs_a_token(system: System) -> None:
+    assert "broadcast-api" not in render(system, DATABASE)
+    with pytest.raises(ClusterError, match=r"broadcast\.http\.existingSecret\.name"):
+        render(system, {**DATABASE, "broadcast": {"http": {"enabled": True}}})
+
+
+def test_the_broadcast_api_has_its_token_and_the_database_and_no_more(system: System) -> None:
+    rendered = [item for item in yaml.safe_load_all(render(system, {**DATABASE, **BROADCAST_API})) if item]
+    objects = {item["kind"]: item for item in rendered if item["metadata"]["name"].endswith("-broadcast-api")}
+    assert objects.keys() == {"Deployment", "Service", "PodDisruptionBudget", "NetworkPolicy"}
+    template = objects["Deployment"]["spec"]["template"]
+    assert not template["spec"]["automountServiceAccountToken"]
+    assert credential_files(template["spec"]) == {
+        "BROADCAST_TOKEN": {"name": "broadcasting", "key": "BROADCAST_TOKEN"},
+        "DATABASE_URL": {"name": "other-userrealtime-database", "key": "DATABASE_URL"},
+    }
+    [container] = template["spec"]["containers"]
+    env = {entry["name"]: entry["value"] for entry in container["env"] if entry["name"] != "CREDENTIALS_DIR"}
+    config = BroadcastApi.from_environment({**env, "DATABASE_URL": "postgresql://h/d", "BROADCAST_TOKEN": "x" * 32})
+    ports = {each["name"]: each["containerPort"] for each in container["ports"]}
+    assert ports == {"http": config.port, "health": config.health_port}
+    service = objects["Service"]["spec"]
+    assert service["selector"].items() <= template["metadata"]["labels"].items()
+    assert [(each["port"], each["targetPort"]) for each in service["ports"]] == [(80, "http")]
+
+
+def test_the_broadcast_api_reaches_its_database_and_is_reached_by_applications(system: System) -> None:
+    anyone = [{"namespaceSelector": {}}]
+    spec = policy(system, {**DATABASE, **BROADCAST_API}, "broadcast-api")
+    assert egress(spec) == {5432: ANYWHERE}
+    assert [(rule["ports"][0]["port"], rule["from"]) for rule in spec["ingress"]] == [
+        ("http", anyone),
+        ("health", anyone),
+    ]
+    spec = policy(system, EVERYTHING, "broadcast-api")
+    assert egress(spec) == {6432: [{"ipBlock": {"cidr": "10.1.2.3/32"}}]}
+    peers = EVERYTHING["networkPolicy"]
+    assert [rule["from"] for rule in spec["ingress"]] == [peers["broadcastFrom"], peers["monitoringFrom"]]
 
 
 def test_the_migration_reaches_its_database_and_comes_after_its_policy(system: System) -> None:

@@ -39,6 +39,7 @@ from userrealtime_operator.model.settings import (
 )
 from userrealtime_operator.secrets.token_keys import TokenKeys
 from userrealtime_relay.bridge.config import Config as BridgeConfig
+from userrealtime_relay.broadcast_api.config import Config as BroadcastApiConfig
 from userrealtime_relay.config import Config as RelayConfig
 from website.reference import followed
 
@@ -518,6 +519,17 @@ def covered(path: Path) -> bool:
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: ".".join(setting.path))
 def test_the_charts_schema_agrees_with_the_operators(setting: Setting) -> None:
     assert plain(dict(leaves(chart_schema()))[setting.path]) == setting.schema
+
+
+def test_the_settings_of_the_broadcast_api_are_within_its_limits() -> None:
+    for level in dict(leaves(chart_schema()))["broadcast", "http", "logLevel"]["enum"]:
+        given = {("broadcast", "http", "enabled"): True, ("broadcast", "http", "existingSecret", "name"): "token"}
+        rendered = render({**given, ("broadcast", "http", "logLevel"): level})
+        [api] = [i for i in rendered if i["kind"] == "Deployment" and i["metadata"]["name"].endswith("-broadcast-api")]
+        [container] = api["spec"]["template"]["spec"]["containers"]
+        environment = {each["name"]: each["value"] for each in container["env"] if each["name"] != CREDENTIALS_DIR}
+        secrets = {"DATABASE_URL": URLS[DATABASE_URL], "BROADCAST_TOKEN": "x" * 32}
+        assert BroadcastApiConfig.from_environment({**environment, **secrets}).log_level == level
 
 
 def test_the_settings_of_the_bridge_are_within_its_limits() -> None:

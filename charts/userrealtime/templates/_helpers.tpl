@@ -145,6 +145,16 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{ include "userrealtime.commonLabels" . }}
 {{- end }}
 
+{{- define "userrealtime.broadcastApi.selector" -}}
+app.kubernetes.io/name: userrealtime-broadcast-api
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{- define "userrealtime.broadcastApi.labels" -}}
+{{ include "userrealtime.broadcastApi.selector" . }}
+{{ include "userrealtime.commonLabels" . }}
+{{- end }}
+
 {{/* The reference of an image, with its digest if there is one. Parameter: (list context image). */}}
 {{- define "userrealtime.image" -}}
 {{- $image := last . -}}
