@@ -33,6 +33,8 @@ class Config(RelaySettings):
     announce_url: str | None
     """Where the relay registers its address with the activators. Needs `pod_ip` and a token key of the user."""
     pod_ip: str | None
+    broadcast_to_pods: bool
+    """Whether the user has other pods, to which broadcasts of clients are sent."""
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Config:
@@ -54,6 +56,7 @@ class Config(RelaySettings):
             instance=read.text("INSTANCE", socket.gethostname())[:253],
             announce_url=read.service_url("ANNOUNCE_URL"),
             pod_ip=read.text("POD_IP", "") or None,
+            broadcast_to_pods=read.choice("BROADCAST_TO_PODS", "false", ("true", "false")) == "true",
             **{each.name: getattr(settings, each.name) for each in fields(settings)},
         )
         read.check()

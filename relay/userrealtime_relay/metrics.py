@@ -30,7 +30,8 @@ class Metrics(MetricsRegistry):
         )
         self.broadcasts_dropped = self._counter(
             "broadcasts_dropped",
-            "Broadcasts dropped: slow, counted for each client that had not received them in time, or invalid.",
+            "Broadcasts dropped: slow, counted for each client that had not received them in time; invalid; or "
+            "database: a broadcast of a client, which did not reach the other pods of the user.",
             "reason",
         )
         self.log_connections = self._counter("log_connections", "Connections made to Postgres.")

@@ -136,6 +136,8 @@ class Relay:
         config = self._config
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.tail.run())
+            if config.broadcast_to_pods:
+                tasks.create_task(self.tail.forward_broadcasts())
             if self._broker is not None and config.broker_url is not None:
                 tasks.create_task(self._follow_broker(self._broker, config.broker_url))
 

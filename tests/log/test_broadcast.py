@@ -117,3 +117,48 @@ async def test_a_role_without_rights_may_not_broadcast_or_read_the_queue(
                 await waiting.execute(query)
     finally:
         await waiting.execute("reset role; revoke usage on schema userrealtime from stranger; drop role stranger")
+
+
+async def test_a_relay_forwards_the_broadcasts_of_clients_in_their_order(waiting: asyncpg.Connection) -> None:
+    messages = [f'{{"type":"broadcast","event":"e","data":{number}}}' for number in range(5)]
+    assert await waiting.fetchval("select userrealtime.forward_broadcasts('alice', $1)", messages) == 5
+    rows = await waiting.fetch("select user_id, message, forwarded from userrealtime.broadcast_queue order by position")
+    assert [tuple(row) for row in rows] == [("alice", message, True) for message in messages]
+    assert await waiting.fetchval("select userrealtime.forward_broadcasts('alice', '{}')") == 0
+    too_large = "x" * 7201
+    assert await waiting.fetchval("select userrealtime.forward_broadcasts('alice', $1)", [too_large, "x" * 7200]) == 1
+
+
+async def test_a_user_has_a_share_of_the_queue(waiting: asyncpg.Connection) -> None:
+    most = [f"{number}" for number in range(250)]
+    assert await waiting.fetchval("select userrealtime.forward_broadcasts('alice', $1)", most) == 200
+    assert await waiting.fetchval("select userrealtime.forward_broadcasts('alice', $1)", ["x"]) == 0
+    # It is the share of one user, and it does not count what the application broadcasts.
+    assert await waiting.fetchval("select userrealtime.forward_broadcasts('bob', $1)", ["x"]) == 1
+    await waiting.execute("select userrealtime.broadcast('alice', 'e')")
+    assert await waiting.fetchval("select count(*) from userrealtime.broadcast_queue") == 202
+    await waiting.execute("select userrealtime.lease_broadcasts(1)")
+    await waiting.fetch("select * from userrealtime.take_broadcasts(1, null, 2000)")
+    assert await waiting.fetchval("select userrealtime.forward_broadcasts('alice', $1)", ["x"]) == 1
+
+
+async def test_relays_leave_half_of_the_queue_to_applications(waiting: asyncpg.Connection) -> None:
+    """However many sessions and users forward: rows that are rolled back or not committed count as well."""
+    for number in range(50):
+        async with waiting.transaction():
+            assert (
+                await waiting.fetchval(
+                    "select userrealtime.forward_broadcasts($1, array_fill('x'::text, array[200]))", f"user-{number}"
+                )
+                == 200
+            )
+    assert await waiting.fetchval("select userrealtime.forward_broadcasts('alice', $1)", ["x"]) == 0
+    for _ in range(10):
+        await waiting.execute("select userrealtime.broadcast('alice', 'e') from generate_series(1, 900)")
+    assert await waiting.fetchval("select count(*) from userrealtime.broadcast_queue where not forwarded") == 9000
+    assert await waiting.fetchval("select userrealtime.broadcasts_dropped()") == 0
+
+
+async def test_without_an_announcer_nothing_is_forwarded(connection: asyncpg.Connection, migrated: Database) -> None:
+    assert await connection.fetchval("select userrealtime.forward_broadcasts('alice', $1)", ["x"]) == 0
+    assert await connection.fetchval("select count(*) from userrealtime.broadcast_queue") == 0

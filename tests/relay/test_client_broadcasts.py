@@ -1,4 +1,4 @@
-"""Broadcasts of clients to the other clients of their user in the same pod. No announcer runs."""
+"""Broadcasts of clients to the other clients of their user, in the same pod and in others."""
 
 from __future__ import annotations
 
@@ -8,11 +8,24 @@ from typing import Any
 
 import asyncpg
 import pytest
+from websockets.asyncio.client import ClientConnection
 
+from testing.announcer import broadcasting
 from testing.database import Database
+from testing.local.brokers import BROKERS
+from testing.relay.brokers import PASSWORD, bridging, make_broker
 from testing.relay.harness import NEVER, client, eventually, is_metric, publish, receive, running, until
 from testing.relay.http_client import Answer, poll, request, stream
-from userrealtime_core.wire.broadcast import MOST_CONTENT_BYTES, Content, InvalidBroadcast, TooLarge
+from userrealtime_core.wire.broadcast import (
+    MOST_CONTENT_BYTES,
+    Content,
+    InvalidBroadcast,
+    Sender,
+    TooLarge,
+    parse,
+    split_sender,
+    with_sender,
+)
 from userrealtime_relay.delivery.broadcasts import Broadcasts
 from userrealtime_relay.server import Relay
 from userrealtime_relay.wire.frames import payloads
@@ -275,3 +288,119 @@ def test_contents_are_encoded_as_the_database_does_it() -> None:
     assert Content.parse("x", r"\u0000").data == r'"\\u0000"'  # a backslash, and no character U+0000
     with pytest.raises(TooLarge):
         Content.parse("x", "x" * 7000)
+
+
+PODS = {**LIMIT, "BROADCAST_TO_PODS": "true"}
+
+
+async def arrives(sender: Any, relay: Relay) -> bool:
+    """Send a broadcast, until one has reached the other pod: a relay begins to listen some time after its start."""
+    await sender.send(text("first"))
+    await asyncio.sleep(0.05)
+    return relay.tail.broadcasts.head > 0
+
+
+async def skip_first(connection: ClientConnection) -> dict[str, Any]:
+    """Return the next message that is not one of `arrives`."""
+    while (found := await receive(connection)) == message("first"):
+        pass
+    return found
+
+
+async def test_with_several_pods_the_clients_of_all_receive_it_once(migrated: Database) -> None:
+    async with (
+        broadcasting(migrated.url),
+        running(migrated.url, **PODS, INSTANCE="one") as one,
+        running(migrated.url, **PODS, INSTANCE="two") as two,
+        client(one) as sender,
+        client(one) as near,
+        client(two) as far,
+        stream(two, path="/sse?sender=device-1") as device,
+    ):
+        for each in (sender, near, far):
+            assert (await receive(each))["type"] == "connected"
+        assert (await device.event() or {})["type"] == "connected"
+        await eventually(lambda: arrives(sender, two))
+        for number in range(20):
+            await sender.send(text(number))
+        for each in (near, far):
+            found = [await skip_first(each)]
+            found += [await receive(each) for _ in range(19)]
+            assert found == [message(number) for number in range(20)]
+        # A request reaches any pod, and the stream of its sender may be in another one.
+        assert (await post(one, text("posted"), "device-1")).status == 202
+        assert await receive(far) == message("posted")
+        await far.send(text("reply"))
+        for each in (sender, near):
+            while (heard := await receive(each)) != message("reply"):
+                assert heard == message("posted")
+        while (event := await device.event()) != message("reply"):
+            assert event is not None
+            assert event["data"] != "posted"
+
+
+@pytest.mark.parametrize("kind", BROKERS)
+async def test_with_several_pods_and_a_broker(migrated: Database, kind: str) -> None:
+    async with make_broker(kind, PASSWORD) as broker:
+        settings = {**broker.variables, **PODS}
+        async with (
+            bridging(migrated.url, broker, POLL_INTERVAL=NEVER) as bridge,
+            running(migrated.url, None, **settings, INSTANCE="one") as one,
+            running(migrated.url, None, **settings, INSTANCE="two") as two,
+            client(one) as sender,
+            client(two) as far,
+        ):
+            for each in (sender, far):
+                assert (await receive(each))["type"] == "connected"
+            await until(lambda: bridge.not_ready_reason is None)
+            await eventually(lambda: arrives(sender, two))
+            for number in range(20):
+                await sender.send(text(number))
+            found = [await skip_first(far)]
+            found += [await receive(far) for _ in range(19)]
+            assert found == [message(number) for number in range(20)]
+
+
+async def test_without_an_announcer_the_clients_of_the_pod_receive_it_and_the_loss_is_counted(
+    migrated: Database,
+) -> None:
+    async with running(migrated.url, **PODS) as relay, client(relay) as sender, client(relay) as near:
+        for each in (sender, near):
+            assert (await receive(each))["type"] == "connected"
+        for number in range(5):
+            await sender.send(text(number))
+        assert [await receive(near) for _ in range(5)] == [message(number) for number in range(5)]
+        await eventually(lambda: is_metric(relay, 'broadcasts_dropped_total{reason="database"}', 5))
+
+
+async def test_a_locked_queue_delays_no_event(migrated: Database, connection: asyncpg.Connection) -> None:
+    async with (
+        broadcasting(migrated.url),
+        running(migrated.url, **PODS) as relay,
+        client(relay) as sender,
+        client(relay) as near,
+    ):
+        for each in (sender, near):
+            assert (await receive(each))["type"] == "connected"
+        other = await asyncpg.connect(migrated.url)
+        try:
+            async with other.transaction():
+                await other.execute("lock table userrealtime.broadcast_queue")
+                await sender.send(text("lost elsewhere"))
+                assert await receive(near) == message("lost elsewhere")
+                for number in range(1, 6):
+                    await publish(connection)
+                    assert (await receive(near))["id"] == number
+                await eventually(lambda: is_metric(relay, 'broadcasts_dropped_total{reason="database"}', 1))
+        finally:
+            await other.close()
+        assert relay.not_ready_reason is None
+
+
+def test_the_sender_is_no_part_of_what_clients_receive() -> None:
+    sender = Sender("0123456789ab", "device-1")
+    for data in (1, "x", {"a": 1}, ',"from":"0123456789ab.device-2"}', {"from": "0123456789ab.device-2"}):
+        content = Content.parse("typing", data)
+        assert split_sender(content.message) == (content.message, None)
+        assert split_sender(with_sender(content.message, sender)) == (content.message, sender)
+        assert parse(with_sender(content.message, sender)) == with_sender(content.message, sender)

@@ -71,6 +71,32 @@ def _json(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
+_SENDER: Final = re.compile(r',"from":"([0-9a-f]{1,32})\.([A-Za-z0-9_-]{1,80})"\}$')
+
+
+class Sender(NamedTuple):
+    """The client that has sent a broadcast: a name, and the name of its pod."""
+
+    pod: str
+    client: str
+
+
+def with_sender(message: str, sender: Sender) -> str:
+    """Return the text of a broadcast for the other pods of the user."""
+    return f'{message[:-1]},"from":"{sender.pod}.{sender.client}"}}'
+
+
+def split_sender(text: str) -> tuple[str, Sender | None]:
+    """Return the text of a broadcast as clients receive it, and its sender if a client has sent it.
+
+    The data cannot be taken for a sender: it is a whole JSON value, in which a quote inside of a string is escaped.
+    """
+    found = _SENDER.search(text)
+    if found is None:
+        return text, None
+    return f"{text[: found.start()]}}}", Sender(found[1], found[2])
+
+
 class Broadcast(NamedTuple):
     """A broadcast to one user.
 

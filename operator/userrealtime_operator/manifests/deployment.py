@@ -44,6 +44,8 @@ def _environment(resource: UserRealtime, config: Config, route: Route | None) ->
         **config.relay_settings,
     }
     settings["SIGNAL"] = config.signals.of(resource.signal)
+    if resource.replicas > 1 and resource.max_broadcasts_per_second:
+        settings["BROADCAST_TO_PODS"] = "true"
     announce_url = config.activator.announce_url if config.activator is not None else ""
     if announce_url:
         settings["ANNOUNCE_URL"] = f"{announce_url}/{resource.namespace}/{resource.child_name}"

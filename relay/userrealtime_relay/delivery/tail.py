@@ -19,13 +19,14 @@ import asyncio
 import logging
 import math
 import random
+from collections import deque
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
 import asyncpg
 
 from userrealtime_core.reconnect import Reconnect
-from userrealtime_core.wire.broadcast import parse
+from userrealtime_core.wire.broadcast import Sender, parse, split_sender, with_sender
 from userrealtime_core.wire.position import LogPosition, LogState
 from userrealtime_relay.config import Config
 from userrealtime_relay.log.connection import LogConnection
@@ -54,6 +55,13 @@ STRETCH: Final = 5
 """Poll intervals within which the log is read in any case. Signals postpone the next poll, but no further than this."""
 ATTEND_AFTER: Final = 90.0
 """Seconds after which a relay reports again, before it reads, that it runs: a report counts for 180 seconds."""
+
+MAX_OUTGOING: Final = 256
+"""Broadcasts of clients that wait for the connection. Later ones reach the clients of this pod only."""
+FORWARD_BATCH: Final = 32
+"""Broadcasts of clients that are sent in one query. A read of the log waits for no more than this query."""
+UNKNOWN_SENDER: Final = "-"
+"""The sender of a broadcast whose client has chosen no name. No client has this name."""
 
 _logger = logging.getLogger(__name__)
 
@@ -99,6 +107,8 @@ class Tail:
         """The newest broadcasts."""
         self._broadcast_channel: str | None = None
         self._broadcasts_known = asyncio.Event()
+        self._outgoing: deque[str] = deque()  # broadcasts of clients for the other pods
+        self._some_outgoing = asyncio.Event()
         self.located = False
         """Whether the log was opened before. Until then, `ring` and `state` mean nothing."""
         self._submitting = asyncio.Semaphore(MAX_SUBMITTING)
@@ -171,13 +181,42 @@ class Tail:
             self._metrics.broadcasts_dropped.labels("invalid").inc()
             return
         self._metrics.broadcasts.inc()
-        self.broadcasts.add(text)
+        message, sender = split_sender(text)
+        if sender is not None and sender.pod == self.broadcasts.name:
+            return  # the clients of this pod received it when it was sent
+        self.broadcasts.add(message, None if sender is None else sender.client)
         self._changed()
 
     def broadcast(self, text: str, sender: str | None) -> None:
-        """Deliver a broadcast of a client to the other clients of this relay."""
+        """Deliver a broadcast of a client to the other clients of the user."""
         self.broadcasts.add(text, sender)
         self._changed()
+        if not self._config.broadcast_to_pods:
+            return
+        if len(self._outgoing) >= MAX_OUTGOING:
+            self._metrics.broadcasts_dropped.labels("database").inc()
+            return
+        self._outgoing.append(with_sender(text, Sender(self.broadcasts.name, sender or UNKNOWN_SENDER)))
+        self._some_outgoing.set()
+
+    async def forward_broadcasts(self) -> None:
+        """Send the broadcasts of clients to the other pods of the user, until cancelled."""
+        while True:
+            await self._some_outgoing.wait()
+            batch = [self._outgoing.popleft() for _ in range(min(FORWARD_BATCH, len(self._outgoing)))]
+            if not self._outgoing:
+                self._some_outgoing.clear()
+            accepted = 0
+            try:
+                async with self._connection.acquire_soon() as log:
+                    try:
+                        accepted = await log.forward_broadcasts(batch)
+                    except ERRORS as error:
+                        if not isinstance(error, asyncpg.PostgresError):
+                            self._connection.discard(log)
+            except Unavailable:
+                pass
+            self._metrics.broadcasts_dropped.labels("database").inc(len(batch) - accepted)
 
     async def broadcast_channel(self) -> str | None:
         """Return the channel of the user's broadcasts. Waits, without limit, until Postgres has been reached once.

@@ -62,6 +62,7 @@ _SUBMIT: Final = "select userrealtime.submit($1, $2, $3, $4::text::jsonb, true)"
 _ATTEND: Final = "select userrealtime.attend($1, $2, $3)"
 _PRESENT: Final = "select userrealtime.present($1, $2, $3, $4)"
 _BROADCAST_CHANNEL: Final = "select userrealtime.broadcast_channel($1)"
+_FORWARD_BROADCASTS: Final = "select userrealtime.forward_broadcasts($1, $2::text[])"
 _OPEN: Final = "select head, earliest, epoch, channel from userrealtime.open($1)"
 
 _EVENTS: Final = "select epoch, id, event, at, data from userrealtime.events($1, $2, $3, $4)"
@@ -219,6 +220,14 @@ class Log:
             return None
         channel: str | None = row[0]
         return channel
+
+    async def forward_broadcasts(self, messages: Sequence[str]) -> int:
+        """Send broadcasts of clients to the other pods of the user. Return how many were accepted."""
+        try:
+            [row] = await self._fetch(_FORWARD_BROADCASTS, self._user_id, messages)
+        except (asyncpg.InsufficientPrivilegeError, asyncpg.UndefinedFunctionError):
+            return 0
+        return int(row[0])
 
     async def listen_broadcasts(self, channel: str, receive: Callable[[str], None]) -> None:
         """Call `receive` with each broadcast."""

@@ -80,6 +80,7 @@ create unlogged table userrealtime.broadcast_queue (
     at timestamptz not null default clock_timestamp(),
     user_id text collate "C" not null,
     message text not null,
+    forwarded boolean not null default false,
     primary key (transaction, position)
 ) with (
     autovacuum_vacuum_scale_factor = 0,
@@ -87,8 +88,10 @@ create unlogged table userrealtime.broadcast_queue (
     autovacuum_vacuum_insert_threshold = -1,
     autovacuum_vacuum_cost_delay = 0
 );
+create index broadcast_queue_forwarded on userrealtime.broadcast_queue (user_id) where forwarded;
 comment on table userrealtime.broadcast_queue is
-    'Broadcasts that have not been sent yet, each as the text that clients receive.';
+    'Broadcasts that have not been sent yet, each as the text that clients receive. forwarded: a relay has sent it for a '
+    'client.';
 
 create sequence userrealtime.broadcast_lease;
 comment on sequence userrealtime.broadcast_lease is

@@ -90,6 +90,53 @@ comment on function userrealtime.broadcast is
     'Sends an event to the clients of a user that are connected when the calling transaction commits. It is not stored, '
     'and may be lost. The name of the event and the data have at most 7000 bytes of JSON.';
 
+create or replace function userrealtime.forward_broadcasts(user_id text, messages text[]) returns int
+    language plpgsql volatile security definer
+    set search_path = pg_catalog, pg_temp
+    -- The queue has no statistics, and its dead rows must not be read at each call.
+    set enable_seqscan = off
+    -- The relay reads the log over the same connection.
+    set lock_timeout = '100ms'
+    as $$
+declare
+    -- Two limits of what a pod can do to the queue that all share. Rows of open transactions count for the second one, so
+    -- several sessions of one pod do not exceed it, and callers of broadcast() always have the other half.
+    room constant bigint := least(
+        200 - (
+            select count(*) from (
+                select from userrealtime.broadcast_queue q
+                where q.user_id = forward_broadcasts.user_id and q.forwarded limit 200
+            ) waiting
+        ),
+        10000 - coalesce(pg_sequence_last_value('userrealtime.broadcast_queue_position_seq'), 0)
+            + coalesce(pg_sequence_last_value('userrealtime.broadcast_taken'), 0)
+    );
+    accepted int;
+begin
+    perform userrealtime.check_served(user_id);
+    -- As in broadcast(): the queue is locked before the lease is read.
+    insert into userrealtime.broadcast_queue (user_id, message, forwarded)
+    select forward_broadcasts.user_id, m.message, true
+    from unnest(messages) with ordinality m (message, place)
+    where m.place <= room and octet_length(m.message) <= 7200 and (
+        coalesce(userrealtime.is_leased(pg_sequence_last_value('userrealtime.broadcast_lease')), false)
+        or coalesce(userrealtime.is_armed(pg_sequence_last_value('userrealtime.broadcast_doorbell')), false)
+        and userrealtime.may_notify()
+    )
+    order by m.place;
+    get diagnostics accepted = row_count;
+    if accepted > 0
+        and not coalesce(userrealtime.is_leased(pg_sequence_last_value('userrealtime.broadcast_lease')), false)
+    then
+        perform pg_notify('userrealtime_broadcast', '');
+    end if;
+    return accepted;
+end
+$$;
+comment on function userrealtime.forward_broadcasts is
+    'Sends the broadcasts of a client to the other pods of its user; for relays. At most 200 of a user wait at a time, and '
+    'none is accepted while the queue is more than half full. Returns how many were accepted; the others are dropped.';
+
 create or replace function userrealtime.arm_broadcasts() returns void
     language sql volatile security definer
     set search_path = pg_catalog, pg_temp
@@ -255,6 +302,6 @@ comment on function userrealtime.broadcasts_dropped is 'How many broadcasts were
 
 revoke execute on function
     userrealtime.broadcast_channel_of, userrealtime.broadcast_channel, userrealtime.check_broadcast,
-    userrealtime.may_broadcast, userrealtime.broadcast, userrealtime.arm_broadcasts, userrealtime.lease_broadcasts,
+    userrealtime.may_broadcast, userrealtime.broadcast, userrealtime.forward_broadcasts, userrealtime.arm_broadcasts, userrealtime.lease_broadcasts,
     userrealtime.release_broadcasts, userrealtime.take_broadcasts, userrealtime.broadcasts_dropped
     from public;

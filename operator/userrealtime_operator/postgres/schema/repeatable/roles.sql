@@ -9,7 +9,8 @@ create or replace function userrealtime.relay_functions() returns regprocedure[]
     as $$
     select array[
         'userrealtime.open', 'userrealtime.events', 'userrealtime.channel', 'userrealtime.submit', 'userrealtime.attend',
-        'userrealtime.present', 'userrealtime.first_epoch', 'userrealtime.broadcast_channel'
+        'userrealtime.present', 'userrealtime.first_epoch', 'userrealtime.broadcast_channel',
+        'userrealtime.forward_broadcasts'
     ]::regproc[]::regprocedure[]
 $$;
 comment on function userrealtime.relay_functions is 'The functions that relays may call.';
