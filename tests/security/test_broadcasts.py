@@ -40,6 +40,7 @@ async def test_a_pod_reads_and_sends_no_broadcast_of_another_user() -> None:
         for query in (
             f"select userrealtime.broadcast('{USER}', 'forged')",
             f"select userrealtime.broadcast('{MALLORY}', 'forged')",
+            f"select userrealtime.forward_broadcasts('{USER}', array['{{}}'])",
             "select userrealtime.take_broadcasts(1, null, 1)",
             "select userrealtime.lease_broadcasts(1)",
             "select userrealtime.release_broadcasts(1, null)",
@@ -102,6 +103,48 @@ async def test_forged_notifications_lose_no_broadcast() -> None:
                     assert message["event"] == "test"
                     found.append(message["data"])
                 assert [each for each in found if each != "secret"] == sent
+                assert not flooding.done()
+        finally:
+            flooding.cancel()
+            await asyncio.wait([flooding])
+
+
+async def test_a_pod_fills_no_queue_with_the_broadcasts_of_its_clients() -> None:
+    """A pod can forward as fast as Postgres allows, also from transactions that stay open or are rolled back."""
+    async with attacked() as (site, admin, thief):
+        content = json.dumps({"type": "broadcast", "event": "flood", "data": "x" * 7000})
+
+        async def flood() -> None:
+            while True:
+                transaction = thief.transaction()
+                await transaction.start()
+                await thief.execute(
+                    "select userrealtime.forward_broadcasts($1, array_fill($2::text, array[200])) "
+                    "from generate_series(1, 10)",
+                    MALLORY,
+                    content,
+                )
+                await transaction.rollback()
+                await thief.execute(
+                    "select userrealtime.forward_broadcasts($1, array_fill($2::text, array[200]))", MALLORY, content
+                )
+
+        flooding = asyncio.create_task(flood())
+        try:
+            async with (
+                running(await site.relay_url(USER), POLL_INTERVAL=NEVER) as relay,
+                client(relay) as alice,
+            ):
+                assert (await receive(alice))["type"] == "connected"
+                await until_async(lambda: has_sent(admin, relay_hears=relay.tail.broadcasts.head))
+                sent = list(range(100))
+                for number in sent:
+                    await admin.execute("select userrealtime.broadcast($1, 'test', to_jsonb($2::int))", USER, number)
+                found: list[object] = []
+                while sent[-1] not in found:
+                    found.append((await receive(alice))["data"])
+                assert [each for each in found if each != "secret"] == sent
+                assert await admin.fetchval("select userrealtime.broadcasts_dropped()") == 0
                 assert not flooding.done()
         finally:
             flooding.cancel()

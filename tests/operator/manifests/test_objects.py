@@ -283,7 +283,9 @@ def test_every_relay_setting_is_offered_or_excluded_explicitly(tmp_path: Path) -
     (tmp_path / "TOKEN_KEY").write_text(KEYS.current)
     (tmp_path / "DATABASE_URL").write_text(CONFIG.database_url)
     (tmp_path / "NATS_URL").write_text(FULL.signals.url)
-    pod = template(FULL, relay={"logLevel": "debug"}, limits={"messagesPerSecond": 7, "broadcastsPerSecond": 3})
+    pod = template(
+        FULL, replicas=2, relay={"logLevel": "debug"}, limits={"messagesPerSecond": 7, "broadcastsPerSecond": 3}
+    )
     environment = Recorder(relay_environment(pod))
     environment |= {"CREDENTIALS_DIR": str(tmp_path), "TOKEN_KEY_DIR": str(tmp_path), "POD_IP": "10.0.0.1"}
     config = RelayConfig.from_environment(environment)
@@ -294,6 +296,7 @@ def test_every_relay_setting_is_offered_or_excluded_explicitly(tmp_path: Path) -
     assert config.broker_url.reveal() == FULL.signals.url
     assert (config.auth_timeout, config.ping_interval, config.max_messages_per_second) == (5, 60, 7)
     assert config.max_broadcasts_per_second == 3
+    assert config.broadcast_to_pods
     assert config.allowed_origins == ("https://app.example.com", "http://localhost:3000")
     assert config.protocols == ("actioncable",)
     assert (config.jwks_url, config.token_issuer) == ("https://issuer.example.com/keys", "https://issuer.example.com")
@@ -317,6 +320,13 @@ def test_every_relay_setting_is_offered_or_excluded_explicitly(tmp_path: Path) -
         "INSTANCE",
     }
     assert environment.asked - kept == set(environment)
+
+
+@pytest.mark.parametrize(("replicas", "rate", "to_pods"), [(1, 5, False), (2, 0, False), (2, 5, True)])
+def test_broadcasts_of_clients_use_the_database_only_with_several_pods(replicas: int, rate: int, to_pods: bool) -> None:
+    environment = relay_environment(template(FULL, replicas=replicas, limits={"broadcastsPerSecond": rate}))
+    assert environment["MAX_BROADCASTS_PER_SECOND"] == str(rate)
+    assert environment.get("BROADCAST_TO_PODS", "false") == ("true" if to_pods else "false")
 
 
 def test_pods_are_scheduled_and_labelled_as_the_platform_wants() -> None:
