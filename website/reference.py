@@ -24,6 +24,7 @@ Json = dict[str, Any]
 REGISTRIES: Final = {
     "The relay": "userrealtime_relay.metrics",
     "The bridge": "userrealtime_relay.bridge.metrics",
+    "The broadcast API": "userrealtime_relay.broadcast_api.metrics",
     "The operator": "userrealtime_operator.process.metrics",
     "The activator": "userrealtime_operator.activator.metrics",
 }
