@@ -543,7 +543,7 @@ def test_the_broadcast_api_has_its_token_and_the_database_and_no_more(system: Sy
 
 
 def test_the_broadcast_api_reaches_its_database_and_is_reached_by_applications(system: System) -> None:
-    anyone = [{"namespaceSelector": {}}]
+    anyone: list[dict[str, Any]] = [{"namespaceSelector": {}}]
     spec = policy(system, {**DATABASE, **BROADCAST_API}, "broadcast-api")
     assert egress(spec) == {5432: ANYWHERE}
     assert [(rule["ports"][0]["port"], rule["from"]) for rule in spec["ingress"]] == [

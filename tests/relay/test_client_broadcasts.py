@@ -49,7 +49,7 @@ async def post(relay: Relay, body: str | bytes, sender: str = "", bearer: str | 
 
 async def test_the_other_clients_of_all_transports_receive_it_and_the_sender_does_not(migrated: Database) -> None:
     async with (
-        running(migrated.url, **LIMIT) as relay,
+        running(migrated.url, None, **LIMIT) as relay,
         client(relay) as sender,
         client(relay) as other,
         stream(relay) as streaming,
@@ -78,7 +78,7 @@ async def test_the_other_clients_of_all_transports_receive_it_and_the_sender_doe
 
 async def test_a_stream_and_its_posts_belong_together_by_the_name_of_the_sender(migrated: Database) -> None:
     async with (
-        running(migrated.url, **LIMIT) as relay,
+        running(migrated.url, None, **LIMIT) as relay,
         stream(relay, path="/sse?sender=device-1") as sender,
         stream(relay, path="/sse?sender=device-2") as other,
     ):
@@ -97,7 +97,7 @@ async def test_a_stream_and_its_posts_belong_together_by_the_name_of_the_sender(
 
 
 async def test_a_poll_is_not_answered_with_its_own_broadcasts(migrated: Database) -> None:
-    async with running(migrated.url, **LIMIT) as relay:
+    async with running(migrated.url, None, **LIMIT) as relay:
         first = await poll(relay, cursor=0, broadcasts="", sender="device-1", timeout=0)
         waiting = asyncio.create_task(
             poll(relay, cursor=0, broadcasts=first["broadcastCursor"], sender="device-1", timeout=60)
@@ -134,7 +134,7 @@ async def test_by_default_clients_may_not_send_any_and_stay_connected(
 
 async def test_the_rate_limit_is_that_of_all_clients_together(migrated: Database) -> None:
     settings = {**LIMIT, "MAX_BROADCASTS_PER_SECOND": "1"}
-    async with running(migrated.url, **settings) as relay, client(relay) as one, client(relay) as two:
+    async with running(migrated.url, None, **settings) as relay, client(relay) as one, client(relay) as two:
         for each in (one, two):
             assert (await receive(each))["type"] == "connected"
         for number in range(20):
@@ -155,7 +155,7 @@ async def test_the_rate_limit_is_that_of_all_clients_together(migrated: Database
 
 async def test_the_size_limit_is_that_of_the_database(migrated: Database) -> None:
     fits = "x" * (MOST_CONTENT_BYTES - len('"typing"') - 2)
-    async with running(migrated.url, **LIMIT) as relay, client(relay) as sender, client(relay) as other:
+    async with running(migrated.url, None, **LIMIT) as relay, client(relay) as sender, client(relay) as other:
         for each in (sender, other):
             assert (await receive(each))["type"] == "connected"
         await sender.send(text(fits))
@@ -174,7 +174,7 @@ async def test_the_size_limit_is_that_of_the_database(migrated: Database) -> Non
 
 @pytest.mark.parametrize("body", ["", "x", "[]", '{"data":1}', '{"event":""}', '{"event":"x","data":NaN}', b"\xff"])
 async def test_an_invalid_post_is_rejected(migrated: Database, body: str | bytes) -> None:
-    async with running(migrated.url, **LIMIT) as relay:
+    async with running(migrated.url, None, **LIMIT) as relay:
         answer = await post(relay, body)
         assert answer.status == 400
         assert answer.json["error"]
@@ -182,7 +182,7 @@ async def test_an_invalid_post_is_rejected(migrated: Database, body: str | bytes
 
 
 async def test_a_post_without_a_valid_token_is_rejected(migrated: Database) -> None:
-    async with running(migrated.url, **LIMIT) as relay:
+    async with running(migrated.url, None, **LIMIT) as relay:
         for bearer in (None, "x"):
             assert (await post(relay, text(1), bearer=bearer)).status == 401
         assert (await request(relay, "/broadcast")).status == 405
@@ -190,7 +190,7 @@ async def test_a_post_without_a_valid_token_is_rejected(migrated: Database) -> N
 
 
 async def test_invalid_ones_do_not_close_the_connection(migrated: Database) -> None:
-    async with running(migrated.url, **LIMIT) as relay, client(relay) as alice:
+    async with running(migrated.url, None, **LIMIT) as relay, client(relay) as alice:
         assert (await receive(alice))["type"] == "connected"
         for _ in range(12):
             await alice.send(text(1, event=""))
@@ -204,7 +204,7 @@ async def test_events_arrive_beside_broadcasts_over_the_limit(
 ) -> None:
     """Events need no room that broadcasts take: all arrive in order while a client sends more than is allowed."""
     settings = {**LIMIT, "MAX_BROADCASTS_PER_SECOND": "50", "MAX_MESSAGES_PER_SECOND": "100000"}
-    async with running(migrated.url, **settings) as relay, client(relay) as sender, client(relay) as other:
+    async with running(migrated.url, None, **settings) as relay, client(relay) as sender, client(relay) as other:
         for each in (sender, other):
             assert (await receive(each))["type"] == "connected"
 
@@ -310,8 +310,8 @@ async def skip_first(connection: ClientConnection) -> dict[str, Any]:
 async def test_with_several_pods_the_clients_of_all_receive_it_once(migrated: Database) -> None:
     async with (
         broadcasting(migrated.url),
-        running(migrated.url, **PODS, INSTANCE="one") as one,
-        running(migrated.url, **PODS, INSTANCE="two") as two,
+        running(migrated.url, None, **PODS, INSTANCE="one") as one,
+        running(migrated.url, None, **PODS, INSTANCE="two") as two,
         client(one) as sender,
         client(one) as near,
         client(two) as far,
@@ -364,7 +364,7 @@ async def test_with_several_pods_and_a_broker(migrated: Database, kind: str) -> 
 async def test_without_an_announcer_the_clients_of_the_pod_receive_it_and_the_loss_is_counted(
     migrated: Database,
 ) -> None:
-    async with running(migrated.url, **PODS) as relay, client(relay) as sender, client(relay) as near:
+    async with running(migrated.url, None, **PODS) as relay, client(relay) as sender, client(relay) as near:
         for each in (sender, near):
             assert (await receive(each))["type"] == "connected"
         for number in range(5):
@@ -376,7 +376,7 @@ async def test_without_an_announcer_the_clients_of_the_pod_receive_it_and_the_lo
 async def test_a_locked_queue_delays_no_event(migrated: Database, connection: asyncpg.Connection) -> None:
     async with (
         broadcasting(migrated.url),
-        running(migrated.url, **PODS) as relay,
+        running(migrated.url, None, **PODS) as relay,
         client(relay) as sender,
         client(relay) as near,
     ):

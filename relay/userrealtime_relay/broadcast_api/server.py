@@ -183,7 +183,8 @@ def _parse(body: bytes) -> PendingBroadcast:
         fields = None
     if not isinstance(fields, dict):
         raise InvalidBroadcast('send a JSON object: {"userId": "…", "event": "…", "data": …}')
-    user_id, event, data = fields.get("userId"), fields.get("event"), fields.get("data", {})
+    user_id, data = fields.get("userId"), fields.get("data", {})
+    event: Any = fields.get("event")
     if not is_name(user_id):
         raise InvalidBroadcast(
             f'"userId" must be a string of 1 to {LONGEST_NAME} characters, without control characters'
