@@ -14,10 +14,11 @@ from userrealtime_operator.activator import metrics as activator
 from userrealtime_operator.process import metrics as operator
 from userrealtime_relay import metrics as relay
 from userrealtime_relay.bridge import metrics as bridge
+from userrealtime_relay.broadcast_api import metrics as broadcast_api
 
 ROOT = Path(__file__).parents[1]
 CHART = ROOT / "charts" / "userrealtime"
-METRIC = re.compile(r"userrealtime_(?:relay|operator|activator|bridge)_\w+")
+METRIC = re.compile(r"userrealtime_(?:relay|operator|activator|bridge|broadcast_api)_\w+")
 
 
 def exposed(expose: Callable[[], bytes]) -> set[str]:
@@ -31,7 +32,10 @@ def exposed(expose: Callable[[], bytes]) -> set[str]:
     ("dashboard", "expose"),
     [
         ("relays", relay.Metrics().expose),
-        ("operator", lambda: operator.Metrics().expose() + bridge.Metrics().expose()),
+        (
+            "operator",
+            lambda: operator.Metrics().expose() + bridge.Metrics().expose() + broadcast_api.Metrics().expose(),
+        ),
     ],
 )
 def test_every_metric_of_the_dashboard_exists_and_none_is_forgotten(
