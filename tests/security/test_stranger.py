@@ -168,7 +168,7 @@ async def test_probes_are_answered_while_idle_connections_are_open(migrated: Dat
 # --- work at the relay
 
 
-@pytest.mark.parametrize("path", [b"POST /publish", b"GET /poll", b"GET /sse", b"POST /nowhere"])
+@pytest.mark.parametrize("path", [b"POST /publish", b"POST /broadcast", b"GET /poll", b"GET /sse", b"POST /nowhere"])
 async def test_the_body_of_a_request_without_a_token_is_not_parsed(
     migrated: Database, chunks: list[Any], path: bytes
 ) -> None:
