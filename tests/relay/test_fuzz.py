@@ -17,9 +17,11 @@ from hypothesis import strategies as st
 from testing.relay.harness import KEY, USER, config, token, verifier_of
 from userrealtime_core.auth.errors import KeySetStale, Unauthorized
 from userrealtime_core.environment import ConfigError
+from userrealtime_core.wire.broadcast import Content, InvalidBroadcast, Sender, parse, split_sender, with_sender
 from userrealtime_core.wire.connect_request import CloseCode, ConnectRequest, Resume
 from userrealtime_core.wire.position import LogState
 from userrealtime_relay.config import Config
+from userrealtime_relay.wire.rate_limit import TokenBucket
 from userrealtime_relay.wire.session import MAX_EARLY, MAX_ERRORS, PendingLookup, Session
 
 NO_DATABASE = "postgresql://nobody@127.0.0.1:1/none"
@@ -106,8 +108,14 @@ def test_no_request_breaks_it(query: str, authorization: list[str], cursors: lis
 
 SECRET = "hunter2-hunter2"
 FIELDS = st.fixed_dictionaries(
-    {"type": st.sampled_from(["auth", "resume", "publish"]) | JSON},
-    optional={"token": st.sampled_from([SECRET, "good", "later"]) | JSON, "lastEventId": JSON, "epoch": JSON},
+    {"type": st.sampled_from(["auth", "resume", "publish", "broadcast"]) | JSON},
+    optional={
+        "event": JSON,
+        "data": JSON,
+        "token": st.sampled_from([SECRET, "good", "later"]) | JSON,
+        "lastEventId": JSON,
+        "epoch": JSON,
+    },
 )
 MESSAGES = st.lists(FIELDS.map(json.dumps) | JSON.map(json.dumps) | ANY_TEXT | st.binary(), max_size=30)
 TOKENS = st.sampled_from([None, "good", "later", SECRET])
@@ -124,7 +132,10 @@ def test_no_message_breaks_a_session(token: str | None, messages: list[str | byt
             return 100
         raise Unauthorized("wrong")
 
-    session = Session(ConnectRequest(token, Resume()), user_id=USER, verify=verify, auth_timeout=10, now=0)
+    allowed = TokenBucket(5, 0)
+    session = Session(
+        ConnectRequest(token, Resume()), user_id=USER, verify=verify, auth_timeout=10, now=0, broadcasts=allowed
+    )
     said: list[str] = []
     for number, message in enumerate(messages):
         session.receive(message, 1)
@@ -138,11 +149,30 @@ def test_no_message_breaks_a_session(token: str | None, messages: list[str | byt
     for text in said:
         assert SECRET not in text
         assert json.loads(text)["type"] in ("connected", "reset", "error", "renewed")
-    assert sum(json.loads(text)["type"] == "error" for text in said) <= MAX_ERRORS
+    errors = [json.loads(text)["code"] for text in said if json.loads(text)["type"] == "error"]
+    assert sum("broadcast" not in code for code in errors) <= MAX_ERRORS
+    assert len(session.broadcasts) <= 10  # a burst at each of the two times
     assert len(session._early) <= MAX_EARLY + 1
     if session.closing is not None:
         assert session.closing.code in (CloseCode.POLICY_VIOLATION, CloseCode.TRY_LATER)
         assert SECRET not in session.closing.reason
+
+
+# --- broadcasts of clients
+
+
+@given(ANY_TEXT | JSON, JSON | st.floats())
+def test_a_broadcast_of_a_client_is_one_line_that_every_part_accepts(event: Any, data: Any) -> None:
+    try:
+        text = Content.parse(event, data).message
+    except InvalidBroadcast:
+        return
+    assert parse(text.encode()) == text
+    assert split_sender(text) == (text, None)
+    sender = Sender("0123456789ab", "device-1")
+    assert split_sender(with_sender(text, sender)) == (text, sender)
+    assert len(with_sender(text, sender).encode()) <= 7200  # the limit of userrealtime.forward_broadcasts
+    assert json.loads(text) == {"type": "broadcast", "event": event, "data": data}
 
 
 # --- the environment
