@@ -41,7 +41,7 @@ AT = "2026-01-02 03:04:05.678901+00"
 
 
 def cable(*offered: str, **query: str) -> ActionCable:
-    return ActionCable(Opening("/cable", query, {}, offered, ConnectRequest("t", Resume()), False, "random"))
+    return ActionCable(Opening("/cable", query, {}, offered, ConnectRequest("t", Resume()), False, "random", USER))
 
 
 def said(acts: Any) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ twice, since two parsers could read such a token differently.
 
 from __future__ import annotations
 
+import hmac
 import json
 import math
 import time
@@ -88,6 +89,24 @@ class TokenVerifier:
             return {}
         subject = claims.get(self._settings.token_user_claim) if isinstance(claims, dict) else None
         return {"subject": subject, "key_id": header.get("kid")}
+
+    def check_signature(self, content: str, signature: str) -> None:
+        """Check an HMAC-SHA256 of a text with one of the user's keys. The signature is in hexadecimal, in lower case.
+
+        A text must contain a character that no token contains before its signature, such as `:`. Otherwise, the
+        signature of a text could be the one of a token.
+
+        Raises:
+            Unauthorized: the signature is wrong, or the user's keys are not accepted.
+        """
+        keys = self._secrets() if self._settings.allow_user_keys else ()
+        text = content.encode(errors="surrogatepass")
+        for key in keys:
+            if hmac.compare_digest(hmac.digest(key.encode(), text, "sha256").hex().encode(), signature.encode()):
+                return
+        why = "unknown signing key" if keys else "unsupported algorithm"
+        self._rejected(why, {})
+        raise Unauthorized(why)
 
     def check_claims(self, token: str) -> None:
         """Check the claims of a token without its signature, before any work that an attacker could cause.

@@ -19,7 +19,11 @@ from userrealtime_core.environment import ConfigError
 from userrealtime_relay.delivery.clients import Clients
 from userrealtime_relay.transports.websocket import WebSocketEndpoint
 
-MODULES: Final[Mapping[str, str]] = {"actioncable": "actioncable", "durable-streams": "durable_streams"}
+MODULES: Final[Mapping[str, str]] = {
+    "actioncable": "actioncable",
+    "durable-streams": "durable_streams",
+    "pusher": "pusher",
+}
 """The module of each protocol."""
 
 

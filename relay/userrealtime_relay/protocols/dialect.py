@@ -42,7 +42,8 @@ class Opening:
     query_token: bool
     """Whether a token in the URL is accepted."""
     identity: str
-    """A random text, for the ids that a dialect gives."""
+    """24 random hexadecimal digits, for the ids that a dialect gives."""
+    user_id: str
 
 
 class Say(NamedTuple):
@@ -51,15 +52,29 @@ class Say(NamedTuple):
     text: str
 
 
-class Authenticate(NamedTuple):
-    """Check a token; `accepted` or `ending` follows. `key` is the channel that it is for, None for the connection."""
+class Signature(NamedTuple):
+    """An HMAC-SHA256 with a token key of the user, in hexadecimal.
 
-    token: str
+    The signed text contains `:` and the random identity of the connection, so it is valid on this connection only.
+    """
+
+    content: str
+    value: str
+
+
+Credential = str | Signature
+"""A token, or a signature in place of one."""
+
+
+class Authenticate(NamedTuple):
+    """Check a credential; `accepted` or `ending` follows. `key` is what it is for, None for the connection."""
+
+    credential: Credential
     key: str | None = None
 
 
 class Join(NamedTuple):
-    """Read the log for a channel, from a position. The token must have been accepted.
+    """Read the log for a channel, from a position. The credential must have been accepted.
 
     Args:
         key: identifies the channel on its connection.
@@ -69,7 +84,7 @@ class Join(NamedTuple):
 
     key: str
     channel: str
-    token: str
+    credential: Credential
     resume: Resume
     since: float | None = None
 
@@ -142,11 +157,11 @@ class Dialect:
         raise NotImplementedError
 
     def accepted(self, key: str | None, remaining_s: float, position: tuple[int, str | None] | None) -> Sequence[Act]:
-        """Process a valid token.
+        """Process a valid credential.
 
         Args:
-            key: the channel that the token is for, None for the connection.
-            remaining_s: for how long the token is valid.
+            key: what the credential is for, None for the connection.
+            remaining_s: for how long the credential is valid.
             position: the head of the log and its epoch, if they are known.
         """
         return ()
@@ -178,6 +193,6 @@ class Dialect:
         channel does not end its connection.
 
         Args:
-            expired: whether the reason is a token that has expired.
+            expired: whether the reason is a credential that has expired.
         """
         return ()

@@ -41,6 +41,7 @@ from .dialect import (
     Act,
     Authenticate,
     Close,
+    Credential,
     Dialect,
     Join,
     Leave,
@@ -50,10 +51,13 @@ from .dialect import (
     Publish,
     Renew,
     Say,
+    Signature,
 )
 
 MAX_TRANSLATIONS: Final = 64
 """Wordings whose last translation is kept."""
+SIGNATURE_LIFETIME_S: Final = 3600
+"""Seconds for which a connection may be authorized by signatures, which have no expiry of their own."""
 KEYS_UNAVAILABLE: Final = CloseFrame(CloseCode.TRY_LATER, "Signing keys unavailable")
 RESTARTING: Final = CloseFrame(CloseCode.RESTARTING, RESTARTING_REASON)
 
@@ -88,7 +92,8 @@ class SocketEndpoint:
             offered=subprotocols(request),
             request=connect_request(request, query_token=config.allow_query_token),
             query_token=config.allow_query_token,
-            identity=secrets.token_hex(8),
+            identity=secrets.token_hex(12),
+            user_id=config.user_id,
         )
         socket = _Socket(self, connection, self._dialect(opening))
         self._sockets.add(socket)
@@ -154,7 +159,8 @@ class _Socket:
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
         self._wake = WakeupEvent()
-        self._deadline = self._loop.time() + clients.config.auth_timeout
+        self._begin = self._loop.time()
+        self._deadline = self._begin + clients.config.auth_timeout
         self._allowance = TokenBucket(clients.config.max_messages_per_second, self._loop.time())
         self._authenticated = False
         self._leaving = False
@@ -316,13 +322,12 @@ class _Socket:
                 raise TypeError(f"{type(act).__name__} needs waiting")
 
     async def _authenticate(self, act: Authenticate) -> None:
-        verify = self.clients.verify
         try:
             try:
-                remaining = verify(act.token)
+                remaining = self.verify(act.credential)
             except KeySetStale:
-                await verify.refresh()
-                remaining = verify(act.token)
+                await self.clients.verify.refresh()
+                remaining = self.verify(act.credential)
         except KeySetStale:
             await self._reject(act.key, KEYS_UNAVAILABLE)
             return
@@ -336,12 +341,27 @@ class _Socket:
                 return
             self._authenticated = True
             self._deadline = 0.0
-        # Without a channel, the connection lasts as long as its longest token.
+        # Without a channel, the connection lasts as long as its longest credential.
         self._deadline = max(self._deadline, self._loop.time() + remaining)
         self._wake.set()
         tail = self.clients.tail
         position = (tail.state.head, tail.state.epoch) if tail.located else None
         await self._perform(self.dialect.accepted(act.key, remaining, position))
+
+    def verify(self, credential: Credential) -> float:
+        """Return for how many seconds a credential is still valid.
+
+        Raises:
+            Unauthorized, KeySetStale: it is not accepted, or not yet; see `TokenVerifier`.
+        """
+        if not isinstance(credential, Signature):
+            return self.clients.verify(credential)
+        self.clients.verify.check_signature(*credential)
+        lifetime = min(SIGNATURE_LIFETIME_S, self.clients.config.token_max_lifetime)
+        remaining = self._begin + lifetime - self._loop.time()
+        if remaining <= 0:
+            raise Unauthorized("expired")
+        return remaining
 
     async def _reject(self, key: str | None, closing: CloseFrame, *, expired: bool = False) -> None:
         if key is None:
@@ -429,7 +449,11 @@ class _Channel:
         """Serve the channel until it is left or ends; return the reason in the second case."""
         join, clients = self._join, self._socket.clients
         resume = join.resume if join.since is None else await position_at(clients.tail, join.since)
-        session = clients.session(ConnectRequest(join.token, resume))
+        if isinstance(join.credential, Signature):
+            signature = join.credential
+            session = clients.session(ConnectRequest("", resume), lambda _: self._socket.verify(signature))
+        else:
+            session = clients.session(ConnectRequest(join.credential, resume))
         self._client = Client(session, clients, self, self.wake, None, admitted=True)
         if self._leaving:
             self._client.leave()

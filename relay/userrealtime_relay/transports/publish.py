@@ -17,6 +17,8 @@ from userrealtime_relay.wire.rate_limit import TokenBucket
 from userrealtime_relay.wire.session import BROADCASTS_DISABLED, TOO_MANY_BROADCASTS
 from userrealtime_relay.wire.submission import Full, Invalid, Refused, Submission, Unavailable
 
+from .body import read_body
+from .http import Connection
 from .request import connect_request_of, connection_of, parameters_of, refusal, refuse, retry_after, sender_of
 
 TOO_MANY: Final = "too many messages: wait a second, then repeat it with the same ref"
@@ -49,23 +51,15 @@ class _Endpoint(ABC):
         connection.authenticated()
         self._requests += 1
         try:
-            connection.read_body()
-            return await self._read(scope, receive)
+            return await self._read(scope, connection, receive)
         finally:
             self._requests -= 1
 
-    async def _read(self, scope: Scope, receive: Receive) -> Response:
+    async def _read(self, scope: Scope, connection: Connection, receive: Receive) -> Response:
         clients = self._clients
-        try:
-            async with asyncio.timeout(clients.config.auth_timeout):
-                body = await read_body(receive, clients.config.max_message_bytes)
-        except TimeoutError:
-            clients.metrics.limited.labels("request_time").inc()
-            return _final(refuse(HTTPStatus.REQUEST_TIMEOUT, "the body did not arrive in time"))
-        if body is None:
-            clients.metrics.limited.labels("message_bytes").inc()
-            error = f"a message may have {clients.config.max_message_bytes} bytes"
-            return _final(refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, error))
+        body = await read_body(connection, receive, clients, clients.config.max_message_bytes)
+        if isinstance(body, Response):
+            return body
         try:
             fields = json.loads(body)
         except (ValueError, RecursionError):
@@ -136,22 +130,3 @@ class Broadcasting(_Endpoint):
 
     def _count(self, outcome: str) -> None:
         self._clients.metrics.client_broadcasts.labels(outcome).inc()
-
-
-async def read_body(receive: Receive, limit: int) -> bytes | None:
-    """Return the body of a request, as far as it has arrived before a disconnect; None if it is over the limit."""
-    body = b""
-    more = True
-    while more:
-        message = await receive()
-        body += message.get("body", b"")
-        if len(body) > limit:
-            return None
-        more = message.get("more_body", False)
-    return body
-
-
-def _final(response: Response) -> Response:
-    """Close the connection after this response: the end of the request is unknown."""
-    response.headers["Connection"] = "close"
-    return response
