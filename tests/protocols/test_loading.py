@@ -34,6 +34,7 @@ IMPORTED: Final = {
     "": (),
     "actioncable": ("", ".actioncable", ".cutting", ".dialect", ".socket"),
     "durable-streams": ("", ".durable_streams"),
+    "pusher": ("", ".cutting", ".dialect", ".pusher", ".pusher_dialect", ".socket"),
 }
 
 
@@ -66,3 +67,14 @@ async def test_a_protocol_is_there_only_if_it_is_enabled(migrated: Database, ena
                 with pytest.raises(InvalidStatus, match="404"):
                     async with connecting:
                         pass
+        for path in ("/pusher/auth", "/pusher/user-auth"):
+            answer = await request(relay, path)
+            assert (answer.json == {"error": "not found"}) == (enabled != "pusher")
+        connecting = client(relay, path="/app/urt")
+        if enabled == "pusher":
+            async with connecting as alice:
+                assert "connection_established" in await alice.recv()
+        else:
+            with pytest.raises(InvalidStatus, match="404"):
+                async with connecting:
+                    pass

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import base64
+import hashlib
+import hmac
 import json
 import time
 from typing import Any
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from testing.relay.harness import KEY, USER, config, token, verifier_of
 from testing.relay.tokens import GOOD, part, signed
 from userrealtime_core.auth.errors import Unauthorized
+from userrealtime_core.auth.tokens import TokenVerifier
 
 NO_DATABASE = "postgresql://nobody@127.0.0.1:1/none"
 LEEWAY = 5
@@ -187,3 +190,27 @@ def test_no_claim_breaks_it(value: Any) -> None:
             verify(signed({"alg": "HS256"}, {**GOOD, claim: value}))
         except Unauthorized:
             continue
+
+
+def test_a_signature_is_valid_with_each_of_the_users_keys_and_no_other() -> None:
+    content = "1.2:private-log"
+    signature = hmac.new(KEY.encode(), content.encode(), hashlib.sha256).hexdigest()
+    verify.check_signature(content, signature)
+    first = "the current key of this user, long enough"
+    settings = config(NO_DATABASE, TOKEN_KEY=first)
+    verifier = TokenVerifier(settings, USER, lambda: (first, KEY))
+    verifier.check_signature(content, signature)
+    for bad in ("", signature[:-1], signature.upper(), hashlib.sha256(content.encode()).hexdigest()):
+        with pytest.raises(Unauthorized, match="unknown signing key"):
+            verifier.check_signature(content, bad)
+    with pytest.raises(Unauthorized):
+        verifier.check_signature(content + "\ud800", signature)
+
+
+def test_a_rejected_signature_is_recorded() -> None:
+    reasons = []
+    settings = config(NO_DATABASE)
+    verifier = TokenVerifier(settings, USER, lambda: (), rejected=lambda reason, _: reasons.append(reason))
+    with pytest.raises(Unauthorized):
+        verifier.check_signature("1.2:private-log", "0" * 64)
+    assert reasons == ["unsupported algorithm"]
