@@ -32,6 +32,7 @@ from userrealtime_relay.protocols.dialect import (
     Leave,
     Mistake,
     Opening,
+    Outcome,
     Publish,
     Say,
     Signature,
@@ -136,8 +137,8 @@ def test_a_channel_gets_its_events_and_none_that_look_like_the_protocols_own() -
     assert [message["event"] for message in translated(dialect, "private-C", *events)] == ["a"]
     subscribe(dialect, "private-log")
     names = ("pusher:ping", "pusher_internal:subscription_succeeded", "userrealtime:position", "pusher")
-    events = tuple((number, name, "1") for number, name in enumerate(names))
-    assert [message["event"] for message in translated(dialect, "private-log", *events)] == ["pusher"]
+    others = [(number, name, "1") for number, name in enumerate(names)]
+    assert [message["event"] for message in translated(dialect, "private-log", *others)] == ["pusher"]
 
 
 @pytest.mark.parametrize(
@@ -309,7 +310,9 @@ def test_client_events_go_to_the_inbox() -> None:
         assert isinstance(publish, Publish)
         assert publish.submission == (f"pusher:1.2:{number}", "note", '{"x":1}')
         assert list(dialect.stored("private-C", publish.submission, 3)) == []
-    for outcome in (Refused("no"), Unavailable("later")):
+    outcomes: tuple[Outcome, ...] = (Refused("no"), Unavailable("later"))
+    for outcome in outcomes:
+        assert isinstance(publish, Publish)
         [message] = said(dialect.stored("private-C", publish.submission, outcome))
         data = {"code": 4301, "message": str(outcome)}
         assert message == {"event": "pusher:error", "channel": "private-C", "data": data}
