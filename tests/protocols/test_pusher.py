@@ -38,7 +38,7 @@ from userrealtime_relay.protocols.dialect import (
     Signature,
 )
 from userrealtime_relay.protocols.pusher import MAX_FORM_BYTES
-from userrealtime_relay.protocols.pusher_dialect import LONGEST_DATA, SIGN_IN, Pusher
+from userrealtime_relay.protocols.pusher_dialect import LONGEST_DATA, MAX_UNMARKED, SIGN_IN, Pusher
 from userrealtime_relay.protocols.socket import KEYS_UNAVAILABLE
 from userrealtime_relay.server import Relay
 from userrealtime_relay.wire.frames import encode_events
@@ -175,6 +175,32 @@ def test_a_client_that_passes_a_position_resumes_and_gets_positions(
     assert dialect.translation(key) != other.translation(key)
 
 
+def test_positions_come_within_a_large_batch() -> None:
+    dialect = pusher()
+    subscribe(dialect, "private-log", "urt:t;")
+    count = 2 * MAX_UNMARKED + 1
+    texts = translated(dialect, "private-log", *((number, "a", "1") for number in range(1, count + 1)))
+    positions = [json.loads(text["data"])["id"] for text in texts if text["event"] == "userrealtime:position"]
+    assert positions == [MAX_UNMARKED, 2 * MAX_UNMARKED, count]
+    assert len(texts) == count + len(positions)
+
+
+def test_with_an_envelope_each_event_has_its_position() -> None:
+    dialect = pusher()
+    key = "private-C"
+    [join] = subscribe(dialect, key, "urt:t;42:e;envelope")
+    assert isinstance(join, Join)
+    assert join.resume == Resume(42, "e")
+    event, position = translated(dialect, key, (43, "C#a", '"x"'), (44, "D#a", "2"))
+    assert json.loads(event["data"]) == {"position": "43:e", "at": "2026-01-02T03:04:05.678901Z", "data": "x"}
+    assert json.loads(position["data"]) == {"id": 44, "epoch": "e"}
+    other = pusher()
+    subscribe(other, key, "urt:t;42:e")
+    assert dialect.translation(key) != other.translation(key)
+    [text, _] = dialect.translate(key, b"".join(encode_events([(None, 43, "C#a", AT, "1")])), None)
+    assert json.loads(json.loads(text)["data"])["position"] == "43"
+
+
 def test_a_reset_comes_before_the_new_position() -> None:
     dialect = pusher()
     subscribe(dialect, "private-log", "urt:t;3:e")
@@ -212,6 +238,8 @@ def test_a_presence_channel_has_one_member(data: str | None) -> None:
         ("private-log", "urt:t", {"channel_data": "x" * (LONGEST_DATA + 1)}, ("InvalidData", 400)),
         ("private-log", "urt:t;x", {}, ("InvalidPosition", 400)),
         ("private-log", "urt:t;-1:e", {}, ("InvalidPosition", 400)),
+        ("private-log", "urt:t;1:e;all", {}, ("InvalidOption", 400)),
+        ("private-log", "urt:t;1:e;envelope;envelope", {}, ("InvalidOption", 400)),
         ("presence-log", "urt:t", {"channel_data": '{"user_id":"bob"}'}, ("AuthError", 403)),
         ("private-encrypted-x", "urt:t", {}, ("Unsupported", 400)),
         ("private-cache-x", "urt:t", {}, ("Unsupported", 400)),
@@ -593,6 +621,8 @@ async def test_the_endpoints_of_the_authorization() -> None:
         assert answer.headers["cache-control"] == "no-store"
         answer = await authorize(relay, bearer=bearer, channel_name="private-C", last_event_id="42:e")
         assert answer.json == {"auth": f"urt:{bearer};42:e"}
+        answer = await authorize(relay, bearer=bearer, channel_name="private-C", last_event_id="", envelope="1")
+        assert answer.json == {"auth": f"urt:{bearer};;envelope"}
         answer = await authorize(relay, bearer=bearer, channel_name="presence-log", last_event_id="")
         assert answer.json["auth"] == f"urt:{bearer};"
         assert json.loads(answer.json["channel_data"]) == {"user_id": USER, "user_info": {}}

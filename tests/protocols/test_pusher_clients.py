@@ -15,9 +15,11 @@ import pytest
 
 from testing.clients.fixture import ClientFixture, serving
 from testing.clients.javascript import install_locked, program
+from testing.faults.proxy import Filter, Link
 from testing.local.postgres import LocalPostgres
 from testing.patience import PATIENCE_S
 from testing.relay.harness import KEY, token
+from userrealtime_relay.protocols.pusher_dialect import MAX_UNMARKED
 
 SOURCE: Final = Path(__file__).parent / "pusher"
 CLIENTS: Final = ("pusher", "echo")
@@ -161,6 +163,38 @@ async def test_a_client_that_passes_its_position_gets_each_event_once(
                 await alice.at(last)
         assert alice.numbers == list(range(1, last + 1))
         assert not any("reset" in line or "refused" in line for line in alice.lines)
+
+
+@pytest.mark.parametrize(("auth", "envelope"), [("handler", True), ("endpoint", True), ("handler", False)])
+async def test_a_connection_that_breaks_within_a_batch(
+    stage: ClientFixture, installed: Path, auth: str, envelope: bool
+) -> None:
+    async with (
+        Link(stage.relay.port, lambda: _breaking(link)) as link,
+        application(stage, installed, auth=auth, envelope=envelope, port=link.port) as alice,
+    ):
+        await alice.has("subscribed")
+        last = await stage.publish(500)
+        await alice.until(lambda line: (line.get("data") or {}).get("n") == last)
+        connections = sum("subscribed" in line for line in alice.lines)
+        assert connections > 2
+        assert sorted(set(alice.numbers)) == list(range(1, last + 1))
+        repeated = len(alice.numbers) - last
+        assert repeated <= (0 if envelope else (connections - 1) * MAX_UNMARKED)
+
+
+def _breaking(link: Link) -> Filter:
+    """Return a filter that passes a part of a batch, and then breaks the connections."""
+    rest = 20_000
+
+    def passing(data: bytes) -> bytes:
+        nonlocal rest
+        passed, rest = data[:rest], rest - len(data[:rest])
+        if not rest:
+            asyncio.get_running_loop().call_later(0.1, link.cut)
+        return passed
+
+    return passing
 
 
 async def _kill(stage: ClientFixture) -> None:

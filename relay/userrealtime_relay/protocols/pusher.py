@@ -22,7 +22,7 @@ from userrealtime_relay.transports.body import read_body
 from userrealtime_relay.transports.request import connect_request_of, connection_of, refusal, refuse, retry_after
 from userrealtime_relay.wire.session import UNAUTHORIZED
 
-from .pusher_dialect import PRESENCE, BadSubscription, Pusher, channel_of, resume_of
+from .pusher_dialect import ENVELOPE, PRESENCE, BadSubscription, Pusher, channel_of, resume_of
 
 CHANNELS: Final = "/pusher/auth"
 USERS: Final = "/pusher/user-auth"
@@ -87,15 +87,18 @@ def authorization(token: str, user_id: str, fields: Mapping[str, str], *, user: 
 
     Args:
         token: a valid token.
-        fields: the form of the request. `last_event_id` is the position of the client, and may be empty.
+        fields: the form of the request. `last_event_id` is the position of the client, and may be empty. With it,
+            `envelope` requests the position of each event.
 
     Raises:
         BadSubscription: it cannot be given.
     """
-    position = fields.get("last_event_id")
+    auth, position = f"urt:{token}", fields.get("last_event_id")
     if position is not None:
         resume_of(position)
-    auth = f"urt:{token}" if position is None else f"urt:{token};{position}"
+        auth += f";{position}"
+        if fields.get(ENVELOPE):
+            auth += f";{ENVELOPE}"
     if user:
         return {"auth": auth, "user_data": json.dumps({"id": user_id})}
     name = fields.get("channel_name", "")

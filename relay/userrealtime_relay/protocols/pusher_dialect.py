@@ -1,11 +1,12 @@
 """Pusher, protocol 7: pusher-js, Laravel Echo and other clients of that protocol. No I/O.
 
 A token comes with each subscription, in its `auth`: `<any key>:<token>`, with `;<position>` behind it if the
-application resumes. Instead of a token, it may be the signature that the server libraries of Pusher make, with a token
-key of the user as the secret.
+application resumes, and then `;envelope` if it wants the position of each event. Instead of a token, it may be the
+signature that the server libraries of Pusher make, with a token key of the user as the secret.
 
-Only the data of an event reaches the handlers of an application. So a client that resumes gets its position in events
-of their own, `userrealtime:position`. All `data` is JSON in a JSON string, as Pusher sends it.
+Only the data of an event reaches the handlers of an application. So a client that resumes gets its position after a
+few events in another one, `userrealtime:position`, and with `envelope` also in the data of each event. All `data` is
+JSON in a JSON string, as Pusher sends it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from userrealtime_relay.wire.frames import payloads
 from userrealtime_relay.wire.session import CloseFrame
 from userrealtime_relay.wire.submission import Invalid, Submission
 
-from .cutting import WHOLE_LOG, cut, cut_channel, is_channel
+from .cutting import WHOLE_LOG, Event, cut, cut_channel, is_channel
 from .dialect import (
     MAX_CHANNELS,
     TOO_MANY_CHANNELS,
@@ -48,6 +49,9 @@ UNSUPPORTED: Final = (f"{PRIVATE}encrypted-", f"{PRIVATE}cache-", f"{PRESENCE}ca
 CLIENT_EVENT: Final = "client-"
 LONGEST_DATA: Final = 4096
 """Characters of `channel_data` and `user_data`."""
+MAX_UNMARKED: Final = 16
+"""Events between two positions. A client gets them again if its connection breaks before the second position."""
+ENVELOPE: Final = "envelope"
 SIGN_IN: Final = "#sign-in"
 """The key of the credential of `pusher:signin`. No channel has this name."""
 
@@ -91,6 +95,8 @@ class _Subscription(NamedTuple):
     """The position of the client; None if it does not resume, and gets no positions."""
     member: Mapping[str, Any] | None = None
     """The member of a presence channel, or the user of `pusher:signin`."""
+    envelope: bool = False
+    """Whether the data of each event is sent in an object with its position and time."""
 
     @property
     def positions(self) -> bool:
@@ -170,19 +176,24 @@ class Pusher(Dialect):
 
     def translation(self, key: str) -> Hashable:
         subscription = self._subscriptions.get(key)
-        return key, subscription is not None and subscription.positions
+        return key, subscription is not None and (subscription.positions, subscription.envelope)
 
     def translate(self, key: str, frames: bytes, epoch: str | None) -> Sequence[bytes]:
         subscription = self._subscriptions.get(key)
         if subscription is None:
             return []
         channel = json.dumps(key).encode()
-        texts = [
-            b'{"event":"%b","channel":%b,"data":%b}'
-            % (event.name, channel, json.dumps(event.data.decode(), ensure_ascii=False).encode())
-            for event in cut_channel(frames, subscription.channel)
-            if not event.name.startswith(_RESERVED)
-        ]
+        texts: list[bytes] = []
+        unmarked = 0  # events since the last position
+        for event in cut_channel(frames, subscription.channel):
+            if event.name.startswith(_RESERVED):
+                continue
+            data = _enveloped(event, epoch) if subscription.envelope else event.data
+            texts.append(b'{"event":"%b","channel":%b,"data":%b}' % (event.name, channel, _quoted(data)))
+            unmarked += 1
+            if subscription.positions and unmarked >= MAX_UNMARKED:
+                texts.append(_position(key, int(event.id), epoch).text.encode())
+                unmarked = 0
         if subscription.positions:
             *_, last = payloads(frames)
             texts.append(_position(key, int(cut(bytes(last)).id), epoch).text.encode())
@@ -248,10 +259,12 @@ class Pusher(Dialect):
         if len(signed_data or "") > LONGEST_DATA:
             raise BadSubscription(f"the data of a user may have {LONGEST_DATA} characters", "InvalidData", 400)
         member = _object(signed_data)
-        front, separator, position = auth.partition(";")
-        if not separator and isinstance(member.get("last_event_id"), str):
-            separator, position = ";", member["last_event_id"]
-        resume = resume_of(position) if separator else None
+        front, *options = auth.split(";")
+        if not options and isinstance(member.get("last_event_id"), str):
+            options = [member["last_event_id"]]
+        resume = resume_of(options[0]) if options else None
+        if options[1:] not in ([], [ENVELOPE]):
+            raise BadSubscription(f'behind a position, only ";{ENVELOPE}" is accepted', "InvalidOption", 400)
         if str(member.setdefault(field, self.opening.user_id)) != self.opening.user_id:
             raise BadSubscription(f"the {field} belongs to another user", "AuthError", 403)
         token = front.rpartition(":")[2]
@@ -261,7 +274,8 @@ class Pusher(Dialect):
         if _SIGNATURE.fullmatch(token):
             parts = (self._socket_id, name) if signed_data is None else (self._socket_id, name, signed_data)
             credential = Signature(":".join(parts), token)
-        return _Subscription(channel, credential, resume, {**member, field: self.opening.user_id})
+        member[field] = self.opening.user_id
+        return _Subscription(channel, credential, resume, member, ENVELOPE in options[1:])
 
     def _subscribe_public(self, name: str, channel: str) -> Sequence[Act]:
         """Subscribe to a channel that needs no token of its own: it waits for the first one of its connection.
@@ -321,6 +335,18 @@ def resume_of(position: str) -> Resume:
     if resume is None:
         raise BadSubscription('a position is "<id>:<epoch>"', "InvalidPosition", 400)
     return resume
+
+
+def _enveloped(event: Event, epoch: str | None) -> bytes:
+    """Return the data of an event with its position, as it is passed to resume after this event."""
+    number = event.id.decode()
+    position = json.dumps(number if epoch is None else f"{number}:{epoch}").encode()
+    return b'{"position":%b,"at":"%b","data":%b}' % (position, event.at, event.data)
+
+
+def _quoted(text: bytes) -> bytes:
+    """Return JSON as a JSON string."""
+    return json.dumps(text.decode(), ensure_ascii=False).encode()
 
 
 def _presence(user_id: str, member: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,9 +3,10 @@
 //     node pusher.mjs OPTIONS
 //
 // OPTIONS are JSON: `client`, one of `pusher` and `echo`; `host`, `port` and `path`, of the relay; `tokens`, the URL of
-// the test's tokens; `auth`, one of `handler`, `endpoint` and `signature`; `channels`, by default `private-log`; `resume`,
-// whether the position is passed; `signin`, whether the user signs in; `token`, to be used instead of the test's;
-// `first_life_s` and `life_s`, of the tokens; `activityTimeout` and `pongTimeout`, of pusher-js.
+// the test's tokens; `auth`, one of `handler`, `endpoint` and `signature`, the last with the `key` of the user;
+// `channels`, by default `private-log`; `resume`, whether the position is passed; `envelope`, whether each event has its
+// position; `signin`, whether the user signs in; `token`, to be used instead of the test's; `first_life_s` and `life_s`,
+// of the tokens; `activityTimeout` and `pongTimeout`, of pusher-js.
 // A line on the standard input is `{"trigger": event, "data": {}}` or `{"subscribe": channel}`.
 import { createHmac } from "node:crypto";
 import { createInterface } from "node:readline";
@@ -38,13 +39,18 @@ async function authorize({ channelName, socketId }, callback) {
   } else {
     auth = `urt:${await token()}`;
   }
-  callback(null, { auth: resumes ? `${auth};${position}` : auth, ...data });
+  if (resumes) auth += `;${position}`;
+  if (options.envelope) auth += ";envelope";
+  callback(null, { auth, ...data });
 }
 
 const endpoint = (path) => ({
   endpoint: `${url}${path}`,
   transport: "ajax",
-  paramsProvider: () => (resumes ? { last_event_id: position } : {}),
+  paramsProvider: () => ({
+    ...(resumes ? { last_event_id: position } : {}),
+    ...(options.envelope ? { envelope: "1" } : {}),
+  }),
   headersProvider: () => ({ Authorization: `Bearer ${current}` }),
 });
 const atEndpoint = options.auth === "endpoint";
@@ -72,6 +78,9 @@ function observe(channel) {
       print({ refused: channel.name, data });
     } else if (event === "userrealtime:reset") {
       print({ reset: data, channel: channel.name });
+    } else if (options.envelope) {
+      position = data.position;
+      print({ event, data: data.data, channel: channel.name });
     } else {
       print({ event, data, channel: channel.name });
     }
