@@ -14,6 +14,8 @@ from urllib.parse import urlencode
 
 import asyncpg
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
@@ -369,6 +371,38 @@ def test_invalid_messages_are_counted_and_answered(message: str | bytes) -> None
     error, mistake = pusher().receive(message)
     assert said([error])[0]["data"]["code"] == 4200
     assert isinstance(mistake, Mistake)
+
+
+NAMES: Final = ("channel", "auth", "channel_data", "user_data")
+TEXTS: Final = st.one_of(
+    st.sampled_from(
+        ("private-log", "presence-C", "news", f"#server-to-user-{USER}", "urt:t", "urt:t;1:e", "t;;envelope")
+    ),
+    st.text(),
+)
+JSON: Final = st.recursive(st.none() | st.booleans() | st.integers() | TEXTS, lambda inner: st.lists(inner, max_size=2))
+EVENTS: Final = st.one_of(
+    st.sampled_from(("pusher:subscribe", "pusher:unsubscribe", "pusher:signin", "pusher:ping", "client-note")), JSON
+)
+
+
+@given(st.lists(st.tuples(EVENTS, st.dictionaries(st.sampled_from(NAMES), JSON) | JSON, JSON), max_size=30))
+def test_no_message_raises_an_error_and_the_state_is_limited(messages: list[tuple[Any, Any, Any]]) -> None:
+    dialect = pusher()
+    joined = set()
+    for event, data, channel in messages:
+        acts = list(dialect.receive(json.dumps({"event": event, "data": data, "channel": channel})))
+        for act in acts:
+            if isinstance(act, Authenticate):
+                acts += dialect.accepted(act.key, 60, (7, "e"))
+            elif isinstance(act, Say):
+                act.text.encode()
+            elif isinstance(act, Join):
+                joined.add(act.key)
+                assert said(dialect.told(act.key, CONNECTED, 7, "e"))
+            elif isinstance(act, Leave):
+                joined.remove(act.key)
+        assert len(joined) <= MAX_CHANNELS
 
 
 def test_the_version_of_the_protocol() -> None:

@@ -40,7 +40,7 @@ async def stage(postgres_server: LocalPostgres) -> AsyncIterator[ClientFixture]:
 
 
 class Application:
-    """An application with a client, in a process of its own."""
+    """A process of an application with a client."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
@@ -277,7 +277,7 @@ async def test_a_user_who_has_signed_in_needs_no_channel(stage: ClientFixture, i
     async with application(stage, installed, auth=auth, channels=[], signin=True, resume=False) as alice:
         await alice.state("connected")
         for number in (1, 2):
-            # The client subscribes to the channel of the user by itself, and reports nothing.
+            # The client subscribes to the channel of the user, and does not report when this has succeeded.
             publishing = asyncio.create_task(_publish_until_cancelled(stage))
             await alice.has("user_event")
             publishing.cancel()

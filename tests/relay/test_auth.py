@@ -214,3 +214,16 @@ def test_a_rejected_signature_is_recorded() -> None:
     with pytest.raises(Unauthorized):
         verifier.check_signature("1.2:private-log", "0" * 64)
     assert reasons == ["unsupported algorithm"]
+
+
+def test_a_signature_is_no_token_and_a_token_is_no_signature() -> None:
+    good = token()
+    content, _, encoded = good.rpartition(".")
+    digest = base64.urlsafe_b64decode(encoded + "=").hex()
+    verify.check_signature(content, digest)  # the same function, so the texts must differ
+    assert ":" not in content
+    text = "1.2:private-log"
+    value = base64.urlsafe_b64encode(hmac.new(KEY.encode(), text.encode(), hashlib.sha256).digest()).rstrip(b"=")
+    for forged in (f"{text}.{value.decode()}", f"{text.replace(':', '.')}.{value.decode()}"):
+        with pytest.raises(Unauthorized):
+            verify(forged)

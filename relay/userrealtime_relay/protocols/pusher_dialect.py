@@ -96,7 +96,7 @@ class _Subscription(NamedTuple):
     member: Mapping[str, Any] | None = None
     """The member of a presence channel, or the user of `pusher:signin`."""
     envelope: bool = False
-    """Whether the data of each event is sent in an object with its position and time."""
+    """Whether each event is sent as an object with its position, time and data."""
 
     @property
     def positions(self) -> bool:
@@ -212,7 +212,7 @@ class Pusher(Dialect):
         if closing.code is not CloseCode.POLICY_VIOLATION and not expired:
             return [Close(_CODES[closing.code], closing.reason)]
         if checked is None:
-            # The application is asked for another token. If it has none, the subscription fails then.
+            # The client connects again and requests another token. Without one, its next subscription is refused.
             return [Close(RECONNECT, closing.reason)]
         why = "the token has expired" if expired else "the token or the signature is not accepted"
         return self._refuse(key, BadSubscription(why, "AuthError", 401))
@@ -278,7 +278,7 @@ class Pusher(Dialect):
         return _Subscription(channel, credential, resume, member, ENVELOPE in options[1:])
 
     def _subscribe_public(self, name: str, channel: str) -> Sequence[Act]:
-        """Subscribe to a channel that needs no token of its own: it waits for the first one of its connection.
+        """Subscribe to a channel without a token: it waits for the first one of its connection.
 
         A signature is for one channel only, so it does not open others.
         """
@@ -378,7 +378,7 @@ def _json(value: object) -> str:
 
 
 def _object(text: Any) -> dict[str, Any]:
-    """Return a JSON object, given as text or as it is; an empty one if it is something else."""
+    """Return a JSON object, which may be encoded as a string; an empty one if it is something else."""
     try:
         fields = json.loads(text) if isinstance(text, str) else text
     except (ValueError, RecursionError):
