@@ -678,6 +678,19 @@ async def test_the_endpoints_of_the_authorization() -> None:
         assert too_long.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE
 
 
+async def test_pages_of_other_origins_get_an_authorization() -> None:
+    origin = "https://app.example.com"
+    async with Relay(config(NO_DATABASE, PROTOCOLS="pusher", ALLOWED_ORIGINS=origin)) as relay:
+        asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+        preflight = await request(relay, "/pusher/auth", None, method="OPTIONS", headers={"Origin": origin, **asked})
+        assert preflight.status == HTTPStatus.OK
+        assert preflight.headers["access-control-allow-origin"] == origin
+        headers = {"Origin": origin, "Content-Type": "application/x-www-form-urlencoded"}
+        answer = await request(relay, "/pusher/auth", method="POST", body=b"channel_name=private-log", headers=headers)
+        assert answer.status == HTTPStatus.OK
+        assert answer.headers["access-control-allow-origin"] == origin
+
+
 @pytest.mark.parametrize("path", ["/pusher/auth", "/pusher/user-auth"])
 async def test_an_authorization_needs_a_token(path: str) -> None:
     async with Relay(config(NO_DATABASE, PROTOCOLS="pusher")) as relay:

@@ -304,6 +304,20 @@ async def test_client_events_are_stored_once(stage: ClientFixture, installed: Pa
         assert (row["event"], row["data"]) == ("note", {"text": "x"})
 
 
+async def test_large_events_and_large_messages(stage: ClientFixture, installed: Path) -> None:
+    async with application(stage, installed) as alice:
+        await alice.has("subscribed")
+        await stage.publish_values(["to_jsonb(repeat('x', 900000))"])
+        large = await alice.until(lambda line: line.get("event") == "test.value")
+        assert large["data"] == "x" * 900_000
+        await alice.at(1)
+        # A message over the limit ends the connection, and is not stored.
+        alice.send(trigger="client-note", data={"text": "x" * (64 << 10)})
+        await alice.state("connecting")
+        await alice.has("subscribed")
+        assert await stage.inbox() == []
+
+
 @pytest.mark.parametrize("auth", ["handler", "endpoint"])
 async def test_a_wrong_token_is_refused(stage: ClientFixture, installed: Path, auth: str) -> None:
     async with application(stage, installed, auth=auth, token=token(sub="bob")) as alice:
