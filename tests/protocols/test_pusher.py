@@ -269,7 +269,8 @@ def test_a_public_channel_waits_for_a_token() -> None:
     assert send(dialect, "pusher:unsubscribe", {"channel": "gone"}) == []
     joins = [Join("private-log", "log", "t", Resume()), Join("news", "news", "t", Resume())]
     assert subscribe(dialect, "private-log") == joins
-    assert subscribe(dialect, "other", "") == [Join("other", "other", "t", Resume())]
+    subscribe(dialect, "private-C", "urt:newer")
+    assert subscribe(dialect, "other", "") == [Join("other", "other", "newer", Resume())]
 
 
 def test_a_signature_opens_one_channel() -> None:

@@ -116,7 +116,7 @@ class Pusher(Dialect):
         self._subscriptions: dict[str, _Subscription] = {}
         self._waiting: dict[str, str] = {}  # the channels of public names, until there is a credential
         self._signed_in: _Subscription | None = None
-        self._credential: Credential | None = None
+        self._credential: Credential | None = None  # the last one that was accepted; a token rather than a signature
         self._published = 0
 
     def begin(self, unix_s: float) -> Sequence[Act]:
@@ -145,7 +145,7 @@ class Pusher(Dialect):
 
     def accepted(self, key: str | None, remaining_s: float, position: tuple[int, str | None] | None) -> Sequence[Act]:
         subscription = self._checked.pop(str(key))
-        if not isinstance(self._credential, str):
+        if isinstance(subscription.credential, str) or not isinstance(self._credential, str):
             self._credential = subscription.credential
         acts: list[Act] = []
         if key == SIGN_IN:
