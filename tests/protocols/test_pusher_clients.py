@@ -7,18 +7,18 @@ import contextlib
 import json
 import subprocess
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
-from testing.clients.fixture import ClientFixture, serving
+from testing.clients.fixture import GRACE_S, ClientFixture, serving
 from testing.clients.javascript import install_locked, program
 from testing.faults.proxy import Filter, Link
 from testing.local.postgres import LocalPostgres
 from testing.patience import PATIENCE_S
-from testing.relay.harness import KEY, token
+from testing.relay.harness import KEY, running, token
 from userrealtime_relay.protocols.pusher_dialect import MAX_UNMARKED
 
 SOURCE: Final = Path(__file__).parent / "pusher"
@@ -163,6 +163,28 @@ async def test_a_client_that_passes_its_position_gets_each_event_once(
                 await alice.at(last)
         assert alice.numbers == list(range(1, last + 1))
         assert not any("reset" in line or "refused" in line for line in alice.lines)
+
+
+async def test_a_rolling_restart_disconnects_no_client_for_good(stage: ClientFixture, installed: Path) -> None:
+    database = stage.server.url(stage.database)
+    async with AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(application(stage, installed, each)) for each in CLIENTS * 2]
+        for each in clients:
+            await each.has("position")
+        replacement = await stack.enter_async_context(running(database, PROTOCOLS="pusher", BASE_PATH=BASE_PATH))
+        stage.link.target = replacement.ws_port
+        stopping = asyncio.create_task(stage.relay.stop(grace_s=GRACE_S))
+        last = 0
+        while not stopping.done():
+            last = await stage.publish()
+            await asyncio.sleep(0.05)
+        await stopping
+        for each in clients:
+            await each.event(last)
+            assert each.numbers == list(range(1, last + 1))
+            states = [line["state"] for line in each.lines if "state" in line]
+            assert set(states) <= {"connecting", "connected"}
+            assert sum("subscribed" in line for line in each.lines) == 2
 
 
 @pytest.mark.parametrize(("auth", "envelope"), [("handler", True), ("endpoint", True), ("handler", False)])
