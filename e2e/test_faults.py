@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import asyncpg
+import pytest
 
+from testing.attempts import Attempts, Transport
 from testing.client import ResumingClient
 from testing.cluster import ClusterError
 from testing.patience import PATIENCE_S, WITHIN
 from testing.system import OPERATOR_NAMESPACE, RELEASE, System
+from testing.waiting import eventually
 
 MakeUser = Callable[..., str]
 PUBLISH_INTERVAL_S = 0.01
@@ -160,3 +165,45 @@ async def wait_until(condition: Callable[[], bool], timeout: float = 90) -> None
     async with asyncio.timeout(timeout):
         while not await asyncio.to_thread(condition):
             await asyncio.sleep(0.2)
+
+
+def pods_of(system: System, user: str) -> tuple[str, ...]:
+    """Return the arguments that select the pods of a user."""
+    return "pods", "-l", f"app.kubernetes.io/instance={system.get('urt', user)['status']['name']}"
+
+
+@pytest.mark.parametrize("transport", ["sse", "ws"])
+async def test_clients_that_connect_while_a_pod_is_replaced_get_no_error(
+    system: System, users: MakeUser, transport: Transport
+) -> None:
+    """The client connects every 50 ms, without retries, while the pod is deleted and then replaced by a rollout."""
+    alice = await asyncio.to_thread(users, "alice")
+    url = system.get("urt", alice)["status"]["url"]
+    async with Attempts(url, system.token(alice), transport) as attempts:
+        await asyncio.to_thread(system.kubectl, "delete", *pods_of(system, alice), WITHIN)
+        await asyncio.to_thread(system.wait_ready, alice)
+        await asyncio.to_thread(system.apply_user, alice, limits={"connections": 7})
+        await asyncio.to_thread(system.wait_ready, alice)
+        await asyncio.sleep(5)  # until the old pod has drained
+    assert attempts.failed == [], str(attempts)
+    assert attempts.results
+
+
+async def test_clients_wait_for_the_first_pod(system: System) -> None:
+    """Also those of a user that never sleeps."""
+    alice = f"waited-for-{secrets.token_hex(3)}"
+    spec: dict[str, Any] = {"idle": {"warm": True}}
+    try:
+        await asyncio.to_thread(system.apply_user, alice, **spec, relay={"image": "localhost/nobody/has-this:1"})
+        await asyncio.to_thread(eventually, lambda: "url" in system.get("urt", alice).get("status", {}), "a URL")
+        await asyncio.to_thread(system.wait_reachable, alice)
+        url, token = system.get("urt", alice)["status"]["url"], system.token(alice)
+        async with Attempts(url, token) as attempts:
+            await asyncio.sleep(2)
+            assert attempts.results == [], "the clients wait"
+            await asyncio.to_thread(system.apply_user, alice, **spec)
+            await asyncio.to_thread(system.wait_ready, alice)
+        assert attempts.failed == [], str(attempts)
+        assert attempts.results
+    finally:
+        await asyncio.to_thread(system.delete_user, alice)

@@ -32,11 +32,11 @@ def wait_asleep(system: System, *names: str) -> None:
 
 
 def slices(system: System, name: str) -> list[dict[str, Any]]:
-    """Return the EndpointSlices that route a user's clients to activators."""
+    """Return the EndpointSlices that route a user's clients to activators, without those on standby."""
     child = system.get("urt", name)["status"]["name"]
     selector = f"kubernetes.io/service-name={child},endpointslice.kubernetes.io/managed-by=userrealtime-operator"
     found = json.loads(system.kubectl("get", "endpointslices", "-l", selector, "-o", "json"))
-    return list(found["items"])
+    return [item for item in found["items"] if any(each["conditions"]["ready"] for each in item["endpoints"])]
 
 
 def wait_direct(system: System, name: str) -> None:

@@ -30,7 +30,7 @@ def desired_objects(
 ) -> tuple[Object, ...]:
     """Return all objects of one user in the order of their application, each with the digest of its contents.
 
-    `activators` are additional endpoints for the user's connections; None while only pods serve the user.
+    `activators` are additional endpoints for the user's connections; None without a ready activator.
 
     Raises:
         RouteError, SignalError: the route or the signal of the resource is not supported.
@@ -39,7 +39,7 @@ def desired_objects(
     objects = [
         key_secret_of(resource, secrets),
         credential_secret_of(resource, config, secrets),
-        service_of(resource),
+        service_of(resource, config),
     ]
     if activators is not None:  # before the pod is removed
         objects.append(endpoint_slice_of(resource, activators))

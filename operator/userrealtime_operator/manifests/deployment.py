@@ -21,8 +21,12 @@ CREDENTIALS_DIRECTORY = "/var/run/userrealtime/credentials"
 KEY_DIRECTORY = "/var/run/userrealtime/keys"
 TRUST_DIRECTORY = "/var/run/userrealtime/trust"
 TRUST_FILE = "ca.crt"
-# The relay closes its connections within 20 s (its DRAIN_TIMEOUT). The rest is a reserve for closing handshakes.
-TERMINATION_GRACE_S = 30
+LAME_DUCK_S = 4
+"""Seconds for which a terminating pod accepts connections before it drains. Proxies then no longer use its address:
+kube-proxy applies a change of endpoints after at most 1 s, and Traefik after at most 2 s."""
+# After LAME_DUCK_S, the relay closes its connections within 20 s (its DRAIN_TIMEOUT). The rest is a reserve for closing
+# handshakes.
+TERMINATION_GRACE_S = 30 + LAME_DUCK_S
 
 
 def _probe(path: str, **timing: int) -> Object:
@@ -106,6 +110,7 @@ def _pod_spec(resource: UserRealtime, config: Config, route: Route | None) -> Ob
         ],
         "readinessProbe": _probe("/ready", periodSeconds=1, timeoutSeconds=2, failureThreshold=3),
         "livenessProbe": _probe("/health", initialDelaySeconds=10, periodSeconds=10, timeoutSeconds=5),
+        "lifecycle": {"preStop": {"sleep": {"seconds": LAME_DUCK_S}}},
         "resources": canonicalize_resources(resources),
         "securityContext": {
             "allowPrivilegeEscalation": False,

@@ -12,7 +12,11 @@ from .metadata import metadata_of
 
 
 def endpoint_slice_of(resource: UserRealtime, activators: Endpoints) -> Object:
-    """Return an additional slice of the user's Service, with the activators as endpoints."""
+    """Return an additional slice of the user's Service, with the activators as endpoints.
+
+    Endpoints on standby are marked as terminating and serving. A Service uses such endpoints only without a ready one.
+    """
+    conditions = {"ready": False, "serving": True, "terminating": True} if activators.standby else {"ready": True}
     metadata = metadata_of(resource)
     metadata["name"] = object_name("EndpointSlice", resource.child_name)
     metadata["labels"] |= {"kubernetes.io/service-name": resource.child_name, **SLICES_MANAGED_BY}
@@ -21,6 +25,6 @@ def endpoint_slice_of(resource: UserRealtime, activators: Endpoints) -> Object:
         "kind": "EndpointSlice",
         "metadata": metadata,
         "addressType": activators.address_type,
-        "endpoints": [{"addresses": [each], "conditions": {"ready": True}} for each in activators.addresses],
+        "endpoints": [{"addresses": [each], "conditions": dict(conditions)} for each in activators.addresses],
         "ports": [{"name": "ws", "port": activators.port, "protocol": "TCP"}],
     }

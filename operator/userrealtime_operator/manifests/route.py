@@ -11,6 +11,9 @@ from userrealtime_operator.model.tenancy import check_host
 
 from .metadata import metadata_of
 
+CLUSTER_ADDRESS = {"nginx.ingress.kubernetes.io/service-upstream": "true"}
+"""Annotations for ingress-nginx: connect to the address of the Service (see `service.py`)."""
+
 
 def route_of(resource: UserRealtime, config: Config) -> Route | None:
     """Return the route of the user, or None without a route.
@@ -45,6 +48,13 @@ def _route_metadata(resource: UserRealtime, config: Config) -> Object:
     return metadata
 
 
+def _ingress_metadata(resource: UserRealtime, config: Config) -> Object:
+    metadata = _route_metadata(resource, config)
+    if config.activator is not None:
+        metadata["annotations"] = {**CLUSTER_ADDRESS, **metadata["annotations"]}
+    return metadata
+
+
 def _http_route(resource: UserRealtime, config: Config, route: Route) -> Object:
     parent: Object = {"group": "gateway.networking.k8s.io", "kind": "Gateway", **config.route.gateway}
     backend = {"group": "", "kind": "Service", "name": resource.child_name, "port": WS_PORT, "weight": 1}
@@ -63,7 +73,7 @@ def _http_route(resource: UserRealtime, config: Config, route: Route) -> Object:
 
 
 def _ingress(resource: UserRealtime, config: Config, route: Route) -> Object:
-    metadata = _route_metadata(resource, config)
+    metadata = _ingress_metadata(resource, config)
     backend = {"service": {"name": resource.child_name, "port": {"name": "ws"}}}
     rule = {
         "host": route.host,

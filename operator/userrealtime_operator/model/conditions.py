@@ -77,6 +77,11 @@ def pod_available(live: Mapping[str, Any] | None) -> bool:
     return bool(seen and status.get("availableReplicas", 0))
 
 
+def has_available_pod(live: Mapping[str, Any] | None) -> bool:
+    """Return whether a Deployment has a ready pod, of its current version or an earlier one."""
+    return live is not None and bool(live.get("status", {}).get("availableReplicas", 0))
+
+
 def _refused(message: str) -> ConditionResult:
     """Return why the API server rejects the pod, from the message of the condition ReplicaFailure."""
     # The part before contains the name of the pod, which is different each time.

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from userrealtime_operator.kube.store import ObjectStore
 from userrealtime_operator.kube.types import NamespacedName, ObjectKey
-from userrealtime_operator.model.conditions import condition_of
 from userrealtime_operator.model.naming import child_of
 from userrealtime_operator.sleep.state import wake_pending
 
@@ -81,14 +80,9 @@ class Triggers:
             yield self.user(NamespacedName(key.namespace, name))
 
     def activators_changed(self) -> Iterator[Trigger]:
-        """Yield the tasks of users with connections to activators, and of users that could not sleep."""
-        for key in self._children:
-            if key.kind == "EndpointSlice":
-                for name in self._resources.owners(key.namespace, child_of(key.kind, key.name)):
-                    yield self.user(NamespacedName(key.namespace, name))
+        """Yield the tasks of all users, because the Service of each has a slice with the activators."""
         for place in self._resources:
-            if _reason(self._resources.get(place) or {}, "Asleep") == "ActivatorUnavailable":
-                yield self.user(NamespacedName(*place))
+            yield self.user(NamespacedName(*place))
 
     def lead(self, namespaces: Sequence[str], *, sleep: bool) -> Iterator[Trigger]:
         """Yield the tasks of a new leader: all users, all orphans, and the periodic tasks.
@@ -107,8 +101,3 @@ class Triggers:
             child = child_of(key.kind, key.name)
             if not self._resources.owners(key.namespace, child):
                 yield Trigger(Task(Kind.ORPHAN, key.namespace, child))
-
-
-def _reason(body: Mapping[str, Any], condition_type: str) -> str | None:
-    condition = condition_of(body.get("status", {}), condition_type)
-    return None if condition is None else str(condition["reason"])

@@ -1,11 +1,14 @@
 """Puts users to sleep and wakes them: observes a user, asks the state machine for the next step, and returns a plan.
 
-Falling asleep takes three steps, and only the last one ends the pod. The slice that leads to the activators is created,
+A slice of the user's Service leads to the activators. While a pod serves, its endpoints are on standby: the Service uses
+them only if it has no ready endpoint, so connections to a user without a pod wait in an activator.
+
+Falling asleep takes three steps, and only the last one ends the pod. The endpoints of the slice become ready,
 the operator waits for longer than a relay takes to report a client, and if there is still no client, the Deployment
 is scaled to 0. A client that connects to the pod in its last second is closed by the drain of the pod, and reconnects
 through an activator.
 
-The slice is deleted once a pod is among the endpoints that the cluster itself has for the Service.
+The endpoints return to standby once a pod is among the endpoints that the cluster itself has for the Service.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from userrealtime_operator.config import Config
 from userrealtime_operator.kube.client import Api
 from userrealtime_operator.kube.timestamps import parse_timestamp
 from userrealtime_operator.kube.types import NamespacedName
-from userrealtime_operator.model.conditions import ConditionResult, condition_of, pod_available
+from userrealtime_operator.model.conditions import ConditionResult, condition_of, has_available_pod, pod_available
 from userrealtime_operator.model.errors import SpecError
 from userrealtime_operator.model.labels import SLICES_MANAGED_BY
 from userrealtime_operator.model.naming import Naming
@@ -32,7 +35,7 @@ from userrealtime_operator.process.metrics import Metrics
 from .activator_endpoints import Activators
 from .machine import WOKEN, Check, Memory, Observation, State, Usage, mark_idle, next_step
 from .policy import FRESH_S, Sleep, decide
-from .state import Asleep, Endpoints, asleep, ready_addresses, wake_requested
+from .state import Asleep, Endpoints, asleep, has_ready, ready_addresses, wake_requested
 
 _BATCH: Final = 200
 """The number of users that are checked before other tasks get a turn."""
@@ -52,7 +55,7 @@ class Plan:
     asleep: Asleep | None = None
     """The sleep that the Deployment must record; None if the user must be awake."""
     slice: bool = False
-    """Whether the slice that leads to the activators must exist."""
+    """Whether the slice that leads to the activators must exist, ready or on standby."""
     activators: Endpoints | None = None
     """The endpoints of the slice; None if they are unknown, and an existing slice stays unchanged."""
     recheck_s: float | None = None
@@ -139,7 +142,12 @@ class SleepController:
         self._remember(user, step.memory)
         if step.wake_s is not None:
             self._metrics.wake_seconds.observe(step.wake_s)
-        return Plan(step.condition, step.asleep, step.slice, activators if step.slice else None, step.recheck_s)
+        if activators is not None and not step.slice:
+            activators = replace(activators, standby=True)
+        # Addresses on standby may be outdated for a moment; addresses that also receive connections to a pod may not.
+        kept = activators is not None or not has_ready(live["EndpointSlice"])
+        standby = kept and self._activators is not None and not self._activators.gone
+        return Plan(step.condition, step.asleep, step.slice or standby, activators, step.recheck_s)
 
     def _memory(self, user: NamespacedName) -> Memory:
         return self._memories.get(user, _AWAKE)
@@ -162,10 +170,11 @@ class SleepController:
             clock=self._clock(),
             recorded=asleep(live["Deployment"]),
             wake_requested=wake_requested(body),
-            slice_exists=live["EndpointSlice"] is not None,
+            slice_exists=has_ready(live["EndpointSlice"]),
             pod_available=live["Service"] is not None and pod_available(live["Deployment"]),
             blocker=self._blocker(resource),
             activators_known=activators is not None,
+            pod_missing=not has_available_pod(live["Deployment"]),
             awake=ConditionResult(False, "Awake", awake),
             was_woken=(stored.get("status"), stored.get("reason")) == ("False", WOKEN.reason),
         )

@@ -34,7 +34,7 @@ class State(enum.Enum):
     """A state of a user. The value is its name in the diagram."""
 
     AWAKE = "Awake"
-    """The pod serves, and no connection goes to an activator."""
+    """The pod serves; the activators are on standby."""
     IDLE_CANDIDATE = "IdleCandidate"
     """The pod serves; the last poll of presence found no clients, and the check of this user is pending."""
     DRAINING = "Draining"
@@ -54,14 +54,16 @@ class Event(enum.Enum):
     BLOCKED = "sleep is disabled, or no activator is ready"
     USAGE_UNKNOWN = "the database is unavailable"
     WAKE_REQUESTED = "a wake request"
-    SLICE_FOUND = "a slice exists"
-    SLICE_MISSING = "no slice exists"
+    POD_MISSING = "no pod is available"
+    SLICE_FOUND = "the slice leads to activators"
+    SLICE_MISSING = "a pod is available, and no slice leads to activators"
     POD_SERVES = "the pod is among the endpoints"
 
 
 TRANSITIONS: Final[Mapping[State, Mapping[Event, State]]] = {
     State.AWAKE: {
         Event.SEEMS_IDLE: State.IDLE_CANDIDATE,
+        Event.POD_MISSING: State.WAKING,
         Event.SLICE_FOUND: State.WAKING,
     },
     State.IDLE_CANDIDATE: {
@@ -89,7 +91,7 @@ TRANSITIONS: Final[Mapping[State, Mapping[Event, State]]] = {
 """The next state, by state and event. No other event is possible in a state."""
 
 WITH_SLICE: Final = frozenset({State.DRAINING, State.ASLEEP, State.WAKING})
-"""The states in which the user's Service has a slice that leads to the activators."""
+"""The states in which new connections can reach the activators: their endpoints are ready, not on standby."""
 
 
 class Check(enum.Enum):
@@ -134,14 +136,17 @@ class Observation:
     wake_requested: str
     """`status.wakeRequestedAt`, empty if there is none."""
     slice_exists: bool
+    """Whether a slice exists whose endpoints are ready, and not on standby."""
     pod_available: bool
-    """Whether the Deployment has an available pod."""
+    """Whether the current version of the Deployment has an available pod."""
     blocker: ConditionResult | None
     """Why the user must not sleep."""
     activators_known: bool
     """Whether the addresses of ready activators are known. A slice needs them."""
     awake: ConditionResult
     """The condition of a user that is awake and was not woken."""
+    pod_missing: bool = False
+    """Whether no version of the Deployment has an available pod."""
     was_woken: bool = False
     """Whether the condition in the status has the reason WakeRequested."""
     usage: Usage | None = None
@@ -175,7 +180,7 @@ class Step:
 
     @property
     def slice(self) -> bool:
-        """Whether the slice must exist."""
+        """Whether the slice must have ready endpoints."""
         return self.memory.state in WITH_SLICE
 
 
@@ -229,11 +234,13 @@ def _event(memory: Memory, seen: Observation, *, served: bool) -> Event | Check 
     """Return the event of a user in this state, the check that is needed to tell, or None if nothing happens.
 
     Args:
-        served: whether `POD_SERVES` has happened in this step, after which the slice is deleted.
+        served: whether `POD_SERVES` has happened in this step, after which the activators are on standby.
     """
     match memory.state:
         case State.AWAKE:
-            return Event.SLICE_FOUND if seen.slice_exists and not served else None
+            if seen.slice_exists and not served:
+                return Event.SLICE_FOUND
+            return Event.POD_MISSING if seen.pod_missing and seen.activators_known else None
         case State.IDLE_CANDIDATE:
             return Event.BLOCKED if _is_blocked(seen) else _usage(seen)
         case State.DRAINING:
@@ -253,10 +260,10 @@ def _event(memory: Memory, seen: Observation, *, served: bool) -> Event | Check 
         case State.WAKING:
             if seen.recorded is not None:  # the Deployment must be scaled up first
                 return None
-            if not seen.slice_exists:
-                return Event.SLICE_MISSING
             if not seen.pod_available:
                 return None
+            if not seen.slice_exists:
+                return Event.SLICE_MISSING
             if seen.pod_serves is None:
                 return Check.ENDPOINTS
             return Event.POD_SERVES if seen.pod_serves else None

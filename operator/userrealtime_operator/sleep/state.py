@@ -58,6 +58,13 @@ class Endpoints:
     address_type: str
     addresses: tuple[str, ...]
     port: int
+    standby: bool = False
+    """Whether they are used only while the Service has no ready endpoint."""
+
+
+def has_ready(endpoint_slice: Mapping[str, Any] | None) -> bool:
+    """Return whether a slice has an endpoint that is ready, and not only on standby."""
+    return endpoint_slice is not None and bool(ready_addresses([endpoint_slice]))
 
 
 def ready_addresses(slices: Iterable[Mapping[str, Any]]) -> dict[str, tuple[str, ...]]:

@@ -11,14 +11,18 @@ from typing import Any
 import pytest
 
 from testing.operator.samples import CONFIG, KEYS, SECRETS, by_part, resource
-from userrealtime_operator.config import Config, RouteType, Trust, parse_config
+from userrealtime_core.relay_settings import RelaySettings
+from userrealtime_operator.config import Activator, Config, RouteType, Trust, parse_config
 from userrealtime_operator.kube.types import Object
+from userrealtime_operator.manifests import route, service
 from userrealtime_operator.manifests.children import APPLIED_DIGEST, desired_objects
+from userrealtime_operator.manifests.deployment import LAME_DUCK_S
 from userrealtime_operator.manifests.secrets import Secrets
 from userrealtime_operator.model.naming import CREDENTIALS, object_name
 from userrealtime_operator.model.routes import RouteError
 from userrealtime_operator.sleep.state import Asleep, Endpoints, asleep
 from userrealtime_relay.config import Config as RelayConfig
+from userrealtime_relay.delivery.clients import CLOSE_TIMEOUT
 
 
 def parts(**spec: object) -> dict[str, Object]:
@@ -418,6 +422,42 @@ def test_sleep_changes_only_replicas_annotations_and_slice() -> None:
     assert asleep(awake["Deployment"]) is None
     for kind in ("Secret", CREDENTIALS, "Service", "Ingress"):
         assert sleeping[kind] == awake[kind]
+
+
+def test_activators_on_standby_are_endpoints_that_terminate() -> None:
+    """A Service uses these only if it has no ready endpoint."""
+
+    def conditions(activators: Endpoints) -> list[Object]:
+        objects = desired_objects(resource("alice"), CONFIG, SECRETS, activators=activators)
+        [found] = [item for item in objects if item["kind"] == "EndpointSlice"]
+        return [endpoint["conditions"] for endpoint in found["endpoints"]]
+
+    standby = {"ready": False, "serving": True, "terminating": True}
+    assert conditions(replace(ACTIVATORS, standby=True)) == [standby, standby]
+    assert conditions(ACTIVATORS) == [{"ready": True}, {"ready": True}]
+
+
+def test_proxies_connect_to_the_service_where_it_has_activators_on_standby() -> None:
+    def annotations(kind: str, config: Config) -> dict[str, str]:
+        [found] = [item for item in desired_objects(resource("alice"), config, SECRETS) if item["kind"] == kind]
+        annotations: dict[str, str] = found["metadata"]["annotations"]
+        return annotations
+
+    installed = replace(CONFIG, activator=Activator("system", "waker", 8080))
+    for kind, wanted in (("Service", service.CLUSTER_ADDRESS), ("Ingress", route.CLUSTER_ADDRESS)):
+        assert wanted.items() <= annotations(kind, installed).items()
+        assert not wanted.keys() & annotations(kind, CONFIG).keys()
+    [name] = route.CLUSTER_ADDRESS
+    own = replace(installed, route=replace(installed.route, annotations={name: "false"}))
+    assert annotations("Ingress", own)[name] == "false"
+
+
+def test_a_terminating_pod_accepts_connections_before_it_drains() -> None:
+    spec = template()["spec"]
+    [container] = spec["containers"]
+    drain_timeout = RelaySettings.from_environment({}).drain_timeout
+    assert container["lifecycle"] == {"preStop": {"sleep": {"seconds": LAME_DUCK_S}}}
+    assert spec["terminationGracePeriodSeconds"] >= LAME_DUCK_S + drain_timeout + CLOSE_TIMEOUT
 
 
 def test_the_cluster_does_not_manage_the_activator_slice() -> None:

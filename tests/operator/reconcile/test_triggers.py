@@ -114,25 +114,9 @@ def test_a_child_of_another_namespace_is_an_orphan() -> None:
     assert [trigger.task for trigger in found] == [Task(Kind.ORPHAN, "others", ALICES)]
 
 
-def condition(reason: str) -> Object:
-    return {"conditions": [{"type": "Asleep", "status": "False", "reason": reason}]}
-
-
-@pytest.mark.parametrize(
-    ("status", "children", "tasks"),
-    [
-        ({}, (), []),
-        ({}, (child("EndpointSlice", ALICES + SLICE_SUFFIX),), [RECONCILE]),
-        ({}, (child("Secret", ALICES),), []),
-        (condition("ActivatorUnavailable"), (), [RECONCILE]),
-        (condition("Awake"), (), []),
-    ],
-)
-def test_activators_that_change_concern_users_that_need_them(
-    status: Object, children: tuple[tuple[ObjectKey, Object], ...], tasks: list[Task]
-) -> None:
-    caches = Caches(resource(status=status), children=children)
-    assert [trigger.task for trigger in caches.triggers.activators_changed()] == tasks
+def test_activators_that_change_concern_all_users() -> None:
+    caches = Caches(resource(), resource(name="alice-again"), children=(child("Secret", "urt-bob"),))
+    assert {trigger.task for trigger in caches.triggers.activators_changed()} == {RECONCILE, AGAIN}
 
 
 @pytest.mark.parametrize("sleep", [True, False])

@@ -22,7 +22,7 @@ from userrealtime_operator.model.presence import Presence
 from userrealtime_operator.postgres.database import DatabaseError
 from userrealtime_operator.sleep.activator_endpoints import GRACE_S, Activators
 from userrealtime_operator.sleep.machine import SETTLE_S
-from userrealtime_operator.sleep.state import asleep
+from userrealtime_operator.sleep.state import asleep, has_ready
 
 ALICE = child_name("alice")
 DEPLOYMENT = ObjectKey("Deployment", "users", ALICE)
@@ -116,9 +116,23 @@ class SleepFixture(ReconcilerFixture):
 
     @property
     def addresses(self) -> list[str] | None:
-        """The addresses in alice's slice, which also receive her connections; None without a slice."""
+        """The addresses in alice's slice that receive her connections; None while they are on standby."""
         found = self.api.children.get(SLICE)
-        return None if found is None else [endpoint["addresses"][0] for endpoint in found["endpoints"]]
+        return [endpoint["addresses"][0] for endpoint in found["endpoints"]] if found and has_ready(found) else None
+
+    @property
+    def standby(self) -> list[str] | None:
+        """The addresses in alice's slice that receive her connections when there is no other; None without any."""
+        found = self.api.children.get(SLICE)
+        if found is None or has_ready(found):
+            return None
+        return [endpoint["addresses"][0] for endpoint in found["endpoints"]]
+
+    def crash(self) -> None:
+        """End alice's pod; the Deployment replaces it."""
+        deployment = self.api.children[DEPLOYMENT]
+        deployment["status"] = {**deployment["status"], "availableReplicas": 0}
+        self.api.slices[ALICE] = []
 
     def counted(self, name: str, **labels: str) -> float:
         return self.metrics.value(name, **labels)
@@ -184,7 +198,7 @@ async def test_a_sleeping_user_is_as_wanted_and_costs_nothing(world: SleepFixtur
 async def test_a_client_in_the_settle_time_wins(world: SleepFixture) -> None:
     await world.settle()
     world.say(clients=1, since_s=0)
-    assert await world.reconcile() == ["pods", "delete EndpointSlice"]
+    assert await world.reconcile() == ["pods", "apply EndpointSlice"]
     assert world.replicas == 1
     world.say(clients=1, since_s=1000)
     await world.look()
@@ -195,7 +209,7 @@ async def test_a_wake_request_in_the_settle_time_wins(world: SleepFixture) -> No
     await world.look()
     await world.reconcile()
     world.ask()
-    assert await world.reconcile() == ["delete EndpointSlice"]
+    assert await world.reconcile() == ["apply EndpointSlice"]
     assert world.replicas == 1
     # It counts as use.
     world.pass_time(AFTER_S - 1)
@@ -240,11 +254,69 @@ async def test_the_slice_stays_until_the_pod_is_among_the_endpoints(world: Sleep
     assert world.addresses is not None
     world.have_pod()
     world.pass_time(1.5)
-    assert "delete EndpointSlice" in await world.reconcile()
+    assert "apply EndpointSlice" in await world.reconcile()
     assert world.counted("wake_duration_seconds_sum") == pytest.approx(1.5)
     assert world.condition("Ready")[:2] == ("True", "PodAvailable")
     assert world.condition("Asleep")[:2] == ("False", "WakeRequested")
     assert await world.reconcile() == []
+
+
+@pytest.mark.parametrize("spec", [{}, {"idle": {"warm": True}}, {"idle": {"after": "0s"}}], ids=["idle", "warm", "0s"])
+async def test_connections_reach_the_activators_while_there_is_no_pod(
+    world: SleepFixture, spec: dict[str, Any]
+) -> None:
+    """Regardless of `spec.idle`, and without another condition."""
+    asked = body(**spec)
+    asked["status"] = world.api.resources["users", "alice"]["status"]
+    world.add(asked)
+    await world.reconcile()
+    before = world.condition("Asleep")
+    assert (world.addresses, world.standby) == (None, ["10.0.0.1", "10.0.0.2"])
+    world.crash()
+    assert "apply EndpointSlice" in await world.reconcile()
+    assert (world.addresses, world.standby) == (["10.0.0.1", "10.0.0.2"], None)
+    assert await world.reconcile() == [], "it is a state, not a step"
+    world.become_available()
+    wait = await world.reconciler.reconcile("users", "alice")
+    assert wait is not None
+    assert world.addresses is not None, "the pod is not among the endpoints yet"
+    world.have_pod()
+    assert "apply EndpointSlice" in await world.reconcile()
+    assert (world.addresses, world.standby) == (None, ["10.0.0.1", "10.0.0.2"])
+    assert await world.reconcile() == []
+    assert world.condition("Asleep") == before
+
+
+async def test_connections_to_a_new_user_reach_the_activators_before_the_pod(world: SleepFixture) -> None:
+    world.add(body("bob"))
+    calls = await world.reconcile("bob")
+    assert calls.index("apply EndpointSlice") < calls.index("apply Deployment")
+    slice_of_bob = world.api.children[ObjectKey("EndpointSlice", "users", f"{child_name('bob')}-activator")]
+    assert has_ready(slice_of_bob)
+
+
+async def test_a_rollout_changes_no_endpoint_of_an_activator(world: SleepFixture) -> None:
+    """The old pod serves until the new one is available."""
+    resource = world.api.resources["users", "alice"]
+    resource["metadata"]["generation"] = 2
+    resource["spec"]["limits"]["connections"] = 7
+    assert "apply EndpointSlice" not in await world.reconcile()
+    assert "apply EndpointSlice" not in await world.reconcile()
+    assert world.standby is not None
+
+
+async def test_activators_that_change_are_followed_on_standby(world: SleepFixture) -> None:
+    await world.ready("10.0.0.3")
+    assert await world.reconcile() == ["apply EndpointSlice"]
+    assert world.standby == ["10.0.0.3"]
+    await world.ready()
+    assert await world.reconcile() == [], "two that restart at once are given a moment"
+    world.pass_time(GRACE_S)
+    await world.ready()
+    assert "delete EndpointSlice" in await world.reconcile()
+    await world.ready("10.0.0.4")
+    assert "apply EndpointSlice" in await world.reconcile()
+    assert world.standby == ["10.0.0.4"]
 
 
 async def test_an_old_request_wakes_nobody(world: SleepFixture) -> None:
@@ -261,7 +333,7 @@ async def test_restart_resumes_interrupted_sleep(world: SleepFixture) -> None:
     await world.look()
     await world.reconcile()
     world.restart(SLEEPY)
-    assert await world.reconcile() == ["delete EndpointSlice"]
+    assert await world.reconcile() == ["apply EndpointSlice"]
     await world.fall_asleep()
     world.restart(SLEEPY)
     assert await world.reconcile() == []
@@ -369,7 +441,7 @@ async def test_whoever_is_not_to_sleep_is_awake(world: SleepFixture, spec: dict[
     assert world.condition("Asleep")[:2] == ("False", "NeverSleeps")
     world.have_pod()
     world.say()
-    assert "delete EndpointSlice" in await world.reconcile()
+    assert "apply EndpointSlice" in await world.reconcile()
     world.woken.clear()
     await world.look()
     assert world.woken == []
@@ -490,7 +562,7 @@ async def test_a_removed_user_is_forgotten(world: SleepFixture) -> None:
     del world.api.resources["users", "alice"]
     await world.reconcile()
     world.add(again)
-    assert await world.reconcile() == ["delete EndpointSlice"]
+    assert await world.reconcile() == ["apply EndpointSlice"]
     world.pass_time(SETTLE_S)
     await world.reconcile()
     assert world.replicas == 1, "the steps of the former user do not count"

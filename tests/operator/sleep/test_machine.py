@@ -158,6 +158,30 @@ def test_the_wake_ends_when_the_pod_serves() -> None:
     assert next_step(step.memory, seen(was_woken=True)).condition.reason == "WakeRequested"
 
 
+def test_connections_to_a_user_without_a_pod_reach_the_activators() -> None:
+    lost = next_step(Memory(), seen(pod_available=False, pod_missing=True))
+    assert (lost.memory, lost.slice, lost.asleep, lost.events) == (WAKING, True, None, (Event.POD_MISSING,))
+    assert lost.condition == AWAKE
+    starting = next_step(lost.memory, seen(slice_exists=True, pod_available=False, pod_missing=True))
+    assert (starting.memory, starting.slice, starting.events) == (WAKING, True, ())
+    served = next_step(starting.memory, seen(slice_exists=True, pod_serves=True))
+    assert (served.memory, served.slice, served.wake_s) == (Memory(), False, None)
+
+
+def test_a_pod_of_an_earlier_version_serves() -> None:
+    assert next_step(Memory(), seen(pod_available=False)).memory == Memory()
+
+
+def test_a_user_whose_pod_is_back_before_the_slice_was_written_is_awake() -> None:
+    step = next_step(WAKING, seen())
+    assert (step.memory, step.slice, step.events) == (Memory(), False, (Event.SLICE_MISSING,))
+
+
+def test_without_an_activator_nothing_follows_from_a_missing_pod() -> None:
+    step = next_step(Memory(), seen(pod_available=False, pod_missing=True, activators_known=False))
+    assert (step.memory, step.slice) == (Memory(), False)
+
+
 def test_a_slice_of_an_earlier_operator_is_removed() -> None:
     assert next_step(Memory(), seen(slice_exists=True)).check is Check.ENDPOINTS
     step = next_step(Memory(), seen(slice_exists=True, pod_serves=True))
@@ -231,6 +255,8 @@ class Walk:
         self.row: Presence | None = None
         self.pod = True
         self.pod_serves = True
+        self.unseen = False
+        """Whether the pod was lost after the last step of the operator."""
         self.slept = 0
         self.taken: Counter[tuple[State, Event]] = Counter()
 
@@ -251,6 +277,7 @@ class Walk:
             self.block: 1,
             self.fail_database: 2,
             self.delete_slice: 1,
+            self.lose_pod: 1,
         }
         self.random.choices(list(acts), list(acts.values()))[0]()
 
@@ -304,6 +331,14 @@ class Walk:
         if self.pod:
             self.slice = False
 
+    def lose_pod(self) -> None:
+        """End the pod as a crash does, while the operator does not act."""
+        if self.pod:
+            self.waits, self.came, self.unreported, self.pod, self.pod_serves = bool(self.came), [], None, False, False
+            self.row, self.unseen = None, True
+            if self.waits:  # they reconnect through an activator
+                self.wake = rfc3339(self.now, "microseconds")
+
     def _is_idle(self, pods: list[str]) -> bool:
         since = (datetime.fromisoformat(self.wake) - START).total_seconds() if self.wake else 0.0
         rows = [self.row] if self.row else []
@@ -324,6 +359,7 @@ class Walk:
             wake_requested=self.wake,
             slice_exists=self.slice,
             pod_available=self.pod,
+            pod_missing=not self.pod,
             blocker=BLOCKED if self.blocked else None,
             activators_known=self.activators,
             awake=AWAKE,
@@ -360,7 +396,7 @@ class Walk:
         self.memory = step.memory
         self.recorded = step.asleep
         if not step.slice:
-            assert self.pod or not self.waits
+            assert self.pod or not self.waits or not self.activators
             self.slice = False
         elif self.activators:
             self.slice = True
@@ -371,7 +407,8 @@ class Walk:
             self.row = None
         elif self.waits:
             assert self.recorded is None, "a waiting client wakes the user"
-        if not self.pod:
+        self.unseen = self.unseen and not self.activators and not self.pod
+        if not self.pod and not self.unseen:
             assert self.slice, "connections reach an activator while there is no pod"
 
 
