@@ -1,7 +1,7 @@
 """Puts users to sleep and wakes them: observes a user, asks the state machine for the next step, and returns a plan.
 
-A slice of the user's Service leads to the activators. While a pod serves, its endpoints are on standby: the Service uses
-them only if it has no ready endpoint, so connections to a user without a pod wait in an activator.
+A slice of the user's Service leads to the activators. While a pod serves, its endpoints are on standby: the Service
+uses them only if it has no ready endpoint, so connections to a user without a pod wait in an activator.
 
 Falling asleep takes three steps, and only the last one ends the pod. The endpoints of the slice become ready,
 the operator waits for longer than a relay takes to report a client, and if there is still no client, the Deployment
