@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from userrealtime_operator.kube.store import ObjectStore
 from userrealtime_operator.kube.types import NamespacedName, ObjectKey
-from userrealtime_operator.model.naming import child_of
-from userrealtime_operator.sleep.state import wake_pending
+from userrealtime_operator.model.naming import child_of, object_name
+from userrealtime_operator.sleep.state import has_ready, wake_pending
 
 from .resources import Resources
 
@@ -80,9 +80,18 @@ class Triggers:
             yield self.user(NamespacedName(key.namespace, name))
 
     def activators_changed(self) -> Iterator[Trigger]:
-        """Yield the tasks of all users, because the Service of each has a slice with the activators."""
+        """Yield the tasks of all users, because each Service has a slice with the activators.
+
+        The users whose connections reach activators now are first: their slices must not keep an old address.
+        """
+        on_standby: list[Trigger] = []
         for place in self._resources:
-            yield self.user(NamespacedName(*place))
+            trigger = self.user(NamespacedName(*place))
+            if self._reaches_activators(place):
+                yield trigger
+            else:
+                on_standby.append(trigger)
+        yield from on_standby
 
     def lead(self, namespaces: Sequence[str], *, sleep: bool) -> Iterator[Trigger]:
         """Yield the tasks of a new leader: all users, all orphans, and the periodic tasks.
@@ -101,3 +110,10 @@ class Triggers:
             child = child_of(key.kind, key.name)
             if not self._resources.owners(key.namespace, child):
                 yield Trigger(Task(Kind.ORPHAN, key.namespace, child))
+
+    def _reaches_activators(self, place: tuple[str, str]) -> bool:
+        child = self._resources.child_name(NamespacedName(*place))
+        if child is None:
+            return False
+        name = object_name("EndpointSlice", child)
+        return has_ready(self._children.get(ObjectKey("EndpointSlice", place[0], name)))

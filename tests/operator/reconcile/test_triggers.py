@@ -114,9 +114,18 @@ def test_a_child_of_another_namespace_is_an_orphan() -> None:
     assert [trigger.task for trigger in found] == [Task(Kind.ORPHAN, "others", ALICES)]
 
 
+def slice_of(user: str, *, ready: bool) -> tuple[ObjectKey, Object]:
+    endpoints = [{"addresses": ["10.0.0.1"], "conditions": {"ready": ready}}]
+    return child("EndpointSlice", child_name(user) + SLICE_SUFFIX, addressType="IPv4", endpoints=endpoints)
+
+
 def test_activators_that_change_concern_all_users() -> None:
-    caches = Caches(resource(), resource(name="alice-again"), children=(child("Secret", "urt-bob"),))
-    assert {trigger.task for trigger in caches.triggers.activators_changed()} == {RECONCILE, AGAIN}
+    """First the users whose connections reach activators now."""
+    others = [{**resource(name=name), "spec": {"userId": name}} for name in ("bob", "carol")]
+    children = (child("Secret", "urt-dave"), slice_of("bob", ready=False), slice_of("carol", ready=True))
+    caches = Caches(resource(), *others, children=children)
+    found = [trigger.task.name for trigger in caches.triggers.activators_changed()]
+    assert found == ["carol", "alice", "bob"]
 
 
 @pytest.mark.parametrize("sleep", [True, False])
