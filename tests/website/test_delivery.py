@@ -8,7 +8,7 @@ from website.sources import ROOT
 
 TEXT = (ROOT / "docs" / "delivery.md").read_text()
 NAMES = sorted(set(re.findall(r"\b(test_\w+)\b(?!\.py)", TEXT)))
-SOURCES = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+SOURCES = "\n".join(path.read_text() for each in ("tests", "e2e") for path in (ROOT / each).rglob("test_*.py"))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -16,7 +16,7 @@ def test_the_test_exists(name: str) -> None:
     assert re.search(rf"^(async )?def {name}\(", SOURCES, re.MULTILINE), f"docs/delivery.md names {name}: correct it"
 
 
-@pytest.mark.parametrize("path", sorted(set(re.findall(r"`(tests/[\w/]+\.py)", TEXT))))
+@pytest.mark.parametrize("path", sorted(set(re.findall(r"`((?:tests|e2e)/[\w/]+\.py)", TEXT))))
 def test_the_file_exists(path: str) -> None:
     assert (ROOT / path).is_file(), f"docs/delivery.md names {path}: correct it"
 
