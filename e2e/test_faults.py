@@ -177,12 +177,12 @@ async def test_clients_that_connect_while_a_pod_is_replaced_get_no_error(
     system: System, users: MakeUser, transport: Transport
 ) -> None:
     """The client connects every 50 ms, without retries, while the pod is deleted and then replaced by a rollout."""
-    alice = await asyncio.to_thread(users, "alice")
+    alice = await asyncio.to_thread(users, "alice", limits={"connections": 1000})
     url = system.get("urt", alice)["status"]["url"]
     async with Attempts(url, system.token(alice), transport) as attempts:
         await asyncio.to_thread(system.kubectl, "delete", *pods_of(system, alice), WITHIN)
         await asyncio.to_thread(system.wait_ready, alice)
-        await asyncio.to_thread(system.apply_user, alice, limits={"connections": 7})
+        await asyncio.to_thread(system.apply_user, alice, limits={"connections": 1001})
         await asyncio.to_thread(system.wait_ready, alice)
         await asyncio.sleep(5)  # until the old pod has drained
     assert attempts.failed == [], str(attempts)
@@ -192,7 +192,7 @@ async def test_clients_that_connect_while_a_pod_is_replaced_get_no_error(
 async def test_clients_wait_for_the_first_pod(system: System) -> None:
     """Also those of a user that never sleeps."""
     alice = f"waited-for-{secrets.token_hex(3)}"
-    spec: dict[str, Any] = {"idle": {"warm": True}}
+    spec: dict[str, Any] = {"idle": {"warm": True}, "limits": {"connections": 1000}}
     try:
         await asyncio.to_thread(system.apply_user, alice, **spec, relay={"image": "localhost/nobody/has-this:1"})
         await asyncio.to_thread(eventually, lambda: "url" in system.get("urt", alice).get("status", {}), "a URL")
