@@ -20,6 +20,7 @@ from testing.waiting import eventually
 
 MakeUser = Callable[..., str]
 PUBLISH_INTERVAL_S = 0.01
+NO_NODE_HAS: dict[str, Any] = {"resources": {"requests": {"cpu": "1000"}}}
 
 
 class Publisher:
@@ -194,7 +195,7 @@ async def test_clients_wait_for_the_first_pod(system: System) -> None:
     alice = f"waited-for-{secrets.token_hex(3)}"
     spec: dict[str, Any] = {"idle": {"warm": True}, "limits": {"connections": 1000}}
     try:
-        await asyncio.to_thread(system.apply_user, alice, **spec, relay={"image": "localhost/nobody/has-this:1"})
+        await asyncio.to_thread(system.apply_user, alice, **spec, relay=NO_NODE_HAS)
         await asyncio.to_thread(eventually, lambda: "url" in system.get("urt", alice).get("status", {}), "a URL")
         await asyncio.to_thread(system.wait_reachable, alice)
         url, token = system.get("urt", alice)["status"]["url"], system.token(alice)
