@@ -28,8 +28,10 @@ from .pending import Pending, PendingBroadcasts
 from .poller import NAME, Poller
 
 BATCH: Final = 1000
-PACE: Final = 0.005
-"""Seconds between two batches, at least: under load, the signals of many users share one acknowledgement."""
+LONGEST_PAUSE: Final = 0.005
+PAUSE_PER_SIGNAL: Final = 0.0005
+"""Seconds between two batches. The pause grows with the batch: under load, the signals of many users share one
+acknowledgement, and a signal that comes alone does not wait."""
 KEEPALIVE_INTERVAL_S: Final = 2.0
 """Seconds without a signal after which an empty batch is published, to check that the broker answers."""
 
@@ -158,7 +160,7 @@ class Bridge:
                 self._pending.put_back(batch)
                 raise
             self.metrics.signals.inc(len(batch))
-            await asyncio.sleep(PACE)
+            await asyncio.sleep(min(len(batch) * PAUSE_PER_SIGNAL, LONGEST_PAUSE))
 
 
 async def serve(config: Config) -> None:

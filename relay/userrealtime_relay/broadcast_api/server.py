@@ -20,8 +20,8 @@ from userrealtime_core.unauthenticated import Unauthenticated
 from userrealtime_core.wire.broadcast import MOST_CONTENT_BYTES, Content, InvalidBroadcast, TooLarge
 from userrealtime_core.wire.names import LONGEST_NAME, is_name
 from userrealtime_relay.process import probes
+from userrealtime_relay.transports.body import read_body
 from userrealtime_relay.transports.http import listen
-from userrealtime_relay.transports.publish import read_body
 from userrealtime_relay.transports.request import connection_of, refuse
 
 from .config import Config
@@ -126,10 +126,8 @@ class _Endpoint:
             return _too_large(TOO_LARGE)
         connection = connection_of(request.scope)
         connection.authenticated()
-        connection.read_body()
         try:
-            async with asyncio.timeout(REQUEST_TIMEOUT_S):
-                body = await read_body(receive, MAX_BODY_BYTES)
+            body = await read_body(connection, receive, limit=MAX_BODY_BYTES, timeout_s=REQUEST_TIMEOUT_S)
         except TimeoutError:
             response = refuse(HTTPStatus.REQUEST_TIMEOUT, "the body did not arrive in time")
             response.headers["Connection"] = "close"

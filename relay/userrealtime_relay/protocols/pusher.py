@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from userrealtime_core.wire.connect_request import Resume
 from userrealtime_relay.delivery.clients import TOO_MANY_REASON, Clients
-from userrealtime_relay.transports.body import read_body
+from userrealtime_relay.transports.body import read_client_body
 from userrealtime_relay.transports.request import connect_request_of, connection_of, refusal, refuse, retry_after
 from userrealtime_relay.wire.session import UNAUTHORIZED
 
@@ -66,7 +66,7 @@ class AuthorizationEndpoint:
         connection.authenticated()
         self._requests += 1
         try:
-            body = await read_body(connection, receive, clients, MAX_FORM_BYTES)
+            body = await read_client_body(connection, receive, clients, MAX_FORM_BYTES)
         finally:
             self._requests -= 1
         if isinstance(body, Response):

@@ -17,7 +17,7 @@ from userrealtime_relay.wire.rate_limit import TokenBucket
 from userrealtime_relay.wire.session import BROADCASTS_DISABLED, TOO_MANY_BROADCASTS
 from userrealtime_relay.wire.submission import Full, Invalid, Refused, Submission, Unavailable
 
-from .body import read_body
+from .body import read_client_body
 from .http import Connection
 from .request import connect_request_of, connection_of, parameters_of, refusal, refuse, retry_after, sender_of
 
@@ -57,7 +57,7 @@ class _Endpoint(ABC):
 
     async def _read(self, scope: Scope, connection: Connection, receive: Receive) -> Response:
         clients = self._clients
-        body = await read_body(connection, receive, clients, clients.config.max_message_bytes)
+        body = await read_client_body(connection, receive, clients, clients.config.max_message_bytes)
         if isinstance(body, Response):
             return body
         try:
