@@ -16,40 +16,26 @@ all.
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the relay until SIGTERM or SIGINT. Return the exit status: 2 for invalid arguments or configuration."""
+    """Run the relay until SIGTERM or SIGINT. Return the exit status."""
     return command.start("userrealtime-relay", USAGE, arguments, _run)
 
 
-def _run() -> int:
-    # Imported late: --help is quick and works without the dependencies.
+def _run() -> None:
     import asyncio
     import os
 
     from userrealtime_core import logging_setup
-    from userrealtime_core.environment import ConfigError
 
     from .config import Config
 
-    try:
-        config = Config.from_environment(os.environ)
-    except ConfigError as error:
-        print(f"userrealtime-relay cannot start: {error}", file=sys.stderr)
-        return 2
+    config = Config.from_environment(os.environ)
     if config.jwks_url is None:
         # PyJWT imports it if it is installed: 9 MiB for every user, which HS256 does not need.
         sys.modules["cryptography"] = None  # type: ignore[assignment]
     from .server import serve
 
     logging_setup.set_up(config.log_level, "userrealtime_relay")
-    try:
-        asyncio.run(serve(config))
-    except ConfigError as error:
-        print(f"userrealtime-relay cannot start: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"userrealtime-relay cannot listen: {error}", file=sys.stderr)
-        return 1
-    return 0
+    asyncio.run(serve(config))
 
 
 if __name__ == "__main__":

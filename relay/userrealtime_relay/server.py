@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import signal
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Final, Self
@@ -35,6 +33,7 @@ from .notify import broker as brokers
 from .notify.choice import choose
 from .process import probes, uptime
 from .process.registration import register_address
+from .process.stopping import Stopping
 from .transports.http import MAX_CHUNKS, listen
 from .transports.longpoll import Polls
 from .transports.publish import Broadcasting, Publishing
@@ -158,26 +157,14 @@ async def serve(config: Config) -> None:
     Raises:
         OSError: a port is in use.
     """
-    stopping = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, _stop, stopping, number)
+    stopping = Stopping()
     async with Relay(config) as relay:
         fields = {"ws_port": relay.ws_port, "health_port": relay.health_port, "start_s": uptime.age()}
         _logger.info("listening", extra={"fields": fields})
-        stop = asyncio.create_task(stopping.wait())
-        await asyncio.wait([relay.following, stop], return_when=asyncio.FIRST_COMPLETED)
-        if relay.following.done():
-            relay.following.result()  # which raises: it never returns
+        await stopping.wait(relay.following)
         _logger.info("draining")
         await relay.drain()
     _logger.info("stopped")
-
-
-def _stop(stopping: asyncio.Event, number: int) -> None:
-    if stopping.is_set():
-        os._exit(128 + number)
-    stopping.set()
 
 
 def key_set(config: Config) -> KeySet | None:

@@ -16,33 +16,23 @@ KAFKA_URL) are required; docs/signals.md has them all.
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the bridge until SIGTERM or SIGINT. Return the exit status: 2 for invalid arguments or configuration."""
+    """Run the bridge until SIGTERM or SIGINT. Return the exit status."""
     return command.start("userrealtime-bridge", USAGE, arguments, _run)
 
 
-def _run() -> int:
-    # Imported late: --help is quick and works without the dependencies.
+def _run() -> None:
     import asyncio
     import os
 
     from userrealtime_core import logging_setup
-    from userrealtime_core.environment import ConfigError
 
     from .config import Config
 
-    try:
-        config = Config.from_environment(os.environ)
-        from .server import serve
+    config = Config.from_environment(os.environ)
+    from .server import serve
 
-        logging_setup.set_up(config.log_level, "userrealtime_relay")
-        asyncio.run(serve(config))
-    except ConfigError as error:
-        print(f"userrealtime-bridge cannot start: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"userrealtime-bridge cannot listen: {error}", file=sys.stderr)
-        return 1
-    return 0
+    logging_setup.set_up(config.log_level, "userrealtime_relay")
+    asyncio.run(serve(config))
 
 
 if __name__ == "__main__":

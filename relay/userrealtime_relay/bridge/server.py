@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import signal
 from collections.abc import Sequence
 from typing import Final, Self
 
@@ -20,6 +19,7 @@ from userrealtime_core.wire.position import LogMoved
 from userrealtime_relay.notify import Publish, Unreachable
 from userrealtime_relay.notify.broker import load
 from userrealtime_relay.process import probes
+from userrealtime_relay.process.stopping import Stopping
 from userrealtime_relay.transports.http import listen
 
 from .config import Config
@@ -170,13 +170,8 @@ async def serve(config: Config) -> None:
         ConfigError: the library of the broker is missing.
         OSError: the port is in use.
     """
-    stopping = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    stopping = Stopping()
     async with Bridge(config) as bridge:
         _logger.info("listening", extra={"fields": {"health_port": bridge.health_port, "signal": config.broker}})
-        stop = asyncio.create_task(stopping.wait())
-        await asyncio.wait([bridge.working, stop], return_when=asyncio.FIRST_COMPLETED)
-        if bridge.working.done():
-            bridge.working.result()  # which raises: it never returns
+        await stopping.wait(bridge.working)
     _logger.info("stopped")

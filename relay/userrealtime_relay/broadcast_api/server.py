@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import signal
 from http import HTTPStatus
 from typing import Any, Final, Self
 
@@ -20,6 +19,7 @@ from userrealtime_core.unauthenticated import Unauthenticated
 from userrealtime_core.wire.broadcast import MOST_CONTENT_BYTES, Content, InvalidBroadcast, TooLarge
 from userrealtime_core.wire.names import LONGEST_NAME, is_name
 from userrealtime_relay.process import probes
+from userrealtime_relay.process.stopping import Stopping
 from userrealtime_relay.transports.body import read_body
 from userrealtime_relay.transports.http import listen
 from userrealtime_relay.transports.request import connection_of, refuse
@@ -205,14 +205,9 @@ async def serve(config: Config) -> None:
     Raises:
         OSError: a port is in use.
     """
-    stopping = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    stopping = Stopping()
     async with BroadcastApi(config) as api:
         _logger.info("listening", extra={"fields": {"port": api.port, "health_port": api.health_port}})
-        stop = asyncio.create_task(stopping.wait())
-        await asyncio.wait([api.working, stop], return_when=asyncio.FIRST_COMPLETED)
-        if api.working.done():
-            api.working.result()  # which raises: it never returns
+        await stopping.wait(api.working)
         await api.writer.drain()
     _logger.info("stopped")
