@@ -113,7 +113,7 @@ class ClientFixture:
             )
             return self._published
 
-    async def broadcast(self, *values: object) -> None:
+    async def broadcast(self, *values: object, event: str = "test.broadcast") -> None:
         """Broadcast values, each in a transaction of its own. The first call starts an announcer."""
         async with self._turn:
             if not self._announcing:
@@ -121,7 +121,7 @@ class ClientFixture:
                 await self._stack.enter_async_context(broadcasting(self.server.url(self.database)))
             for value in values:
                 await self._writer.execute(
-                    "select userrealtime.broadcast($1, 'test.broadcast', $2::text::jsonb)", USER, json.dumps(value)
+                    "select userrealtime.broadcast($1, $2, $3::text::jsonb)", USER, event, json.dumps(value)
                 )
 
     async def snapshot(self) -> dict[str, Any]:

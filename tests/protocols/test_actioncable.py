@@ -14,13 +14,15 @@ from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
 
 from testing.database import Database
-from testing.relay.harness import PATIENCE_S, USER, client, closed, config, running, token
+from testing.announcer import broadcasting
+from testing.relay.harness import PATIENCE_S, USER, client, closed, config, eventually, is_metric, receive, running, token
 from userrealtime_core.wire.connect_request import CloseCode, ConnectRequest, Resume
 from userrealtime_relay.protocols.actioncable import EXTENDED, PLAIN, RAILS, ActionCable
 from userrealtime_relay.protocols.dialect import (
     MAX_CHANNELS,
     Act,
     Authenticate,
+    Broadcast,
     Close,
     Join,
     Leave,
@@ -30,7 +32,7 @@ from userrealtime_relay.protocols.dialect import (
     Say,
 )
 from userrealtime_relay.server import Relay
-from userrealtime_relay.wire.frames import encode_events
+from userrealtime_relay.wire.frames import encode_events, encode_text
 from userrealtime_relay.wire.session import MAX_ERRORS, TOO_MANY_MESSAGES, UNAUTHORIZED, CloseFrame
 from userrealtime_relay.wire.submission import Refused
 
@@ -40,8 +42,9 @@ NO_DATABASE: Final = "postgresql://nobody@127.0.0.1:1/none"
 AT = "2026-01-02 03:04:05.678901+00"
 
 
-def cable(*offered: str, **query: str) -> ActionCable:
-    return ActionCable(Opening("/cable", query, {}, offered, ConnectRequest("t", Resume()), False, "random", USER))
+def cable(*offered: str, broadcasts: bool = False, **query: str) -> ActionCable:
+    request = ConnectRequest("t", Resume())
+    return ActionCable(Opening("/cable", query, {}, offered, request, False, "random", USER, broadcasts))
 
 
 def said(acts: Any) -> list[dict[str, Any]]:
@@ -118,6 +121,47 @@ def test_other_channels_are_rejected(identifier: str) -> None:
 @pytest.mark.parametrize("message", [b"{}", "x", "[]", "{}", '{"command":"fly","identifier":"x"}'])
 def test_invalid_messages_are_counted(message: str | bytes) -> None:
     assert list(cable(PLAIN).receive(message)) == [Mistake()]
+
+
+ROOM = json.dumps({"channel": "Room"})
+
+
+@pytest.mark.parametrize("protocol", [PLAIN, EXTENDED])
+def test_a_broadcast_is_a_message_without_a_position(protocol: str) -> None:
+    dialect = cable(protocol)
+    joined(dialect)
+    joined(dialect, ROOM)
+    names = ("typing", "Room#typing", "Other#typing")
+    frames = b"".join(
+        encode_text(f'{{"type":"broadcast","event":"{name}","data":{place}}}') for place, name in enumerate(names)
+    )
+    assert [json.loads(text) for text in dialect.translate_broadcasts(LOG, frames)] == [
+        {"identifier": LOG, "message": {"type": "broadcast", "event": name, "data": place}}
+        for place, name in enumerate(names)
+    ]
+    assert [json.loads(text) for text in dialect.translate_broadcasts(ROOM, frames)] == [
+        {"identifier": ROOM, "message": {"type": "broadcast", "event": "typing", "data": 1}}
+    ]
+    send(dialect, command="unsubscribe", identifier=ROOM)
+    assert list(dialect.translate_broadcasts(ROOM, frames)) == []
+
+
+def test_a_whisper_is_a_broadcast_where_clients_may_send_some() -> None:
+    dialect = cable(EXTENDED, broadcasts=True)
+    joined(dialect)
+    joined(dialect, ROOM)
+    assert send(dialect, command="whisper", identifier=LOG, data={"n": 1}) == [Broadcast("whisper", {"n": 1}, LOG)]
+    assert send(dialect, command="whisper", identifier=ROOM, data=None) == [Broadcast("Room#whisper", None, ROOM)]
+    assert list(dialect.unsent(LOG, "too many")) == []
+    assert send(dialect, command="whisper", identifier="other", data=1) == [Mistake()]
+
+
+def test_a_whisper_is_stored_where_clients_may_send_no_broadcasts() -> None:
+    dialect = cable(EXTENDED)
+    joined(dialect)
+    [publish] = send(dialect, command="whisper", identifier=LOG, data=[1])
+    assert isinstance(publish, Publish)
+    assert (publish.submission.event, publish.submission.data) == ("whisper", "[1]")
 
 
 def test_how_it_ends() -> None:
@@ -214,3 +258,64 @@ async def test_a_cable_has_limits(migrated: Database, connection: asyncpg.Connec
             for _ in range(200):
                 await alice.send('{"command":"pong"}')
         assert (await messages_until_close(alice))[1] == TOO_MANY_MESSAGES.code
+
+
+async def is_received(connection: asyncpg.Connection, alice: ClientConnection) -> bool:
+    """Send a broadcast, and return whether one arrives soon: a relay begins to listen some time after its start."""
+    await connection.execute("select userrealtime.broadcast($1, 'first')", USER)
+    try:
+        async with asyncio.timeout(0.2):
+            return (await message_of(alice))["message"]["event"] == "first"
+    except TimeoutError:
+        return False
+
+
+async def test_broadcasts_in_both_directions(migrated: Database, connection: asyncpg.Connection) -> None:
+    await connection.execute("insert into userrealtime.log (user_id) values ($1)", USER)
+    variables = {"PROTOCOLS": "actioncable", "MAX_BROADCASTS_PER_SECOND": "5"}
+    extended: dict[str, Any] = {"path": "/cable", "subprotocols": [Subprotocol(EXTENDED)]}
+    async with (
+        broadcasting(migrated.url),
+        running(migrated.url, **variables) as relay,
+        client(relay, **extended) as alice,
+        client(relay, **extended) as other,
+        client(relay) as native,
+    ):
+        assert (await receive(native))["type"] == "connected"
+        for each in (alice, other):
+            assert (await message_of(each))["type"] == "welcome"
+            await each.send(json.dumps({"command": "subscribe", "identifier": ROOM}))
+            assert (await message_of(each))["type"] == "confirm_subscription"
+        await alice.send(json.dumps({"command": "subscribe", "identifier": LOG}))
+        assert (await message_of(alice))["type"] == "confirm_subscription"
+        await eventually(lambda: is_received(connection, alice))
+        # It reaches the other clients in this channel and in the whole log, and none of the channels of its sender.
+        for number in range(2):
+            await alice.send(json.dumps({"command": "whisper", "identifier": ROOM, "data": {"n": number}}))
+        for number in range(2):
+            whisper = {"type": "broadcast", "event": "whisper", "data": {"n": number}}
+            assert await message_of(other) == {"identifier": ROOM, "message": whisper}
+            while (found := await receive(native))["event"] == "first":
+                pass
+            assert found == {**whisper, "event": "Room#whisper"}
+        await native.send('{"type":"broadcast","event":"Room#typing","data":1}')
+        typing = {"type": "broadcast", "event": "typing", "data": 1}
+        assert await message_of(other) == {"identifier": ROOM, "message": typing}
+        found = []
+        while len(found) < 2:
+            message = await message_of(alice)
+            if message["message"]["event"] != "first":
+                found.append(message)
+        assert sorted(found, key=lambda each: len(each["identifier"])) == [
+            {"identifier": LOG, "message": {**typing, "event": "Room#typing"}},
+            {"identifier": ROOM, "message": typing},
+        ]
+        # Those over the limit, and those that are too large, are dropped without an answer.
+        for _ in range(20):
+            await alice.send(json.dumps({"command": "whisper", "identifier": ROOM, "data": "x" * 7000}))
+        await alice.send(json.dumps({"command": "presence", "identifier": ROOM}))
+        while (message := await message_of(alice)).get("type") != "presence":
+            assert message["message"]["event"] == "first"
+        assert not await is_metric(relay, 'client_broadcasts_total{outcome="invalid"}', 0)
+        assert not await is_metric(relay, 'client_broadcasts_total{outcome="limited"}', 0)
+        assert await connection.fetchval("select count(*) from userrealtime.inbox") == 0

@@ -76,6 +76,10 @@ class Cable:
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps({"perform": action, "data": data}).encode() + b"\n")
 
+    def whisper(self, data: Any) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps({"whisper": data}).encode() + b"\n")
+
     @property
     def events(self) -> list[dict[str, Any]]:
         messages = [line["received"] for line in self.lines if "received" in line]
@@ -242,6 +246,39 @@ async def test_what_a_client_performs_is_stored_once(stage: ClientFixture, insta
         assert (await alice.message("error"))["ref"] == "r2"
         [row] = await stage.inbox()
         assert (row["ref"], row["event"], row["data"]) == ("r1", "note_added", {"text": "x"})
+
+
+async def test_whispers_and_broadcasts_reach_the_other_clients(stage: ClientFixture, installed: Path) -> None:
+    async with AsyncExitStack() as stack:
+        room = {"channel": {"channel": "Room", "id": 7}}
+        cables = [await stack.enter_async_context(cable(stage, installed, client, **room)) for client in CLIENTS]
+        log = await stack.enter_async_context(cable(stage, installed, "extended"))
+        for each in (*cables, log):
+            await each.connected()
+        rails, plain, extended = cables
+        for sender, others in ((extended, (rails, plain)), (plain, (rails, extended))):
+            for number in range(3):
+                sender.whisper({"n": number})
+            for number in range(3):
+                whisper = {"type": "broadcast", "event": "whisper", "data": {"n": number}}
+                for each in others:
+                    assert await each.message("broadcast") == whisper
+                assert await log.message("broadcast") == {**whisper, "event": "Room#whisper"}
+        # Over a killed relay, events are complete, and broadcasts of the database arrive again.
+        await stage.restart(grace_s=0)
+        last = await stage.publish(2)
+        await log.event(last)
+        assert log.ids == list(range(1, last + 1))
+        arrived = asyncio.create_task(log.message("broadcast"))
+        async with asyncio.timeout(PATIENCE_S):
+            while not arrived.done():
+                await stage.broadcast("again")
+                await asyncio.wait([arrived], timeout=0.2)
+        assert arrived.result() == {"type": "broadcast", "event": "test.broadcast", "data": "again"}
+        for each in (plain, extended):  # none has received its own
+            senders = [line["received"]["data"]["n"] for line in each.lines if "received" in line]
+            assert len(senders) <= 3
+        assert await stage.inbox() == []
 
 
 @pytest.mark.parametrize("client", CLIENTS)

@@ -8,7 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from userrealtime_relay.protocols.cutting import LONGEST_CHANNEL, WHOLE_LOG, Event, cut, cut_channel, is_channel
+from userrealtime_core.wire.broadcast import Content
+from userrealtime_relay.protocols.cutting import (
+    LONGEST_CHANNEL,
+    WHOLE_LOG,
+    Event,
+    cut,
+    cut_broadcasts,
+    cut_channel,
+    is_channel,
+    name_in_log,
+)
 from userrealtime_relay.wire.frames import encode_events, encode_text
 
 AT = "2026-01-02 03:04:05.678901+00"
@@ -68,6 +78,39 @@ def test_a_channel_has_the_events_of_its_name(rows: list[tuple[str, int, str, st
         wanted = [(number, name) for _, number, name, _, _ in addressed]
     found = list(cut_channel(b"".join(encode_events(addressed)), channel))
     assert [(int(event.id), json.loads(b'"%b"' % event.name)) for event in found] == wanted
+
+
+@given(st.lists(st.tuples(names, values), max_size=5), st.one_of(st.just(WHOLE_LOG), names.filter(is_channel)))
+def test_a_channel_has_the_broadcasts_of_its_name(sent: list[tuple[str, object]], channel: str) -> None:
+    addressed = [
+        (name_in_log(channel, name) if place % 2 else name, data) for place, (name, data) in enumerate(sent)
+    ]
+    contents = [Content(json.dumps(name, ensure_ascii=False), json.dumps(data)) for name, data in addressed]
+    frames = b"".join(encode_text(content.message) for content in contents)
+    front = "" if channel == WHOLE_LOG else f"{channel}#"
+    wanted = [
+        {"type": "broadcast", "event": name.removeprefix(front), "data": data}
+        for name, data in addressed
+        if name.startswith(front) and name != front
+    ]
+    found = [json.loads(broadcast.text) for broadcast in cut_broadcasts(frames, channel)]
+    assert found == wanted
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"event":"a","type":"broadcast","data":1}',
+        '{"type": "broadcast", "event": "a", "data": 1}',
+        '{"type":"broadcast","event":"","data":1}',
+        '{"type":"broadcast","event":"a"}',
+        "",
+    ],
+)
+def test_a_broadcast_with_another_text_is_left_out(text: str) -> None:
+    valid = '{"type":"broadcast","event":"a","data":[1]}'
+    frames = b"".join(map(encode_text, (valid, text, valid)))
+    assert [(each.name, each.data) for each in cut_broadcasts(frames, WHOLE_LOG)] == [(b"a", b"[1]")] * 2
 
 
 def test_the_order_of_the_members_is_a_contract() -> None:

@@ -20,7 +20,8 @@ from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
 from testing.database import Database
-from testing.relay.harness import KEY, PATIENCE_S, USER, client, config, running, token
+from testing.announcer import broadcasting
+from testing.relay.harness import KEY, PATIENCE_S, USER, client, config, receive, running, token
 from testing.relay.http_client import request
 from userrealtime_core.wire.connect_request import CloseCode, ConnectRequest, Resume
 from userrealtime_relay.protocols.dialect import (
@@ -29,6 +30,7 @@ from userrealtime_relay.protocols.dialect import (
     TOO_MANY_CHANNELS,
     Act,
     Authenticate,
+    Broadcast,
     Close,
     Join,
     Leave,
@@ -43,7 +45,7 @@ from userrealtime_relay.protocols.pusher import MAX_FORM_BYTES
 from userrealtime_relay.protocols.pusher_dialect import LONGEST_DATA, MAX_UNMARKED, SIGN_IN, Pusher
 from userrealtime_relay.protocols.socket import KEYS_UNAVAILABLE
 from userrealtime_relay.server import Relay
-from userrealtime_relay.wire.frames import encode_events
+from userrealtime_relay.wire.frames import encode_events, encode_text
 from userrealtime_relay.wire.session import MAX_ERRORS, UNAUTHORIZED, CloseFrame
 from userrealtime_relay.wire.submission import Refused, Unavailable
 
@@ -56,9 +58,10 @@ RESET: Final = {"type": "reset", "reason": "too-old", "cursor": 7, "epoch": "e",
 MISTAKE: Final = {"event": "pusher:error", "code": 4200}
 
 
-def pusher(**query: str) -> Pusher:
+def pusher(*, broadcasts: bool = False, **query: str) -> Pusher:
     identity = f"{1:012x}{2:012x}"
-    return Pusher(Opening("/app/urt", query, {}, (), ConnectRequest(None, Resume()), False, identity, USER))
+    request = ConnectRequest(None, Resume())
+    return Pusher(Opening("/app/urt", query, {}, (), request, False, identity, USER, broadcasts))
 
 
 def said(acts: Any) -> list[dict[str, Any]]:
@@ -352,6 +355,56 @@ def test_client_events_go_to_the_inbox() -> None:
         assert (said([error])[0]["data"]["code"], type(mistake)) == (4301, Mistake)
 
 
+def test_client_events_are_broadcasts_where_clients_may_send_some() -> None:
+    dialect = pusher(broadcasts=True)
+    error, mistake = send(dialect, "client-note", {"x": 1}, channel="private-C")
+    assert (said([error])[0]["data"]["code"], type(mistake)) == (4301, Mistake)
+    subscribe(dialect, "private-C")
+    subscribe(dialect, "presence-log")
+    sent = send(dialect, "client-note", {"x": 1}, channel="private-C")
+    assert sent == [Broadcast("C#client-note", {"x": 1}, "private-C")]
+    assert send(dialect, "client-note", None, channel="presence-log") == [
+        Broadcast("client-note", None, "presence-log")
+    ]
+    [message] = said(dialect.unsent("private-C", "too many"))
+    assert message == {
+        "event": "pusher:error",
+        "channel": "private-C",
+        "data": {"code": 4301, "message": "too many"},
+    }
+
+
+def test_broadcasts_have_neither_an_envelope_nor_a_position() -> None:
+    dialect = pusher()
+    subscribe(dialect, "private-C")
+    subscribe(dialect, "private-log", "urt:t;3:e;envelope")
+    subscribe(dialect, "presence-C")
+    names = ("C#client-note", "typing", "C#progress", "C#pusher:error", "userrealtime:reset")
+    frames = b"".join(
+        encode_text(f'{{"type":"broadcast","event":"{name}","data":{{"n":{place}}}}}')
+        for place, name in enumerate(names)
+    )
+
+    def found(key: str) -> list[dict[str, Any]]:
+        return [json.loads(text) for text in dialect.translate_broadcasts(key, frames)]
+
+    note = {"event": "client-note", "channel": "private-C", "data": '{"n":0}'}
+    progress = {"event": "progress", "channel": "private-C", "data": '{"n":2}'}
+    assert found("private-C") == [note, progress]
+    # In a presence channel, a client event has its sender.
+    assert found("presence-C") == [
+        {**note, "channel": "presence-C", "user_id": USER},
+        {**progress, "channel": "presence-C"},
+    ]
+    assert [(each["event"], each["data"]) for each in found("private-log")] == [
+        ("C#client-note", '{"n":0}'),
+        ("typing", '{"n":1}'),
+        ("C#progress", '{"n":2}'),
+        ("C#pusher:error", '{"n":3}'),
+    ]
+    assert found("private-other") == []
+
+
 @pytest.mark.parametrize(
     "message",
     [
@@ -565,6 +618,46 @@ async def test_a_connection_without_a_token_gets_no_events() -> None:
                 await tell(alice, "pusher:subscribe", {"channel": "private-log", "auth": "urt:x"})
             messages, code = await messages_until_close(alice)
             assert (len(messages), code) == (MAX_ERRORS, 4009)
+
+
+async def test_broadcasts_in_both_directions(migrated: Database, connection: asyncpg.Connection) -> None:
+    await connection.execute("insert into userrealtime.log (user_id) values ($1)", USER)
+    variables = {"PROTOCOLS": "pusher", "MAX_BROADCASTS_PER_SECOND": "5"}
+    async with (
+        broadcasting(migrated.url),
+        running(migrated.url, **variables) as relay,
+        pusher_client(relay) as alice,
+        pusher_client(relay) as other,
+        client(relay) as native,
+    ):
+        assert (await receive(native))["type"] == "connected"
+        for each in (alice, other):
+            await socket_id(each)
+            for channel in ("private-C", "private-log"):
+                assert (await join(each, channel))["event"] == "pusher_internal:subscription_succeeded"
+        await tell(alice, "client-note", {"x": 1}, channel="private-C")
+        assert await receive(native) == {"type": "broadcast", "event": "C#client-note", "data": {"x": 1}}
+        found = [await message_of(other), await message_of(other)]
+        assert {each["channel"]: (each["event"], each["data"]) for each in found} == {
+            "private-C": ("client-note", {"x": 1}),
+            "private-log": ("C#client-note", {"x": 1}),
+        }
+        await native.send('{"type":"broadcast","event":"C#client-note","data":2}')
+        found = [await message_of(alice), await message_of(alice)]
+        assert {each["channel"]: each["data"] for each in found} == {"private-C": 2, "private-log": 2}
+        for _ in range(20):
+            await tell(alice, "client-note", {}, channel="private-C")
+        error = await message_of(alice)
+        assert (error["event"], error["data"]["code"]) == ("pusher:error", 4301)
+        # One of the database arrives as an event.
+        async with asyncio.timeout(PATIENCE_S):
+            while True:
+                await connection.execute("select userrealtime.broadcast($1, 'C#progress', '7')", USER)
+                message = await message_of(other)
+                if message["event"] == "progress":
+                    break
+        assert message == {"event": "progress", "channel": "private-C", "data": 7}
+        assert await connection.fetchval("select count(*) from userrealtime.inbox") == 0
 
 
 async def test_a_signature_is_bound_to_its_connection_channel_and_key(

@@ -35,6 +35,14 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 async def stage(postgres_server: LocalPostgres) -> AsyncIterator[ClientFixture]:
+    variables = {"PROTOCOLS": "pusher", "BASE_PATH": BASE_PATH, "MAX_BROADCASTS_PER_SECOND": "0"}
+    async with ClientFixture(postgres_server, **variables) as stage:
+        yield stage
+
+
+@pytest.fixture
+async def broadcasting_stage(postgres_server: LocalPostgres) -> AsyncIterator[ClientFixture]:
+    """A user whose clients may send broadcasts."""
     async with ClientFixture(postgres_server, PROTOCOLS="pusher", BASE_PATH=BASE_PATH) as stage:
         yield stage
 
@@ -324,6 +332,39 @@ async def test_client_events_are_stored_once(stage: ClientFixture, installed: Pa
         assert (await alice.has("error"))["error"]["code"] == 4301
         [row] = await stage.inbox()
         assert (row["event"], row["data"]) == ("note", {"text": "x"})
+
+
+async def test_client_events_reach_the_other_clients(broadcasting_stage: ClientFixture, installed: Path) -> None:
+    stage, room = broadcasting_stage, {"channels": ["private-room"]}
+    async with (
+        application(stage, installed, "pusher", **room) as one,
+        application(stage, installed, "echo", **room) as two,
+        application(stage, installed, "pusher", channels=["presence-room"]) as member,
+    ):
+        for each in (one, two, member):
+            await each.has("subscribed")
+        for sender, receiver in ((one, two), (two, one)):
+            for number in range(3):
+                sender.send(trigger="client-typing", data={"n": number})
+            for each in (receiver, member):
+                for number in range(3):
+                    line = await each.has("event")
+                    assert (line["event"], line["data"]) == ("client-typing", {"n": number})
+        one.send(trigger="client-typing", data={"text": "x" * 7000})
+        assert (await one.has("error"))["error"]["code"] == 4301
+        arrived = asyncio.create_task(one.until(lambda line: line.get("event") == "progress"))
+        async with asyncio.timeout(PATIENCE_S):
+            while not arrived.done():
+                await stage.broadcast("first", event="room#progress")
+                await asyncio.wait([arrived], timeout=0.2)
+        assert arrived.result()["data"] == "first"
+        for each in (two, member):
+            await each.until(lambda line: line.get("event") == "progress")
+        for each in (one, two):  # neither has received its own
+            assert len([line for line in each.events if line["event"] == "client-typing"]) == 3
+        assert [line["whispered"]["n"] for line in two.lines if "whispered" in line] == [0, 1, 2]
+        assert {line["from"] for line in member.lines if "from" in line} == {"alice"}
+        assert await stage.inbox() == []
 
 
 async def test_large_events_and_large_messages(stage: ClientFixture, installed: Path) -> None:

@@ -18,13 +18,21 @@ from typing import Any, Final, Protocol, TypeVar, cast
 from userrealtime_core.audit import RejectedTokens
 from userrealtime_core.auth.tokens import KeySet, TokenVerifier
 from userrealtime_core.unauthenticated import Unauthenticated
-from userrealtime_core.wire.broadcast import Content
+from userrealtime_core.wire.broadcast import Content, InvalidBroadcast
 from userrealtime_core.wire.connect_request import CloseCode, ConnectRequest
 from userrealtime_relay.config import Config
 from userrealtime_relay.log.log import Page
 from userrealtime_relay.metrics import Metrics
 from userrealtime_relay.wire.rate_limit import TokenBucket
-from userrealtime_relay.wire.session import TOO_MANY_MESSAGES, UNAUTHORIZED, CloseFrame, PendingLookup, Session
+from userrealtime_relay.wire.session import (
+    BROADCASTS_DISABLED,
+    TOO_MANY_BROADCASTS,
+    TOO_MANY_MESSAGES,
+    UNAUTHORIZED,
+    CloseFrame,
+    PendingLookup,
+    Session,
+)
 from userrealtime_relay.wire.submission import Full, Refused, Submission, Unavailable
 
 from .ring import Ring
@@ -207,6 +215,22 @@ class Clients:
         self.metrics.client_broadcasts.labels("sent").inc()
         self.tail.broadcast(content.message, sender)
 
+    def try_broadcast(self, event: Any, data: Any, sender: str) -> str | None:
+        """Send a broadcast of a client, if it is valid and within the limit. Return the reason if it is not sent."""
+        allowance = self.broadcast_allowance
+        if allowance is None:
+            outcome, reason = "disabled", BROADCASTS_DISABLED
+        elif not allowance.take(asyncio.get_running_loop().time()):
+            outcome, reason = "limited", TOO_MANY_BROADCASTS
+        else:
+            try:
+                self.broadcast(Content.parse(event, data), sender)
+                return None
+            except InvalidBroadcast as error:
+                outcome, reason = "invalid", str(error)
+        self.metrics.client_broadcasts.labels(outcome).inc()
+        return reason
+
     def count_close(self, label: str, closing: CloseFrame | None) -> None:
         """Count the end of a client's connection, and the limit that it exceeded, if any."""
         self.metrics.closes.labels(label).inc()
@@ -276,7 +300,7 @@ class Client:
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._ring: Ring | None = None  # the ring of the cursor
-        self.broadcast_cursor = 0
+        self.broadcast_cursor = clients.tail.broadcasts.head if admitted else 0
         """The number of the last broadcast that the client has received or lost."""
         self._broadcasts = broadcasts
         self._sender = sender or clients.tail.broadcasts.new_sender()

@@ -1,7 +1,7 @@
 """Action Cable: the client of Rails, and AnyCable's client with its extended protocol. No I/O.
 
 The message of a subscription is the object of the relay's own protocol, so an application finds the id, the name and
-the time of an event where it would find them there. In the extended protocol the client keeps the position itself: per
+the time of an event where it would find them there, and the name of a broadcast as well. In the extended protocol the client keeps the position itself: per
 stream once it has an event, and before that in its session id, which is therefore a position.
 """
 
@@ -15,12 +15,13 @@ from userrealtime_core.wire.connect_request import CloseCode, Resume
 from userrealtime_relay.wire.session import CloseFrame
 from userrealtime_relay.wire.submission import Invalid, Refused, Submission
 
-from .cutting import WHOLE_LOG, cut_channel, is_channel
+from .cutting import WHOLE_LOG, cut_broadcasts, cut_channel, is_channel, name_in_log
 from .dialect import (
     MAX_CHANNELS,
     TOO_MANY_CHANNELS,
     Act,
     Authenticate,
+    Broadcast,
     Close,
     Dialect,
     Join,
@@ -41,6 +42,9 @@ BEAT_S: Final = 3
 """The client of Rails reconnects after 6 s without a message."""
 LONGEST_IDENTIFIER: Final = 1024
 """Characters of the identifier of a subscription, which each of its messages repeats."""
+
+WHISPER: Final = "whisper"
+"""The name of what AnyCable's client sends to the other clients."""
 
 LATEST_S: Final = 100_000_000_000
 """A time in the client's history, in seconds since 1970, must be before this one."""
@@ -107,7 +111,7 @@ class ActionCable(Dialect):
         if command == "message":
             return self._publish(identifier, fields.get("data"))
         if command == "whisper":
-            return self._submit(identifier, "whisper", fields.get("data"), None)
+            return self._whisper(identifier, fields.get("data"))
         if command == "history":
             return [_say(type="reject_history", identifier=identifier)]
         if command == "presence":
@@ -154,6 +158,13 @@ class ActionCable(Dialect):
                 text = b'{"type":"event","id":%b,"event":"%b","at":"%b","data":%b}' % parts
             texts.append(b"".join((front, text, place, event.id, b"}") if len(place) > 1 else (front, text, place)))
         return texts
+
+    def translate_broadcasts(self, key: str, frames: bytes) -> Sequence[bytes]:
+        channel = self._subscriptions.get(key)
+        if channel is None:
+            return []
+        front = b'{"identifier":%b,"message":' % json.dumps(key).encode()
+        return [b"%b%b}" % (front, broadcast.text) for broadcast in cut_broadcasts(frames, channel)]
 
     def stored(self, key: str | None, submission: Submission, outcome: Outcome) -> Sequence[Act]:
         if key not in self._subscriptions or submission.ref.startswith(self._own_refs):
@@ -224,6 +235,12 @@ class ActionCable(Dialect):
             return [Mistake()]
         action, ref = content.pop("action", "message"), content.pop("ref", None)
         return self._submit(identifier, action, content, ref if isinstance(ref, str) else None)
+
+    def _whisper(self, identifier: str, data: Any) -> Sequence[Act]:
+        """Send data to the other clients of the user, or store it where they may not send any to one another."""
+        if not self.opening.broadcasts:
+            return self._submit(identifier, WHISPER, data, None)
+        return [Broadcast(name_in_log(self._subscriptions[identifier], WHISPER), data, identifier)]
 
     @property
     def _own_refs(self) -> str:

@@ -1,9 +1,11 @@
-"""The events of a channel, cut out of the frames of the ring. No I/O, and no JSON is parsed.
+"""The events and the broadcasts of a channel, cut out of the frames of the rings. No I/O, and no JSON is parsed.
 
 A log has no channels, so their names follow one rule for all protocols: the channel `log` is the whole log, under the
-events' own names, and a channel `C` has the events named `C#rest`, under the name `rest`.
+events' own names, and a channel `C` has the events named `C#rest`, under the name `rest`. The names of broadcasts follow
+the same rule.
 
-The order of the members in the text of an event is a contract with `wire.frames.encode_events`.
+The order of the members in the text of an event is a contract with `wire.frames.encode_events`, and in the text of a
+broadcast with the database and `wire.broadcast.Content`.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ _ID: Final = b'{"type":"event","id":'
 _EVENT: Final = b',"event":"'
 _AT: Final = b'","at":"'
 _DATA: Final = b'","data":'
+_BROADCAST: Final = b'{"type":"broadcast","event":"'
 
 
 class Event(NamedTuple):
@@ -38,6 +41,25 @@ class Event(NamedTuple):
     """Its data, as JSON."""
     text: bytes
     """The whole event, as JSON with its name in the log."""
+
+
+class CutBroadcast(NamedTuple):
+    """A broadcast of a channel, as parts of its text."""
+
+    name: bytes
+    """Its name in the channel, as the content of a JSON string."""
+    data: bytes
+    """Its data, as JSON."""
+
+    @property
+    def text(self) -> bytes:
+        """The broadcast as JSON, with its name in the channel."""
+        return b"%b%b%b%b}" % (_BROADCAST, self.name, _DATA, self.data)
+
+
+def name_in_log(channel: str, name: str) -> str:
+    """Return the name outside of a channel of what has this name in the channel."""
+    return name if channel == WHOLE_LOG else f"{channel}{SEPARATOR}{name}"
 
 
 def is_channel(name: str) -> bool:
@@ -71,7 +93,7 @@ def cut_channel(frames: bytes, channel: str) -> Iterator[Event]:
     if channel == WHOLE_LOG:
         yield from map(cut, map(bytes, payloads(frames)))
         return
-    front = f"{json.dumps(channel, ensure_ascii=False)[1:-1]}{SEPARATOR}".encode()
+    front = _front(channel)
     marked = _EVENT + front
     for text in map(bytes, payloads(frames)):
         if marked not in text:
@@ -79,3 +101,21 @@ def cut_channel(frames: bytes, channel: str) -> Iterator[Event]:
         event = cut(text)
         if event.name.startswith(front) and len(event.name) > len(front):
             yield event._replace(name=event.name[len(front) :])
+
+
+def cut_broadcasts(frames: bytes, channel: str) -> Iterator[CutBroadcast]:
+    """Yield the broadcasts of a channel in joined frames.
+
+    Those with another text are left out: a broker accepts them from anyone who may publish there.
+    """
+    front = b"" if channel == WHOLE_LOG else _front(channel)
+    marked = _BROADCAST + front
+    for text in map(bytes, payloads(frames)):
+        end = text.find(_DATA, len(marked))
+        if text.startswith(marked) and end > len(marked):
+            yield CutBroadcast(text[len(marked) : end], text[end + len(_DATA) : -1])
+
+
+def _front(channel: str) -> bytes:
+    """Return how the names of a channel's events begin, as a part of a JSON string."""
+    return f"{json.dumps(channel, ensure_ascii=False)[1:-1]}{SEPARATOR}".encode()

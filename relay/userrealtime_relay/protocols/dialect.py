@@ -44,6 +44,8 @@ class Opening:
     identity: str
     """24 random hexadecimal digits, for the ids that a dialect gives."""
     user_id: str
+    broadcasts: bool = False
+    """Whether the clients of the user may send broadcasts."""
 
 
 class Say(NamedTuple):
@@ -109,6 +111,15 @@ class Publish(NamedTuple):
     key: str | None = None
 
 
+class Broadcast(NamedTuple):
+    """Send a broadcast to the other clients of the user; `unsent` follows if it is not sent."""
+
+    event: str
+    """Its name outside of the channel."""
+    data: Any
+    key: str
+
+
 class Mistake(NamedTuple):
     """Count an invalid message of the client. The connection ends with the tenth."""
 
@@ -120,7 +131,7 @@ class Close(NamedTuple):
     reason: str = ""
 
 
-Act = Say | Authenticate | Join | Leave | Renew | Publish | Mistake | Close
+Act = Say | Authenticate | Join | Leave | Renew | Publish | Broadcast | Mistake | Close
 
 
 class Dialect:
@@ -181,6 +192,14 @@ class Dialect:
     def translate(self, key: str, frames: bytes, epoch: str | None) -> Sequence[bytes]:
         """Return the messages for events in joined frames."""
         raise NotImplementedError
+
+    def translate_broadcasts(self, key: str, frames: bytes) -> Sequence[bytes]:
+        """Return the messages for broadcasts in joined frames. They depend on `translation`, as those for events."""
+        return ()
+
+    def unsent(self, key: str, reason: str) -> Sequence[Act]:
+        """Process that a `Broadcast` is invalid or over the limit."""
+        return ()
 
     def stored(self, key: str | None, submission: Submission, outcome: Outcome) -> Sequence[Act]:
         """Process the outcome of `Publish`."""

@@ -6,7 +6,10 @@ signature that the server libraries of Pusher make, with a token key of the user
 
 Only the data of an event reaches the handlers of an application. So a client that resumes gets its position after a
 few events in another one, `userrealtime:position`, and with `envelope` also in the data of each event. All `data` is
-JSON in a JSON string, as Pusher sends it.
+JSON in a JSON string, as Pusher sends it. Broadcasts have no position, and no envelope.
+
+A client event is a broadcast under its whole name, where the clients of the user may send broadcasts. Elsewhere it is a
+message to the application.
 """
 
 from __future__ import annotations
@@ -21,12 +24,13 @@ from userrealtime_relay.wire.frames import payloads
 from userrealtime_relay.wire.session import CloseFrame
 from userrealtime_relay.wire.submission import Invalid, Submission
 
-from .cutting import WHOLE_LOG, Event, cut, cut_channel, is_channel
+from .cutting import WHOLE_LOG, Event, cut, cut_broadcasts, cut_channel, is_channel, name_in_log
 from .dialect import (
     MAX_CHANNELS,
     TOO_MANY_CHANNELS,
     Act,
     Authenticate,
+    Broadcast,
     Close,
     Credential,
     Dialect,
@@ -129,7 +133,7 @@ class Pusher(Dialect):
         fields = _object(message)
         event, data = fields.get("event"), fields.get("data")
         if isinstance(event, str) and event.startswith(CLIENT_EVENT):
-            return self._publish(event[len(CLIENT_EVENT) :], fields)
+            return self._trigger(event, fields)
         match event:
             case "pusher:ping":
                 return [_say("pusher:pong", {})]
@@ -198,6 +202,24 @@ class Pusher(Dialect):
             *_, last = payloads(frames)
             texts.append(_position(key, int(cut(bytes(last)).id), epoch).text.encode())
         return texts
+
+    def translate_broadcasts(self, key: str, frames: bytes) -> Sequence[bytes]:
+        subscription = self._subscriptions.get(key)
+        if subscription is None:
+            return []
+        channel = json.dumps(key).encode()
+        sender = b',"user_id":%b' % json.dumps(self.opening.user_id).encode()
+        texts = []
+        for name, data in cut_broadcasts(frames, subscription.channel):
+            if name.startswith(_RESERVED):
+                continue
+            # As Pusher names the member that has sent a client event.
+            member = sender if key.startswith(PRESENCE) and name.startswith(CLIENT_EVENT.encode()) else b""
+            texts.append(b'{"event":"%b","channel":%b,"data":%b%b}' % (name, channel, _quoted(data), member))
+        return texts
+
+    def unsent(self, key: str, reason: str) -> Sequence[Act]:
+        return [_error(CLIENT_EVENT_REFUSED, reason, key)]
 
     def stored(self, key: str | None, submission: Submission, outcome: Outcome) -> Sequence[Act]:
         return [] if isinstance(outcome, int) else [_error(CLIENT_EVENT_REFUSED, str(outcome), key)]
@@ -298,11 +320,17 @@ class Pusher(Dialect):
             return [_error(NOT_AUTHORIZED, str(error)), Mistake()]
         return [_refusal(key, error), Mistake()]
 
-    def _publish(self, event: str, fields: Mapping[str, Any]) -> Sequence[Act]:
-        """Store a client event. The client neither repeats it nor waits for an answer."""
+    def _trigger(self, event: str, fields: Mapping[str, Any]) -> Sequence[Act]:
+        """Send or store a client event. The client neither repeats it nor waits for an answer."""
         name = fields.get("channel")
         if not isinstance(name, str) or name not in self._subscriptions:
             return [_error(CLIENT_EVENT_REFUSED, "client events need a channel that is subscribed"), Mistake()]
+        if self.opening.broadcasts:
+            broadcast = name_in_log(self._subscriptions[name].channel, event)
+            return [Broadcast(broadcast, fields.get("data", {}), name)]
+        return self._publish(event[len(CLIENT_EVENT) :], name, fields)
+
+    def _publish(self, event: str, name: str, fields: Mapping[str, Any]) -> Sequence[Act]:
         self._published += 1
         ref = f"pusher:{self._socket_id}:{self._published}"
         try:

@@ -12,7 +12,7 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from datetime import datetime
 from http import HTTPStatus
 from typing import Final
@@ -40,6 +40,7 @@ from .dialect import (
     TOO_MANY_ERRORS,
     Act,
     Authenticate,
+    Broadcast,
     Close,
     Credential,
     Dialect,
@@ -94,6 +95,7 @@ class SocketEndpoint:
             query_token=config.allow_query_token,
             identity=secrets.token_hex(12),
             user_id=config.user_id,
+            broadcasts=self.clients.broadcast_allowance is not None,
         )
         socket = _Socket(self, connection, self._dialect(opening))
         self._sockets.add(socket)
@@ -133,10 +135,20 @@ class Translations:
     def __call__(self, dialect: Dialect, key: str, frames: bytes, epoch: str | None) -> bytes:
         """Return the frames of the messages for events, for one channel of a connection."""
         wording = (dialect.name, dialect.translation(key))
+        return self._once(wording, frames, epoch, lambda: dialect.translate(key, frames, epoch))
+
+    def broadcasts(self, dialect: Dialect, key: str, frames: bytes) -> bytes:
+        """Return the frames of the messages for broadcasts, for one channel of a connection."""
+        wording = (dialect.name, "broadcasts", dialect.translation(key))
+        return self._once(wording, frames, None, lambda: dialect.translate_broadcasts(key, frames))
+
+    def _once(
+        self, wording: Hashable, frames: bytes, epoch: str | None, translate: Callable[[], Sequence[bytes]]
+    ) -> bytes:
         last = self._last.get(wording)
         if last is not None and last[0] == frames and last[1] == epoch:
             return last[2]
-        translated = b"".join(map(encode_payload, dialect.translate(key, frames, epoch)))
+        translated = b"".join(map(encode_payload, translate()))
         if wording not in self._last and len(self._last) >= MAX_TRANSLATIONS:
             self._last.clear()
         self._last[wording] = frames, epoch, translated
@@ -152,6 +164,8 @@ class _Socket:
         self.connection = connection
         self.dialect = dialect
         self.translations = endpoint.translations
+        self.sender = clients.tail.broadcasts.new_sender()
+        """The name of the client as a sender of broadcasts, which none of its channels receives."""
         self.closing: CloseFrame | None = None
         self.ended = False
         """Whether no more messages can be sent or come."""
@@ -312,6 +326,10 @@ class _Socket:
                 self._join(act)
             case Leave():
                 self._leave(act.key)
+            case Broadcast():
+                reason = self.clients.try_broadcast(act.event, act.data, self.sender)
+                if reason is not None:
+                    self._say_all(self.dialect.unsent(act.key, reason))
             case Mistake():
                 self._errors += 1
                 if self._errors >= MAX_ERRORS:
@@ -454,7 +472,8 @@ class _Channel:
             session = clients.session(ConnectRequest("", resume), lambda _: self._socket.verify(signature))
         else:
             session = clients.session(ConnectRequest(join.credential, resume))
-        self._client = Client(session, clients, self, self.wake, None, admitted=True)
+        sender = self._socket.sender
+        self._client = Client(session, clients, self, self.wake, admitted=True, sender=sender)
         if self._leaving:
             self._client.leave()
         await self._client.run()
@@ -514,7 +533,9 @@ class _Channel:
             self._check_head(cursor)
 
     def write_broadcasts(self, frames: bytes) -> None:
-        """Send nothing: the client does not ask for broadcasts, which have no position in these protocols."""
+        socket = self._socket
+        if self.open:
+            socket.connection.write(socket.translations.broadcasts(socket.dialect, self.key, frames))
 
     def _check_head(self, cursor: int) -> None:
         """Report once that the channel has received what existed when it joined."""

@@ -4,7 +4,8 @@
 //
 // OPTIONS are JSON: `client`, one of `rails`, `plain` (AnyCable's) and `extended`; `url`, of the cable; `tokens`, the URL
 // of the test's tokens; `strategy`, where AnyCable's client has its token; `channel`; `since`, the time of the page;
-// `life_s` and `first_life_s`, of the tokens. A line on the standard input is `{"perform": action, "data": {}}`.
+// `life_s` and `first_life_s`, of the tokens. A line on the standard input is `{"perform": action, "data": {}}` or
+// `{"whisper": data}`.
 //
 // As the documentation recommends, the plain protocol has its position in the URL, and the client of Rails gets a new
 // token whenever its connection ends.
@@ -78,6 +79,7 @@ async function anycable() {
 
 const subscription = await (options.client === "rails" ? rails() : anycable());
 for await (const line of createInterface({ input: process.stdin })) {
-  const { perform, data } = JSON.parse(line);
-  subscription.perform(perform, data);
+  const { perform, whisper, data } = JSON.parse(line);
+  if (perform) subscription.perform(perform, data);
+  else subscription.whisper(whisper);
 }

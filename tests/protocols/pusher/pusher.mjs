@@ -68,6 +68,7 @@ const configuration = {
 };
 
 function observe(channel) {
+  if (channel.members) channel.bind("client-typing", (_, { user_id: from }) => print({ from }));
   channel.bind_global((event, data) => {
     if (event === "userrealtime:position") {
       position = `${data.id}:${data.epoch}`;
@@ -104,6 +105,7 @@ function echo() {
     const presence = name.startsWith("presence-");
     const channel = presence ? instance.join(name.slice(9)) : instance.private(name.slice(8));
     channel.listen(".test.event", (data) => print({ listened: data }));
+    channel.listenForWhisper("typing", (data) => print({ whispered: data }));
     if (presence) channel.here((users) => print({ here: users }));
     observe(instance.connector.channels[name].subscription);
   }
