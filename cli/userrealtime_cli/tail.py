@@ -25,7 +25,8 @@ def add_to(commands: Any) -> None:
         help="print the events of a user",
         description="Print the events of a user. Each event is one line of JSON on standard output, in order and "
         "exactly once, also across reconnections. The state of the connection is printed on standard error. A line of "
-        "the type `reset` means that events are missing, because the log no longer contains them.",
+        "the type `reset` means that events are missing, because the log no longer contains them. With --broadcasts, "
+        "there are lines of the type `broadcast` as well, which may be lost.",
         epilog="Exit status: 0 after --count events; 1 for an error; 3 after --timeout; 130 after Ctrl-C.",
     )
     add_who(parser, by_url=True)
@@ -33,6 +34,7 @@ def add_to(commands: Any) -> None:
         "--after", type=position, metavar="ID[:EPOCH]", help="start after this event (default: with the next event)"
     )
     parser.add_argument("--count", type=count, metavar="N", help="exit after this number of events")
+    parser.add_argument("--broadcasts", action="store_true", help="print broadcasts as well; --count ignores them")
     parser.add_argument("--timeout", type=duration, metavar="DURATION", help="exit after this time")
     parser.add_argument(
         "--transport", choices=("websocket", "sse", "poll"), help="the transport (default: the first that works)"
@@ -48,11 +50,13 @@ def run(options: argparse.Namespace, connect: Connect) -> int:
 async def _tail(options: argparse.Namespace, user: User) -> int:
     try:
         async with asyncio.timeout(options.timeout):
-            async with client_of(user, options.transport, position=options.after, parse=JsonText) as client:
+            async with client_of(
+                user, options.transport, position=options.after, broadcasts=options.broadcasts, parse=JsonText
+            ) as client:
                 left = options.count
                 async for message in client:
-                    if isinstance(message, Loaded | Broadcast):
-                        continue  # this command has no state, and does not ask for broadcasts
+                    if isinstance(message, Loaded):
+                        continue  # this command has no state
                     print(line_of(message), flush=True)
                     if isinstance(message, Event) and left is not None:
                         left -= 1
@@ -73,6 +77,7 @@ async def client_of(
     *,
     position: Position | None = None,
     receive: bool = True,
+    broadcasts: bool = False,
     parse: Callable[[str], Any] | None = None,
 ) -> AsyncIterator[Client]:
     """Yield a connected client that reports the state of its connection on standard error.
@@ -88,6 +93,7 @@ async def client_of(
                 token=user.token,
                 position=position,
                 receive=receive,
+                broadcasts=broadcasts,
                 on_state=report,
                 session=session,
                 options=limits,
@@ -121,11 +127,13 @@ class JsonText(str):
     """JSON that is printed as received. Parsing it would round numbers and limit the depth."""
 
 
-def line_of(message: Event | Reset) -> str:
+def line_of(message: Event | Reset | Broadcast) -> str:
     """Return a message as a line."""
     if isinstance(message, Reset):
         return json.dumps({"type": "reset", **dataclasses.asdict(message)}, ensure_ascii=False)
-    head = {"type": "event", "id": message.id, "event": message.event, "at": message.at}
+    head: dict[str, Any] = {"type": "broadcast", "event": message.event}
+    if isinstance(message, Event):
+        head = {"type": "event", "id": message.id, "event": message.event, "at": message.at}
     data = message.data if isinstance(message.data, JsonText) else json.dumps(message.data, ensure_ascii=False)
     return f'{json.dumps(head, ensure_ascii=False)[:-1]}, "data": {data}}}'
 

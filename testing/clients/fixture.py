@@ -124,6 +124,12 @@ class ClientFixture:
                     "select userrealtime.broadcast($1, $2, $3::text::jsonb)", USER, event, json.dumps(value)
                 )
 
+    async def connections(self) -> int:
+        """Return the number of connected clients that the relay has reported last."""
+        async with self._connected() as connection:
+            query = "select clients from userrealtime.online where user_id = $1"
+            return int(await connection.fetchval(query, USER) or 0)
+
     async def snapshot(self) -> dict[str, Any]:
         """The state, which is the number of the last change, and its position in the log."""
         async with self._connected() as connection:

@@ -12,7 +12,9 @@ import pytest
 from testing.cli import ALICE, SECRET, Answers, Run, resource
 from testing.clients.fixture import ClientFixture
 from testing.local.postgres import LocalPostgres
+from testing.patience import PATIENCE_S
 from testing.relay.harness import KEY, token
+from userrealtime_client import Broadcast, Client
 
 
 @pytest.fixture
@@ -52,6 +54,32 @@ async def test_a_reset_is_a_line_too(run: Run, stage: ClientFixture) -> None:
     status, out, _ = await asyncio.to_thread(run, "tail", "alice", "--after", "9", "--timeout", "2s")
     (line,) = map(json.loads, out.splitlines())
     assert (status, line["type"], line["reason"], line["cursor"]) == (3, "reset", "ahead", 2)
+
+
+async def test_broadcasts_are_lines_on_request(run: Run, stage: ClientFixture) -> None:
+    arguments = ("tail", "alice", "--count", "1", "--broadcasts")
+    running = asyncio.create_task(asyncio.to_thread(run, *arguments))
+    async with Client(stage.url, token=token(), broadcasts=True) as client:
+
+        async def last(value: int) -> None:
+            while not isinstance(message := await anext(client), Broadcast) or message.data != value:
+                pass
+
+        # Until both are connected, and the relay listens.
+        heard = asyncio.create_task(last(0))
+        async with asyncio.timeout(PATIENCE_S):
+            while not (heard.done() and await stage.connections() == 2):
+                await stage.broadcast(0)
+                await asyncio.sleep(0.1)
+            await stage.broadcast(1, 2)
+            await last(2)
+            await stage.publish()
+            status, out, _ = await running
+    lines = [json.loads(line) for line in out.splitlines()]
+    found = [line for line in lines if line.get("data") != 0]
+    assert status == 0
+    assert found[:2] == [{"type": "broadcast", "event": "test.broadcast", "data": number} for number in (1, 2)]
+    assert [line["type"] for line in found[2:]] == ["event"]
 
 
 async def test_no_cluster_is_asked_with_a_url(

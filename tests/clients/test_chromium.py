@@ -32,6 +32,12 @@ SCENARIOS = (
     "what is published is stored once and in order, by sse",
     "a token that is refused twice ends the client, by websocket",
     "a token that is refused twice ends the client, by sse",
+    "broadcasts arrive in order and move no position, by websocket",
+    "broadcasts arrive in order and move no position, by sse",
+    "broadcasts arrive in order and move no position, by poll",
+    "a broadcast of a client reaches the others and not itself, by websocket",
+    "a broadcast of a client reaches the others and not itself, by sse",
+    "a broadcast of a client reaches the others and not itself, by poll",
     "a gap is told, by websocket",
     "a connection that goes silent for good is replaced",
     "what does not come through is got round",
@@ -104,3 +110,36 @@ async def test_a_page_that_was_frozen_goes_on(page: Page, stage: ClientFixture) 
     await page.call("Page.setWebLifecycleState", state="active")
     await page.wait_for("ids.length === 3")
     assert await page.evaluate("ids") == [1, 2, 3]
+
+
+@pytest.mark.parametrize("transport", ["websocket", "sse", "poll"])
+async def test_a_broadcast_of_one_tab_reaches_the_other(
+    stage: ClientFixture, application: Path, transport: str
+) -> None:
+    listen = """
+        window.heard = [];
+        client.on("broadcast", ({ event, data }) => heard.push([event, data]));
+    """
+    folders = (application / "dist", application / "test" / "relay")
+    async with (
+        serving(stage, *folders) as url,
+        browser() as chromium,
+        chromium.page() as one,
+        chromium.page() as two,
+    ):
+        for page in (one, two):
+            await page.goto(f"{url}/relay/page.html")
+            await page.wait_for("typeof play === 'function'")
+            await page.evaluate(CONNECT.replace("300_000", "100") % (stage.url, transport) + listen)
+            await page.wait_for("client.state === 'connected'")
+        for sender, receiver in ((one, two), (two, one)):
+            assert await sender.evaluate("[1, 2, 3].map((n) => client.broadcast('typing', { n }))") == [True] * 3
+            await receiver.wait_for("heard.length === 3")
+            assert await receiver.evaluate("heard") == [["typing", {"n": number}] for number in (1, 2, 3)]
+        # Neither received its own. After a break of the connection, broadcasts arrive again.
+        await stage.restart(grace_s=0)
+        for page in (one, two):
+            await page.wait_for("states.filter((state) => state === 'connected').length === 2")
+        assert await one.evaluate("client.broadcast('typing', { n: 4 })") is True
+        await two.wait_for("heard.length === 4")
+        assert await one.evaluate("heard.length") == 3

@@ -146,3 +146,17 @@ async def test_others_on_the_same_core(page: Page, stage: ClientFixture, framewo
     await page.evaluate("remove('two')")
     await page.wait_for("seen.open === 0")
     assert await seen(page, "opened", "loads") == [1, 1]
+
+
+@pytest.mark.parametrize("framework", ["react", "vue", "svelte"])
+async def test_broadcasts_in_both_directions(page: Page, stage: ClientFixture, framework: str) -> None:
+    draw = "draw('one', ['a'])" if framework == "react" else f"{framework}('one', 'a')"
+    assert await page.evaluate(f"{draw}, senders.a('typing', 0)") is False  # there is no connection yet
+    await shows(page, "a", "0 connected")
+    await page.evaluate("listen()")
+    assert await page.evaluate("senders.a('typing', 1)") is True
+    await page.wait_for("seen.broadcasts.length === 1")
+    assert await seen(page, "heard", "broadcasts") == [["typing 1"], ["reply 1"]]
+    await page.evaluate("remove('one')")
+    await page.wait_for("seen.open === 0")
+    assert await page.evaluate("senders.a('typing', 2)") is False

@@ -9,10 +9,12 @@ export type { StoreOptions, View } from "./store.js";
 export interface Realtime<AppState> extends View<AppState> {
   /** Sends a message to the application's inbox, and resolves with its id when it is stored. */
   publish: (event: string, data?: unknown, options?: { ref?: string }) => Promise<number>;
+  /** Sends a broadcast to the user's other devices. Returns false if it was not sent, such as without a connection. */
+  broadcast: (event: string, data?: unknown) => boolean;
 }
 
 /**
- * The state of the application, the connection status, and `publish`.
+ * The state of the application, the connection status, `publish` and `broadcast`.
  *
  * All components that use the same `url` share one connection and one state: give them the same `state` and `reduce`, for
  * example in a custom hook. On a server, and in the first rendering of a page that a server has rendered, the state is
@@ -47,5 +49,9 @@ export function useUserRealtime<AppState>(options: StoreOptions<AppState>): Real
     },
     [url, first],
   );
-  return useMemo(() => ({ ...view, publish }), [view, publish]);
+  const broadcast = useCallback<Realtime<AppState>["broadcast"]>(
+    (event, data) => storeOf<AppState>(url)?.broadcast(event, data) ?? false,
+    [url],
+  );
+  return useMemo(() => ({ ...view, publish, broadcast }), [view, publish, broadcast]);
 }

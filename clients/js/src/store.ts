@@ -4,7 +4,7 @@
  */
 
 import { UserRealtime, type ClientError, type Options, type Snapshot } from "./client.js";
-import type { Position, StateName, UserEvent } from "./machine.js";
+import type { Broadcast, Position, StateName, UserEvent } from "./machine.js";
 
 export interface StoreOptions<AppState> extends Omit<Options<AppState>, "url" | "position" | "state" | "receive"> {
   /** The user's URL, `status.url` of the UserRealtime; null while there is no user, for no connection. */
@@ -13,6 +13,8 @@ export interface StoreOptions<AppState> extends Omit<Options<AppState>, "url" | 
   state: NonNullable<Options<AppState>["state"]>;
   /** Returns the state after an event. It must not change the state that it is given. */
   reduce: (state: AppState, event: UserEvent) => AppState;
+  /** Called with each broadcast. It is not part of `state`: it has no position, and may be lost. */
+  onBroadcast?: ((broadcast: Broadcast) => void) | undefined;
   /** A state that the page already has, such as from the server that rendered it. `state` is then not called first. */
   initial?: Snapshot<AppState> | undefined;
 }
@@ -81,8 +83,13 @@ export class Store<AppState> {
     }
   }
 
+  /** Sends a broadcast to the user's other devices, as the client's `broadcast` does. Returns whether it was sent. */
+  broadcast(event: string, data?: unknown): boolean {
+    return this.#client?.broadcast(event, data) ?? false;
+  }
+
   #connect(): UserRealtime<AppState> | null {
-    const { url, reduce: _, initial: __, ...options } = this.options;
+    const { url, reduce: _, initial: __, onBroadcast, ...options } = this.options;
     if (url === null) return null;
     const { token } = options;
     const client = new UserRealtime<AppState>({
@@ -96,6 +103,7 @@ export class Store<AppState> {
     client.on("event", (event) => {
       this.#show({ state: this.options.reduce(this.#view.state as AppState, event) });
     });
+    if (onBroadcast !== undefined) client.on("broadcast", (broadcast) => this.options.onBroadcast?.(broadcast));
     client.on("state", ({ state: status, reason, error }) => this.#show({ status, reason, error }));
     return client;
   }

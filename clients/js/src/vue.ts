@@ -2,7 +2,7 @@
 
 import { computed, onMounted, onScopeDispose, shallowRef, type ComputedRef } from "vue";
 
-import { firstView, sharedStore, type StoreOptions, type View } from "./store.js";
+import { firstView, sharedStore, storeOf, type StoreOptions, type View } from "./store.js";
 
 export type { StoreOptions } from "./store.js";
 
@@ -12,6 +12,7 @@ export interface Realtime<AppState> {
   reason: ComputedRef<string>;
   error: ComputedRef<View<AppState>["error"]>;
   publish: (event: string, data?: unknown, options?: { ref?: string }) => Promise<number>;
+  broadcast: (event: string, data?: unknown) => boolean;
 }
 
 /** Returns the state of the application; call it in `setup`. Components with the same `url` share it. */
@@ -31,5 +32,6 @@ export function useUserRealtime<AppState>(options: StoreOptions<AppState>): Real
     reason: computed(() => view.value.reason),
     error: computed(() => view.value.error),
     publish: (event, data, more) => sharedStore(options).publish(event, data, more),
+    broadcast: (event, data) => storeOf<AppState>(options.url)?.broadcast(event, data) ?? false,
   };
 }

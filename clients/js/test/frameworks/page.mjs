@@ -3,6 +3,7 @@ import { createElement as h, StrictMode } from "react";
 import { flushSync } from "react-dom";
 import { createRoot, hydrateRoot } from "react-dom/client";
 import { renderToString } from "react-dom/server.browser";
+import { UserRealtime } from "userrealtime";
 import { useUserRealtime } from "userrealtime/react";
 import { userRealtime } from "userrealtime/svelte";
 import { useUserRealtime as useVue } from "userrealtime/vue";
@@ -11,7 +12,7 @@ import { createApp, h as vueElement } from "vue";
 const QUICK = { backoff: 50, backoffMost: 500 };
 
 /** The history of the page: opened and open connections, calls of `state`, and errors. */
-const seen = { opened: 0, open: 0, loads: 0, errors: [], published: [] };
+const seen = { opened: 0, open: 0, loads: 0, errors: [], published: [], broadcasts: [], heard: [] };
 
 class CountedWebSocket extends WebSocket {
   constructor(...given) {
@@ -42,12 +43,17 @@ const options = {
     if (data.n !== state.last + 1) seen.errors.push(`${data.n} after ${state.last}`);
     return { last: data.n, events: state.events + 1 };
   },
+  onBroadcast: ({ event, data }) => seen.broadcasts.push(`${event} ${data}`),
 };
+
+/** How each drawn component sends broadcasts, by its id. */
+const senders = {};
 
 const words = ({ state, status }) => `${state?.last ?? "none"} ${status}`;
 
 function Shown({ id, more = {} }) {
   const realtime = useUserRealtime({ ...options, ...more });
+  senders[id] = realtime.broadcast;
   const publish = () =>
     realtime.publish("note.added", { by: id }).then(
       (number) => seen.published.push(number),
@@ -71,6 +77,18 @@ const shown = (ids, more) => ids.map((id) => h(Shown, { key: id, id, more }));
 Object.assign(window, {
   seen,
   stage,
+  senders,
+
+  /** Another device of the user, which keeps what it receives, and answers it. */
+  async listen() {
+    const client = new UserRealtime({ url, token: options.token, limits: QUICK });
+    client.on("broadcast", ({ event, data }) => {
+      seen.heard.push(`${event} ${data}`);
+      client.broadcast("reply", data);
+    });
+    await new Promise((resolve) => client.on("state", ({ state }) => state === "connected" && resolve()));
+  },
+
   text: (id) => document.getElementById(id)?.textContent ?? null,
 
   /** Renders components in a separate root, or replaces the components in it. */
@@ -102,7 +120,8 @@ Object.assign(window, {
   vue(name, id) {
     const app = createApp({
       setup() {
-        const { state, status, publish } = useVue(options);
+        const { state, status, publish, broadcast } = useVue(options);
+        senders[id] = broadcast;
         const onClick = async () => seen.published.push(await publish("note.added", { by: id }));
         return () => vueElement("button", { id, onClick }, words({ state: state.value, status: status.value }));
       },
@@ -116,6 +135,7 @@ Object.assign(window, {
     element.append(document.createElement("button"));
     element.firstChild.id = id;
     const store = userRealtime(options);
+    senders[id] = store.broadcast;
     const stop = store.subscribe((view) => (element.firstChild.textContent = words(view)));
     element.firstChild.onclick = async () => seen.published.push(await store.publish("note.added", { by: id }));
     roots.set(name, {
