@@ -47,3 +47,14 @@ def test_broadcasts_to_a_few_relays() -> None:
     assert [row[:2] for row in rows] == [["signal", "relays"], ["---", "---"], ["listen", "3"], ["nats", "3"]]
     for row in rows[2:]:
         assert all(" ms" in cell for cell in row[2:])
+
+
+def test_tokens_of_a_few_streams() -> None:
+    command = ["--users", "3", "--streams", "2", "3", "--intervals", "50", "--seconds", "0.5"]
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.scale.tokens", *command], cwd=ROOT, capture_output=True, text=True, timeout=400
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = [line.strip("| ").split(" | ") for line in done.stdout.splitlines() if line.startswith("| ")]
+    assert rows[2][:3] == ["50 ms", "2", "200"]  # more follow if the machine carries this one
+    assert all(" ms" in row[6] for row in rows[2:])
