@@ -77,11 +77,9 @@ async def test_an_application_sends_a_broadcast_over_http(system: System, users:
 
     def post(host: str, port: int, bearer: str) -> int:
         body = json.dumps({"userId": alice, "event": "job.progress", "data": {"percent": 40}}).encode()
-        request = urllib.request.Request(  # noqa: S310 (a local port)
-            f"http://{host}:{port}/broadcast", body, {"Authorization": f"Bearer {bearer}"}
-        )
+        request = urllib.request.Request(f"http://{host}:{port}/broadcast", body, {"Authorization": f"Bearer {bearer}"})
         try:
-            with urllib.request.urlopen(request, timeout=PATIENCE_S) as response:  # noqa: S310
+            with urllib.request.urlopen(request, timeout=PATIENCE_S) as response:
                 return int(response.status)
         except urllib.error.HTTPError as error:
             with error:

@@ -25,7 +25,7 @@ from userrealtime_operator.postgres.migrate import migrate
 from .__main__ import POSTGRES, relays_of, signalled
 from .broadcasts import MODES, latency, received
 
-TOKEN: Final = "token "
+WORD: Final = "word "
 TOKENS_PER_SECOND: Final = 100
 """Tokens a second of each stream."""
 INTERVALS_MS: Final = (10, 50, 100, 250)
@@ -85,7 +85,7 @@ def tokens_of(interval_ms: int) -> int:
 
 async def stream(connection: asyncpg.Connection, users: Sequence[str], interval_ms: int, seconds: float) -> int:
     """Send the tokens of these users at an interval; return how many intervals were left out."""
-    text = TOKEN * tokens_of(interval_ms)
+    text = WORD * tokens_of(interval_ms)
     rounds = round(seconds * 1000 / interval_ms)
     began = time.monotonic()
     late = 0

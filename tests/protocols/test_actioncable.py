@@ -13,9 +13,20 @@ from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
 
-from testing.database import Database
 from testing.announcer import broadcasting
-from testing.relay.harness import PATIENCE_S, USER, client, closed, config, eventually, is_metric, receive, running, token
+from testing.database import Database
+from testing.relay.harness import (
+    PATIENCE_S,
+    USER,
+    client,
+    closed,
+    config,
+    eventually,
+    is_metric,
+    receive,
+    running,
+    token,
+)
 from userrealtime_core.wire.connect_request import CloseCode, ConnectRequest, Resume
 from userrealtime_relay.protocols.actioncable import EXTENDED, PLAIN, RAILS, ActionCable
 from userrealtime_relay.protocols.dialect import (

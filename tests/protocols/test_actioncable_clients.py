@@ -269,15 +269,20 @@ async def test_whispers_and_broadcasts_reach_the_other_clients(stage: ClientFixt
         last = await stage.publish(2)
         await log.event(last)
         assert log.ids == list(range(1, last + 1))
-        arrived = asyncio.create_task(log.message("broadcast"))
+        ends = [
+            asyncio.create_task(each.until(lambda line: line.get("received", {}).get("data") == "end"))
+            for each in (*cables, log)
+        ]
         async with asyncio.timeout(PATIENCE_S):
-            while not arrived.done():
-                await stage.broadcast("again")
-                await asyncio.wait([arrived], timeout=0.2)
-        assert arrived.result() == {"type": "broadcast", "event": "test.broadcast", "data": "again"}
-        for each in (plain, extended):  # none has received its own
-            senders = [line["received"]["data"]["n"] for line in each.lines if "received" in line]
-            assert len(senders) <= 3
+            while not all(end.done() for end in ends):
+                await stage.broadcast("end", event="Room#end")
+                await asyncio.wait(ends, timeout=0.2)
+        assert [end.result()["received"]["event"] for end in ends] == ["end"] * 3 + ["Room#end"]
+        for each in (plain, extended):  # neither has received its own
+            broadcasts = [
+                line["received"] for line in each.lines if line.get("received", {}).get("type") == "broadcast"
+            ]
+            assert [message["event"] for message in broadcasts] == ["whisper"] * 3 + ["end"]
         assert await stage.inbox() == []
 
 

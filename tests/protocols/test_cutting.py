@@ -82,9 +82,7 @@ def test_a_channel_has_the_events_of_its_name(rows: list[tuple[str, int, str, st
 
 @given(st.lists(st.tuples(names, values), max_size=5), st.one_of(st.just(WHOLE_LOG), names.filter(is_channel)))
 def test_a_channel_has_the_broadcasts_of_its_name(sent: list[tuple[str, object]], channel: str) -> None:
-    addressed = [
-        (name_in_log(channel, name) if place % 2 else name, data) for place, (name, data) in enumerate(sent)
-    ]
+    addressed = [(name_in_log(channel, name) if place % 2 else name, data) for place, (name, data) in enumerate(sent)]
     contents = [Content(json.dumps(name, ensure_ascii=False), json.dumps(data)) for name, data in addressed]
     frames = b"".join(encode_text(content.message) for content in contents)
     front = "" if channel == WHOLE_LOG else f"{channel}#"

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
-from testing.database import Database
 from testing.announcer import broadcasting
+from testing.database import Database
 from testing.relay.harness import KEY, PATIENCE_S, USER, client, config, receive, running, token
 from testing.relay.http_client import request
 from userrealtime_core.wire.connect_request import CloseCode, ConnectRequest, Resume

@@ -1,8 +1,9 @@
 """Action Cable: the client of Rails, and AnyCable's client with its extended protocol. No I/O.
 
 The message of a subscription is the object of the relay's own protocol, so an application finds the id, the name and
-the time of an event where it would find them there, and the name of a broadcast as well. In the extended protocol the client keeps the position itself: per
-stream once it has an event, and before that in its session id, which is therefore a position.
+the time of an event, and the name of a broadcast, where it would find them there. In the extended protocol the client
+keeps the position itself: per stream once it has an event, and before that in its session id, which is therefore a
+position.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The events and the broadcasts of a channel, cut out of the frames of the rings. No I/O, and no JSON is parsed.
 
 A log has no channels, so their names follow one rule for all protocols: the channel `log` is the whole log, under the
-events' own names, and a channel `C` has the events named `C#rest`, under the name `rest`. The names of broadcasts follow
-the same rule.
+events' own names, and a channel `C` has the events named `C#rest`, under the name `rest`. The same holds for the names
+of broadcasts.
 
 The order of the members in the text of an event is a contract with `wire.frames.encode_events`, and in the text of a
 broadcast with the database and `wire.broadcast.Content`.
