@@ -276,7 +276,7 @@ async def is_received(connection: asyncpg.Connection, alice: ClientConnection) -
     await connection.execute("select userrealtime.broadcast($1, 'first')", USER)
     try:
         async with asyncio.timeout(0.2):
-            return (await message_of(alice))["message"]["event"] == "first"
+            return bool((await message_of(alice))["message"]["event"] == "first")
     except TimeoutError:
         return False
 
@@ -287,7 +287,7 @@ async def test_broadcasts_in_both_directions(migrated: Database, connection: asy
     extended: dict[str, Any] = {"path": "/cable", "subprotocols": [Subprotocol(EXTENDED)]}
     async with (
         broadcasting(migrated.url),
-        running(migrated.url, **variables) as relay,
+        running(migrated.url, None, **variables) as relay,
         client(relay, **extended) as alice,
         client(relay, **extended) as other,
         client(relay) as native,
@@ -312,12 +312,12 @@ async def test_broadcasts_in_both_directions(migrated: Database, connection: asy
         await native.send('{"type":"broadcast","event":"Room#typing","data":1}')
         typing = {"type": "broadcast", "event": "typing", "data": 1}
         assert await message_of(other) == {"identifier": ROOM, "message": typing}
-        found = []
-        while len(found) < 2:
+        answers: list[dict[str, Any]] = []
+        while len(answers) < 2:
             message = await message_of(alice)
             if message["message"]["event"] != "first":
-                found.append(message)
-        assert sorted(found, key=lambda each: len(each["identifier"])) == [
+                answers.append(message)
+        assert sorted(answers, key=lambda each: len(each["identifier"])) == [
             {"identifier": LOG, "message": {**typing, "event": "Room#typing"}},
             {"identifier": ROOM, "message": typing},
         ]

@@ -335,10 +335,10 @@ async def test_client_events_are_stored_once(stage: ClientFixture, installed: Pa
 
 
 async def test_client_events_reach_the_other_clients(broadcasting_stage: ClientFixture, installed: Path) -> None:
-    stage, room = broadcasting_stage, {"channels": ["private-room"]}
+    stage, room = broadcasting_stage, ["private-room"]
     async with (
-        application(stage, installed, "pusher", **room) as one,
-        application(stage, installed, "echo", **room) as two,
+        application(stage, installed, "pusher", channels=room) as one,
+        application(stage, installed, "echo", channels=room) as two,
         application(stage, installed, "pusher", channels=["presence-room"]) as member,
     ):
         for each in (one, two, member):
