@@ -46,6 +46,8 @@ class Provider(ABC):
     """A cluster. `up` and `down` may be called at any time, and again."""
 
     name: str
+    sync_s = 60
+    """The `syncFrequency` of the kubelets: pods have a changed Secret within 1.5 times this number of seconds."""
 
     @property
     @abstractmethod

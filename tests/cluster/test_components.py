@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 
 from testing.cluster import addons
-from testing.cluster.local import components
+from testing.cluster.local import LocalCluster, components
 from testing.cluster.local.components import NodeSpec
 
 
@@ -56,6 +56,11 @@ def test_pods_ask_the_dns_that_is_installed() -> None:
     documents = yaml.safe_load_all(addons.manifest("coredns.yaml", image="x"))
     (service,) = (document for document in documents if document["kind"] == "Service")
     assert kubelet["clusterDNS"] == [service["spec"]["clusterIP"]]
+
+
+def test_the_kubelet_has_the_sync_period_that_tests_wait_for() -> None:
+    kubelet = json.loads(components.files("/cni")[f"{components.KUBERNETES}/kubelet.yaml"])
+    assert kubelet["syncFrequency"] == f"{LocalCluster.sync_s}s"
 
 
 def test_containerd_configuration_is_toml() -> None:

@@ -43,6 +43,7 @@ from .components import (
     PKI,
     PODS,
     SERVICES,
+    SYNC_S,
     NodeSpec,
     files,
     mirror_toml,
@@ -61,6 +62,7 @@ DOWN_LIMIT = 30.0
 
 class LocalCluster(Provider):
     name = "local"
+    sync_s = SYNC_S
 
     @property
     def kubeconfig(self) -> Path:

@@ -32,6 +32,8 @@ MIRRORS = KUBERNETES / "mirrors"
 CONTAINERD_SOCKET = "/run/containerd/containerd.sock"
 CNI_DIRECTORIES = ("/usr/lib/cni", "/usr/libexec/cni", "/opt/cni/bin")
 PAUSE_IMAGE = "localhost/pause:e2e"
+# Shorter than a kubelet's default of a minute, which tests of changed Secrets would have to wait for.
+SYNC_S = 10
 
 # The kubelet insists on these values and would set them for the whole machine. In the node they are files that
 # already say so.
@@ -296,6 +298,7 @@ def _kubelet_configuration() -> dict[str, Any]:
         "maxPods": 500,
         "podPidsLimit": 1024,
         "serializeImagePulls": False,
+        "syncFrequency": f"{SYNC_S}s",
         # A developer's disk is often nearly full, and nothing here is worth an eviction.
         "evictionHard": {"memory.available": "100Mi", "nodefs.available": "1%", "imagefs.available": "1%"},
         # Images are loaded, not pulled: a collected image would be missing.
