@@ -14,6 +14,7 @@ import pytest
 
 from testing.cluster import choose
 from testing.patience import PATIENCE_S
+from testing.sleeping import SOON, wait_asleep
 from testing.system import System, install
 
 # A suffix for names: it keeps the resources of this run apart from other runs and from the first user of `make up`.
@@ -73,3 +74,29 @@ def users(system: System) -> Iterator[Callable[..., str]]:
     yield make
     for name in made:
         system.delete_user(name)
+
+
+@pytest.fixture(scope="module")
+def sleepers(system: System, request: pytest.FixtureRequest) -> Iterator[list[str]]:
+    """Users that fall asleep, one for each test of the module that has a `sleeper`.
+
+    The operator checks periodically which users are idle, and they fall asleep at the same time.
+    """
+    module = request.node
+    tests = [item for item in request.session.items if item.getparent(pytest.Module) is module]
+    count = sum("sleeper" in getattr(item, "fixturenames", ()) for item in tests)
+    names = [f"sleeper-{RUN}-{next(_numbers)}" for _ in range(count)]
+    for name in names:
+        system.apply_user(name, idle=SOON)
+    yield names.copy()
+    for name in names:
+        system.delete_user(name)
+
+
+@pytest.fixture
+def sleeper(system: System, sleepers: list[str]) -> Iterator[str]:
+    """A sleeping user that no other test has used."""
+    name = sleepers.pop()
+    wait_asleep(system, name)
+    yield name
+    system.delete_user(name)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 import asyncpg
+import pytest
 
 from testing.client import ResumingClient
 from testing.patience import WITHIN
@@ -63,9 +64,32 @@ def restart_operator(system: System) -> None:
     system.cluster.kubectl(*operator, "rollout", "status", "deployment/userrealtime", WITHIN)
 
 
-def test_an_idle_user_sleeps_and_wakes_on_request(system: System, users: MakeUser) -> None:
-    name = users("sleeper", idle=SLEEPY)
-    wait_asleep(system, name)
+@pytest.mark.usefixtures("sleepers")  # which fall asleep meanwhile
+async def test_a_client_keeps_its_user_awake_and_sleep_loses_no_event(
+    system: System, users: MakeUser, database: asyncpg.Connection
+) -> None:
+    name = await asyncio.to_thread(users, "connected", idle=SLEEPY)
+    url, token = system.websocket_url(name), system.token(name)
+    async with ResumingClient(url, token) as client:
+        await database.execute("select userrealtime.publish($1, 'before')", name)
+        await client.wait_for_events(1)
+        await asyncio.sleep(LONG_ENOUGH_S)
+        assert client.connections == 1
+        assert await asyncio.to_thread(condition, system, name, "Asleep") == ("False", "Awake")
+    await asyncio.to_thread(wait_asleep, system, name)
+    await database.execute("select userrealtime.publish($1, 'meanwhile')", name)
+    await asyncio.to_thread(ask, system, name)
+    await asyncio.to_thread(eventually, lambda: slices(system, name) == [], "the pod serves alone")
+    await asyncio.to_thread(system.wait_reachable, name)
+    async with ResumingClient(url, token) as client:
+        await database.execute("select userrealtime.publish($1, 'after')", name)
+        await client.wait_for_events(1)
+        assert client.ids == [3]
+
+
+def test_an_idle_user_sleeps_and_wakes_on_request(system: System, sleeper: str) -> None:
+    name = sleeper
+    assert condition(system, name, "Asleep") == ("True", "Idle")
     assert replicas(system, name) == 0
     eventually(lambda: pods(system, name) == [], "the pod is gone")
     [found] = slices(system, name)
@@ -98,32 +122,8 @@ def test_an_idle_user_sleeps_and_wakes_on_request(system: System, users: MakeUse
     eventually(lambda: system.kubectl(*left, selector) == "", "all objects are gone")
 
 
-async def test_a_client_keeps_its_user_awake_and_sleep_loses_no_event(
-    system: System, users: MakeUser, database: asyncpg.Connection
-) -> None:
-    name = await asyncio.to_thread(users, "connected", idle=SLEEPY)
-    url, token = system.websocket_url(name), system.token(name)
-    async with ResumingClient(url, token) as client:
-        await database.execute("select userrealtime.publish($1, 'before')", name)
-        await client.wait_for_events(1)
-        await asyncio.sleep(LONG_ENOUGH_S)
-        assert client.connections == 1
-        assert await asyncio.to_thread(condition, system, name, "Asleep") == ("False", "Awake")
-    await asyncio.to_thread(wait_asleep, system, name)
-    await database.execute("select userrealtime.publish($1, 'meanwhile')", name)
-    await asyncio.to_thread(ask, system, name)
-    await asyncio.to_thread(eventually, lambda: slices(system, name) == [], "the pod serves alone")
-    await asyncio.to_thread(system.wait_reachable, name)
-    async with ResumingClient(url, token) as client:
-        await database.execute("select userrealtime.publish($1, 'after')", name)
-        await client.wait_for_events(1)
-        assert client.ids == [3]
-
-
-def test_what_happens_to_a_sleeping_user_does_not_wake_them(system: System, users: MakeUser) -> None:
-    name = users("undisturbed", idle=SLEEPY)
-    wait_asleep(system, name)
-    eventually(lambda: pods(system, name) == [], "the pod is gone")
+def test_what_happens_to_a_sleeping_user_does_not_wake_them(system: System, sleeper: str) -> None:
+    name = sleeper
     since = system.get("urt", name)["status"]["asleepSince"]
 
     def versions() -> list[str]:
@@ -164,9 +164,8 @@ async def test_a_database_that_is_away_puts_nobody_to_sleep(system: System, user
     await asyncio.to_thread(wait_asleep, system, name)
 
 
-def test_nobody_sleeps_whom_no_activator_would_wake(system: System, users: MakeUser) -> None:
-    name = users("abandoned", idle=SLEEPY)
-    wait_asleep(system, name)
+def test_nobody_sleeps_whom_no_activator_would_wake(system: System, sleeper: str) -> None:
+    name = sleeper
 
     def scale(count: int) -> None:
         system.cluster.kubectl("-n", OPERATOR_NAMESPACE, "scale", "deployment", ACTIVATOR, f"--replicas={count}")

@@ -16,22 +16,13 @@ from websockets.exceptions import ConnectionClosed
 
 from testing.client import ResumingClient, http_get, open_connection, receive
 from testing.patience import PATIENCE_S, WITHIN
-from testing.sleeping import SELECTOR, SOON, activator_pods, activator_total, asleep, slices, wait_asleep, wait_direct
+from testing.sleeping import SELECTOR, SOON, activator_pods, activator_total, asleep, slices, wait_direct
 from testing.system import OPERATOR_NAMESPACE, System
 from testing.waiting import eventually
 
-MakeUser = Callable[..., str]
 WAKE_LIMIT_S = 45
 """Longer than the 30 s that the activator waits for a pod."""
 OPERATOR = "app.kubernetes.io/name=userrealtime-operator"
-
-
-@pytest.fixture
-def sleeper(system: System, users: MakeUser) -> str:
-    """A sleeping user."""
-    name = users("sleeper", idle=SOON)
-    wait_asleep(system, name)
-    return name
 
 
 async def publish(database: asyncpg.Connection, user: str, count: int) -> None:
@@ -192,48 +183,6 @@ async def test_a_bad_token_wakes_nobody(system: System, sleeper: str) -> None:
     assert await asyncio.to_thread(activator_total, system, "wakes_requested_total") == requested
 
 
-@pytest.mark.parametrize("victim", ["activator", "operator", "pod"])
-async def test_a_kill_in_the_middle_loses_nothing(
-    system: System, sleeper: str, database: asyncpg.Connection, victim: str
-) -> None:
-    url = await asyncio.to_thread(system.websocket_url, sleeper)
-    token = await asyncio.to_thread(system.token, sleeper)
-    child = (await asyncio.to_thread(system.get, "urt", sleeper))["status"]["name"]
-    namespace, selector = {
-        "activator": (OPERATOR_NAMESPACE, SELECTOR),
-        "operator": (OPERATOR_NAMESPACE, OPERATOR),
-        "pod": ("users", f"app.kubernetes.io/instance={child}"),
-    }[victim]
-    await publish(database, sleeper, 20)
-
-    async def kill() -> None:
-        kill_now = ("delete", "pod", "-l", selector, "--force", "--grace-period=0", "--wait=false")
-        await asyncio.to_thread(system.cluster.kubectl, "-n", namespace, *kill_now)
-
-    async def requested() -> None:
-        while "wakeRequestedAt" not in (await asyncio.to_thread(system.get, "urt", sleeper))["status"]:
-            await asyncio.sleep(0.05)
-
-    client = ResumingClient(url, token, last_event_id=0, open_timeout=WAKE_LIMIT_S)
-    async with asyncio.timeout(180):
-        killing = asyncio.create_task(requested())
-        async with client:
-            await killing
-            # The wake is in progress, or the pod already exists.
-            for _ in range(3):
-                await kill()
-                await publish(database, sleeper, 20)
-                await asyncio.sleep(1)
-            await client.wait_for_events(80, timeout=PATIENCE_S)
-    assert client.ids == list(range(1, 81))
-    assert client.resets == []
-    for workload in ("userrealtime", "userrealtime-activator"):
-        await asyncio.to_thread(
-            system.cluster.kubectl,
-            *("-n", OPERATOR_NAMESPACE, "rollout", "status", f"deployment/{workload}", WITHIN),
-        )
-
-
 async def test_a_wake_that_fails_is_said_and_the_next_one_works(system: System, sleeper: str) -> None:
     url = (await asyncio.to_thread(system.get, "urt", sleeper))["status"]["url"]
     token = await asyncio.to_thread(system.token, sleeper)
@@ -311,3 +260,46 @@ async def test_the_slice_has_the_activators_that_are_there(system: System, sleep
         return {each["addresses"][0] for each in slices(system, sleeper)[0]["endpoints"]} == there
 
     await asyncio.to_thread(eventually, current, "the slice has the new activators alone")
+
+
+# The activators last: without them, the operator would wake the sleepers of further tests.
+@pytest.mark.parametrize("victim", ["pod", "operator", "activator"])
+async def test_a_kill_in_the_middle_loses_nothing(
+    system: System, sleeper: str, database: asyncpg.Connection, victim: str
+) -> None:
+    url = await asyncio.to_thread(system.websocket_url, sleeper)
+    token = await asyncio.to_thread(system.token, sleeper)
+    child = (await asyncio.to_thread(system.get, "urt", sleeper))["status"]["name"]
+    namespace, selector = {
+        "activator": (OPERATOR_NAMESPACE, SELECTOR),
+        "operator": (OPERATOR_NAMESPACE, OPERATOR),
+        "pod": ("users", f"app.kubernetes.io/instance={child}"),
+    }[victim]
+    await publish(database, sleeper, 20)
+
+    async def kill() -> None:
+        kill_now = ("delete", "pod", "-l", selector, "--force", "--grace-period=0", "--wait=false")
+        await asyncio.to_thread(system.cluster.kubectl, "-n", namespace, *kill_now)
+
+    async def requested() -> None:
+        while "wakeRequestedAt" not in (await asyncio.to_thread(system.get, "urt", sleeper))["status"]:
+            await asyncio.sleep(0.05)
+
+    client = ResumingClient(url, token, last_event_id=0, open_timeout=WAKE_LIMIT_S)
+    async with asyncio.timeout(180):
+        killing = asyncio.create_task(requested())
+        async with client:
+            await killing
+            # The wake is in progress, or the pod already exists.
+            for _ in range(3):
+                await kill()
+                await publish(database, sleeper, 20)
+                await asyncio.sleep(1)
+            await client.wait_for_events(80, timeout=PATIENCE_S)
+    assert client.ids == list(range(1, 81))
+    assert client.resets == []
+    for workload in ("userrealtime", "userrealtime-activator"):
+        await asyncio.to_thread(
+            system.cluster.kubectl,
+            *("-n", OPERATOR_NAMESPACE, "rollout", "status", f"deployment/{workload}", WITHIN),
+        )
