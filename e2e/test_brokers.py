@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-from collections.abc import AsyncIterator, Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from string import Template
 from urllib.parse import urlsplit
 
@@ -44,12 +43,24 @@ def operators(system: System, *arguments: str, timeout: float = COMMAND_TIMEOUT_
     return system.cluster.kubectl("-n", OPERATOR_NAMESPACE, *arguments, timeout=timeout)
 
 
-@pytest.fixture
-async def over_nats(system: System, database: asyncpg.Connection, tmp_path: Path) -> AsyncIterator[System]:
+def execute(database_url: str, statements: str) -> None:
+    async def connected() -> None:
+        connection = await asyncpg.connect(database_url, timeout=PATIENCE_S)
+        try:
+            await connection.execute(statements)
+        finally:
+            await connection.close(timeout=PATIENCE_S)
+
+    asyncio.run(connected())
+
+
+@pytest.fixture(scope="module")
+def over_nats(system: System, database_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     """The release with a separate NATS as its broker (TLS), and bridges with a restricted database role."""
+    folder = tmp_path_factory.mktemp("nats")
     host = f"nats.{OPERATOR_NAMESPACE}"
     # Private authorities often lack extensions that only Python 3.13 requires.
-    pki.make(tmp_path, [pki.Identity("server", "/CN=nats", (f"DNS:{host}",))], pki.Extensions.MINIMAL)
+    pki.make(folder, [pki.Identity("server", "/CN=nats", (f"DNS:{host}",))], pki.Extensions.MINIMAL)
     password, bridge_password, database_password = (secrets.token_hex(16) for _ in range(3))
     # As docs/signals.md has them.
     relay = '{ publish: { deny: ">" }, subscribe: "userrealtime.>" }'
@@ -61,13 +72,14 @@ async def over_nats(system: System, database: asyncpg.Connection, tmp_path: Path
         "] }\n"
         "tls { cert_file: /config/server.crt, key_file: /config/server.key }\n"
     )
-    files = {name: (tmp_path / name).read_text() for name in ("server.crt", "server.key")}
+    files = {name: (folder / name).read_text() for name in ("server.crt", "server.key")}
     [source] = [source for source in images.SOURCES if source.name == "userrealtime-nats"]
     image = images.load(system.cluster, [source])[source.name]
-    await database.execute(
+    execute(
+        database_url,
         f"do $$ begin if to_regrole('{ROLE}') is not null then drop owned by {ROLE}; end if; end $$; "
         f"drop role if exists {ROLE}; create role {ROLE} login password '{database_password}'; "
-        f"select userrealtime.grant_bridge('{ROLE}')"
+        f"select userrealtime.grant_bridge('{ROLE}')",
     )
     url = urlsplit(system.database.url)
     place = url.netloc.rpartition("@")[2]
@@ -86,16 +98,29 @@ async def over_nats(system: System, database: asyncpg.Connection, tmp_path: Path
             "database": {"existingSecret": {"name": "bridge-database"}},
         },
     }
-    trust = {"certificates": (tmp_path / "ca.crt").read_text()}
+    trust = {"certificates": (folder / "ca.crt").read_text()}
     try:
         operators(system, "rollout", "status", "deployment/nats", WITHIN)
-        await asyncio.to_thread(upgrade, system, {**system.values, "signals": signals, "trust": trust})
+        upgrade(system, {**system.values, "signals": signals, "trust": trust})
         yield system
     finally:
-        await asyncio.to_thread(upgrade, system, system.values)
+        upgrade(system, system.values)
         operators(system, "delete", "deployment/nats", "service/nats", "secret/nats", "secret/broker")
         operators(system, "delete", "secret/bridge-broker", "secret/bridge-database")
-        await database.execute(f"drop owned by {ROLE}; drop role {ROLE}")
+        execute(database_url, f"drop owned by {ROLE}; drop role {ROLE}")
+
+
+async def test_a_broker_that_is_not_set_up_is_said(system: System) -> None:
+    system.apply_user("pigeon", relay={"signal": "redis"})
+    try:
+
+        def said() -> bool:
+            status = system.get("urt", "pigeon").get("status", {})
+            return any(condition["reason"] == "InvalidSignal" for condition in status.get("conditions", []))
+
+        await asyncio.to_thread(eventually, said, "InvalidSignal is said")
+    finally:
+        system.delete_user("pigeon")
 
 
 async def test_events_arrive_while_broker_and_bridges_are_killed(
@@ -140,16 +165,3 @@ async def test_a_user_may_keep_to_postgres(over_nats: System, users: MakeUser, d
         async with publishing(database_url, alice) as publisher:
             await client.wait_for_more(20)
         await assert_all_arrived(client, publisher, database_url, alice)
-
-
-async def test_a_broker_that_is_not_set_up_is_said(system: System) -> None:
-    system.apply_user("pigeon", relay={"signal": "redis"})
-    try:
-
-        def said() -> bool:
-            status = system.get("urt", "pigeon").get("status", {})
-            return any(condition["reason"] == "InvalidSignal" for condition in status.get("conditions", []))
-
-        await asyncio.to_thread(eventually, said, "InvalidSignal is said")
-    finally:
-        system.delete_user("pigeon")
