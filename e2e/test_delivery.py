@@ -21,7 +21,7 @@ MakeUser = Callable[..., str]
 async def test_a_row_reaches_its_user_and_nobody_else(
     system: System, users: MakeUser, database: asyncpg.Connection
 ) -> None:
-    alice, bob = users("alice"), users("bob")
+    alice, bob = await asyncio.gather(*(asyncio.to_thread(users, name) for name in ("alice", "bob")))
     await database.execute(
         """
         create temporary table notes (id int, owner text, body text);
@@ -49,9 +49,10 @@ async def test_a_row_reaches_its_user_and_nobody_else(
 
 
 async def test_tokens(system: System, users: MakeUser) -> None:
-    alice, bob = users("alice"), users("bob")
+    alice, bob = await asyncio.gather(*(asyncio.to_thread(users, name) for name in ("alice", "bob")))
     url = system.websocket_url(alice)
     good = system.token(alice)
+    silent = await open_connection(url, None)
     refused = {
         "bob's": system.token(bob),
         "alice's, signed for bob": system.token(alice, sub=bob),
@@ -66,7 +67,6 @@ async def test_tokens(system: System, users: MakeUser) -> None:
             await receive(connection)
         assert (connection.close_code, connection.close_reason) == (1008, "Unauthorized"), what
 
-    silent = await open_connection(url, None)
     with pytest.raises(ConnectionClosed):
         await receive(silent)
     assert (silent.close_code, silent.close_reason) == (1008, "Unauthorized")
@@ -80,7 +80,7 @@ async def test_tokens(system: System, users: MakeUser) -> None:
 async def test_a_client_that_was_away_gets_what_it_missed(
     system: System, users: MakeUser, database: asyncpg.Connection
 ) -> None:
-    alice = users("alice")
+    alice = await asyncio.to_thread(users, "alice")
     await database.execute("select userrealtime.publish($1, 'x') from generate_series(1, 3000)", alice)
     async with asyncio.timeout(PATIENCE_S):
         connection = await open_connection(system.websocket_url(alice), system.token(alice), last_event_id=0)
@@ -93,7 +93,7 @@ async def test_a_client_that_was_away_gets_what_it_missed(
 async def test_streams_and_polls_come_through_the_ingress_as_well(
     system: System, users: MakeUser, database: asyncpg.Connection
 ) -> None:
-    alice = users("alice")
+    alice = await asyncio.to_thread(users, "alice")
     base = system.get("urt", alice)["status"]["url"]
     headers = {"Authorization": f"Bearer {system.token(alice)}"}
     await database.execute("select userrealtime.publish($1, 'x') from generate_series(1, 3)", alice)

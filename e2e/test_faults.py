@@ -81,7 +81,7 @@ async def assert_all_arrived(client: ResumingClient, publisher: Publisher, datab
 
 
 async def test_the_relays_pod_is_killed_twice(system: System, users: MakeUser, database_url: str) -> None:
-    alice = users("alice")
+    alice = await asyncio.to_thread(users, "alice")
     selector = f"app.kubernetes.io/instance={system.get('urt', alice)['status']['name']}"
     async with ResumingClient(system.websocket_url(alice), system.token(alice)) as client:
         async with publishing(database_url, alice) as publisher:
@@ -96,7 +96,7 @@ async def test_the_relays_pod_is_killed_twice(system: System, users: MakeUser, d
 async def test_a_changed_spec_rolls_out_under_a_connected_client(
     system: System, users: MakeUser, database_url: str
 ) -> None:
-    alice = users("alice")
+    alice = await asyncio.to_thread(users, "alice")
     async with ResumingClient(system.websocket_url(alice), system.token(alice)) as client:
         async with publishing(database_url, alice) as publisher:
             await client.wait_for_more(50)
@@ -108,7 +108,7 @@ async def test_a_changed_spec_rolls_out_under_a_connected_client(
 
 
 async def test_postgres_is_restarted(system: System, users: MakeUser, database_url: str) -> None:
-    alice = users("alice")
+    alice = await asyncio.to_thread(users, "alice")
     async with ResumingClient(system.websocket_url(alice), system.token(alice)) as client:
         async with publishing(database_url, alice) as publisher:
             await client.wait_for_more(50)
@@ -119,7 +119,7 @@ async def test_postgres_is_restarted(system: System, users: MakeUser, database_u
 
 async def test_the_operator_is_away_while_children_vanish(system: System, users: MakeUser, database_url: str) -> None:
     """It repairs deleted and changed children on its return, and clients of other users are not affected."""
-    alice, bob = users("alice"), users("bob")
+    alice, bob = await asyncio.gather(*(asyncio.to_thread(users, name) for name in ("alice", "bob")))
     name = system.get("urt", alice)["status"]["name"]
     secret = system.get("secret", name)["data"]
     async with ResumingClient(system.websocket_url(bob), system.token(bob)) as client:

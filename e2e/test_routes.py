@@ -14,6 +14,7 @@ import pytest
 
 from testing.client import http_get
 from testing.cluster import addons
+from testing.patience import PATIENCE_S
 from testing.system import System, upgrade
 from testing.waiting import eventually
 
@@ -21,28 +22,35 @@ from . import test_delivery, test_faults
 
 MakeUser = Callable[..., str]
 
-# The hosts end in `localhost`, which is this machine.
+# The hosts end in `localhost`, which is this machine. Each route replaces the one before it, of which the first is the
+# Ingress by path of all other tests.
 ROUTES: dict[str, dict[str, Any]] = {
-    "Ingress by host": {"url": "http://{name}.localhost:PORT"},
     "HTTPRoute by path": {"type": "HTTPRoute", "gateway": addons.GATEWAY, "url": "http://localhost:PORT/{name}"},
     "HTTPRoute by host": {"type": "HTTPRoute", "gateway": addons.GATEWAY, "url": "http://{name}.localhost:PORT"},
+    "Ingress by host": {"url": "http://{name}.localhost:PORT"},
     "Edge by path": {"type": "Edge", "url": "http://localhost:PORT/{namespace}/{name}"},
     "Edge by host": {"type": "Edge", "url": "http://{name}.localhost:PORT"},
 }
 BEFORE = "routed-before"
 
 
-@pytest.fixture(scope="module", params=list(ROUTES.values()), ids=list(ROUTES))
-def routed(request: pytest.FixtureRequest, system: System) -> Iterator[System]:
-    """The system with another kind of route, and a user from before the change; restored at the end."""
-    port = urlsplit(system.cluster.ingress_url).port or 80
-    route = {**request.param, "url": request.param["url"].replace("PORT", str(port))}
+@pytest.fixture(scope="module")
+def before(system: System) -> Iterator[None]:
+    """A user from before the routes. The usual route is restored at the end."""
     system.apply_user(BEFORE)
     system.wait_ready(BEFORE)
-    upgrade(system, {**system.values, "route": route})
-    yield system
+    yield
     system.delete_user(BEFORE)
     upgrade(system, system.values)
+
+
+@pytest.fixture(scope="module", params=list(ROUTES.values()), ids=list(ROUTES))
+def routed(request: pytest.FixtureRequest, system: System, before: None) -> System:
+    """The system with another kind of route."""
+    port = urlsplit(system.cluster.ingress_url).port or 80
+    route = {**request.param, "url": request.param["url"].replace("PORT", str(port))}
+    upgrade(system, {**system.values, "route": route})
+    return system
 
 
 def test_a_user_from_before_has_the_new_route_alone(routed: System, request: pytest.FixtureRequest) -> None:
@@ -63,20 +71,20 @@ def test_a_user_from_before_has_the_new_route_alone(routed: System, request: pyt
     eventually(lambda: (f"//{name}." in routed.get("urt", BEFORE)["status"]["url"]) == by_host, "the new URL")
 
 
-async def test_rows_reach_their_users(routed: System, users: MakeUser, database: asyncpg.Connection) -> None:
-    await test_delivery.test_a_row_reaches_its_user_and_nobody_else(routed, users, database)
-
-
-async def test_tokens(routed: System, users: MakeUser) -> None:
-    await test_delivery.test_tokens(routed, users)
-
-
-async def test_streams_and_polls(routed: System, users: MakeUser, database: asyncpg.Connection) -> None:
-    await test_delivery.test_streams_and_polls_come_through_the_ingress_as_well(routed, users, database)
-
-
-async def test_a_killed_pod(routed: System, users: MakeUser, database_url: str) -> None:
-    await test_faults.test_the_relays_pod_is_killed_twice(routed, users, database_url)
+async def test_rows_tokens_streams_polls_and_killed_pods(
+    routed: System, users: MakeUser, database: asyncpg.Connection, database_url: str
+) -> None:
+    """The scenarios run at the same time: one of them waits for the limit of a client that sends no token."""
+    other = await asyncpg.connect(database_url, timeout=PATIENCE_S)
+    streams_and_polls = test_delivery.test_streams_and_polls_come_through_the_ingress_as_well
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(test_delivery.test_a_row_reaches_its_user_and_nobody_else(routed, users, database))
+            group.create_task(test_delivery.test_tokens(routed, users))
+            group.create_task(streams_and_polls(routed, users, other))
+            group.create_task(test_faults.test_the_relays_pod_is_killed_twice(routed, users, database_url))
+    finally:
+        await other.close(timeout=PATIENCE_S)
 
 
 async def test_a_stranger_gets_an_answer(routed: System, request: pytest.FixtureRequest) -> None:
