@@ -70,7 +70,8 @@ async def test_user_ids_of_any_shape(system: System, users: MakeUser, database: 
         f"Jörg {run} 🙂",
         f"$(HOME) $${run}",
     ]
-    names = [users("shape", userId=user_id) for user_id in user_ids]
+    made = (asyncio.to_thread(users, "shape", userId=user_id) for user_id in user_ids)
+    names = await asyncio.gather(*made)
     assert len({system.get("urt", name)["status"]["name"] for name in names}) == len(user_ids)
     for name, user_id in zip(names, user_ids, strict=True):
         async with ResumingClient(system.websocket_url(name), system.token(name)) as client:
@@ -180,7 +181,7 @@ def test_the_second_resource_of_a_user_says_so(system: System, users: MakeUser) 
 async def test_deletion_leaves_nothing_in_kubernetes_and_postgres(
     system: System, users: MakeUser, database: asyncpg.Connection
 ) -> None:
-    gone, stays = users("gone"), users("stays")
+    gone, stays = await asyncio.gather(*(asyncio.to_thread(users, label) for label in ("gone", "stays")))
     name = system.get("urt", gone)["status"]["name"]
     for user in (gone, stays):
         async with ResumingClient(system.websocket_url(user), system.token(user)) as client:

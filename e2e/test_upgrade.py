@@ -222,7 +222,7 @@ async def test_users_stay_connected_during_an_upgrade(
 async def test_a_broken_relay_image_stops_the_rollout_and_recovers(
     system: System, users: MakeUser, restored: list[str], database_url: str
 ) -> None:
-    names = [await asyncio.to_thread(users, "careful") for _ in range(4)]
+    names = await asyncio.gather(*(asyncio.to_thread(users, "careful") for _ in range(4)))
 
     def reasons() -> list[str]:
         found = []
