@@ -123,9 +123,13 @@ def test_what_goes_wrong_is_told(system: System, signup: Signup, remove: Callabl
     remove(user_id)
     # The user has an image that does not exist.
     system.apply_user(user_id, relay={"image": "127.0.0.1:1/no-such-image:1"})
-    done = signup.run(example, user_id, "--timeout", "20")
+    ready = 'jsonpath={.status.conditions[?(@.type=="Ready")].reason}'
+    eventually(
+        lambda: system.kubectl("get", "urt", user_id, "-o", ready) == "ImagePullFailed", "the operator reports it"
+    )
+    done = signup.run(example, user_id, "--timeout", "5")
     assert (done.returncode, done.stdout) == (1, "")
-    assert f"{user_id} is not ready after 20 s: ImagePullFailed: " in done.stderr
+    assert f"{user_id} is not ready after 5 s: ImagePullFailed: " in done.stderr
 
     # a resource with this name for another user
     other = f"taken-{example.replace('_', '-')}-{RUN}"
