@@ -19,10 +19,18 @@ MakeUser = Callable[..., str]
 
 
 @pytest.fixture
-def reinstalled(system: System) -> Iterator[None]:
-    """Install everything again after the test."""
-    yield
-    install(system.cluster)
+def reinstall(system: System) -> Iterator[Callable[[], None]]:
+    """A function that installs everything again. It is called after the test if the test has not come to it."""
+    done = False
+
+    def again() -> None:
+        nonlocal done
+        install(system.cluster)
+        done = True
+
+    yield again
+    if not done:
+        again()
 
 
 def helm_uninstall(system: System) -> None:
@@ -34,7 +42,7 @@ def helm_uninstall(system: System) -> None:
 
 
 async def test_uninstall_removes_resources_and_keeps_logs(
-    system: System, reinstalled: None, users: MakeUser, database: asyncpg.Connection
+    system: System, reinstall: Callable[[], None], users: MakeUser, database: asyncpg.Connection
 ) -> None:
     user = await asyncio.to_thread(users, "dropped")
     await database.execute("select userrealtime.publish($1, 'x')", user)
@@ -49,14 +57,14 @@ async def test_uninstall_removes_resources_and_keeps_logs(
     events = "select count(*) from userrealtime.event where user_id = $1"
     assert await database.fetchval(events, user) == 1
     # No resource exists now, and the sweep must still work.
-    await asyncio.to_thread(install, system.cluster)
+    await asyncio.to_thread(reinstall)
     async with asyncio.timeout(PATIENCE_S):
         while await database.fetchval(events, user):
             await asyncio.sleep(0.2)
 
 
 async def test_users_are_served_without_the_operator_where_the_crd_is_kept(
-    system: System, reinstalled: None, users: MakeUser, database: asyncpg.Connection
+    system: System, reinstall: Callable[[], None], users: MakeUser, database: asyncpg.Connection
 ) -> None:
     user = await asyncio.to_thread(users, "kept")
     await asyncio.to_thread(upgrade, system, {**system.values, "crds": {"keep": True}})
@@ -65,7 +73,7 @@ async def test_users_are_served_without_the_operator_where_the_crd_is_kept(
         await asyncio.to_thread(helm_uninstall, system)
         await database.execute("select userrealtime.publish($1, 'still')", user)
         await client.wait_for_events(1)
-        await asyncio.to_thread(install, system.cluster)
+        await asyncio.to_thread(reinstall)
         await asyncio.to_thread(system.wait_ready, user)
         assert system.get("urt", user)["metadata"]["uid"] == uid
         await database.execute("select userrealtime.publish($1, 'again')", user)
