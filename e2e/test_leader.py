@@ -290,12 +290,12 @@ def expected(users: Sequence[str]) -> set[tuple[str, str]]:
     return children | {("userrealtimes/status", user) for user in users}
 
 
-async def settled(operator: LocalOperator) -> dict[str, int]:
-    """Return the operator's requests when no work is left."""
+async def settled(operator: LocalOperator, quiet_s: float = 3) -> dict[str, int]:
+    """Return the operator's requests when no work is left and there was no request for `quiet_s`."""
     requests: dict[str, int] = {}
     deadline = time.monotonic() + 2 * PATIENCE_S
     while True:
-        await asyncio.sleep(3)
+        await asyncio.sleep(quiet_s)
         now = await asyncio.to_thread(operator.requests)
         if now == requests and operator.metric("userrealtime_operator_workqueue_depth") == 0 and operator.leads():
             return requests
@@ -376,7 +376,7 @@ async def test_drift_in_every_child_is_repaired_by_the_watch(server: LocalApiSer
         for kind, change in DRIFTS:
             server.kubectl(*patch, "deployment", child, "--subresource=status", "-p", status)
             server.kubectl("-n", NAMESPACE, "wait", "--for=condition=Progressing=False", "urt/alice", WITHIN)
-            await settled(operator)
+            await settled(operator, quiet_s=1)  # there is a single user
             looks = operator.metric("userrealtime_operator_rest_client_requests_total", resource="pods")
             before, known = await asyncio.to_thread(contents, kind), len(repairs(kind))
             if change is None:
