@@ -17,6 +17,7 @@ REFUSED = (
     "delete from userrealtime.inbox_usage",
     "begin; lock userrealtime.inbox_usage in row share mode",
     "select userrealtime.limit_inbox(null, null)",
+    "select userrealtime.trim_inbox('alice')",
     "select userrealtime.charge_inbox('bob', 0)",
     "select userrealtime.count_inbox('bob')",
     *(

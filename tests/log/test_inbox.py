@@ -136,6 +136,6 @@ async def test_what_is_done_is_removed_later(connection: asyncpg.Connection) -> 
     await submit(connection, "new")
     await submit(connection, "old")
     assert len(await connection.fetch(TAKE)) == 2
-    await connection.execute("update userrealtime.inbox set done = now() - interval '2 days' where ref = 'old'")
+    await connection.execute("update userrealtime.inbox set done = now() - interval '8 days' where ref = 'old'")
     await connection.execute(CLEAN)
     assert [row["ref"] for row in await connection.fetch("select ref from userrealtime.inbox")] == ["new"]

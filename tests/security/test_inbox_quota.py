@@ -17,6 +17,7 @@ from testing.relay.harness import client, metric, receive, running
 from testing.relay.http_client import request
 from userrealtime_operator.config import parse_config
 from userrealtime_operator.model.policies import InboxQuota
+from userrealtime_operator.postgres import retention
 from userrealtime_operator.postgres.database import Database
 from userrealtime_operator.postgres.retention import limit_inbox
 from userrealtime_operator.process.metrics import Metrics
@@ -109,6 +110,65 @@ async def test_a_locked_quota_delays_no_other_party() -> None:
         await transaction.rollback()
         for connection in (thief, bob, admin):
             await connection.close()
+
+
+PROCESS = "update userrealtime.inbox set done = now() where done is null"
+PROCESSED = "select array_agg(ref order by id) from userrealtime.inbox where user_id = $1 and done is not null"
+
+
+@pytest.mark.parametrize("quota", [InboxQuota(max_messages=20), InboxQuota(max_messages=None, max_bytes=20 * 1300)])
+async def test_processed_messages_have_the_quota_too(quota: InboxQuota, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pod sends without a pause, and the application processes everything at once."""
+    monkeypatch.setattr(retention, "BATCH", 7)
+    async with installation() as site, Database(site.operator_url) as database:
+        await limit_inbox(database, quota)
+        thief = await asyncpg.connect(await site.relay_url(MALLORY))
+        bob = await asyncpg.connect(await site.relay_url("bob"))
+        admin = await asyncpg.connect(site.admin_url)
+        assert await fill(bob, "bob", 10) == 10
+        stored: list[str] = []
+        for number in range(8):
+            assert await fill(thief, MALLORY, 20, f"{number}-") == 20
+            await admin.execute(PROCESS)
+            await limit_inbox(database, quota)
+            stored = await admin.fetchval(PROCESSED, MALLORY)
+            assert len(stored) <= 40
+        # The newest are kept, because a client may repeat them.
+        assert stored[-1] == "7-19"
+        assert stored[-20:] == [f"7-{number}" for number in range(20)]
+        known = await admin.fetchval("select id from userrealtime.inbox where ref = '7-0'")
+        assert await thief.fetchval(SUBMIT, MALLORY, "7-0", DATA) == known
+        assert len(await admin.fetchval(PROCESSED, "bob")) == 10
+        # Without a quota, all are kept.
+        await limit_inbox(database, InboxQuota(max_messages=None, max_bytes=None))
+        for number in range(8):
+            assert await fill(thief, MALLORY, 20, f"free-{number}-") == 20
+        await admin.execute(PROCESS)
+        await limit_inbox(database, InboxQuota(max_messages=None, max_bytes=None))
+        assert len(await admin.fetchval(PROCESSED, MALLORY)) == len(stored) + 160
+        for connection in (thief, bob, admin):
+            await connection.close()
+
+
+async def test_a_locked_quota_keeps_no_processed_messages() -> None:
+    """A pod that holds the row of its usage all the time, and only commits to send more."""
+    async with installation() as site, Database(site.operator_url) as database:
+        quota = InboxQuota(max_messages=5)
+        await limit_inbox(database, quota)
+        thief = await asyncpg.connect(await site.relay_url(MALLORY))
+        admin = await asyncpg.connect(site.admin_url)
+        async with asyncio.timeout(PATIENCE_S):
+            for number in range(8):
+                assert await fill(thief, MALLORY, 5, f"{number}-") == 5
+                await admin.execute(PROCESS)
+                transaction = thief.transaction()
+                await transaction.start()
+                await thief.execute(SUBMIT, MALLORY, "held", DATA)
+                await limit_inbox(database, quota)
+                assert len(await admin.fetchval(PROCESSED, MALLORY)) <= 10
+                await transaction.rollback()
+        await thief.close()
+        await admin.close()
 
 
 async def test_the_application_is_not_limited() -> None:

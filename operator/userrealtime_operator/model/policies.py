@@ -31,7 +31,10 @@ class KeyPolicy(Section):
 
 @dataclass(frozen=True, config=FILE)
 class InboxQuota(Section):
-    """How many messages of one user, and how many bytes, can wait in the inbox; None is no limit."""
+    """How many messages of one user, and how many bytes, can wait in the inbox; None is no limit.
+
+    The same limits apply to the processed messages of a user.
+    """
 
     max_messages: Limit = 10_000
     max_bytes: Limit = 64 * 2**20
@@ -46,4 +49,5 @@ class Retention(Section):
 
     max_age_s: Annotated[float | None, Duration(1)] = None
     max_events: Limit = None
-    inbox_max_age_s: Annotated[float | None, Duration(1)] = None
+    # Until then a repeated message is not stored again, so it is longer than a client is likely to repeat one.
+    inbox_max_age_s: Interval = 7 * 24 * 3600

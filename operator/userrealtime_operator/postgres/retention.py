@@ -1,4 +1,4 @@
-"""Deletes expired events and inbox messages in small batches, and sets the quota of the inbox."""
+"""Deletes expired events and inbox messages in small batches, and applies the quota of the inbox."""
 
 from __future__ import annotations
 
@@ -22,6 +22,11 @@ select l.user_id from userrealtime.log l cross join lateral (
 where l.user_id > $1 and (oldest.at < now() - $2::interval or oldest.id <= l.head - $3::bigint)
   and not exists (select from userrealtime.registration r where r.user_id = l.user_id and r.scope <> all($4::text[]))
 order by l.user_id limit $5
+"""
+
+_MANY_PROCESSED = """
+select u.user_id from userrealtime.inbox_usage u, userrealtime.inbox_quota q
+where u.done_messages > q.max_messages or u.done_bytes > q.max_bytes
 """
 
 
@@ -63,17 +68,22 @@ async def prune(database: Database, retention: Retention, scopes: Sequence[str])
 
 
 async def limit_inbox(database: Database, quota: InboxQuota) -> int:
-    """Set the quota of the inbox, and return the number of users that use at least 80 % of it, 100 at most.
+    """Set the quota of the inbox, and delete the oldest processed messages of the users that have more than the quota.
+
+    Returns the number of users whose waiting messages use at least 80 % of the quota, 100 at most.
 
     Raises:
         DatabaseError: the database is unavailable.
     """
     try:
         async with database.pool.acquire(timeout=CONNECT_TIMEOUT_S) as connection:
-            return int(
-                await connection.fetchval(
-                    "select userrealtime.limit_inbox($1, $2)", quota.max_messages, quota.max_bytes
-                )
+            nearly_full: int = await connection.fetchval(
+                "select userrealtime.limit_inbox($1, $2)", quota.max_messages, quota.max_bytes
             )
+            for row in await connection.fetch(_MANY_PROCESSED):
+                removed = BATCH
+                while removed == BATCH:
+                    removed = await connection.fetchval("select userrealtime.trim_inbox($1, $2)", row[0], BATCH)
+            return nearly_full
     except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
         raise explained(error) from None

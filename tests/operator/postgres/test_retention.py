@@ -74,6 +74,15 @@ async def test_messages_go_when_they_were_done_long_ago(database: Database, conn
     assert await connection.fetchval("select count(*) from userrealtime.inbox") == 5
 
 
-async def test_nothing_goes_unless_it_is_asked_for(database: Database, connection: asyncpg.Connection) -> None:
-    assert await prune(database, Retention(), SCOPES) == (0, 0)
+async def test_by_default_messages_go_a_week_after_they_were_done_and_events_stay(
+    database: Database, connection: asyncpg.Connection
+) -> None:
+    await connection.execute("update userrealtime.event set at = now() - interval '2 years'")
+    await connection.execute("select userrealtime.submit('alice', n::text, 'x') from generate_series(1, 3) n")
+    await connection.execute("update userrealtime.inbox set at = now() - interval '2 years'")
+    await connection.execute("update userrealtime.inbox set done = now() - interval '6 days' where ref = '1'")
+    await connection.execute("update userrealtime.inbox set done = now() - interval '8 days' where ref = '2'")
+    assert await prune(database, Retention(inbox_max_age_s=None), SCOPES) == (0, 0)
+    assert await prune(database, Retention(), SCOPES) == (0, 1)
+    assert await connection.fetchval("select array_agg(ref order by ref) from userrealtime.inbox") == ["1", "3"]
     assert len(await kept(connection)) == 3

@@ -184,10 +184,13 @@ comment on table userrealtime.inbox_quota is
 create unlogged table userrealtime.inbox_usage (
     user_id text collate "C" primary key,
     messages bigint not null,
-    bytes bigint not null
+    bytes bigint not null,
+    done_messages bigint not null default 0,
+    done_bytes bigint not null default 0
 ) with (fillfactor = 50);
 comment on table userrealtime.inbox_usage is
-    'The messages of each user that were waiting when they were last counted, and all that were stored since then.';
+    'The messages of each user that were waiting when they were last counted, and all that were stored since then. The '
+    'columns done_* have the processed messages that the last call of trim_inbox left, and those of later counts.';
 
 create table userrealtime.presence (
     user_id text collate "C" not null,

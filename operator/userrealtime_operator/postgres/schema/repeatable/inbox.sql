@@ -25,7 +25,7 @@ begin
     if found then
         return;
     end if;
-    insert into userrealtime.inbox_usage values (charge_inbox.user_id, 0, 0) on conflict do nothing;
+    insert into userrealtime.inbox_usage (user_id, messages, bytes) values (charge_inbox.user_id, 0, 0) on conflict do nothing;
     perform from userrealtime.inbox_usage u where u.user_id = charge_inbox.user_id for update;
     usage := userrealtime.count_inbox(charge_inbox.user_id);
     if usage.messages >= quota.max_messages or usage.bytes + size > quota.max_bytes then
@@ -34,7 +34,8 @@ begin
             using errcode = 'configuration_limit_exceeded',
                   hint = 'Set done on messages that the application has processed, or raise log.inbox.';
     end if;
-    update userrealtime.inbox_usage u set messages = usage.messages + 1, bytes = usage.bytes + size
+    perform userrealtime.record_usage(usage);
+    update userrealtime.inbox_usage u set messages = u.messages + 1, bytes = u.bytes + size
     where u.user_id = charge_inbox.user_id;
 end
 $$;
@@ -52,10 +53,25 @@ create or replace function userrealtime.count_inbox(user_id text) returns userre
     language sql volatile
     set search_path = pg_catalog, pg_temp
     as $$
-    select count_inbox.user_id, count(*), coalesce(sum(userrealtime.message_size(i.ref, i.event, i.data)), 0)::bigint
+    select count_inbox.user_id, count(*), coalesce(sum(userrealtime.message_size(i.ref, i.event, i.data)), 0)::bigint, 0, 0
     from userrealtime.inbox i where i.user_id = count_inbox.user_id and i.done is null
 $$;
 comment on function userrealtime.count_inbox is 'The messages of a user that are waiting, and their size.';
+
+create or replace function userrealtime.record_usage(usage userrealtime.inbox_usage) returns void
+    language sql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+    -- What is not waiting any more was processed or deleted. A message of the application is waiting without a charge.
+    update userrealtime.inbox_usage u set
+        done_messages = u.done_messages + greatest(u.messages - usage.messages, 0),
+        done_bytes = u.done_bytes + greatest(u.bytes - usage.bytes, 0),
+        messages = usage.messages,
+        bytes = usage.bytes
+    where u.user_id = usage.user_id
+$$;
+comment on function userrealtime.record_usage is
+    'Replaces the usage of a user by a new count, and adds the messages that are no longer waiting to the processed ones.';
 
 create or replace function userrealtime.limit_inbox(max_messages bigint, max_bytes bigint, batch int default 100)
     returns bigint
@@ -77,8 +93,7 @@ begin
         limit batch for update skip locked
     loop
         usage := userrealtime.count_inbox(near.user_id);
-        update userrealtime.inbox_usage u set messages = usage.messages, bytes = usage.bytes
-        where u.user_id = near.user_id;
+        perform userrealtime.record_usage(usage);
         if usage.messages >= 0.8 * limit_inbox.max_messages or usage.bytes >= 0.8 * limit_inbox.max_bytes then
             found_near := found_near + 1;
         end if;
@@ -88,6 +103,55 @@ end
 $$;
 comment on function userrealtime.limit_inbox is
     'Sets the quota; null is no limit. Returns the number of users that use at least 80 % of it, at most `batch`.';
+
+-- The quota also limits the processed messages of a user, whose rows remember the refs: the oldest of them are deleted.
+-- They are not counted when a message arrives, because a message would cost more the more messages were processed. A pod
+-- can lock the usage of its user, so only the last statement needs that row, and does not wait for it.
+create or replace function userrealtime.trim_inbox(user_id text, batch int default 5000) returns bigint
+    language plpgsql security definer
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    quota constant userrealtime.inbox_quota := (select q from userrealtime.inbox_quota q);
+    kept_messages bigint;
+    kept_bytes bigint;
+    beyond bigint[];
+    deleted bigint;
+begin
+    with done as (
+        select i.id, i.done, userrealtime.message_size(i.ref, i.event, i.data) as size
+        from userrealtime.inbox i where i.user_id = trim_inbox.user_id and i.done is not null
+    ), ranked as (
+        select d.id, d.size, row_number() over newest as messages, sum(d.size) over newest as bytes
+        from done d window newest as (order by d.done desc, d.id desc)
+    ), marked as (
+        select r.*, coalesce(r.messages > quota.max_messages, false) or coalesce(r.bytes > quota.max_bytes, false) as gone
+        from ranked r
+    )
+    select count(*) filter (where not m.gone), coalesce(sum(m.size) filter (where not m.gone), 0),
+           array_agg(m.id order by m.messages desc) filter (where m.gone)
+    into kept_messages, kept_bytes, beyond
+    from marked m;
+    with gone as (
+        delete from userrealtime.inbox where id in (
+            -- A row that the application has locked is left to a later call.
+            select i.id from userrealtime.inbox i where i.id = any(beyond[:batch]) and i.done is not null
+            for update skip locked
+        ) returning 1
+    )
+    select count(*) into deleted from gone;
+    if deleted < batch then
+        update userrealtime.inbox_usage u set done_messages = kept_messages, done_bytes = kept_bytes
+        where u.user_id in (
+            select v.user_id from userrealtime.inbox_usage v where v.user_id = trim_inbox.user_id for update skip locked
+        );
+    end if;
+    return deleted;
+end
+$$;
+comment on function userrealtime.trim_inbox is
+    'Deletes the oldest processed messages of a user beyond the quota of the inbox, at most `batch` of them. Returns how '
+    'many it deleted. Call it until that is less than `batch`.';
 
 create or replace function userrealtime.submit(
     user_id text, ref text, event text, data jsonb default '{}', limited boolean default false
@@ -139,6 +203,6 @@ comment on function userrealtime.submit is
     'applies to the database role of a pod.';
 
 revoke execute on function
-    userrealtime.charge_inbox, userrealtime.message_size, userrealtime.count_inbox, userrealtime.limit_inbox,
-    userrealtime.submit
+    userrealtime.charge_inbox, userrealtime.message_size, userrealtime.count_inbox, userrealtime.record_usage,
+    userrealtime.limit_inbox, userrealtime.trim_inbox, userrealtime.submit
     from public;

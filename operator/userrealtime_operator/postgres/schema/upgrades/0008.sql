@@ -34,7 +34,9 @@ create table userrealtime.inbox_quota (
 create unlogged table userrealtime.inbox_usage (
     user_id text collate "C" primary key,
     messages bigint not null,
-    bytes bigint not null
+    bytes bigint not null,
+    done_messages bigint not null default 0,
+    done_bytes bigint not null default 0
 ) with (fillfactor = 50);
 
 create sequence userrealtime.announcer_lease;
