@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -26,14 +27,21 @@ VALUES = {
     "relay": {"allowedImages": ["a/relay:3", "registry.example.com/realtime/*"]},
     "route": {"allowedHosts": ["realtime.example.org", "*.example.com"]},
 }
+STRICT = {
+    "database": VALUES["database"],
+    "namespaces": ["strict"],
+    "admissionPolicy": {"enabled": True, "requireRequester": True},
+}
+REQUESTER = "userrealtime.dev/requested-by must be the name of the account"
+BOB = ("--as=bob", "--as-group=system:masters")
 IMAGE, URL = r"spec\.relay\.image is not allowed", r"spec\.route\.url is not allowed"
 
 
-def rendered() -> list[dict[str, Any]]:
+def rendered(release: str, values: dict[str, Any]) -> list[dict[str, Any]]:
     """The policy and its binding."""
     done = subprocess.run(
-        [binaries.helm(), "template", "userrealtime", str(CHART), "--show-only=templates/admission.yaml", "--values=-"],
-        input=yaml.safe_dump(VALUES),
+        [binaries.helm(), "template", release, str(CHART), "--show-only=templates/admission.yaml", "--values=-"],
+        input=yaml.safe_dump(values),
         capture_output=True,
         text=True,
         check=True,
@@ -42,12 +50,13 @@ def rendered() -> list[dict[str, Any]]:
     return [item for item in yaml.safe_load_all(done.stdout) if item]
 
 
-def resource(name: str, namespace: str = NAMESPACE, **spec: Any) -> str:
+def resource(name: str, namespace: str = NAMESPACE, requester: str | None = None, **spec: Any) -> str:
+    annotations = {} if requester is None else {"userrealtime.dev/requested-by": requester}
     return json.dumps(
         {
             "apiVersion": "userrealtime.dev/v1alpha1",
             "kind": "UserRealtime",
-            "metadata": {"name": name, "namespace": namespace},
+            "metadata": {"name": name, "namespace": namespace, "annotations": annotations},
             "spec": {"userId": name, **spec},
         }
     )
@@ -59,7 +68,7 @@ def server() -> Iterator[LocalApiServer]:
     with LocalApiServer() as api:
         api.kubectl("apply", "--server-side", "-f", str(CRD))
         api.kubectl("wait", "--for=condition=Established", WITHIN, "-f", str(CRD))
-        for namespace in (NAMESPACE, "others"):
+        for namespace in (NAMESPACE, "strict", "others"):
             api.kubectl("create", "namespace", namespace)
         # Resources from before the policy.
         for text in (
@@ -67,22 +76,23 @@ def server() -> Iterator[LocalApiServer]:
             resource("old-url", route={"url": "http://old"}),
         ):
             api.kubectl("apply", "--server-side", "-f", "-", input=text)
-        for item in rendered():
+        for item in (*rendered("userrealtime", VALUES), *rendered("strict", STRICT)):
             api.kubectl("apply", "--server-side", "-f", "-", input=json.dumps(item))
 
-        def is_in_effect() -> bool:
+        def is_in_effect(namespace: str) -> bool:
             try:
-                create(api, resource("probe", relay={"image": "evil.example/relay"}))
+                create(api, resource("probe", namespace, relay={"image": "evil.example/relay"}))
             except ClusterError:
                 return True
             return False
 
-        eventually(is_in_effect, "the policy is in effect")
+        for namespace in (NAMESPACE, "strict"):
+            eventually(partial(is_in_effect, namespace), f"the policy is in effect in {namespace}")
         yield api
 
 
-def create(server: LocalApiServer, text: str) -> None:
-    server.kubectl("create", "--dry-run=server", "-f", "-", input=text)
+def create(server: LocalApiServer, text: str, *options: str) -> None:
+    server.kubectl("create", "--dry-run=server", *options, "-f", "-", input=text)
 
 
 @pytest.mark.parametrize(
@@ -119,3 +129,37 @@ def test_a_resource_from_before_can_change_otherwise(server: LocalApiServer) -> 
         patch = json.dumps({"spec": {field: other}})
         with pytest.raises(ClusterError, match="is not allowed"):
             server.kubectl("-n", NAMESPACE, "patch", "urt", name, "--type=merge", "-p", patch)
+
+
+def test_an_account_can_name_only_itself_as_the_requester(server: LocalApiServer) -> None:
+    """The operator writes the annotation to its audit log."""
+
+    def change(*arguments: str, account: str = "bob") -> None:
+        server.kubectl("-n", NAMESPACE, *arguments, f"--as={account}", BOB[1])
+
+    def rename(requester: str, **spec: Any) -> str:
+        metadata = {"annotations": {"userrealtime.dev/requested-by": requester}}
+        return json.dumps({"metadata": metadata, "spec": spec})
+
+    patch = ("patch", "urt", "carol", "--type=merge", "-p")
+    with pytest.raises(ClusterError, match=REQUESTER):
+        create(server, resource("carol", requester="carol"), *BOB)
+    server.kubectl("create", *BOB, "-f", "-", input=resource("carol", requester="bob"))
+    # Other accounts can change what the operator does not act on, and must otherwise name themselves.
+    change("label", "urt", "carol", "team=one", account="dave")
+    change("annotate", "urt", "carol", "note=text", account="dave")
+    for patched in ('{"spec": {"replicas": 2}}', rename("bob", replicas=2), rename("erin")):
+        with pytest.raises(ClusterError, match=REQUESTER):
+            change(*patch, patched, account="dave")
+    with pytest.raises(ClusterError, match=REQUESTER):
+        change("annotate", "urt", "carol", "userrealtime.dev/rotate-database-password=now", account="dave")
+    change(*patch, rename("dave", replicas=2), account="dave")
+    # Without the requirement, the annotation can be removed.
+    change("annotate", "urt", "carol", "userrealtime.dev/requested-by-", account="erin")
+
+
+def test_the_chart_can_require_the_requester(server: LocalApiServer) -> None:
+    with pytest.raises(ClusterError, match=REQUESTER):
+        create(server, resource("carol", "strict"), *BOB)
+    create(server, resource("carol", "strict", "bob"), *BOB)
+    create(server, resource("carol"), *BOB)

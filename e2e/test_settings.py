@@ -77,6 +77,7 @@ NOT_OF_THE_OPERATOR: Final = {
     ("activator", "resources"),
     ("activator", "tolerations"),
     ("activator", "userKeys"),
+    ("admissionPolicy", "requireRequester"),
     ("database", "existingSecret"),
     ("database", "url"),
     ("names", "opaque"),

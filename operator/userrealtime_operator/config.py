@@ -312,6 +312,13 @@ class Trust(Section):
 
 
 @dataclass(frozen=True, config=FILE)
+class AdmissionPolicy(Section):
+    """The chart's ValidatingAdmissionPolicy, which verifies the account that a resource names as its requester."""
+
+    enabled: Flag = False
+
+
+@dataclass(frozen=True, config=FILE)
 class Config(Section):
     """The whole configuration."""
 
@@ -332,6 +339,7 @@ class Config(Section):
     signals: SignalDefaults = Field(default_factory=SignalDefaults)
     trust: Annotated[Trust | None, BeforeValidator(_if_named)] = None
     """None: only the authorities of the image."""
+    admission_policy: AdmissionPolicy = Field(default_factory=AdmissionPolicy)
 
     @property
     def relay_settings(self) -> dict[str, str]:

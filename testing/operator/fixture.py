@@ -21,6 +21,7 @@ from userrealtime_operator.model.presence import Presence
 from userrealtime_operator.postgres.database import Database, DatabaseError
 from userrealtime_operator.process.metrics import Metrics
 from userrealtime_operator.reconcile.reconciler import Reconciler
+from userrealtime_operator.reconcile.resources import Resources
 from userrealtime_operator.sleep.activator_endpoints import Activators
 
 Key = TypeVar("Key", contravariant=True)
@@ -197,7 +198,13 @@ class ReconcilerFixture:
         return Cache(self.child)
 
     def resource(self, namespace: str, name: str) -> Mapping[str, Any] | None:
-        return self.api.resources.get((namespace, name))
+        """Return a resource as the operator's cache has it, which keeps only some annotations."""
+        item = self.api.resources.get((namespace, name))
+        if item is None:
+            return None
+        resources = Resources(NAMES)
+        resources.put({**item, "metadata": {"resourceVersion": "1", **item["metadata"]}})
+        return resources.get((namespace, name))
 
     def child(self, key: ObjectKey) -> Mapping[str, Any] | None:
         return (self.api.children if self.stale is None else self.stale).get(key)

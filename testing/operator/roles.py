@@ -11,7 +11,7 @@ import asyncpg
 from testing.operator.fixture import CREDENTIALS, ReconcilerFixture
 from testing.operator.names import NAMES
 from testing.operator.samples import CONFIG, body
-from userrealtime_operator.config import DatabaseAccess
+from userrealtime_operator.config import Config, DatabaseAccess
 from userrealtime_operator.model.naming import Naming
 from userrealtime_operator.postgres.database import Database
 from userrealtime_operator.postgres.roles import Roles
@@ -31,11 +31,11 @@ class RoleFixture(ReconcilerFixture):
         self._store = database
         self.restart_with_roles()
 
-    def restart_with_roles(self, naming: Naming = NAMES) -> Roles:
+    def restart_with_roles(self, naming: Naming = NAMES, config: Config = CONFIG) -> Roles:
         """Replace the reconciler, as a restart of the operator does; return its roles."""
         roles = Roles(self._store)
         self.reconciler = Reconciler(
-            replace(CONFIG, database_url=self.url, database=DatabaseAccess()),
+            replace(config, database_url=self.url, database=DatabaseAccess()),
             naming,
             self.api,
             self._store,

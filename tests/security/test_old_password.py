@@ -7,6 +7,7 @@ import copy
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from datetime import timedelta
 
 import asyncpg
@@ -17,7 +18,9 @@ from testing.installation import SCOPE, Installation, installation
 from testing.operator.fixture import CREDENTIALS, SECRET
 from testing.operator.names import child_name
 from testing.operator.roles import RoleFixture
+from testing.operator.samples import CONFIG
 from testing.patience import PATIENCE_S
+from userrealtime_operator.config import AdmissionPolicy
 from userrealtime_operator.kube.types import ObjectKey
 from userrealtime_operator.postgres import roles as roles_module
 from userrealtime_operator.postgres.database import Database
@@ -343,7 +346,7 @@ async def test_a_changed_password_is_noticed_by_an_operator_that_starts(site: Si
 
 
 async def test_the_audit_log_has_each_role_and_why_it_was_revoked(site: Site) -> None:
-    cause = RoleCause("alice", "requested", rotated=True, field_managers=("signup",))
+    cause = RoleCause("alice", "requested", rotated=True, field_managers=("signup",), requested_by="bob")
     names = role_names("/app", SCOPE, USER)
     with AuditLines() as lines:
         await site.roles.ensure(Credentials(names[0], "one"), ONE, SCOPE, USER, cause=RoleCause("alice", "new-secret"))
@@ -367,3 +370,15 @@ async def test_the_audit_log_has_each_role_and_why_it_was_revoked(site: Site) ->
         (USER, "users", "alice", ONE)
     }
     assert lines.all[1]["field_managers"] == ["signup"]
+    assert [line.get("requested_by") for line in lines.all[:2]] == [None, "bob"]
+
+
+@pytest.mark.parametrize("verified", [True, False])
+async def test_the_audit_log_has_the_requester_if_the_api_server_verifies_it(site: Site, verified: bool) -> None:
+    world = RoleFixture(site.installation.server.url("app"), site.database)
+    world.restart_with_roles(config=replace(CONFIG, admission_policy=AdmissionPolicy(enabled=verified)))
+    world.api.resources["users", "alice"]["metadata"]["annotations"] = {"userrealtime.dev/requested-by": "bob"}
+    with AuditLines() as lines:
+        await world.reconcile()
+    [line] = lines.of("role-created")
+    assert line.get("requested_by") == ("bob" if verified else None)

@@ -19,7 +19,13 @@ PASSWORD_ROTATION_ANNOTATION = "userrealtime.dev/rotate-database-password"  # no
 fulfilled."""
 
 ADOPTION_ANNOTATION = "userrealtime.dev/adopt-secret"
-"""On a UserRealtime, the uid of a Secret of another creator whose keys and password the user keeps."""
+"""On a UserRealtime, the uid of a Secret of another creator whose keys the user keeps."""
+REQUESTER_ANNOTATION = "userrealtime.dev/requested-by"
+"""On a UserRealtime, the account of the last change. The chart's ValidatingAdmissionPolicy verifies it."""
+RESOURCE_ANNOTATIONS = frozenset(
+    {TOKEN_KEY_ROTATION_ANNOTATION, PASSWORD_ROTATION_ANNOTATION, ADOPTION_ANNOTATION, REQUESTER_ANNOTATION}
+)
+"""The annotations of a UserRealtime that the operator reads."""
 
 
 def owned_labels(kind: str) -> dict[str, str]:

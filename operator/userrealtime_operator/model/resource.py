@@ -10,7 +10,12 @@ from userrealtime_operator.kube.duration import parse_duration
 from userrealtime_operator.kube.types import ResourceType
 
 from .errors import SpecError
-from .labels import ADOPTION_ANNOTATION, PASSWORD_ROTATION_ANNOTATION, TOKEN_KEY_ROTATION_ANNOTATION
+from .labels import (
+    ADOPTION_ANNOTATION,
+    PASSWORD_ROTATION_ANNOTATION,
+    REQUESTER_ANNOTATION,
+    TOKEN_KEY_ROTATION_ANNOTATION,
+)
 from .naming import Naming
 
 GROUP = "userrealtime.dev"
@@ -61,6 +66,8 @@ class UserRealtime(ResourceIdentity):
     """Seconds without a client after which the user sleeps; 0 is never."""
     warm: bool
     """Whether the user never sleeps."""
+    requested_by: str | None
+    """The account of the last change, as the annotation states it."""
     field_managers: tuple[str, ...]
     """The programs that set the spec or an annotation, by their own statement, the last one first."""
 
@@ -122,5 +129,6 @@ def _parse(body: Mapping[str, Any], naming: Naming) -> UserRealtime:
         route_url=spec["route"].get("url"),
         idle_after_s=parse_duration(idle["after"]) if "after" in idle else None,
         warm=idle.get("warm", False),
+        requested_by=metadata.get("annotations", {}).get(REQUESTER_ANNOTATION) or None,
         field_managers=tuple(each["manager"] for each in metadata.get("managedFields", ())),
     )

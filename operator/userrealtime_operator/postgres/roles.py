@@ -69,12 +69,14 @@ class RoleCause:
     Attributes:
         resource_name: the name of the UserRealtime.
         field_managers: the programs that changed it, by their own statement.
+        requested_by: the account that changed it, if the API server has verified it.
     """
 
     resource_name: str | None = None
     reason: str = ""
     rotated: bool = False
     field_managers: Sequence[str] = ()
+    requested_by: str | None = None
 
 
 class PasswordChanged(DatabaseError):
@@ -161,6 +163,7 @@ class Roles:
                         {"user_id": user_id, "resource": resource, "resource_name": cause.resource_name},
                         reason=cause.reason,
                         field_managers=list(cause.field_managers),
+                        requested_by=cause.requested_by,
                     )
                 earlier = await connection.fetchval(
                     "select exists (select from userrealtime.role "

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from userrealtime_operator.kube.store import encode, version_of
 from userrealtime_operator.kube.types import Object
-from userrealtime_operator.model.labels import PASSWORD_ROTATION_ANNOTATION, TOKEN_KEY_ROTATION_ANNOTATION
+from userrealtime_operator.model.labels import RESOURCE_ANNOTATIONS
 from userrealtime_operator.model.naming import Naming
 
 Place = tuple[str, str]
@@ -28,10 +28,8 @@ ASKED = frozenset({"wakeRequestedAt"})
 
 MAX_MANAGERS = 4
 """The number of field managers of a resource that are kept."""
-MAX_ANNOTATION = 253
-"""The characters of an annotation that are kept."""
-ANNOTATIONS = frozenset({TOKEN_KEY_ROTATION_ANNOTATION, PASSWORD_ROTATION_ANNOTATION})
-"""The annotations that the operator reads."""
+MAX_ANNOTATION = 512
+"""The characters of an annotation that are kept. The longest is the name of an account."""
 METADATA = ("name", "namespace", "uid", "resourceVersion", "generation", "creationTimestamp", "deletionTimestamp")
 """The metadata that the operator reads, besides its annotations and the names of field managers."""
 
@@ -142,7 +140,7 @@ def _read_metadata(metadata: Mapping[str, Any]) -> Object:
     annotations = {
         name: value[:MAX_ANNOTATION]
         for name, value in (metadata.get("annotations") or {}).items()
-        if name in ANNOTATIONS
+        if name in RESOURCE_ANNOTATIONS
     }
     kept = {name: metadata[name] for name in METADATA if name in metadata}
     return {**kept, "annotations": annotations} if annotations else kept

@@ -255,7 +255,13 @@ class SecretKeeper:
                     resource.replicas,
                     series,
                     alone=uid in self._lost,
-                    cause=RoleCause(resource.name, access.reason, access.rotated, resource.field_managers),
+                    cause=RoleCause(
+                        resource.name,
+                        access.reason,
+                        access.rotated,
+                        resource.field_managers,
+                        resource.requested_by if self._config.admission_policy.enabled else None,
+                    ),
                 )
                 self._ensured[uid] = wanted
         except PasswordChanged as error:

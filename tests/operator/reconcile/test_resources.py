@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 from testing.operator.names import NAMES, child_name
 from testing.operator.samples import body
 from userrealtime_operator.kube.types import Object
+from userrealtime_operator.model.labels import RESOURCE_ANNOTATIONS
+from userrealtime_operator.model.resource import parse_resource
 from userrealtime_operator.reconcile.resources import Resources
 
 MANAGED = [
@@ -25,6 +28,20 @@ def resource(version: int, name: str = "alice", uid: str = "", status: Object | 
     if uid:
         item["metadata"]["uid"] = uid
     return {**item, "status": status} if status is not None else item
+
+
+def test_the_annotations_that_the_operator_reads_are_kept() -> None:
+    item = resource(1)
+    item["metadata"]["annotations"] = {name: f"of {name}" for name in RESOURCE_ANNOTATIONS} | {"note": "text"}
+    resources = Resources(NAMES)
+    resources.put(item)
+    found = resources.get(("users", "alice"))
+    assert found is not None
+    assert found["metadata"]["annotations"].keys() == RESOURCE_ANNOTATIONS
+    # Otherwise an annotation that a resource has would be ignored.
+    assert parse_resource(found, NAMES) == replace(
+        parse_resource(item, NAMES), field_managers=tuple(each["manager"] for each in MANAGERS)
+    )
 
 
 def test_a_resource_is_found_by_its_place_and_by_its_children() -> None:
