@@ -354,7 +354,7 @@ def test_secrets_are_files_in_every_pod_of_the_release(system: System, existing:
     values = {
         "database": {"existingSecret": {"name": "own", "key": "uri"}} if existing else {"url": "postgresql://h/d"},
         "signals": {"type": "nats", **({"existingSecret": {"name": "broker", "key": "b"}} if existing else url)},
-        "activator": {"enabled": True},
+        "activator": {"sealedKeys": {"existingSecret": {"name": "seal" if existing else ""}}},
         "names": {"opaque": {"existingSecret": {"name": "names"}}},
         "namespaces": [USERS_NAMESPACE],
     }
@@ -365,13 +365,17 @@ def test_secrets_are_files_in_every_pod_of_the_release(system: System, existing:
     at_migration = database if existing else {"name": f"{name}-migrate", "key": "DATABASE_URL"}
     broker = {"name": "broker", "key": "b"} if existing else {"name": f"{name}-broker", "key": "BROKER_URL"}
     names = {"name": "names", "key": "NAMES_KEY"}
-    assert credential_files(pods[name]) == {"DATABASE_URL": database, "BROKER_URL": broker, "NAMES_KEY": names}
+    seal = {"SEAL_KEY": {"name": "seal", "key": "SEAL_KEY"}} if existing else {}
+    assert credential_files(pods[name]) == {"DATABASE_URL": database, "BROKER_URL": broker, "NAMES_KEY": names, **seal}
     assert credential_files(pods[f"{name}-bridge"]) == {"DATABASE_URL": database, "NATS_URL": broker}
     assert credential_files(pods[f"{name}-migrate"]) == {"DATABASE_URL": at_migration}
     assert f"{name}-activator" in pods
     for pod in pods.values():
         assert "secretKeyRef" not in json.dumps(pod)
-    assert "secret" not in json.dumps(pods[f"{name}-activator"]["volumes"])
+    # The activator has no other secret than the key with which the operator has encrypted token keys.
+    if existing:
+        assert credential_files(pods[f"{name}-activator"]) == seal
+    assert json.dumps(pods[f"{name}-activator"]["volumes"]).count('"secret"') == len(seal)
 
 
 NATS = {"type": "nats", "url": "nats://relay:hunter2@a:4333"}
@@ -586,14 +590,17 @@ def test_with_the_edge_it_is_the_way_to_the_pods_of_users(system: System) -> Non
             assert components(policy(system, values, name)["ingress"][0]["from"]) == expected
 
 
+@pytest.mark.parametrize("seal", ["", "seal"])
 @pytest.mark.parametrize("userKeys", [True, False])
-def test_the_activator_reads_secrets_only_where_they_have_the_keys(system: System, userKeys: bool) -> None:
-    values = {**EVERYTHING, "namespaces": [USERS_NAMESPACE], "activator": {"enabled": True, "userKeys": userKeys}}
+def test_the_activator_reads_secrets_only_where_they_have_the_keys(system: System, userKeys: bool, seal: str) -> None:
+    activator = {"enabled": True, "userKeys": userKeys, "sealedKeys": {"existingSecret": {"name": seal}}}
+    values = {**EVERYTHING, "namespaces": [USERS_NAMESPACE], "activator": activator}
     rendered = [item for item in yaml.safe_load_all(render(system, values)) if item]
     roles = [item for item in rendered if item["kind"] == "Role" and item["metadata"]["name"].endswith("-activator")]
     assert [role["metadata"]["namespace"] for role in roles] == values["namespaces"]
     for role in roles:
-        assert ("secrets" in {name for rule in role["rules"] for name in rule["resources"]}) is userKeys
+        reads_secrets = "secrets" in {name for rule in role["rules"] for name in rule["resources"]}
+        assert reads_secrets is (userKeys and not seal)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ import yaml
 
 from testing.cluster import ClusterError, choose
 from testing.system import CHART, ROOT
+from userrealtime_core.auth.sealed_keys import SEAL_KEY
 from userrealtime_core.environment import CREDENTIALS_DIR, MAXIMUM_ID_LENGTH, Reader
 from userrealtime_core.relay_settings import PROTOCOLS, RelaySettings
 from userrealtime_operator.config import Config, ConfigError, json_schema, parse_config
@@ -60,6 +61,8 @@ NOT_VALUES: Final = {
     ("activator", "service"),
     ("activator", "port"),
     ("activator", "announceUrl"),
+    ("activator", "sealedKeys"),
+    ("activator", SEAL_KEY),
     ("trust", "configMap"),
     ("trust", "key"),
     ("names", "opaque"),
@@ -75,6 +78,7 @@ NOT_OF_THE_OPERATOR: Final = {
     ("activator", "podAnnotations"),
     ("activator", "replicas"),
     ("activator", "resources"),
+    ("activator", "sealedKeys"),
     ("activator", "tolerations"),
     ("activator", "userKeys"),
     ("admissionPolicy", "requireRequester"),
@@ -423,6 +427,25 @@ def test_opaque_names_are_followed_from_the_chart_to_the_objects_of_users() -> N
         assert parse_config(text, environment=None).names.key == ""
         assert "names" not in json.dumps(render_pod(values, "x-userrealtime-activator")["volumes"])
     with pytest.raises(ConfigError, match=r"names\.NAMES_KEY: required with names\.opaque"):
+        parse_config(configuration(given), URLS)
+
+
+def test_sealed_keys_are_followed_from_the_chart_to_both_processes() -> None:
+    given: dict[Path, Any] = {
+        ("activator", "sealedKeys", "existingSecret", "name"): "seal",
+        ("activator", "sealedKeys", "existingSecret", "key"): "K",
+    }
+    for values, is_sealed in ((given, True), ({}, False), ({**given, ("activator", "enabled"): False}, None)):
+        text = configuration(values)
+        config = parse_config(text, {**URLS, SEAL_KEY: KEY_OF_NAMES})
+        assert (config.activator and config.activator.sealed_keys) is is_sealed
+        expected = {"name": "seal", "key": "K"} if is_sealed else None
+        assert sources(values, "x-userrealtime").get(SEAL_KEY) == expected
+        if is_sealed is not None:
+            assert ("seal" in json.dumps(render_pod(values, "x-userrealtime-activator")["volumes"])) is is_sealed
+        if is_sealed:
+            assert sources(values, "x-userrealtime-activator") == {SEAL_KEY: expected}
+    with pytest.raises(ConfigError, match=r"activator\.SEAL_KEY: required with activator\.sealedKeys"):
         parse_config(configuration(given), URLS)
 
 

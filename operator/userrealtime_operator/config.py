@@ -28,6 +28,7 @@ from pydantic.dataclasses import dataclass
 from pydantic_core import ErrorDetails
 from typing_extensions import TypedDict  # for pydantic on Python 3.11
 
+from userrealtime_core.auth.sealed_keys import SEAL_KEY, Seal, validate_seal_key
 from userrealtime_core.environment import BROKER_SCHEMES, CREDENTIALS_DIR, LOG_LEVELS, ConfigError, read_credential
 from userrealtime_core.relay_settings import PROTOCOLS
 from userrealtime_core.wire.cors import ORIGIN, validate_origin
@@ -91,6 +92,14 @@ def _names_key(value: str) -> str:
             "because all users' URLs would change"
         )
     if (flaw := validate_key(value)) is not None:
+        raise ValueError(flaw)
+    return value
+
+
+def _seal_key(value: str) -> str:
+    if not value:
+        raise ValueError("required with activator.sealedKeys: a secret key of at least 32 bytes")
+    if (flaw := validate_seal_key(value)) is not None:
         raise ValueError(flaw)
     return value
 
@@ -299,7 +308,20 @@ class Activator(Section):
     announce_url: Annotated[str, AfterValidator(_announce_url)] = ""
     """Where users' pods register their addresses, followed by the namespace and the name of a user's objects. Empty:
     they do not register."""
+    sealed_keys: Flag = False
+    """Whether the activator receives the token keys of users in the status of their resources, encrypted with
+    `seal_key`. Otherwise it reads the users' Secrets."""
+    seal_key: Annotated[str, AfterValidator(_seal_key)] = Field(default="", validation_alias=SEAL_KEY, repr=False)
+    """The key that encrypts the token keys. It is hidden from `repr`."""
     enabled: Flag = True
+
+    def seal(self) -> Seal | None:
+        """Return what encrypts the token keys, None if the activator reads the users' Secrets.
+
+        Raises:
+            ValueError: keys are sealed, and the configuration was read without an environment, so there is no key.
+        """
+        return Seal(self.seal_key) if self.sealed_keys else None
 
 
 @dataclass(frozen=True, config=FILE)
@@ -426,9 +448,18 @@ def parse_config(text: str, environment: Mapping[str, str] | None) -> Config:
     if isinstance(names, dict):
         names = {**names}
         document = {**document, "names": names}
+    activator = document.get("activator") or {}
+    if isinstance(activator, dict):
+        activator = {**activator}
+        document = {**document, "activator": activator}
     faults = [
         f"{name}: set it in the environment, or as a file in {CREDENTIALS_DIR}; this file is not secret"
-        for name, section in ((DATABASE_URL, document), (BROKER_URL, signals), (NAMES_KEY, names))
+        for name, section in (
+            (DATABASE_URL, document),
+            (BROKER_URL, signals),
+            (NAMES_KEY, names),
+            (SEAL_KEY, activator),
+        )
         if name in section
     ]
     unreadable: set[str] = set()
@@ -438,6 +469,8 @@ def parse_config(text: str, environment: Mapping[str, str] | None) -> Config:
             wanted.append((signals, BROKER_URL, f"signals.{BROKER_URL}"))
         if isinstance(names, dict) and names.get("opaque") is True:
             wanted.append((names, NAMES_KEY, f"names.{NAMES_KEY}"))
+        if isinstance(activator, dict) and activator.get("enabled") and activator.get("sealedKeys") is True:
+            wanted.append((activator, SEAL_KEY, f"activator.{SEAL_KEY}"))
         for section, name, path in wanted:
             section[name] = ""
             try:

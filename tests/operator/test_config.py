@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from testing.operator.names import NAMES, NAMES_KEY, OPAQUE
+from userrealtime_core.auth.sealed_keys import Seal
 from userrealtime_operator.config import (
     Activator,
     Config,
@@ -272,3 +273,46 @@ def test_an_activator_has_no_key_of_names() -> None:
     config = parse_config("{namespaces: [users], relay: {image: x}, names: {opaque: true}}", environment=None)
     with pytest.raises(ValueError, match="must have 32 to 4096 bytes, and has 0"):
         config.names.naming()
+
+
+SEALED = (
+    "{namespaces: [users], relay: {image: x}, activator: {enabled: true, namespace: n, service: s, sealedKeys: true}}"
+)
+
+
+def test_token_keys_are_sealed_with_a_key() -> None:
+    config = parse_config(SEALED, ENVIRONMENT | {"SEAL_KEY": NAMES_KEY})
+    assert config.activator is not None
+    seal = config.activator.seal()
+    assert seal is not None
+    assert seal.open("uid", Seal(NAMES_KEY).seal("uid", {"TOKEN_KEY": "k"})) == {"TOKEN_KEY": "k"}
+    assert NAMES_KEY not in repr(config)
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("", r"activator\.SEAL_KEY: required with activator\.sealedKeys: a secret key of at least 32 bytes"),
+        (
+            "hunter2" * 4,
+            r"activator\.SEAL_KEY: must have 32 to 4096 bytes, and has 28: generate one with `openssl rand",
+        ),
+    ],
+)
+def test_an_invalid_key_of_the_seal_is_refused(key: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        parse_config(SEALED, ENVIRONMENT | {"SEAL_KEY": key})
+    assert "hunter2" not in str(caught.value)
+
+
+def test_the_key_of_the_seal_is_not_in_the_configuration_file() -> None:
+    with pytest.raises(ConfigError, match="SEAL_KEY: set it in the environment, or as a file in CREDENTIALS_DIR"):
+        parse_config(SEALED.replace("sealedKeys", f"SEAL_KEY: '{NAMES_KEY}', sealedKeys"), ENVIRONMENT)
+
+
+@pytest.mark.parametrize("text", [SEALED.replace("sealedKeys: true", "sealedKeys: false"), MINIMAL])
+def test_without_a_seal_no_key_is_needed(text: str) -> None:
+    config = parse_config(text, ENVIRONMENT)
+    assert config.activator is None or config.activator.seal() is None
+    without = parse_config(SEALED.replace("enabled: true", "enabled: false"), ENVIRONMENT)
+    assert without.activator is None

@@ -203,6 +203,14 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{ include "userrealtime.name" . }}-activator
 {{- end }}
 
+{{/* Where the key is that encrypts token keys for the activator, as JSON. Empty: the activator reads Secrets, or needs no
+token keys. */}}
+{{- define "userrealtime.sealSource" -}}
+{{- with .Values.activator -}}
+{{- if and .enabled .userKeys .sealedKeys.existingSecret.name }}{{ toJson .sealedKeys.existingSecret }}{{ end -}}
+{{- end }}
+{{- end }}
+
 {{- define "userrealtime.activator.selector" -}}
 app.kubernetes.io/name: userrealtime-activator
 app.kubernetes.io/instance: {{ .Release.Name }}

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from userrealtime_operator import __version__
+
+if TYPE_CHECKING:
+    from userrealtime_core.auth.sealed_keys import Seal
 
 PORT = 8080
 HEALTH_PORT = 3000
@@ -19,7 +24,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="userrealtime-activator",
         description="Accepts the connections of sleeping users, wakes them, and forwards each connection to the pod.",
         epilog="It reads the operator's configuration file, of which it uses the namespaces and the settings of "
-        "relays. It needs no database.",
+        "relays. It needs no database. With activator.sealedKeys, it needs SEAL_KEY, or a file of that name in "
+        "CREDENTIALS_DIR.",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
@@ -27,7 +33,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--no-user-keys",
         action="store_true",
-        help="reject tokens that are signed with a user's own key, and read no Secret; requires relay.auth.jwksUrl",
+        help="reject tokens that are signed with a user's own key, and need no key; requires relay.auth.jwksUrl",
     )
     parser.add_argument(
         "--port", type=int, default=PORT, metavar="PORT", help="the port of users' connections (default: %(default)s)"
@@ -49,6 +55,21 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _seal(environment: Mapping[str, str]) -> Seal:
+    """Return the seal with the key in the environment.
+
+    Raises:
+        ConfigError: the key is missing or invalid.
+    """
+    from userrealtime_core.auth.sealed_keys import SEAL_KEY, Seal
+    from userrealtime_core.environment import ConfigError, read_credential
+
+    try:
+        return Seal(read_credential(environment, SEAL_KEY))
+    except ValueError as error:
+        raise ConfigError(f"{SEAL_KEY}: {error}") from None
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run until a signal. Returns the exit status, which is 2 for an invalid configuration."""
     options = _parser().parse_args(arguments)
@@ -61,14 +82,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         config = load_config(options.config, environment=None)
+        sealed = config.activator is not None and config.activator.sealed_keys and not options.no_user_keys
         if "JWKS_URL" not in config.relay_settings:
             if options.no_user_keys:
                 raise ConfigError(
                     "--no-user-keys: requires relay.auth.jwksUrl; otherwise every token would be rejected"
                 )
-            # PyJWT imports it if it is installed, but HS256 does not need it.
-            sys.modules["cryptography"] = None  # type: ignore[assignment]
+            if not sealed:
+                # PyJWT imports it if it is installed, but HS256 does not need it.
+                sys.modules["cryptography"] = None  # type: ignore[assignment]
         relays = RelaySettings.from_environment(config.relay_settings)
+        seal = _seal(os.environ) if sealed else None
     except ConfigError as error:
         print(f"userrealtime-activator: bad configuration in {options.config}:\n{error}", file=sys.stderr)
         return 2
@@ -81,6 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         namespaces=config.namespaces,
         relays=relays,
         user_keys=not options.no_user_keys,
+        seal=seal,
         port=options.port,
         health_port=options.health_port,
         announce_port=options.announce_port,

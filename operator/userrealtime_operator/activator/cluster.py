@@ -1,4 +1,4 @@
-"""The activator's access to the cluster: watches of users and their pods, wake requests, and users' Secrets.
+"""The activator's access to the cluster: watches of users and their pods, wake requests, and users' token keys.
 
 A wake is requested once, even if several replicas of the activator have clients that wait for it: the request is
 conditional on the last observed resourceVersion, and it is skipped if another request for the same wake was observed.
@@ -7,23 +7,28 @@ conditional on the last observed resourceVersion, and it is skipped if another r
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
+import logging
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence, Set
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
+from userrealtime_core.auth.sealed_keys import BadSeal, Seal
 from userrealtime_operator.kube.client import PODS, Api, ApiError
 from userrealtime_operator.kube.reflector import Reflector
 from userrealtime_operator.kube.store import Store
 from userrealtime_operator.kube.timestamps import rfc3339
 from userrealtime_operator.kube.types import NamespacedName, Object
 from userrealtime_operator.model.labels import RELAY
-from userrealtime_operator.model.resource import USERREALTIMES
+from userrealtime_operator.model.resource import SEALED_KEYS, USERREALTIMES
 
 from .metrics import Metrics
 from .pods import Pod, Pods
 from .routes import Route, RouteTable
+
+logger = logging.getLogger(__name__)
 
 PENDING_S: Final = 30.0
 """Seconds for which this replica relies on the request of another one."""
@@ -36,19 +41,22 @@ _CONFLICT: Final = 409
 
 
 class _Request(NamedTuple):
-    """The last wake request of a resource."""
+    """The last wake request of a resource, and its token keys."""
 
     resource_version: str
     requested_at: str | None
     observed_at: float
     """When the request was observed to change, by the monotonic clock; 0 for the first observation."""
+    sealed_keys: tuple[str, str] | None
+    """The uid of the resource and its sealed token keys; None if they are not in the status or not needed."""
 
 
 class WakeRequestTracker(Store):
-    """Tracks the wake requests of all resources, and updates the routes."""
+    """Tracks the wake requests and sealed token keys of all resources, and updates the routes."""
 
-    def __init__(self, routes: RouteTable) -> None:
+    def __init__(self, routes: RouteTable, *, keeps_keys: bool = False) -> None:
         self._routes = routes
+        self._keeps_keys = keeps_keys
         self._requests: dict[NamespacedName, _Request] = {}
         self._changed = asyncio.Event()
 
@@ -65,6 +73,11 @@ class WakeRequestTracker(Store):
         known = self._requests.get(user)
         return known.observed_at if known else 0.0
 
+    def sealed_keys(self, user: NamespacedName) -> tuple[str, str] | None:
+        """Return the uid of a resource and its sealed token keys, None if its status has none."""
+        known = self._requests.get(user)
+        return known and known.sealed_keys
+
     async def wait_for_other_version(self, user: NamespacedName, version: str) -> None:
         """Wait until another resourceVersion than this one was observed, for a limited time."""
         with contextlib.suppress(TimeoutError):
@@ -75,12 +88,14 @@ class WakeRequestTracker(Store):
     def put(self, body: Mapping[str, Any]) -> None:
         """Add or update a resource."""
         user = _user(body)
-        requested_at = body.get("status", {}).get("wakeRequestedAt")
+        metadata, status = body["metadata"], body.get("status", {})
+        requested_at = status.get("wakeRequestedAt")
         before = self._requests.get(user)
         observed_at = before.observed_at if before else 0.0
         if before and requested_at != before.requested_at:
             observed_at = time.monotonic()
-        self._requests[user] = _Request(body["metadata"]["resourceVersion"], requested_at, observed_at)
+        sealed = (metadata["uid"], status[SEALED_KEYS]) if self._keeps_keys and SEALED_KEYS in status else None
+        self._requests[user] = _Request(metadata["resourceVersion"], requested_at, observed_at, sealed)
         self._routes.put(body)
         self._notify()
 
@@ -104,13 +119,18 @@ class WakeRequestTracker(Store):
 
 
 class ApiCluster:
-    """Implements `wakes.Cluster` with an API server. The watches fill the stores `pods` and `requests`."""
+    """Implements `wakes.Cluster` with an API server. The watches fill the stores `pods` and `requests`.
 
-    def __init__(self, api: Api, routes: RouteTable, metrics: Metrics) -> None:
+    Args:
+        seal: opens the token keys in the status of resources. None: they are read from the users' Secrets.
+    """
+
+    def __init__(self, api: Api, routes: RouteTable, metrics: Metrics, seal: Seal | None = None) -> None:
         self._api = api
         self._metrics = metrics
+        self._seal = seal
         self.pods = Pods()
-        self.requests = WakeRequestTracker(routes)
+        self.requests = WakeRequestTracker(routes, keeps_keys=seal is not None)
         metrics.users.set_function(lambda: len(self))
 
     def __len__(self) -> int:
@@ -146,11 +166,28 @@ class ApiCluster:
             raise found.exceptions[0] from None
 
     async def secret(self, route: Route) -> Object | None:
-        """Return a user's Secret, None if there is none. Raises OSError if it cannot be read."""
+        """Return a user's Secret, None if there is none. Raises OSError if it cannot be read.
+
+        With a seal, the Secret has only the token keys, and comes from the status of the resource.
+        """
+        if self._seal is not None:
+            return self._unsealed(self._seal, route)
         try:
             return await self._api.get("Secret", route.user.namespace, route.child_name)
         except ApiError as error:
             raise OSError(f"could not read a Secret: {error}") from None
+
+    def _unsealed(self, seal: Seal, route: Route) -> Object:
+        found = self.requests.sealed_keys(route.user)
+        if found is None:
+            raise OSError("the status has no token keys yet")
+        try:
+            keys = seal.open(*found)
+        except BadSeal:
+            # Until the operator has the same key, and has written the status again.
+            logger.warning("cannot open the token keys in the status of %s/%s: another key sealed them", *route.user)
+            raise OSError("the status has the token keys of another seal") from None
+        return {"data": {name: base64.b64encode(key.encode()).decode() for name, key in keys.items()}}
 
     def pod(self, route: Route) -> Pod | None:
         """Return the user's pod to connect to."""

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from userrealtime_core.auth.sealed_keys import Seal
 from userrealtime_core.relay_settings import RelaySettings
 from userrealtime_core.trust import reloading
 from userrealtime_operator.kube.client import Api
@@ -38,11 +39,16 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The settings of one activator. `relays` are the settings that all relays share."""
+    """The settings of one activator.
+
+    `relays` are the settings that all relays share. With a `seal`, the token keys of users are in the status of their
+    resources, and no Secret is read.
+    """
 
     namespaces: Sequence[str]
     relays: RelaySettings
     user_keys: bool = True
+    seal: Seal | None = None
     host: str = ""  # all addresses, of IPv4 and IPv6
     port: int = 8080
     health_port: int = 3000
@@ -65,7 +71,7 @@ async def serve(settings: Settings) -> None:
     # Each watch holds a connection. Wakes must not wait for one.
     watching = 2 * len(settings.namespaces) + _SPARE_CONNECTIONS
     async with reloading(), await Api.connect() as api, await Api.connect(connections=watching) as watches:
-        cluster = ApiCluster(api, routes, metrics)
+        cluster = ApiCluster(api, routes, metrics, settings.seal)
         tokens = Tokens(settings.relays, cluster.secret if settings.user_keys else None)
         limits = Limits(request_s=settings.relays.auth_timeout, query_token=settings.relays.allow_query_token)
         wakes = Wakes(cluster, metrics)

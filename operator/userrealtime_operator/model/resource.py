@@ -24,6 +24,8 @@ API_VERSION = f"{GROUP}/{VERSION}"
 KIND = "UserRealtime"
 PLURAL = "userrealtimes"
 USERREALTIMES = ResourceType(API_VERSION, PLURAL)
+SEALED_KEYS = "sealedKeys"
+"""The field of the status with the token keys, encrypted for the activator."""
 
 
 @dataclass(frozen=True, slots=True)

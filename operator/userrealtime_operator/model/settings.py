@@ -26,6 +26,7 @@ from pydantic.dataclasses import dataclass
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
+from userrealtime_core.auth.sealed_keys import SEAL_KEY
 from userrealtime_core.environment import Reader
 from userrealtime_core.relay_settings import RelaySettings
 from userrealtime_operator.kube.duration import DURATION, parse_duration
@@ -36,7 +37,7 @@ YEAR_S: Final = 366 * 86400
 DATABASE_URL: Final = "DATABASE_URL"
 BROKER_URL: Final = "BROKER_URL"
 NAMES_KEY: Final = "NAMES_KEY"
-FROM_ENVIRONMENT: Final = (DATABASE_URL, BROKER_URL, NAMES_KEY)
+FROM_ENVIRONMENT: Final = (DATABASE_URL, BROKER_URL, NAMES_KEY, SEAL_KEY)
 """Settings that are not in the file, because they are secret."""
 
 FILE: Final = ConfigDict(

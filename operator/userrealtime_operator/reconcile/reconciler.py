@@ -132,7 +132,8 @@ class Reconciler:
         )
         self._writer = ChildWriter(api)
         self._claims = RouteClaims()
-        self._status = StatusWriter(api, metrics, now)
+        seal = config.activator.seal() if config.activator is not None else None
+        self._status = StatusWriter(api, metrics, now, seal)
         self._sleep = SleepController(config, naming, api, database, activators, metrics, now, clock)
         self._listeners = Listeners(config.signals.max_listeners)
         metrics.listening.set_function(lambda: len(self._listeners))
@@ -173,6 +174,7 @@ class Reconciler:
         waits: list[float | None] = []
         plan: Plan | None = None
         contests: Collection[tuple[str, str]] = ()
+        token_keys: Mapping[str, str] | None = None
         try:
             # Before the registration, which keeps the log of the user.
             live = self._live(identity)
@@ -183,6 +185,7 @@ class Reconciler:
             observed = Observed(resource, body, live)
             applied = await self._apply_children(observed, bool(database.true))
             kept, plan, contests = applied.kept, applied.plan, applied.contests
+            token_keys = kept.contents.secrets.token_keys.data()
             access = kept.contents.access
             waits += (kept.contents.due_s, plan.recheck_s, applied.due_s)
             database = kept.problem or database
@@ -225,7 +228,7 @@ class Reconciler:
             self._abandon_rollout(user, body)
             await self._write_status(identity, body, Outcome(None, _refusal(error), _REFUSED, database, plan))
             raise
-        await self._write_status(identity, body, Outcome(route, pod, progress, database, plan, contests))
+        await self._write_status(identity, body, Outcome(route, pod, progress, database, plan, contests, token_keys))
         waits.append(None if database.true or database is _NOT_REGISTERED else DATABASE_RETRY_S)
         return min((wait for wait in waits if wait is not None), default=None)
 

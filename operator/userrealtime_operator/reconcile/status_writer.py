@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from userrealtime_core.auth.sealed_keys import Seal
 from userrealtime_operator.kube.client import Api, ApiError
 from userrealtime_operator.kube.timestamps import rfc3339
 from userrealtime_operator.model.conditions import ConditionResult, readiness
 from userrealtime_operator.model.naming import instance_name
-from userrealtime_operator.model.resource import ResourceIdentity
+from userrealtime_operator.model.resource import SEALED_KEYS, ResourceIdentity
 from userrealtime_operator.model.routes import Route
 from userrealtime_operator.process.metrics import Metrics
 from userrealtime_operator.sleep.controller import Plan
@@ -37,15 +38,22 @@ class Outcome:
     """The plan of sleep; None if it is unknown."""
     contests: Collection[tuple[str, str]] = ()
     """The fields that something else sets, each with the part that has it."""
+    token_keys: Mapping[str, str] | None = None
+    """The token keys by their names in the user's Secret; None if they are unknown."""
 
 
 class StatusWriter:
-    """Writes a status only if it has changed."""
+    """Writes a status only if it has changed.
 
-    def __init__(self, api: Api, metrics: Metrics, now: Callable[[], datetime]) -> None:
+    Args:
+        seal: encrypts the token keys for the activator. None: the activator reads the users' Secrets.
+    """
+
+    def __init__(self, api: Api, metrics: Metrics, now: Callable[[], datetime], seal: Seal | None) -> None:
         self._api = api
         self._metrics = metrics
         self._now = now
+        self._seal = seal
         self._instance = instance_name()
 
     async def write(
@@ -79,6 +87,10 @@ class StatusWriter:
         now = self._now()
         asleep_since = plan.asleep.since if plan and plan.asleep else None
         status = next_status(resource, previous, outcome.route, results, rfc3339(now), asleep_since)
+        if self._seal is not None and outcome.token_keys is not None:
+            status[SEALED_KEYS] = self._seal.seal(resource.uid, outcome.token_keys)
+        elif self._seal is None and SEALED_KEYS in previous:
+            status[SEALED_KEYS] = None
         if not differs(status, previous):
             return
         before = previous.get("conditions", ())
