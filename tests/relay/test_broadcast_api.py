@@ -15,6 +15,7 @@ import asyncpg
 import pytest
 
 from testing.announcer import broadcasting, hearing_broadcasts
+from testing.audit import AuditLines
 from testing.database import Database
 from testing.relay.harness import NEVER, PATIENCE_S, client, get, receive, running, until
 from testing.relay.http_client import Answer, exchange, request
@@ -120,19 +121,27 @@ async def test_many_on_one_connection_reach_only_their_user(migrated: Database) 
 async def test_without_a_valid_token_it_is_rejected_and_the_body_is_not_read(
     migrated: Database, token: str | None
 ) -> None:
-    async with serving(migrated.url) as api:
-        authorization = {} if token is None else {"Authorization": f"Bearer {token}"}
-        # The body never arrives: the response does not wait for it.
-        headers = {"Content-Length": "100", **authorization}
-        async with exchange(api.port, "/broadcast", None, "POST", headers, b"") as opened:
-            assert opened.answer.status == 401
-            assert opened.answer.headers["www-authenticate"] == "Bearer"
-            assert opened.answer.headers["connection"] == "close"
-        answer = await post(api, body(), None, **authorization)
-        assert answer.status == 401
-        assert "Authorization: Bearer TOKEN" in answer.json["error"]
-        assert await outcome(api, 'requests_total{outcome="unauthorized"}') == 2
-        assert await outcome(api, "written_total") == 0
+    with AuditLines() as lines:
+        async with serving(migrated.url) as api:
+            authorization = {} if token is None else {"Authorization": f"Bearer {token}"}
+            # The body never arrives: the response does not wait for it.
+            headers = {"Content-Length": "100", **authorization}
+            async with exchange(api.port, "/broadcast", None, "POST", headers, b"") as opened:
+                assert opened.answer.status == 401
+                assert opened.answer.headers["www-authenticate"] == "Bearer"
+                assert opened.answer.headers["connection"] == "close"
+            answer = await post(api, body(), None, **authorization)
+            assert answer.status == 401
+            assert "Authorization: Bearer TOKEN" in answer.json["error"]
+            assert await outcome(api, 'requests_total{outcome="unauthorized"}') == 2
+            # A request without a token causes no line, and no line contains the token.
+            rejected = lines.of("token-rejected")
+            assert len(rejected) == (0 if token is None else 2)
+            assert {(line["reason"], line["client"]) for line in rejected} <= {
+                ("not a token of the broadcast API", "127.0.0.1")
+            }
+            assert not token or token == "x" or token not in json.dumps(lines.all, ensure_ascii=False)
+            assert await outcome(api, "written_total") == 0
 
 
 async def test_both_tokens_are_accepted_and_another_scheme_is_not(migrated: Database) -> None:

@@ -9,11 +9,13 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import yaml
 
 from testing.operator.fixture import SECRET, ReconcilerFixture
 from testing.operator.names import child_name
 from testing.operator.samples import CONFIG
 from testing.relay.harness import token
+from testing.system import ROOT
 from userrealtime_core.auth.errors import KeySetStale, Unauthorized
 from userrealtime_core.auth.sealed_keys import Seal
 from userrealtime_core.relay_settings import RelaySettings
@@ -24,6 +26,7 @@ from userrealtime_operator.activator.tokens import Tokens
 from userrealtime_operator.config import Activator, Config
 from userrealtime_operator.kube.client import Api
 from userrealtime_operator.kube.types import NamespacedName, Object
+from userrealtime_operator.model.resource import SEALED_KEYS
 
 KEY = "the key of the seal, which has enough bytes"
 UNSEALED = replace(CONFIG, activator=Activator(namespace="userrealtime", service="activator"))
@@ -150,3 +153,10 @@ async def test_a_resource_without_sealed_keys_is_tried_again_later(world: Reconc
         await activated.check(token(key=keys_of(world)["TOKEN_KEY"]))
     activated.observe(sealedKeys=keys)
     await activated.check(token(key=keys_of(world)["TOKEN_KEY"]))
+
+
+def test_the_api_server_keeps_the_field() -> None:
+    """It drops fields that the CRD does not have, and the operator would write the status again and again."""
+    crd = yaml.safe_load((ROOT / "crds" / "userrealtimes.yaml").read_text())
+    status = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["status"]
+    assert status["properties"][SEALED_KEYS]["type"] == "string"

@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, Router
 from starlette.types import Receive, Scope, Send
 
+from userrealtime_core import audit
 from userrealtime_core.probes import CONNECTIONS, TIMEOUT_S
 from userrealtime_core.unauthenticated import Unauthenticated
 from userrealtime_core.wire.broadcast import MOST_CONTENT_BYTES, Content, InvalidBroadcast, TooLarge
@@ -104,9 +105,12 @@ class _Endpoint:
         self._tokens = config.tokens
         self._writer = writer
         self._metrics = metrics
+        self._rejected = audit.RejectedTokens()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        outcome, response = await self._answer(Request(scope), receive)
+        request = Request(scope)
+        audit.set_client(scope.get("client"), request.headers.get("X-Forwarded-For"))
+        outcome, response = await self._answer(request, receive)
         self._metrics.requests.labels(outcome).inc()
         await response(scope, receive, send)
 
@@ -116,6 +120,8 @@ class _Endpoint:
             error = {"error": "only POST is answered here"}
             return "invalid", JSONResponse(error, HTTPStatus.METHOD_NOT_ALLOWED, headers={"Allow": "POST"})
         if not self._tokens.accept(_authorization(request.headers)):
+            if request.headers.get("Authorization"):
+                self._rejected.record("not a token of the broadcast API", {})
             return "unauthorized", refuse(
                 HTTPStatus.UNAUTHORIZED, "send the token of the broadcast API: Authorization: Bearer TOKEN"
             )
