@@ -160,6 +160,53 @@ def test_an_account_can_name_only_itself_as_the_requester(server: LocalApiServer
 
 def test_the_chart_can_require_the_requester(server: LocalApiServer) -> None:
     with pytest.raises(ClusterError, match=REQUESTER):
-        create(server, resource("carol", "strict"), *BOB)
-    create(server, resource("carol", "strict", "bob"), *BOB)
-    create(server, resource("carol"), *BOB)
+        create(server, resource("grace", "strict"), *BOB)
+    create(server, resource("grace", "strict", "bob"), *BOB)
+    create(server, resource("grace"), *BOB)
+
+
+def test_the_activator_can_only_request_a_wake(server: LocalApiServer) -> None:
+    activator = ("--as=system:serviceaccount:default:userrealtime-activator", BOB[1])
+    fields = yaml.safe_load(CRD.read_text())["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["status"]
+    full: dict[str, Any] = {
+        "asleepSince": "2026-01-01T00:00:00.000001Z",
+        "conditions": [],
+        "name": "urt-frank",
+        "observedGeneration": 1,
+        "sealedKeys": "text",
+        "tokenSecret": {"name": "urt-frank", "key": "TOKEN_KEY"},
+        "url": "https://example.com/frank",
+    }
+    wake = "wakeRequestedAt"
+    assert fields["properties"].keys() == {*full, wake}, "the policy has the names of all fields"
+
+    def patch(status: dict[str, Any], *options: str) -> None:
+        arguments = (
+            "patch",
+            "urt",
+            "frank",
+            "--subresource=status",
+            "--type=merge",
+            "-p",
+            json.dumps({"status": status}),
+        )
+        server.kubectl("-n", NAMESPACE, *arguments, *options)
+
+    server.kubectl("create", "-f", "-", input=resource("frank"))
+    with pytest.raises(ClusterError, match=wake):
+        patch({"url": "https://evil.example"}, *activator)
+    patch({wake: "2026-01-02T00:00:00.000001Z"}, *activator)
+    patch(full)
+    patch({wake: "2026-01-03T00:00:00.000001Z"}, *activator)
+    changed = {
+        "asleepSince": "2026-01-02T00:00:00.000001Z",
+        "name": "urt-other",
+        "observedGeneration": 2,
+        "sealedKeys": "other",
+        "tokenSecret": {"name": "urt-other", "key": "TOKEN_KEY"},
+        "url": "https://evil.example",
+    }
+    for name, value in changed.items():
+        for forged in (value, None):
+            with pytest.raises(ClusterError, match=wake):
+                patch({name: forged, wake: "2026-01-04T00:00:00.000001Z"}, *activator)
