@@ -32,6 +32,8 @@ from userrealtime_relay.transports.websocket_connection import EARLY_FRAMES, EAR
 EVICTED = (1013, "Too many unauthenticated connections")
 TINY_CHUNKS = b"1\r\nx\r\n" * 60_000
 PUBLISH = b"POST /publish HTTP/1.1\r\nHost: relay\r\n"
+WEBSOCKETS = ("/ws", "/app/key?protocol=7")
+"""The WebSockets whose token is in a message. Those of Action Cable have it in the request."""
 CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
 
 
@@ -113,9 +115,10 @@ async def test_connections_without_a_request_make_room(migrated: Database, start
         assert await metric(relay, 'limited_total{limit="unauthenticated"}') >= 7
 
 
-async def test_websockets_without_a_token_make_room(migrated: Database) -> None:
-    async with running(migrated.url, MAX_CONNECTIONS="5") as relay:
-        strangers = [await connect(f"ws://127.0.0.1:{relay.ws_port}/ws") for _ in range(12)]
+@pytest.mark.parametrize("path", WEBSOCKETS)
+async def test_websockets_without_a_token_make_room(migrated: Database, path: str) -> None:
+    async with running(migrated.url, MAX_CONNECTIONS="5", PROTOCOLS="pusher") as relay:
+        strangers = [await connect(f"ws://127.0.0.1:{relay.ws_port}{path}") for _ in range(12)]
         assert [await closed(each) for each in strangers[:7]] == [EVICTED] * 7
         await served(relay)
         for each in strangers:
@@ -198,8 +201,16 @@ async def test_with_a_token_tiny_chunks_are_limited(migrated: Database, chunks: 
         await served(relay)
 
 
+@pytest.mark.parametrize(
+    ("path", "frame", "closed_with"),
+    [
+        (WEBSOCKETS[0], Frame(Opcode.PING, b""), (1008, "Unauthorized")),
+        (WEBSOCKETS[1], Frame(Opcode.PING, b""), (4009, "Unauthorized")),
+        (WEBSOCKETS[1], Frame(Opcode.TEXT, b'{"event": "pusher:ping", "data": {}}'), (4009, "Unauthorized")),
+    ],
+)
 async def test_frames_before_the_token_are_parsed_up_to_a_limit(
-    migrated: Database, monkeypatch: pytest.MonkeyPatch
+    migrated: Database, monkeypatch: pytest.MonkeyPatch, path: str, frame: Frame, closed_with: tuple[int, str]
 ) -> None:
     parsed = 0
     process_frame = WebSocketConnection._process_frame
@@ -210,10 +221,12 @@ async def test_frames_before_the_token_are_parsed_up_to_a_limit(
         process_frame(connection, frame)
 
     monkeypatch.setattr(WebSocketConnection, "_process_frame", spy)
-    ping = Frame(Opcode.PING, b"").serialize(mask=True)
-    async with running(migrated.url, AUTH_TIMEOUT="2") as relay, client(relay, None) as stranger:
-        stranger.transport.write(ping * 50_000)
-        assert await closed(stranger) == (1008, "Unauthorized")
+    async with (
+        running(migrated.url, AUTH_TIMEOUT="2", PROTOCOLS="pusher") as relay,
+        connect(f"ws://127.0.0.1:{relay.ws_port}{path}") as stranger,
+    ):
+        stranger.transport.write(frame.serialize(mask=True) * 50_000)
+        assert await closed(stranger) == closed_with
         assert EARLY_FRAMES <= parsed < EARLY_FRAMES + EARLY_PIECE
 
 
