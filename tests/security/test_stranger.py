@@ -25,6 +25,7 @@ from userrealtime_core import audit, probes
 from userrealtime_operator.activator.proxy import connection as activator
 from userrealtime_operator.activator.proxy.proxy import ActivatorProxy
 from userrealtime_operator.activator.proxy.request import MAX_BODY_PIECES
+from userrealtime_relay.protocols import durable_streams, pusher
 from userrealtime_relay.server import Relay
 from userrealtime_relay.transports import http
 from userrealtime_relay.transports.websocket_connection import EARLY_FRAMES, EARLY_PIECE, WebSocketConnection
@@ -171,13 +172,20 @@ async def test_probes_are_answered_while_idle_connections_are_open(migrated: Dat
 # --- work at the relay
 
 
-@pytest.mark.parametrize("path", [b"POST /publish", b"POST /broadcast", b"GET /poll", b"GET /sse", b"POST /nowhere"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        *(b"POST /publish", b"POST /broadcast", b"GET /poll", b"GET /sse", b"POST /nowhere"),
+        *(b"POST " + path.encode() for path in (pusher.CHANNELS, pusher.USERS)),
+        *(method + durable_streams.PATH.encode() for method in (b"GET ", b"POST ", b"PUT ")),
+    ],
+)
 async def test_the_body_of_a_request_without_a_token_is_not_parsed(
     migrated: Database, chunks: list[Any], path: bytes
 ) -> None:
-    async with running(migrated.url) as relay:
+    async with running(migrated.url, PROTOCOLS="pusher,durable-streams") as relay:
         said = await answer(relay.ws_port, path + b" HTTP/1.1\r\nHost: relay\r\n" + CHUNKED, TINY_CHUNKS)
-        assert said.split(b" ")[1] in (b"400", b"401", b"404")
+        assert said.split(b" ")[1] in (b"400", b"401", b"404", b"405")
         assert b"connection: close" in said.lower()
         await served(relay)
     assert len(chunks) == 1  # the body of `served`
