@@ -11,13 +11,16 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
+import yaml
 from kubernetes.aio.client.configuration import Configuration
 from kubernetes.aio.config import load_kube_config
 
+from testing.cluster import choose
 from testing.local.apiserver import LocalApiServer
 from testing.operator.names import child_name
 from testing.patience import PATIENCE_S, WITHIN
 from testing.system import CHART
+from userrealtime_core.auth.sealed_keys import Seal
 from userrealtime_operator.activator.cluster import ApiCluster
 from userrealtime_operator.activator.metrics import Metrics
 from userrealtime_operator.activator.routes import Route, RouteTable
@@ -58,10 +61,10 @@ def alice(server: LocalApiServer) -> Iterator[LocalApiServer]:
 class Replica:
     """An activator's access to the cluster, and its writes."""
 
-    def __init__(self, api: Api) -> None:
+    def __init__(self, api: Api, seal: Seal | None) -> None:
         self.metrics = Metrics()
         self.routes = RouteTable()
-        self.cluster = ApiCluster(api, self.routes, self.metrics)
+        self.cluster = ApiCluster(api, self.routes, self.metrics, seal)
 
     @property
     def requested(self) -> float:
@@ -69,15 +72,22 @@ class Replica:
 
 
 @contextlib.asynccontextmanager
-async def replicas(server: LocalApiServer, count: int = 1) -> AsyncIterator[list[Replica]]:
+async def replicas(
+    server: LocalApiServer, count: int = 1, seal: Seal | None = None, account: str | None = None
+) -> AsyncIterator[list[Replica]]:
     """Activators with complete caches."""
     configuration = Configuration()
     await load_kube_config(str(server.kubeconfig), client_configuration=configuration)  # type: ignore[no-untyped-call]
+    if account is not None:
+        token = server.kubectl("create", "token", account).strip()
+        configuration.cert_file = configuration.key_file = None
+        configuration.api_key = {"BearerToken": token}
+        configuration.api_key_prefix = {"BearerToken": "Bearer"}
     async with contextlib.AsyncExitStack() as stack:
         found = []
         for _ in range(count):
             api = await stack.enter_async_context(Api(configuration))
-            replica = Replica(api)
+            replica = Replica(api, seal)
             listed = await stack.enter_async_context(replica.cluster.watching(api, [NAMESPACE]))
             async with asyncio.timeout(PATIENCE_S):
                 await listed
@@ -185,3 +195,35 @@ async def test_a_users_secret_is_read_and_may_be_missing(alice: LocalApiServer) 
         secret = await replica.cluster.secret(ALICE)
         assert secret is not None
         assert base64.b64decode(secret["data"]["TOKEN_KEY"]) == b"abc"
+
+
+async def test_with_sealed_keys_the_account_reads_no_secret_and_the_activator_has_the_keys(
+    alice: LocalApiServer,
+) -> None:
+    """The account has the permissions of the chart, with `activator.sealedKeys`."""
+    values = {
+        "database": {"url": "postgresql://user:password@host/database"},
+        "namespaces": [NAMESPACE],
+        "activator": {"sealedKeys": {"existingSecret": {"name": "seal"}}},
+    }
+    arguments = ("template", "userrealtime", str(CHART), "--show-only=templates/activator.yaml", "--values=-")
+    text = choose().helm(*arguments, input=json.dumps(values))
+    for item in yaml.safe_load_all(text):
+        if item and item["kind"] in ("ServiceAccount", "Role", "RoleBinding"):
+            alice.kubectl("apply", "-f", "-", input=json.dumps(item))
+    found = json.loads(alice.kubectl("-n", NAMESPACE, "get", "urt", "alice", "-o", "json"))
+    seal = Seal("the key of the seal, which has enough bytes")
+    sealed = {"status": {"sealedKeys": seal.seal(found["metadata"]["uid"], {"TOKEN_KEY": "a key"})}}
+    patch = ("patch", "urt", "alice", "--subresource=status", "--type=merge", "-p", json.dumps(sealed))
+    alice.kubectl("-n", NAMESPACE, *patch)
+    for name in (NAME, f"{NAME}-credentials"):
+        alice.kubectl("-n", NAMESPACE, "create", "secret", "generic", name, "--from-literal=TOKEN_KEY=another key")
+    async with replicas(alice, seal=seal, account="userrealtime-activator") as [replica]:
+        secret = await replica.cluster.secret(ALICE)
+        assert secret is not None
+        assert base64.b64decode(secret["data"]["TOKEN_KEY"]) == b"a key"
+        await replica.cluster.request_wake(ALICE)
+        assert replica.requested == 1
+    async with replicas(alice, account="userrealtime-activator") as [replica]:
+        with pytest.raises(OSError, match="forbidden"):
+            await replica.cluster.secret(ALICE)
