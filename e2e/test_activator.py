@@ -197,7 +197,7 @@ async def test_a_users_secret_is_read_and_may_be_missing(alice: LocalApiServer) 
         assert base64.b64decode(secret["data"]["TOKEN_KEY"]) == b"abc"
 
 
-async def test_with_sealed_keys_the_account_reads_no_secret_and_the_activator_has_the_keys(
+async def test_with_sealed_keys_the_account_reads_no_secret(
     alice: LocalApiServer,
 ) -> None:
     """The account has the permissions of the chart, with `activator.sealedKeys`."""
