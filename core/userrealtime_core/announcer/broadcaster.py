@@ -32,6 +32,10 @@ REMAINDER_S: Final = 30.0
 """Seconds without a broadcast for which open transactions that may commit one are waited for."""
 IDLE_PAUSE: Final = 0.05
 """Seconds between two polls while only such transactions remain."""
+PAUSE_PER_RATE: Final = 0.0000025
+LONGEST_RATE_PAUSE: Final = 0.005
+"""Seconds between two polls, by the number of broadcasts in the last second. A poll costs Postgres and this process
+about 0.5 ms in addition to its broadcasts, so frequent polls would take the CPU that events need."""
 LEASE_ATTEMPTS: Final = 8
 """How often a lease that another announcer holds is tried, a renewal interval apart. A lease lasts for four of them."""
 
@@ -120,7 +124,7 @@ class Broadcaster(Loop):
                     break
                 await asyncio.sleep(IDLE_PAUSE)
             else:
-                await asyncio.sleep(POOLED_PAUSE if quiet else traffic.pause(taken, self._listeners))
+                await asyncio.sleep(POOLED_PAUSE if quiet else pause(traffic, taken, self._listeners))
         self._metrics.leased.set(0)
 
     async def _take(self) -> int | None:
@@ -152,3 +156,9 @@ class Broadcaster(Loop):
             self._listeners = await self._queue.listeners()
             self._metrics.dropped.set(await self._queue.dropped())
             self._observe_at = now + OBSERVE_INTERVAL
+
+
+def pause(traffic: Traffic, taken: int, listeners: int) -> float:
+    """Return the seconds until the next poll, after a poll that has taken this number of broadcasts."""
+    by_rate = min(traffic.recent * PAUSE_PER_RATE, LONGEST_RATE_PAUSE)
+    return max(traffic.pause(taken, listeners), by_rate)

@@ -54,6 +54,11 @@ class Traffic:
         while self._polls and self._polls[0][0] < now - QUIET_WINDOW:
             self._recent -= self._polls.popleft()[1]
 
+    @property
+    def recent(self) -> int:
+        """What the polls within `QUIET_WINDOW` have found, until the last poll that was noted."""
+        return self._recent
+
     def is_quiet(self, now: float) -> bool:
         """Whether so little is published that publishers may ring again."""
         return now - self._polling_since >= QUIET_WINDOW and self._recent < QUIET_USERS

@@ -28,6 +28,8 @@ from .pending import Pending, PendingBroadcasts
 from .poller import NAME, Poller
 
 BATCH: Final = 1000
+BROADCAST_BATCH: Final = 100
+"""Broadcasts that are published at a time: a signal waits for no more than these."""
 LONGEST_PAUSE: Final = 0.005
 PAUSE_PER_SIGNAL: Final = 0.0005
 """Seconds between two batches. The pause grows with the batch: under load, the signals of many users share one
@@ -132,7 +134,7 @@ class Bridge:
             async with self._broker.publishing(self._config.broker_url) as publish:
                 reconnect.succeeded()
                 while True:
-                    batch = self._broadcasts.take(BATCH)
+                    batch = self._broadcasts.take(BROADCAST_BATCH)
                     try:
                         await publish(batch)
                     except BaseException:

@@ -10,6 +10,21 @@ import asyncpg
 from testing.announcer import NAME, PATIENCE_S, broadcasting, hearing_broadcasts, until, until_async
 from testing.database import Database
 from testing.relay.pgbouncer import pgbouncer
+from userrealtime_core.announcer.broadcaster import LONGEST_RATE_PAUSE, PAUSE_PER_RATE, pause
+from userrealtime_core.announcer.traffic import LONGEST_EMPTY_PAUSE, Traffic
+
+
+def test_the_pause_grows_with_the_rate_and_is_limited() -> None:
+    pauses = []
+    for rate in (0, 100, 500, 2000, 10_000):
+        traffic = Traffic()
+        for number in range(100):  # polls of one second
+            traffic.polled(number / 100, rate // 100)
+        pauses.append(pause(traffic, 1, 0))
+    assert pauses[:2] == [Traffic().pause(1, 0)] * 2
+    assert pauses[2:] == [500 * PAUSE_PER_RATE, LONGEST_RATE_PAUSE, LONGEST_RATE_PAUSE]
+    traffic.polled(2.5, 0)  # later, when it is quiet again
+    assert pause(traffic, 0, 0) <= LONGEST_EMPTY_PAUSE
 
 
 async def broadcast(connection: asyncpg.Connection, number: int, user: str = "alice") -> None:
