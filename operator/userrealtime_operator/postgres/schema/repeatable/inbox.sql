@@ -53,7 +53,8 @@ create or replace function userrealtime.count_inbox(user_id text) returns userre
     language sql volatile
     set search_path = pg_catalog, pg_temp
     as $$
-    select count_inbox.user_id, count(*), coalesce(sum(userrealtime.message_size(i.ref, i.event, i.data)), 0)::bigint, 0, 0
+    select count_inbox.user_id, count(*), coalesce(sum(userrealtime.message_size(i.ref, i.event, i.data)), 0)::bigint,
+           0::bigint, 0::bigint
     from userrealtime.inbox i where i.user_id = count_inbox.user_id and i.done is null
 $$;
 comment on function userrealtime.count_inbox is 'The messages of a user that are waiting, and their size.';
