@@ -10,6 +10,7 @@ limited number of pieces, since h11 needs about 33 µs for each chunk, even for 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Any, Final
@@ -26,6 +27,8 @@ MAX_BODY_PIECES: Final = 2048
 TRANSPORTS: Final = {"/ws": b"GET", "/sse": b"GET", "/poll": b"GET", "/publish": b"POST"}
 BROADCAST: Final = "/broadcast"
 """The path for broadcasts of clients, which wake no user: they are for connected clients only."""
+PROTOCOLS: Final = re.compile(r"/(cable|app/[^/]+|pusher/(user-)?auth|streams/.+)")
+"""The paths of the protocols of other systems. A user with one does not sleep, and the pod is back soon."""
 # Hop-by-hop fields (RFC 9110, section 7.6.1), and the fields that frame a body.
 _HOP_BY_HOP: Final = frozenset(
     b"connection keep-alive proxy-connection te trailer transfer-encoding upgrade content-length expect".split()
@@ -91,6 +94,9 @@ class Request:
         """Return the error that the relay would respond with before it checks the token, None if there is none."""
         if BROADCAST in (self.path, self.path.removeprefix(base_path)):
             return HTTPStatus.SERVICE_UNAVAILABLE, "the user sleeps: no client is connected that could receive it"
+        if PROTOCOLS.fullmatch(self.path.removeprefix(base_path)) or PROTOCOLS.fullmatch(self.path):
+            # A client would take 404 as the final answer, and not come back.
+            return HTTPStatus.SERVICE_UNAVAILABLE, "the user has no ready pod for this protocol; retry later"
         method = TRANSPORTS.get(self.path.removeprefix(base_path)) or TRANSPORTS.get(self.path)
         if method is None:
             return HTTPStatus.NOT_FOUND, "not found"

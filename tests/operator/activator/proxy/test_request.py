@@ -15,6 +15,7 @@ from userrealtime_operator.activator.proxy.request import (
     Request,
     RequestReader,
 )
+from userrealtime_relay.protocols import actioncable, durable_streams, pusher
 
 POST = b"POST /publish HTTP/1.1\r\nHost: urt-a\r\n"
 WEBSOCKET = b"GET /ws HTTP/1.1\r\nHost: urt-a\r\nConnection: keep-alive, Upgrade\r\nUpgrade: WebSocket\r\n"
@@ -49,6 +50,26 @@ def test_a_broadcast_of_a_client_wakes_no_user() -> None:
         assert error[0] == 503
         assert "no client is connected" in error[1]
     assert read(POST + b"Content-Length: 0\r\n\r\n").endpoint_error("") is None
+
+
+@pytest.mark.parametrize("base", ["", "/alice"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        *(path.replace("*", "key") for path in (*actioncable.DIALECTS, *pusher.DIALECTS)),
+        *(pusher.CHANNELS, pusher.USERS, durable_streams.PATH, f"{durable_streams.ROOT}/other"),
+    ],
+)
+def test_a_client_of_another_protocol_is_asked_to_return(path: str, base: str) -> None:
+    """Its user does not sleep: connections come here only while the pod is missing."""
+    for method in ("GET", "POST"):
+        head = f"{method} {base}{path}?x=1 HTTP/1.1\r\nHost: urt-a\r\n\r\n".encode()
+        error = read(head).endpoint_error(base)
+        assert error is not None
+        assert error[0] == 503
+    other = read(f"GET {base}/application{path} HTTP/1.1\r\nHost: urt-a\r\n\r\n".encode()).endpoint_error(base)
+    assert other is not None
+    assert other[0] == 404
 
 
 def test_a_body_in_chunks_gets_a_length() -> None:
