@@ -40,6 +40,7 @@ SERVER_FILES: Final = (
     "relay/test_process.py",
     "relay/test_signals_brokers.py",
     "security",
+    "test_ipv6.py",
     "test_trust.py",
 )
 """Directories and files, relative to tests/, whose tests start processes or take seconds each."""

@@ -24,7 +24,7 @@ async def serve(config: Config) -> None:
         server = uvicorn.Server(
             uvicorn.Config(
                 demo.app(),
-                host="0.0.0.0",  # noqa: S104  (a pod's)
+                host="",  # all addresses, of IPv4 and IPv6
                 port=config.port,
                 ws="none",
                 lifespan="off",

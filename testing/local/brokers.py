@@ -40,7 +40,7 @@ class LocalBroker(ABC):
 
     With a password, the server rejects every client without it, and NATS and Redis have a second account with the same
     password, which may only subscribe. With `pki`, a folder that `testing.cluster.local.pki`
-    made for the identity `server`, it accepts only TLS.
+    made for the identity `server`, it accepts only TLS. `host` is the address of loopback, of IPv4 or IPv6.
     """
 
     name: str
@@ -52,8 +52,9 @@ class LocalBroker(ABC):
     user = "relay"
     subscriber = "subscriber"
 
-    def __init__(self, password: str = "", pki: Path | None = None) -> None:
+    def __init__(self, password: str = "", pki: Path | None = None, host: str = "127.0.0.1") -> None:
         self.port = free_port()
+        self.host = host
         self._password = password
         self._pki = pki
         self._process: asyncio.subprocess.Process | None = None
@@ -72,7 +73,12 @@ class LocalBroker(ABC):
     def _url(self, name: str) -> str:
         scheme = self.name if self._pki is None else self.tls_scheme
         user = f"{name}:{quote(self._password, safe='')}@" if self._password else ""
-        return f"{scheme}://{user}127.0.0.1:{self.port}"
+        return f"{scheme}://{user}{self.address}"
+
+    @property
+    def address(self) -> str:
+        """Host and port, as in a URL."""
+        return f"{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
 
     @property
     def variables(self) -> dict[str, str]:
@@ -122,7 +128,7 @@ class LocalBroker(ABC):
         async with asyncio.timeout(START_TIMEOUT_S):
             while True:
                 try:
-                    _, writer = await asyncio.open_connection("127.0.0.1", self.port)
+                    _, writer = await asyncio.open_connection(self.host, self.port)
                     break
                 except OSError:
                     if self._process.returncode is not None:
@@ -157,7 +163,7 @@ class LocalNats(LocalBroker):
         users = f"authorization {{ users: [ {', '.join(accounts)} ] }}" if self._password else ""
         pki = self._pki
         tls = f'tls {{ cert_file: "{pki}/server.crt", key_file: "{pki}/server.key" }}' if pki is not None else ""
-        config.write_text(f"host: 127.0.0.1\nport: {self.port}\n{users}\n{tls}\n")
+        config.write_text(f'host: "{self.host}"\nport: {self.port}\n{users}\n{tls}\n')
         return [str(_which("nats-server")), "--config", str(config)]
 
 
@@ -176,7 +182,7 @@ class LocalRedis(LocalBroker):
         if (pki := self._pki) is not None:
             port = f"port 0\ntls-port {self.port}\ntls-auth-clients no\n"
             port += f"tls-cert-file {pki}/server.crt\ntls-key-file {pki}/server.key\ntls-ca-cert-file {pki}/ca.crt\n"
-        config.write_text(f'bind 127.0.0.1\n{port}save ""\nappendonly no\ndir {home}\n{users}')
+        config.write_text(f'bind {self.host}\n{port}save ""\nappendonly no\ndir {home}\n{users}')
         return [str(_which("redis-server")), str(config)]
 
 
@@ -200,9 +206,9 @@ class LocalKafka(LocalBroker):
             "node.id": "1",
             "controller.quorum.voters": f"1@127.0.0.1:{controller}",
             "controller.listener.names": "CONTROLLER",
-            "listeners": f"{listener}://127.0.0.1:{self.port},CONTROLLER://127.0.0.1:{controller}",
+            "listeners": f"{listener}://{self.address},CONTROLLER://127.0.0.1:{controller}",
             "listener.security.protocol.map": f"{listener}:{listener},CONTROLLER:PLAINTEXT",
-            "advertised.listeners": f"{listener}://127.0.0.1:{self.port}",
+            "advertised.listeners": f"{listener}://{self.address}",
             "inter.broker.listener.name": listener,
             "log.dirs": str(home / "data"),
             "offsets.topic.replication.factor": "1",
@@ -246,7 +252,7 @@ class LocalKafka(LocalBroker):
         async with asyncio.timeout(START_TIMEOUT_S):
             while True:
                 admin = AIOKafkaAdminClient(
-                    bootstrap_servers=f"127.0.0.1:{self.port}",
+                    bootstrap_servers=self.address,
                     security_protocol=self._protocol,
                     sasl_mechanism="PLAIN",
                     **access,

@@ -104,6 +104,7 @@ class LocalPostgres:
     Trust authentication, loopback only, and `fsync` off unless `settings` turns it on.
 
     Args:
+        host: the address of loopback, of IPv4 or IPv6.
         settings: of postgresql.conf, which take precedence over the defaults of this class.
         environment: variables of the server's processes, in addition to the environment of this process.
         primary: a running server, of which this one is a replica (hot standby).
@@ -115,13 +116,15 @@ class LocalPostgres:
         settings: dict[str, str] | None = None,
         environment: dict[str, str] | None = None,
         primary: LocalPostgres | None = None,
+        host: str = "127.0.0.1",
     ) -> None:
+        self.host = host
         self.port = free_port()
         self._home = Path(tempfile.mkdtemp(prefix="userrealtime-postgres-"))
         self._data = self._home / "data"
         self._log = self._home / "log"
         self._settings = {
-            "listen_addresses": "127.0.0.1",
+            "listen_addresses": host,
             "port": str(self.port),
             "unix_socket_directories": "",
             "fsync": "off",
@@ -170,7 +173,8 @@ class LocalPostgres:
 
     def url(self, database: str = "postgres") -> str:
         """Return the `postgresql://` URL of one database, as its owner."""
-        return f"postgresql://postgres@127.0.0.1:{self.port}/{database}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"postgresql://postgres@{host}:{self.port}/{database}"
 
     @property
     def pid(self) -> int:

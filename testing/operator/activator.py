@@ -45,11 +45,15 @@ class FakeCluster:
     """A cluster with one user: a wake starts a relay after some time. `wakes` counts the requests.
 
     Args:
+        host: the address of loopback that its relays have, of IPv4 or IPv6.
         ghosts: the number of pods that accept a connection and end without a response, before the relay is ready.
     """
 
-    def __init__(self, database_url: str, *, comes: bool = True, ghosts: int = 0, **relay: str) -> None:
+    def __init__(
+        self, database_url: str, *, comes: bool = True, ghosts: int = 0, host: str = "127.0.0.1", **relay: str
+    ) -> None:
         self.wakes = 0
+        self.host = host
         self._url = database_url
         self._comes = comes
         self._ghosts = ghosts
@@ -70,7 +74,7 @@ class FakeCluster:
 
     async def start(self) -> Relay:
         """Start a relay without a wake request."""
-        relay = await self._stack.enter_async_context(running(self._url, listen, **self._relay))
+        relay = await self._stack.enter_async_context(running(self._url, listen, HOST=self.host, **self._relay))
         self._show(relay.ws_port)
         return relay
 
@@ -92,7 +96,7 @@ class FakeCluster:
         self._show(port, ready=True)
 
     def _show(self, port: int, *, ready: bool = False) -> None:
-        self._pod = Pod(ready, "", ("127.0.0.1", port))
+        self._pod = Pod(ready, "", (self.host, port))
         self._change.set()
         self._change.clear()
 
@@ -104,7 +108,7 @@ class FakeCluster:
                     await self.start()
             writer.close()
 
-        server = await asyncio.start_server(vanish, "127.0.0.1", 0)
+        server = await asyncio.start_server(vanish, self.host, 0)
         self._stack.callback(server.close)
         self._show(server.sockets[0].getsockname()[1])
 
@@ -116,11 +120,12 @@ async def gate(
     comes: bool = True,
     ghosts: int = 0,
     timeout_s: float = 20,
+    host: str = "127.0.0.1",
     relay: dict[str, str] | None = None,
     **limits: Any,
 ) -> AsyncIterator[tuple[ActivatorProxy, FakeCluster, Metrics]]:
     """An activator whose one user sleeps. `relay` are settings of all relays."""
-    cluster = FakeCluster(database_url, comes=comes, ghosts=ghosts, **(relay or {}))
+    cluster = FakeCluster(database_url, comes=comes, ghosts=ghosts, host=host, **(relay or {}))
     common = RelaySettings.from_environment(relay or {})
 
     async def read(route: Route) -> dict[str, Any]:
@@ -134,7 +139,7 @@ async def gate(
     bounds = Limits(**limits)
     admission = Admission(routes, Origins(common.allowed_origins), Tokens(common, read), bounds)
     opened = ActivatorProxy(admission, wakes, metrics, bounds.idle_s)
-    await opened.listen("127.0.0.1", 0)
+    await opened.listen(host, 0)
     try:
         yield opened, cluster, metrics
     finally:

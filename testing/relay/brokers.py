@@ -18,12 +18,12 @@ from userrealtime_relay.server import Relay
 PASSWORD = "a-secret-of-the-broker"
 
 
-def make_broker(name: str, password: str = "", pki: Path | None = None) -> LocalBroker:
+def make_broker(name: str, password: str = "", pki: Path | None = None, host: str = "127.0.0.1") -> LocalBroker:
     """Return a broker that is not started yet. Without its programs, the test is skipped, or fails if CI=true."""
     kind = BROKERS[name]
     if (missing := kind.missing()) is not None:
         skip(f"nothing is tested over {name}: {missing}")
-    return kind(password, pki)
+    return kind(password, pki, host)
 
 
 def bridge_config(url: str, broker: LocalBroker, **changes: str) -> Config:

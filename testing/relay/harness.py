@@ -77,6 +77,7 @@ async def client(
     *,
     path: str = "/ws",
     headers: dict[str, str] | None = None,
+    host: str = "127.0.0.1",
     **options: Any,
 ) -> AsyncIterator[ClientConnection]:
     """Connect a WebSocket client, by default with a valid token in the Authorization header.
@@ -89,7 +90,7 @@ async def client(
     authorization = {} if bearer is None else {"Authorization": f"Bearer {bearer or token()}"}
     number = port if isinstance(port, int) else port.ws_port
     async with connect(
-        f"ws://127.0.0.1:{number}{path}?{urlencode(options)}",
+        f"ws://{f'[{host}]' if ':' in host else host}:{number}{path}?{urlencode(options)}",
         additional_headers={**authorization, **(headers or {})},
         **known,
     ) as connection:
@@ -152,9 +153,9 @@ async def terminate(connection: asyncpg.Connection) -> int:
     return ended
 
 
-async def get(port: int, path: str, method: str = "GET") -> tuple[int, str]:
+async def get(port: int, path: str, method: str = "GET", host: str = "127.0.0.1") -> tuple[int, str]:
     """Send a plain HTTP request; return the status and the body."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    reader, writer = await asyncio.open_connection(host, port)
     try:
         writer.write(f"{method} {path} HTTP/1.1\r\nHost: relay\r\nConnection: close\r\n\r\n".encode())
         async with asyncio.timeout(PATIENCE_S):

@@ -93,10 +93,16 @@ class Stream:
 
 @asynccontextmanager
 async def exchange(
-    port: int, path: str, bearer: str | None, method: str, headers: dict[str, str], body: bytes
+    port: int,
+    path: str,
+    bearer: str | None,
+    method: str,
+    headers: dict[str, str],
+    body: bytes,
+    host: str = "127.0.0.1",
 ) -> AsyncIterator[Stream]:
     """Send a request on a new connection, and read the head of its response."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=4 << 20)
+    reader, writer = await asyncio.open_connection(host, port, limit=4 << 20)
     try:
         head = {"Host": "relay", **headers}
         if bearer is not None:
@@ -138,9 +144,10 @@ async def request(
     method: str = "GET",
     headers: dict[str, str] | None = None,
     body: bytes = b"",
+    host: str = "127.0.0.1",
 ) -> Answer:
     """Send a request on a new connection, and return the whole response."""
-    async with exchange(_port(relay), path, bearer, method, headers or {}, body) as opened:
+    async with exchange(_port(relay), path, bearer, method, headers or {}, body, host) as opened:
         answer = opened.answer
         async with asyncio.timeout(PATIENCE_S):
             size = 0 if method == "HEAD" else int(answer.headers.get("content-length", "0"))

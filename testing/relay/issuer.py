@@ -52,9 +52,10 @@ def sign(key: PrivateKey, kid: str | None, header: dict[str, Any] | None = None,
 
 
 class Endpoint:
-    """A server with configurable responses."""
+    """A server with configurable responses, on an address of loopback of IPv4 or IPv6."""
 
-    def __init__(self) -> None:
+    def __init__(self, host: str = "127.0.0.1") -> None:
+        self.host = host
         self.requests: list[str] = []
         self.status = 200
         self.body = b""
@@ -68,10 +69,10 @@ class Endpoint:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/keys?all=1"
+        return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}/keys?all=1"
 
     async def start(self, context: ssl.SSLContext | None) -> None:
-        self._server = await asyncio.start_server(self._answer, "127.0.0.1", 0, ssl=context)
+        self._server = await asyncio.start_server(self._answer, self.host, 0, ssl=context)
         self.port = self._server.sockets[0].getsockname()[1]
 
     def stop(self) -> None:
@@ -93,8 +94,10 @@ class Endpoint:
 
 
 @asynccontextmanager
-async def endpoint(*keys: dict[str, Any], context: ssl.SSLContext | None = None) -> AsyncIterator[Endpoint]:
-    made = Endpoint()
+async def endpoint(
+    *keys: dict[str, Any], context: ssl.SSLContext | None = None, host: str = "127.0.0.1"
+) -> AsyncIterator[Endpoint]:
+    made = Endpoint(host)
     made.publish(*keys)
     await made.start(context)
     try:

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import KafkaError
@@ -94,7 +94,7 @@ def _connection(url: Secret) -> dict[str, Any]:
     first = servers[0]
     tls = first.scheme == "kafka+tls"
     options: dict[str, Any] = {
-        "bootstrap_servers": [f"{each.hostname}:{each.port or DEFAULT_PORT}" for each in servers],
+        "bootstrap_servers": [_server(each) for each in servers],
         "client_id": "userrealtime",
         "request_timeout_ms": REQUEST_TIMEOUT * 1000,
         "security_protocol": "SSL" if tls else "PLAINTEXT",
@@ -108,6 +108,12 @@ def _connection(url: Secret) -> dict[str, Any]:
             "sasl_plain_password": unquote(first.password or ""),
         }
     return options
+
+
+def _server(url: SplitResult) -> str:
+    """Return `host:port`. An IPv6 address has brackets; `hostname` is without them."""
+    host = url.hostname or ""
+    return f"{f'[{host}]' if ':' in host else host}:{url.port or DEFAULT_PORT}"
 
 
 async def _stop(client: AIOKafkaConsumer | AIOKafkaProducer) -> None:
