@@ -80,6 +80,26 @@ async def test_migrating_twice_changes_nothing(postgres: Database) -> None:
     assert await migrate(postgres.url) == []
 
 
+async def test_no_index_depends_on_the_version_of_a_collation(migrated: Database) -> None:
+    """An upgrade of the server's operating system can change the order of text, and an index then misses rows."""
+    connection = await asyncpg.connect(migrated.url)
+    try:
+        found = await connection.fetch(
+            """
+            select i.indexrelid::regclass::text as index, c.collname as collation
+            from pg_index i
+            join pg_class r on r.oid = i.indexrelid
+            cross join lateral unnest(i.indcollation) as used
+            join pg_collation c on c.oid = used
+            where r.relnamespace = 'userrealtime'::regnamespace
+            """
+        )
+    finally:
+        await connection.close()
+    assert len(found) > 10
+    assert [row["index"] for row in found if row["collation"] != "C"] == []
+
+
 async def test_several_migrators_apply_everything_once(postgres: Database) -> None:
     outcomes = await asyncio.gather(*(migrate(postgres.url) for _ in range(5)))
     assert sorted(len(outcome) for outcome in outcomes) == [0, 0, 0, 0, len(ALL)]

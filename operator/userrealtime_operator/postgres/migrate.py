@@ -67,7 +67,7 @@ create table if not exists userrealtime.migration (
     applied_at timestamptz not null default now()
 );
 create table if not exists userrealtime.repeatable (
-    name text primary key,
+    name text collate "C" primary key,
     digest text not null,
     applied_at timestamptz not null default now()
 );

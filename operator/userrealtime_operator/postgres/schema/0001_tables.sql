@@ -119,7 +119,7 @@ insert into userrealtime.broadcast_secret default values;
 
 create table userrealtime.registration (
     resource uuid primary key,
-    scope text not null,
+    scope text collate "C" not null,
     user_id text collate "C" not null
 );
 create index registration_user_id_idx on userrealtime.registration (user_id);
@@ -130,7 +130,7 @@ comment on table userrealtime.registration is
 
 create table userrealtime.role (
     name text collate "C" primary key,
-    scope text not null,
+    scope text collate "C" not null,
     resource uuid not null,
     user_id text collate "C" not null,
     fingerprint text not null,
@@ -147,7 +147,7 @@ comment on table userrealtime.role is
 
 create table userrealtime.revoked_role (
     name text collate "C" primary key,
-    scope text not null,
+    scope text collate "C" not null,
     revoked_at timestamptz not null default now()
 );
 create index revoked_role_scope_idx on userrealtime.revoked_role (scope);

@@ -71,10 +71,13 @@ create table userrealtime.broadcast_secret (
 );
 insert into userrealtime.broadcast_secret default values;
 
+-- The order of any other collation can change with the operating system of the server, and then an index misses rows.
+alter table userrealtime.registration alter column scope type text collate "C";
+alter table userrealtime.role alter column scope type text collate "C";
 alter table userrealtime.role add column series text, add column resource_name text;
 create table userrealtime.revoked_role (
     name text collate "C" primary key,
-    scope text not null,
+    scope text collate "C" not null,
     revoked_at timestamptz not null default now()
 );
 create index revoked_role_scope_idx on userrealtime.revoked_role (scope);
