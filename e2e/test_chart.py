@@ -137,7 +137,7 @@ EVERYTHING: dict[str, Any] = {
         "annotations": {"a": "b"},
         "tlsSecretName": "wildcard",
     },
-    "migration": {"waitSeconds": 5},
+    "migration": {"waitSeconds": 5, "resources": {"limits": {"memory": "256Mi"}}},
     "monitoring": {
         "dashboard": True,
         "podMonitor": True,
@@ -458,6 +458,36 @@ def test_the_edge_binds_to_the_families_of_its_service(
     assert service["spec"].get("ipFamilyPolicy") == policy
     [text] = [item["data"]["haproxy.cfg"] for item in items if "haproxy.cfg" in item.get("data", {})]
     assert f"\n  bind {address}\n" in text
+
+
+def with_resources(values: dict[str, Any], resources: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of the chart's `resources`, wherever there are some, each replaced."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if name == "resources":
+            found[name] = resources
+        elif isinstance(value, dict) and (inner := with_resources(value, resources)):
+            found[name] = inner
+    return found
+
+
+def test_every_container_can_meet_a_quota(system: System) -> None:
+    """A ResourceQuota can require limits of the CPU, which the chart does not set by itself."""
+    defaults = yaml.safe_load((CHART / "values.yaml").read_text())
+    quota = {"requests": {"cpu": "11m", "memory": "65Mi"}, "limits": {"cpu": "1", "memory": "129Mi"}}
+    values = merged(EVERYTHING, {**EDGE, **with_resources(defaults, quota)})
+    items = [item for item in yaml.safe_load_all(render(system, values)) if item]
+    pods = [item["spec"]["template"]["spec"] for item in items if item["kind"] in PODS]
+    pods += [item["spec"] for item in items if item["kind"] == "Pod"]
+    containers = [container for pod in pods for container in pod["containers"]]
+    assert {"operator", "activator", "migrate", "check", "haproxy"} <= {container["name"] for container in containers}
+    assert [container["name"] for container in containers if container["resources"] != quota] == []
+
+
+def merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Return values with changes, as Helm merges them."""
+    both = {name: values[name] for name in values.keys() & changes.keys() if isinstance(values[name], dict)}
+    return {**values, **changes, **{name: merged(value, changes[name]) for name, value in both.items()}}
 
 
 BROKER: dict[str, Any] = {"signals": {"type": "nats", "existingSecret": {"name": "broker"}}}
