@@ -43,6 +43,14 @@ DATABASE: Final = {"database": {"url": "postgresql://user:password@host/database
 ACTIVATORS: Final = Endpoints("IPv4", ("10.0.0.1",), 8080)
 # The kinds of the Prometheus Operator are not part of Kubernetes.
 MONITORING: Final = {"dashboard": True}
+INSTALLED: Final[Json] = {
+    **DATABASE,
+    "namespaces": ["users"],
+    "monitoring": MONITORING,
+    "broadcast": {"http": {"enabled": True, "existingSecret": {"name": "broadcast"}}},
+    "admissionPolicy": {"enabled": True},
+    "signals": {"type": "nats", "url": "nats://broker"},
+}
 ROUTES: Final[dict[str, Json]] = {
     "Ingress": {"url": "https://{name}.example.com", "tlsSecretName": "wildcard"},
     "HTTPRoute": {"type": "HTTPRoute", "url": "https://h/{name}", "gateway": {"name": "public", "namespace": "users"}},
@@ -140,18 +148,25 @@ def user_objects(chart: Sequence[Json]) -> list[Json]:
     """Return the objects of a user as an operator creates them that has this chart's configuration."""
     [text] = [item["data"]["config.yaml"] for item in chart if "config.yaml" in item.get("data", {})]
     config = parse_config(text, {"DATABASE_URL": DATABASE["database"]["url"], "BROKER_URL": "nats://broker"})
-    return list(desired_objects(resource(), config, SECRETS, activators=ACTIVATORS))
+    replicas = {"replicas": 2}  # with a PodDisruptionBudget
+    return list(desired_objects(resource(relay=replicas), config, SECRETS, activators=ACTIVATORS))
 
 
 def cases() -> Iterator[tuple[str, list[Json]]]:
     """Yield the objects of the chart with different values, and those of a user, each with a name."""
-    installed = {"namespaces": ["users"], "monitoring": MONITORING}
     for name, route in ROUTES.items():
-        chart = render({**DATABASE, **installed, "route": route, "signals": {"type": "nats", "url": "nats://broker"}})
+        chart = render({**INSTALLED, "route": route})
         yield f"chart, {name}", chart
         yield f"user, {name}", user_objects(chart)
     for path in sorted((REPOSITORY / "examples" / "values").iterdir()):
-        yield f"chart, {path.name}", render({**yaml.safe_load(path.read_text()), **installed})
+        values = {"namespaces": ["users"], "monitoring": MONITORING}
+        yield f"chart, {path.name}", render({**yaml.safe_load(path.read_text()), **values})
+
+
+def dual_stack(policy: str, family: int) -> list[Json]:
+    """Return the objects of the chart with a shared edge for clients of both families."""
+    edge = {"ipFamily": family, "service": {"ipFamilyPolicy": policy}}
+    return render({**INSTALLED, "route": ROUTES["Edge"], "edge": edge})
 
 
 def check(server: LocalApiServer, found: Sequence[tuple[str, list[Json]]]) -> list[str]:

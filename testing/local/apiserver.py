@@ -61,12 +61,16 @@ class Write:
 class LocalApiServer:
     """A context manager: leaving it ends both processes and removes what they stored.
 
-    `options` are more of kube-apiserver's. With `audit`, it keeps a record for `writes`. `program` is kube-apiserver of
+    `options` are more of kube-apiserver's. `services` are the ranges of the Services' addresses, of which the first has
+    the primary family. With `audit`, it keeps a record for `writes`. `program` is kube-apiserver of
     another version than that of the local cluster.
     """
 
-    def __init__(self, *options: str, audit: bool = False, program: Path | None = None) -> None:
+    def __init__(
+        self, *options: str, services: str = "10.0.0.0/16", audit: bool = False, program: Path | None = None
+    ) -> None:
         self._program = program
+        self._services = services
         self.port = free_port()
         self._home = Path(tempfile.mkdtemp(prefix="userrealtime-apiserver-"))
         self._pki = self._home / "pki"
@@ -120,7 +124,10 @@ class LocalApiServer:
         """Start the API server and wait until it says it is ready."""
         self._server = self._popen(
             *("kube-apiserver", f"--etcd-servers=http://127.0.0.1:{self._etcd_ports[0]}"),
-            *(f"--secure-port={self.port}", "--bind-address=127.0.0.1", "--service-cluster-ip-range=10.0.0.0/16"),
+            *(f"--secure-port={self.port}", "--bind-address=127.0.0.1"),
+            f"--service-cluster-ip-range={self._services}",
+            # An address of the primary family is required. Nothing connects to it.
+            *(["--advertise-address=fd00::1"] if ":" in self._services.partition(",")[0] else []),
             *(f"--tls-cert-file={self._pki}/apiserver.crt", f"--tls-private-key-file={self._pki}/apiserver.key"),
             *(f"--client-ca-file={self._pki}/ca.crt", "--authorization-mode=RBAC"),
             "--service-account-issuer=https://kubernetes.default.svc",
