@@ -193,7 +193,7 @@ def values_for(cluster: Provider, references: dict[str, str]) -> dict[str, Any]:
         # Images that cannot be pulled, which tests select.
         "relay": {"image": image("userrealtime-relay"), "allowedImages": ["127.0.0.1:1/*", "nowhere.invalid/*"]},
         "route": {"url": f"{ingress.scheme}://{host}{port}/{{name}}"},
-        "edge": {"image": image("userrealtime-haproxy")},
+        "edge": {"image": image("userrealtime-haproxy"), "ipFamily": cluster.ip_version},
     }
 
 

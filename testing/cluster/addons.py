@@ -21,10 +21,10 @@ def manifest(file: str, /, **values: str) -> str:
     return Template((MANIFESTS / file).read_text()).substitute(values)
 
 
-def apply_dns(cluster: Provider) -> None:
-    """Install CoreDNS at the address in every pod's resolv.conf."""
+def apply_dns(cluster: Provider, address: str) -> None:
+    """Install CoreDNS with this address of its Service, which is in every pod's resolv.conf."""
     with step("DNS", usual="5 s"):
-        cluster.apply(manifest("coredns.yaml", image=COREDNS_IMAGE))
+        cluster.apply(manifest("coredns.yaml", image=COREDNS_IMAGE, address=address))
         cluster.wait_rolled_out("kube-system", "deployment/coredns")
 
 

@@ -64,6 +64,11 @@ class Provider(ABC):
         self.kubectl_path()
         self.helm_path()
 
+    @property
+    def ip_version(self) -> int:
+        """The primary family of the cluster's addresses: 4 or 6."""
+        return 4
+
     @abstractmethod
     def up(self) -> None:
         """Make the cluster answer, with DNS and an ingress controller of the default class.
@@ -164,6 +169,7 @@ class Provider(ABC):
     def forward(self, namespace: str, target: str, port: int) -> AbstractContextManager[tuple[str, int]]:
         """Return a context manager that gives host and port of a connection to `port` of `target`.
 
+        The host is written as in a URL: an IPv6 address has brackets.
         `target` is `svc/postgres` or `pod/x`. The connection is `kubectl port-forward`, unless the provider has a
         direct route.
         """

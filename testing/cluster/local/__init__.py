@@ -8,6 +8,7 @@ the kernel does the tidying. On the machine's side there are only: one interface
 services, the socket of the ingress on 127.0.0.1, a control group and the state directory; `down` removes them.
 
     node.py        the node's first process: sets up the inside, starts the components, restarts what ends
+    addresses.py   the addresses of IPv4, of IPv6 or of both
     components.py  what runs in the node, as data: command lines and configuration files
     pki.py         certificates and kubeconfigs
     policies.py    what enforces NetworkPolicies, for the length of a test

@@ -25,27 +25,21 @@ from testing.cluster.progress import exclusive, note, step
 from testing.cluster.provider import DEFAULT_INGRESS_PORT, Image, Provider, chosen_port, port_problem
 
 from . import packages, pki, policies
+from .addresses import DEFAULT, VARIABLE, Addresses, Family, chosen, url_host
 from .components import (
-    API_SERVER,
     CGROUP,
     CLIENTS,
     CONTAINERD_SOCKET,
-    IDENTITIES,
     INTERFACE,
     KUBERNETES,
-    LINK_HOST,
-    LINK_NETWORK,
-    LINK_PREFIX,
     MIRRORS,
     NODE,
-    NODE_IP,
     PAUSE_IMAGE,
     PKI,
-    PODS,
-    SERVICES,
     SYNC_S,
     NodeSpec,
     files,
+    identities,
     mirror_toml,
     node_spec,
 )
@@ -72,6 +66,10 @@ class LocalCluster(Provider):
     def ingress_url(self) -> str:
         return f"http://127.0.0.1:{_port()}"
 
+    @property
+    def ip_version(self) -> int:
+        return _addresses().primary.version
+
     def kubectl_path(self) -> Path:
         return binaries.kubectl()
 
@@ -81,7 +79,8 @@ class LocalCluster(Provider):
     def environment(self) -> dict[str, str]:
         """The environment of any provider, without a proxy for connections to the node."""
         environment = super().environment()
-        direct = ["127.0.0.1", "localhost", LINK_NETWORK, PODS, SERVICES]
+        ranges = [each for family in _addresses().families for each in (family.link, family.pods, family.services)]
+        direct = ["127.0.0.1", "localhost", *ranges]
         for name in ("NO_PROXY", "no_proxy"):
             environment[name] = ",".join([*filter(None, [environment.get(name)]), *direct])
         return environment
@@ -117,13 +116,14 @@ class LocalCluster(Provider):
 
     def _up(self) -> None:
         images = self._prepare()
-        spec = node_spec(STATE, binaries.hyperkube(), binaries.forward(), addons.INGRESS_NODE_PORT)
+        programs = binaries.hyperkube(), binaries.forward()
+        spec = node_spec(STATE, *programs, addons.INGRESS_NODE_PORT, _addresses())
         self._write_state(spec)
         self._start_node(spec)
         self._wait_ready()
         for reference, archive in images:
             self._import(reference, archive)
-        addons.apply_dns(self)
+        addons.apply_dns(self, _addresses().primary.dns_service)
         addons.apply_ingress(self, addons.TRAEFIK_IMAGE)
         wait_http(self.ingress_url, timeout=60)
         note(f"local cluster ready; KUBECONFIG={self.kubeconfig}, ingress at {self.ingress_url}")
@@ -162,7 +162,7 @@ class LocalCluster(Provider):
             ipaddress.ip_address(address)
         except ValueError:
             raise ClusterError(f"{namespace}/{target} has no address yet") from None
-        yield address, port
+        yield url_host(address), port
 
     @contextmanager
     def enforcing_policies(self) -> Iterator[None]:
@@ -171,15 +171,16 @@ class LocalCluster(Provider):
         kubeconfig = f"{KUBERNETES}/admin.kubeconfig"
         _write_kubeconfig(_on_host(kubeconfig), _on_host(str(PKI)), "admin")
         in_node = [*self._in_node(), f"--pid=/proc/{_node()}/ns/pid_for_children"]
-        with policies.enforced(in_node, program, kubeconfig, LOG / "netpol.log"):
+        with policies.enforced(in_node, program, kubeconfig, _addresses().services, LOG / "netpol.log"):
             yield
 
     @contextmanager
     def mirror(self, registry: str) -> Iterator[str]:
         """Yield an address of this machine's end of the link, which only the node reaches."""
-        with socket.socket() as probe:
-            probe.bind((LINK_HOST, 0))
-            address = f"{LINK_HOST}:{probe.getsockname()[1]}"
+        host = _addresses().primary.host
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            probe.bind((host, 0))
+            address = f"{url_host(host)}:{probe.getsockname()[1]}"
         folder = _on_host(str(MIRRORS / registry))
         _write(folder / "hosts.toml", mirror_toml(address))
         try:
@@ -195,8 +196,8 @@ class LocalCluster(Provider):
             with step("making certificates"):
                 # As on Amazon EKS. Whatever accepts this authority accepts a complete one as well, so every test on
                 # this cluster proves more than it would with the latter; kind's authority is complete.
-                pki.make(secrets, IDENTITIES, pki.Extensions.MINIMAL)
-        for path, content in files(packages.cni_binaries()).items():
+                pki.make(secrets, identities(_addresses()), pki.Extensions.MINIMAL)
+        for path, content in files(packages.cni_binaries(), _addresses()).items():
             _write(_on_host(path), content)
         for client in CLIENTS:
             _write_kubeconfig(_on_host(f"/var/lib/kubernetes/{client}.kubeconfig"), secrets, client)
@@ -205,7 +206,8 @@ class LocalCluster(Provider):
 
     def _start_node(self, spec: NodeSpec) -> None:
         """Start the node unless one with the same specification runs."""
-        version = hashlib.sha256((spec.to_json() + json.dumps(files(packages.cni_binaries()))).encode()).hexdigest()
+        configuration = json.dumps(files(packages.cni_binaries(), _addresses()))
+        version = hashlib.sha256((spec.to_json() + configuration).encode()).hexdigest()
         node = _node()
         if node is not None:
             if json.loads(RECORD.read_text())["version"] == version:
@@ -213,7 +215,8 @@ class LocalCluster(Provider):
             note("the node's configuration has changed: it is restarted")
         _end_node()
         with step("starting the node"), _ingress_socket() as listener:
-            _refuse_overlapping_routes()
+            for family in _addresses().families:
+                _refuse_overlapping_routes(family)
             for root in cgroup_roots():
                 (root / CGROUP).mkdir()
             _spawn_node(listener, version, _port())
@@ -268,7 +271,7 @@ def _on_host(path: str) -> Path:
 
 
 def _write_kubeconfig(path: Path, secrets: Path, name: str) -> None:
-    text = pki.kubeconfig(API_SERVER, secrets / "ca.crt", secrets / f"{name}.crt", secrets / f"{name}.key")
+    text = pki.kubeconfig(_addresses().api_server, secrets / "ca.crt", secrets / f"{name}.crt", secrets / f"{name}.key")
     _write(path, text)
 
 
@@ -313,17 +316,16 @@ def _spawn_node(listener: socket.socket, version: str, port: int) -> None:
     assert process.stdin is not None
     assert process.stdout is not None
     try:
-        record = {"pid": process.pid, "started": _started(process.pid), "version": version, "port": port}
+        started = _started(process.pid)
+        record = {"pid": process.pid, "started": started, "version": version, "port": port, "family": _family()}
         RECORD.write_text(json.dumps(record))
         answered, _, _ = select.select([process.stdout], [], [], NODE_LIMIT)
         if not answered or process.stdout.readline() != b"ready\n":
             raise ClusterError(f"its first process does not start; see {LOG / 'node.log'}")
         for command_line in (
             f"link add {INTERFACE} type veth peer name node0 netns {process.pid}",
-            f"address add {LINK_HOST}/{LINK_PREFIX} dev {INTERFACE}",
             f"link set {INTERFACE} up",
-            f"route add {PODS} via {NODE_IP} dev {INTERFACE}",
-            f"route add {SERVICES} via {NODE_IP} dev {INTERFACE}",
+            *(line for family in _addresses().families for line in _link(family)),
         ):
             run("ip", *command_line.split(" "), timeout=30)
         process.stdin.write(b"go\n")
@@ -356,22 +358,30 @@ def _ingress_socket() -> Iterator[socket.socket]:
         yield listener
 
 
-def _refuse_overlapping_routes() -> None:
-    """Check that no other interface uses the cluster's addresses.
+def _link(family: Family) -> list[str]:
+    """Return the arguments of `ip` that give the link its address and the routes to pods and Services."""
+    checked = " nodad" if family.version == 6 else ""
+    address = f"address add {family.host}/{family.prefix} dev {INTERFACE}{checked}"
+    ranges = (family.pods, family.services)
+    return [address, *(f"-{family.version} route add {each} via {family.node} dev {INTERFACE}" for each in ranges)]
+
+
+def _refuse_overlapping_routes(family: Family) -> None:
+    """Check that no other interface uses the cluster's addresses of a family.
 
     Raises:
         ClusterError: a route of this machine leads some of them elsewhere.
     """
-    ours = [ipaddress.IPv4Network(n) for n in (PODS, SERVICES, f"{LINK_HOST}/32")]
-    for route in json.loads(run("ip", "-json", "-4", "route", timeout=30)):
+    ours = [ipaddress.ip_network(n) for n in (family.pods, family.services, family.host)]
+    for route in json.loads(run("ip", "-json", f"-{family.version}", "route", timeout=30)):
         if route["dst"] == "default":
             continue
-        theirs = ipaddress.IPv4Network(route["dst"])
+        theirs = ipaddress.ip_network(route["dst"])
         # A wider route, to a company's 10.0.0.0/8 say, is no obstacle: ours are the more specific ones.
-        if any(theirs.subnet_of(own) for own in ours):
+        if any(theirs.prefixlen >= own.prefixlen and theirs.network_address in own for own in ours):
             raise ClusterError(
-                f"the route to {theirs} (device {route.get('dev')}) takes addresses of the cluster ({PODS}, "
-                f"{SERVICES}). End what made it, or use another cluster through KUBECONFIG"
+                f"the route to {theirs} (device {route.get('dev')}) takes addresses of the cluster "
+                f"({family.pods}, {family.services}). End what made it, or use another cluster through KUBECONFIG"
             )
 
 
@@ -399,8 +409,8 @@ def _check() -> None:
     except ClusterError as error:
         if not binaries.built():
             problems.append(str(error))
-    running, chosen = _node() is not None, chosen_port()
-    if running and chosen not in (None, _port()):
+    running, port = _node() is not None, chosen_port()
+    if running and port not in (None, _port()):
         problems.append(
             f"the cluster runs with its ingress at port {_port()}: `make down` first, or unset INGRESS_PORT"
         )
@@ -408,6 +418,27 @@ def _check() -> None:
     if not leftovers() and (problem := port_problem(_port())):
         problems.append(problem)
     tools.obtain(problems=problems)
+
+
+def _addresses() -> Addresses:
+    """Return the addresses of the cluster. Raises the errors of `_family`."""
+    return chosen(_family())
+
+
+def _family() -> str:
+    """Return the families of the cluster's addresses: of the existing state, otherwise the configured ones.
+
+    Raises:
+        ClusterError: others are configured than the state has, whose certificates and objects have its addresses.
+    """
+    configured = os.environ.get(VARIABLE, "")
+    try:
+        made = str(json.loads(RECORD.read_text())["family"])
+    except (OSError, ValueError, KeyError):
+        return configured or DEFAULT
+    if configured not in ("", made):
+        raise ClusterError(f"the cluster has {VARIABLE}={made}: `make down` first, or unset {VARIABLE}")
+    return made
 
 
 def _port() -> int:

@@ -9,21 +9,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .addresses import CHOICES, DEFAULT, Addresses, url_host
 from .pki import Identity
 
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root"}
 
 INTERFACE = "urt0"
-LINK_HOST = "10.243.255.1"
-NODE_IP = "10.243.255.2"
-LINK_PREFIX = 30
-LINK_NETWORK = f"10.243.255.0/{LINK_PREFIX}"
-PODS = "10.244.0.0/16"
-SERVICES = "10.96.0.0/16"
-API_SERVICE = "10.96.0.1"
-DNS_SERVICE = "10.96.0.10"
-API_SERVER = f"https://{NODE_IP}:6443"
-
 NODE = "local"
 CGROUP = "userrealtime"
 KUBERNETES = Path("/var/lib/kubernetes")
@@ -46,26 +37,29 @@ KERNEL_VALUES = {
     "kernel/keys/root_maxbytes": "25000000",
 }
 
-IDENTITIES: Sequence[Identity] = (
-    Identity(
-        "apiserver",
-        "/CN=kube-apiserver",
-        (
-            *(f"DNS:{name}" for name in ("localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc")),
-            *(f"IP:{address}" for address in ("127.0.0.1", API_SERVICE, NODE_IP)),
-        ),
-    ),
-    Identity("admin", "/O=system:masters/CN=admin", ("DNS:admin",)),
-    Identity("controller-manager", "/CN=system:kube-controller-manager", ("DNS:controller-manager",)),
-    Identity("scheduler", "/CN=system:kube-scheduler", ("DNS:scheduler",)),
-    Identity("proxy", "/CN=system:kube-proxy", ("DNS:proxy",)),
-    Identity("kubelet", f"/O=system:nodes/CN=system:node:{NODE}", (f"DNS:{NODE}", f"IP:{NODE_IP}")),
-    Identity("apiserver-kubelet", "/O=system:masters/CN=apiserver-kubelet", ("DNS:apiserver-kubelet",)),
-    Identity("front-proxy", "/CN=front-proxy-client", ("DNS:front-proxy",)),
-)
-
 # the owners of the kubeconfigs of the components
 CLIENTS = ("controller-manager", "scheduler", "proxy", "kubelet")
+
+
+def identities(addresses: Addresses) -> Sequence[Identity]:
+    """Return the owners of certificates."""
+    names = ("localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc")
+    reached = [address for family in addresses.families for address in (family.api_service, family.node)]
+    nodes = [f"IP:{family.node}" for family in addresses.families]
+    return (
+        Identity(
+            "apiserver",
+            "/CN=kube-apiserver",
+            (*(f"DNS:{name}" for name in names), *(f"IP:{address}" for address in ("127.0.0.1", *reached))),
+        ),
+        Identity("admin", "/O=system:masters/CN=admin", ("DNS:admin",)),
+        Identity("controller-manager", "/CN=system:kube-controller-manager", ("DNS:controller-manager",)),
+        Identity("scheduler", "/CN=system:kube-scheduler", ("DNS:scheduler",)),
+        Identity("proxy", "/CN=system:kube-proxy", ("DNS:proxy",)),
+        Identity("kubelet", f"/O=system:nodes/CN=system:node:{NODE}", (f"DNS:{NODE}", *nodes)),
+        Identity("apiserver-kubelet", "/O=system:masters/CN=apiserver-kubelet", ("DNS:apiserver-kubelet",)),
+        Identity("front-proxy", "/CN=front-proxy-client", ("DNS:front-proxy",)),
+    )
 
 
 @dataclass(frozen=True)
@@ -89,7 +83,7 @@ class NodeSpec:
 
     state: str
     hostname: str
-    address: str
+    addresses: Sequence[str] = ()
     kernel_values: dict[str, str] = field(default_factory=dict)
     processes: Sequence[Process] = ()
 
@@ -103,21 +97,24 @@ class NodeSpec:
         return NodeSpec(**value)
 
 
-def node_spec(state: Path, hyperkube: Path, forward: Path, ingress_port: int) -> NodeSpec:
+def node_spec(
+    state: Path, hyperkube: Path, forward: Path, ingress_port: int, addresses: Addresses = CHOICES[DEFAULT]
+) -> NodeSpec:
+    ingress = f"{url_host(addresses.primary.node)}:{ingress_port}"
     return NodeSpec(
         state=str(state),
         hostname="userrealtime",
-        address=f"{NODE_IP}/{LINK_PREFIX}",
+        addresses=[f"{family.node}/{family.prefix}" for family in addresses.families],
         kernel_values=KERNEL_VALUES,
         processes=(
             etcd(hyperkube),
             containerd(),
-            api_server(hyperkube),
+            api_server(hyperkube, addresses),
             controller_manager(hyperkube),
             scheduler(hyperkube),
-            kubelet(hyperkube),
+            kubelet(hyperkube, addresses),
             kube_proxy(hyperkube),
-            Process("ingress", (str(forward), f"{NODE_IP}:{ingress_port}"), listens=True),
+            Process("ingress", (str(forward), ingress), listens=True),
         ),
     )
 
@@ -146,16 +143,16 @@ def containerd() -> Process:
     )
 
 
-def api_server(hyperkube: Path) -> Process:
+def api_server(hyperkube: Path, addresses: Addresses) -> Process:
     return Process(
         "kube-apiserver",
         (
             str(hyperkube),
             "kube-apiserver",
             "--etcd-servers=http://127.0.0.1:2379",
-            f"--service-cluster-ip-range={SERVICES}",
+            f"--service-cluster-ip-range={addresses.services}",
             "--secure-port=6443",
-            f"--advertise-address={NODE_IP}",
+            f"--advertise-address={addresses.primary.node}",
             f"--tls-cert-file={PKI}/apiserver.crt",
             f"--tls-private-key-file={PKI}/apiserver.key",
             f"--client-ca-file={PKI}/ca.crt",
@@ -178,7 +175,7 @@ def api_server(hyperkube: Path) -> Process:
             f"--proxy-client-key-file={PKI}/front-proxy.key",
         ),
         # Its built-in roles exist only when it is ready, and the controller manager exits without them.
-        ready=f"{API_SERVER}/readyz",
+        ready=f"{addresses.api_server}/readyz",
     )
 
 
@@ -219,7 +216,7 @@ def scheduler(hyperkube: Path) -> Process:
     )
 
 
-def kubelet(hyperkube: Path) -> Process:
+def kubelet(hyperkube: Path, addresses: Addresses) -> Process:
     return Process(
         "kubelet",
         (
@@ -228,7 +225,7 @@ def kubelet(hyperkube: Path) -> Process:
             f"--config={KUBERNETES}/kubelet.yaml",
             f"--kubeconfig={KUBERNETES}/kubelet.kubeconfig",
             f"--hostname-override={NODE}",
-            f"--node-ip={NODE_IP}",
+            f"--node-ip={addresses.nodes}",
         ),
     )
 
@@ -237,13 +234,13 @@ def kube_proxy(hyperkube: Path) -> Process:
     return Process("kube-proxy", (str(hyperkube), "kube-proxy", f"--config={KUBERNETES}/proxy.yaml"))
 
 
-def files(cni_binaries: str) -> dict[str, str]:
+def files(cni_binaries: str, addresses: Addresses = CHOICES[DEFAULT]) -> dict[str, str]:
     """Return the configuration files, by path inside the node. JSON is also valid YAML."""
     return {
         f"{KUBERNETES}/containerd.toml": _containerd_toml(cni_binaries),
-        f"{KUBERNETES}/kubelet.yaml": json.dumps(_kubelet_configuration(), indent=1),
-        f"{KUBERNETES}/proxy.yaml": json.dumps(_proxy_configuration(), indent=1),
-        f"{KUBERNETES}/cni/10-pods.conflist": json.dumps(_cni_configuration(), indent=1),
+        f"{KUBERNETES}/kubelet.yaml": json.dumps(_kubelet_configuration(addresses), indent=1),
+        f"{KUBERNETES}/proxy.yaml": json.dumps(_proxy_configuration(addresses), indent=1),
+        f"{KUBERNETES}/cni/10-pods.conflist": json.dumps(_cni_configuration(addresses), indent=1),
     }
 
 
@@ -271,7 +268,7 @@ state = "/run/containerd"
 """
 
 
-def _kubelet_configuration() -> dict[str, Any]:
+def _kubelet_configuration(addresses: Addresses) -> dict[str, Any]:
     return {
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
@@ -281,7 +278,7 @@ def _kubelet_configuration() -> dict[str, Any]:
             "x509": {"clientCAFile": f"{PKI}/ca.crt"},
         },
         "authorization": {"mode": "Webhook"},
-        "address": NODE_IP,
+        "address": addresses.primary.node,
         "healthzBindAddress": "127.0.0.1",
         "tlsCertFile": f"{PKI}/kubelet.crt",
         "tlsPrivateKeyFile": f"{PKI}/kubelet.key",
@@ -290,7 +287,7 @@ def _kubelet_configuration() -> dict[str, Any]:
         "cgroupRoot": f"/{CGROUP}",
         "volumePluginDir": "/var/lib/kubelet/volume-plugins",
         "clusterDomain": "cluster.local",
-        "clusterDNS": [DNS_SERVICE],
+        "clusterDNS": [addresses.primary.dns_service],
         # not the machine's resolver, which the pods' network does not reach
         "resolvConf": "",
         "failSwapOn": False,
@@ -306,12 +303,12 @@ def _kubelet_configuration() -> dict[str, Any]:
     }
 
 
-def _proxy_configuration() -> dict[str, Any]:
+def _proxy_configuration(addresses: Addresses) -> dict[str, Any]:
     return {
         "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
         "kind": "KubeProxyConfiguration",
         "clientConnection": {"kubeconfig": f"{KUBERNETES}/proxy.kubeconfig"},
-        "clusterCIDR": PODS,
+        "clusterCIDR": addresses.pods,
         "mode": "nftables",
         "hostnameOverride": NODE,
         "healthzBindAddress": "127.0.0.1:10256",
@@ -321,7 +318,7 @@ def _proxy_configuration() -> dict[str, Any]:
     }
 
 
-def _cni_configuration() -> dict[str, Any]:
+def _cni_configuration(addresses: Addresses) -> dict[str, Any]:
     # A point-to-point link a pod, not a bridge: every packet is routed, so that kube-proxy's translation of a service's
     # address is undone on the way back without the kernel's bridge filtering.
     return {
@@ -334,8 +331,8 @@ def _cni_configuration() -> dict[str, Any]:
                 "ipam": {
                     "type": "host-local",
                     "dataDir": "/run/cni-addresses",
-                    "ranges": [[{"subnet": PODS}]],
-                    "routes": [{"dst": "0.0.0.0/0"}],
+                    "ranges": [[{"subnet": family.pods}] for family in addresses.families],
+                    "routes": [{"dst": family.everything} for family in addresses.families],
                 },
             }
         ],

@@ -54,12 +54,16 @@ def set_up(spec: NodeSpec) -> None:
         override.write_text(f"{value}\n")
         _run("mount", "--bind", str(override), f"/proc/sys/{name}")
     socket.sethostname(spec.hostname)
-    Path("/proc/sys/net/ipv4/ip_forward").write_text("1\n")
     _run("ip", "link", "set", "lo", "up")
-    _run("ip", "address", "add", spec.address, "dev", "node0")
+    for address in spec.addresses:
+        # An IPv6 address can be used at once, without the check whether another machine has it.
+        _run("ip", "address", "add", address, "dev", "node0", *(["nodad"] if ":" in address else []))
     _run("ip", "link", "set", "node0", "up")
-    # An immediate answer, not a timeout, and no packet that this machine might forward.
-    _run("ip", "route", "add", "unreachable", "default")
+    for family, forwarding in (("-4", "ipv4/ip_forward"), ("-6", "ipv6/conf/all/forwarding")):
+        if any((":" in address) == (family == "-6") for address in spec.addresses):
+            Path("/proc/sys/net", forwarding).write_text("1\n")
+            # An immediate answer, not a timeout, and no packet that this machine might forward.
+            _run("ip", family, "route", "add", "unreachable", "default")
 
 
 def supervise(processes: Sequence[Process], listener: int) -> None:

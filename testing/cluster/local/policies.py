@@ -17,7 +17,7 @@ from pathlib import Path
 from testing.cluster.errors import ClusterError
 from testing.cluster.process import run
 
-from .components import ENVIRONMENT, NODE, SERVICES
+from .components import ENVIRONMENT, NODE
 
 # Program to Debian package, as in `packages`.
 PROGRAMS = {"iptables": "iptables", "ipset": "ipset"}
@@ -28,19 +28,20 @@ END_LIMIT = 30.0
 
 
 @contextmanager
-def enforced(in_node: Sequence[str], program: Path, kubeconfig: str, log: Path) -> Iterator[None]:
+def enforced(in_node: Sequence[str], program: Path, kubeconfig: str, services: str, log: Path) -> Iterator[None]:
     """Enforce policies while the block runs.
 
     Args:
         in_node: the command that runs another in the node's namespaces.
         program: the built `testing/cluster/netpol`.
         kubeconfig: path, inside the node, of that of an administrator.
+        services: the ranges of the services' addresses, separated by commas.
         log: file on this machine that its messages are appended to.
 
     Raises:
         ClusterError: it does not start, or leaves rules or sets behind.
     """
-    command = [*in_node, str(program), kubeconfig, NODE, SERVICES]
+    command = [*in_node, str(program), kubeconfig, NODE, services]
     with log.open("ab") as messages:
         process = subprocess.Popen(
             command,
@@ -67,7 +68,10 @@ def enforced(in_node: Sequence[str], program: Path, kubeconfig: str, log: Path) 
 
 def remains(in_node: Sequence[str]) -> list[str]:
     """Return the rules and sets of addresses in the node that belong to policies, one per line."""
-    rules = run(in_node[0], *in_node[1:], "iptables-save", "--table", "filter", env=ENVIRONMENT, timeout=30)
+    rules = "".join(
+        run(in_node[0], *in_node[1:], program, "--table", "filter", env=ENVIRONMENT, timeout=30)
+        for program in ("iptables-save", "ip6tables-save")
+    )
     sets = run(in_node[0], *in_node[1:], "ipset", "list", "-name", env=ENVIRONMENT, timeout=30)
     return [line for line in rules.splitlines() if any(chain in line for chain in CHAINS)] + sets.splitlines()
 

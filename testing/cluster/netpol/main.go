@@ -6,7 +6,8 @@
 //
 //	netpol KUBECONFIG NODE SERVICES
 //
-// NODE is the node's name in the cluster, SERVICES the range of the services' addresses (10.96.0.0/16).
+// NODE is the node's name in the cluster, SERVICES the ranges of the services' addresses, separated by commas
+// (10.96.0.0/16). Their families are those that are enforced.
 package main
 
 import (
@@ -20,7 +21,6 @@ import (
 	"github.com/cloudnativelabs/kube-router/v2/pkg/healthcheck"
 	"github.com/cloudnativelabs/kube-router/v2/pkg/options"
 	"github.com/cloudnativelabs/kube-router/v2/pkg/utils"
-	v1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
@@ -47,8 +47,14 @@ func enforce(kubeconfig, node, services string) error {
 	}
 	settings := options.NewKubeRouterConfig()
 	settings.HostnameOverride = node
-	settings.ClusterIPCIDRs = []string{services}
-	settings.EnableIPv4 = true
+	settings.ClusterIPCIDRs = strings.Split(services, ",")
+	for _, services := range settings.ClusterIPCIDRs {
+		if strings.Contains(services, ":") {
+			settings.EnableIPv6 = true
+		} else {
+			settings.EnableIPv4 = true
+		}
+	}
 	handlers, sets, err := netpol.NewIPTablesHandlers(settings)
 	if err != nil {
 		return err
@@ -98,7 +104,11 @@ func enforce(kubeconfig, node, services string) error {
 		for range heartbeats {
 		}
 	}()
-	err = filters(handlers[v1.IPv4Protocol])
+	for _, handler := range handlers {
+		if err == nil {
+			err = filters(handler)
+		}
+	}
 	if err == nil {
 		fmt.Println("ready")
 		_, err = io.Copy(io.Discard, os.Stdin)
