@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import asyncpg
 import pytest
 
+from testing.announcer import broadcasting, hearing_broadcasts, until
 from testing.browser import Page, browser
 from testing.clients.fixture import ClientFixture
 from testing.clients.page_server import serving_page
+from testing.database import Database
 from testing.local.postgres import LocalPostgres
 from website.blocks import page_blocks
 
@@ -22,9 +25,6 @@ RECORD = f"""
     recorder.observe(document.querySelector("#list"), {{childList: true}});
 """
 """Records what the page shows: no intermediate text is missed, however slow the test is."""
-
-
-pytestmark = pytest.mark.usefixtures("chromium_is_there")
 
 
 def complete(question: int) -> str:
@@ -43,6 +43,7 @@ async def partial(page: Page, question: int) -> list[str]:
     return [text for text in seen if text.startswith(f"{question}: ") and text.endswith(" …")]
 
 
+@pytest.mark.usefixtures("chromium_is_there")
 async def test_words_arrive_as_they_are_generated_and_the_answer_is_complete(
     postgres_server: LocalPostgres, application: Path, tmp_path: Path
 ) -> None:
@@ -82,3 +83,21 @@ async def test_words_arrive_as_they_are_generated_and_the_answer_is_complete(
                 await another.wait_for(f"{SHOWN}.at(-1) === {complete(102)!r}")
                 assert await another.evaluate(SHOWN) == [complete(40), complete(101), complete(102)]
         await connection.close()
+
+
+async def test_the_parts_of_many_streams_are_sent_with_one_statement(
+    migrated: Database, connection: asyncpg.Connection
+) -> None:
+    async with (
+        broadcasting(migrated.url),
+        hearing_broadcasts(migrated.url, "alice") as alice,
+        hearing_broadcasts(migrated.url, "bob") as bob,
+    ):
+        for number in (1, 2):
+            parts = [json.dumps({"id": answer, "number": number, "text": "a few words "}) for answer in (7, 8, 9)]
+            await connection.execute(BLOCKS["parts.sql"].strip().removesuffix(";"), ["alice", "bob", "alice"], parts)
+        await until(lambda: len(alice) == 4 and len(bob) == 2)
+        found = [
+            [(each["data"]["id"], each["data"]["number"]) for each in map(json.loads, heard)] for heard in (alice, bob)
+        ]
+        assert found == [[(7, 1), (9, 1), (7, 2), (9, 2)], [(8, 1), (8, 2)]]
