@@ -137,7 +137,12 @@ EVERYTHING: dict[str, Any] = {
         "annotations": {"a": "b"},
         "tlsSecretName": "wildcard",
     },
-    "migration": {"waitSeconds": 5, "resources": {"limits": {"memory": "256Mi"}}},
+    "migration": {
+        "waitSeconds": 5,
+        "resources": {"limits": {"memory": "256Mi"}},
+        "podLabels": {"sidecar.istio.io/inject": "false"},
+        "podAnnotations": {"linkerd.io/inject": "disabled"},
+    },
     "monitoring": {
         "dashboard": True,
         "podMonitor": True,
@@ -482,6 +487,18 @@ def test_every_container_can_meet_a_quota(system: System) -> None:
     containers = [container for pod in pods for container in pod["containers"]]
     assert {"operator", "activator", "migrate", "check", "haproxy"} <= {container["name"] for container in containers}
     assert [container["name"] for container in containers if container["resources"] != quota] == []
+
+
+def test_pods_that_end_can_reject_the_sidecars_of_a_mesh(system: System) -> None:
+    """A sidecar that does not end keeps the Job running, and the installation waits for it in vain."""
+    items = [item for item in yaml.safe_load_all(render(system, EVERYTHING)) if item]
+    pods = [item["spec"]["template"]["metadata"] for item in items if item["kind"] == "Job"]
+    pods += [item["metadata"] for item in items if item["kind"] == "Pod"]
+    assert len(pods) == 2
+    for metadata in pods:
+        assert metadata["labels"]["sidecar.istio.io/inject"] == "false"
+        assert metadata["annotations"]["linkerd.io/inject"] == "disabled"
+        assert metadata["labels"]["app.kubernetes.io/instance"] == "other"
 
 
 def merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

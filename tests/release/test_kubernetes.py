@@ -6,6 +6,7 @@ import re
 from typing import Final
 
 import pytest
+import yaml
 
 from release.build import ROOT
 from testing import kubernetes
@@ -40,6 +41,17 @@ def test_the_versions_are_those_of_the_documentation() -> None:
     page = (ROOT / "docs" / "releases.md").read_text()
     for version in kubernetes.VERSIONS:
         assert re.search(rf"\b{re.escape(version)}\b", page)
+
+
+def test_all_pages_name_the_lowest_version_of_the_chart() -> None:
+    chart = yaml.safe_load((ROOT / "charts" / "userrealtime" / "Chart.yaml").read_text())
+    found = re.fullmatch(r">=1\.(\d+)\.0-0", chart["kubeVersion"])
+    assert found is not None
+    assert all(int(version.split(".")[1]) >= int(found[1]) for version in kubernetes.VERSIONS)
+    assert f"The chart accepts Kubernetes 1.{found[1]} and later" in (ROOT / "docs" / "releases.md").read_text()
+    pages = [*(ROOT / "docs").glob("*.md"), ROOT / "README.md", ROOT / "charts" / "userrealtime" / "values.yaml"]
+    named = [int(minor) for page in pages for minor in re.findall(r"requires Kubernetes 1\.(\d+)", page.read_text())]
+    assert [minor for minor in named if minor != int(found[1])] == []
 
 
 def test_the_module_has_the_releases_of_the_staging_modules() -> None:
