@@ -97,9 +97,7 @@ def _names_key(value: str) -> str:
 
 
 def _seal_key(value: str) -> str:
-    if not value:
-        raise ValueError("required with activator.sealedKeys: a secret key of at least 32 bytes")
-    if (flaw := validate_seal_key(value)) is not None:
+    if value and (flaw := validate_seal_key(value)) is not None:
         raise ValueError(flaw)
     return value
 
@@ -475,6 +473,8 @@ def parse_config(text: str, environment: Mapping[str, str] | None) -> Config:
             section[name] = ""
             try:
                 section[name] = read_credential(environment, name)
+                if name == SEAL_KEY and not section[name]:
+                    faults.append(f"{path}: required with activator.sealedKeys: a secret key of at least 32 bytes")
             except ValueError as error:
                 faults.append(f"{name}: {error}")
                 unreadable.add(path)
