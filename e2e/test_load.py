@@ -69,10 +69,12 @@ async def test_all_clients_get_all_events_over_a_replaced_pod(
             online = "select coalesce(sum(clients), 0) from userrealtime.online where user_id = $1"
             while await database.fetchval(online, name) < CLIENTS:
                 await asyncio.sleep(0.1)
+        pods = ("pods", "-l", f"app.kubernetes.io/instance={status['name']}")
+        deletion = asyncio.create_task(asyncio.to_thread(system.kubectl, "delete", *pods))
         for number in range(EVENTS):
-            if number == EVENTS // 2:
-                pods = ("pods", "-l", f"app.kubernetes.io/instance={status['name']}", "--wait=false")
-                await asyncio.to_thread(system.kubectl, "delete", *pods)
+            # The last event comes when the pod has ended: it accepts connections for some seconds, and then drains.
+            if number == EVENTS - 1:
+                await deletion
             await database.execute("select userrealtime.publish($1, 'load.test')", name)
             await asyncio.sleep(0.02)
     finally:

@@ -114,7 +114,9 @@ def _build(sources: Iterable[Source]) -> list[Image]:
     for source in sources:
         inputs = [source.directory / path for path in (source.dockerfile, *source.inputs)]
         digest = hashlib.sha256(f"{base_version}\0{source_hash(*inputs)}".encode()).hexdigest()[:12]
-        image = Image(source.name, digest, cache("images", builder.name, f"{source.name}-{digest}.tar"))
+        # A tag that consists of digits only is a number for Helm's --set.
+        tag = f"source-{digest}"
+        image = Image(source.name, tag, cache("images", builder.name, f"{source.name}-{tag}.tar"))
         if not image.archive.exists():
             building = step(f"building {source.name}", usual="half a minute", hint=builder.hint)
             with building as current, pip_secrets() as secrets:
