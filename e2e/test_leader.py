@@ -249,7 +249,7 @@ async def test_an_overloaded_api_server_is_left_alone_and_nothing_is_lost(databa
         await asyncio.to_thread(operator.wait_ready)
         names = [f"user-{number}" for number in range(100)]
         await asyncio.to_thread(apply_users, server, *names)
-        await eventually(lambda: len(written(server)) >= 500, "all are served", 2 * PATIENCE_S)
+        await eventually(lambda: set(written(server)) == expected(names), "all are served", 2 * PATIENCE_S)
         await settled(operator)
         refused = operator.metric("userrealtime_operator_rest_client_requests_total", code="429")
         print(f"\n{refused:.0f} writes were refused with 429")
