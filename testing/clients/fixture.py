@@ -140,9 +140,12 @@ class ClientFixture:
 
     async def publish_values(self, expressions: Sequence[str]) -> list[str]:
         """Publish the values of SQL expressions of JSON text, one per event; return the texts of the jsonb values."""
+        publish = "select userrealtime.publish($1, 'test.value', ({})::jsonb)"
         for expression in expressions:
-            self._published += 1
-            await self._writer.execute(f"select userrealtime.publish($1, 'test.value', ({expression})::jsonb)", USER)
+            async with self._turn, self._writer.transaction():
+                self._published += 1
+                await self._writer.execute("insert into applied values ($1)", self._published)
+                await self._writer.execute(publish.format(expression), USER)
         return [await self._writer.fetchval(f"select ({expression})::jsonb::text") for expression in expressions]
 
     async def refuse(self, refusing: bool) -> None:

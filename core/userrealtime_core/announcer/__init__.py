@@ -2,7 +2,7 @@
 
 Publishers do not notify while events arrive, since NOTIFY makes the commits of a server wait for one another. They
 insert into a queue instead, which the announcer polls (`schema/repeatable/signals.sql` has the other half and the
-reasons). Broadcasts have a queue of their own (`schema/repeatable/broadcast.sql`). It runs in the bridge where there is
+reasons). Broadcasts have a separate queue (`schema/repeatable/broadcast.sql`). It runs in the bridge where there is
 a broker, and in the operator otherwise.
 
     traffic      when to poll, and how often; pure

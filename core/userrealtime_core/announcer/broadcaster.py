@@ -1,4 +1,4 @@
-"""The loop that sends broadcasts. It has a connection of its own, so broadcasts do not delay signals.
+"""The loop that sends broadcasts. It has a separate connection, so broadcasts do not delay signals.
 
     waiting  listens on the doorbell of broadcasts; callers ring
     polling  holds the lease; callers insert into the queue and do not notify

@@ -125,7 +125,7 @@ class Bridge:
     async def _publish_broadcasts(self) -> None:
         """Publish broadcasts to the broker, until cancelled.
 
-        They have a connection of their own, which is opened for the first one: signals do not wait for them.
+        They have a separate connection, which is opened for the first one: signals do not wait for them.
         """
         reconnect = Reconnect((Unreachable,), _logger, "no connection to the broker for broadcasts", describe=str)
 

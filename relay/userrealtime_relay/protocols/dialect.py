@@ -1,7 +1,7 @@
 """What a dialect is: one connection in another system's protocol, without I/O and without a clock.
 
 A dialect gets the opening request and the client's messages, and returns *acts*, which `socket` carries out in order.
-Each channel that a client joins is a session of the relay with a cursor of its own. The dialect translates what such a
+Each channel that a client joins is a session of the relay with a separate cursor. The dialect translates what such a
 session reports: its messages, its events, and its end. Close codes are translated in `ending`, and nowhere else.
 """
 

@@ -1,6 +1,6 @@
 """Carries the connections of all dialects: the shared WebSocket, with a client of the relay for each of its channels.
 
-A channel has a session, a cursor and a task of its own, so that catch-up, reset, lag and expiry are those of any
+A channel has a separate session, cursor and task, so catch-up, reset, lag and expiry are those of any
 client. Limits and presence count the connection. Translated events are shared by all channels with the same wording.
 """
 
@@ -228,7 +228,7 @@ class _Socket:
                 now = self._loop.time()
                 if self._leaving and not self._channels:
                     self._finish(RESTARTING)
-                elif self._deadline <= now and not self._channels:  # a channel has a deadline of its own
+                elif self._deadline <= now and not self._channels:  # a channel has a separate deadline
                     if not self._authenticated:
                         self.clients.metrics.limited.labels("request_time").inc()
                     self._finish(EXPIRED if self._authenticated else UNAUTHORIZED, expired=self._authenticated)

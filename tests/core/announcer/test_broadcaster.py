@@ -93,6 +93,8 @@ async def test_the_order_of_a_session_is_kept_and_equal_ones_are_all_sent(
         sent += [7] * 20
         await until(lambda: len(heard) >= len(sent))
         assert numbers(heard) == sent
+        # They are counted after they were notified.
+        await until(lambda: running.metric("broadcasts_sent_total") >= len(sent))
         assert running.metric("broadcasts_taken_total") == running.metric("broadcasts_sent_total") == len(sent)
         assert await dropped(connection) == 0
 
