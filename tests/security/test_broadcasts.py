@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from typing import Any
 
 import asyncpg
 import pytest
@@ -29,6 +30,33 @@ async def attacked() -> AsyncIterator[tuple[Installation, asyncpg.Connection, as
         finally:
             await thief.close()
             await admin.close()
+
+
+@asynccontextmanager
+async def delivering_during(
+    flood: Callable[[], Coroutine[Any, Any, None]], count: int, site: Installation, admin: asyncpg.Connection
+) -> AsyncIterator[list[dict[str, Any]]]:
+    """During a flood, check that a client receives this number of broadcasts in order, and yield all of its messages.
+
+    The flood must still go on at the end of the block.
+    """
+    flooding = asyncio.create_task(flood())
+    try:
+        async with running(await site.relay_url(USER), POLL_INTERVAL=NEVER) as relay, client(relay) as alice:
+            assert (await receive(alice))["type"] == "connected"
+            await until_async(lambda: has_sent(admin, relay_hears=relay.tail.broadcasts.head))
+            sent = list(range(count))
+            for number in sent:
+                await admin.execute("select userrealtime.broadcast($1, 'test', to_jsonb($2::int))", USER, number)
+            messages: list[dict[str, Any]] = []
+            while not messages or messages[-1]["data"] != sent[-1]:
+                messages.append(await receive(alice))
+            assert [each["data"] for each in messages if each["data"] != "secret"] == sent
+            yield messages
+            assert not flooding.done()
+    finally:
+        flooding.cancel()
+        await asyncio.wait([flooding])
 
 
 async def test_a_pod_reads_and_sends_no_broadcast_of_another_user() -> None:
@@ -86,27 +114,8 @@ async def test_forged_notifications_lose_no_broadcast() -> None:
                 for channel in (BROADCAST_DOORBELL, own, "urb_", "userrealtime"):
                     await thief.execute("select pg_notify($1, $2), pg_notify($1, 'x')", channel, f"1 {forged}")
 
-        flooding = asyncio.create_task(flood())
-        try:
-            async with (
-                running(await site.relay_url(USER), POLL_INTERVAL=NEVER) as relay,
-                client(relay) as alice,
-            ):
-                assert (await receive(alice))["type"] == "connected"
-                await until_async(lambda: has_sent(admin, relay_hears=relay.tail.broadcasts.head))
-                sent = list(range(20))
-                for number in sent:
-                    await admin.execute("select userrealtime.broadcast($1, 'test', to_jsonb($2::int))", USER, number)
-                found: list[object] = []
-                while sent[-1] not in found:
-                    message = await receive(alice)
-                    assert message["event"] == "test"
-                    found.append(message["data"])
-                assert [each for each in found if each != "secret"] == sent
-                assert not flooding.done()
-        finally:
-            flooding.cancel()
-            await asyncio.wait([flooding])
+        async with delivering_during(flood, 20, site, admin) as messages:
+            assert all(each["event"] == "test" for each in messages)
 
 
 async def test_a_pod_fills_no_queue_with_the_broadcasts_of_its_clients() -> None:
@@ -129,23 +138,5 @@ async def test_a_pod_fills_no_queue_with_the_broadcasts_of_its_clients() -> None
                     "select userrealtime.forward_broadcasts($1, array_fill($2::text, array[200]))", MALLORY, content
                 )
 
-        flooding = asyncio.create_task(flood())
-        try:
-            async with (
-                running(await site.relay_url(USER), POLL_INTERVAL=NEVER) as relay,
-                client(relay) as alice,
-            ):
-                assert (await receive(alice))["type"] == "connected"
-                await until_async(lambda: has_sent(admin, relay_hears=relay.tail.broadcasts.head))
-                sent = list(range(100))
-                for number in sent:
-                    await admin.execute("select userrealtime.broadcast($1, 'test', to_jsonb($2::int))", USER, number)
-                found: list[object] = []
-                while sent[-1] not in found:
-                    found.append((await receive(alice))["data"])
-                assert [each for each in found if each != "secret"] == sent
-                assert await admin.fetchval("select userrealtime.broadcasts_dropped()") == 0
-                assert not flooding.done()
-        finally:
-            flooding.cancel()
-            await asyncio.wait([flooding])
+        async with delivering_during(flood, 100, site, admin):
+            assert await admin.fetchval("select userrealtime.broadcasts_dropped()") == 0
