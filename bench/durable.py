@@ -6,6 +6,8 @@ library, loaded into the server, replaces `fdatasync` by a wait of the chosen le
 
 from __future__ import annotations
 
+import os
+import platform
 import shutil
 import subprocess
 import tempfile
@@ -67,6 +69,11 @@ def durable_postgres(
         environment = {"LD_PRELOAD": str(library), "BENCH_FLUSH_US": str(round(flush_ms * 1000))}
         with LocalPostgres(settings={**SETTINGS, **(settings or {})}, environment=environment) as server:
             yield server
+
+
+def machine() -> str:
+    """Return the description of the machine for the output of a benchmark."""
+    return f"{platform.platform()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
 
 
 def described(flush_ms: float) -> str:

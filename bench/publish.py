@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import platform
 import re
 import sys
 from collections.abc import AsyncIterator, Sequence
@@ -24,7 +23,7 @@ from typing import Final
 
 import asyncpg
 
-from bench.durable import described, durable_postgres
+from bench.durable import described, durable_postgres, machine
 from bench.relay.figures import figure
 from bench.scale.__main__ import relays_of, signalled
 from bench.scale.plot import plot
@@ -231,8 +230,7 @@ async def main() -> int:
     settings = {"max_connections": "400", **({"wal_level": "logical"} if arguments.decoding else {})}
     cases = DECODING if arguments.decoding else CASES
     print(
-        f"{platform.platform()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; PostgreSQL 18, "
-        f"{described(arguments.flush[0])} and more",
+        f"{machine()}; PostgreSQL 18, {described(arguments.flush[0])} and more",
         flush=True,
     )
     for flush_ms in arguments.flush:

@@ -11,7 +11,6 @@ import contextlib
 import json
 import math
 import os
-import platform
 import re
 import sys
 import time
@@ -23,7 +22,7 @@ from typing import TypeVar
 
 import asyncpg
 
-from bench.durable import DEFAULT_FLUSH_MS, described, durable_postgres
+from bench.durable import DEFAULT_FLUSH_MS, described, durable_postgres, machine
 from bench.relay.figures import figure, percentile
 from testing.local.brokers import BROKERS
 from testing.local.postgres import LocalPostgres, free_port
@@ -404,8 +403,7 @@ async def main() -> int:
     points: list[Point] = []
     with durable_postgres(arguments.flush, POSTGRES) as server:
         print(
-            f"{platform.platform()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; Python "
-            f"{sys.version.split()[0]}; {await _described(server)}, {described(arguments.flush)}",
+            f"{machine()}; Python {sys.version.split()[0]}; {await _described(server)}, {described(arguments.flush)}",
             flush=True,
         )
         for count in arguments.relays:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
-import platform
 import sys
 import time
 
 import asyncpg
 
-from bench.durable import DEFAULT_FLUSH_MS, described, durable_postgres
+from bench.durable import DEFAULT_FLUSH_MS, described, durable_postgres, machine
 from bench.relay.figures import figure, percentile
 from testing.local.postgres import LocalPostgres
 from userrealtime_operator.postgres.migrate import migrate
@@ -97,8 +95,7 @@ async def main() -> int:
     rows = [titles, ["---"] * len(titles)]
     with durable_postgres(arguments.flush, POSTGRES) as server:
         print(
-            f"{platform.platform()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; Python "
-            f"{sys.version.split()[0]}, {described(arguments.flush)}",
+            f"{machine()}; Python {sys.version.split()[0]}, {described(arguments.flush)}",
             flush=True,
         )
         for mode in arguments.modes:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
-import platform
 import sys
 import time
 from collections.abc import Sequence
@@ -17,7 +15,7 @@ from typing import Final, NamedTuple
 
 import asyncpg
 
-from bench.durable import DEFAULT_FLUSH_MS, described, durable_postgres
+from bench.durable import DEFAULT_FLUSH_MS, described, durable_postgres, machine
 from bench.relay.figures import figure, percentile
 from testing.local.postgres import LocalPostgres
 from userrealtime_operator.postgres.migrate import migrate
@@ -161,8 +159,8 @@ async def main() -> int:
     rows = [titles, ["---"] * len(titles)]
     with durable_postgres(arguments.flush, POSTGRES) as server:
         print(
-            f"{arguments.users:,} users over {arguments.mode}; {platform.platform()}, {os.cpu_count()} cores, load "
-            f"{os.getloadavg()[0]:.1f}; Python {sys.version.split()[0]}, {described(arguments.flush)}",
+            f"{arguments.users:,} users over {arguments.mode}; {machine()}; Python {sys.version.split()[0]}, "
+            f"{described(arguments.flush)}",
             flush=True,
         )
         rows += [found.cells for found in await measure(arguments.mode, arguments.users, server, arguments)]
