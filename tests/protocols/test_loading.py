@@ -35,6 +35,16 @@ IMPORTED: Final = {
     "actioncable": ("", ".actioncable", ".cutting", ".dialect", ".socket"),
     "durable-streams": ("", ".durable_streams"),
     "pusher": ("", ".cutting", ".dialect", ".pusher", ".pusher_dialect", ".socket"),
+    "socketio": (
+        "",
+        ".cutting",
+        ".dialect",
+        ".engineio",
+        ".socket",
+        ".socketio",
+        ".socketio_dialect",
+        ".socketio_packets",
+    ),
 }
 
 

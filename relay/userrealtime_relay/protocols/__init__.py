@@ -1,10 +1,11 @@
 """The protocols of other systems, for their unmodified clients (docs/protocols.md).
 
-One module per protocol, which is imported only if PROTOCOLS names it. A module has one of these, or both:
+One module per protocol, which is imported only if PROTOCOLS names it. A module has one or more of these:
 
 - `DIALECTS`, the classes of its WebSockets by path. They are pure: `socket` does the I/O for all of them. A path that
   ends with `/*` has one variable segment.
 - `routes(clients)`, which returns its routes for HTTP requests, under all of `clients.config.paths(...)`.
+- `endpoints(clients)`, which returns both, where requests and WebSockets share a state.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ MODULES: Final[Mapping[str, str]] = {
     "actioncable": "actioncable",
     "durable-streams": "durable_streams",
     "pusher": "pusher",
+    "socketio": "socketio",
 }
 """The module of each protocol."""
 
@@ -46,4 +48,8 @@ def load(clients: Clients) -> tuple[Mapping[str, WebSocketEndpoint], Sequence[Ba
             endpoints |= dict.fromkeys(clients.config.paths(path), endpoint)
         if hasattr(module, "routes"):
             routes += module.routes(clients)
+        if hasattr(module, "endpoints"):
+            more_endpoints, more_routes = module.endpoints(clients)
+            endpoints |= more_endpoints
+            routes += more_routes
     return endpoints, routes

@@ -112,7 +112,7 @@ class Publish(NamedTuple):
 
 
 class Broadcast(NamedTuple):
-    """Send a broadcast to the other clients of the user; `unsent` follows if it is not sent."""
+    """Send a broadcast to the other clients of the user; `broadcasted` follows."""
 
     event: str
     """Its name outside of the channel."""
@@ -197,8 +197,8 @@ class Dialect:
         """Return the messages for broadcasts in joined frames. They depend on `translation`, as those for events."""
         return ()
 
-    def unsent(self, key: str, reason: str) -> Sequence[Act]:
-        """Process that a `Broadcast` is invalid or over the limit."""
+    def broadcasted(self, act: Broadcast, failure: str | None) -> Sequence[Act]:
+        """Process the outcome of `Broadcast`: why it is invalid or over the limit; None if it was sent."""
         return ()
 
     def stored(self, key: str | None, submission: Submission, outcome: Outcome) -> Sequence[Act]:

@@ -218,8 +218,8 @@ class Pusher(Dialect):
             texts.append(b'{"event":"%b","channel":%b,"data":%b%b}' % (name, channel, _quoted(data), member))
         return texts
 
-    def unsent(self, key: str, reason: str) -> Sequence[Act]:
-        return [_error(CLIENT_EVENT_REFUSED, reason, key)]
+    def broadcasted(self, act: Broadcast, failure: str | None) -> Sequence[Act]:
+        return [] if failure is None else [_error(CLIENT_EVENT_REFUSED, failure, act.key)]
 
     def stored(self, key: str | None, submission: Submission, outcome: Outcome) -> Sequence[Act]:
         return [] if isinstance(outcome, int) else [_error(CLIENT_EVENT_REFUSED, str(outcome), key)]

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Hashable, Sequence
 from datetime import datetime
 from http import HTTPStatus
-from typing import Final
+from typing import Final, Protocol
 from urllib.parse import parse_qsl
 
 from websockets.frames import CloseCode as StandardCode
@@ -65,6 +65,29 @@ RESTARTING: Final = CloseFrame(CloseCode.RESTARTING, RESTARTING_REASON)
 _logger = logging.getLogger(__name__)
 
 
+class Carrier(Protocol):
+    """What carries the messages of one connection, in both directions: a WebSocket, or a session of Engine.IO.
+
+    See `WebSocketConnection` for its members.
+    """
+
+    changed: Callable[[], None] | None
+
+    @property
+    def open(self) -> bool: ...
+    @property
+    def paused(self) -> bool: ...
+    @property
+    def unsent(self) -> int: ...
+    def authenticated(self) -> None: ...
+    def write(self, frames: bytes) -> None: ...
+    def ping(self) -> bool: ...
+    def abort(self) -> None: ...
+    async def receive(self) -> str | bytes: ...
+    async def drain(self) -> None: ...
+    async def close(self, code: int, reason: str) -> None: ...
+
+
 class SocketEndpoint:
     """Serves the WebSockets of one dialect."""
 
@@ -77,7 +100,7 @@ class SocketEndpoint:
 
     def refusal(self, request: Request) -> tuple[HTTPStatus, str] | None:
         """Return why a handshake is rejected, None if it is accepted."""
-        return self._dialect.refusal(_query(request))
+        return self._dialect.refusal(query_of(request))
 
     def subprotocol(self, offered: Sequence[str]) -> str | None:
         """Return the subprotocol of a connection."""
@@ -85,10 +108,18 @@ class SocketEndpoint:
 
     async def serve(self, connection: WebSocketConnection, request: Request, pinged: set[Pinged]) -> None:
         """Serve one connection until its end."""
+        closing = await self.carry(connection, self.opening(request), pinged)
+        code = close_label(connection.protocol)
+        if code == str(int(StandardCode.MESSAGE_TOO_BIG)):
+            self.clients.metrics.limited.labels("message_bytes").inc()
+        self.count_close(code, closing)
+
+    def opening(self, request: Request) -> Opening:
+        """Return what a dialect gets of a handshake."""
         config = self.clients.config
-        opening = Opening(
+        return Opening(
             path=request.path.partition("?")[0],
-            query=_query(request),
+            query=query_of(request),
             headers={name.lower(): value for name, value in request.headers.raw_items()},
             offered=subprotocols(request),
             request=connect_request(request, query_token=config.allow_query_token),
@@ -97,7 +128,10 @@ class SocketEndpoint:
             user_id=config.user_id,
             broadcasts=self.clients.broadcast_allowance is not None,
         )
-        socket = _Socket(self, connection, self._dialect(opening))
+
+    async def carry(self, carrier: Carrier, opening: Opening, pinged: set[Pinged]) -> CloseFrame | None:
+        """Serve a client until its end. Return the reason of its end, if the relay has one."""
+        socket = _Socket(self, carrier, self._dialect(opening))
         self._sockets.add(socket)
         pinged.add(socket)
         self._schedule()
@@ -107,10 +141,11 @@ class SocketEndpoint:
         finally:
             pinged.discard(socket)
             self._sockets.discard(socket)
-        code = close_label(connection.protocol)
-        self.clients.count_close(code, socket.closing)
-        if code == str(int(StandardCode.MESSAGE_TOO_BIG)):
-            self.clients.metrics.limited.labels("message_bytes").inc()
+        return socket.closing
+
+    def count_close(self, code: str, closing: CloseFrame | None) -> None:
+        """Count and log the end of a connection."""
+        self.clients.count_close(code, closing)
         fields = {"code": code, "protocol": self._dialect.name, "connected": self.clients.connected}
         _logger.info("connection closed", extra={"fields": fields})
 
@@ -158,7 +193,7 @@ class Translations:
 class _Socket:
     """One connection: a dialect, and its channels. `closing` is the reason of its end, if the relay has one."""
 
-    def __init__(self, endpoint: SocketEndpoint, connection: WebSocketConnection, dialect: Dialect) -> None:
+    def __init__(self, endpoint: SocketEndpoint, connection: Carrier, dialect: Dialect) -> None:
         clients = endpoint.clients
         self.clients = clients
         self.connection = connection
@@ -189,7 +224,7 @@ class _Socket:
 
     @property
     def unsent(self) -> int:
-        return self.connection.transport.get_write_buffer_size()
+        return self.connection.unsent
 
     def leave(self) -> None:
         self._leaving = True
@@ -198,7 +233,7 @@ class _Socket:
         self._wake.set()
 
     def abort(self) -> None:
-        self.connection.transport.abort()
+        self.connection.abort()
 
     @property
     def stopping(self) -> bool:
@@ -327,9 +362,8 @@ class _Socket:
             case Leave():
                 self._leave(act.key)
             case Broadcast():
-                reason = self.clients.try_broadcast(act.event, act.data, self.sender)
-                if reason is not None:
-                    self._say_all(self.dialect.unsent(act.key, reason))
+                failure = self.clients.try_broadcast(act.event, act.data, self.sender)
+                self._say_all(self.dialect.broadcasted(act, failure))
             case Mistake():
                 self._errors += 1
                 if self._errors >= MAX_ERRORS:
@@ -572,7 +606,8 @@ async def position_at(tail: Tail, since: float) -> Resume:
     return Resume(before, state.epoch)
 
 
-def _query(request: Request) -> dict[str, str]:
+def query_of(request: Request) -> dict[str, str]:
+    """Return the parameters in the URL of a handshake."""
     try:
         return dict(parse_qsl(request.path.partition("?")[2], keep_blank_values=True, max_num_fields=32))
     except ValueError:

@@ -225,10 +225,10 @@ class _Writer:
 
     @property
     def unsent(self) -> int:
-        return self._connection.transport.get_write_buffer_size()
+        return self._connection.unsent
 
     def abort(self) -> None:
-        self._connection.transport.abort()
+        self._connection.abort()
 
     def write_messages(self, messages: Sequence[str], cursor: int, epoch: str | None) -> None:
         self._connection.write(b"".join(map(encode_text, messages)))

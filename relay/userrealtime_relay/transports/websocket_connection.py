@@ -122,6 +122,15 @@ class WebSocketConnection(asyncio.Protocol):
         """Whether messages can be sent and received."""
         return self.protocol.state is OPEN
 
+    @property
+    def unsent(self) -> int:
+        """Bytes waiting in the process for the socket."""
+        return self.transport.get_write_buffer_size()
+
+    def abort(self) -> None:
+        """End the connection without a closing handshake."""
+        self.transport.abort()
+
     async def receive(self) -> str | bytes:
         """Wait for the next message.
 

@@ -1,0 +1,251 @@
+"""Socket.IO: its WebSockets, and the requests of its long polling.
+
+A session of Engine.IO lives in one pod. A request that reaches another one is rejected, the client connects again, and
+resumes at its position, which is in the client. While a session polls, its `sid` in the URLs stands for the token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Final
+
+from starlette.datastructures import Headers
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+from websockets.http11 import Request
+
+from userrealtime_relay.delivery.clients import RESTARTING_REASON, TOO_MANY_REASON, Clients
+from userrealtime_relay.transports.body import read_body
+from userrealtime_relay.transports.request import connect_request_of, connection_of, parameters_of
+from userrealtime_relay.transports.sse import GONE
+from userrealtime_relay.transports.websocket import Pinged, WebSocketEndpoint, close_label
+from userrealtime_relay.transports.websocket_connection import WebSocketConnection
+from userrealtime_relay.wire.frames import encode_text
+
+from .dialect import Opening
+from .engineio import BadRequest, EngineSession
+from .socket import SocketEndpoint, query_of
+from .socketio_dialect import VERSION, SocketIO
+from .socketio_packets import OPEN, split
+
+PATHS: Final = ("/socket.io/", "/socket.io")
+PING_TIMEOUT_S: Final = 20
+"""Seconds after the ping interval without a ping in which a client closes the connection."""
+EARLY_BYTES: Final = 16 << 10
+"""Bytes of a body of a session that has not authenticated. They contain the token."""
+SESSIONS_PER_CONNECTION: Final = 4
+"""Sessions that may exist per connection of the limit, since some have not authenticated or are being closed."""
+
+UNKNOWN_TRANSPORT: Final = 0
+UNKNOWN_SESSION: Final = 1
+BAD_METHOD: Final = 2
+BAD_REQUEST: Final = 3
+FORBIDDEN: Final = 4
+UNSUPPORTED_VERSION: Final = 5
+
+
+def endpoints(clients: Clients) -> tuple[Mapping[str, WebSocketEndpoint], Sequence[Route]]:
+    """Return the WebSocket endpoint, by path, and the routes of the polls."""
+    endpoint = EngineEndpoint(clients)
+    paths = [path for suffix in PATHS for path in clients.config.paths(suffix)]
+    return dict.fromkeys(paths, endpoint), [Route(path, endpoint.polling) for path in paths]
+
+
+class EngineEndpoint(SocketEndpoint):
+    """Serves the sessions of both transports."""
+
+    def __init__(self, clients: Clients) -> None:
+        super().__init__(clients, SocketIO)
+        self.sessions: dict[str, EngineSession] = {}
+        """Those that began with a poll, by their ids."""
+        self.polling = Polling(self)
+        self._pinged: set[Pinged] = set()
+        self._pinging: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def refusal(self, request: Request) -> tuple[HTTPStatus, str] | None:
+        query = query_of(request)
+        if query.get("transport") != "websocket":
+            return HTTPStatus.BAD_REQUEST, "a WebSocket needs transport=websocket"
+        if "sid" in query and query["sid"] not in self.sessions:
+            return HTTPStatus.BAD_REQUEST, "this pod has no session with this sid"
+        return super().refusal(request)
+
+    async def serve(self, connection: WebSocketConnection, request: Request, pinged: set[Pinged]) -> None:
+        opening = self.opening(request)
+        session = self.sessions.get(opening.query.get("sid", ""))
+        if session is None:
+            session = EngineSession(secrets.token_urlsafe(18), self.clients.unauthenticated, connection)
+            session.write(encode_text(self.open_packet(session, upgrades=[])))
+            await self._run(session, opening)
+        elif await session.upgrade(connection):
+            await session.ended.wait()
+        else:
+            await connection.close(1002, "This WebSocket has not taken over a session")
+
+    def begin(self, opening: Opening) -> EngineSession:
+        """Return a new session that polls. It is served by a task of its own."""
+        session = EngineSession(secrets.token_urlsafe(18), self.clients.unauthenticated)
+        self.sessions[session.sid] = session
+        task = asyncio.create_task(self._run(session, opening))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return session
+
+    def open_packet(self, session: EngineSession, upgrades: Sequence[str]) -> str:
+        """Return the first packet of a session."""
+        config = self.clients.config
+        fields = {
+            "sid": session.sid,
+            "upgrades": upgrades,
+            "pingInterval": int(config.ping_interval * 1000),
+            "pingTimeout": PING_TIMEOUT_S * 1000,
+            "maxPayload": config.max_message_bytes,
+        }
+        return OPEN + json.dumps(fields, separators=(",", ":"))
+
+    async def _run(self, session: EngineSession, opening: Opening) -> None:
+        """Serve a session until its end."""
+        self._schedule_pings()
+        try:
+            closing = await self.carry(session, opening, self._pinged)
+        finally:
+            session.abort()
+            self.sessions.pop(session.sid, None)
+        if session.websocket is not None:
+            code = close_label(session.websocket.protocol)
+        else:
+            code = GONE if closing is None else str(int(closing.code))
+        self.count_close(code, closing)
+
+    def _schedule_pings(self) -> None:
+        """Start the timer of the pings, which runs while there are sessions."""
+        if self._pinging is None:
+            loop = asyncio.get_running_loop()
+            self._pinging = loop.call_later(self.clients.config.ping_interval, self._ping)
+
+    def _ping(self) -> None:
+        self._pinging = None
+        for place in list(self._pinged):
+            place.ping()
+        if self._pinged:
+            self._schedule_pings()
+
+
+class Polling:
+    """The ASGI application of the polls."""
+
+    def __init__(self, endpoint: EngineEndpoint) -> None:
+        self._endpoint = endpoint
+        self._clients = endpoint.clients
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        query = parameters_of(scope)
+        session = self._endpoint.sessions.get(query.get("sid", ""))
+        connection = connection_of(scope)
+        refusal = self._refusal(scope["method"], query, session, has_body=connection.has_body)
+        if refusal is not None:
+            response = _refuse(*refusal)
+        elif session is None:
+            session = self._endpoint.begin(self._opening(scope))
+            response = _answer(self._endpoint.open_packet(session, upgrades=["websocket"]).encode())
+        elif scope["method"] == "POST":
+            response = await self._post(session, scope, receive)
+        else:
+            response = await self._poll(session, scope, query.get("t", ""))
+        if scope["method"] == "GET" and session is not None:
+            # A response that does not arrive would be a gap: the client does not ask for the same messages again.
+            patience = self._clients.config.send_timeout
+            await connection.finish(response(scope, receive, send), patience=patience)
+            if connection.lost.is_set():
+                session.abort()
+        else:
+            await response(scope, receive, send)
+
+    def _refusal(
+        self, method: str, query: Mapping[str, str], session: EngineSession | None, *, has_body: bool
+    ) -> tuple[int, str] | None:
+        """Return why a request is rejected, as a code of Engine.IO and a text; None if it is not."""
+        if query.get("EIO") != VERSION:
+            return UNSUPPORTED_VERSION, "Unsupported protocol version: use a client of Socket.IO 3 or 4 (EIO=4)"
+        if query.get("transport") == "websocket":
+            return BAD_REQUEST, "this is a WebSocket: connect with a WebSocket client"
+        if query.get("transport") != "polling":
+            return UNKNOWN_TRANSPORT, "Transport unknown: there are polling and websocket"
+        if "j" in query:
+            return BAD_REQUEST, "JSONP is not supported"
+        if method not in ("GET", "POST") or (method == "POST" and "sid" not in query):
+            return BAD_METHOD, "Bad handshake method: a session begins with GET, and only GET and POST follow"
+        if method == "GET" and has_body:
+            return BAD_REQUEST, "a GET request has no body here"
+        if "sid" in query:
+            if session is None:
+                return UNKNOWN_SESSION, "Session ID unknown: the pod has ended it, or another pod has it"
+            if session.websocket is not None or session.ended.is_set():
+                return BAD_REQUEST, "a WebSocket has taken over this session, or it has ended"
+            return None
+        clients = self._clients
+        if clients.draining:
+            return FORBIDDEN, RESTARTING_REASON
+        if len(self._endpoint.sessions) >= SESSIONS_PER_CONNECTION * clients.config.max_connections:
+            clients.metrics.limited.labels("connections").inc()
+            return FORBIDDEN, TOO_MANY_REASON
+        return None
+
+    def _opening(self, scope: Scope) -> Opening:
+        config = self._clients.config
+        return Opening(
+            path=scope["path"],
+            query=parameters_of(scope),
+            headers=dict(Headers(scope=scope)),
+            offered=(),
+            request=connect_request_of(scope, config),
+            query_token=config.allow_query_token,
+            identity=secrets.token_hex(12),
+            user_id=config.user_id,
+        )
+
+    async def _poll(self, session: EngineSession, scope: Scope, name: str) -> Response:
+        config = self._clients.config
+        dead_after = 2 * max(config.ping_interval, config.send_timeout)
+        try:
+            body = await session.poll(connection_of(scope), name, dead_after=dead_after)
+        except BadRequest as error:
+            return _refuse(BAD_REQUEST, str(error))
+        return _answer(body, last=session.ended.is_set())
+
+    async def _post(self, session: EngineSession, scope: Scope, receive: Receive) -> Response:
+        clients, connection = self._clients, connection_of(scope)
+        limit = clients.config.max_message_bytes
+        if session.is_authenticated:
+            connection.authenticated()
+        else:
+            limit = min(limit, EARLY_BYTES)
+        try:
+            with session.posting():
+                body = await read_body(connection, receive, clients, limit)
+                if isinstance(body, Response):
+                    return body
+                await session.post(split(body))
+        except BadRequest as error:
+            return _refuse(BAD_REQUEST, str(error))
+        return _answer(b"ok", last=session.ended.is_set())
+
+
+def _answer(body: bytes, *, last: bool = False) -> Response:
+    headers = {"Content-Type": "text/plain; charset=UTF-8", "Cache-Control": "no-store"}
+    if last:
+        headers["Connection"] = "close"  # the next request is for another relay
+    return Response(body, headers=headers)
+
+
+def _refuse(code: int, message: str) -> Response:
+    status = HTTPStatus.SERVICE_UNAVAILABLE if code == FORBIDDEN else HTTPStatus.BAD_REQUEST
+    body = json.dumps({"code": code, "message": message})
+    headers = {"Content-Type": "application/json", "Cache-Control": "no-store"}
+    return Response(body, status, headers=headers)
