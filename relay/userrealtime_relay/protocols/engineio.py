@@ -37,7 +37,7 @@ class EngineSession:
 
     Args:
         sid: identifies it in the URLs of its requests, and is as secret as a token.
-        unauthenticated: the budget that it belongs to, while it polls, until `authenticated` is called.
+        unauthenticated: the budget of sessions that it belongs to, while it polls, until `authenticated` is called.
     """
 
     def __init__(
@@ -77,7 +77,12 @@ class EngineSession:
     def open(self) -> bool:
         if self.websocket is not None:
             return self.websocket.open
-        return not self._closing and not self.ended.is_set()
+        return not self.closing
+
+    @property
+    def closing(self) -> bool:
+        """Whether no further request is expected."""
+        return self._closing or self.ended.is_set()
 
     @property
     def paused(self) -> bool:
@@ -90,9 +95,8 @@ class EngineSession:
     def authenticated(self) -> None:
         self.is_authenticated = True
         self._unauthenticated.leave(self)
-        for connection in (self._poll, self.websocket):
-            if connection is not None:
-                connection.authenticated()
+        if self.websocket is not None:
+            self.websocket.authenticated()
 
     def write(self, frames: bytes) -> None:
         """Send texts, given as frames of a WebSocket."""
@@ -160,6 +164,7 @@ class EngineSession:
             self._closing = True
             self._outgoing.append(CLOSE.encode())
             self._pollable.set()
+            self._processed.set()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(CLOSE_TIMEOUT):
                     while self._outgoing and not self.ended.is_set():
@@ -189,8 +194,7 @@ class EngineSession:
             self.abort()
             raise BadRequest("a session has one poll at a time, and none is repeated")
         self._poll, self._last_poll = connection, name
-        if self.is_authenticated:
-            connection.authenticated()
+        connection.authenticated()  # it is counted with the session, which has no other one
         connection.hold(self._pollable.set, dead_after=dead_after)
         try:
             while not self._pollable_now and not connection.lost.is_set():
@@ -233,7 +237,7 @@ class EngineSession:
         self._passed += 1
         self._incoming.extend(packets)
         self._readable.set()
-        while self._incoming and not self.ended.is_set():
+        while self._incoming and not self.closing:
             self._processed.clear()
             await self._processed.wait()
 

@@ -19,6 +19,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 from websockets.http11 import Request
 
+from userrealtime_core.unauthenticated import Unauthenticated
 from userrealtime_relay.delivery.clients import RESTARTING_REASON, TOO_MANY_REASON, Clients
 from userrealtime_relay.transports.body import read_body
 from userrealtime_relay.transports.request import connect_request_of, connection_of, parameters_of
@@ -39,7 +40,7 @@ PING_TIMEOUT_S: Final = 20
 EARLY_BYTES: Final = 16 << 10
 """Bytes of a body of a session that has not authenticated. They contain the token."""
 SESSIONS_PER_CONNECTION: Final = 4
-"""Sessions that may exist per connection of the limit, since some have not authenticated or are being closed."""
+"""Sessions that may exist per connection of the limit: some have not authenticated, or are being closed."""
 
 UNKNOWN_TRANSPORT: Final = 0
 UNKNOWN_SESSION: Final = 1
@@ -64,6 +65,9 @@ class EngineEndpoint(SocketEndpoint):
         self.sessions: dict[str, EngineSession] = {}
         """Those that began with a poll, by their ids."""
         self.polling = Polling(self)
+        self._unauthenticated = Unauthenticated(
+            clients.config.max_connections, lambda: clients.metrics.limited.labels("unauthenticated").inc()
+        )
         self._pinged: set[Pinged] = set()
         self._pinging: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -80,7 +84,7 @@ class EngineEndpoint(SocketEndpoint):
         opening = self.opening(request)
         session = self.sessions.get(opening.query.get("sid", ""))
         if session is None:
-            session = EngineSession(secrets.token_urlsafe(18), self.clients.unauthenticated, connection)
+            session = EngineSession(secrets.token_urlsafe(18), self._unauthenticated, connection)
             session.write(encode_text(self.open_packet(session, upgrades=[])))
             await self._run(session, opening)
         elif await session.upgrade(connection):
@@ -90,7 +94,7 @@ class EngineEndpoint(SocketEndpoint):
 
     def begin(self, opening: Opening) -> EngineSession:
         """Return a new session that polls. It is served by a task of its own."""
-        session = EngineSession(secrets.token_urlsafe(18), self.clients.unauthenticated)
+        session = EngineSession(secrets.token_urlsafe(18), self._unauthenticated)
         self.sessions[session.sid] = session
         task = asyncio.create_task(self._run(session, opening))
         self._tasks.add(task)
@@ -217,24 +221,23 @@ class Polling:
             body = await session.poll(connection_of(scope), name, dead_after=dead_after)
         except BadRequest as error:
             return _refuse(BAD_REQUEST, str(error))
-        return _answer(body, last=session.ended.is_set())
+        return _answer(body, last=session.closing)
 
     async def _post(self, session: EngineSession, scope: Scope, receive: Receive) -> Response:
         clients, connection = self._clients, connection_of(scope)
         limit = clients.config.max_message_bytes
-        if session.is_authenticated:
-            connection.authenticated()
-        else:
+        if not session.is_authenticated:
             limit = min(limit, EARLY_BYTES)
         try:
             with session.posting():
+                connection.authenticated()  # it is counted with the session, which has no other one with messages
                 body = await read_body(connection, receive, clients, limit)
                 if isinstance(body, Response):
                     return body
                 await session.post(split(body))
         except BadRequest as error:
             return _refuse(BAD_REQUEST, str(error))
-        return _answer(b"ok", last=session.ended.is_set())
+        return _answer(b"ok", last=session.closing)
 
 
 def _answer(body: bytes, *, last: bool = False) -> Response:
