@@ -522,7 +522,8 @@ class Polls:
 
 @asynccontextmanager
 async def socketio_client(relay: Relay, path: str = "/socket.io/", **query: str) -> AsyncIterator[ClientConnection]:
-    async with client(relay, None, path=path, **{"EIO": "4", "transport": "websocket", **query}) as connection:
+    parameters: dict[str, Any] = {"EIO": "4", "transport": "websocket", **query}
+    async with client(relay, None, path=path, **parameters) as connection:
         yield connection
 
 
@@ -761,9 +762,9 @@ async def test_requests_that_are_rejected() -> None:
         alice = Polls(relay)
         await alice.begin()
         assert (await alice.get(method="DELETE")).json["code"] == 2
-        for query in ({"EIO": "3"}, {"transport": "polling"}, {"sid": "x"}):
+        for parameters in ({"EIO": "3"}, {"transport": "polling"}, {"sid": "x"}):
             with pytest.raises(InvalidStatus, match="400"):
-                async with socketio_client(relay, **query):
+                async with socketio_client(relay, **parameters):
                     pass
 
 
@@ -829,8 +830,8 @@ async def test_sessions_that_are_being_closed_are_limited(migrated: Database) ->
 
 async def test_a_connection_has_limits(migrated: Database, connection: asyncpg.Connection) -> None:
     await created(connection)
-    settings = {"PROTOCOLS": "socketio", "MAX_CONNECTIONS": "1"}
-    async with running(migrated.url, **settings) as relay, socketio_client(relay) as alice:
+    one: dict[str, Any] = {"PROTOCOLS": "socketio", "MAX_CONNECTIONS": "1"}
+    async with running(migrated.url, **one) as relay, socketio_client(relay) as alice:
         await opened(alice)
         async with socketio_client(relay) as second:
             await receive(second)
@@ -859,7 +860,7 @@ async def test_a_client_that_does_not_poll_gets_no_more_than_a_part(
     migrated: Database, connection: asyncpg.Connection
 ) -> None:
     await created(connection)
-    settings = {"PROTOCOLS": "socketio", "SEND_TIMEOUT": "2", "RING_BYTES": str(8 << 20)}
+    settings: dict[str, Any] = {"PROTOCOLS": "socketio", "SEND_TIMEOUT": "2", "RING_BYTES": str(8 << 20)}
     async with running(migrated.url, **settings) as relay:
         alice = Polls(relay)
         await alice.connect()

@@ -21,7 +21,7 @@ from websockets.http11 import Request
 
 from userrealtime_core.unauthenticated import Unauthenticated
 from userrealtime_relay.delivery.clients import RESTARTING_REASON, TOO_MANY_REASON, Clients
-from userrealtime_relay.transports.body import read_body
+from userrealtime_relay.transports.body import read_client_body
 from userrealtime_relay.transports.request import connect_request_of, connection_of, parameters_of
 from userrealtime_relay.transports.sse import GONE
 from userrealtime_relay.transports.websocket import Pinged, WebSocketEndpoint, close_label
@@ -231,9 +231,11 @@ class Polling:
         try:
             with session.posting():
                 connection.authenticated()  # it is counted with the session, which has no other one with messages
-                body = await read_body(connection, receive, clients, limit)
+                body = await read_client_body(connection, receive, clients, limit)
                 if isinstance(body, Response):
                     return body
+                if connection.lost.is_set():  # the body may be incomplete
+                    return _refuse(BAD_REQUEST, "the connection was lost")
                 await session.post(split(body))
         except BadRequest as error:
             return _refuse(BAD_REQUEST, str(error))

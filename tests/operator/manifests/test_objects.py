@@ -399,6 +399,24 @@ def test_only_several_pods_have_a_budget_of_evictions() -> None:
     assert budget["spec"]["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
 
 
+def test_clients_that_poll_reach_the_same_of_several_pods() -> None:
+    def affinity(config: Config = CONFIG, **spec: object) -> str | None:
+        objects = by_part(desired_objects(resource("alice", **spec), config, SECRETS))
+        service = objects["Service"]["spec"]
+        # The API server rejects the second field without the first one.
+        assert ("sessionAffinity" in service) == ("sessionAffinityConfig" in service)
+        found: str | None = service.get("sessionAffinity")
+        return found
+
+    assert affinity(replicas=2) is None
+    assert affinity(protocols=["socketio"]) is None
+    assert affinity(protocols=["pusher"], replicas=2) is None
+    assert affinity(protocols=["socketio", "pusher"], replicas=2) == "ClientIP"
+    enabled = replace(CONFIG, relay=replace(CONFIG.relay, protocols=("socketio",)))
+    assert affinity(enabled, replicas=2) == "ClientIP"
+    assert affinity(enabled, replicas=2, protocols=[]) is None
+
+
 def test_a_pod_knows_its_address_where_it_is_to_announce_it() -> None:
     def own_ip(config: Config) -> list[Object]:
         return [entry for entry in template(config)["spec"]["containers"][0]["env"] if entry["name"] == "POD_IP"]
