@@ -163,7 +163,7 @@ def test_a_whisper_is_a_broadcast_where_clients_may_send_some() -> None:
     joined(dialect, ROOM)
     assert send(dialect, command="whisper", identifier=LOG, data={"n": 1}) == [Broadcast("whisper", {"n": 1}, LOG)]
     assert send(dialect, command="whisper", identifier=ROOM, data=None) == [Broadcast("Room#whisper", None, ROOM)]
-    assert list(dialect.unsent(LOG, "too many")) == []
+    assert list(dialect.broadcasted(Broadcast("whisper", 1, LOG), "too many")) == []
     assert send(dialect, command="whisper", identifier="other", data=1) == [Mistake()]
 
 

@@ -366,7 +366,7 @@ def test_client_events_are_broadcasts_where_clients_may_send_some() -> None:
     assert send(dialect, "client-note", None, channel="presence-log") == [
         Broadcast("client-note", None, "presence-log")
     ]
-    [message] = said(dialect.unsent("private-C", "too many"))
+    [message] = said(dialect.broadcasted(Broadcast("C#client-note", {}, "private-C"), "too many"))
     assert message == {
         "event": "pusher:error",
         "channel": "private-C",

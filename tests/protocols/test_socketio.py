@@ -21,6 +21,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from testing.database import Database
 from testing.relay.harness import PATIENCE_S, USER, client, config, metric, running, token, until
 from testing.relay.http_client import Answer, request
+from userrealtime_core.wire.broadcast import Content
 from userrealtime_core.wire.connect_request import CloseCode, ConnectRequest, Resume
 from userrealtime_relay.protocols.dialect import (
     EXPIRED,
@@ -202,7 +203,7 @@ def test_reserved_names_are_renamed(name: str) -> None:
         "userrealtime:event:userrealtime:x",
         "userrealtime:event:userrealtime:event:x",
     ]
-    broadcast = encode_text(json.dumps({"data": 1, "event": name, "type": "broadcast"}))
+    broadcast = encode_text(f'{{"type":"broadcast","event":"{name}","data":1}}')
     [text] = dialect.translate_broadcasts(LOG, broadcast)
     assert json.loads(text[2:]) == [f"userrealtime:event:{name}", 1, None]
 
@@ -226,9 +227,7 @@ def test_a_log_without_an_epoch() -> None:
 def test_the_last_argument_of_a_broadcast_is_no_position() -> None:
     dialect = socketio()
     connect(dialect)
-    frames = b"".join(
-        encode_text(json.dumps({"type": "broadcast", "event": "a\"'é", "data": data})) for data in ("x", {"é": 1})
-    )
+    frames = b"".join(encode_text(Content.parse("a\"'é", data).message) for data in ("x", {"é": 1}))
     assert [json.loads(text[2:]) for text in dialect.translate_broadcasts(LOG, frames)] == [
         ["a\"'é", "x", None],
         ["a\"'é", {"é": 1}, None],
@@ -740,6 +739,38 @@ async def test_requests_that_may_have_lost_messages_end_the_session(
             assert answer.status in (HTTPStatus.BAD_REQUEST, HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
             await until(lambda: relay.clients.connected == 0)
             assert (await alice.get()).json["code"] == 1
+
+
+async def test_broadcasts_in_both_directions(migrated: Database, connection: asyncpg.Connection) -> None:
+    await created(connection)
+    limited: dict[str, Any] = {"PROTOCOLS": "socketio", "MAX_BROADCASTS_PER_SECOND": "5"}
+    async with (
+        running(migrated.url, **limited) as relay,
+        socketio_client(relay) as alice,
+        client(relay) as native,
+    ):
+        polls = Polls(relay)
+        await opened(alice)
+        await polls.connect()
+        assert json.loads(await native.recv())["type"] == "connected"
+        await alice.send('421["userrealtime:broadcast","moved",{"x":"é"}]')
+        assert await receive(alice) == "431[{}]"  # it does not receive its own one
+        assert event_of(await polls.next()) == ["moved", {"x": "é"}, None]
+        assert json.loads(await native.recv()) == {"type": "broadcast", "event": "moved", "data": {"x": "é"}}
+        await native.send('{"type":"broadcast","event":"connect","data":2}')
+        for packet in (await receive(alice), await polls.next()):
+            assert event_of(packet) == ["userrealtime:event:connect", 2, None]
+        for _ in range(20):
+            await polls.post('421["userrealtime:broadcast","moved"]')
+        answers = [json.loads((await polls.next())[3:]) for _ in range(20)]
+        assert {} in [answer for [answer] in answers]
+        assert answers[-1][0]["error"] == "broadcast-refused"
+        assert await connection.fetchval("select count(*) from userrealtime.inbox") == 0
+    async with running(migrated.url, PROTOCOLS="socketio") as relay, socketio_client(relay) as alice:
+        await opened(alice)
+        await alice.send('421["userrealtime:broadcast","moved"]')
+        [answer] = json.loads((await receive(alice))[3:])
+        assert answer["error"] == "broadcast-refused"  # by default, clients may not send any
 
 
 async def test_requests_that_are_rejected() -> None:

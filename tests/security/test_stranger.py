@@ -33,7 +33,7 @@ from userrealtime_relay.transports.websocket_connection import EARLY_FRAMES, EAR
 EVICTED = (1013, "Too many unauthenticated connections")
 TINY_CHUNKS = b"1\r\nx\r\n" * 60_000
 PUBLISH = b"POST /publish HTTP/1.1\r\nHost: relay\r\n"
-WEBSOCKETS = ("/ws", "/app/key?protocol=7")
+WEBSOCKETS = ("/ws", "/app/key?protocol=7", "/socket.io/?EIO=4&transport=websocket")
 """The WebSockets whose token is in a message. Those of Action Cable have it in the request."""
 CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
 
@@ -118,7 +118,7 @@ async def test_connections_without_a_request_make_room(migrated: Database, start
 
 @pytest.mark.parametrize("path", WEBSOCKETS)
 async def test_websockets_without_a_token_make_room(migrated: Database, path: str) -> None:
-    async with running(migrated.url, MAX_CONNECTIONS="5", PROTOCOLS="pusher") as relay:
+    async with running(migrated.url, MAX_CONNECTIONS="5", PROTOCOLS="pusher,socketio") as relay:
         strangers = [await connect(f"ws://127.0.0.1:{relay.ws_port}{path}") for _ in range(12)]
         assert [await closed(each) for each in strangers[:7]] == [EVICTED] * 7
         await served(relay)
@@ -178,12 +178,13 @@ async def test_probes_are_answered_while_idle_connections_are_open(migrated: Dat
         *(b"POST /publish", b"POST /broadcast", b"GET /poll", b"GET /sse", b"POST /nowhere"),
         *(b"POST " + path.encode() for path in (pusher.CHANNELS, pusher.USERS)),
         *(method + durable_streams.PATH.encode() for method in (b"GET ", b"POST ", b"PUT ")),
+        *(method + b" /socket.io/?EIO=4&transport=polling&sid=x" for method in (b"GET", b"POST")),
     ],
 )
 async def test_the_body_of_a_request_without_a_token_is_not_parsed(
     migrated: Database, chunks: list[Any], path: bytes
 ) -> None:
-    async with running(migrated.url, PROTOCOLS="pusher,durable-streams") as relay:
+    async with running(migrated.url, PROTOCOLS="pusher,durable-streams,socketio") as relay:
         said = await answer(relay.ws_port, path + b" HTTP/1.1\r\nHost: relay\r\n" + CHUNKED, TINY_CHUNKS)
         assert said.split(b" ")[1] in (b"400", b"401", b"404", b"405")
         assert b"connection: close" in said.lower()
@@ -198,6 +199,19 @@ async def test_the_response_arrives_although_the_body_is_long(migrated: Database
             assert b" 401 " in said
             assert said.endswith(b'{"error":"Unauthorized"}')
     assert chunks == []
+
+
+async def test_the_chunks_of_a_session_without_a_token_are_not_parsed(migrated: Database, chunks: list[Any]) -> None:
+    path = "/socket.io/?EIO=4&transport=polling"
+    async with running(migrated.url, PROTOCOLS="socketio") as relay:
+        begun = await request(relay, path, None)
+        sid = json.loads(begun.body[1:])["sid"]
+        head = f"POST {path}&sid={sid} HTTP/1.1\r\nHost: relay\r\n".encode()
+        said = await answer(relay.ws_port, head + CHUNKED, TINY_CHUNKS)
+        assert said.split(b" ")[1] == b"400"
+        assert (await request(relay, f"{path}&sid={sid}", None)).json["code"] == 1  # the session has ended
+        await served(relay)
+    assert len(chunks) == 1  # the body of `served`
 
 
 async def test_with_a_token_tiny_chunks_are_limited(migrated: Database, chunks: list[Any]) -> None:
@@ -215,6 +229,7 @@ async def test_with_a_token_tiny_chunks_are_limited(migrated: Database, chunks: 
         (WEBSOCKETS[0], Frame(Opcode.PING, b""), (1008, "Unauthorized")),
         (WEBSOCKETS[1], Frame(Opcode.PING, b""), (4009, "Unauthorized")),
         (WEBSOCKETS[1], Frame(Opcode.TEXT, b'{"event": "pusher:ping", "data": {}}'), (4009, "Unauthorized")),
+        (WEBSOCKETS[2], Frame(Opcode.PING, b""), (1008, "Unauthorized")),
     ],
 )
 async def test_frames_before_the_token_are_parsed_up_to_a_limit(
@@ -230,7 +245,7 @@ async def test_frames_before_the_token_are_parsed_up_to_a_limit(
 
     monkeypatch.setattr(WebSocketConnection, "_process_frame", spy)
     async with (
-        running(migrated.url, AUTH_TIMEOUT="2", PROTOCOLS="pusher") as relay,
+        running(migrated.url, AUTH_TIMEOUT="2", PROTOCOLS="pusher,socketio") as relay,
         connect(f"ws://127.0.0.1:{relay.ws_port}{path}") as stranger,
     ):
         stranger.transport.write(frame.serialize(mask=True) * 50_000)

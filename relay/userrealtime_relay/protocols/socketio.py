@@ -212,6 +212,7 @@ class Polling:
             query_token=config.allow_query_token,
             identity=secrets.token_hex(12),
             user_id=config.user_id,
+            broadcasts=self._clients.broadcast_allowance is not None,
         )
 
     async def _poll(self, session: EngineSession, scope: Scope, name: str) -> Response:
@@ -228,6 +229,9 @@ class Polling:
         limit = clients.config.max_message_bytes
         if not session.is_authenticated:
             limit = min(limit, EARLY_BYTES)
+            if "transfer-encoding" in Headers(scope=scope):  # each chunk costs as much as a body
+                session.abort()
+                return _refuse(BAD_REQUEST, "send the first message with Content-Length")
         try:
             with session.posting():
                 connection.authenticated()  # it is counted with the session, which has no other one with messages

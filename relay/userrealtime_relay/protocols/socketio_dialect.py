@@ -19,11 +19,10 @@ from http import HTTPStatus
 from typing import Any, ClassVar, Final
 
 from userrealtime_core.wire.connect_request import CloseCode, Resume
-from userrealtime_relay.wire.frames import payloads
 from userrealtime_relay.wire.session import UNAUTHORIZED, CloseFrame
 from userrealtime_relay.wire.submission import Invalid, Refused, Submission
 
-from .cutting import WHOLE_LOG, Event, cut_channel
+from .cutting import WHOLE_LOG, Event, cut_broadcasts, cut_channel
 from .dialect import (
     Act,
     Authenticate,
@@ -71,7 +70,6 @@ class SocketIO(Dialect):
     """One connection."""
 
     name: ClassVar[str] = "socketio"
-    broadcasts: ClassVar[bool] = True
 
     def __init__(self, opening: Opening) -> None:
         super().__init__(opening)
@@ -142,13 +140,7 @@ class SocketIO(Dialect):
 
     def translate_broadcasts(self, key: str, frames: bytes) -> Sequence[bytes]:
         # The last argument of an event is its position if it is a string. A broadcast has none.
-        texts = []
-        for text in map(bytes, payloads(frames)):
-            fields = json.loads(text)
-            name = _renamed(json.dumps(fields["event"], ensure_ascii=False)[1:-1].encode())
-            data = json.dumps(fields["data"], ensure_ascii=False, separators=(",", ":")).encode()
-            texts.append(b'42["%b",%b,null]' % (name, data))
-        return texts
+        return [b'42["%b",%b,null]' % (_renamed(name), data) for name, data in cut_broadcasts(frames, WHOLE_LOG)]
 
     def stored(self, key: str | None, submission: Submission, outcome: Outcome) -> Sequence[Act]:
         number, self._acknowledgement = self._acknowledgement, None
