@@ -80,6 +80,17 @@ async def test_a_protocol_is_there_only_if_it_is_enabled(migrated: Database, ena
         for path in ("/pusher/auth", "/pusher/user-auth"):
             answer = await request(relay, path)
             assert (answer.json == {"error": "not found"}) == (enabled != "pusher")
+        for path in ("/socket.io/", "/socket.io"):
+            answer = await request(relay, f"{path}?EIO=4&transport=polling", None)
+            assert (answer.body == b'{"error":"not found"}') == (enabled != "socketio")
+            connecting = client(relay, None, path=path, EIO="4", transport="websocket")
+            if enabled == "socketio":
+                async with connecting as alice:
+                    assert (await alice.recv())[:1] == "0"
+            else:
+                with pytest.raises(InvalidStatus, match="404"):
+                    async with connecting:
+                        pass
         connecting = client(relay, path="/app/urt")
         if enabled == "pusher":
             async with connecting as alice:

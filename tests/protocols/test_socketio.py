@@ -161,8 +161,8 @@ def test_positions_of_a_client() -> None:
     assert position_of(pid="0::r") == Resume(0, None)
     assert position_of(pid="7:a:b:r", offset="8:a:b") == Resume(8, "a:b")
     # Those of another server, and nonsense.
-    for pid in ("x1f2", "", "7", "-1:e:r", "7:e", f"{'1' * 20}:e:r", f"7:{'e' * 301}:r", 7, None, ["7:e:r"]):
-        assert position_of(pid=pid, offset="abc") == (Resume(7, None) if pid == "7:e" else Resume())
+    for pid in ("x1f2", "", "7", "-1:e:r", "7:e", ":e:r", f"{'1' * 20}:e:r", f"7:{'e' * 301}:r", 7, None, ["7:e:r"]):
+        assert position_of(pid=pid, offset="abc") == Resume()
     assert position_of(pid="7:e:r", offset=9) == Resume(7, "e")
 
 
@@ -221,7 +221,8 @@ def test_an_envelope_has_the_time() -> None:
 def test_a_log_without_an_epoch() -> None:
     dialect = socketio()
     connect(dialect)
-    assert translated(dialect, (1, "a", "1"), epoch=None) == [["a", 1, "1"]]
+    assert translated(dialect, (1, "a", "1"), epoch=None) == [["a", 1, "1:"]]
+    assert position_of(pid="0::r", offset="1:") == Resume(1, None)
 
 
 def test_the_last_argument_of_a_broadcast_is_no_position() -> None:

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import pytest
 
+from testing.browser import browser
 from testing.clients.fixture import GRACE_S, ClientFixture, serving
 from testing.clients.javascript import install_locked, program
 from testing.faults.proxy import Filter, Link
@@ -32,6 +33,26 @@ RESERVED: Final = ("connect", "connect_error", "disconnect", "disconnecting", "n
 
 transports = pytest.mark.parametrize("transports", TRANSPORTS, ids=["default", "websocket", "polling"])
 default_and_polling = pytest.mark.parametrize("transports", [DEFAULT, POLLING], ids=["default", "polling"])
+each_transport_of_a_browser = pytest.mark.parametrize(
+    "transports", [["polling", "websocket"], POLLING], ids=["default", "polling"]
+)
+PAGE: Final = """
+    (async () => {
+      const { io } = await import("/dist/socket.io.esm.min.js");
+      window.numbers = [];
+      window.recovered = [];
+      window.errors = [];
+      const token = async () => (await fetch("/token")).text();
+      window.socket = io(%r, {
+        path: %r,
+        transports: %s,
+        auth: async (callback) => callback({ token: await token() }),
+      });
+      socket.on("connect", () => recovered.push(socket.recovered));
+      socket.on("connect_error", (error) => errors.push(error.message));
+      socket.on("test.event", ({ n }) => numbers.push(n));
+    })()
+"""
 each_transport = pytest.mark.parametrize("transports", [WEBSOCKET, POLLING], ids=["websocket", "polling"])
 
 
@@ -457,6 +478,65 @@ async def test_a_silent_relay_is_detected_and_pings_keep_a_connection(
         reasons = [line["disconnected"] for line in alice.lines if "disconnected" in line]
         assert reasons[0] in ("ping timeout", "transport close", "transport error")
         assert alice.recovered == [False, True]
+
+
+async def test_a_message_that_is_repeated_is_stored_once_with_a_ref(stage: ClientFixture, installed: Path) -> None:
+    options = {"transports": WEBSOCKET, "retries": 3, "ackTimeout": 1000}
+    async with application(stage, installed, io=options) as alice:
+        await alice.has("connected")
+        stage.link.hold(up=False, down=True)  # the acknowledgements do not arrive
+        alice.send("emit", "note", 1, "r")
+        async with asyncio.timeout(PATIENCE_S):
+            while len(await stage.inbox()) < 1:
+                await asyncio.sleep(0.1)
+        await asyncio.sleep(2.5)
+        stage.link.release()
+        # The client sends the next message when one is acknowledged.
+        alice.send("emit", "last")
+        async with asyncio.timeout(PATIENCE_S):
+            while (rows := await stage.inbox())[-1]["event"] != "last":
+                await asyncio.sleep(0.1)
+        assert [row["event"] for row in rows] == ["note", "last"]
+
+
+@pytest.mark.usefixtures("chromium_is_there")
+@each_transport_of_a_browser
+async def test_a_page_of_another_origin_polls_and_recovers(
+    stage: ClientFixture, installed: Path, transports: list[str]
+) -> None:
+    dist = installed / "node_modules" / "socket.io-client" / "dist"
+    async with serving(stage, dist) as url, browser() as chromium, chromium.page() as page:
+        await page.goto(f"{url}/token")
+        await page.evaluate(PAGE % (stage.url, f"{BASE_PATH}/socket.io", json.dumps(transports)))
+        await page.wait_for("recovered.length === 1")
+        if len(transports) > 1:
+            await page.wait_for("socket.io.engine.transport.name === 'websocket'")
+        await stage.publish(3)
+        await page.wait_for("numbers.length === 3")
+        await stage.restart(grace_s=0)
+        await stage.publish(3)
+        await page.wait_for("numbers.length === 6")
+        assert await page.evaluate("numbers") == [1, 2, 3, 4, 5, 6]
+        assert await page.evaluate("recovered") == [False, True]
+        answer = await page.evaluate("socket.timeout(20000).emitWithAck('note', {text: 'é'})")
+        assert answer == {"id": (await stage.inbox())[0]["id"]}
+
+
+@pytest.mark.usefixtures("chromium_is_there")
+async def test_a_page_of_an_origin_that_is_not_allowed_does_not_connect(
+    postgres_server: LocalPostgres, installed: Path
+) -> None:
+    dist = installed / "node_modules" / "socket.io-client" / "dist"
+    async with (
+        staged(postgres_server, ALLOWED_ORIGINS="https://app.example.com") as stage,
+        serving(stage, dist) as url,
+        browser() as chromium,
+        chromium.page() as page,
+    ):
+        await page.goto(f"{url}/token")
+        await page.evaluate(PAGE % (stage.url, f"{BASE_PATH}/socket.io", json.dumps(["polling", "websocket"])))
+        await page.wait_for("errors.length >= 2")
+        assert await page.evaluate("recovered") == []
 
 
 async def test_a_client_leaves_and_comes_back(stage: ClientFixture, installed: Path) -> None:

@@ -57,7 +57,7 @@ _RESERVED: Final = frozenset(
     (b"connect", b"connect_error", b"disconnect", b"disconnecting", b"newListener", b"removeListener")
 )
 """Names with which a client rejects an event, and closes the connection."""
-_POSITION: Final = re.compile(r"([0-9]{1,19})(?::(.{0,300}))?")
+_POSITION: Final = re.compile(r"([0-9]{1,19}):(.{0,300})")
 _BINARY_REFUSED: Final = "binary data is not supported: send JSON, with bytes as a string in base64"
 _PARSER_REFUSED: Final = "Only the default parser of Socket.IO is supported"
 _NAMESPACE_REFUSED: Final = (
@@ -131,11 +131,11 @@ class SocketIO(Dialect):
         return self._envelope
 
     def translate(self, key: str, frames: bytes, epoch: str | None) -> Sequence[bytes]:
-        place = b"" if epoch is None else b":%b" % json.dumps(epoch).encode()[1:-1]
+        place = json.dumps(epoch or "").encode()[1:-1]
         texts = []
         for event in cut_channel(frames, WHOLE_LOG):
             data = _enveloped(event) if self._envelope else event.data
-            texts.append(b'42["%b",%b,"%b%b"]' % (_renamed(event.name), data, event.id, place))
+            texts.append(b'42["%b",%b,"%b:%b"]' % (_renamed(event.name), data, event.id, place))
         return texts
 
     def translate_broadcasts(self, key: str, frames: bytes) -> Sequence[bytes]:
