@@ -562,13 +562,13 @@ async def until_closed(connection: ClientConnection) -> tuple[list[str], int]:
 
 
 @asynccontextmanager
-async def unfinished(relay: Relay, path: str) -> AsyncIterator[None]:
+async def unfinished(relay: Relay, path: str) -> AsyncIterator[asyncio.StreamReader]:
     """Begin a request whose body does not come to its end."""
-    _, writer = await asyncio.open_connection("127.0.0.1", relay.ws_port)
+    reader, writer = await asyncio.open_connection("127.0.0.1", relay.ws_port)
     try:
         writer.write(f"POST {path} HTTP/1.1\r\nHost: relay\r\nContent-Length: 9\r\n\r\n4".encode())
         await asyncio.sleep(0.2)
-        yield
+        yield reader
     finally:
         writer.transport.abort()
 
@@ -732,6 +732,15 @@ async def test_requests_that_may_have_lost_messages_end_the_session(
         async with unfinished(relay, path):
             assert (await alice.post("3")).status == HTTPStatus.BAD_REQUEST
             await until(lambda: relay.clients.connected == 0)
+        # A request with messages that is not complete when its session ends.
+        alice = Polls(relay)
+        await alice.connect()
+        async with unfinished(relay, f"/socket.io/?EIO=4&transport=polling&sid={alice.sid}") as reader:
+            for session in _sessions(relay):
+                session.abort()
+            async with asyncio.timeout(PATIENCE_S):
+                with contextlib.suppress(ConnectionError):
+                    assert await reader.read() == b""
         # Bodies that are no lists of packets, and too long ones.
         for body in (b"4" + SEPARATOR, b"\xff", b"4" * (relay.clients.config.max_message_bytes + 1)):
             alice = Polls(relay)

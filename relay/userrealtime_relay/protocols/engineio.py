@@ -60,6 +60,7 @@ class EngineSession:
         self._pinged = False  # and not answered
         self._poll: Connection | None = None  # of the request that waits for messages
         self._last_poll = ""
+        self._post: Connection | None = None  # of the request whose messages are being read
         self._posting = False
         self._passed = 0  # requests with messages
         self._readable = WakeupEvent()  # for the reader
@@ -212,8 +213,10 @@ class EngineSession:
         return bool(self._outgoing) or self.upgrading or self.websocket is not None or self.ended.is_set()
 
     @contextlib.contextmanager
-    def posting(self) -> Iterator[None]:
-        """Process a request with messages inside the block. The session ends if the block is not left as it should.
+    def posting(self, connection: Connection) -> Iterator[None]:
+        """Process a request with messages inside the block. The session ends if they are not passed to `post`.
+
+        If the session ends before, the connection of the request is aborted: nothing else would count it.
 
         Raises:
             BadRequest: another one is being processed, or the body is no list of packets.
@@ -221,20 +224,23 @@ class EngineSession:
         if self._posting:
             self.abort()
             raise BadRequest("a session has one request with messages at a time")
-        self._posting = True
+        if self.is_authenticated:
+            connection.authenticated()  # it is counted with the session
+        self._posting, self._post = True, connection
         passed = self._passed
         try:
             yield
         except ValueError:
             raise BadRequest("the body is no list of packets") from None
         finally:
-            self._posting = False
+            self._posting, self._post = False, None
             if self._passed == passed:
                 self.abort()
 
     async def post(self, packets: Sequence[str | bytes]) -> None:
         """Pass packets to the socket, and wait until it has begun to process the last one."""
         self._passed += 1
+        self._post = None
         self._incoming.extend(packets)
         self._readable.set()
         while self._incoming and not self.closing:
@@ -281,6 +287,8 @@ class EngineSession:
     def _end(self) -> None:
         self._unauthenticated.leave(self)
         self.ended.set()
+        if self._post is not None:
+            self._post.transport.abort()
         for event in (self._pollable, self._processed, self._fetched):
             event.set()
         self._notify()

@@ -109,10 +109,7 @@ class SocketEndpoint:
     async def serve(self, connection: WebSocketConnection, request: Request, pinged: set[Pinged]) -> None:
         """Serve one connection until its end."""
         closing = await self.carry(connection, self.opening(request), pinged)
-        code = close_label(connection.protocol)
-        if code == str(int(StandardCode.MESSAGE_TOO_BIG)):
-            self.clients.metrics.limited.labels("message_bytes").inc()
-        self.count_close(code, closing)
+        self.count_close(close_label(connection.protocol), closing)
 
     def opening(self, request: Request) -> Opening:
         """Return what a dialect gets of a handshake."""
@@ -146,6 +143,8 @@ class SocketEndpoint:
     def count_close(self, code: str, closing: CloseFrame | None) -> None:
         """Count and log the end of a connection."""
         self.clients.count_close(code, closing)
+        if code == str(int(StandardCode.MESSAGE_TOO_BIG)):
+            self.clients.metrics.limited.labels("message_bytes").inc()
         fields = {"code": code, "protocol": self._dialect.name, "connected": self.clients.connected}
         _logger.info("connection closed", extra={"fields": fields})
 

@@ -233,8 +233,7 @@ class Polling:
                 session.abort()
                 return _refuse(BAD_REQUEST, "send the first message with Content-Length")
         try:
-            with session.posting():
-                connection.authenticated()  # it is counted with the session, which has no other one with messages
+            with session.posting(connection):
                 body = await read_client_body(connection, receive, clients, limit)
                 if isinstance(body, Response):
                     return body
