@@ -215,7 +215,7 @@ class Clients:
         self.metrics.client_broadcasts.labels("sent").inc()
         self.tail.broadcast(content.message, sender)
 
-    def try_broadcast(self, event: Any, data: Any, sender: str) -> str | None:
+    def try_broadcast(self, event: Any, data: Any, sender: str | None) -> str | None:
         """Send a broadcast of a client, if it is valid and within the limit. Return the reason if it is not sent."""
         allowance = self.broadcast_allowance
         if allowance is None:

@@ -93,7 +93,7 @@ def cut_channel(frames: bytes, channel: str) -> Iterator[Event]:
     if channel == WHOLE_LOG:
         yield from map(cut, map(bytes, payloads(frames)))
         return
-    front = _front(channel)
+    front = front_of(channel)
     marked = _EVENT + front
     for text in map(bytes, payloads(frames)):
         if marked not in text:
@@ -108,7 +108,7 @@ def cut_broadcasts(frames: bytes, channel: str) -> Iterator[CutBroadcast]:
 
     Those with another text are left out: a broker accepts them from anyone who may publish there.
     """
-    front = b"" if channel == WHOLE_LOG else _front(channel)
+    front = b"" if channel == WHOLE_LOG else front_of(channel)
     marked = _BROADCAST + front
     for text in map(bytes, payloads(frames)):
         end = text.find(_DATA, len(marked))
@@ -116,6 +116,6 @@ def cut_broadcasts(frames: bytes, channel: str) -> Iterator[CutBroadcast]:
             yield CutBroadcast(text[len(marked) : end], text[end + len(_DATA) : -1])
 
 
-def _front(channel: str) -> bytes:
+def front_of(channel: str) -> bytes:
     """Return how the names of a channel's events begin, as a part of a JSON string."""
     return f"{json.dumps(channel, ensure_ascii=False)[1:-1]}{SEPARATOR}".encode()

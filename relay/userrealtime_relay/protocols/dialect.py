@@ -118,6 +118,10 @@ class Broadcast(NamedTuple):
     """Its name outside of the channel."""
     data: Any
     key: str
+    ref: str | None = None
+    """Identifies it for the dialect."""
+    echo: bool = False
+    """Whether this connection receives it as well."""
 
 
 class Mistake(NamedTuple):

@@ -361,7 +361,7 @@ class _Socket:
             case Leave():
                 self._leave(act.key)
             case Broadcast():
-                failure = self.clients.try_broadcast(act.event, act.data, self.sender)
+                failure = self.clients.try_broadcast(act.event, act.data, None if act.echo else self.sender)
                 self._say_all(self.dialect.broadcasted(act, failure))
             case Mistake():
                 self._errors += 1
