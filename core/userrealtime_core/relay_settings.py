@@ -15,7 +15,13 @@ from .environment import BROKER_SCHEMES, LOG_LEVELS, Reader
 
 LONGEST_LIFETIME: Final = 10 * 365 * 86400
 SIGNALS: Final = ("auto", "listen", "poll", *BROKER_SCHEMES)
-PROTOCOLS: Final = ("actioncable", "durable-streams", "pusher", "socketio")
+PROTOCOLS: Final = (
+    "actioncable",
+    "durable-streams",
+    "pusher",
+    "socketio",
+    "supabase",
+)
 """The protocols of other systems that a relay can serve in addition to its own."""
 
 

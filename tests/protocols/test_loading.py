@@ -45,6 +45,7 @@ IMPORTED: Final = {
         ".socketio_dialect",
         ".socketio_packets",
     ),
+    "supabase": ("", ".cutting", ".dialect", ".phoenix", ".socket", ".supabase", ".supabase_dialect"),
 }
 
 
@@ -91,6 +92,17 @@ async def test_a_protocol_is_there_only_if_it_is_enabled(migrated: Database, ena
                 with pytest.raises(InvalidStatus, match="404"):
                     async with connecting:
                         pass
+        answer = await request(relay, "/realtime/v1/api/broadcast")
+        assert (answer.json == {"error": "not found"}) == (enabled != "supabase")
+        connecting = client(relay, path="/realtime/v1/websocket")
+        if enabled == "supabase":
+            async with connecting as alice:
+                await alice.send('{"topic":"phoenix","event":"heartbeat","payload":{},"ref":"1"}')
+                assert "phx_reply" in await alice.recv()
+        else:
+            with pytest.raises(InvalidStatus, match="404"):
+                async with connecting:
+                    pass
         connecting = client(relay, path="/app/urt")
         if enabled == "pusher":
             async with connecting as alice:

@@ -25,7 +25,7 @@ from userrealtime_core import audit, probes
 from userrealtime_operator.activator.proxy import connection as activator
 from userrealtime_operator.activator.proxy.proxy import ActivatorProxy
 from userrealtime_operator.activator.proxy.request import MAX_BODY_PIECES
-from userrealtime_relay.protocols import durable_streams, pusher
+from userrealtime_relay.protocols import durable_streams, pusher, supabase
 from userrealtime_relay.server import Relay
 from userrealtime_relay.transports import http
 from userrealtime_relay.transports.websocket_connection import EARLY_FRAMES, EARLY_PIECE, WebSocketConnection
@@ -33,7 +33,12 @@ from userrealtime_relay.transports.websocket_connection import EARLY_FRAMES, EAR
 EVICTED = (1013, "Too many unauthenticated connections")
 TINY_CHUNKS = b"1\r\nx\r\n" * 60_000
 PUBLISH = b"POST /publish HTTP/1.1\r\nHost: relay\r\n"
-WEBSOCKETS = ("/ws", "/app/key?protocol=7", "/socket.io/?EIO=4&transport=websocket")
+WEBSOCKETS = (
+    "/ws",
+    "/app/key?protocol=7",
+    "/socket.io/?EIO=4&transport=websocket",
+    "/realtime/v1/websocket?vsn=2.0.0",
+)
 """The WebSockets whose token is in a message. Those of Action Cable have it in the request."""
 CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
 
@@ -118,7 +123,7 @@ async def test_connections_without_a_request_make_room(migrated: Database, start
 
 @pytest.mark.parametrize("path", WEBSOCKETS)
 async def test_websockets_without_a_token_make_room(migrated: Database, path: str) -> None:
-    async with running(migrated.url, MAX_CONNECTIONS="5", PROTOCOLS="pusher,socketio") as relay:
+    async with running(migrated.url, MAX_CONNECTIONS="5", PROTOCOLS="pusher,socketio,supabase") as relay:
         strangers = [await connect(f"ws://127.0.0.1:{relay.ws_port}{path}") for _ in range(12)]
         assert [await closed(each) for each in strangers[:7]] == [EVICTED] * 7
         await served(relay)
@@ -177,6 +182,7 @@ async def test_probes_are_answered_while_idle_connections_are_open(migrated: Dat
     [
         *(b"POST /publish", b"POST /broadcast", b"GET /poll", b"GET /sse", b"POST /nowhere"),
         *(b"POST " + path.encode() for path in (pusher.CHANNELS, pusher.USERS)),
+        *(b"POST " + path.encode() for path in (supabase.MESSAGES, f"{supabase.MESSAGES}/log/events/a")),
         *(method + durable_streams.PATH.encode() for method in (b"GET ", b"POST ", b"PUT ")),
         *(method + b" /socket.io/?EIO=4&transport=polling&sid=x" for method in (b"GET", b"POST")),
     ],
@@ -184,7 +190,7 @@ async def test_probes_are_answered_while_idle_connections_are_open(migrated: Dat
 async def test_the_body_of_a_request_without_a_token_is_not_parsed(
     migrated: Database, chunks: list[Any], path: bytes
 ) -> None:
-    async with running(migrated.url, PROTOCOLS="pusher,durable-streams,socketio") as relay:
+    async with running(migrated.url, PROTOCOLS="pusher,durable-streams,socketio,supabase") as relay:
         said = await answer(relay.ws_port, path + b" HTTP/1.1\r\nHost: relay\r\n" + CHUNKED, TINY_CHUNKS)
         assert said.split(b" ")[1] in (b"400", b"401", b"404", b"405")
         assert b"connection: close" in said.lower()
@@ -230,6 +236,8 @@ async def test_with_a_token_tiny_chunks_are_limited(migrated: Database, chunks: 
         (WEBSOCKETS[1], Frame(Opcode.PING, b""), (4009, "Unauthorized")),
         (WEBSOCKETS[1], Frame(Opcode.TEXT, b'{"event": "pusher:ping", "data": {}}'), (4009, "Unauthorized")),
         (WEBSOCKETS[2], Frame(Opcode.PING, b""), (1008, "Unauthorized")),
+        (WEBSOCKETS[3], Frame(Opcode.TEXT, b'[null,"1","phoenix","heartbeat",{}]'), (1008, "Unauthorized")),
+        (WEBSOCKETS[3], Frame(Opcode.TEXT, b'["1","1","realtime:log","phx_join",{}]'), (1008, "Unauthorized")),
     ],
 )
 async def test_frames_before_the_token_are_parsed_up_to_a_limit(
@@ -245,7 +253,7 @@ async def test_frames_before_the_token_are_parsed_up_to_a_limit(
 
     monkeypatch.setattr(WebSocketConnection, "_process_frame", spy)
     async with (
-        running(migrated.url, AUTH_TIMEOUT="2", PROTOCOLS="pusher,socketio") as relay,
+        running(migrated.url, AUTH_TIMEOUT="2", PROTOCOLS="pusher,socketio,supabase") as relay,
         connect(f"ws://127.0.0.1:{relay.ws_port}{path}") as stranger,
     ):
         stranger.transport.write(frame.serialize(mask=True) * 50_000)

@@ -14,6 +14,7 @@ REQUEST_HEADERS: Final = (
     "If-None-Match",
     "Last-Event-ID",
     REQUEST_ID,
+    "apikey",  # of Supabase
 )
 _STREAM_HEADERS: Final = ("ETag", "Stream-Cursor", "Stream-Next-Offset", "Stream-Up-To-Date")  # of Durable Streams
 RESPONSE_HEADERS: Final = ("Retry-After", REQUEST_ID, *_STREAM_HEADERS)

@@ -25,6 +25,7 @@ MODULES: Final[Mapping[str, str]] = {
     "durable-streams": "durable_streams",
     "pusher": "pusher",
     "socketio": "socketio",
+    "supabase": "supabase",
 }
 """The module of each protocol."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from abc import ABC, abstractmethod
 from http import HTTPStatus
 from typing import Any, Final
@@ -81,7 +82,7 @@ class Publishing(_Endpoint):
     def __init__(self, clients: Clients) -> None:
         super().__init__(clients)
         # Shared by all requests: a client may use a new connection for each one.
-        self._allowance = TokenBucket(clients.config.max_messages_per_second, asyncio.get_running_loop().time())
+        self._allowance = TokenBucket(clients.config.max_messages_per_second, -math.inf)
 
     def _reject(self) -> Response | None:
         if self._allowance.take(asyncio.get_running_loop().time()):
