@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-import subprocess
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
+from testing.clients.application import Application
 from testing.clients.fixture import ClientFixture, serving
-from testing.clients.javascript import install_locked, program
+from testing.clients.javascript import install_locked
 from testing.local.postgres import LocalPostgres
 from testing.patience import PATIENCE_S
 from testing.relay.harness import token
@@ -37,25 +36,8 @@ async def stage(postgres_server: LocalPostgres) -> AsyncIterator[ClientFixture]:
         yield stage
 
 
-class Cable:
-    """A client in a process of its own."""
-
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self._process = process
-        self.lines: list[dict[str, Any]] = []
-        """What the client has reported, in order."""
-
-    async def until(self, condition: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
-        """Read until the first line that meets the condition, and return it."""
-        assert self._process.stdout is not None
-        assert self._process.stderr is not None
-        async with asyncio.timeout(PATIENCE_S):
-            while True:
-                text = await self._process.stdout.readline()
-                assert text, (await self._process.stderr.read()).decode()
-                self.lines.append(json.loads(text))
-                if condition(self.lines[-1]):
-                    return self.lines[-1]
+class Cable(Application):
+    """A process with a client."""
 
     async def connected(self) -> dict[str, Any]:
         return await self.until(lambda line: "connected" in line)
@@ -73,8 +55,7 @@ class Cable:
         await self.until(lambda line: line.get("received", {}).get("id") == number)
 
     def perform(self, action: str, **data: Any) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps({"perform": action, "data": data}).encode() + b"\n")
+        self.send(perform=action, data=data)
 
     def whisper(self, data: Any) -> None:
         assert self._process.stdin is not None
@@ -99,22 +80,8 @@ async def cable(stage: ClientFixture, folder: Path, client: str, **options: Any)
             "tokens": f"{url}/token",
             **options,
         }
-        process = await asyncio.create_subprocess_exec(
-            program("node", "nodejs"),
-            "cable.mjs",
-            json.dumps(given),
-            cwd=folder,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            limit=1 << 20,
-        )
-        try:
-            yield Cable(process)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await process.communicate()
+        async with Cable.running(folder, "cable.mjs", given) as alice:
+            yield alice
 
 
 @pytest.mark.parametrize(

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-import subprocess
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
+from testing.clients.application import Application
 from testing.clients.fixture import GRACE_S, ClientFixture, serving
-from testing.clients.javascript import install_locked, program
+from testing.clients.javascript import install_locked
 from testing.faults.proxy import Filter, Link
 from testing.local.postgres import LocalPostgres
 from testing.patience import PATIENCE_S
@@ -47,29 +46,8 @@ async def broadcasting_stage(postgres_server: LocalPostgres) -> AsyncIterator[Cl
         yield stage
 
 
-class Application:
-    """A process of an application with a client."""
-
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self._process = process
-        self.lines: list[dict[str, Any]] = []
-        """What the client has reported, in order."""
-
-    async def until(self, condition: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
-        """Read until the first line that meets the condition, and return it."""
-        assert self._process.stdout is not None
-        assert self._process.stderr is not None
-        async with asyncio.timeout(PATIENCE_S):
-            while True:
-                text = await self._process.stdout.readline()
-                assert text, (await self._process.stderr.read()).decode()
-                self.lines.append(json.loads(text))
-                if condition(self.lines[-1]):
-                    return self.lines[-1]
-
-    async def has(self, name: str) -> dict[str, Any]:
-        """Read until the next line with this member, and return it."""
-        return await self.until(lambda line: name in line)
+class Pusher(Application):
+    """A process with a client."""
 
     async def state(self, state: str) -> None:
         await self.until(lambda line: line.get("state") == state)
@@ -82,10 +60,6 @@ class Application:
     async def at(self, number: int) -> None:
         """Read until the application knows that it has this position."""
         await self.until(lambda line: line.get("position", {}).get("id") == number)
-
-    def send(self, **line: Any) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(line).encode() + b"\n")
 
     @property
     def events(self) -> list[dict[str, Any]]:
@@ -100,7 +74,7 @@ class Application:
 @asynccontextmanager
 async def application(
     stage: ClientFixture, folder: Path, client: str = "pusher", auth: str = "handler", **options: Any
-) -> AsyncIterator[Application]:
+) -> AsyncIterator[Pusher]:
     async with serving(stage) as url:
         given = {
             "client": client,
@@ -112,22 +86,8 @@ async def application(
             "key": KEY,
             **options,
         }
-        process = await asyncio.create_subprocess_exec(
-            program("node", "nodejs"),
-            "pusher.mjs",
-            json.dumps(given),
-            cwd=folder,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            limit=1 << 20,
-        )
-        try:
-            yield Application(process)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await process.communicate()
+        async with Pusher.running(folder, "pusher.mjs", given) as alice:
+            yield alice
 
 
 @pytest.mark.parametrize("client", CLIENTS)

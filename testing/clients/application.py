@@ -1,0 +1,69 @@
+"""A process of an application in JavaScript, which reports what its client does as lines of JSON."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import subprocess
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final, Self
+
+from testing.patience import PATIENCE_S
+
+from .javascript import program
+
+LONGEST_LINE: Final = 4 << 20
+
+
+class Application:
+    """The process. A test may derive a class with what its script reports."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+        self.lines: list[dict[str, Any]] = []
+        """What has been read, in order."""
+
+    @classmethod
+    @asynccontextmanager
+    async def running(cls, folder: Path, script: str, options: dict[str, Any]) -> AsyncIterator[Self]:
+        """Run a script, which gets the options as JSON."""
+        process = await asyncio.create_subprocess_exec(
+            program("node", "nodejs"),
+            script,
+            json.dumps(options),
+            cwd=folder,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            limit=LONGEST_LINE,
+        )
+        try:
+            yield cls(process)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.communicate()
+
+    async def until(self, condition: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
+        """Read until the first line that meets the condition, and return it."""
+        assert self._process.stdout is not None
+        assert self._process.stderr is not None
+        async with asyncio.timeout(PATIENCE_S):
+            while True:
+                text = await self._process.stdout.readline()
+                assert text, (await self._process.stderr.read()).decode()
+                self.lines.append(json.loads(text))
+                if condition(self.lines[-1]):
+                    return self.lines[-1]
+
+    async def has(self, name: str) -> dict[str, Any]:
+        """Read until the next line with this member, and return it."""
+        return await self.until(lambda line: name in line)
+
+    def send(self, **line: Any) -> None:
+        """Write a line to the application."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(line).encode() + b"\n")
