@@ -29,7 +29,7 @@ BROADCAST: Final = "/broadcast"
 """The path for broadcasts of clients, which wake no user: they are for connected clients only."""
 PROTOCOLS: Final = re.compile(
     r"/(cable|app/[^/]+|pusher/(user-)?auth|streams/.+"
-    r"|realtime/v1/(websocket|api/broadcast(/.+)?))"
+    r"|realtime/v1/(websocket|api/broadcast(/.+)?)|socket\.io/?)"
 )
 """The paths of the protocols of other systems. A user with one does not sleep, and the pod is back soon."""
 # Hop-by-hop fields (RFC 9110, section 7.6.1), and the fields that frame a body.

@@ -15,7 +15,7 @@ from userrealtime_operator.activator.proxy.request import (
     Request,
     RequestReader,
 )
-from userrealtime_relay.protocols import actioncable, durable_streams, pusher, supabase
+from userrealtime_relay.protocols import actioncable, durable_streams, pusher, socketio, supabase
 
 POST = b"POST /publish HTTP/1.1\r\nHost: urt-a\r\n"
 WEBSOCKET = b"GET /ws HTTP/1.1\r\nHost: urt-a\r\nConnection: keep-alive, Upgrade\r\nUpgrade: WebSocket\r\n"
@@ -57,6 +57,7 @@ def test_a_broadcast_of_a_client_wakes_no_user() -> None:
     "path",
     [
         *(path.replace("*", "key") for path in (*actioncable.DIALECTS, *pusher.DIALECTS)),
+        *socketio.PATHS,
         *(*supabase.DIALECTS, supabase.MESSAGES, f"{supabase.MESSAGES}/log/events/a"),
         *(pusher.CHANNELS, pusher.USERS, durable_streams.PATH, f"{durable_streams.ROOT}/other"),
     ],
