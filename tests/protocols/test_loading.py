@@ -30,6 +30,17 @@ from userrealtime_relay.config import Config
 server.Relay(Config.from_environment(os.environ))
 print(json.dumps(sorted(name for name in sys.modules if name.startswith({ROOT!r}))))
 """
+MEASURE: Final = """
+import gc, os, tracemalloc
+import userrealtime_relay.server as server
+from userrealtime_relay.config import Config
+config = Config.from_environment(os.environ)
+tracemalloc.start()
+relay = server.Relay(config)
+gc.collect()
+print(sum(each.size for each in tracemalloc.take_snapshot().statistics("filename")))
+"""
+MOST_BYTES: Final = 1 << 20
 IMPORTED: Final = {
     "": (),
     "actioncable": ("", ".actioncable", ".cutting", ".dialect", ".socket"),
@@ -61,6 +72,19 @@ def test_a_protocol_is_imported_only_if_it_is_enabled(protocol: str) -> None:
     environment = {**os.environ, **variables}
     done = subprocess.run(command, env=environment, check=True, capture_output=True, timeout=PATIENCE_S)
     assert json.loads(done.stdout) == [f"{ROOT}{module}" for module in IMPORTED[protocol]]
+
+
+def test_all_protocols_together_take_little_memory() -> None:
+    def allocated(protocols: str) -> int:
+        # As in a pod: without docstrings.
+        variables = {"USER_ID": USER, "DATABASE_URL": NO_DATABASE, "TOKEN_KEY": "x" * 40, "PROTOCOLS": protocols}
+        environment = {**os.environ, **variables, "PYTHONOPTIMIZE": "2"}
+        command = (sys.executable, "-c", MEASURE)
+        done = subprocess.run(command, env=environment, check=True, capture_output=True, timeout=PATIENCE_S)
+        return int(done.stdout)
+
+    allocated(",".join(PROTOCOLS))  # compiles the modules, if this has not been done
+    assert allocated(",".join(PROTOCOLS)) - allocated("") < MOST_BYTES
 
 
 @pytest.mark.parametrize("enabled", ["", *PROTOCOLS])
