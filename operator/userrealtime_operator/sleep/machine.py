@@ -41,6 +41,8 @@ class State(enum.Enum):
     """New connections can reach an activator; the pod ends if no client connects until the drain is over."""
     ASLEEP = "Asleep"
     """The Deployment has 0 replicas, and all connections reach an activator."""
+    PARKED = "Parked"
+    """The Deployment has 0 replicas, and activators keep the connections of idle clients."""
     WAKING = "Waking"
     """The pod starts; connections reach an activator until the pod is among the endpoints."""
 
@@ -50,6 +52,8 @@ class Event(enum.Enum):
 
     SEEMS_IDLE = "no client for idle.after"
     IDLE_CONFIRMED = "no client, and every pod has reported"
+    QUIET_CONFIRMED = "clients without activity for idle.parkAfter"
+    CLIENTS_LEFT = "no client is parked"
     IN_USE = "a client, a wake request, or a pod that has not reported"
     BLOCKED = "sleep is disabled, or no activator is ready"
     USAGE_UNKNOWN = "the database is unavailable"
@@ -68,12 +72,14 @@ TRANSITIONS: Final[Mapping[State, Mapping[Event, State]]] = {
     },
     State.IDLE_CANDIDATE: {
         Event.IDLE_CONFIRMED: State.DRAINING,
+        Event.QUIET_CONFIRMED: State.DRAINING,
         Event.IN_USE: State.AWAKE,
         Event.BLOCKED: State.AWAKE,
         Event.USAGE_UNKNOWN: State.AWAKE,
     },
     State.DRAINING: {
         Event.IDLE_CONFIRMED: State.ASLEEP,
+        Event.QUIET_CONFIRMED: State.PARKED,
         Event.IN_USE: State.WAKING,
         Event.BLOCKED: State.WAKING,
         Event.USAGE_UNKNOWN: State.WAKING,
@@ -81,6 +87,11 @@ TRANSITIONS: Final[Mapping[State, Mapping[Event, State]]] = {
     State.ASLEEP: {
         Event.WAKE_REQUESTED: State.WAKING,
         Event.BLOCKED: State.WAKING,
+    },
+    State.PARKED: {
+        Event.WAKE_REQUESTED: State.WAKING,
+        Event.BLOCKED: State.WAKING,
+        Event.CLIENTS_LEFT: State.ASLEEP,
     },
     State.WAKING: {
         Event.POD_SERVES: State.AWAKE,
@@ -90,7 +101,10 @@ TRANSITIONS: Final[Mapping[State, Mapping[Event, State]]] = {
 }
 """The next state, by state and event. No other event is possible in a state."""
 
-WITH_SLICE: Final = frozenset({State.DRAINING, State.ASLEEP, State.WAKING})
+WITHOUT_POD: Final = frozenset({State.ASLEEP, State.PARKED})
+"""The states in which the Deployment has 0 replicas, and records the sleep."""
+
+WITH_SLICE: Final = frozenset({State.DRAINING, State.WAKING}) | WITHOUT_POD
 """The states in which new connections can reach the activators: their endpoints are ready, not on standby."""
 
 
@@ -107,6 +121,8 @@ class Usage(enum.Enum):
     """The result of `Check.USAGE`."""
 
     IDLE = enum.auto()
+    QUIET = enum.auto()
+    """Clients are connected, but nothing was sent in either direction for `idle.parkAfter`."""
     IN_USE = enum.auto()
     UNKNOWN = enum.auto()
 
@@ -117,7 +133,7 @@ class Memory:
 
     state: State = State.AWAKE
     asleep: Asleep | None = None
-    """The record that the Deployment has, or gets when the drain is over. Set in DRAINING and ASLEEP."""
+    """The record that the Deployment has, or gets when the drain is over. Set in DRAINING, ASLEEP and PARKED."""
     drained_at: float | None = None
     """The monotonic time at which the drain is over; None until the slice was observed."""
     woken_at: datetime | None = None
@@ -154,6 +170,8 @@ class Observation:
     usage_error: str = ""
     pod_serves: bool | None = None
     """Whether a pod is among the endpoints of the Service, None if that was not checked."""
+    parked_clients: int | None = None
+    """The number of clients that the activators have reported, None if it is unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +194,7 @@ class Step:
     @property
     def asleep(self) -> Asleep | None:
         """The sleep that the Deployment must record, None if the user must be awake."""
-        return self.memory.asleep if self.memory.state is State.ASLEEP else None
+        return self.memory.asleep if self.memory.state in WITHOUT_POD else None
 
     @property
     def slice(self) -> bool:
@@ -220,8 +238,8 @@ def diagram() -> str:
 def _current(memory: Memory, seen: Observation) -> Memory:
     """Return the memory as corrected by the Deployment and the slice."""
     if seen.recorded is not None:
-        return Memory(State.ASLEEP, seen.recorded)
-    if memory.state is State.ASLEEP:  # the write failed, or the Deployment was scaled up by hand
+        return Memory(State.PARKED if seen.recorded.parked else State.ASLEEP, seen.recorded)
+    if memory.state in WITHOUT_POD:  # the write failed, or the Deployment was scaled up by hand
         return Memory()
     if memory.state is not State.DRAINING:
         return memory
@@ -251,12 +269,12 @@ def _event(memory: Memory, seen: Observation, *, served: bool) -> Event | Check 
             if memory.drained_at is None or memory.drained_at > seen.clock:
                 return None
             return _usage(seen)
-        case State.ASLEEP:
+        case State.ASLEEP | State.PARKED:
             if seen.blocker is not None:
                 return Event.BLOCKED
             if memory.asleep is None or memory.asleep.wake_seen != seen.wake_requested:
                 return Event.WAKE_REQUESTED
-            return None
+            return Event.CLIENTS_LEFT if memory.state is State.PARKED and seen.parked_clients == 0 else None
         case State.WAKING:
             if seen.recorded is not None:  # the Deployment must be scaled up first
                 return None
@@ -277,6 +295,8 @@ def _usage(seen: Observation) -> Event | Check:
     match seen.usage:
         case Usage.IDLE:
             return Event.IDLE_CONFIRMED
+        case Usage.QUIET:
+            return Event.QUIET_CONFIRMED
         case Usage.IN_USE:
             return Event.IN_USE
         case Usage.UNKNOWN:
@@ -292,8 +312,9 @@ def _apply(memory: Memory, event: Event, seen: Observation) -> Memory:
         case State.DRAINING:
             record = Asleep(rfc3339(seen.now, "microseconds"), seen.wake_requested)
             return replace(memory, state=state, asleep=record, drained_at=None)
-        case State.ASLEEP:
-            return Memory(state, memory.asleep)
+        case State.ASLEEP | State.PARKED:
+            record = memory.asleep
+            return Memory(state, record and replace(record, parked=state is State.PARKED))
         case State.WAKING if event is Event.WAKE_REQUESTED:
             return Memory(state, woken_at=parse_timestamp(seen.wake_requested, seen.now, to_the_second=False))
         case State.WAKING:
@@ -306,6 +327,8 @@ def _apply(memory: Memory, event: Event, seen: Observation) -> Memory:
 def _condition(memory: Memory, seen: Observation, began: Memory) -> ConditionResult:
     if memory.state is State.ASLEEP:
         return ConditionResult(True, "Idle", "no client is connected; the next connection wakes the user")
+    if memory.state is State.PARKED:
+        return ConditionResult(True, "Parked", "activators keep the connections; activity starts the pod")
     if seen.blocker is not None:
         return seen.blocker
     if seen.usage is Usage.UNKNOWN:

@@ -29,6 +29,26 @@ class Sleep:
     """No client needs the pod."""
 
 
+@dataclass(frozen=True, slots=True)
+class Park:
+    """Clients are connected, and need no pod until something happens."""
+
+
+def decide_parking(clients: int, active_at: float, after_s: float, now: float) -> Park | Stay:
+    """Return whether the connections of a user's clients may be moved to activators.
+
+    Args:
+        clients: the number of connected clients of all pods.
+        active_at: when a pod last delivered an event or received a message, or when a client last connected.
+        after_s: `spec.idle.parkAfter`; 0 disables parking.
+        now: the time of the database's clock, as `active_at`.
+    """
+    if after_s <= 0 or clients == 0:
+        return Stay(None)
+    left = active_at + after_s - now
+    return Stay(left) if left > 0 else Park()
+
+
 def decide(
     pods: Sequence[str], presence: Sequence[Presence], after_s: float, awake_since: float, now: float, *, warm: bool
 ) -> Sleep | Stay:

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 SINCE: Final = "userrealtime.dev/asleep-since"
 WAKE_SEEN: Final = "userrealtime.dev/wake-seen"
+PARKED: Final = "userrealtime.dev/parked"
 MAX_ADDRESSES: Final = 100
 """The number of activators in one slice. The API server accepts 1,000."""
 
@@ -26,10 +27,12 @@ class Asleep:
     wake_seen: str
     """`status.wakeRequestedAt` at that time, empty if there was none. Any other value is a wake request.
     Therefore the clocks of two machines are never compared."""
+    parked: bool = False
+    """Whether clients are connected to activators, which keep their connections without a pod."""
 
     def annotations(self) -> dict[str, str]:
         """Return the annotations of the Deployment."""
-        return {SINCE: self.since, WAKE_SEEN: self.wake_seen}
+        return {SINCE: self.since, WAKE_SEEN: self.wake_seen, **({PARKED: "true"} if self.parked else {})}
 
 
 def asleep(deployment: Mapping[str, Any] | None) -> Asleep | None:
@@ -37,7 +40,9 @@ def asleep(deployment: Mapping[str, Any] | None) -> Asleep | None:
     if deployment is None or deployment["spec"].get("replicas", 1) != 0:
         return None
     annotations = deployment["metadata"].get("annotations", {})
-    return Asleep(annotations[SINCE], annotations.get(WAKE_SEEN, "")) if SINCE in annotations else None
+    if SINCE not in annotations:
+        return None
+    return Asleep(annotations[SINCE], annotations.get(WAKE_SEEN, ""), annotations.get(PARKED) == "true")
 
 
 def wake_requested(body: Mapping[str, Any]) -> str:

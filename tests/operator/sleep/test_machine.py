@@ -158,6 +158,34 @@ def test_the_wake_ends_when_the_pod_serves() -> None:
     assert next_step(step.memory, seen(was_woken=True)).condition.reason == "WakeRequested"
 
 
+PARKED_RECORD = replace(RECORD, parked=True)
+
+
+def test_quiet_clients_are_parked_after_the_drain() -> None:
+    begun = next_step(CANDIDATE, seen(usage=Usage.QUIET))
+    assert (begun.memory.state, begun.slice, begun.asleep) == (State.DRAINING, True, None)
+    step = drained(usage=Usage.QUIET)
+    assert (step.memory.state, step.asleep, step.slice) == (State.PARKED, PARKED_RECORD, True)
+    assert (step.condition.true, step.condition.reason) == (True, "Parked")
+
+
+@pytest.mark.parametrize("clients", [None, 1])
+def test_a_parked_user_stays_parked_while_clients_may_be_connected(clients: int | None) -> None:
+    step = next_step(Memory(), seen(recorded=PARKED_RECORD, pod_available=False, parked_clients=clients))
+    assert (step.memory.state, step.asleep, step.events) == (State.PARKED, PARKED_RECORD, ())
+
+
+def test_a_parked_user_without_clients_is_asleep() -> None:
+    step = next_step(Memory(), seen(recorded=PARKED_RECORD, pod_available=False, parked_clients=0))
+    assert (step.memory.state, step.asleep, step.slice) == (State.ASLEEP, RECORD, True)
+
+
+@pytest.mark.parametrize("changes", [{"blocker": BLOCKED}, {"wake_requested": "2026-01-01T00:00:00.000000Z"}])
+def test_a_parked_user_is_woken_as_one_that_sleeps(changes: dict[str, Any]) -> None:
+    step = next_step(Memory(), seen(recorded=PARKED_RECORD, pod_available=False, parked_clients=1, **changes))
+    assert (step.memory.state, step.asleep, step.slice) == (State.WAKING, None, True)
+
+
 def test_connections_to_a_user_without_a_pod_reach_the_activators() -> None:
     lost = next_step(Memory(), seen(pod_available=False, pod_missing=True))
     assert (lost.memory, lost.slice, lost.asleep, lost.events) == (WAKING, True, None, (Event.POD_MISSING,))
@@ -443,5 +471,7 @@ def test_random_walks_take_every_transition() -> None:
         for state, transitions in TRANSITIONS.items()
         for event in transitions
         if event is not Event.SEEMS_IDLE  # taken by mark_idle
+        # The walk has no quiet clients.
+        if event is not Event.QUIET_CONFIRMED and state is not State.PARKED
     }
     assert set(taken) == expected

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from userrealtime_operator.model.presence import Presence
-from userrealtime_operator.sleep.policy import FRESH_S, Sleep, Stay, decide
+from userrealtime_operator.sleep.policy import FRESH_S, Park, Sleep, Stay, decide, decide_parking
 
 NOW = 1_000_000.0
 ROWS = st.lists(
@@ -70,3 +71,17 @@ def test_nobody_with_a_client_or_of_late_sleeps(rows: list[Presence], after_s: f
     else:
         assert answer.recheck_s is not None
         assert 0 < answer.recheck_s <= after_s + 1e-3
+
+
+@pytest.mark.parametrize(
+    ("clients", "active_at", "after_s", "decision"),
+    [
+        (0, 0.0, 60.0, Stay(None)),
+        (1, 0.0, 0.0, Stay(None)),
+        (1, 950.0, 60.0, Stay(10.0)),
+        (1, 940.0, 60.0, Park()),
+    ],
+    ids=["no clients", "disabled", "activity", "quiet"],
+)
+def test_quiet_clients_may_be_parked(clients: int, active_at: float, after_s: float, decision: Park | Stay) -> None:
+    assert decide_parking(clients, active_at, after_s, now=1000.0) == decision
