@@ -24,6 +24,8 @@ from testing.database import Database
 from testing.relay.harness import KEY, PATIENCE_S, USER, client, config, receive, running, token
 from testing.relay.http_client import request
 from userrealtime_core.wire.connect_request import CloseCode, ConnectRequest, Resume
+from userrealtime_core.wire.session import MAX_ERRORS, UNAUTHORIZED, CloseFrame
+from userrealtime_core.wire.submission import Refused, Unavailable
 from userrealtime_relay.protocols.dialect import (
     EXPIRED,
     MAX_CHANNELS,
@@ -46,8 +48,6 @@ from userrealtime_relay.protocols.pusher_dialect import LONGEST_DATA, MAX_UNMARK
 from userrealtime_relay.protocols.socket import KEYS_UNAVAILABLE
 from userrealtime_relay.server import Relay
 from userrealtime_relay.wire.frames import encode_events, encode_text
-from userrealtime_relay.wire.session import MAX_ERRORS, UNAUTHORIZED, CloseFrame
-from userrealtime_relay.wire.submission import Refused, Unavailable
 
 # No program listens there.
 NO_DATABASE: Final = "postgresql://nobody@127.0.0.1:1/none"

@@ -20,9 +20,9 @@ from userrealtime_core.environment import ConfigError
 from userrealtime_core.wire.broadcast import Content, InvalidBroadcast, Sender, parse, split_sender, with_sender
 from userrealtime_core.wire.connect_request import CloseCode, ConnectRequest, Resume
 from userrealtime_core.wire.position import LogState
+from userrealtime_core.wire.rate_limit import TokenBucket
+from userrealtime_core.wire.session import MAX_EARLY, MAX_ERRORS, PendingLookup, Session
 from userrealtime_relay.config import Config
-from userrealtime_relay.wire.rate_limit import TokenBucket
-from userrealtime_relay.wire.session import MAX_EARLY, MAX_ERRORS, PendingLookup, Session
 
 NO_DATABASE = "postgresql://nobody@127.0.0.1:1/none"
 GOOD = token(life_s=80_000)

@@ -32,9 +32,9 @@ from testing.relay.harness import (
     token,
     until,
 )
+from userrealtime_core.wire.session import MAX_ERRORS
 from userrealtime_relay.server import Relay
 from userrealtime_relay.transports import websocket, websocket_connection
-from userrealtime_relay.wire.session import MAX_ERRORS
 
 # --- events
 

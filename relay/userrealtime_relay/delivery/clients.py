@@ -20,11 +20,8 @@ from userrealtime_core.auth.tokens import KeySet, TokenVerifier
 from userrealtime_core.unauthenticated import Unauthenticated
 from userrealtime_core.wire.broadcast import Content, InvalidBroadcast
 from userrealtime_core.wire.connect_request import CloseCode, ConnectRequest
-from userrealtime_relay.config import Config
-from userrealtime_relay.log.log import Page
-from userrealtime_relay.metrics import Metrics
-from userrealtime_relay.wire.rate_limit import TokenBucket
-from userrealtime_relay.wire.session import (
+from userrealtime_core.wire.rate_limit import TokenBucket
+from userrealtime_core.wire.session import (
     BROADCASTS_DISABLED,
     TOO_MANY_BROADCASTS,
     TOO_MANY_MESSAGES,
@@ -33,7 +30,10 @@ from userrealtime_relay.wire.session import (
     PendingLookup,
     Session,
 )
-from userrealtime_relay.wire.submission import Full, Refused, Submission, Unavailable
+from userrealtime_core.wire.submission import Full, Refused, Submission, Unavailable
+from userrealtime_relay.config import Config
+from userrealtime_relay.log.log import Page
+from userrealtime_relay.metrics import Metrics
 
 from .ring import Ring
 from .tail import Tail

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
-from userrealtime_relay.wire.submission import Unavailable
+from userrealtime_core.wire.submission import Unavailable
 
 from .tail import Tail
 

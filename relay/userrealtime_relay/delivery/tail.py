@@ -28,12 +28,12 @@ import asyncpg
 from userrealtime_core.reconnect import Reconnect
 from userrealtime_core.wire.broadcast import Sender, parse, split_sender, with_sender
 from userrealtime_core.wire.position import LogPosition, LogState
+from userrealtime_core.wire.submission import Full, Submission, Unavailable
 from userrealtime_relay.config import Config
 from userrealtime_relay.log.connection import LogConnection
 from userrealtime_relay.log.log import ERRORS, Log, Page
 from userrealtime_relay.metrics import Metrics
 from userrealtime_relay.notify import Notifier
-from userrealtime_relay.wire.submission import Full, Submission, Unavailable
 
 from .broadcasts import Broadcasts
 from .ring import Ring

@@ -12,8 +12,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
 
+from userrealtime_core.wire.submission import Unavailable
 from userrealtime_relay.metrics import Metrics
-from userrealtime_relay.wire.submission import Unavailable
 
 from .log import CONNECT_TIMEOUT, Log
 

@@ -21,8 +21,8 @@ import asyncpg
 from userrealtime_core import postgres
 from userrealtime_core.secret import Secret
 from userrealtime_core.wire.position import LogState
+from userrealtime_core.wire.submission import Full, Refused, Submission
 from userrealtime_relay.wire.frames import encode_events
-from userrealtime_relay.wire.submission import Full, Refused, Submission
 
 CONNECT_TIMEOUT: Final = 10
 CLOSE_TIMEOUT: Final = 2

@@ -13,8 +13,8 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, ClassVar, Final
 
 from userrealtime_core.wire.connect_request import CloseCode, Resume
-from userrealtime_relay.wire.session import CloseFrame
-from userrealtime_relay.wire.submission import Invalid, Refused, Submission
+from userrealtime_core.wire.session import CloseFrame
+from userrealtime_core.wire.submission import Invalid, Refused, Submission
 
 from .cutting import WHOLE_LOG, cut_broadcasts, cut_channel, is_channel, name_in_log
 from .dialect import (

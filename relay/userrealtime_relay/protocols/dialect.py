@@ -13,8 +13,8 @@ from http import HTTPStatus
 from typing import Any, ClassVar, Final, NamedTuple
 
 from userrealtime_core.wire.connect_request import CloseCode, ConnectRequest, Resume
-from userrealtime_relay.wire.session import CloseFrame
-from userrealtime_relay.wire.submission import Refused, Submission, Unavailable
+from userrealtime_core.wire.session import CloseFrame
+from userrealtime_core.wire.submission import Refused, Submission, Unavailable
 
 Outcome = int | Refused | Unavailable
 """The id of a stored message, or why it was not stored."""

@@ -34,6 +34,7 @@ from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
 from userrealtime_core.wire.connect_request import CloseCode, Reason, Resume
+from userrealtime_core.wire.session import PendingLookup, Session
 from userrealtime_relay.delivery.clients import CLOSE_TIMEOUT, RESTARTING_REASON, Client, Clients
 from userrealtime_relay.delivery.tail import Tail
 from userrealtime_relay.delivery.wakeup import WakeupEvent
@@ -42,7 +43,6 @@ from userrealtime_relay.transports.longpoll import DEFAULT_TIMEOUT, LONGEST_TIME
 from userrealtime_relay.transports.request import connect_request_of, connection_of, refusal, refuse, retry_after
 from userrealtime_relay.transports.sse import GONE, keeping_alive
 from userrealtime_relay.wire.frames import payloads
-from userrealtime_relay.wire.session import PendingLookup, Session
 
 ROOT: Final = "/streams"
 PATH: Final = "/streams/log"

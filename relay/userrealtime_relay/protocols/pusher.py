@@ -17,10 +17,10 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from userrealtime_core.wire.connect_request import Resume
+from userrealtime_core.wire.session import UNAUTHORIZED
 from userrealtime_relay.delivery.clients import TOO_MANY_REASON, Clients
 from userrealtime_relay.transports.body import read_client_body
 from userrealtime_relay.transports.request import connect_request_of, connection_of, refusal, refuse, retry_after
-from userrealtime_relay.wire.session import UNAUTHORIZED
 
 from .pusher_dialect import ENVELOPE, PRESENCE, BadSubscription, Pusher, channel_of, resume_of
 

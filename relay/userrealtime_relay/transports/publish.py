@@ -13,10 +13,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from userrealtime_core.wire.broadcast import Content, InvalidBroadcast, TooLarge
+from userrealtime_core.wire.rate_limit import TokenBucket
+from userrealtime_core.wire.session import BROADCASTS_DISABLED, TOO_MANY_BROADCASTS
+from userrealtime_core.wire.submission import Full, Invalid, Refused, Submission, Unavailable
 from userrealtime_relay.delivery.clients import RESTARTING_REASON, TOO_MANY_REASON, Clients
-from userrealtime_relay.wire.rate_limit import TokenBucket
-from userrealtime_relay.wire.session import BROADCASTS_DISABLED, TOO_MANY_BROADCASTS
-from userrealtime_relay.wire.submission import Full, Invalid, Refused, Submission, Unavailable
 
 from .body import read_client_body
 from .http import Connection

@@ -13,8 +13,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Scope
 
 from userrealtime_core.wire.connect_request import CloseCode, ConnectRequest
+from userrealtime_core.wire.session import UNAUTHORIZED, CloseFrame
 from userrealtime_relay.config import Config
-from userrealtime_relay.wire.session import UNAUTHORIZED, CloseFrame
 
 from .http import Connection
 

@@ -1,1 +1,1 @@
-"""The protocol with clients, without I/O: frames, messages, positions, and the session of one client."""
+"""Events as the bytes of WebSocket frames, without I/O."""

@@ -15,12 +15,12 @@ from testing.database import Database as OwnDatabase
 from testing.operator.attacks import REFUSED
 from testing.patience import PATIENCE_S
 from userrealtime_core.secret import Secret
+from userrealtime_core.wire.submission import Submission
 from userrealtime_operator.postgres.database import Database, DatabaseError
 from userrealtime_operator.postgres.migrate import migrate
 from userrealtime_operator.postgres.roles import Roles
 from userrealtime_operator.secrets.database_passwords import Credentials, role_names
 from userrealtime_relay.log.log import Log
-from userrealtime_relay.wire.submission import Submission
 
 ONE, OTHER = (str(uuid.UUID(int=number)) for number in (1, 2))
 SCOPE = "cluster/users"

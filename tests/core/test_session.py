@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from userrealtime_core.auth.errors import KeySetStale, Unauthorized
 from userrealtime_core.wire.connect_request import CloseCode, ConnectRequest, Resume
 from userrealtime_core.wire.position import LogState
-from userrealtime_relay.wire.session import MAX_EARLY, MAX_ERRORS, UNAUTHORIZED, CloseFrame, PendingLookup, Session
-from userrealtime_relay.wire.submission import Refused, Submission, Unavailable
+from userrealtime_core.wire.session import MAX_EARLY, MAX_ERRORS, UNAUTHORIZED, CloseFrame, PendingLookup, Session
+from userrealtime_core.wire.submission import Refused, Submission, Unavailable
 
 LOG = LogState(head=50, earliest=11, epoch="e1")
 

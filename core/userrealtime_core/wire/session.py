@@ -23,10 +23,10 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 from userrealtime_core.auth.errors import KeySetStale, Unauthorized
-from userrealtime_core.wire.broadcast import Content, InvalidBroadcast
-from userrealtime_core.wire.connect_request import CloseCode, ConnectRequest, Reason, Resume
-from userrealtime_core.wire.position import LogState
 
+from .broadcast import Content, InvalidBroadcast
+from .connect_request import CloseCode, ConnectRequest, Reason, Resume
+from .position import LogState
 from .rate_limit import TokenBucket
 from .submission import Invalid, Refused, Submission, Unavailable
 

@@ -7,7 +7,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from userrealtime_relay.wire.rate_limit import TokenBucket
+from userrealtime_core.wire.rate_limit import TokenBucket
 
 
 def test_a_burst_then_the_rate() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import Any, NamedTuple
 
-from userrealtime_core.wire.names import LONGEST_NAME, is_name
+from .names import LONGEST_NAME, is_name
 
 
 class Invalid(Exception):
