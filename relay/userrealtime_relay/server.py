@@ -64,7 +64,9 @@ class Relay:
         self.clients = Clients(config, self.tail, self.metrics, key_set(config))
         websockets, self._routes = _endpoints(self.clients)
         self.websockets = WebSockets(self.clients, websockets)
-        self._presence = Presence(self.tail, config.instance, lambda: self.clients.connected)
+        self._presence = Presence(
+            self.tail, config.instance, lambda: self.clients.connected, lambda: self.clients.quiet_s
+        )
         self.clients.changed = self._presence.changed
         self._draining = False
         self.metrics.ring_events.set_function(lambda: len(self.tail.ring))

@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 from testing.operator.names import child_name
+from testing.patience import PATIENCE_S
 from testing.relay.harness import KEY, USER, running
 from userrealtime_core.relay_settings import RelaySettings
+from userrealtime_core.secret import Secret
 from userrealtime_operator.activator.metrics import Metrics
+from userrealtime_operator.activator.parking.heads import Heads
+from userrealtime_operator.activator.parking.parking import Parking
 from userrealtime_operator.activator.pods import Pod
 from userrealtime_operator.activator.proxy.admission import Admission, Limits
 from userrealtime_operator.activator.proxy.origins import Origins
@@ -20,6 +24,7 @@ from userrealtime_operator.activator.proxy.proxy import ActivatorProxy
 from userrealtime_operator.activator.routes import Route, RouteTable
 from userrealtime_operator.activator.tokens import Tokens
 from userrealtime_operator.activator.wakes import Wakes
+from userrealtime_operator.kube.types import NamespacedName
 from userrealtime_relay.notify.listen import listen
 from userrealtime_relay.server import Relay
 
@@ -54,10 +59,13 @@ class FakeCluster:
     ) -> None:
         self.wakes = 0
         self.host = host
+        self.unpark: Callable[[NamespacedName], None] = lambda _: None
         self._url = database_url
         self._comes = comes
         self._ghosts = ghosts
         self._relay = relay
+        self.parked = False
+        """Whether the user is parked. A wake ends it."""
         self._pod: Pod | None = None
         self._change = asyncio.Event()
         self._stack = contextlib.AsyncExitStack()
@@ -65,6 +73,7 @@ class FakeCluster:
     async def request_wake(self, route: Route) -> None:
         assert route.user_id == USER
         self.wakes += 1
+        self.parked = False
         if self._comes and self._pod is None:
             await asyncio.sleep(0.1)
             if self._ghosts:
@@ -87,6 +96,15 @@ class FakeCluster:
 
     async def wait_for_change(self, route: Route) -> None:
         await self._change.wait()
+
+    def is_parked(self, user: NamespacedName) -> bool:
+        assert user.name == "alice"
+        return self.parked
+
+    async def stop(self) -> None:
+        """Stop the relay, as after the user was put to sleep."""
+        self._pod = None
+        await self._stack.aclose()
 
     async def close(self) -> None:
         await self._stack.aclose()
@@ -122,26 +140,48 @@ async def gate(
     timeout_s: float = 20,
     host: str = "127.0.0.1",
     relay: dict[str, str] | None = None,
+    parking: bool = False,
+    keys: Callable[[], tuple[str, ...]] = lambda: (KEY,),
     **limits: Any,
 ) -> AsyncIterator[tuple[ActivatorProxy, FakeCluster, Metrics]]:
-    """An activator whose one user sleeps. `relay` are settings of all relays."""
+    """An activator whose one user sleeps.
+
+    Args:
+        relay: settings of all relays.
+        parking: the user is parked.
+        keys: returns the keys of the user.
+    """
     cluster = FakeCluster(database_url, comes=comes, ghosts=ghosts, host=host, **(relay or {}))
     common = RelaySettings.from_environment(relay or {})
 
     async def read(route: Route) -> dict[str, Any]:
         assert route.user_id == USER
-        return secret(KEY)
+        return secret(*keys())
 
     routes = RouteTable()
     routes.put(resource(url="http://127.0.0.1"))
     metrics = Metrics()
     wakes = Wakes(cluster, metrics, timeout_s=timeout_s)
     bounds = Limits(**limits)
-    admission = Admission(routes, Origins(common.allowed_origins), Tokens(common, read), bounds)
-    opened = ActivatorProxy(admission, wakes, metrics, bounds.idle_s)
-    await opened.listen(host, 0)
-    try:
-        yield opened, cluster, metrics
-    finally:
-        await opened.drain(0)
-        await cluster.close()
+    tokens = Tokens(common, read)
+    admission = Admission(routes, Origins(common.allowed_origins), tokens, bounds)
+    async with contextlib.AsyncExitStack() as stack:
+        parked = None
+        if parking:
+            cluster.parked = True
+            heads = Heads(Secret(database_url), "activator", Parking.wake)
+            parked = Parking(heads, tokens, cluster.is_parked, common, metrics)
+            cluster.unpark = parked.unpark
+            for work in (heads.run(), parked.run()):
+                task = asyncio.create_task(work)
+                stack.callback(task.cancel)
+            async with asyncio.timeout(PATIENCE_S):
+                while not heads.connected:
+                    await asyncio.sleep(0.01)
+        opened = ActivatorProxy(admission, wakes, metrics, bounds.idle_s, parked)
+        await opened.listen(host, 0)
+        try:
+            yield opened, cluster, metrics
+        finally:
+            await opened.drain(0)
+            await cluster.close()

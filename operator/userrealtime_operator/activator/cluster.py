@@ -11,7 +11,7 @@ import base64
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence, Set
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence, Set
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
@@ -34,6 +34,8 @@ PENDING_S: Final = 30.0
 """Seconds for which this replica relies on the request of another one."""
 WATCH_TIMEOUT_S: Final = 60
 """Seconds after which a watch ends. A watch whose server has died is therefore replaced soon."""
+PARKED: Final = "Parked"
+"""The value of `status.state` of a parked user."""
 _ATTEMPTS: Final = 4
 _WATCH_DELAY_S: Final = 0.5
 """Seconds to wait until the watch reports a conflicting write."""
@@ -55,8 +57,11 @@ class WakeRequestTracker(Store):
     """Tracks the wake requests and sealed token keys of all resources, and updates the routes."""
 
     def __init__(self, routes: RouteTable, *, keeps_keys: bool = False) -> None:
+        self.unparked: Callable[[NamespacedName], None] = lambda _: None
+        """Called with a resource whose user is not parked any more."""
         self._routes = routes
         self._keeps_keys = keeps_keys
+        self._parked: set[NamespacedName] = set()
         self._requests: dict[NamespacedName, _Request] = {}
         self._changed = asyncio.Event()
 
@@ -78,6 +83,10 @@ class WakeRequestTracker(Store):
         known = self._requests.get(user)
         return known and known.sealed_keys
 
+    def is_parked(self, user: NamespacedName) -> bool:
+        """Return whether the user has no pod, and activators keep the connections of its idle clients."""
+        return user in self._parked
+
     async def wait_for_other_version(self, user: NamespacedName, version: str) -> None:
         """Wait until another resourceVersion than this one was observed, for a limited time."""
         with contextlib.suppress(TimeoutError):
@@ -97,6 +106,7 @@ class WakeRequestTracker(Store):
         sealed = (metadata["uid"], status[SEALED_KEYS]) if self._keeps_keys and SEALED_KEYS in status else None
         self._requests[user] = _Request(metadata["resourceVersion"], requested_at, observed_at, sealed)
         self._routes.put(body)
+        self._set_parked(user, parked=body.get("status", {}).get("state") == PARKED)
         self._notify()
 
     def remove(self, body: Mapping[str, Any]) -> None:
@@ -111,7 +121,15 @@ class WakeRequestTracker(Store):
     def _forget(self, user: NamespacedName) -> None:
         self._requests.pop(user, None)
         self._routes.remove(user)
+        self._set_parked(user, parked=False)
         self._notify()
+
+    def _set_parked(self, user: NamespacedName, *, parked: bool) -> None:
+        if parked:
+            self._parked.add(user)
+        elif user in self._parked:
+            self._parked.remove(user)
+            self.unparked(user)
 
     def _notify(self) -> None:
         self._changed.set()

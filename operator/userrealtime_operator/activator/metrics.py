@@ -18,9 +18,11 @@ OUTCOMES: Final = (
     "unavailable",
     "client_gone",
     "drained",
+    "expired",
     "internal_error",
 )
 ANNOUNCEMENTS: Final = ("accepted", "not_waiting", "rejected")
+UNPARKED: Final = ("events", "message", "woken", "gone", "closed")
 FAILURES: Final = ("no_pod", "request_failed", "overloaded", "shutting_down")
 
 
@@ -39,6 +41,11 @@ class Metrics(MetricsRegistry):
         self.failures = self._counter("wake_failures", "Wakes that failed, by reason.", "reason")
         self.announcements = self._counter("announcements", "Announcements of pods, by outcome.", "outcome")
         self.forwarded = self._counter("forwarded_bytes", "Forwarded bytes, by direction (pod, client).", "to")
+        self.parked = self._gauge("parked_connections", "Parked connections.")
+        self.parked_users = self._gauge("parked_users", "Users with parked connections.")
+        self.parks = self._counter("parks", "Connections that were parked.")
+        self.unparks = self._counter("unparks", "Connections that are not parked any more, by reason.", "reason")
+        self.database_failures = self._counter("database_failures", "Connections to Postgres that failed or were lost.")
         self.wake = self._histogram(
             "wake_seconds",
             "Time from the first client to a pod that accepts connections, of each requested wake.",
@@ -47,5 +54,7 @@ class Metrics(MetricsRegistry):
             self.outcomes.labels(outcome)
         for outcome in ANNOUNCEMENTS:
             self.announcements.labels(outcome)
+        for reason in UNPARKED:
+            self.unparks.labels(reason)
         for reason in FAILURES:
             self.failures.labels(reason)

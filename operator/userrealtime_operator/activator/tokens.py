@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import contextlib
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
@@ -91,6 +92,30 @@ class Tokens:
             namespace, name = route.user
             self._rejected.record(str(error), claims, user=route.user_id, namespace=namespace, resource=name)
             raise
+
+    def verify(self, route: Route, token: str) -> float:
+        """Return for how many seconds a token is valid for the user, by the cached keys.
+
+        Raises:
+            Unauthorized: the token is invalid.
+            KeySetStale: call `refresh` first.
+        """
+        known = self._known.get(route)
+        (self._verifier(route, TokenKeys()) if known is None else known.verifier).check_claims(token)
+        if known is None or time.monotonic() > known.read_at + LIFETIME_S:
+            raise KeySetStale
+        try:
+            return known.verifier(token)
+        except Unauthorized:
+            if self._read is None or time.monotonic() < known.read_at + COOLDOWN_S:
+                raise
+            raise KeySetStale from None
+
+    async def refresh(self, route: Route) -> None:
+        """Read the keys of the user again. Never fails: `verify` then raises KeySetStale again."""
+        with contextlib.suppress(KeySetStale):
+            known = await self._load(route)
+            await known.verifier.refresh()
 
     async def _check(self, route: Route, token: str) -> None:
         known = self._known.get(route)

@@ -48,6 +48,7 @@ REPEATABLE = (
     "read",
     "inbox",
     "presence",
+    "parking",
     "broadcast",
     "retention",
     "roles",

@@ -51,6 +51,8 @@ CLOSE_TIMEOUT: Final = 5
 """Seconds for the closing handshake; then the connection is aborted."""
 DRAIN_SPACING: Final = 0.1
 """The longest time between two closes while draining: few clients do not use the whole drain timeout."""
+SILENCE_S: Final = 60.0
+"""Seconds without traffic after which its return is reported at once."""
 RESTARTING_REASON: Final = "Restarting: reconnect"
 TOO_MANY_REASON: Final = "Too many connections"
 EVICTED_REASON: Final = "Too many unauthenticated connections"
@@ -141,7 +143,8 @@ class Clients:
         self.broadcast_allowance = TokenBucket(per_second, -math.inf) if per_second else None
         """The limit of the broadcasts of all clients together; None if they may not send any."""
         self.changed: Callable[[], None] = lambda: None
-        """Called when a client was admitted or has left."""
+        """Called when a client was admitted or has left, and when traffic follows a silence."""
+        self._active_at = time.monotonic()
         self._tasks: dict[Place, asyncio.Task[Any]] = {}
         self._admitted: set[Place] = set()
         metrics.connections.set_function(lambda: len(self._admitted))
@@ -160,6 +163,18 @@ class Clients:
     def connected(self) -> int:
         """The number of admitted clients."""
         return len(self._admitted)
+
+    @property
+    def quiet_s(self) -> float:
+        """Seconds since the last traffic: an event, a broadcast, a message, or a client that began at the head."""
+        return time.monotonic() - self._active_at
+
+    def note_traffic(self) -> None:
+        """Note that an event, a broadcast or a message was delivered, or that a client began at the head."""
+        now = time.monotonic()
+        before, self._active_at = self._active_at, now
+        if now - before > SILENCE_S:
+            self.changed()
 
     async def authenticate(self, opening: ConnectRequest) -> Session:
         """Return the session of a client that sends its token with the request: authenticated, or closing."""
@@ -196,6 +211,7 @@ class Clients:
 
     async def submit(self, submission: Submission) -> int:
         """Store what a client published; see `Tail.submit`."""
+        self.note_traffic()
         outcome = "unavailable"
         try:
             number = await self.tail.submit(submission)
@@ -212,6 +228,7 @@ class Clients:
 
     def broadcast(self, content: Content, sender: str | None) -> None:
         """Send a broadcast of a client to the other clients of the user."""
+        self.note_traffic()
         self.metrics.client_broadcasts.labels("sent").inc()
         self.tail.broadcast(content.message, sender)
 
@@ -444,6 +461,8 @@ class Client:
                 self.session.close(CloseCode.TRY_LATER, TOO_MANY_REASON)
                 return True
             self._admitted = True
+            if not self.session.resumes:  # a client that comes back has no news
+                self._clients.note_traffic()
             self.broadcast_cursor = self._tail.broadcasts.find(self._broadcasts or "")
         if question is PendingLookup.FRESH_POSITION or not self._tail.located:
             self._ask(self._tail.locate(), lambda _: self._locate())
@@ -492,6 +511,7 @@ class Client:
             return False
         batch = broadcasts.read(self.broadcast_cursor, BROADCAST_BYTES, self._sender)
         if batch.frames:
+            self._clients.note_traffic()
             self.writer.write_broadcasts(batch.frames)
         self.broadcast_cursor = batch.cursor
         self._metrics.delivered_broadcasts.inc(batch.number)
@@ -510,6 +530,7 @@ class Client:
             self._metrics.starts.labels("too-old").inc()
 
     def _deliver(self, frames: bytes, cursor: int) -> None:
+        self._clients.note_traffic()
         self.writer.write_events(frames, cursor, self._tail.state.epoch)
         self._metrics.delivered_events.inc(cursor - self.session.cursor)
         self._metrics.delivered_bytes.inc(len(frames))

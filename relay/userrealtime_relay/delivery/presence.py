@@ -2,6 +2,9 @@
 
 The number is reported when it changes, at most once a second, and repeated every minute: a pod without reports counts
 as ended. No client ever waits for a report.
+
+A report also has the time since the last traffic: the operator parks the clients of a user without traffic. Traffic
+after a longer silence is reported immediately.
 """
 
 from __future__ import annotations
@@ -28,16 +31,20 @@ _logger = logging.getLogger(__name__)
 class Presence:
     """Call `run` in one task, and `changed` whenever the number of clients may have changed."""
 
-    def __init__(self, tail: Tail, instance: str, clients: Callable[[], int]) -> None:
+    def __init__(
+        self, tail: Tail, instance: str, clients: Callable[[], int], quiet_s: Callable[[], float] = lambda: 0.0
+    ) -> None:
         self._tail = tail
         self._instance = instance
         self._clients = clients
+        self._quiet_s = quiet_s
+        self._reported_quiet_s = 0.0
         self._changed = asyncio.Event()
         self._reported: int | None = None
 
     def changed(self) -> None:
-        """Report the number of clients, if it has changed."""
-        if self._clients() != self._reported:
+        """Report the number of clients if it has changed, or that a silence has ended."""
+        if self._clients() != self._reported or self._quiet_s() + REPEAT_INTERVAL_S < self._reported_quiet_s:
             self._changed.set()
 
     async def run(self) -> None:
@@ -63,9 +70,11 @@ class Presence:
             pass  # the pod then counts as ended after a while
 
     async def _report(self, clients: int | None) -> bool:
+        quiet_s = self._quiet_s()
         try:
-            await self._tail.present(self._instance, clients)
+            await self._tail.present(self._instance, clients, quiet_s)
         except Unavailable as error:
             _logger.warning("could not report the number of clients", extra={"fields": {"error": str(error)}})
             return False
+        self._reported_quiet_s = quiet_s
         return True

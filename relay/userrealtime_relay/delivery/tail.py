@@ -275,15 +275,15 @@ class Tail:
         if not self._connection.idle:
             await self._connection.wait()
 
-    async def present(self, instance: str, clients: int | None) -> None:
-        """Report how many clients this pod has.
+    async def present(self, instance: str, clients: int | None, quiet_s: float) -> None:
+        """Report how many clients this pod has, and for how many seconds it had no traffic.
 
         Raises:
             Unavailable: Postgres is unreachable or has rejected the report.
         """
         async with self._connection.acquire_soon(using=False) as log:
             try:
-                await log.present(instance, clients, listens=self._listens(log))
+                await log.present(instance, clients, quiet_s, listens=self._listens(log))
                 self._attended_at = asyncio.get_running_loop().time()
             except ERRORS as error:
                 if not isinstance(error, asyncpg.PostgresError):

@@ -60,7 +60,7 @@ set local datestyle = 'ISO'
 
 _SUBMIT: Final = "select userrealtime.submit($1, $2, $3, $4::text::jsonb, true)"
 _ATTEND: Final = "select userrealtime.attend($1, $2, $3)"
-_PRESENT: Final = "select userrealtime.present($1, $2, $3, $4)"
+_PRESENT: Final = "select userrealtime.present($1, $2, $3, $4, $5)"
 _BROADCAST_CHANNEL: Final = "select userrealtime.broadcast_channel($1)"
 _FORWARD_BROADCASTS: Final = "select userrealtime.forward_broadcasts($1, $2::text[])"
 _OPEN: Final = "select head, earliest, epoch, channel from userrealtime.open($1)"
@@ -198,9 +198,9 @@ class Log:
         """Report that this relay runs, and whether it listens. Only running relays receive signals."""
         await self._fetch(_ATTEND, self._user_id, instance, listens)
 
-    async def present(self, instance: str, clients: int | None, *, listens: bool) -> None:
-        """Report how many clients this relay has; None when it ends."""
-        await self._fetch(_PRESENT, self._user_id, instance, clients, listens)
+    async def present(self, instance: str, clients: int | None, quiet_s: float, *, listens: bool) -> None:
+        """Report how many clients this relay has, None when it ends, and for how many seconds it had no traffic."""
+        await self._fetch(_PRESENT, self._user_id, instance, clients, listens, quiet_s)
 
     async def listen(self, channel: str, wake: Callable[[], None]) -> None:
         """Call `wake` at each notification, and once when the connection is lost."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from http import HTTPStatus
 from typing import Any, Final, TypeVar
 
@@ -41,8 +41,38 @@ CLOSE_TIMEOUT_S: Final = 2
 T = TypeVar("T")
 
 
+class ClientReader(asyncio.StreamReader):
+    """A stream whose bytes a function can receive, without a task that reads them."""
+
+    sink: Callable[[bytes], None] | None = None
+    """Called with all bytes that arrive from now on, and with b"" at the end."""
+
+    def feed_data(self, data: Any) -> None:
+        if self.sink is None:
+            super().feed_data(data)
+        else:
+            self.sink(bytes(data))
+
+    def feed_eof(self) -> None:
+        super().feed_eof()
+        if self.sink is not None:
+            self.sink(b"")
+
+    def set_exception(self, exc: BaseException) -> None:
+        super().set_exception(exc)  # type: ignore[arg-type,unused-ignore]
+        if self.sink is not None:
+            self.sink(b"")
+
+    async def read_available(self) -> bytes:
+        """Return what has arrived and was not read."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0):
+                return await self.read(2 * CHUNK_BYTES + MAX_BUFFERED_BYTES)
+        return b""
+
+
 class ClientConnection:
-    """One client's connection."""
+    """One client's connection. Only one with a `ClientReader` can be parked."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
@@ -164,6 +194,25 @@ class ClientConnection:
             for task in (result, closed):
                 task.cancel()
             await asyncio.gather(result, closed, return_exceptions=True)
+
+    async def divert(self, sink: Callable[[bytes], None]) -> None:
+        """Have a function receive what has followed the request, and what follows. It receives b"" at the end."""
+        assert isinstance(self.reader, ClientReader)  # noqa: S101 (of every connection of the public port)
+        pieces: list[bytes] = []
+        self.reader.sink = pieces.append
+        data = self.buffered + await self.reader.read_available()
+        self.buffered = b""
+        self.reader.sink = sink
+        if self.reader.at_eof() and b"" not in pieces:
+            pieces.append(b"")
+        for piece in (data, *pieces) if data else pieces:
+            sink(piece)
+
+    def undivert(self, rest: bytes) -> None:
+        """Buffer again what the client sends, after `rest`."""
+        assert isinstance(self.reader, ClientReader)  # noqa: S101 (as above)
+        self.reader.sink = None
+        self.buffered = rest + self.buffered
 
     async def send(self, data: bytes) -> None:
         """Send bytes, and wait while the client does not read."""

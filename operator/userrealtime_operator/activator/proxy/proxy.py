@@ -17,15 +17,15 @@ import asyncio
 import logging
 import random
 import time
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from userrealtime_operator.activator.metrics import Metrics
 from userrealtime_operator.activator.wakes import WakeFailed, Wakes
 
 from .admission import Admission, Admitted
-from .connection import CHUNK_BYTES, CLOSE_TIMEOUT_S, ClientConnection
+from .connection import CHUNK_BYTES, CLOSE_TIMEOUT_S, ClientConnection, ClientReader
 from .responses import Rejected, evicted, unavailable
-from .tunnel import PodConnection, PodUnavailable, Tunnel
+from .tunnel import PodConnection, PodUnavailable, Tunnel, is_accepted, read_greeting
 
 ATTEMPTS: Final = 3
 """How often a request is sent to a pod that closes the connection before it responds."""
@@ -33,18 +33,34 @@ ATTEMPTS: Final = 3
 _logger = logging.getLogger(__name__)
 
 
+class Parking(Protocol):
+    """Keeps connections without a pod."""
+
+    async def park(self, connection: ClientConnection, admitted: Admitted) -> Admitted:
+        """Keep a connection for as long as it needs no pod. Return the request for the pod.
+
+        Raises:
+            Rejected: the connection has to be closed.
+            EOFError: the client has closed the connection.
+        """
+
+
 class ActivatorProxy:
     """Accepts all connections of the activator, and forwards the admitted ones.
 
     Args:
         idle_s: how long both directions of a forwarded connection may be silent.
+        parking: keeps connections while they need no pod. None: all of them are forwarded.
     """
 
-    def __init__(self, admission: Admission, wakes: Wakes, metrics: Metrics, idle_s: float) -> None:
+    def __init__(
+        self, admission: Admission, wakes: Wakes, metrics: Metrics, idle_s: float, parking: Parking | None = None
+    ) -> None:
         self._admission = admission
         self._wakes = wakes
         self._metrics = metrics
         self._idle_s = idle_s
+        self._parking = parking
         self._tasks: set[asyncio.Task[Any]] = set()
         self._server: asyncio.Server
         metrics.connections.set_function(lambda: len(self._tasks))
@@ -67,7 +83,11 @@ class ActivatorProxy:
         Raises:
             OSError: the port is not available.
         """
-        self._server = await asyncio.start_server(self._accept, host, port, limit=CHUNK_BYTES, backlog=512)
+
+        def protocol() -> asyncio.StreamReaderProtocol:
+            return asyncio.StreamReaderProtocol(ClientReader(limit=CHUNK_BYTES), self._accept)
+
+        self._server = await asyncio.get_running_loop().create_server(protocol, host, port, backlog=512)
 
     async def drain(self, over_s: float) -> None:
         """Stop accepting connections, and close the existing ones spread over a number of seconds."""
@@ -126,6 +146,8 @@ class ActivatorProxy:
 
     async def _forward(self, connection: ClientConnection, admitted: Admitted) -> None:
         """Forward a connection to its user's pod, and to another pod if that one goes before it responds."""
+        if self._parking is not None:
+            admitted = await self._parking.park(connection, admitted)
         began = time.monotonic()
         for attempt in range(1, ATTEMPTS + 1):
             try:
@@ -141,14 +163,15 @@ class ActivatorProxy:
                 return
 
     async def _forward_once(self, connection: ClientConnection, admitted: Admitted, began: float) -> None:
-        request, route = admitted
+        request, route, greeted = admitted
         address = await connection.while_connected(self._wakes.wake_and_wait(route))
         pod = await PodConnection.open(*address)
         try:
             response = await connection.while_connected(pod.send_request(request, self._idle_s))
+            first = await connection.while_connected(read_greeting(pod)) if greeted and is_accepted(response) else b""
             fields = {"user": str(route.user), "waited_s": round(time.monotonic() - began, 3)}
             _logger.info("forwarding", extra={"fields": fields})
-            await Tunnel(connection, pod, self._metrics, self._idle_s).run(request, response)
+            await Tunnel(connection, pod, self._metrics, self._idle_s).run(request, response, first)
         finally:
             pod.writer.close()
 

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import h11
 
-from userrealtime_core.wire.connect_request import ConnectRequest
+from userrealtime_core.wire.connect_request import SUBPROTOCOL, ConnectRequest
 
 MAX_HEAD_BYTES: Final = 16 << 10
 MAX_BODY_BYTES: Final = 1 << 20
@@ -121,6 +121,16 @@ class Request:
             subprotocols=subprotocols if self.is_websocket else (),
             query_token=query_token,
         )
+
+    def resumed(self, token: str, cursor: int, epoch: str) -> Request:
+        """Return the request of the same client with another token, at another position."""
+        left_out = (b"authorization", b"last-event-id", b"sec-websocket-protocol")
+        headers = [(name, value) for name, value in self._head.headers if name not in left_out]
+        offered = [part.strip() for value in self.values(b"sec-websocket-protocol") for part in value.split(",")]
+        headers += [(b"sec-websocket-protocol", SUBPROTOCOL.encode())] if SUBPROTOCOL in offered else []
+        headers += [(b"authorization", b"Bearer " + token.encode()), (b"last-event-id", f"{cursor}:{epoch}".encode())]
+        head = h11.Request(method=self._head.method, target=self._head.target, headers=headers)
+        return Request(head)
 
     def serialize(self, *, without: Iterable[bytes] = ()) -> bytes:
         """Return the request for the pod, without the headers `without`, which are in lower case."""

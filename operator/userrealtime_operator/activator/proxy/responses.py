@@ -36,7 +36,7 @@ class Rejected(Exception):
         self,
         status: HTTPStatus,
         reason: str,
-        close_code: CloseCode = CloseCode.TRY_LATER,
+        close_code: int = CloseCode.TRY_LATER,
         outcome: str = "rejected",
         headers: Headers | None = None,
     ) -> None:

@@ -10,6 +10,8 @@ import contextlib
 from http import HTTPStatus
 from typing import Final, NamedTuple
 
+from websockets.frames import Opcode
+
 from userrealtime_operator.activator.metrics import Metrics
 
 from .connection import CHUNK_BYTES, CLOSE_TIMEOUT_S, ClientConnection
@@ -74,6 +76,37 @@ class PodConnection(NamedTuple):
         return response
 
 
+def is_accepted(response: bytes) -> bool:
+    """Return whether a pod has accepted a handshake."""
+    return response.startswith(b"HTTP/1.1 101 ")
+
+
+async def read_greeting(pod: PodConnection) -> bytes:
+    """Read a WebSocket's first message of the pod, and return the frames before it.
+
+    If the pod closes the connection instead, its close frame is among them.
+
+    Raises:
+        PodUnavailable: the connection was lost.
+    """
+    before = b""
+    try:
+        while True:
+            frame = await pod.reader.readexactly(2)
+            size = frame[1] & 0x7F
+            if size > 125:
+                length = await pod.reader.readexactly(2 if size == 126 else 8)
+                frame, size = frame + length, int.from_bytes(length)
+            frame += await pod.reader.readexactly(size)
+            if frame[0] & 0x0F == Opcode.TEXT:
+                return before
+            before += frame
+            if frame[0] & 0x0F == Opcode.CLOSE:
+                return before
+    except (OSError, EOFError) as error:
+        raise PodUnavailable(f"the pod did not greet: {type(error).__name__}", may_retry=True) from None
+
+
 class Tunnel:
     """Forwards bytes between a client and a pod.
 
@@ -88,8 +121,11 @@ class Tunnel:
         self._bytes_to_pod = metrics.forwarded.labels("pod")
         self._bytes_to_client = metrics.forwarded.labels("client")
 
-    async def run(self, request: Request, response: bytes) -> None:
+    async def run(self, request: Request, response: bytes, first: bytes = b"") -> None:
         """Forward the beginning of the pod's response, and then all bytes until one side closes its connection.
+
+        Args:
+            first: the first frames of the pod, which were read already.
 
         Raises:
             Rejected: the pod did not accept a WebSocket that the activator has accepted.
@@ -100,7 +136,7 @@ class Tunnel:
             await self._start_response(response)
             await self._forward(self._idle_s, from_client=False)
             return
-        accepted = response.startswith(b"HTTP/1.1 101 ")
+        accepted = is_accepted(response)
         if self._client.websocket is None:
             await self._start_response(response)
         elif not accepted:
@@ -108,6 +144,8 @@ class Tunnel:
         if accepted:
             self._client.pod_frames = FrameTracker()
             self._pod.writer.write(self._client.buffered)
+            if first:
+                await self._send_to_client(first)
             await self._forward(self._idle_s, from_client=True)
         else:
             # The pod would parse the client's bytes as another request.

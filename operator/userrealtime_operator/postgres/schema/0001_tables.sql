@@ -199,15 +199,20 @@ create table userrealtime.presence (
     since timestamptz not null default now(),
     seen_at timestamptz not null default now(),
     listens boolean not null default true,
+    active_at timestamptz not null default now(),
+    parked boolean not null default false,
     primary key (user_id, instance)
 );
 comment on table userrealtime.presence is
-    'One row per running relay: its clients, since when it has any or none, when it last reported, and whether it '
-    'receives its signals by LISTEN.';
+    'One row per running relay: its clients, since when it has any or none, when it last reported, whether it receives '
+    'its signals by LISTEN, and when it last had traffic. An activator has a row for each user whose clients it keeps '
+    'without a pod (parked).';
 
 create view userrealtime.online as
-    select user_id, least(sum(clients), 2147483647)::int as clients, min(since) as since, max(seen_at) as seen_at
+    select user_id, least(sum(clients), 2147483647)::int as clients, min(since) as since, max(seen_at) as seen_at,
+        least(coalesce(sum(clients) filter (where parked), 0), 2147483647)::int as parked
     from userrealtime.presence
     where clients > 0 and seen_at > now() - interval '3 minutes'
     group by user_id;
-comment on view userrealtime.online is 'The users that have clients connected now.';
+comment on view userrealtime.online is
+    'The users that have clients connected now. parked: the clients whose connections activators keep without a pod.';

@@ -48,11 +48,14 @@ comment on function userrealtime.attend is
     'Reports that a relay runs, before it reads the log for the first time: only users with a running relay are '
     'announced.';
 
-create or replace function userrealtime.present(user_id text, instance text, clients int, listens boolean default true)
-    returns void
+create or replace function userrealtime.present(
+    user_id text, instance text, clients int, listens boolean default true, quiet_s float8 default 0
+) returns void
     language plpgsql security definer
     set search_path = pg_catalog, pg_temp
     as $$
+declare
+    active_at constant timestamptz := now() - make_interval(secs => least(greatest(present.quiet_s, 0), 31536000));
 begin
     perform userrealtime.check_served(user_id);
     perform userrealtime.check_name('userrealtime.present', 'instance', instance);
@@ -60,10 +63,11 @@ begin
         delete from userrealtime.presence p where p.user_id = present.user_id and p.instance = present.instance;
         return;
     end if;
-    insert into userrealtime.presence as p (user_id, instance, clients, listens)
-    values (present.user_id, present.instance, least(present.clients, 100000), present.listens)
+    insert into userrealtime.presence as p (user_id, instance, clients, listens, active_at)
+    values (present.user_id, present.instance, least(present.clients, 100000), present.listens, active_at)
     on conflict on constraint presence_pkey do update
-    set clients = excluded.clients, seen_at = excluded.seen_at, listens = excluded.listens,
+    set clients = excluded.clients, seen_at = excluded.seen_at, listens = excluded.listens, parked = false,
+        active_at = excluded.active_at,
         since = case when (p.clients > 0) = (excluded.clients > 0) then p.since else excluded.since end;
     if listens then
         perform userrealtime.arm_doorbell();
@@ -72,7 +76,7 @@ begin
 end
 $$;
 comment on function userrealtime.present is
-    'Reports how many clients a relay has, 100000 at most, and whether it receives its signals by LISTEN. Null clients: '
-    'the relay ends.';
+    'Reports how many clients a relay has, 100000 at most, whether it receives its signals by LISTEN, and for how many '
+    'seconds it has had no traffic. Null clients: the relay ends.';
 
 revoke execute on function userrealtime.trim_presence, userrealtime.attend, userrealtime.present from public;

@@ -193,9 +193,10 @@ declare
     later constant xid8 := pg_snapshot_xmax(coalesce(since, '3:3:')::pg_snapshot);
     overlapping constant xid8[] := array(select pg_snapshot_xip(coalesce(since, '3:3:')::pg_snapshot));
     messages boolean := false;
+    parked boolean := false;
 begin
     for announce.user_id, announce.head, announce.epoch, announce.listens, announce.upto,
-        announce.queued, messages in
+        announce.queued, messages, parked in
         with committed as materialized (
             select q.user_id, q.head, q.epoch from userrealtime.signal_queue q where q.transaction >= later
             union all
@@ -203,14 +204,15 @@ begin
         ), newest as materialized (
             select distinct on (c.user_id) c.user_id, c.head, c.epoch from committed c order by c.user_id, c.head desc
         ), known as (
-            select n.user_id, n.head, n.epoch, p.listens, n.user_id is null as messages
+            select n.user_id, n.head, n.epoch, p.listens, p.parked, n.user_id is null as messages
             from newest n cross join lateral (
-                select bool_or(r.listens) as listens from userrealtime.presence r
+                select bool_or(r.listens) as listens, bool_or(r.parked) as parked from userrealtime.presence r
                 where r.user_id = n.user_id and r.seen_at > now() - interval '3 minutes'
             ) p
             where p.listens is not null or n.user_id is null
         )
-        select k.user_id, k.head, k.epoch, k.listens, now_at.upto, (select count(*) from newest), coalesce(k.messages, false)
+        select k.user_id, k.head, k.epoch, k.listens, now_at.upto, (select count(*) from newest),
+            coalesce(k.messages, false), coalesce(k.parked, false)
         from (select pg_current_snapshot()::text as upto) now_at left join known k on true
     loop
         if messages then
@@ -218,16 +220,21 @@ begin
                 perform pg_notify('userrealtime_inbox', announce.head::text);
             end if;
             announce.head := null;
-        elsif announce.listens and notifying then
-            perform pg_notify(userrealtime.channel(announce.user_id), '');
+        elsif notifying then
+            if announce.listens then
+                perform pg_notify(userrealtime.channel(announce.user_id), '');
+            end if;
+            if parked then
+                perform pg_notify('userrealtime_parked', userrealtime.channel(announce.user_id));
+            end if;
         end if;
         return next;
     end loop;
 end
 $$;
 comment on function userrealtime.announce is
-    'Reads what has been committed to signal_queue since a position, and notifies the relays that listen. Returns the '
-    'users that have a running relay, with the newest head of each, and in every row the position for the next call and '
+    'Reads what has been committed to signal_queue since a position, and notifies the relays that listen, and the '
+    'activators about users without a pod whose clients they keep. Returns the users that have a running relay, with the newest head of each, and in every row the position for the next call and '
     'the number of users that were found, with and without a relay. If none has one, user_id is null in one row. `since` '
     'is null for all that the queue holds.';
 
@@ -272,7 +279,9 @@ create or replace function userrealtime.heads(out user_id text, out head bigint,
     set search_path = pg_catalog, pg_temp
     as $$
     select l.user_id, l.head, l.epoch from userrealtime.log l
-    where l.user_id in (select p.user_id from userrealtime.presence p where p.seen_at > now() - interval '3 minutes')
+    where l.user_id in (
+        select p.user_id from userrealtime.presence p where p.seen_at > now() - interval '3 minutes' and not p.parked
+    )
 $$;
 comment on function userrealtime.heads is 'The heads of the logs of all users that have a running relay.';
 

@@ -6,7 +6,10 @@ drop function userrealtime.announce(), userrealtime.announcement, userrealtime.p
 -- It has one more parameter now, and two functions of the same name would be ambiguous.
 drop function userrealtime.present;
 
-alter table userrealtime.presence add column listens boolean not null default true;
+alter table userrealtime.presence
+    add column listens boolean not null default true,
+    add column active_at timestamptz not null default now(),
+    add column parked boolean not null default false;
 
 alter table userrealtime.pending add column more boolean not null default false;
 
@@ -88,7 +91,8 @@ alter table userrealtime.presence
     add constraint presence_clients_check check (clients between 0 and 100000);
 -- Replaced and not dropped, so that the rights on it stay.
 create or replace view userrealtime.online as
-    select user_id, least(sum(clients), 2147483647)::int as clients, min(since) as since, max(seen_at) as seen_at
+    select user_id, least(sum(clients), 2147483647)::int as clients, min(since) as since, max(seen_at) as seen_at,
+        least(coalesce(sum(clients) filter (where parked), 0), 2147483647)::int as parked
     from userrealtime.presence
     where clients > 0 and seen_at > now() - interval '3 minutes'
     group by user_id;

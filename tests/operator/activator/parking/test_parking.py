@@ -1,0 +1,250 @@
+"""Parked connections before a real relay and a real Postgres: what a client and the database see."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+from uuid import uuid4
+
+import asyncpg
+import pytest
+
+from testing.database import Database
+from testing.operator.activator import gate
+from testing.relay.harness import KEY, PATIENCE_S, USER, client, closed, publish, receive, receive_ids, token, until
+from userrealtime_operator.activator import tokens
+from userrealtime_operator.kube.types import NamespacedName
+
+
+@pytest.fixture
+async def position(migrated: Database, connection: asyncpg.Connection) -> dict[str, Any]:
+    """The cursor and the epoch of a client that has all of 3 events."""
+    await connection.execute(
+        "insert into userrealtime.registration (resource, scope, user_id) values ($1, 'here/users', $2)", uuid4(), USER
+    )
+    await publish(connection, 3)
+    return await head(connection)
+
+
+async def head(connection: asyncpg.Connection) -> dict[str, Any]:
+    row = await connection.fetchrow("select head, epoch from userrealtime.log where user_id = $1", USER)
+    assert row is not None
+    return {"last_event_id": str(row["head"]), "epoch": row["epoch"]}
+
+
+async def parked(connection: asyncpg.Connection, clients: int) -> None:
+    """Wait until the database has this number of parked clients, and no other ones."""
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            row = await connection.fetchrow("select clients, parked from userrealtime.online where user_id = $1", USER)
+            if (tuple(row) if row else (0, 0)) == (clients, clients):
+                return
+            await asyncio.sleep(0.02)
+
+
+async def test_a_parked_client_is_greeted_and_answered(
+    migrated: Database, connection: asyncpg.Connection, position: dict[str, Any]
+) -> None:
+    async with gate(migrated.url, parking=True) as (opened, cluster, _):
+        async with client(opened.port, **position) as alice:
+            greeting = {"type": "connected", "userId": USER, "cursor": 3, "epoch": position["epoch"], "earliest": 1}
+            assert await receive(alice) == greeting
+            await parked(connection, 1)
+            await alice.send(json.dumps({"type": "ping"}))
+            assert await receive(alice) == {"type": "pong"}
+            await (await alice.ping())
+            await alice.send(json.dumps({"type": "resume", "lastEventId": 3, "epoch": position["epoch"]}))
+            await alice.send(json.dumps({"type": "auth", "token": token(life_s=1000)}))
+            assert (await receive(alice))["type"] == "renewed"
+        await parked(connection, 0)
+        assert cluster.wakes == 0
+
+
+async def test_an_event_wakes_the_pod_and_arrives_once(
+    migrated: Database, connection: asyncpg.Connection, position: dict[str, Any]
+) -> None:
+    async with gate(migrated.url, parking=True) as (opened, cluster, _), client(opened.port, **position) as alice:
+        assert (await receive(alice))["type"] == "connected"
+        await publish(connection, 2)
+        assert await receive_ids(alice, 5) == [4, 5]
+        await publish(connection)
+        assert await receive_ids(alice, 6) == [6]
+        assert cluster.wakes == 1
+
+
+async def test_a_message_wakes_the_pod_which_receives_it_once(
+    migrated: Database, connection: asyncpg.Connection, position: dict[str, Any]
+) -> None:
+    async with gate(migrated.url, parking=True) as (opened, cluster, _), client(opened.port, **position) as alice:
+        assert (await receive(alice))["type"] == "connected"
+        for ref in ("1", "2"):
+            await alice.send(json.dumps({"type": "publish", "ref": ref, "event": "x", "data": {}}))
+        assert [(await receive(alice))["ref"] for _ in range(2)] == ["1", "2"]
+        assert cluster.wakes == 1
+        assert await connection.fetchval("select count(*) from userrealtime.inbox") == 2
+
+
+@pytest.mark.parametrize("lost", ["last_event_id", "epoch"])
+async def test_a_client_without_a_position_is_forwarded(
+    migrated: Database, position: dict[str, Any], lost: str
+) -> None:
+    del position[lost]
+    async with gate(migrated.url, parking=True) as (opened, cluster, _), client(opened.port, **position) as alice:
+        assert (await receive(alice))["type"] == "connected"
+        assert cluster.wakes == 1
+
+
+async def test_a_client_that_is_behind_is_forwarded(
+    migrated: Database, connection: asyncpg.Connection, position: dict[str, Any]
+) -> None:
+    await publish(connection)
+    async with gate(migrated.url, parking=True) as (opened, cluster, _), client(opened.port, **position) as alice:
+        assert (await receive(alice))["type"] == "connected"
+        assert await receive_ids(alice, 4) == [4]
+        assert cluster.wakes == 1
+
+
+async def test_a_token_in_the_first_message(
+    migrated: Database, connection: asyncpg.Connection, position: dict[str, Any]
+) -> None:
+    async with gate(migrated.url, parking=True) as (opened, cluster, _), client(opened.port, None, **position) as alice:
+        await alice.send(json.dumps({"type": "auth", "token": token()}))
+        assert (await receive(alice))["type"] == "connected"
+        await alice.send(json.dumps({"type": "ping"}))
+        assert (await receive(alice))["type"] == "pong"
+        assert cluster.wakes == 0
+        await publish(connection)
+        assert await receive_ids(alice, 4) == [4]
+
+
+async def test_the_pod_receives_the_newest_token(
+    migrated: Database, connection: asyncpg.Connection, position: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokens, "COOLDOWN_S", 0)
+    # The second key was created while the client was parked, and the first one is not accepted any more at the wake.
+    keys = [KEY]
+    other = "another key of this user that is long enough"
+    async with (
+        gate(migrated.url, parking=True, keys=lambda: tuple(keys), relay={"TOKEN_KEY": other}) as (opened, cluster, _),
+        client(opened.port, **position) as alice,
+    ):
+        assert (await receive(alice))["type"] == "connected"
+        keys.insert(0, other)
+        await alice.send(json.dumps({"type": "auth", "token": token(key=other)}))
+        assert (await receive(alice))["type"] == "renewed"
+        await publish(connection)
+        assert await receive_ids(alice, 4) == [4]
+        assert cluster.wakes == 1
+
+
+async def test_an_expired_token_closes_a_parked_connection(migrated: Database, position: dict[str, Any]) -> None:
+    relay = {"TOKEN_LEEWAY": "0"}
+    async with (
+        gate(migrated.url, parking=True, relay=relay) as (opened, cluster, _),
+        client(opened.port, token(life_s=2), **position) as alice,
+    ):
+        assert (await receive(alice))["type"] == "connected"
+        assert await closed(alice) == (4001, "Token expired")
+        assert cluster.wakes == 0
+
+
+async def test_a_wrong_token_closes_a_parked_connection(migrated: Database, position: dict[str, Any]) -> None:
+    async with gate(migrated.url, parking=True) as (opened, cluster, _), client(opened.port, **position) as alice:
+        assert (await receive(alice))["type"] == "connected"
+        await alice.send(json.dumps({"type": "auth", "token": token(sub="bob")}))
+        assert await closed(alice) == (1008, "Unauthorized")
+        assert cluster.wakes == 0
+
+
+async def test_a_client_that_answers_no_ping_is_closed(migrated: Database, position: dict[str, Any]) -> None:
+    async with gate(migrated.url, parking=True, relay={"PING_INTERVAL": "0.5"}) as (opened, cluster, _):
+        async with client(opened.port, **position) as alice:
+            assert (await receive(alice))["type"] == "connected"
+            await asyncio.sleep(2)  # several intervals, in which the client answers
+            assert alice.protocol.close_rcvd is None
+            alice.transport.pause_reading()
+            await until(lambda: opened.connections == 0)
+        assert cluster.wakes == 0
+
+
+async def test_an_activator_that_drains_closes_parked_connections(migrated: Database, position: dict[str, Any]) -> None:
+    async with gate(migrated.url, parking=True) as (opened, cluster, _), client(opened.port, **position) as alice:
+        assert (await receive(alice))["type"] == "connected"
+        await opened.drain(0)
+        assert await closed(alice) == (1012, "Restarting")
+        assert cluster.wakes == 0
+
+
+async def test_a_user_that_is_woken_for_another_reason(migrated: Database, position: dict[str, Any]) -> None:
+    async with gate(migrated.url, parking=True) as (opened, cluster, _):
+        port = opened.port
+        async with client(port, **position) as alice, client(port, **position) as second:
+            assert (await receive(alice))["type"] == (await receive(second))["type"] == "connected"
+            relay = await cluster.start()
+            cluster.ready(relay.ws_port)
+            cluster.parked = False
+            cluster.unpark(NamespacedName("users", "alice"))
+            for each in (alice, second):
+                await each.send(json.dumps({"type": "resume", "lastEventId": 0}))
+                assert await receive_ids(each, 3) == [1, 2, 3]
+            assert cluster.wakes == 0
+
+
+async def test_another_epoch_is_reported_as_a_reset(
+    migrated: Database, connection: asyncpg.Connection, position: dict[str, Any]
+) -> None:
+    async with gate(migrated.url, parking=True) as (opened, _, _), client(opened.port, **position) as alice:
+        assert (await receive(alice))["type"] == "connected"
+        await connection.execute("update userrealtime.log set epoch = 'other' where user_id = $1", USER)
+        reset = await receive(alice)
+        assert (reset["type"], reset["reason"], reset["epoch"]) == ("reset", "epoch", "other")
+
+
+async def test_retention_that_passes_a_parked_client_resets_it(
+    migrated: Database, connection: asyncpg.Connection, position: dict[str, Any]
+) -> None:
+    async with gate(migrated.url, parking=True) as (opened, _, _), client(opened.port, **position) as alice:
+        assert (await receive(alice))["type"] == "connected"
+        async with connection.transaction():
+            await publish(connection, 2)
+            await connection.execute("set constraints all immediate")
+            await connection.execute("delete from userrealtime.event where id < 5")
+        reset = await receive(alice)
+        assert (reset["type"], reset["reason"], reset["cursor"]) == ("reset", "too-old", 5)
+
+
+async def test_old_events_that_a_parked_client_has_may_be_deleted(
+    migrated: Database, connection: asyncpg.Connection, position: dict[str, Any]
+) -> None:
+    await connection.execute("delete from userrealtime.event")
+    async with gate(migrated.url, parking=True) as (opened, _, _), client(opened.port, **position) as alice:
+        assert (await receive(alice))["earliest"] == 4
+        await publish(connection)
+        assert await receive_ids(alice, 4) == [4]
+
+
+async def test_a_lost_database_connection_loses_no_event(
+    migrated: Database, connection: asyncpg.Connection, position: dict[str, Any]
+) -> None:
+    async with gate(migrated.url, parking=True) as (opened, cluster, _), client(opened.port, **position) as alice:
+        assert (await receive(alice))["type"] == "connected"
+        await connection.execute(
+            "select pg_terminate_backend(pid) from pg_stat_activity "
+            "where application_name = 'userrealtime-activator' and datname = current_database()"
+        )
+        await publish(connection)
+        assert await receive_ids(alice, 4) == [4]
+        assert cluster.wakes == 1
+
+
+async def test_a_pod_that_ends_before_it_greets_is_retried(
+    migrated: Database, connection: asyncpg.Connection, position: dict[str, Any]
+) -> None:
+    async with (
+        gate(migrated.url, parking=True, ghosts=2) as (opened, _, _),
+        client(opened.port, **position) as alice,
+    ):
+        assert (await receive(alice))["type"] == "connected"
+        await publish(connection)
+        assert await receive_ids(alice, 4) == [4]
