@@ -292,6 +292,8 @@ class IdleDefaults(Section):
     """When users sleep, unless a resource overrides it: after this time without clients; 0 is never."""
 
     after_s: Annotated[float, Duration()] = 600.0
+    park_after_s: Annotated[float, Duration()] = 900.0
+    """The time without traffic after which connected clients are parked, and the pod ends; 0 is never."""
 
 
 @dataclass(frozen=True, config=FILE)
@@ -311,6 +313,8 @@ class Activator(Section):
     `seal_key`. Otherwise it reads the users' Secrets."""
     seal_key: Annotated[str, AfterValidator(_seal_key)] = Field(default="", validation_alias=SEAL_KEY, repr=False)
     """The key that encrypts the token keys. It is hidden from `repr`."""
+    parking: Flag = False
+    """Whether the activator has a database role, which it needs to park clients."""
     enabled: Flag = True
 
     def seal(self) -> Seal | None:

@@ -24,8 +24,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="userrealtime-activator",
         description="Accepts the connections of sleeping users, wakes them, and forwards each connection to the pod.",
         epilog="It reads the operator's configuration file, of which it uses the namespaces and the settings of "
-        "relays. It needs no database. With activator.sealedKeys, it needs SEAL_KEY, or a file of that name in "
-        "CREDENTIALS_DIR.",
+        "relays. With activator.sealedKeys, it needs SEAL_KEY, and with activator.parking, DATABASE_URL, or files of "
+        "these names in CREDENTIALS_DIR.",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
@@ -77,6 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import asyncio
 
     from userrealtime_core import logging_setup
+    from userrealtime_core.environment import Reader
     from userrealtime_core.relay_settings import RelaySettings
     from userrealtime_operator.config import ConfigError, load_config
 
@@ -93,6 +94,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 sys.modules["cryptography"] = None  # type: ignore[assignment]
         relays = RelaySettings.from_environment(config.relay_settings)
         seal = _seal(os.environ) if sealed else None
+        database_url = None
+        if config.activator is not None and config.activator.parking:
+            reader = Reader(os.environ)
+            database_url = reader.database_url("DATABASE_URL")
+            reader.check()
     except ConfigError as error:
         print(f"userrealtime-activator: bad configuration in {options.config}:\n{error}", file=sys.stderr)
         return 2
@@ -106,6 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         relays=relays,
         user_keys=not options.no_user_keys,
         seal=seal,
+        database_url=database_url,
         port=options.port,
         health_port=options.health_port,
         announce_port=options.announce_port,

@@ -7,17 +7,20 @@ second signal exits immediately.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from userrealtime_core.auth.sealed_keys import Seal
 from userrealtime_core.relay_settings import RelaySettings
+from userrealtime_core.secret import Secret
 from userrealtime_core.trust import reloading
 from userrealtime_operator.kube.client import Api
+from userrealtime_operator.model.naming import instance_name
 from userrealtime_operator.process.probes import serve as serve_probes
 
 from . import announcements
@@ -29,6 +32,9 @@ from .proxy.proxy import ActivatorProxy
 from .routes import RouteTable
 from .tokens import Tokens
 from .wakes import Wakes
+
+if TYPE_CHECKING:
+    from .parking.parking import Parking
 
 DRAIN_S: Final = 15.0
 """Seconds over which connections are closed. With the time for the last ones, within the pod's 30 s."""
@@ -49,6 +55,8 @@ class Settings:
     relays: RelaySettings
     user_keys: bool = True
     seal: Seal | None = None
+    database_url: Secret | None = None
+    """With a role that has the rights of `userrealtime.grant_activator`. None: no connection is parked."""
     host: str = ""  # all addresses, of IPv4 and IPv6
     port: int = 8080
     health_port: int = 3000
@@ -76,8 +84,11 @@ async def serve(settings: Settings) -> None:
         limits = Limits(request_s=settings.relays.auth_timeout, query_token=settings.relays.allow_query_token)
         wakes = Wakes(cluster, metrics)
         admission = Admission(routes, Origins(settings.relays.allowed_origins), tokens, limits)
-        proxy = ActivatorProxy(admission, wakes, metrics, limits.idle_s)
-        async with cluster.watching(watches, settings.namespaces) as listed:
+        async with (
+            _parking(settings, cluster, tokens, metrics) as parking,
+            cluster.watching(watches, settings.namespaces) as listed,
+        ):
+            proxy = ActivatorProxy(admission, wakes, metrics, limits.idle_s, parking)
 
             def not_ready_reason() -> str | None:
                 if stopping.is_set():
@@ -98,6 +109,31 @@ async def serve(settings: Settings) -> None:
                     _logger.info("draining", extra={"fields": {"connections": proxy.connections}})
                     await proxy.drain(DRAIN_S)
     _logger.info("stopped")
+
+
+@contextlib.asynccontextmanager
+async def _parking(
+    settings: Settings, cluster: ApiCluster, tokens: Tokens, metrics: Metrics
+) -> AsyncIterator[Parking | None]:
+    """Park connections while the block runs, if there is a database."""
+    if settings.database_url is None:
+        yield None
+        return
+    # Imported only if they are used: the client of Postgres needs several MiB.
+    from .parking.heads import Heads
+    from .parking.parking import Parking
+
+    heads = Heads(settings.database_url, instance_name(), Parking.wake, metrics.database_failures.inc)
+    parking = Parking(heads, tokens, cluster.requests.is_parked, settings.relays, metrics)
+    cluster.requests.unparked = parking.unpark
+    tasks = [asyncio.create_task(work) for work in (heads.run(), parking.run())]
+    try:
+        yield parking
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await heads.withdraw()
 
 
 def _stop(stopping: asyncio.Event, number: int) -> None:

@@ -14,6 +14,7 @@ NORMAL_REASONS = frozenset(
         "FieldsContested",  # a webhook may change the objects of all users, and would cause one Event per user
         "Idle",
         "NeverSleeps",
+        "Parked",
         "TooManyListeners",  # concerns the platform, and would be one Event per user
         "PodAvailable",
         "PodMissing",

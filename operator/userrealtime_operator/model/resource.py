@@ -66,6 +66,8 @@ class UserRealtime(ResourceIdentity):
     route_url: str | None
     idle_after_s: float | None
     """Seconds without a client after which the user sleeps; 0 is never."""
+    idle_park_after_s: float | None
+    """Seconds without traffic after which the clients are parked; 0 is never."""
     warm: bool
     """Whether the user never sleeps."""
     requested_by: str | None
@@ -130,6 +132,7 @@ def _parse(body: Mapping[str, Any], naming: Naming) -> UserRealtime:
         route_enabled=spec["route"]["enabled"],
         route_url=spec["route"].get("url"),
         idle_after_s=parse_duration(idle["after"]) if "after" in idle else None,
+        idle_park_after_s=parse_duration(idle["parkAfter"]) if "parkAfter" in idle else None,
         warm=idle.get("warm", False),
         requested_by=metadata.get("annotations", {}).get(REQUESTER_ANNOTATION) or None,
         field_managers=tuple(each["manager"] for each in metadata.get("managedFields", ())),

@@ -34,6 +34,8 @@ _PRESENCE = """
     select user_id, instance, clients,
         extract(epoch from since)::float8 as since,
         extract(epoch from seen_at)::float8 as seen_at,
+        extract(epoch from active_at)::float8 as active_at,
+        parked,
         extract(epoch from statement_timestamp())::float8 as now
     from userrealtime.presence
     where ($2::text is null or user_id = $2)
@@ -222,8 +224,8 @@ class Database:
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
             raise explained(error) from None
         found: dict[str, list[Presence]] = {}
-        for user, instance, clients, since, seen_at, _now in rows:
-            found.setdefault(user, []).append(Presence(instance, clients, since, seen_at))
+        for user, instance, clients, since, seen_at, active_at, parked, _now in rows:
+            found.setdefault(user, []).append(Presence(instance, clients, since, seen_at, active_at, parked))
         return (rows[0]["now"] if rows else 0.0), found
 
     async def forget(self, resource: str) -> None:

@@ -32,6 +32,7 @@ from userrealtime_operator.process.metrics import Metrics
 from userrealtime_operator.secrets.database_passwords import Access
 from userrealtime_operator.sleep.activator_endpoints import Activators
 from userrealtime_operator.sleep.controller import Plan, SleepController
+from userrealtime_operator.sleep.machine import State
 from userrealtime_operator.sleep.state import asleep
 
 from .children import ChildWriter, Live, check_owner, drift, is_applied, is_up_to_date, owner_uid
@@ -194,8 +195,8 @@ class Reconciler:
             if plan.asleep is not None:
                 # Ready: the next connection is served as soon as the pod has started.
                 pod, progress = (
-                    ConditionResult(True, "Asleep", "the user sleeps; the next connection starts the pod"),
-                    ConditionResult(False, "Asleep"),
+                    ConditionResult(True, plan.state, _WITHOUT_POD[plan.state]),
+                    ConditionResult(False, plan.state),
                 )
             if applied.rollout_waits:
                 progress = ConditionResult(
@@ -411,7 +412,11 @@ class Reconciler:
         rollout_waits = False
         contests: set[tuple[str, str]] = set()
         requested = observed.status.get("observedGeneration") != resource.generation
-        urgent = requested or kept.replaces_password or _is_of_another_series(live["Deployment"], objects)
+        revoked = _is_of_another_series(live["Deployment"], objects)
+        urgent = requested or kept.replaces_password or revoked
+        if revoked and plan.asleep is not None and plan.asleep.parked:
+            self._sleep.end_parking(observed.user)
+            self._requeue(observed.user)
         sleeps = plan.asleep is not None or asleep(live["Deployment"]) is not None
         for item in objects:
             part = part_of(item["kind"], item["metadata"]["name"])
@@ -479,6 +484,10 @@ _WITHDRAWN: Mapping[type[ResourceError], tuple[str, ...]] = {
     RouteConflict: ("Ingress", "HTTPRoute"),
 }
 """The kinds of objects that are deleted when the platform rejects a part of the spec."""
+_WITHOUT_POD: Mapping[str, str] = {
+    State.ASLEEP.value: "the user sleeps; the next connection starts the pod",
+    State.PARKED.value: "activators keep the connections of idle clients; activity starts the pod",
+}
 _NOT_REGISTERED = ConditionResult(False, "NotRegistered", "the resource is not registered in the database")
 
 

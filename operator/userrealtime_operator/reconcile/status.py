@@ -52,6 +52,7 @@ def next_status(
     findings: Mapping[str, ConditionResult],
     now: str,
     asleep_since: str | None = None,
+    state: str | None = None,
 ) -> Object:
     """Return the operator's fields of the status. They equal those of `previous` if nothing has changed.
 
@@ -60,11 +61,13 @@ def next_status(
     Args:
         previous: the current status.
         now: the current time, RFC 3339.
+        state: Awake, Parked or Asleep; None if it is unknown.
     """
     status: Object = {
         "observedGeneration": resource.generation,
         "name": resource.child_name,
         "url": route.url if route else None,
+        "state": state,
         "asleepSince": asleep_since,
         "tokenSecret": {"name": resource.child_name, "key": TOKEN_KEY},
         "conditions": _conditions(resource.generation, now, previous.get("conditions", ()), findings),

@@ -86,7 +86,9 @@ class StatusWriter:
             results["ListenersWithinLimit"] = TOO_MANY_LISTENERS
         now = self._now()
         asleep_since = plan.asleep.since if plan and plan.asleep else None
-        status = next_status(resource, previous, outcome.route, results, rfc3339(now), asleep_since)
+        status = next_status(
+            resource, previous, outcome.route, results, rfc3339(now), asleep_since, plan and plan.state
+        )
         if self._seal is not None and outcome.token_keys is not None:
             status[SEALED_KEYS] = self._seal.seal(resource.uid, outcome.token_keys)
         elif self._seal is None and SEALED_KEYS in previous:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final
@@ -28,18 +28,21 @@ from userrealtime_operator.model.conditions import ConditionResult, condition_of
 from userrealtime_operator.model.errors import SpecError
 from userrealtime_operator.model.labels import SLICES_MANAGED_BY
 from userrealtime_operator.model.naming import Naming
+from userrealtime_operator.model.presence import Presence
 from userrealtime_operator.model.resource import UserRealtime, parse_resource
 from userrealtime_operator.postgres.database import Database, DatabaseError
 from userrealtime_operator.process.metrics import Metrics
 
 from .activator_endpoints import Activators
-from .machine import WOKEN, Check, Memory, Observation, State, Usage, mark_idle, next_step
-from .policy import FRESH_S, Sleep, decide
+from .machine import WITHOUT_POD, WOKEN, Check, Memory, Observation, State, Usage, mark_idle, next_step
+from .policy import FRESH_S, Park, Sleep, decide, decide_parking
 from .state import Asleep, Endpoints, asleep, has_ready, ready_addresses, wake_requested
 
 _BATCH: Final = 200
 """The number of users that are checked before other tasks get a turn."""
 _ENDED: Final = ("Succeeded", "Failed")
+PARKED_S: Final = 120.0
+"""Seconds in which the clients of a parked user have time to reconnect, before it counts as asleep without clients."""
 
 Live = Mapping[str, Mapping[str, Any] | None]
 """A user's objects by kind."""
@@ -60,6 +63,13 @@ class Plan:
     """The endpoints of the slice; None if they are unknown, and an existing slice stays unchanged."""
     recheck_s: float | None = None
     """The time until the user is reconciled again; None if that follows a change in the cluster."""
+
+    @property
+    def state(self) -> str:
+        """The state of the user for its status: Awake, Parked or Asleep."""
+        if self.asleep is None:
+            return State.AWAKE.value
+        return State.PARKED.value if self.asleep.parked else State.ASLEEP.value
 
 
 class SleepController:
@@ -86,10 +96,20 @@ class SleepController:
         self._clock = clock
         self._memories: dict[NamespacedName, Memory] = {}
         """The users about which more is remembered than their Deployments record."""
+        self._left: set[NamespacedName] = set()
+        """The parked users that have no client any more."""
+        self._revoked: set[NamespacedName] = set()
+        """The parked users whose clients must be checked again."""
 
     def forget(self, user: NamespacedName) -> None:
         """Remove a user whose resource was deleted."""
         self._memories.pop(user, None)
+        self._left.discard(user)
+        self._revoked.discard(user)
+
+    def end_parking(self, user: NamespacedName) -> None:
+        """Start the pod of a parked user: it checks the tokens of the clients with the present keys."""
+        self._revoked.add(user)
 
     async def find_idle(
         self,
@@ -109,20 +129,26 @@ class SleepController:
         for number, body in enumerate(resources, start=1):
             if number % _BATCH == 0:
                 await asyncio.sleep(0)  # a wake may be waiting
-            rows = presence.get(body["spec"]["userId"])
+            rows = presence.get(body["spec"]["userId"], ())
             user = NamespacedName(namespace, body["metadata"]["name"])
+            if body.get("status", {}).get("state") == State.PARKED.value:
+                if self._has_left(body, rows, now):
+                    self._left.add(user)
+                    found.append(user)
+                continue
             if not rows or self._memory(user).state is State.DRAINING:
                 continue
             try:
                 resource = parse_resource(body, self._naming)
             except SpecError:
                 continue  # its own reconciliation reports it
-            reported = [row.instance for row in rows if row.seen_at > now - FRESH_S]
-            warm = self._stays_awake(resource) is not None
-            decision = decide(reported, rows, self._after_s(resource), self._awake_since(body), now, warm=warm)
-            if isinstance(decision, Sleep) and asleep(deployment(resource)) is None:
+            reported = [row.instance for row in rows if row.seen_at > now - FRESH_S and not row.parked]
+            usage = self._usage(resource, body, reported, rows, now)
+            if usage is not Usage.IN_USE and asleep(deployment(resource)) is None:
                 found.append(user)
         for user in found:
+            if user in self._left:
+                continue
             self._remember(user, mark_idle(self._memory(user)))
         return found
 
@@ -153,8 +179,8 @@ class SleepController:
         return self._memories.get(user, _AWAKE)
 
     def _remember(self, user: NamespacedName, memory: Memory) -> None:
-        # The Deployment records ASLEEP, and most users are awake: neither needs memory.
-        if memory.state is State.ASLEEP or memory == _AWAKE:
+        # The Deployment records ASLEEP and PARKED, and most users are awake: neither needs memory.
+        if memory.state in WITHOUT_POD or memory == _AWAKE:
             self._memories.pop(user, None)
         else:
             self._memories[user] = memory
@@ -165,17 +191,26 @@ class SleepController:
         """Return the facts about a user that need no further requests."""
         stored = condition_of(body.get("status", {}), "Asleep") or {}
         awake = f"the user sleeps after {self._after_s(resource):g} s without clients"
+        recorded = asleep(live["Deployment"])
+        user = NamespacedName(resource.namespace, resource.name)
+        blocker = self._blocker(resource)
+        if recorded is None or not recorded.parked:
+            self._left.discard(user)
+            self._revoked.discard(user)
+        elif blocker is None:
+            blocker = self._parking_blocker(user, resource)
         return Observation(
             now=self._now(),
             clock=self._clock(),
-            recorded=asleep(live["Deployment"]),
+            recorded=recorded,
             wake_requested=wake_requested(body),
             slice_exists=has_ready(live["EndpointSlice"]),
             pod_available=live["Service"] is not None and pod_available(live["Deployment"]),
-            blocker=self._blocker(resource),
+            blocker=blocker,
             activators_known=activators is not None,
             pod_missing=not has_available_pod(live["Deployment"]),
             awake=ConditionResult(False, "Awake", awake),
+            parked_clients=0 if user in self._left else None,
             was_woken=(stored.get("status"), stored.get("reason")) == ("False", WOKEN.reason),
         )
 
@@ -186,7 +221,7 @@ class SleepController:
         match check:
             case Check.USAGE:
                 try:
-                    usage = Usage.IDLE if await self._is_idle(resource, body) else Usage.IN_USE
+                    usage = await self._read_usage(resource, body)
                 except DatabaseError as error:
                     return replace(seen, usage=Usage.UNKNOWN, usage_error=error.status)
                 # The database may have taken a while.
@@ -194,8 +229,8 @@ class SleepController:
             case Check.ENDPOINTS:
                 return replace(seen, pod_serves=await self._pod_serves(live["Service"]), now=self._now())
 
-    async def _is_idle(self, resource: UserRealtime, body: Mapping[str, Any]) -> bool:
-        """Return whether no client is connected to any of the user's pods."""
+    async def _read_usage(self, resource: UserRealtime, body: Mapping[str, Any]) -> Usage:
+        """Return whether clients are connected to any of the user's pods, and whether they have traffic."""
         pods = await self._api.pods(resource.namespace, resource.child_name)
         living = [
             str(pod["metadata"]["name"])
@@ -203,10 +238,44 @@ class SleepController:
             if "deletionTimestamp" not in pod["metadata"] and pod.get("status", {}).get("phase") not in _ENDED
         ]
         now, presence = await self._database.presence(self._api.scope(resource.namespace), resource.user_id)
-        rows = presence.get(resource.user_id, ())
+        return self._usage(resource, body, living, presence.get(resource.user_id, ()), now)
+
+    def _usage(
+        self,
+        resource: UserRealtime,
+        body: Mapping[str, Any],
+        pods: Sequence[str],
+        presence: Sequence[Presence],
+        now: float,
+    ) -> Usage:
+        """Return what the reports of pods mean for the user."""
+        # Clients that an activator keeps are about to be connected to a pod.
+        rows = [row for row in presence if not row.parked]
+        after_s, awake_since = self._after_s(resource), self._awake_since(body)
         warm = self._stays_awake(resource) is not None
-        decision = decide(living, rows, self._after_s(resource), self._awake_since(body), now, warm=warm)
-        return isinstance(decision, Sleep)
+        if isinstance(decide(pods, rows, after_s, awake_since, now, warm=warm), Sleep):
+            return Usage.IDLE
+        park_after_s = 0 if warm or after_s <= 0 else self._park_after_s(resource)
+        if isinstance(decide_parking(pods, rows, park_after_s, awake_since, now), Park):
+            return Usage.QUIET
+        return Usage.IN_USE
+
+    def _has_left(self, body: Mapping[str, Any], presence: Sequence[Presence], now: float) -> bool:
+        """Return whether a parked user has no client any more."""
+        if any(row.clients and row.seen_at > now - FRESH_S for row in presence):
+            return False
+        since = body.get("status", {}).get("asleepSince")
+        return since is not None and (self._now() - parse_timestamp(since, self._now())).total_seconds() > PARKED_S
+
+    def _parking_blocker(self, user: NamespacedName, resource: UserRealtime) -> ConditionResult | None:
+        """Return why a user must not stay parked."""
+        if user in self._revoked:
+            return ConditionResult(
+                False, "Awake", "the keys of the user were revoked; the pod checks its clients again"
+            )
+        if self._park_after_s(resource) <= 0:
+            return ConditionResult(False, "Awake", "parking is disabled (idle.parkAfter, activator.database)")
+        return None
 
     async def _pod_serves(self, service: Mapping[str, Any] | None) -> bool:
         """Return whether a pod is among the endpoints that the cluster has for a Service."""
@@ -224,6 +293,12 @@ class SleepController:
 
     def _after_s(self, resource: UserRealtime) -> float:
         return self._config.idle.after_s if resource.idle_after_s is None else resource.idle_after_s
+
+    def _park_after_s(self, resource: UserRealtime) -> float:
+        if self._config.activator is None or not self._config.activator.parking:
+            return 0.0
+        own = resource.idle_park_after_s
+        return self._config.idle.park_after_s if own is None else own
 
     def _stays_awake(self, resource: UserRealtime) -> str | None:
         """Return why a resource keeps its pod running, None if it does not."""

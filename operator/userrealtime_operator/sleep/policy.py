@@ -29,26 +29,6 @@ class Sleep:
     """No client needs the pod."""
 
 
-@dataclass(frozen=True, slots=True)
-class Park:
-    """Clients are connected, and need no pod until something happens."""
-
-
-def decide_parking(clients: int, active_at: float, after_s: float, now: float) -> Park | Stay:
-    """Return whether the connections of a user's clients may be moved to activators.
-
-    Args:
-        clients: the number of connected clients of all pods.
-        active_at: when a pod last delivered an event or received a message, or when a client last connected.
-        after_s: `spec.idle.parkAfter`; 0 disables parking.
-        now: the time of the database's clock, as `active_at`.
-    """
-    if after_s <= 0 or clients == 0:
-        return Stay(None)
-    left = active_at + after_s - now
-    return Stay(left) if left > 0 else Park()
-
-
 def decide(
     pods: Sequence[str], presence: Sequence[Presence], after_s: float, awake_since: float, now: float, *, warm: bool
 ) -> Sleep | Stay:
@@ -73,3 +53,31 @@ def decide(
     idle_since = max(awake_since, *(row.since for row in fresh.values()))
     left = idle_since + after_s - now
     return Stay(left) if left > 0 else Sleep()
+
+
+@dataclass(frozen=True, slots=True)
+class Park:
+    """Clients are connected, and need no pod until something happens."""
+
+
+def decide_parking(
+    pods: Sequence[str], presence: Sequence[Presence], after_s: float, awake_since: float, now: float
+) -> Park | Stay:
+    """Return whether the connections of a user's clients may be moved to activators.
+
+    Args:
+        pods: the names of the user's pods.
+        presence: the rows of these pods, and of those that have ended.
+        after_s: `spec.idle.parkAfter`; 0 disables parking.
+        awake_since: the last wake request.
+        now: the time of the database's clock, as all times here.
+    """
+    if after_s <= 0:
+        return Stay(None)
+    fresh = {row.instance: row for row in presence if row.seen_at > now - FRESH_S}
+    if not pods or any(name not in fresh for name in pods) or not any(row.clients for row in fresh.values()):
+        return Stay(after_s)
+    quiet_since = max(awake_since, *(row.active_at for row in fresh.values()))
+    # A report may be a minute old. What happened since then is unknown.
+    left = quiet_since + after_s - min(row.seen_at for row in fresh.values())
+    return Stay(left) if left > 0 else Park()

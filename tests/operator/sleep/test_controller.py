@@ -21,6 +21,7 @@ from userrealtime_operator.model.naming import child_of
 from userrealtime_operator.model.presence import Presence
 from userrealtime_operator.postgres.database import DatabaseError
 from userrealtime_operator.sleep.activator_endpoints import GRACE_S, Activators
+from userrealtime_operator.sleep.controller import PARKED_S
 from userrealtime_operator.sleep.machine import SETTLE_S
 from userrealtime_operator.sleep.state import asleep, has_ready
 
@@ -28,6 +29,7 @@ ALICE = child_name("alice")
 DEPLOYMENT = ObjectKey("Deployment", "users", ALICE)
 SLICE = ObjectKey("EndpointSlice", "users", f"{ALICE}-activator")
 AFTER_S = 60
+PARK_AFTER_S = 300
 HASTY = replace(CONFIG, idle=IdleDefaults(3), activator=Activator("system", "waker", 8080))
 SLEEPY = replace(CONFIG, idle=IdleDefaults(AFTER_S), activator=Activator("system", "waker", 8080))
 
@@ -38,6 +40,11 @@ def endpoints(*addresses: str) -> Object:
         "addressType": "IPv4",
         "endpoints": [{"addresses": [each], "conditions": {"ready": True}} for each in addresses],
     }
+
+
+PARKING = replace(
+    CONFIG, idle=IdleDefaults(AFTER_S, PARK_AFTER_S), activator=Activator("system", "waker", 8080, parking=True)
+)
 
 
 class SleepFixture(ReconcilerFixture):
@@ -62,6 +69,30 @@ class SleepFixture(ReconcilerFixture):
         now = self.time.timestamp()
         self.database.time = now
         self.database.said[name] = [Presence(f"{name}-pod", clients, now - since_s, now - heard_s)]
+
+    def converse(self, quiet_s: float = 0.0, name: str = "alice") -> None:
+        """Report a client of a user's pod that had traffic so many seconds ago."""
+        now = self.time.timestamp()
+        self.database.time = now
+        self.database.said[name] = [Presence(f"{name}-pod", 1, now - 1000, now, now - quiet_s)]
+
+    def keep(self, clients: int = 1, name: str = "alice") -> None:
+        """Report clients that an activator keeps."""
+        now = self.time.timestamp()
+        self.database.time = now
+        self.database.said[name] = [Presence("waker-1", clients, now, now, parked=True)] if clients else []
+
+    async def park(self) -> None:
+        """Park alice."""
+        self.restart(PARKING)
+        self.converse(PARK_AFTER_S)
+        await self.fall_asleep()
+        assert self.state == "Parked"
+
+    @property
+    def state(self) -> str:
+        state: str = self.api.resources["users", "alice"]["status"]["state"]
+        return state
 
     def have_pod(self, name: str = "alice") -> None:
         """Make the user's pod ready."""
@@ -716,3 +747,103 @@ async def test_with_a_new_name_a_sleeping_user_wakes_and_leaves_no_old_object(wo
     deployment = world.api.children[ObjectKey("Deployment", "users", name)]
     assert deployment["spec"]["replicas"] == 1
     assert asleep(deployment) is None
+
+
+async def test_a_user_with_quiet_clients_is_parked(world: SleepFixture) -> None:
+    world.restart(PARKING)
+    assert world.state == "Awake"
+    world.converse(PARK_AFTER_S - 1)
+    await world.look()
+    assert await world.reconcile() == []
+    world.converse(PARK_AFTER_S)
+    await world.fall_asleep()
+    assert world.state == "Parked"
+    assert (world.replicas, world.addresses) == (0, ["10.0.0.1", "10.0.0.2"])
+    assert world.condition("Asleep")[:2] == ("True", "Parked")
+    assert world.condition("Ready")[:2] == ("True", "Parked")
+    assert world.api.events == ["Slept"]
+    world.keep()
+    assert await world.reconcile() == []
+
+
+async def test_traffic_in_the_settle_time_prevents_parking(world: SleepFixture) -> None:
+    world.restart(PARKING)
+    world.converse(PARK_AFTER_S)
+    await world.settle()
+    world.converse(0)
+    assert await world.reconcile() == ["pods", "apply EndpointSlice"]
+    assert (world.state, world.replicas) == ("Awake", 1)
+
+
+@pytest.mark.parametrize("idle", [{"parkAfter": "0s"}, {"warm": True}, {"after": "0s"}])
+async def test_parking_can_be_disabled(world: SleepFixture, idle: dict[str, Any]) -> None:
+    world.restart(PARKING)
+    world.api.resources["users", "alice"]["spec"]["idle"] = idle
+    world.converse(10 * PARK_AFTER_S)
+    await world.look()
+    await world.reconcile()
+    assert (world.addresses, world.replicas) == (None, 1)
+
+
+async def test_without_a_database_of_the_activator_no_user_is_parked(world: SleepFixture) -> None:
+    world.restart(replace(PARKING, activator=SLEEPY.activator))
+    world.converse(10 * PARK_AFTER_S)
+    await world.look()
+    assert await world.reconcile() == []
+
+
+async def test_a_parked_user_is_woken_by_a_request(world: SleepFixture) -> None:
+    await world.park()
+    world.keep()
+    world.ask()
+    assert await world.reconcile() == ["apply Deployment", "status"]
+    assert (world.state, world.replicas) == ("Awake", 1)
+
+
+async def test_a_parked_user_is_woken_when_parking_is_disabled(world: SleepFixture) -> None:
+    await world.park()
+    world.api.resources["users", "alice"]["spec"]["idle"] = {"parkAfter": "0s"}
+    await world.reconcile()
+    assert (world.state, world.replicas) == ("Awake", 1)
+
+
+async def test_a_parked_user_is_woken_when_its_keys_are_revoked(world: SleepFixture) -> None:
+    await world.park()
+    world.keep()
+    secret = next(key for key in world.api.children if key.kind == "Secret" and key.name == ALICE)
+    del world.api.children[secret]
+    await world.reconcile()
+    world.woken.clear()
+    await world.reconcile()
+    assert (world.state, world.replicas) == ("Awake", 1)
+
+
+async def test_a_parked_user_without_clients_counts_as_asleep(world: SleepFixture) -> None:
+    await world.park()
+    world.keep(0)
+    await world.look()
+    await world.reconcile()
+    assert world.state == "Parked", "its clients have time to reconnect"
+    world.keep(1)
+    world.pass_time(PARKED_S + 1)
+    world.keep(1)
+    await world.look()
+    await world.reconcile()
+    assert world.state == "Parked"
+    world.keep(0)
+    await world.look()
+    assert "apply Deployment" in await world.reconcile()
+    assert (world.state, world.replicas) == ("Asleep", 0)
+    assert world.condition("Asleep")[:2] == ("True", "Idle")
+    world.ask()
+    await world.reconcile()
+    assert world.state == "Awake"
+
+
+async def test_an_operator_that_restarts_leaves_a_parked_user(world: SleepFixture) -> None:
+    await world.park()
+    world.keep()
+    world.restart(PARKING)
+    await world.look()
+    assert await world.reconcile() == []
+    assert world.state == "Parked"

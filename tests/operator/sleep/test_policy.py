@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -73,15 +72,37 @@ def test_nobody_with_a_client_or_of_late_sleeps(rows: list[Presence], after_s: f
         assert 0 < answer.recheck_s <= after_s + 1e-3
 
 
-@pytest.mark.parametrize(
-    ("clients", "active_at", "after_s", "decision"),
-    [
-        (0, 0.0, 60.0, Stay(None)),
-        (1, 0.0, 0.0, Stay(None)),
-        (1, 950.0, 60.0, Stay(10.0)),
-        (1, 940.0, 60.0, Park()),
-    ],
-    ids=["no clients", "disabled", "activity", "quiet"],
-)
-def test_quiet_clients_may_be_parked(clients: int, active_at: float, after_s: float, decision: Park | Stay) -> None:
-    assert decide_parking(clients, active_at, after_s, now=1000.0) == decision
+def quiet(*rows: Presence, pods: tuple[str, ...] = ("a",), after_s: float = 60, awake_s: float = 500) -> Park | Stay:
+    return decide_parking(pods, rows, after_s, NOW - awake_s, NOW)
+
+
+def pod(clients: int = 1, quiet_s: float = 100, heard_s: float = 0, instance: str = "a") -> Presence:
+    return Presence(instance, clients, NOW - 500, NOW - heard_s, NOW - quiet_s)
+
+
+def test_quiet_clients_are_parked() -> None:
+    assert quiet(pod(quiet_s=60)) == Park()
+    assert quiet(pod(quiet_s=59)) == Stay(1)
+    assert quiet(pod(quiet_s=59), after_s=0) == Stay(None)
+
+
+def test_only_the_silence_that_was_reported_counts() -> None:
+    assert quiet(pod(quiet_s=100, heard_s=50)) == Stay(10)
+    assert quiet(pod(quiet_s=100, heard_s=40)) == Park()
+    assert quiet(pod(quiet_s=1000, heard_s=FRESH_S)) == Stay(60)
+
+
+def test_all_pods_must_be_quiet() -> None:
+    assert quiet(pod(), pods=("a", "b")) == Stay(60)
+    assert quiet(pod(), pod(quiet_s=10, instance="b")) == Stay(50)
+    assert quiet(pod(), pod(clients=0, instance="b"), pods=("a", "b")) == Park()
+    assert quiet(pod(), row(clients=1, heard_s=0, instance="b")).recheck_s is not None  # type: ignore[union-attr]
+
+
+def test_a_user_without_clients_or_pods_is_not_parked() -> None:
+    assert quiet(pod(clients=0)) == Stay(60)
+    assert quiet(pod(), pods=()) == Stay(60)
+
+
+def test_a_user_that_was_just_woken_is_not_parked() -> None:
+    assert quiet(pod(), awake_s=10) == Stay(50)

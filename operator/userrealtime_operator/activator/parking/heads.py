@@ -129,7 +129,7 @@ class Heads:
             async with asyncio.timeout(LOCATE_S):
                 connection = await self._open()
                 try:
-                    await self._report(connection, list(self._users), withdrawn=True)
+                    await self._report(connection, {*self._users, *self._unreported, *self._changed}, withdrawn=True)
                 finally:
                     connection.terminate()
 
