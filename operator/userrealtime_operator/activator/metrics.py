@@ -19,10 +19,11 @@ OUTCOMES: Final = (
     "client_gone",
     "drained",
     "expired",
+    "polled",
     "internal_error",
 )
 ANNOUNCEMENTS: Final = ("accepted", "not_waiting", "rejected")
-UNPARKED: Final = ("events", "message", "woken", "gone", "closed")
+UNPARKED: Final = ("events", "message", "woken", "timeout", "gone", "closed")
 FAILURES: Final = ("no_pod", "request_failed", "overloaded", "shutting_down")
 
 

@@ -87,7 +87,7 @@ class StatusWriter:
         now = self._now()
         asleep_since = plan.asleep.since if plan and plan.asleep else None
         status = next_status(
-            resource, previous, outcome.route, results, rfc3339(now), asleep_since, plan and plan.state
+            resource, previous, outcome.route, results, rfc3339(now), asleep_since, plan.state if plan else None
         )
         if self._seal is not None and outcome.token_keys is not None:
             status[SEALED_KEYS] = self._seal.seal(resource.uid, outcome.token_keys)

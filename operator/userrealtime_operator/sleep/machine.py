@@ -313,8 +313,8 @@ def _apply(memory: Memory, event: Event, seen: Observation) -> Memory:
             record = Asleep(rfc3339(seen.now, "microseconds"), seen.wake_requested)
             return replace(memory, state=state, asleep=record, drained_at=None)
         case State.ASLEEP | State.PARKED:
-            record = memory.asleep
-            return Memory(state, record and replace(record, parked=state is State.PARKED))
+            slept = memory.asleep
+            return Memory(state, slept and replace(slept, parked=state is State.PARKED))
         case State.WAKING if event is Event.WAKE_REQUESTED:
             return Memory(state, woken_at=parse_timestamp(seen.wake_requested, seen.now, to_the_second=False))
         case State.WAKING:

@@ -34,12 +34,13 @@ from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
 from userrealtime_core.wire.connect_request import CloseCode, Reason, Resume
+from userrealtime_core.wire.longpoll import DEFAULT_TIMEOUT, LONGEST_TIMEOUT, parse_timeout
 from userrealtime_core.wire.session import PendingLookup, Session
 from userrealtime_relay.delivery.clients import CLOSE_TIMEOUT, RESTARTING_REASON, Client, Clients
 from userrealtime_relay.delivery.tail import Tail
 from userrealtime_relay.delivery.wakeup import WakeupEvent
 from userrealtime_relay.transports.http import Connection
-from userrealtime_relay.transports.longpoll import DEFAULT_TIMEOUT, LONGEST_TIMEOUT, UNAVAILABLE, parse_timeout
+from userrealtime_relay.transports.longpoll import UNAVAILABLE
 from userrealtime_relay.transports.request import connect_request_of, connection_of, refusal, refuse, retry_after
 from userrealtime_relay.transports.sse import GONE, keeping_alive
 from userrealtime_relay.wire.frames import payloads

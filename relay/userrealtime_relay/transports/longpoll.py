@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any, Final
@@ -19,6 +18,7 @@ from typing import Any, Final
 from starlette.types import Receive, Scope, Send
 
 from userrealtime_core.wire.connect_request import CloseCode
+from userrealtime_core.wire.longpoll import LONGEST_TIMEOUT, parse_timeout
 from userrealtime_core.wire.session import CloseFrame
 from userrealtime_relay.delivery.clients import RESTARTING_REASON, Client, Clients
 from userrealtime_relay.delivery.wakeup import WakeupEvent
@@ -27,9 +27,6 @@ from userrealtime_relay.wire.frames import payloads
 from .http import Connection
 from .request import connect_request_of, connection_of, parameters_of, refusal, refuse, sender_of
 
-DEFAULT_TIMEOUT: Final = 25
-LONGEST_TIMEOUT: Final = 60
-"""Seconds. Proxies commonly end a request after 30 or 60."""
 UNAVAILABLE: Final = CloseFrame(CloseCode.TRY_LATER, "Not connected to Postgres")
 
 
@@ -156,12 +153,3 @@ class _Writer:
             broadcasts = b"".join((b'"broadcasts":[', b",".join(self._broadcasts), b"],"))
         rest = json.dumps(fields, separators=(",", ":"))
         return b"".join((b'{"events":[', b",".join(self._events), b"],", broadcasts, rest[1:].encode()))
-
-
-def parse_timeout(text: str) -> float | None:
-    """Return the timeout of a request in seconds; None if it is invalid."""
-    if not text:
-        return DEFAULT_TIMEOUT
-    if not re.fullmatch(r"[0-9]{1,2}(\.[0-9]{1,3})?", text) or float(text) > LONGEST_TIMEOUT:
-        return None
-    return float(text)

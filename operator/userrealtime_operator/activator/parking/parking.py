@@ -12,28 +12,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Iterator
-from http import HTTPStatus
 from typing import Final
 
 from userrealtime_core.relay_settings import RelaySettings
-from userrealtime_core.wire.connect_request import CloseCode, ConnectRequest
+from userrealtime_core.wire.connect_request import ConnectRequest
+from userrealtime_core.wire.longpoll import parse_timeout
 from userrealtime_core.wire.position import LogState
+from userrealtime_core.wire.session import PendingLookup, Session
 from userrealtime_operator.activator.metrics import Metrics
 from userrealtime_operator.activator.proxy.admission import Admitted
 from userrealtime_operator.activator.proxy.connection import ClientConnection
-from userrealtime_operator.activator.proxy.responses import Rejected
-from userrealtime_operator.activator.routes import Route
 from userrealtime_operator.activator.tokens import Tokens
 from userrealtime_operator.kube.types import NamespacedName
 
+from .clients import Client, ParkedPoll, ParkedStream, ParkedWebSocket
 from .heads import Heads
 from .session import ParkedSession
 from .user import ParkedClient, ParkedUser
 
 STEPS: Final = 20
 """The pings of one interval are sent in so many steps."""
-MAX_UNSENT: Final = 64 << 10
-"""Bytes that may wait for a parked client that does not read."""
 
 
 class Parking:
@@ -86,50 +84,54 @@ class Parking:
         """Park a connection for as long as it needs no pod. Return the request for the pod.
 
         Raises:
-            Rejected: the connection has to be closed.
+            Rejected: the connection has to be closed, or has its response.
             EOFError: the client has closed the connection.
         """
-        opening = admitted.request.opening(query_token=self._settings.allow_query_token)
-        resume, resource = opening.resume, admitted.route.user
-        if not (admitted.request.is_websocket and self._is_parked(resource)):
+        request, route = admitted
+        if request.method != b"GET" or not self._is_parked(route.user):
             return admitted
+        opening = request.opening(query_token=self._settings.allow_query_token)
+        resume = opening.resume
         if resume is None or resume.cursor is None or resume.epoch is None:
             return admitted
-        with self._entering(admitted.route.user_id) as user:
+        with self._entering(route.user_id) as user:
             state = await connection.while_connected(self._heads.locate(user))
             if state is None or (state.head, state.epoch) != (resume.cursor, resume.epoch):
                 return admitted
-            await connection.accept_websocket()
-            client = ParkedWebSocket(connection, self._session(opening, state, admitted.route), admitted.route, self)
+            client = await self._client(connection, admitted, opening, state)
+            if client is None:
+                return admitted
             reason = await self._keep(client, user, state)
         self._metrics.unparks.labels(reason).inc()
-        return client.result(admitted, reason)
+        if reason == "gone":
+            raise EOFError
+        return client.result(reason)
 
-    def renew(self, client: ParkedWebSocket) -> None:
+    def _fetch_keys(self, client: ParkedWebSocket) -> None:
         """Fetch the keys for a new token of a client."""
 
         async def fetch() -> None:
-            await self._tokens.refresh(client.route)
+            await self._tokens.refresh(client.admitted.route)
             client.renew()
 
         task = asyncio.create_task(fetch())
         self._renewals.add(task)
         task.add_done_callback(self._renewals.discard)
 
-    async def _keep(self, client: ParkedWebSocket, user: ParkedUser, state: LogState) -> str:
+    async def _keep(self, client: Client, user: ParkedUser, state: LogState) -> str:
         """Keep a client parked; return why it is not any more, as the label of the metric."""
-        await client.begin()
-        user.clients.add(client)
-        self._clients[client] = None
-        self._metrics.parks.inc()
-        # Either may have changed while the last bytes of the client were awaited.
-        if not self._is_parked(client.resource) or user.state != state:
-            client.wake("woken")
         try:
+            await client.begin()
+            user.clients.add(client)
+            self._clients[client] = None
+            self._metrics.parks.inc()
+            # Either may have changed while the last bytes of the client were awaited.
+            if not self._is_parked(client.resource) or user.state != state:
+                client.wake("woken")
             return await client.done
         finally:
             user.clients.discard(client)
-            del self._clients[client]
+            self._clients.pop(client, None)
             client.end()
 
     @contextlib.contextmanager
@@ -144,109 +146,34 @@ class Parking:
             user.count -= 1
             self._heads.changed(user)
 
-    def _session(self, opening: ConnectRequest, state: LogState, route: Route) -> ParkedSession:
-        return ParkedSession(
-            opening,
-            state,
-            user_id=route.user_id,
-            verify=lambda token: self._tokens.verify(route, token),
-            auth_timeout=self._settings.auth_timeout,
-            now=asyncio.get_running_loop().time(),
-            messages_per_second=self._settings.max_messages_per_second,
-        )
+    async def _client(
+        self, connection: ClientConnection, admitted: Admitted, opening: ConnectRequest, state: LogState
+    ) -> Client | None:
+        """Return the client of a connection; None if the pod has to respond to it."""
+        request, route = admitted
+        settings, now = self._settings, asyncio.get_running_loop().time()
 
+        def verify(token: str) -> float:
+            return self._tokens.verify(route, token)
 
-class ParkedWebSocket:
-    """A parked WebSocket: passes bytes between its socket and its session."""
-
-    __slots__ = ("_connection", "_loop", "_parking", "_renewing", "_timer", "done", "route", "session")
-
-    def __init__(self, connection: ClientConnection, session: ParkedSession, route: Route, parking: Parking) -> None:
-        self.session = session
-        self.route = route
-        self._connection = connection
-        self._parking = parking
-        self._loop = asyncio.get_running_loop()
-        self.done: asyncio.Future[str] = self._loop.create_future()
-        """The reason why the connection is not parked any more."""
-        self._timer: asyncio.TimerHandle | None = None
-        self._renewing = False
-
-    @property
-    def resource(self) -> NamespacedName:
-        return self.route.user
-
-    async def begin(self) -> None:
-        """Send the greeting, and process what the client sends from here on."""
-        await self._connection.divert(self.receive)
-        self._advance()
-
-    def end(self) -> None:
-        """Keep what the client has sent for the pod, and process nothing more."""
-        if self._timer is not None:
-            self._timer.cancel()
-        self._connection.undivert(self.session.rest)
-
-    def result(self, admitted: Admitted, reason: str) -> Admitted:
-        """Return the request for the pod.
-
-        Raises:
-            Rejected: the connection has to be closed.
-            EOFError: the client has closed the connection.
-        """
-        session = self.session
-        if reason == "gone":
-            raise EOFError
-        if session.closing is not None:
-            code, text = session.closing
-            outcome = "expired" if code == CloseCode.TOKEN_EXPIRED else "unauthorized"
-            raise Rejected(HTTPStatus.UNAUTHORIZED, text, code, outcome)
-        head, _, epoch = session.position
-        return admitted._replace(request=admitted.request.resumed(session.token, head, epoch or ""), greeted=True)
-
-    def wake(self, reason: str) -> None:
-        if not self.done.done():
-            self.done.set_result(reason)
-
-    def keep_alive(self) -> None:
-        self.session.ping()
-        self._advance()
-
-    def receive(self, data: bytes) -> None:
-        """Process bytes of the client, b"" at the end of the connection."""
-        if not data:
-            self.wake("gone")
-            return
-        self.session.receive(data, self._loop.time())
-        self._advance()
-
-    def renew(self) -> None:
-        """Note that the keys for a new token were fetched."""
-        self._renewing = False
-        self.session.renew(self._loop.time())
-        self._advance()
-
-    def _advance(self) -> None:
-        """Do what the session asks for."""
-        session, writer = self.session, self._connection.writer
-        if output := session.take():
-            writer.write(output)
-            if writer.transport.get_write_buffer_size() > MAX_UNSENT:
-                writer.transport.abort()
-        if session.ended:
-            self.wake("gone")
-        elif session.closing is not None:
-            self.wake("closed")
-        elif session.needs_pod:
-            self.wake("message")
-        elif session.renewing and not self._renewing:
-            self._renewing = True
-            self._parking.renew(self)
-        elif self._timer is None or self._timer.when() != session.deadline:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._timer = self._loop.call_at(session.deadline, self._tick)
-
-    def _tick(self) -> None:
-        self.session.tick(self._loop.time())
-        self._advance()
+        if request.is_websocket:
+            await connection.accept_websocket()
+            parked = ParkedSession(
+                opening,
+                state,
+                user_id=route.user_id,
+                verify=verify,
+                auth_timeout=settings.auth_timeout,
+                now=now,
+                messages_per_second=settings.max_messages_per_second,
+            )
+            return ParkedWebSocket(connection, admitted, parked, self._fetch_keys)
+        session = Session(opening, user_id=route.user_id, verify=verify, auth_timeout=settings.auth_timeout, now=now)
+        if session.question is not PendingLookup.POSITION:
+            return None
+        session.locate(state)
+        token = opening.token or ""
+        if request.path.endswith("/sse"):
+            return ParkedStream(connection, admitted, session, token, state)
+        timeout_s = parse_timeout(request.parameters.get("timeout", ""))
+        return None if timeout_s is None else ParkedPoll(connection, admitted, session, token, state, timeout_s)

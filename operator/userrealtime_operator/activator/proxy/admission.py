@@ -60,8 +60,6 @@ class Admitted(NamedTuple):
 
     request: Request
     route: Route
-    greeted: bool = False
-    """Whether the client has received the first message of the pod from the activator, while it was parked."""
 
 
 class Admission:

@@ -85,6 +85,8 @@ class ClientConnection:
         """Set if the activator has accepted the handshake."""
         self.pod_frames: FrameTracker | None = None
         """Set once the pod's frames are forwarded."""
+        self.end_response: Callable[[Rejected], bytes] | None = None
+        """Set while the activator has begun a response without an end: returns the end."""
         self._request_reader = RequestReader()
         self._request: Request | None = None
         self._response_started = False
@@ -222,7 +224,18 @@ class ClientConnection:
     async def start_response(self, data: bytes) -> None:
         """Send the beginning of the pod's response. From here on, the activator cannot send an error response."""
         self._response_started = True
+        self.end_response = None
         await self.send(data)
+
+    def begin_response(self, data: bytes, end: Callable[[Rejected], bytes]) -> None:
+        """Send the beginning of a response of the activator, which the pod continues.
+
+        Args:
+            end: returns the end of the response if the pod does not continue it.
+        """
+        self._response_started = True
+        self.end_response = end
+        self.writer.write(data)
 
     async def reject(self, rejected: Rejected) -> None:
         """Send a rejection, and give the client time to read it before the connection is closed."""
@@ -242,7 +255,8 @@ class ClientConnection:
 
         That is a rejection before the pod has responded, and a close frame between two frames of the pod.
         """
-        if self._request is None or (self._response_started and self.pod_frames is None):
+        begun_by_pod = self._response_started and self.end_response is None
+        if self._request is None or (begun_by_pod and self.pod_frames is None):
             return
         with contextlib.suppress(Rejected, OSError):
             if self.pod_frames is None:
@@ -252,6 +266,8 @@ class ClientConnection:
                 await self._send_last(close_frame(restarting()))
 
     def _rejection(self, rejected: Rejected) -> bytes:
+        if self.end_response is not None:
+            return self.end_response(rejected)
         if self.websocket is None:
             return http_response(rejected, self.cors_headers)
         self.websocket.send_close(rejected.close_code, str(rejected))

@@ -25,7 +25,7 @@ from userrealtime_operator.activator.wakes import WakeFailed, Wakes
 from .admission import Admission, Admitted
 from .connection import CHUNK_BYTES, CLOSE_TIMEOUT_S, ClientConnection, ClientReader
 from .responses import Rejected, evicted, unavailable
-from .tunnel import PodConnection, PodUnavailable, Tunnel, is_accepted, read_greeting
+from .tunnel import PodConnection, PodUnavailable, Tunnel, is_accepted, read_greeting, read_stream_greeting
 
 ATTEMPTS: Final = 3
 """How often a request is sent to a pod that closes the connection before it responds."""
@@ -163,12 +163,16 @@ class ActivatorProxy:
                 return
 
     async def _forward_once(self, connection: ClientConnection, admitted: Admitted, began: float) -> None:
-        request, route, greeted = admitted
+        request, route = admitted
         address = await connection.while_connected(self._wakes.wake_and_wait(route))
         pod = await PodConnection.open(*address)
         try:
             response = await connection.while_connected(pod.send_request(request, self._idle_s))
-            first = await connection.while_connected(read_greeting(pod)) if greeted and is_accepted(response) else b""
+            first = b""
+            if request.greeted and not request.is_websocket:
+                first = await connection.while_connected(read_stream_greeting(pod, response))
+            elif request.greeted and is_accepted(response):
+                first = await connection.while_connected(read_greeting(pod))
             fields = {"user": str(route.user), "waited_s": round(time.monotonic() - began, 3)}
             _logger.info("forwarding", extra={"fields": fields})
             await Tunnel(connection, pod, self._metrics, self._idle_s).run(request, response, first)

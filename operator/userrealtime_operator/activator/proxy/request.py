@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Any, Final
+from urllib.parse import parse_qsl
 
 import h11
 
@@ -60,6 +61,8 @@ class Request:
         self.path, _, self.query = target.partition("?")
         self.body = b""
         """The body to forward."""
+        self.greeted = False
+        """Whether the client has received the pod's first message from the activator, while it was parked."""
         self._head = head
 
     @property
@@ -89,6 +92,14 @@ class Request:
         upgrades = [value.strip().lower() for value in self.values(b"upgrade")]
         return self._head.method == b"GET" and "upgrade" in wanted and upgrades == ["websocket"] and not self.has_body
 
+    @property
+    def parameters(self) -> dict[str, str]:
+        """The parameters in the query."""
+        try:
+            return dict(parse_qsl(self.query, keep_blank_values=True, max_num_fields=32))
+        except ValueError:
+            return {}  # the pod rejects it for the same reason
+
     def values(self, name: bytes) -> list[str]:
         """Return all values of a header. `name` is in lower case."""
         return [value.decode("latin-1") for key, value in self._head.headers if key == name]
@@ -113,24 +124,28 @@ class Request:
 
     def opening(self, *, query_token: bool) -> ConnectRequest:
         """Return the client's token and position, parsed by the relay's code."""
+        last_event_id = self.values(b"last-event-id")
+        if self.path.endswith("/poll"):
+            last_event_id.insert(0, self.parameters.get("cursor", ""))
         subprotocols = [part.strip() for value in self.values(b"sec-websocket-protocol") for part in value.split(",")]
         return ConnectRequest.parse(
             query=self.query,
             authorization=self.values(b"authorization"),
-            last_event_id=self.values(b"last-event-id"),
+            last_event_id=last_event_id,
             subprotocols=subprotocols if self.is_websocket else (),
             query_token=query_token,
         )
 
     def resumed(self, token: str, cursor: int, epoch: str) -> Request:
-        """Return the request of the same client with another token, at another position."""
+        """Return the request of the same client with another token, at another position, which it was greeted with."""
         left_out = (b"authorization", b"last-event-id", b"sec-websocket-protocol")
         headers = [(name, value) for name, value in self._head.headers if name not in left_out]
         offered = [part.strip() for value in self.values(b"sec-websocket-protocol") for part in value.split(",")]
         headers += [(b"sec-websocket-protocol", SUBPROTOCOL.encode())] if SUBPROTOCOL in offered else []
         headers += [(b"authorization", b"Bearer " + token.encode()), (b"last-event-id", f"{cursor}:{epoch}".encode())]
-        head = h11.Request(method=self._head.method, target=self._head.target, headers=headers)
-        return Request(head)
+        request = Request(h11.Request(method=self._head.method, target=self._head.target, headers=headers))
+        request.greeted = True
+        return request
 
     def serialize(self, *, without: Iterable[bytes] = ()) -> bytes:
         """Return the request for the pod, without the headers `without`, which are in lower case."""

@@ -29,6 +29,7 @@ class Rejected(Exception):
         reason: the message for the client; empty for a response without a body.
         close_code: used in place of the status if the handshake of a WebSocket was accepted.
         outcome: the label of the metric.
+        response: replaces the whole response.
         headers: replace the CORS headers that every response to this client has.
     """
 
@@ -39,12 +40,14 @@ class Rejected(Exception):
         close_code: int = CloseCode.TRY_LATER,
         outcome: str = "rejected",
         headers: Headers | None = None,
+        response: bytes = b"",
     ) -> None:
         super().__init__(reason)
         self.status = status
         self.close_code = close_code
         self.outcome = outcome
         self.headers = headers
+        self.response = response
 
 
 def unknown_host() -> Rejected:
@@ -79,6 +82,8 @@ def restarting() -> Rejected:
 
 def http_response(rejected: Rejected, cors_headers: Headers) -> bytes:
     """Return the complete HTTP response of a rejection."""
+    if rejected.response:
+        return rejected.response
     body = json.dumps({"error": str(rejected)}).encode() if str(rejected) else b""
     status = rejected.status
     lines = [f"HTTP/1.1 {status.value} {status.phrase}", "Content-Type: application/json", "Cache-Control: no-store"]

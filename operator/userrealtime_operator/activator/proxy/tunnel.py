@@ -16,6 +16,7 @@ from userrealtime_operator.activator.metrics import Metrics
 
 from .connection import CHUNK_BYTES, CLOSE_TIMEOUT_S, ClientConnection
 from .frames import FrameTracker
+from .greeting import StreamGreeting
 from .request import Request
 from .responses import Rejected
 
@@ -81,6 +82,25 @@ def is_accepted(response: bytes) -> bool:
     return response.startswith(b"HTTP/1.1 101 ")
 
 
+async def read_stream_greeting(pod: PodConnection, response: bytes) -> bytes:
+    """Read the beginning of a stream of the pod, and return the chunks after its first message.
+
+    Raises:
+        PodUnavailable: the pod does not serve the stream, or the connection was lost.
+    """
+    greeting = StreamGreeting()
+    try:
+        while (rest := greeting.feed(response)) is None:
+            if greeting.accepted is False:
+                raise PodUnavailable("the pod does not serve the stream", may_retry=True)
+            response = await pod.reader.read(CHUNK_BYTES)
+            if not response:
+                raise EOFError
+    except (OSError, EOFError, ValueError) as error:
+        raise PodUnavailable(f"the pod did not greet: {type(error).__name__}", may_retry=True) from None
+    return rest
+
+
 async def read_greeting(pod: PodConnection) -> bytes:
     """Read a WebSocket's first message of the pod, and return the frames before it.
 
@@ -125,7 +145,7 @@ class Tunnel:
         """Forward the beginning of the pod's response, and then all bytes until one side closes its connection.
 
         Args:
-            first: the first frames of the pod, which were read already.
+            first: for a client that was greeted, what the pod has sent apart from its greeting.
 
         Raises:
             Rejected: the pod did not accept a WebSocket that the activator has accepted.
@@ -133,7 +153,7 @@ class Tunnel:
             OSError: a connection was lost.
         """
         if not request.is_websocket:
-            await self._start_response(response)
+            await self._start_response(first if request.greeted else response)
             await self._forward(self._idle_s, from_client=False)
             return
         accepted = is_accepted(response)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 from typing import Any
+from urllib.parse import urlencode
 from uuid import uuid4
 
 import asyncpg
 import pytest
 
 from testing.database import Database
-from testing.operator.activator import gate
+from testing.operator.activator import SERVICE, gate
 from testing.relay.harness import KEY, PATIENCE_S, USER, client, closed, publish, receive, receive_ids, token, until
+from testing.relay.http_client import request, stream
 from userrealtime_operator.activator import tokens
 from userrealtime_operator.kube.types import NamespacedName
 
@@ -248,3 +250,114 @@ async def test_a_pod_that_ends_before_it_greets_is_retried(
         assert (await receive(alice))["type"] == "connected"
         await publish(connection)
         assert await receive_ids(alice, 4) == [4]
+
+
+def last_event_id(position: dict[str, Any]) -> dict[str, str]:
+    return {**SERVICE, "Last-Event-ID": f"{position['last_event_id']}:{position['epoch']}"}
+
+
+async def test_a_parked_stream_continues_with_the_events(
+    migrated: Database, connection: asyncpg.Connection, position: dict[str, Any]
+) -> None:
+    async with (
+        gate(migrated.url, parking=True, relay={"PING_INTERVAL": "0.5"}) as (opened, cluster, _),
+        stream(opened.port, headers=last_event_id(position)) as events,
+    ):
+        assert (events.answer.status, events.answer.headers["content-type"]) == (200, "text/event-stream")
+        greeting = {"type": "connected", "userId": USER, "cursor": 3, "epoch": position["epoch"], "earliest": 1}
+        assert await events.event() == greeting
+        assert events.last_id == f"3:{position['epoch']}"
+        assert 1000 <= events.retry_ms <= 3000
+        await parked(connection, 1)
+        await asyncio.sleep(1)
+        assert cluster.wakes == 0
+        await publish(connection, 2)
+        assert await events.ids(5) == [4, 5]
+        assert events.comments > 0
+        await publish(connection)
+        assert await events.ids(6) == [6]
+        assert cluster.wakes == 1
+
+
+async def test_a_parked_stream_is_reset_by_the_pod(
+    migrated: Database, connection: asyncpg.Connection, position: dict[str, Any]
+) -> None:
+    async with (
+        gate(migrated.url, parking=True) as (opened, _, _),
+        stream(opened.port, headers=last_event_id(position)) as events,
+    ):
+        assert ((await events.event()) or {})["type"] == "connected"
+        await connection.execute("update userrealtime.log set epoch = 'other' where user_id = $1", USER)
+        reset = await events.event() or {}
+        assert (reset["type"], reset["reason"]) == ("reset", "epoch")
+        assert events.last_id == "3:other"
+
+
+async def test_a_parked_stream_ends_with_its_token(migrated: Database, position: dict[str, Any]) -> None:
+    async with (
+        gate(migrated.url, parking=True, relay={"TOKEN_LEEWAY": "0"}) as (opened, cluster, _),
+        stream(opened.port, bearer=token(life_s=2), headers=last_event_id(position)) as events,
+    ):
+        assert ((await events.event()) or {})["type"] == "connected"
+        assert await events.event() == {"type": "close", "code": 4001, "reason": "Token expired"}
+        assert await events.event() is None
+        assert cluster.wakes == 0
+
+
+async def test_a_parked_stream_ends_with_the_activator(migrated: Database, position: dict[str, Any]) -> None:
+    async with (
+        gate(migrated.url, parking=True) as (opened, _, _),
+        stream(opened.port, headers=last_event_id(position)) as events,
+    ):
+        assert ((await events.event()) or {})["type"] == "connected"
+        draining = asyncio.create_task(opened.drain(0))
+        assert await events.event() == {"type": "close", "code": 1012, "reason": "Restarting"}
+        assert await events.event() is None
+        events.abort()
+        await draining
+
+
+async def test_a_parked_stream_without_a_pod_ends(
+    migrated: Database, connection: asyncpg.Connection, position: dict[str, Any]
+) -> None:
+    async with (
+        gate(migrated.url, parking=True, comes=False, timeout_s=0.5) as (opened, _, _),
+        stream(opened.port, headers=last_event_id(position)) as events,
+    ):
+        assert ((await events.event()) or {})["type"] == "connected"
+        await publish(connection)
+        close = await events.event() or {}
+        assert (close["type"], close["code"]) == ("close", 1013)
+        assert events.retry_ms >= 10_000
+
+
+async def test_a_parked_poll_is_answered_by_the_pod(
+    migrated: Database, connection: asyncpg.Connection, position: dict[str, Any]
+) -> None:
+    query = urlencode({"cursor": 3, "epoch": position["epoch"]})
+    async with gate(migrated.url, parking=True) as (opened, cluster, _):
+        answering = asyncio.create_task(request(opened.port, f"/poll?{query}", headers=SERVICE))
+        await parked(connection, 1)
+        assert cluster.wakes == 0
+        await publish(connection, 2)
+        answer = await answering
+        assert (answer.status, [event["id"] for event in answer.json["events"]]) == (200, [4, 5])
+        assert (answer.json["cursor"], cluster.wakes) == (5, 1)
+
+
+@pytest.mark.parametrize("mark", [None, "x:7"])
+async def test_a_parked_poll_without_an_event(migrated: Database, position: dict[str, Any], mark: str | None) -> None:
+    broadcasts = {} if mark is None else {"broadcasts": mark}
+    query = urlencode({"cursor": 3, "epoch": position["epoch"], "timeout": "0.5", **broadcasts})
+    async with gate(migrated.url, parking=True) as (opened, cluster, _):
+        answer = await request(opened.port, f"/poll?{query}", headers=SERVICE)
+        more = {} if mark is None else {"broadcasts": [], "broadcastCursor": mark}
+        assert answer.json == {"events": [], "cursor": 3, "epoch": position["epoch"], **more}
+        assert (answer.status, cluster.wakes) == (200, 0)
+
+
+async def test_an_invalid_poll_is_forwarded(migrated: Database, position: dict[str, Any]) -> None:
+    query = urlencode({"cursor": 3, "epoch": position["epoch"], "timeout": "long"})
+    async with gate(migrated.url, parking=True) as (opened, cluster, _):
+        assert (await request(opened.port, f"/poll?{query}", headers=SERVICE)).status == 400
+        assert cluster.wakes == 1
