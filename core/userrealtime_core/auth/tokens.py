@@ -28,6 +28,9 @@ TYPES: Final = (None, "jwt", "at+jwt")
 """The accepted values of `typ`: none, any JWT, or an access token (RFC 9068). A log-out token, for example, is not."""
 
 
+_JWS: Final = jwt.PyJWS(options={"verify_signature": True, "enforce_minimum_key_length": True})
+
+
 class KeySet(Protocol):
     """The public keys of an identity provider. `Jwks` is one."""
 
@@ -58,7 +61,6 @@ class TokenVerifier:
         self._settings = settings
         self._user_id = user_id
         self._secrets = keys
-        self._jws = jwt.PyJWS(options={"verify_signature": True, "enforce_minimum_key_length": True})
         self._jwks = jwks
         self._rejected = rejected
 
@@ -83,8 +85,8 @@ class TokenVerifier:
         if len(token) > MAX_TOKEN_BYTES:
             return {}
         try:
-            header = self._jws.get_unverified_header(token)
-            claims = json.loads(self._jws.decode(token, options={"verify_signature": False}))
+            header = _JWS.get_unverified_header(token)
+            claims = json.loads(_JWS.decode(token, options={"verify_signature": False}))
         except (jwt.PyJWTError, ValueError, RecursionError):
             return {}
         subject = claims.get(self._settings.token_user_claim) if isinstance(claims, dict) else None
@@ -117,7 +119,7 @@ class TokenVerifier:
         try:
             if len(token) > MAX_TOKEN_BYTES:
                 raise Unauthorized("too long")
-            content = self._jws.decode(token, options={"verify_signature": False})
+            content = _JWS.decode(token, options={"verify_signature": False})
             self._judge(_claims(content), time.time())
         except (jwt.PyJWTError, ValueError, RecursionError) as error:
             raise Unauthorized(type(error).__name__) from None
@@ -131,7 +133,7 @@ class TokenVerifier:
         """Check the signature; return the signed content."""
         if len(token) > MAX_TOKEN_BYTES:
             raise Unauthorized("too long")
-        header = self._jws.get_unverified_header(token)
+        header = _JWS.get_unverified_header(token)
         if "crit" in header:
             raise Unauthorized("unsupported critical extension")
         kind = header.get("typ")
@@ -140,7 +142,7 @@ class TokenVerifier:
         algorithm, keys = self._keys(header)
         for key in keys:
             try:
-                content: bytes = self._jws.decode(token, key, algorithms=[algorithm])
+                content: bytes = _JWS.decode(token, key, algorithms=[algorithm])
             except jwt.InvalidSignatureError:
                 continue
             return content

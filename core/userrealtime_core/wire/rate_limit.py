@@ -6,6 +6,8 @@ from __future__ import annotations
 class TokenBucket:
     """Allows `rate` uses a second, and a burst of as many. Times are in seconds of any clock that only grows."""
 
+    __slots__ = ("_left", "_rate", "_since")
+
     def __init__(self, rate: float, now: float) -> None:
         self._rate = rate
         self._left = rate

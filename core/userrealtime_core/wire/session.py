@@ -70,6 +70,30 @@ class Session:
         broadcasts: the limit of broadcasts, which several sessions may share. None: the client may not send any.
     """
 
+    __slots__ = (
+        "_allowance",
+        "_broadcast_allowance",
+        "_early",
+        "_errors",
+        "_greeted",
+        "_messages",
+        "_resume",
+        "_resume_understood",
+        "_token",
+        "_user_id",
+        "_verify",
+        "authenticated",
+        "broadcast_failures",
+        "broadcasts",
+        "closing",
+        "cursor",
+        "deadline",
+        "epoch",
+        "question",
+        "renewing",
+        "submissions",
+    )
+
     def __init__(
         self,
         opening: ConnectRequest,

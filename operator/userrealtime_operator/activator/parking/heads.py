@@ -181,20 +181,17 @@ class Heads:
                 self.connected = True
                 self._reconnect.succeeded()
                 _logger.info("connected to Postgres", extra={"fields": {"parked_users": len(self)}})
-            await self._wait(min(repeat_at, poll_at, report_at if self._changed else repeat_at))
+            await self._wait(connection, min(repeat_at, poll_at), report_at)
 
-    async def _wait(self, until: float) -> None:
-        """Wait for work that cannot wait, but not beyond a time."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout_at(until):
-                while True:
+    async def _wait(self, connection: asyncpg.Connection, until: float, report_at: float) -> None:
+        """Wait for work: until a time, or until a report of changed numbers is due."""
+        while not (self._unreported or self._rung or connection.is_closed()):
+            try:
+                async with asyncio.timeout_at(min(until, report_at) if self._changed else until):
                     await self._work.wait()
-                    if self._unreported or self._rung:
-                        return
-                    self._work.clear()
-                    # The number of clients has changed, which can wait; or the connection has ended.
-                    await asyncio.sleep(REPORT_S)
-                    return
+            except TimeoutError:
+                return
+            self._work.clear()
 
     async def _report(
         self, connection: asyncpg.Connection, user_ids: Collection[str], *, withdrawn: bool = False

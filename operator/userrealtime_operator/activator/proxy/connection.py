@@ -81,13 +81,15 @@ class ClientConnection:
         """The CORS headers of every response."""
         self.buffered = b""
         """The bytes that followed the request, for the pod."""
-        self.websocket: ServerProtocol | None = None
-        """Set if the activator has accepted the handshake."""
+        self.upgraded = False
+        """Whether the activator has accepted the handshake of a WebSocket."""
         self.pod_frames: FrameTracker | None = None
         """Set once the pod's frames are forwarded."""
         self.end_response: Callable[[Rejected], bytes] | None = None
         """Set while the activator has begun a response without an end: returns the end."""
-        self._request_reader = RequestReader()
+        self._request_reader: RequestReader | None = RequestReader()
+        self._early_parser: ServerProtocol | None = None
+        """Parses the first frames of a WebSocket whose handshake was accepted."""
         self._request: Request | None = None
         self._response_started = False
 
@@ -103,6 +105,7 @@ class ClientConnection:
             Rejected: the request is invalid.
             EOFError: the connection ended without a byte.
         """
+        assert self._request_reader is not None  # noqa: S101 (until the connection is parked)
         received = False
         while True:
             data = await self.reader.read(CHUNK_BYTES)
@@ -125,6 +128,7 @@ class ClientConnection:
             Rejected: the body is invalid or too large.
         """
         assert self._request is not None  # noqa: S101 (read_request has returned)
+        assert self._request_reader is not None  # noqa: S101 (until the connection is parked)
         try:
             body = self._request_reader.read_body()
             while body is None:
@@ -141,7 +145,7 @@ class ClientConnection:
             Rejected: the handshake is invalid.
         """
         request = self._request
-        if self.websocket is not None or request is None or not request.is_websocket:
+        if self.upgraded or request is None or not request.is_websocket:
             return
         websocket = ServerProtocol(select_subprotocol=_select_subprotocol, max_size=CHUNK_BYTES, extensions=None)
         websocket.receive_data(request.serialize(without=[b"sec-websocket-extensions"]))
@@ -151,7 +155,8 @@ class ClientConnection:
                 await self.send(b"".join(websocket.data_to_send()))
         if websocket.handshake_exc is not None:
             raise Rejected(HTTPStatus.BAD_REQUEST, "not a WebSocket handshake")
-        self.websocket = websocket
+        self.upgraded = True
+        self._early_parser = websocket
 
     async def read_first_token(self) -> str | None:
         """Return the token of the first message, None if that is not an `auth` message with a token.
@@ -159,12 +164,12 @@ class ClientConnection:
         Raises:
             EOFError: the client closed the connection.
         """
-        assert self.websocket is not None  # noqa: S101 (accept_websocket has returned)
+        assert self._early_parser is not None  # noqa: S101 (accept_websocket has returned)
         text = b""
         frames = 0
         async for piece in self._early_pieces():
-            self.websocket.receive_data(piece)
-            for event in self.websocket.events_received():
+            self._early_parser.receive_data(piece)
+            for event in self._early_parser.events_received():
                 frames += 1
                 if not isinstance(event, Frame) or event.opcode is Opcode.CLOSE:
                     raise EOFError
@@ -200,6 +205,7 @@ class ClientConnection:
     async def divert(self, sink: Callable[[bytes], None]) -> None:
         """Have a function receive what has followed the request, and what follows. It receives b"" at the end."""
         assert isinstance(self.reader, ClientReader)  # noqa: S101 (of every connection of the public port)
+        self._request_reader = self._early_parser = None  # they need as much memory as all the rest
         pieces: list[bytes] = []
         self.reader.sink = pieces.append
         data = self.buffered + await self.reader.read_available()
@@ -268,10 +274,7 @@ class ClientConnection:
     def _rejection(self, rejected: Rejected) -> bytes:
         if self.end_response is not None:
             return self.end_response(rejected)
-        if self.websocket is None:
-            return http_response(rejected, self.cors_headers)
-        self.websocket.send_close(rejected.close_code, str(rejected))
-        return b"".join(self.websocket.data_to_send())
+        return close_frame(rejected) if self.upgraded else http_response(rejected, self.cors_headers)
 
     async def _send_last(self, data: bytes) -> None:
         with contextlib.suppress(OSError, TimeoutError):

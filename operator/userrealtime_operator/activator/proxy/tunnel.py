@@ -157,7 +157,7 @@ class Tunnel:
             await self._forward(self._idle_s, from_client=False)
             return
         accepted = is_accepted(response)
-        if self._client.websocket is None:
+        if not self._client.upgraded:
             await self._start_response(response)
         elif not accepted:
             raise Rejected(HTTPStatus.BAD_GATEWAY, "The user's pod does not accept this connection")

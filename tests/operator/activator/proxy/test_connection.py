@@ -73,9 +73,8 @@ async def test_the_handshake_is_accepted_once() -> None:
         writer.write(UPGRADE + b"Sec-WebSocket-Protocol: other, userrealtime.v1\r\n\r\n")
         await connection.read_request()
         await connection.accept_websocket()
-        accepted = connection.websocket
         await connection.accept_websocket()
-        assert connection.websocket is accepted
+        assert connection.upgraded
         response = await reader.readuntil(b"\r\n\r\n")
         assert response.startswith(b"HTTP/1.1 101 ")
         assert b"Sec-WebSocket-Protocol: userrealtime.v1\r\n" in response

@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator
 
 import pytest
 from websockets.frames import Frame, Opcode
-from websockets.server import ServerProtocol
 
 from testing.operator.streams import Stream, connected
 from testing.patience import PATIENCE_S
@@ -123,7 +122,7 @@ async def test_a_rejected_handshake_is_forwarded_without_the_clients_bytes() -> 
 
 async def test_a_handshake_rejected_by_the_relay_is_a_bad_gateway() -> None:
     async with ends() as here:
-        here.connection.websocket = ServerProtocol()
+        here.connection.upgraded = True
         with pytest.raises(Rejected) as caught:
             await here.tunnel.run(request(UPGRADE), b"HTTP/1.1 403 Forbidden\r\n\r\n")
         assert (caught.value.status, caught.value.close_code) == (502, 1013)
