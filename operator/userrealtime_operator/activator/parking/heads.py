@@ -35,8 +35,9 @@ REPORT_S: Final = 1.0
 """The shortest time between two reports of changed numbers of clients. A new user is reported immediately."""
 REPEAT_S: Final = 60.0
 """Seconds after which all reports are repeated. They are valid for three minutes."""
-LOCATE_S: Final = 3.0
+LOCATE_S: Final = 10.0
 """How long a client waits for the state of its log. After that it is forwarded to a pod."""
+WITHDRAW_S: Final = 3.0
 CONNECT_S: Final = 10
 QUERY_S: Final = 20
 BATCH: Final = 1000
@@ -74,6 +75,7 @@ class Heads:
         self._changed: set[str] = set()
         self._rung: set[ParkedUser] = set()
         self._work = asyncio.Event()
+        self._pooled = True  # until the connection is known to be none of a transaction pooler
 
     def __len__(self) -> int:
         return len(self._users)
@@ -126,7 +128,7 @@ class Heads:
     async def withdraw(self) -> None:
         """Report that this activator has no parked clients any more. Never fails, and takes a few seconds at most."""
         with contextlib.suppress(*CONNECTION_ERRORS):
-            async with asyncio.timeout(LOCATE_S):
+            async with asyncio.timeout(WITHDRAW_S):
                 connection = await self._open()
                 try:
                     await self._report(connection, {*self._users, *self._unreported, *self._changed}, withdrawn=True)
@@ -134,10 +136,7 @@ class Heads:
                     connection.terminate()
 
     async def _open(self) -> asyncpg.Connection:
-        # A transaction pooler does not support prepared statements.
-        return await open_session(
-            self._url, name=NAME, connect_timeout=CONNECT_S, query_timeout=QUERY_S, statement_cache_size=0
-        )
+        return await open_session(self._url, name=NAME, connect_timeout=CONNECT_S, query_timeout=QUERY_S)
 
     async def _session(self) -> None:
         connection = await self._open()
@@ -145,6 +144,9 @@ class Heads:
             connection.add_termination_listener(lambda _: self._work.set())
             direct = await is_direct(connection, _SETTINGS.format(local="local"))
             hears = direct or await receives_notifications(self._open)
+            self._pooled = not hears
+            if hears:
+                await connection.execute(_SETTINGS.format(local=""))
             await self._serve(connection, POLL_S if hears else POOLED_POLL_S, hears=hears)
         finally:
             connection.terminate()
@@ -213,7 +215,9 @@ class Heads:
             await asyncio.sleep(0)
 
     async def _fetch(self, connection: asyncpg.Connection, query: str, *arguments: Any) -> list[asyncpg.Record]:
-        return await fetch_alone(connection, _SETTINGS.format(local="local"), query, *arguments)
+        if self._pooled:
+            return await fetch_alone(connection, _SETTINGS.format(local="local"), query, *arguments)
+        return await connection.fetch(query, *arguments)
 
     def _on_ring(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
         for channel in str(payload).split():
