@@ -134,6 +134,7 @@ class ParkedClient(asyncio.Protocol):
 
     def __init__(self, request: bytes) -> None:
         self.greeted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.open = True
         self.pings = 0
         self._request = request
         self._received = b""
@@ -143,17 +144,18 @@ class ParkedClient(asyncio.Protocol):
         self._transport.write(self._request)
 
     def data_received(self, data: bytes) -> None:
-        if self.greeted.done():
-            pings = data.count(b"\x89\x00")
-            self.pings += pings
-            self._transport.write(PONG * pings)
-            return
-        self._received += data
-        if b'"connected"' in self._received:
-            self.greeted.set_result(None)
-            self._received = b""
+        if not self.greeted.done():
+            self._received += data
+            if b'"connected"' in self._received:
+                self.greeted.set_result(None)
+                self._received = b""
+        # The greeting does not contain these bytes, but a ping may follow it in the same piece.
+        pings = data.count(b"\x89\x00")
+        self.pings += pings
+        self._transport.write(PONG * pings)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self.open = False
         if not self.greeted.done():
             self.greeted.set_exception(ConnectionResetError(repr(self._received[:200])))
 
@@ -232,7 +234,8 @@ async def run(users: int, seconds: float) -> None:
             used = cpu(pid) - used
             pings = sum(client.pings for client in clients) - pings
             after = memory(pid)
-            print(f"| parked connections, and users online in SQL | {len(clients)}, {parked} |")
+            still_open = sum(client.open for client in clients)
+            print(f"| parked connections, and users online in SQL | {still_open}, {parked} |")
             print(f"| connections per second while they are parked | {figure(len(clients) / took)} |")
             print(f"| memory of the process without and with them, MiB | {before >> 20}, {after >> 20} |")
             print(f"| memory per connection, KiB | {figure((after - before) / 1024 / users)} |")

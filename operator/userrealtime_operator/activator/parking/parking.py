@@ -55,17 +55,19 @@ class Parking:
         self._is_parked = is_parked
         self._settings = settings
         self._metrics = metrics
-        self._clients: dict[ParkedClient, None] = {}
+        self._turns: tuple[set[ParkedClient], ...] = tuple(set() for _ in range(STEPS))
+        """The clients by the step in which they are pinged, which is always the same: once in each interval."""
+        self._parked = 0
         self._renewals: set[asyncio.Task[None]] = set()
-        metrics.parked.set_function(lambda: len(self._clients))
+        metrics.parked.set_function(lambda: sum(map(len, self._turns)))
         metrics.parked_users.set_function(lambda: len(self._heads))
 
     async def run(self) -> None:
         """Keep the parked connections alive, until cancelled."""
         while True:
-            for step in range(STEPS):
+            for clients in self._turns:
                 await asyncio.sleep(self._settings.ping_interval / STEPS)
-                for client in list(self._clients)[step::STEPS]:
+                for client in list(clients):
                     client.keep_alive()
 
     def unpark(self, resource: NamespacedName) -> None:
@@ -120,10 +122,12 @@ class Parking:
 
     async def _keep(self, client: Client, user: ParkedUser, state: LogState) -> str:
         """Keep a client parked; return why it is not any more, as the label of the metric."""
+        turn = self._turns[self._parked % STEPS]
+        self._parked += 1
         try:
             await client.begin()
             user.clients.add(client)
-            self._clients[client] = None
+            turn.add(client)
             self._metrics.parks.inc()
             # Either may have changed while the last bytes of the client were awaited.
             if not self._is_parked(client.resource) or user.state != state:
@@ -131,7 +135,7 @@ class Parking:
             return await client.done
         finally:
             user.clients.discard(client)
-            self._clients.pop(client, None)
+            turn.discard(client)
             client.end()
 
     @contextlib.contextmanager
