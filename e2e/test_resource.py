@@ -93,8 +93,8 @@ def test_the_status_tells_people_and_tools(system: System, users: MakeUser) -> N
     }
     assert status["url"].endswith(f"/{status['name']}")
     row = system.kubectl("get", "urt", name).splitlines()
-    assert row[0].split() == ["NAME", "USER", "READY", "ASLEEP", "URL", "AGE"]
-    assert row[1].split()[:5] == [name, name, "True", "False", status["url"]]
+    assert row[0].split() == ["NAME", "USER", "READY", "STATE", "URL", "AGE"]
+    assert row[1].split()[:5] == [name, name, "True", "Awake", status["url"]]
     system.kubectl("wait", "--for=condition=Ready", f"urt/{name}", "--timeout=5s")
 
 

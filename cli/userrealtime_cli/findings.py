@@ -84,7 +84,7 @@ def of_resource(resource: Mapping[str, Any]) -> list[Finding]:
     if (database := conditions.get("DatabaseReady")) is not None:
         found.append(_of_condition("database", database, "the user is registered"))
     if conditions.get("Asleep", {}).get("status") == "True":
-        found.append(Finding("pod", "ok", "the user sleeps; the next connection starts the pod"))
+        found.append(Finding("pod", "ok", "the user has no pod; the next connection or event starts it"))
         return found
     ready = conditions.get("Ready", {"status": "Unknown", "reason": "", "message": ""})
     found.append(_of_condition("pod", ready, "it serves clients"))

@@ -50,7 +50,7 @@ class State(enum.Enum):
 class Event(enum.Enum):
     """The cause of a transition. The value is its description in the diagram."""
 
-    SEEMS_IDLE = "no client for idle.after"
+    SEEMS_IDLE = "no client for idle.after, or no traffic for idle.parkAfter"
     IDLE_CONFIRMED = "no client, and every pod has reported"
     QUIET_CONFIRMED = "clients without activity for idle.parkAfter"
     CLIENTS_LEFT = "no client is parked"
