@@ -21,9 +21,7 @@ async def activator(migrated: Database, connection: asyncpg.Connection) -> Async
         "insert into userrealtime.registration (resource, scope, user_id) values ($1, 'here/users', $2)",
         [(uuid4(), "alice"), (uuid4(), "bob")],
     )
-    await connection.execute(
-        "select userrealtime.publish('alice', 'x', '{\"a\": 1}'), userrealtime.publish('bob', 'x')"
-    )
+    await connection.execute("select userrealtime.publish('alice', 'x'), userrealtime.publish('bob', 'x')")
     await connection.execute("select userrealtime.present('alice', 'pod', 3)")
     session = await asyncpg.connect(migrated.url, user=ROLE)
     try:
@@ -72,8 +70,12 @@ async def test_an_activator_reports_only_its_own_rows(
     assert [tuple(row) for row in online] == [("alice", 3, 0)]
 
 
-async def test_the_role_of_a_pod_parks_nobody(connection: asyncpg.Connection) -> None:
-    for function in ("park(text, text[], int[])", "parked_heads(text[])", "grant_activator(name)"):
-        assert not await connection.fetchval(
-            "select has_function_privilege('userrealtime_relay', $1, 'execute')", f"userrealtime.{function}"
-        )
+async def test_no_other_role_parks_users(migrated: Database, connection: asyncpg.Connection) -> None:
+    await connection.execute("create role parking_stranger")
+    try:
+        for function in ("park(text, text[], int[])", "parked_heads(text[])", "grant_activator(name)"):
+            assert not await connection.fetchval(
+                "select has_function_privilege('parking_stranger', $1, 'execute')", f"userrealtime.{function}"
+            )
+    finally:
+        await connection.execute("drop role parking_stranger")
