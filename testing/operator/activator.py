@@ -140,7 +140,7 @@ async def gate(
     timeout_s: float = 20,
     host: str = "127.0.0.1",
     relay: dict[str, str] | None = None,
-    parking: bool = False,
+    parking: bool | str = False,
     keys: Callable[[], tuple[str, ...]] = lambda: (KEY,),
     **limits: Any,
 ) -> AsyncIterator[tuple[ActivatorProxy, FakeCluster, Metrics]]:
@@ -148,7 +148,7 @@ async def gate(
 
     Args:
         relay: settings of all relays.
-        parking: the user is parked.
+        parking: the user is parked; or the URL of the database for the activator.
         keys: returns the keys of the user.
     """
     cluster = FakeCluster(database_url, comes=comes, ghosts=ghosts, host=host, **(relay or {}))
@@ -164,12 +164,13 @@ async def gate(
     wakes = Wakes(cluster, metrics, timeout_s=timeout_s)
     bounds = Limits(**limits)
     tokens = Tokens(common, read)
-    admission = Admission(routes, Origins(common.allowed_origins), tokens, bounds)
+    admission = Admission(routes, Origins(common.allowed_origins), tokens, bounds, cluster.is_parked)
     async with contextlib.AsyncExitStack() as stack:
         parked = None
         if parking:
             cluster.parked = True
-            heads = Heads(Secret(database_url), "activator", Parking.wake)
+            url = database_url if parking is True else parking
+            heads = Heads(Secret(url), "activator", Parking.wake)
             parked = Parking(heads, tokens, cluster.is_parked, common, metrics)
             cluster.unpark = parked.unpark
             for work in (heads.run(), parked.run()):

@@ -83,7 +83,8 @@ async def serve(settings: Settings) -> None:
         tokens = Tokens(settings.relays, cluster.secret if settings.user_keys else None)
         limits = Limits(request_s=settings.relays.auth_timeout, query_token=settings.relays.allow_query_token)
         wakes = Wakes(cluster, metrics)
-        admission = Admission(routes, Origins(settings.relays.allowed_origins), tokens, limits)
+        origins = Origins(settings.relays.allowed_origins)
+        admission = Admission(routes, origins, tokens, limits, cluster.requests.is_parked)
         async with (
             _parking(settings, cluster, tokens, metrics) as parking,
             cluster.watching(watches, settings.namespaces) as listed,

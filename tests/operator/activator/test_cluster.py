@@ -259,3 +259,23 @@ async def test_waiting_for_another_version_has_a_limit(monkeypatch: pytest.Monke
     async with asyncio.timeout(PATIENCE_S):
         await tracker.wait_for_other_version(ALICE.user, "1")
         await tracker.wait_for_other_version(ALICE.user, "0")
+
+
+def test_the_tracker_knows_the_parked_users() -> None:
+    tracker, ended = WakeRequestTracker(RouteTable()), []
+    tracker.unparked = ended.append
+    parked = resource(1)
+    parked["status"]["state"] = "Parked"
+    tracker.put(parked)
+    assert tracker.is_parked(ALICE.user)
+    assert not tracker.is_parked(NamespacedName("users", "bob"))
+    tracker.put(parked)
+    assert ended == []
+    awake = resource(2)
+    awake["status"]["state"] = "Awake"
+    tracker.put(awake)
+    tracker.put(awake)
+    assert (tracker.is_parked(ALICE.user), ended) == (False, [ALICE.user])
+    tracker.put(parked)
+    tracker.remove(parked)
+    assert (tracker.is_parked(ALICE.user), ended) == (False, [ALICE.user, ALICE.user])

@@ -144,3 +144,32 @@ def test_what_is_no_key_is_passed_over() -> None:
     assert keys_in({"data": {"TOKEN_KEY": "?"}})() == ()
     assert keys_in(secret("short", OTHER))() == (OTHER,)
     assert keys_in(secret(KEY + "\n"))() == (KEY,)
+
+
+async def test_a_token_is_verified_with_cached_keys(pass_time: Callable[[float], None]) -> None:
+    vault = Vault(KEY)
+    checked = Tokens(RelaySettings.from_environment({}), vault.read)
+    with pytest.raises(KeySetStale):
+        checked.verify(ALICE, token())
+    await checked.refresh(ALICE)
+    assert 0 < checked.verify(ALICE, token(life_s=100)) <= 105
+    for bad in ("", "a.b.c", token(sub="bob"), token(life_s=-60)):
+        with pytest.raises(Unauthorized):
+            checked.verify(ALICE, bad)
+    # The keys were read a moment ago, so no newer ones exist.
+    with pytest.raises(Unauthorized):
+        checked.verify(ALICE, token(key=OTHER))
+    pass_time(tokens.COOLDOWN_S)
+    with pytest.raises(KeySetStale):
+        checked.verify(ALICE, token(key=OTHER))
+    vault.keys = (OTHER, KEY)
+    await checked.refresh(ALICE)
+    assert checked.verify(ALICE, token(key=OTHER)) > 0
+    pass_time(tokens.LIFETIME_S + 1)
+    with pytest.raises(KeySetStale):
+        checked.verify(ALICE, token())
+    vault.away = True
+    await checked.refresh(ALICE)
+    with pytest.raises(KeySetStale):
+        checked.verify(ALICE, token())
+    assert vault.reads == 3

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import NamedTuple, Protocol
@@ -18,6 +18,7 @@ from userrealtime_core import audit
 from userrealtime_core.auth.errors import KeySetStale, Unauthorized
 from userrealtime_core.unauthenticated import Unauthenticated
 from userrealtime_operator.activator.routes import Route, RouteTable
+from userrealtime_operator.kube.types import NamespacedName
 
 from .connection import ClientConnection
 from .origins import Origins
@@ -65,11 +66,19 @@ class Admitted(NamedTuple):
 class Admission:
     """Admits the requests that may wake a user."""
 
-    def __init__(self, routes: RouteTable, origins: Origins, tokens: TokenChecker, limits: Limits) -> None:
+    def __init__(
+        self,
+        routes: RouteTable,
+        origins: Origins,
+        tokens: TokenChecker,
+        limits: Limits,
+        is_parked: Callable[[NamespacedName], bool] = lambda _: False,
+    ) -> None:
         self._routes = routes
         self._origins = origins
         self._tokens = tokens
         self._limits = limits
+        self._is_parked = is_parked
         self._unauthenticated = Unauthenticated(limits.unauthenticated)
         self._authenticated = 0
         self._per_user: Counter[Route] = Counter()
@@ -135,7 +144,7 @@ class Admission:
 
     def _check_endpoint(self, request: Request, route: Route) -> None:
         """Reject what the relay would reject without checking the token."""
-        error = request.endpoint_error(route.base_path)
+        error = request.endpoint_error(route.base_path, parked=self._is_parked(route.user))
         if error is not None:
             raise Rejected(*error)
 

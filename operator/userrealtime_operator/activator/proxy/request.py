@@ -27,7 +27,7 @@ MAX_BODY_PIECES: Final = 2048
 """The limit of pieces of a body: 512 bytes each, on average, for the longest body."""
 TRANSPORTS: Final = {"/ws": b"GET", "/sse": b"GET", "/poll": b"GET", "/publish": b"POST"}
 BROADCAST: Final = "/broadcast"
-"""The path for broadcasts of clients, which wake no user: they are for connected clients only."""
+"""The path for broadcasts of clients, which wake only a parked user: they are for connected clients."""
 PROTOCOLS: Final = re.compile(
     r"/(cable|app/[^/]+|pusher/(user-)?auth|streams/.+"
     r"|realtime/v1/(websocket|api/broadcast(/.+)?)|socket\.io/?)"
@@ -104,14 +104,21 @@ class Request:
         """Return all values of a header. `name` is in lower case."""
         return [value.decode("latin-1") for key, value in self._head.headers if key == name]
 
-    def endpoint_error(self, base_path: str) -> tuple[HTTPStatus, str] | None:
-        """Return the error that the relay would respond with before it checks the token, None if there is none."""
+    def endpoint_error(self, base_path: str, *, parked: bool = False) -> tuple[HTTPStatus, str] | None:
+        """Return the error that the relay would respond with before it checks the token, None if there is none.
+
+        Args:
+            parked: the user has no pod, but connected clients.
+        """
         if BROADCAST in (self.path, self.path.removeprefix(base_path)):
-            return HTTPStatus.SERVICE_UNAVAILABLE, "the user sleeps: no client is connected that could receive it"
-        if PROTOCOLS.fullmatch(self.path.removeprefix(base_path)) or PROTOCOLS.fullmatch(self.path):
+            if not parked:
+                return HTTPStatus.SERVICE_UNAVAILABLE, "the user sleeps: no client is connected that could receive it"
+            method: bytes | None = b"POST"
+        elif PROTOCOLS.fullmatch(self.path.removeprefix(base_path)) or PROTOCOLS.fullmatch(self.path):
             # A client would take 404 as the final answer, and not come back.
             return HTTPStatus.SERVICE_UNAVAILABLE, "the user has no ready pod for this protocol; retry later"
-        method = TRANSPORTS.get(self.path.removeprefix(base_path)) or TRANSPORTS.get(self.path)
+        else:
+            method = TRANSPORTS.get(self.path.removeprefix(base_path)) or TRANSPORTS.get(self.path)
         if method is None:
             return HTTPStatus.NOT_FOUND, "not found"
         if method != self._head.method:

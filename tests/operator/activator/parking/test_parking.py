@@ -11,11 +11,14 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
+from testing.announcer import announcing, make_busy
 from testing.database import Database
 from testing.operator.activator import SERVICE, gate
 from testing.relay.harness import KEY, PATIENCE_S, USER, client, closed, publish, receive, receive_ids, token, until
 from testing.relay.http_client import request, stream
+from testing.relay.pgbouncer import pgbouncer
 from userrealtime_operator.activator import tokens
+from userrealtime_operator.activator.parking import heads as module_heads
 from userrealtime_operator.kube.types import NamespacedName
 
 
@@ -360,4 +363,49 @@ async def test_an_invalid_poll_is_forwarded(migrated: Database, position: dict[s
     query = urlencode({"cursor": 3, "epoch": position["epoch"], "timeout": "long"})
     async with gate(migrated.url, parking=True) as (opened, cluster, _):
         assert (await request(opened.port, f"/poll?{query}", headers=SERVICE)).status == 400
+        assert cluster.wakes == 1
+
+
+async def test_a_broadcast_of_a_client_wakes_a_parked_user(migrated: Database, position: dict[str, Any]) -> None:
+    settings = {"MAX_BROADCASTS_PER_SECOND": "10"}
+    body = json.dumps({"event": "typing", "data": {}}).encode()
+    headers = {**SERVICE, "Content-Type": "application/json"}
+    async with (
+        gate(migrated.url, parking=True, relay=settings) as (opened, cluster, _),
+        client(opened.port, **position) as alice,
+    ):
+        assert (await receive(alice))["type"] == "connected"
+        answer = await request(opened.port, "/broadcast", method="POST", headers=headers, body=body)
+        assert (answer.status, cluster.wakes) == (202, 1)
+
+
+async def test_behind_a_transaction_pooler_heads_are_polled(
+    migrated: Database, connection: asyncpg.Connection, position: dict[str, Any]
+) -> None:
+    async with (
+        pgbouncer(migrated.url, "transaction") as pooled,
+        gate(migrated.url, parking=pooled) as (opened, cluster, _),
+        client(opened.port, **position) as alice,
+    ):
+        assert (await receive(alice))["type"] == "connected"
+        await parked(connection, 1)
+        await publish(connection)
+        assert await receive_ids(alice, 4) == [4]
+        assert cluster.wakes == 1
+
+
+async def test_an_announcer_notifies_activators(
+    migrated: Database, connection: asyncpg.Connection, position: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module_heads, "POLL_S", 1000)
+    async with (
+        announcing(migrated.url) as announcer,
+        gate(migrated.url, parking=True) as (opened, cluster, _),
+        client(opened.port, **position) as alice,
+    ):
+        assert (await receive(alice))["type"] == "connected"
+        await make_busy(connection, announcer)
+        await publish(connection)
+        assert announcer.leased, "the publisher has rung"
+        assert await receive_ids(alice, 4) == [4]
         assert cluster.wakes == 1

@@ -178,3 +178,34 @@ def test_the_token_is_found_where_the_relay_finds_it() -> None:
     subprotocols = b"Sec-WebSocket-Protocol: userrealtime.v1, bearer.b\r\n\r\n"
     assert read(WEBSOCKET + subprotocols).opening(query_token=False).token == "b"
     assert read(get + subprotocols).opening(query_token=False).token is None
+
+
+def test_a_broadcast_of_a_client_wakes_a_parked_user() -> None:
+    request = read(b"POST /alice/broadcast HTTP/1.1\r\nHost: urt-a\r\nContent-Length: 0\r\n\r\n")
+    assert request.endpoint_error("/alice", parked=True) is None
+    wrong = read(b"GET /broadcast HTTP/1.1\r\nHost: urt-a\r\n\r\n").endpoint_error("", parked=True)
+    assert wrong is not None
+    assert wrong[0] == 405
+
+
+def test_a_resumed_request_has_another_token_and_position() -> None:
+    first = read(
+        WEBSOCKET + b"Authorization: Bearer old\r\nLast-Event-ID: 1\r\nCookie: a=b\r\n"
+        b"Sec-WebSocket-Protocol: bearer.older, userrealtime.v1\r\n\r\n"
+    )
+    request = first.resumed("new", 7, "e")
+    assert (first.greeted, request.greeted, request.is_websocket) == (False, True, True)
+    head, _, _ = parsed(request.serialize())
+    fields = [(bytes(name), bytes(value)) for name, value in head.headers]
+    for field in ((b"authorization", b"Bearer new"), (b"last-event-id", b"7:e"), (b"cookie", b"a=b")):
+        assert fields.count(field) == 1
+    assert [value for name, value in fields if name == b"sec-websocket-protocol"] == [b"userrealtime.v1"]
+    opening = request.opening(query_token=False)
+    assert (opening.token, opening.resume) == ("new", (7, "e"))
+
+
+def test_the_cursor_of_a_poll_takes_precedence() -> None:
+    request = read(b"GET /poll?cursor=5&epoch=e&last_event_id=4 HTTP/1.1\r\nHost: urt-a\r\nLast-Event-ID: 3\r\n\r\n")
+    assert request.opening(query_token=False).resume == (5, "e")
+    stream = read(b"GET /sse?cursor=5&epoch=e HTTP/1.1\r\nHost: urt-a\r\nLast-Event-ID: 3\r\n\r\n")
+    assert stream.opening(query_token=False).resume == (3, "e")
