@@ -109,11 +109,12 @@ EVERYTHING: dict[str, Any] = {
     "trust": {"existingConfigMap": {"name": "authorities", "key": "bundle.pem"}},
     "names": {"opaque": {"existingSecret": {"name": "names", "key": "HMAC"}}},
     "tokenKeys": {"rotateAfter": "720h", "overlap": "48h", "publishAhead": "3m"},
-    "idle": {"after": "90s"},
+    "idle": {"after": "90s", "parkAfter": "20m"},
     "activator": {
         "enabled": True,
         "replicas": 3,
         "userKeys": False,
+        "database": {"existingSecret": {"name": "parking", "key": "URL"}},
         "logLevel": "debug",
         "resources": {"limits": {"memory": "1Gi"}},
         "nodeSelector": {"a": "b"},
@@ -226,7 +227,7 @@ def test_the_operator_understands_the_configuration(system: System, values: dict
         assert config.relay_settings["ALLOWED_ORIGINS"] == "https://app.example.com,*"
         assert config.relay.pod_spec.keys() >= {"nodeSelector", "tolerations", "affinity", "runtimeClassName"}
         assert config.token_keys == KeyPolicy(720 * 3600, 48 * 3600, 180)
-        assert config.idle.after_s == 90
+        assert (config.idle.after_s, config.idle.park_after_s) == (90, 1200)
         assert config.trust == Trust("authorities", "bundle.pem")
         assert config.database.shared_users
         assert config.names.opaque
@@ -700,6 +701,7 @@ def test_the_test_namespaces_enforce_the_restricted_standard(system: System, nam
         ({**DATABASE, "tokenKeys": {"rotateAfter": "monthly"}}, "/tokenKeys/rotateAfter"),
         ({**DATABASE, "names": {"opaque": True}}, "/names/opaque"),
         ({**DATABASE, "idle": {"after": "soon"}}, "/idle/after"),
+        ({**DATABASE, "idle": {"parkAfter": "soon"}}, "/idle/parkAfter"),
         ({**DATABASE, "trust": {"certificates": "/etc/ssl/ca.crt"}}, "/trust/certificates"),
         (
             {**DATABASE, "trust": {"certificates": "-----BEGIN PRIVATE KEY-----\n" + CERTIFICATE}},

@@ -61,6 +61,7 @@ NOT_VALUES: Final = {
     ("activator", "service"),
     ("activator", "port"),
     ("activator", "announceUrl"),
+    ("activator", "parking"),
     ("activator", "sealedKeys"),
     ("activator", SEAL_KEY),
     ("trust", "configMap"),
@@ -73,6 +74,7 @@ NOT_VALUES: Final = {
 NOT_OF_THE_OPERATOR: Final = {
     # Values that templates use without the operator, in sections that both have.
     ("activator", "affinity"),
+    ("activator", "database"),
     ("activator", "logLevel"),
     ("activator", "nodeSelector"),
     ("activator", "podAnnotations"),
@@ -447,6 +449,24 @@ def test_sealed_keys_are_followed_from_the_chart_to_both_processes() -> None:
             assert sources(values, "x-userrealtime-activator") == {SEAL_KEY: expected}
     with pytest.raises(ConfigError, match=r"activator\.SEAL_KEY: required with activator\.sealedKeys"):
         parse_config(configuration(given), URLS)
+
+
+def test_the_database_of_the_activator_is_followed_from_the_chart_to_both_processes() -> None:
+    given: dict[Path, Any] = {
+        ("activator", "database", "existingSecret", "name"): "parking",
+        ("activator", "database", "existingSecret", "key"): "URL",
+    }
+    sealed: dict[Path, Any] = {("activator", "sealedKeys", "existingSecret", "name"): "seal"}
+    for values, parks in ((given, True), ({}, False), ({**given, **sealed}, True)):
+        config = parse_config(configuration(values), {**URLS, SEAL_KEY: KEY_OF_NAMES})
+        assert config.activator is not None
+        assert config.activator.parking is parks
+        assert config.idle.park_after_s == 900
+        assert "parking" not in json.dumps(sources(values, "x-userrealtime"))
+        if parks:
+            assert sources(values, "x-userrealtime-activator")["DATABASE_URL"] == {"name": "parking", "key": "URL"}
+        else:
+            assert '"secret"' not in json.dumps(render_pod(values, "x-userrealtime-activator")["volumes"])
 
 
 def render_pod(given: dict[Path, Any], name: str) -> Json:

@@ -88,9 +88,7 @@ class Tokens:
         try:
             await self._check(route, token)
         except Unauthorized as error:
-            claims = self._verifier(route, TokenKeys()).claimed(token)
-            namespace, name = route.user
-            self._rejected.record(str(error), claims, user=route.user_id, namespace=namespace, resource=name)
+            self._record(route, token, error)
             raise
 
     def verify(self, route: Route, token: str) -> float:
@@ -100,6 +98,18 @@ class Tokens:
             Unauthorized: the token is invalid.
             KeySetStale: call `refresh` first.
         """
+        try:
+            return self._verify_cached(route, token)
+        except Unauthorized as error:
+            self._record(route, token, error)
+            raise
+
+    def _record(self, route: Route, token: str, error: Unauthorized) -> None:
+        claims = self._verifier(route, TokenKeys()).claimed(token)
+        namespace, name = route.user
+        self._rejected.record(str(error), claims, user=route.user_id, namespace=namespace, resource=name)
+
+    def _verify_cached(self, route: Route, token: str) -> float:
         known = self._known.get(route)
         (self._verifier(route, TokenKeys()) if known is None else known.verifier).check_claims(token)
         if known is None or time.monotonic() > known.read_at + LIFETIME_S:

@@ -262,7 +262,8 @@ async def test_waiting_for_another_version_has_a_limit(monkeypatch: pytest.Monke
 
 
 def test_the_tracker_knows_the_parked_users() -> None:
-    tracker, ended = WakeRequestTracker(RouteTable()), []
+    tracker = WakeRequestTracker(RouteTable())
+    ended: list[NamespacedName] = []
     tracker.unparked = ended.append
     parked = resource(1)
     parked["status"]["state"] = "Parked"
