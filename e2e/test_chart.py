@@ -423,7 +423,8 @@ def test_the_activator_may_talk_to_relays_and_the_api_server(system: System) -> 
     spec = policy(system, EVERYTHING, "activator")
     assert spec["podSelector"]["matchLabels"]["app.kubernetes.io/name"] == "userrealtime-activator"
     assert spec["policyTypes"] == ["Ingress", "Egress"]
-    dns, relays, api_server, issuer = spec["egress"]
+    dns, relays, database, api_server, issuer = spec["egress"]
+    assert database == {"ports": [{"port": 6432, "protocol": "TCP"}], "to": [{"ipBlock": {"cidr": "10.1.2.3/32"}}]}
     assert {port["port"] for port in dns["ports"]} == {53, 5353}
     assert relays["ports"] == [{"port": 8080, "protocol": "TCP"}]
     assert relays["to"][0]["podSelector"] == {"matchLabels": {"app.kubernetes.io/name": "userrealtime-relay"}}

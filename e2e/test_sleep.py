@@ -5,18 +5,20 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
+from typing import Any
 
 import asyncpg
 import pytest
 
 from testing.client import ResumingClient
-from testing.patience import WITHIN
+from testing.patience import PATIENCE_S, WITHIN
 from testing.sleeping import SOON as SLEEPY
 from testing.sleeping import slices
 from testing.system import OPERATOR_NAMESPACE, System
 from testing.waiting import eventually
+from userrealtime_client import Client, Event
 
 from .test_status import closed_database
 
@@ -85,6 +87,50 @@ async def test_a_client_keeps_its_user_awake_and_sleep_loses_no_event(
         await database.execute("select userrealtime.publish($1, 'after')", name)
         await client.wait_for_events(1)
         assert client.ids == [3]
+
+
+async def test_a_quiet_client_is_parked_and_continues_with_the_next_event(
+    system: System, users: MakeUser, database: asyncpg.Connection
+) -> None:
+    name = await asyncio.to_thread(users, "quiet", idle={"parkAfter": "30s"})
+
+    async def token() -> str:
+        return system.token(name)
+
+    async with Client(system.get("urt", name)["status"]["url"], token=token) as client:
+        await database.execute("select userrealtime.publish($1, 'before')", name)
+        async with asyncio.timeout(PATIENCE_S):
+            first = await anext(client)
+        assert isinstance(first, Event)
+        assert first.id == 1
+        # The relay reports a silence only after a minute.
+        quiet = "update userrealtime.presence set active_at = now() - interval '1 hour' where user_id = $1"
+        await database.execute(quiet, name)
+        await asyncio.to_thread(eventually, lambda: state(system, name) == "Parked", f"{name} is parked")
+        assert await asyncio.to_thread(condition, system, name, "Ready") == ("True", "Parked")
+        await asyncio.to_thread(eventually, lambda: pods(system, name) == [], "the pod is gone")
+        online = "select clients, parked from userrealtime.online where user_id = $1"
+        await until_async(lambda: database.fetchrow(online, name), lambda row: row is not None and tuple(row) == (1, 1))
+        await until_async(lambda: asyncio.sleep(0, client.state), lambda found: found == "connected")
+        assert await asyncio.to_thread(state, system, name) == "Parked"
+        await database.execute("select userrealtime.publish($1, 'after')", name)
+        async with asyncio.timeout(PATIENCE_S):
+            event = await anext(client)
+        assert isinstance(event, Event)
+        assert event.id == 2
+        assert await asyncio.to_thread(condition, system, name, "Asleep") == ("False", "WakeRequested")
+
+
+async def until_async(read: Callable[[], Awaitable[Any]], accept: Callable[[Any], bool]) -> None:
+    """Wait until a value is accepted."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not accept(await read()):
+            await asyncio.sleep(0.2)
+
+
+def state(system: System, name: str) -> str:
+    found: str = system.get("urt", name).get("status", {}).get("state", "")
+    return found
 
 
 def test_an_idle_user_sleeps_and_wakes_on_request(system: System, sleeper: str) -> None:

@@ -188,6 +188,8 @@ def values_for(cluster: Provider, references: dict[str, str]) -> dict[str, Any]:
     host = "localhost" if ingress.hostname == "127.0.0.1" else ingress.hostname
     return {
         "database": {"existingSecret": {"name": DATABASE_SECRET}},
+        # tests/security/test_parking.py has the role that an activator needs.
+        "activator": {"database": {"existingSecret": {"name": DATABASE_SECRET}}},
         "namespaces": [USERS_NAMESPACE],
         "operator": {"image": image("userrealtime-operator")},
         # Images that cannot be pulled, which tests select.
