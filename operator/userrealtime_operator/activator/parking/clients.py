@@ -12,7 +12,7 @@ from userrealtime_core.wire.connect_request import CloseCode
 from userrealtime_core.wire.position import LogState
 from userrealtime_core.wire.session import Session
 from userrealtime_operator.activator.proxy.admission import Admitted
-from userrealtime_operator.activator.proxy.connection import ClientConnection
+from userrealtime_operator.activator.proxy.connection import MAX_BUFFERED_BYTES, ClientConnection
 from userrealtime_operator.activator.proxy.responses import Rejected
 from userrealtime_operator.kube.types import NamespacedName
 
@@ -238,6 +238,8 @@ class ParkedWebSocket(Client):
             return
         self.session.receive(data, self._loop.time())
         self._advance()
+        if len(self.session.rest) > MAX_BUFFERED_BYTES:  # while keys are fetched
+            self._connection.writer.transport.abort()
 
     def renew(self) -> None:
         """Note that the keys for a new token were fetched."""

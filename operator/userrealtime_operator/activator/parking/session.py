@@ -22,12 +22,12 @@ _TEXT, _CLOSE, _PONG = 1, 8, 10
 
 
 class Frame(NamedTuple):
-    """A frame of a client. `size` is the number of its bytes, `payload` is unmasked."""
+    """A frame of a client. `end` is the place after its bytes, `payload` is unmasked."""
 
     opcode: int
     final: bool
     payload: bytes
-    size: int
+    end: int
 
 
 class ParkedSession:
@@ -109,14 +109,16 @@ class ParkedSession:
     def receive(self, data: bytes, now: float) -> None:
         """Process bytes of the client."""
         self.rest += data
+        at = 0
         while not (self.needs_pod or self.ended or self.renewing or self.closing is not None):
-            frame = _read_frame(self.rest)
+            frame = _read_frame(self.rest, at)
             if frame is None:
-                return
+                break
             if isinstance(frame, Frame) and self._process(frame, now):
-                self.rest = self.rest[frame.size :]
+                at = frame.end
             else:
                 self.needs_pod = True
+        self.rest = self.rest[at:]
 
     def take(self) -> bytes:
         """Return the frames to send now, and remove them."""
@@ -201,20 +203,20 @@ def _head(opcode: int, size: int) -> bytes:
     return bytes((0x80 | opcode, 126)) + size.to_bytes(2)  # a greeting or a control frame is never longer
 
 
-def _read_frame(data: bytes) -> Frame | bool | None:
-    """Return the first frame in the bytes of a client, None if it is incomplete, False if the pod must judge it."""
-    if len(data) < 2:
+def _read_frame(data: bytes, at: int) -> Frame | bool | None:
+    """Return the frame at a place in the bytes, None if it is incomplete, False if the pod must judge it."""
+    if len(data) < at + 2:
         return None
-    first, second = data[0], data[1]
-    opcode, size, begin = first & 0x0F, second & 0x7F, 2
+    first, second = data[at], data[at + 1]
+    opcode, size, begin = first & 0x0F, second & 0x7F, at + 2
     if first & 0x70 or not second & 0x80 or (opcode >= _CLOSE and (size > 125 or not first & 0x80)):
         return False
     if size == 127:
         return False
     if size == 126:
-        if len(data) < 4:
+        if len(data) < at + 4:
             return None
-        size, begin = int.from_bytes(data[2:4]), 4
+        size, begin = int.from_bytes(data[at + 2 : at + 4]), at + 4
     if size > MAX_MESSAGE_BYTES:
         return False
     end = begin + 4 + size
