@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
-import contextlib
 import multiprocessing
 import os
 import resource
@@ -54,6 +53,11 @@ HANDSHAKE: Final = (
     "Authorization: Bearer {token}\r\n\r\n"
 )
 PONG: Final = b"\x8a\x80\x00\x00\x00\x00"
+MESSAGE: Final = b'{"type":"ping"}'
+PING_MESSAGE: Final = bytes((0x81, 0x80 | len(MESSAGE), 0, 0, 0, 0)) + MESSAGE
+MESSAGE_S: Final = 25.0
+"""How often our clients send this message while nothing arrives."""
+STEPS: Final = 50
 
 
 def user_name(number: int) -> str:
@@ -152,7 +156,12 @@ class ParkedClient(asyncio.Protocol):
         # The greeting does not contain these bytes, but a ping may follow it in the same piece.
         pings = data.count(b"\x89\x00")
         self.pings += pings
-        self._transport.write(PONG * pings)
+        if pings:
+            self._transport.write(PONG * pings)
+
+    def send_message(self) -> None:
+        """Send a ping of the protocol, as our clients do."""
+        self._transport.write(PING_MESSAGE)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.open = False
@@ -176,6 +185,15 @@ async def connect_all(port: int, key: str, users: int) -> list[ParkedClient]:
     async with asyncio.timeout(LIMIT_S):
         await asyncio.gather(*(connect_some(range(first, users, AT_ONCE)) for first in range(AT_ONCE)))
     return clients
+
+
+async def send_messages(clients: list[ParkedClient]) -> None:
+    """Send a message from each client once in `MESSAGE_S`. Never returns."""
+    while True:
+        for step in range(STEPS):
+            await asyncio.sleep(MESSAGE_S / STEPS)
+            for client in clients[step::STEPS]:
+                client.send_message()
 
 
 def memory(pid: int) -> int:
@@ -226,6 +244,7 @@ async def run(users: int, seconds: float) -> None:
             began = time.monotonic()
             clients = await connect_all(port, key, users)
             took = time.monotonic() - began
+            messages = asyncio.create_task(send_messages(clients))
             await asyncio.sleep(5)
             parked = await database.fetchval("select count(*) from userrealtime.online where parked > 0")
             pings, used, at = sum(client.pings for client in clients), cpu(pid), time.monotonic()
@@ -244,9 +263,9 @@ async def run(users: int, seconds: float) -> None:
             waits = await wake_some(database, woken, users)
             line = ", ".join(figure(percentile(waits, each)) for each in (50, 99))
             print(f"| from a commit to the wake request, p50 and p99, ms | {line} |", flush=True)
-            announcer.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await announcer
+            for task in (announcer, messages):
+                task.cancel()
+            await asyncio.gather(announcer, messages, return_exceptions=True)
         await database.close()
 
 
