@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from collections.abc import Callable
 
 import asyncpg
 import pytest
 
 from testing.database import Database
-from testing.relay.harness import PATIENCE_S, USER, client, receive, running
+from testing.relay.harness import PATIENCE_S, USER, client, publish, receive, running, token, until
 from testing.relay.http_client import stream
 from userrealtime_relay.delivery import presence
 
@@ -97,3 +99,61 @@ async def test_one_user_cannot_fill_the_table(migrated: Database, connection: as
         await connection.execute("select userrealtime.present($1, $2, 1)", USER, f"pod-{number}")
     kept = await connection.fetch("select instance from userrealtime.presence order by seen_at")
     assert [row[0] for row in kept] == [f"pod-{number}" for number in range(84, 100)]
+
+
+async def quiet(connection: asyncpg.Connection, expected: Callable[[float], bool]) -> None:
+    """Wait until the relay has reported an expected time since its last traffic, in seconds."""
+    query = "select extract(epoch from seen_at - active_at)::float8 from userrealtime.presence where user_id = $1"
+    async with asyncio.timeout(PATIENCE_S):
+        while not expected(await connection.fetchval(query, USER)):
+            await asyncio.sleep(0.02)
+
+
+async def test_the_time_since_the_last_traffic_is_reported(migrated: Database, connection: asyncpg.Connection) -> None:
+    await publish(connection)
+    async with running(migrated.url) as relay, client(relay, last_event_id="1") as alice:
+        await receive(alice)
+        await quiet(connection, lambda seconds: seconds > 1)
+        # A client that resumes at the head, and what keeps a connection alive, are no traffic.
+        async with client(relay, last_event_id="1") as second:
+            await receive(second)
+            await alice.send(json.dumps({"type": "ping"}))
+            await alice.send(json.dumps({"type": "auth", "token": token()}))
+            await receive(alice)
+            await receive(alice)
+        await quiet(connection, lambda seconds: seconds > 2)
+        await publish(connection)
+        await quiet(connection, lambda seconds: seconds < 1)
+        await quiet(connection, lambda seconds: seconds > 1)
+        await alice.send(json.dumps({"type": "publish", "ref": "1", "event": "x"}))
+        await quiet(connection, lambda seconds: seconds < 1)
+        await quiet(connection, lambda seconds: seconds > 1)
+        async with client(relay) as newcomer:
+            await receive(newcomer)
+            await quiet(connection, lambda seconds: seconds < 1)
+
+
+async def test_traffic_after_a_silence_is_reported_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(presence, "MIN_REPORT_INTERVAL_S", 0)
+    monkeypatch.setattr(presence, "REPEAT_INTERVAL_S", 60)
+    reports: list[tuple[int | None, float]] = []
+    silence = [100.0]
+
+    class FakeTail:
+        async def reachable(self) -> None:
+            """It is."""
+
+        async def present(self, instance: str, clients: int | None, quiet_s: float) -> None:
+            reports.append((clients, quiet_s))
+
+    reporter = presence.Presence(FakeTail(), "pod", lambda: 1, lambda: silence[0])  # type: ignore[arg-type]
+    running_reports = asyncio.create_task(reporter.run())
+    await until(lambda: reports == [(1, 100)])
+    reporter.changed()
+    silence[0] = 0
+    reporter.changed()
+    await until(lambda: len(reports) == 2)
+    reporter.changed()
+    await asyncio.sleep(0.1)
+    running_reports.cancel()
+    assert reports == [(1, 100), (1, 0)]
