@@ -195,6 +195,12 @@ def test_when_users_sleep_and_who_wakes_them() -> None:
     )
     assert config.idle == IdleDefaults(90)
     assert config.activator == Activator("system", "waker", 8080)
+    activator = "activator: {enabled: true, namespace: n, service: s, parking: true}"
+    parking = parse_config(
+        f"{{namespaces: [users], relay: {{image: r}}, idle: {{parkAfter: 1h}}, {activator}}}", ENVIRONMENT
+    )
+    assert (config.idle.park_after_s, parking.idle.park_after_s) == (900, 3600)
+    assert parking.activator == Activator("n", "s", parking=True)
     off = parse_config(
         "{namespaces: [users], relay: {image: r}, idle: {after: '0'}, activator: {enabled: false, service: waker}}",
         ENVIRONMENT,

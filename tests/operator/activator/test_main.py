@@ -11,6 +11,7 @@ import pytest
 from testing.patience import PATIENCE_S
 
 CONFIG = "namespaces: [users]\nrelay: {image: relay}\n"
+PARKING = CONFIG + "activator: {enabled: true, namespace: n, service: s, parking: true}\n"
 SEALED = CONFIG + "activator: {enabled: true, namespace: n, service: s, sealedKeys: true}\n"
 
 
@@ -32,6 +33,7 @@ def test_help_says_what_it_is() -> None:
         ("namespaces: []\n", (), "namespaces: required"),
         (CONFIG, ("--no-user-keys",), "requires relay.auth.jwksUrl"),
         (SEALED, (), "SEAL_KEY: must have 32 to 4096 bytes, and has 0"),
+        (PARKING, (), "DATABASE_URL: required"),
         (None, (), "cannot read"),
     ],
 )
@@ -45,11 +47,12 @@ def test_a_bad_start_is_said(tmp_path: Path, config: str | None, arguments: tupl
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("config", [CONFIG, SEALED])
+@pytest.mark.parametrize("config", [CONFIG, SEALED, PARKING])
 def test_without_a_cluster_it_says_so(tmp_path: Path, config: str, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(config)
     monkeypatch.setenv("SEAL_KEY", "a key of the seal, with enough bytes")
+    monkeypatch.setenv("DATABASE_URL", "postgresql://activator:x@127.0.0.1:1/app")
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     done = run(f"--config={path}")
