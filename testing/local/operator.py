@@ -12,9 +12,10 @@ import tempfile
 import time
 import urllib.request
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import yaml
 
@@ -32,19 +33,29 @@ _LABEL = re.compile(r'(\w+)="([^"]*)"')
 class LocalOperator:
     """One replica, which competes for the Lease `lease`. A context manager: leaving it ends the process.
 
-    `log` is the file with its output; `instance` is its name, `port` the port of its metrics.
+    `log` is the file with its output; `instance` is its name, `port` the port of its metrics, `config` its
+    configuration file, to which `settings` are added.
     """
 
-    def __init__(self, kubeconfig: Path, database_url: str, *namespaces: str, instance: str, lease: str) -> None:
+    def __init__(
+        self,
+        kubeconfig: Path,
+        database_url: str,
+        *namespaces: str,
+        instance: str,
+        lease: str,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
         self.instance = instance
         self.kubeconfig = kubeconfig
         self._home = Path(tempfile.mkdtemp(prefix="userrealtime-operator-"))
         self.log = self._home / "log"
-        config = self._home / "config.yaml"
-        config.write_text(yaml.safe_dump({"namespaces": list(namespaces), "relay": {"image": "relay:none"}}))
+        self.config = self._home / "config.yaml"
+        document = {"namespaces": list(namespaces), "relay": {"image": "relay:none"}, **(settings or {})}
+        self.config.write_text(yaml.safe_dump(document))
         self.port = free_port()
         self._command = [
-            *(sys.executable, "-m", "userrealtime_operator", "run", "--config", str(config), "--lease", lease),
+            *(sys.executable, "-m", "userrealtime_operator", "run", "--config", str(self.config), "--lease", lease),
             *("--health-port", str(self.port)),
         ]
         self._environment = {
