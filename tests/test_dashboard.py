@@ -34,7 +34,7 @@ def exposed(expose: Callable[[], bytes]) -> set[str]:
         ("relays", relay.Metrics().expose),
         (
             "operator",
-            lambda: operator.Metrics().expose() + bridge.Metrics().expose() + broadcast_api.Metrics().expose(),
+            lambda: b"".join(each.Metrics().expose() for each in (operator, bridge, broadcast_api, activator)),
         ),
     ],
 )
