@@ -53,7 +53,7 @@ async def test_the_role_of_an_activator_reads_no_event(activator: asyncpg.Connec
             await activator.execute(statement)
     heads = await activator.fetch("select * from userrealtime.parked_heads(array['alice', 'bob', 'eve'])")
     assert [(row["user_id"], row["head"], row["earliest"]) for row in heads] == [("alice", 1, 1), ("bob", 1, 1)]
-    assert set(heads[0].keys()) == {"user_id", "head", "earliest", "epoch"}
+    assert set(heads[0].keys()) == {"user_id", "head", "earliest", "epoch", "wanted"}
 
 
 async def test_an_activator_reports_only_its_own_rows(

@@ -43,7 +43,7 @@ QUERY_S: Final = 20
 BATCH: Final = 1000
 _SETTINGS: Final = "set {local} statement_timeout = 18000; set {local} synchronous_commit = off"
 _PARK: Final = "select userrealtime.park($1, $2::text[], $3::int[])"
-_HEADS: Final = "select user_id, head, earliest, epoch from userrealtime.parked_heads($1::text[])"
+_HEADS: Final = "select user_id, head, earliest, epoch, wanted from userrealtime.parked_heads($1::text[])"
 
 _logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class Heads:
     Args:
         url: of the database, with a role that has the rights of `userrealtime.grant_activator`.
         instance: the name of this activator, which no other process has.
-        moved: called with each user whose log has another head or epoch than before.
+        moved: called with each user whose log has another head or epoch than before, or who has missed a broadcast.
         failed: called when the connection has failed.
     """
 
@@ -207,8 +207,9 @@ class Heads:
         for batch in _batches(users):
             rows = await self._fetch(connection, _HEADS, [user.user_id for user in batch])
             states = {row["user_id"]: LogState(row["head"], row["earliest"], row["epoch"]) for row in rows}
+            wanted = {row["user_id"] for row in rows if row["wanted"]}
             for user in batch:
-                if user.move(states.get(user.user_id)):
+                if user.move(states.get(user.user_id)) or user.user_id in wanted:
                     self._moved(user)
                 if (waiting := self._located.pop(user, None)) is not None:
                     _resolve(waiting)

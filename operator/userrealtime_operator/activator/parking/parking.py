@@ -96,6 +96,8 @@ class Parking:
         resume = opening.resume
         if resume is None or resume.cursor is None or resume.epoch is None:
             return admitted
+        if not (resume.epoch.isascii() and resume.epoch.isprintable()):
+            return admitted  # an administrator has set it, and it does not fit in a header
         with self._entering(route.user_id) as user:
             state = await connection.while_connected(self._heads.locate(user))
             if state is None or (state.head, state.epoch) != (resume.cursor, resume.epoch):

@@ -201,12 +201,13 @@ create table userrealtime.presence (
     listens boolean not null default true,
     active_at timestamptz not null default now(),
     parked boolean not null default false,
+    wanted boolean not null default false,
     primary key (user_id, instance)
 );
 comment on table userrealtime.presence is
     'One row per running relay: its clients, since when it has any or none, when it last reported, whether it receives '
     'its signals by LISTEN, and when it last had traffic. An activator has a row for each user whose clients it keeps '
-    'without a pod (parked).';
+    'without a pod (parked); wanted: a broadcast for them was dropped.';
 
 create view userrealtime.online as
     select user_id, least(sum(clients), 2147483647)::int as clients, min(since) as since, max(seen_at) as seen_at,

@@ -11,7 +11,7 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
-from testing.announcer import announcing, make_busy
+from testing.announcer import announcing, broadcasting, make_busy
 from testing.database import Database
 from testing.operator.activator import SERVICE, gate
 from testing.relay.harness import KEY, PATIENCE_S, USER, client, closed, publish, receive, receive_ids, token, until
@@ -38,12 +38,12 @@ async def head(connection: asyncpg.Connection) -> dict[str, Any]:
     return {"last_event_id": str(row["head"]), "epoch": row["epoch"]}
 
 
-async def parked(connection: asyncpg.Connection, clients: int) -> None:
-    """Wait until the database has this number of parked clients, and no other ones."""
+async def parked(connection: asyncpg.Connection, clients: int, others: int = 0) -> None:
+    """Wait until the database has this number of parked clients, and of others."""
     async with asyncio.timeout(PATIENCE_S):
         while True:
             row = await connection.fetchrow("select clients, parked from userrealtime.online where user_id = $1", USER)
-            if (tuple(row) if row else (0, 0)) == (clients, clients):
+            if (tuple(row) if row else (0, 0)) == (clients + others, clients):
                 return
             await asyncio.sleep(0.02)
 
@@ -409,3 +409,34 @@ async def test_an_announcer_notifies_activators(
         assert announcer.leased, "the publisher has rung"
         assert await receive_ids(alice, 4) == [4]
         assert cluster.wakes == 1
+
+
+async def test_a_broadcast_is_lost_and_wakes_the_pod(
+    migrated: Database, connection: asyncpg.Connection, position: dict[str, Any]
+) -> None:
+    async with (
+        broadcasting(migrated.url) as broadcaster,
+        gate(migrated.url, parking=True) as (opened, cluster, _),
+        client(opened.port, **position) as alice,
+    ):
+        assert (await receive(alice))["type"] == "connected"
+        await parked(connection, 1)
+        await connection.execute("select userrealtime.broadcast($1, 'first')", USER)
+        await until(lambda: cluster.wakes == 1)
+        await parked(connection, 0, 1)
+        assert broadcaster.reported == []
+        await connection.execute("select userrealtime.broadcast($1, 'second')", USER)
+        assert await receive(alice) == {"type": "broadcast", "event": "second", "data": {}}
+
+
+async def test_a_forged_notification_wakes_no_pod(
+    migrated: Database, connection: asyncpg.Connection, position: dict[str, Any]
+) -> None:
+    async with gate(migrated.url, parking=True) as (opened, cluster, metrics), client(opened.port, **position) as alice:
+        assert (await receive(alice))["type"] == "connected"
+        for channel in ("userrealtime_parked", "userrealtime_doorbell"):
+            await connection.execute("select pg_notify($1, userrealtime.channel($2))", channel, USER)
+        await asyncio.sleep(0.5)
+        await alice.send(json.dumps({"type": "ping"}))
+        assert await receive(alice) == {"type": "pong"}
+        assert (cluster.wakes, metrics.value("unparks_total", reason="events")) == (0, 0)

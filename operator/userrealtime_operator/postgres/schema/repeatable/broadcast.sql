@@ -232,12 +232,14 @@ declare
     found_channel text;
     listening boolean;
     elsewhere boolean;
+    parked boolean;
 begin
     if (select last_value from userrealtime.broadcast_lease) & 1023 <> announcer then
         return;
     end if;
     sent := 0;
-    for found_upto, taken, found_position, found_user, found_message, found_channel, listening, elsewhere in
+    for found_upto, taken, found_position, found_user, found_message, found_channel, listening, elsewhere,
+        parked in
         with due as materialized (
             select d.transaction, d.position from (
                 select q.transaction, q.position from userrealtime.broadcast_queue q where q.transaction >= later
@@ -251,14 +253,17 @@ begin
             where q.transaction = d.transaction and q.position = d.position
             returning q.transaction, q.position, q.at, q.user_id, q.message
         ), audience as materialized (
-            select a.user_id, bool_or(p.listens) as listens, not bool_and(p.listens) as elsewhere,
+            select a.user_id, coalesce(bool_or(p.listens) filter (where not p.parked), false) as listens,
+                   coalesce(not bool_and(p.listens) filter (where not p.parked), false) as elsewhere,
+                   bool_or(p.parked) as parked,
                    (select userrealtime.broadcast_channel_of(s.secret, a.user_id)
                     from userrealtime.broadcast_secret s limit 1) as channel
             from (select distinct g.user_id from gone g) a join userrealtime.presence p on p.user_id = a.user_id
             where p.seen_at > now() - interval '3 minutes'
             group by a.user_id
         )
-        select summary.upto, summary.taken, g.position, g.user_id, g.message, a.channel, a.listens, a.elsewhere
+        select summary.upto, summary.taken, g.position, g.user_id, g.message, a.channel, a.listens, a.elsewhere,
+            a.parked
         from (select pg_current_snapshot()::text as upto, (select count(*) from due) as taken) summary
         left join (
             gone g join audience a on a.user_id = g.user_id and g.at > clock_timestamp() - interval '30 seconds'
@@ -277,6 +282,18 @@ begin
             channel := found_channel;
             message := found_message;
             return next;
+        end if;
+        if parked then
+            -- The clients do not receive it, and the next ones shall arrive: their activator wakes the pod. A row that an
+            -- activator reports at this moment is left out: neither waits for the other.
+            update userrealtime.presence p set wanted = true
+            where p.ctid = any (array(
+                select w.ctid from userrealtime.presence w
+                where w.user_id = found_user and w.parked and not w.wanted for update skip locked
+            ));
+            if found and room then
+                perform pg_notify('userrealtime_parked', userrealtime.channel(found_user));
+            end if;
         end if;
     end loop;
     user_id := null;

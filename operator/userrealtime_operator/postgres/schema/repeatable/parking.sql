@@ -33,18 +33,20 @@ comment on function userrealtime.park is
     'minute.';
 
 create or replace function userrealtime.parked_heads(
-    users text[], out user_id text, out head bigint, out earliest bigint, out epoch text
+    users text[], out user_id text, out head bigint, out earliest bigint, out epoch text, out wanted boolean
 ) returns setof record
     language sql stable security definer
     set search_path = pg_catalog, pg_temp
     set enable_seqscan = off
     as $$
     select l.user_id, l.head,
-           coalesce((select min(e.id) from userrealtime.event e where e.user_id = l.user_id), l.head + 1), l.epoch
+           coalesce((select min(e.id) from userrealtime.event e where e.user_id = l.user_id), l.head + 1), l.epoch,
+           exists (select from userrealtime.presence p where p.user_id = l.user_id and p.parked and p.wanted)
     from userrealtime.log l where l.user_id = any (users)
 $$;
 comment on function userrealtime.parked_heads is
-    'Where the logs of users stand: the newest and the oldest number kept, and the epoch. For activators, after park().';
+    'Where the logs of users stand: the newest and the oldest number kept, and the epoch. wanted: a broadcast to parked '
+    'clients was dropped. For activators, after park().';
 
 create or replace function userrealtime.grant_activator(role name) returns void
     language plpgsql

@@ -9,7 +9,8 @@ drop function userrealtime.present;
 alter table userrealtime.presence
     add column listens boolean not null default true,
     add column active_at timestamptz not null default now(),
-    add column parked boolean not null default false;
+    add column parked boolean not null default false,
+    add column wanted boolean not null default false;
 
 alter table userrealtime.pending add column more boolean not null default false;
 
