@@ -83,12 +83,17 @@ class World:
                 return
             self.parks += 1
             self._set_parked(True)
-            self._pod = None
-            await self._relay.aclose()
+            await self._stop()
 
     async def close(self) -> None:
         async with self._turn:
-            await self._relay.aclose()
+            await self._stop()
+
+    async def _stop(self) -> None:
+        self._pod = None
+        # As preStop: the pod accepts connections until no proxy uses its address.
+        await asyncio.sleep(0.3)
+        await self._relay.aclose()
 
     def _set_parked(self, parked: bool) -> None:
         self.parked = parked
