@@ -257,7 +257,8 @@ def test_an_operator_reaches_dns_its_database_and_the_api_server(scene: Scene) -
 
 def test_an_activator_reaches_dns_relays_and_the_api_server(scene: Scene) -> None:
     reached = scene.reached(scene.activator)
-    assert reached == {"DNS", "the API server", "alice's clients' port", "bob's clients' port"}
+    # The database is for parked users (activator.database).
+    assert reached == {"DNS", "the database", "the API server", "alice's clients' port", "bob's clients' port"}
 
 
 def test_a_strangers_pod_reaches_nothing_of_ours(scene: Scene) -> None:
