@@ -217,7 +217,7 @@ def test_the_operator_understands_the_configuration(system: System, values: dict
     text = next(item for item in rendered if item and item["kind"] == "ConfigMap" and "config.yaml" in item["data"])
     environment = {"DATABASE_URL": "postgresql://h/d", "BROKER_URL": "kafka://h", "NAMES_KEY": "k" * 32}
     config = parse_config(text["data"]["config.yaml"], environment)
-    activator = Activator(OPERATOR_NAMESPACE, "other-userrealtime-activator", 8080)
+    activator = Activator(OPERATOR_NAMESPACE, "other-userrealtime-activator", 8080, parking=values is EVERYTHING)
     if values is EVERYTHING:
         # Its activators do not have the users' keys, so users' pods cannot register.
         assert config.activator == activator
