@@ -8,6 +8,9 @@ the operator waits for longer than a relay takes to report a client, and if ther
 is scaled to 0. A client that connects to the pod in its last second is closed by the drain of the pod, and reconnects
 through an activator.
 
+A user whose clients have no traffic is parked by the same steps. The pod closes its clients, and they reconnect to an
+activator, which keeps their connections.
+
 The endpoints return to standby once a pod is among the endpoints that the cluster itself has for the Service.
 """
 

@@ -1,7 +1,8 @@
 """Decides whether a user may sleep, from its pods and their presence rows. No I/O and no clock.
 
 A user sleeps if nothing has needed the pod for `after` seconds: no client, no wake request, and no pod that has not
-reported its clients yet. Missing information keeps a user awake.
+reported its clients yet. A user with clients is parked if no pod has had traffic for `parkAfter` seconds. Missing
+information keeps a user awake.
 """
 
 from __future__ import annotations
