@@ -17,6 +17,8 @@ from testing.operator.activator import SERVICE, gate
 from testing.relay.harness import KEY, PATIENCE_S, USER, client, closed, publish, receive, receive_ids, token, until
 from testing.relay.http_client import request, stream
 from testing.relay.pgbouncer import pgbouncer
+from userrealtime_client import Client, Event, Options
+from userrealtime_client.machine import Transport
 from userrealtime_operator.activator import tokens
 from userrealtime_operator.activator.parking import heads as module_heads
 from userrealtime_operator.kube.types import NamespacedName
@@ -440,3 +442,33 @@ async def test_a_forged_notification_wakes_no_pod(
         await alice.send(json.dumps({"type": "ping"}))
         assert await receive(alice) == {"type": "pong"}
         assert (cluster.wakes, metrics.value("unparks_total", reason="events")) == (0, 0)
+
+
+@pytest.mark.parametrize("transport", ["websocket", "sse", "poll"])
+async def test_our_client_stays_connected(
+    migrated: Database, connection: asyncpg.Connection, position: dict[str, Any], transport: Transport
+) -> None:
+    async def fresh_token() -> str:
+        return token()
+
+    states: list[str] = []
+    start = f"{position['last_event_id']}:{position['epoch']}"
+    async with gate(migrated.url, parking=True) as (opened, cluster, _):
+        async with Client(
+            f"http://127.0.0.1:{opened.port}",
+            token=fresh_token,
+            position=start,
+            options=Options(transports=(transport,)),
+            on_state=lambda state: states.append(state.state),
+        ) as alice:
+            await until(lambda: transport == "poll" or alice.state == "connected")
+            await parked(connection, 1)
+            assert cluster.wakes == 0
+            await publish(connection, 2)
+            async with asyncio.timeout(PATIENCE_S):
+                events = [await anext(alice) for _ in range(2)]
+            assert [event.id for event in events if isinstance(event, Event)] == [4, 5]
+            assert alice.state == "connected"
+            assert cluster.wakes == 1
+            assert await alice.publish("x") > 0
+        assert states == ["connecting", "connected", "closed"]
