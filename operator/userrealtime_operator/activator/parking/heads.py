@@ -83,10 +83,6 @@ class Heads:
     def __iter__(self) -> Iterator[ParkedUser]:
         return iter(list(self._users.values()))
 
-    def find(self, user_id: str) -> ParkedUser | None:
-        """Return a user with parked clients."""
-        return self._users.get(user_id)
-
     def enter(self, user_id: str) -> ParkedUser:
         """Return the user for a client that is about to be parked. Call `changed` when its clients have changed."""
         user = self._users.get(user_id)

@@ -57,6 +57,8 @@ class Parking:
         self._metrics = metrics
         self._turns: tuple[set[ParkedClient], ...] = tuple(set() for _ in range(STEPS))
         """The clients by the step in which they are pinged, which is always the same: once in each interval."""
+        self._clients: dict[NamespacedName, set[ParkedClient]] = {}
+        """The clients by their resource."""
         self._parked = 0
         self._renewals: set[asyncio.Task[None]] = set()
         metrics.parked.set_function(lambda: sum(map(len, self._turns)))
@@ -72,9 +74,8 @@ class Parking:
 
     def unpark(self, resource: NamespacedName) -> None:
         """Connect the clients of a resource to the pod: its user is not parked any more."""
-        for user in self._heads:
-            for client in [each for each in user.clients if each.resource == resource]:
-                client.wake("woken")
+        for client in list(self._clients.get(resource, ())):
+            client.wake("woken")
 
     @staticmethod
     def wake(user: ParkedUser) -> None:
@@ -130,14 +131,19 @@ class Parking:
             await client.begin()
             user.clients.add(client)
             turn.add(client)
+            self._clients.setdefault(client.resource, set()).add(client)
             self._metrics.parks.inc()
             # Either may have changed while the last bytes of the client were awaited.
-            if not self._is_parked(client.resource) or user.state != state:
+            if not self._is_parked(client.resource) or user.position != (state.head, state.epoch):
                 client.wake("woken")
             return await client.done
         finally:
             user.clients.discard(client)
             turn.discard(client)
+            others = self._clients.get(client.resource, set())
+            others.discard(client)
+            if not others:
+                self._clients.pop(client.resource, None)
             client.end()
 
     @contextlib.contextmanager

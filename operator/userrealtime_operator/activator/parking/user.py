@@ -35,7 +35,13 @@ class ParkedUser:
         self.state: LogState | None = None
         """Where the log stands; None until it was read."""
 
+    @property
+    def position(self) -> tuple[int, str | None] | None:
+        """The head and the epoch of the log."""
+        return None if self.state is None else (self.state.head, self.state.epoch)
+
     def move(self, state: LogState | None) -> bool:
         """Set where the log stands, None if there is no log. Return whether the clients need the pod."""
-        before, self.state = self.state, state
-        return before is not None and (state is None or (state.head, state.epoch) != (before.head, before.epoch))
+        before = self.position
+        self.state = state
+        return before is not None and self.position != before
