@@ -23,6 +23,8 @@ from testing.relay.harness import PATIENCE_S, USER, client, config, metric, runn
 from testing.relay.http_client import Answer, request
 from userrealtime_core.wire.broadcast import Content
 from userrealtime_core.wire.connect_request import CloseCode, ConnectRequest, Resume
+from userrealtime_core.wire.session import MAX_ERRORS, TOO_MANY_MESSAGES, UNAUTHORIZED, CloseFrame
+from userrealtime_core.wire.submission import Refused, Unavailable
 from userrealtime_relay.protocols.dialect import (
     EXPIRED,
     TOO_MANY_ERRORS,
@@ -44,8 +46,6 @@ from userrealtime_relay.protocols.socketio_dialect import LONGEST_NAMESPACE, MAX
 from userrealtime_relay.protocols.socketio_packets import MAX_PACKETS, SEPARATOR, Packet, split
 from userrealtime_relay.server import Relay
 from userrealtime_relay.wire.frames import encode_events, encode_text
-from userrealtime_relay.wire.session import MAX_ERRORS, TOO_MANY_MESSAGES, UNAUTHORIZED, CloseFrame
-from userrealtime_relay.wire.submission import Refused, Unavailable
 
 # No program listens there.
 NO_DATABASE: Final = "postgresql://nobody@127.0.0.1:1/none"

@@ -21,6 +21,8 @@ from testing.database import Database
 from testing.relay.harness import PATIENCE_S, USER, client, config, eventually, is_metric, running, token
 from testing.relay.http_client import Answer, request
 from userrealtime_core.wire.connect_request import CloseCode, ConnectRequest, Resume
+from userrealtime_core.wire.session import MAX_ERRORS, UNAUTHORIZED, CloseFrame
+from userrealtime_core.wire.submission import Refused, Submission, Unavailable
 from userrealtime_relay.protocols.dialect import (
     EXPIRED,
     MAX_CHANNELS,
@@ -51,8 +53,6 @@ from userrealtime_relay.protocols.supabase_dialect import (
 )
 from userrealtime_relay.server import Relay
 from userrealtime_relay.wire.frames import encode_events, encode_text
-from userrealtime_relay.wire.session import MAX_ERRORS, UNAUTHORIZED, CloseFrame
-from userrealtime_relay.wire.submission import Refused, Submission, Unavailable
 
 from .test_phoenix import binary
 

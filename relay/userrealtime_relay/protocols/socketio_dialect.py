@@ -19,8 +19,8 @@ from http import HTTPStatus
 from typing import Any, ClassVar, Final
 
 from userrealtime_core.wire.connect_request import CloseCode, Resume
-from userrealtime_relay.wire.session import UNAUTHORIZED, CloseFrame
-from userrealtime_relay.wire.submission import Invalid, Refused, Submission
+from userrealtime_core.wire.session import UNAUTHORIZED, CloseFrame
+from userrealtime_core.wire.submission import Invalid, Refused, Submission
 
 from .cutting import WHOLE_LOG, Event, cut_broadcasts, cut_channel
 from .dialect import (
