@@ -18,7 +18,9 @@ up: venv ## Start a cluster, Postgres, the chart and a first user; then show tha
 down: venv ## Stop and remove everything that `make up` and `make test` started
 	@$(BIN)/python -m e2e.down
 
-test: venv lint unit-both e2e ## Run all tests, including the end-to-end tests on a real cluster
+test: venv lint unit ## Run all tests, including the end-to-end tests on a real cluster
+	@# Beside them, the unit tests run on the Python of the images.
+	@$(BIN)/python -m tests.versions --beside e2e
 
 relay: venv ## Start a relay with a PostgreSQL server, without Kubernetes
 	@$(BIN)/python -m testing.local.relay

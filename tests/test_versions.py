@@ -46,3 +46,15 @@ def test_in_ci_a_missing_version_is_an_error(
     monkeypatch.setattr(versions, "heed_sigterm", lambda: None)
     assert versions.main([]) == 1
     assert "pyenv install 3.13" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("failing", "status"), [("nothing", 0), ("e2e", 2), ("VENV=.venv-3.13", 1)])
+def test_both_runs_have_to_pass(
+    machine: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], failing: str, status: int
+) -> None:
+    monkeypatch.setattr(versions, "REPOSITORY", machine)
+    monkeypatch.setattr(versions, "LOG", machine / "build" / "unit.log")
+    make = program(machine / "bin" / "make", "")
+    make.write_text(f'#!/bin/sh\necho "output of $*"\ncase "$*" in *{failing}*) exit 2;; esac\n')
+    assert versions.run(Path("/other/python"), "e2e") == status
+    assert "output of unit VENV=.venv-3.13 PYTHON=/other/python" in capsys.readouterr().out

@@ -1,8 +1,9 @@
-"""The unit tests on two versions of Python at the same time: this one, and the one of the images.
+"""The unit tests on the Python of the images, beside other tests.
 
-`python -m tests.versions` shows the tests on this Python. The output of the other tests goes to a file in `build`, and
-its summary is shown at the end. The standard library differs between versions, TLS most of all, and users run the
-images; a second process costs less time than a second run, since most tests wait.
+`python -m tests.versions` runs the unit tests on this Python at the same time, and with `--beside e2e` the end-to-end
+tests. The output of the tests on the other Python goes to a file in `build`, and its summary is shown at the end. The
+standard library differs between versions, TLS most of all, and users run the images; running both at the same time
+costs less than a second run, since most tests wait.
 
 `python -m tests.versions --find` prints the path of the other Python.
 """
@@ -26,7 +27,7 @@ from testing.cluster.progress import heed_sigterm, note, step
 
 LOG: Final = REPOSITORY / "build" / f"unit-{IMAGES_PYTHON}.log"
 VENV: Final = f".venv-{IMAGES_PYTHON}"
-LIMIT_S: Final = 3600.0
+LIMIT_S: Final = 3900.0
 SUMMARY_LINES: Final = 30
 MISSING: Final = (
     f"the unit tests do not run on Python {IMAGES_PYTHON}, the version in the images: "
@@ -56,24 +57,25 @@ def find(version: str) -> Path | None:
     return None
 
 
-def run(other: Path) -> int:
-    """Run the tests on both versions; return the exit status."""
+def run(other: Path, target: str) -> int:
+    """Run the unit tests on another Python beside a target of the Makefile; return the exit status."""
     LOG.parent.mkdir(exist_ok=True)
-    note(f"the same tests run on {other} beside these; their output: {LOG.relative_to(REPOSITORY)}")
+    note(f"the unit tests run on {other} beside these tests; their output: {LOG.relative_to(REPOSITORY)}")
     with LOG.open("wb") as log:
-        command = ["make", "unit", f"VENV={VENV}", f"PYTHON={other}"]
+        # At a lower priority: the tests that are shown have time limits for a cluster, which need the CPU more.
+        command = ["nice", "-n", "10", "make", "unit", f"VENV={VENV}", f"PYTHON={other}"]
         # In a new session: the whole process group can be stopped, and Ctrl-C does not reach it.
         beside = subprocess.Popen(
             command, cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
         )
     try:
-        here = _unit()
+        here = _make(target)
         try:
-            with step(f"the tests on Python {IMAGES_PYTHON}", usual="as long as those before"):
+            with step(f"the unit tests on Python {IMAGES_PYTHON}", usual="20 minutes, of which some are left"):
                 if beside.wait(timeout=LIMIT_S) != 0:
                     raise ClusterError(f"status {beside.returncode}")
         except (ClusterError, subprocess.TimeoutExpired) as error:
-            print(f"the tests on Python {IMAGES_PYTHON}: {error}", file=sys.stderr)
+            print(f"the unit tests on Python {IMAGES_PYTHON}: {error}", file=sys.stderr)
             here = here or 1
     finally:
         if beside.poll() is None:
@@ -89,6 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.versions", description="Unit tests on two Python versions.")
     parser.add_argument("--find", action="store_true", help=f"print the path of a Python {IMAGES_PYTHON}, and end")
+    parser.add_argument("--beside", default="unit", metavar="TARGET", help="of the Makefile (default: unit)")
     options = parser.parse_args(arguments)
     heed_sigterm()
     other = find(IMAGES_PYTHON)
@@ -100,13 +103,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(other)
         return 0
     elif f"{sys.version_info.major}.{sys.version_info.minor}" != IMAGES_PYTHON:
-        return run(other)
-    return _unit()
+        return run(other, options.beside)
+    return _make(options.beside)
 
 
-def _unit() -> int:
-    """Run the unit tests on this Python; return the exit status."""
-    return subprocess.run(["make", "unit"], cwd=REPOSITORY, timeout=LIMIT_S, check=False).returncode
+def _make(target: str) -> int:
+    """Run a target of the Makefile; return the exit status."""
+    return subprocess.run(["make", target], cwd=REPOSITORY, timeout=LIMIT_S, check=False).returncode
 
 
 if __name__ == "__main__":
