@@ -8,10 +8,12 @@ import secrets
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager
+from pathlib import Path
 
 import asyncpg
 import pytest
 
+from testing.clients import standard
 from testing.cluster import choose
 from testing.patience import PATIENCE_S
 from testing.sleeping import SOON, wait_asleep
@@ -74,6 +76,12 @@ def users(system: System) -> Iterator[Callable[..., str]]:
     yield make
     for name in made:
         system.delete_user(name)
+
+
+@pytest.fixture(scope="session")
+def standard_clients(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the EventSource of node."""
+    return standard.install(tmp_path_factory.mktemp("standard") / "application")
 
 
 @pytest.fixture(scope="module")

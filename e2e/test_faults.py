@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import secrets
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import asyncpg
-import pytest
 
-from testing.attempts import Attempts, Transport
+from testing.attempts import Attempts
 from testing.client import ResumingClient
+from testing.clients import standard
 from testing.cluster import ClusterError
 from testing.patience import PATIENCE_S, WITHIN
 from testing.system import OPERATOR_NAMESPACE, RELEASE, System
@@ -64,15 +65,20 @@ async def publishing(url: str, user: str) -> AsyncIterator[Publisher]:
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def assert_all_arrived(client: ResumingClient, publisher: Publisher, database_url: str, user: str) -> None:
-    """Assert that the log has all committed events, and that the client has all of them once and in order."""
+async def published(database_url: str, user: str) -> list[asyncpg.Record]:
+    """Return the id of each event in the log of a user, and its number, in order."""
     database = await asyncpg.connect(database_url, timeout=PATIENCE_S)
     try:
-        rows = await database.fetch(
+        return await database.fetch(
             "select id, (data->>'number')::int as number from userrealtime.event where user_id = $1 order by id", user
         )
     finally:
         await database.close()
+
+
+async def assert_all_arrived(client: ResumingClient, publisher: Publisher, database_url: str, user: str) -> None:
+    """Assert that the log has all committed events, and that the client has all of them once and in order."""
+    rows = await published(database_url, user)
     await client.wait_for(lambda: bool(client.ids) and client.ids[-1] == rows[-1]["id"])
     assert client.ids == [row["id"] for row in rows] == list(range(1, len(rows) + 1))
     assert [event["data"]["number"] for event in client.events] == [row["number"] for row in rows]
@@ -173,21 +179,35 @@ def pods_of(system: System, user: str) -> tuple[str, ...]:
     return "pods", "-l", f"app.kubernetes.io/instance={system.get('urt', user)['status']['name']}"
 
 
-@pytest.mark.parametrize("transport", ["sse", "ws"])
 async def test_clients_that_connect_while_a_pod_is_replaced_get_no_error(
-    system: System, users: MakeUser, transport: Transport
+    system: System, users: MakeUser, database_url: str, standard_clients: Path
 ) -> None:
-    """The client connects every 50 ms, without retries, while the pod is deleted and then replaced by a rollout."""
+    """Clients connect every 50 ms, without retries, while the pod is deleted and then replaced by a rollout.
+
+    An EventSource, which stops at the first error, receives each event.
+    """
     alice = await asyncio.to_thread(users, "alice", limits={"connections": 1000})
-    url = system.get("urt", alice)["status"]["url"]
-    async with Attempts(url, system.token(alice), transport) as attempts:
-        await asyncio.to_thread(system.kubectl, "delete", *pods_of(system, alice), WITHIN)
-        await asyncio.to_thread(system.wait_ready, alice)
-        await asyncio.to_thread(system.apply_user, alice, limits={"connections": 1001})
-        await asyncio.to_thread(system.wait_ready, alice)
-        await asyncio.sleep(5)  # until the old pod has drained
-    assert attempts.failed == [], str(attempts)
-    assert attempts.results
+    url, token = system.get("urt", alice)["status"]["url"], system.token(alice)
+    async with standard.connected(url, token, standard_clients) as clients:
+        async with (
+            publishing(database_url, alice) as publisher,
+            Attempts(url, token, "sse") as streams,
+            Attempts(url, token, "ws") as websockets,
+        ):
+            await asyncio.to_thread(system.kubectl, "delete", *pods_of(system, alice), WITHIN)
+            await asyncio.to_thread(system.wait_ready, alice)
+            await asyncio.to_thread(system.apply_user, alice, limits={"connections": 1001})
+            await asyncio.to_thread(system.wait_ready, alice)
+            await asyncio.sleep(5)  # until the old pod has drained
+        rows = await published(database_url, alice)
+        ids = await clients.ids(len(rows))
+    for attempts in (streams, websockets):
+        assert attempts.results
+        assert attempts.failed == [], str(attempts)
+    assert set(clients.statuses) == {"200"}
+    assert set(publisher.committed) <= {row["number"] for row in rows}
+    every = list(range(1, len(rows) + 1))
+    assert ids == {"node": every, "Chromium": every}
 
 
 async def test_clients_wait_for_the_first_pod(system: System) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import urllib.error
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -72,10 +73,11 @@ def test_a_user_from_before_has_the_new_route_alone(routed: System, request: pyt
 
 
 async def test_rows_tokens_streams_polls_and_killed_pods(
-    routed: System, users: MakeUser, database: asyncpg.Connection, database_url: str
+    routed: System, users: MakeUser, database: asyncpg.Connection, database_url: str, standard_clients: Path
 ) -> None:
     """The scenarios run at the same time: one of them waits for the limit of a client that sends no token."""
     other = await asyncpg.connect(database_url, timeout=PATIENCE_S)
+    replaced = test_faults.test_clients_that_connect_while_a_pod_is_replaced_get_no_error
     streams_and_polls = test_delivery.test_streams_and_polls_come_through_the_ingress_as_well
     try:
         async with asyncio.TaskGroup() as group:
@@ -83,6 +85,7 @@ async def test_rows_tokens_streams_polls_and_killed_pods(
             group.create_task(test_delivery.test_tokens(routed, users))
             group.create_task(streams_and_polls(routed, users, other))
             group.create_task(test_faults.test_the_relays_pod_is_killed_twice(routed, users, database_url))
+            group.create_task(replaced(routed, users, database_url, standard_clients))
     finally:
         await other.close(timeout=PATIENCE_S)
 
