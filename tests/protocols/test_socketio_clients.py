@@ -254,7 +254,7 @@ async def test_a_connection_that_breaks_within_a_batch(
         await alice.has("connected")
         last = await stage.publish(500)
         await alice.event(last)
-        assert len(alice.recovered) > 2
+        assert True in alice.recovered
         assert alice.numbers == list(range(1, last + 1))
 
 
