@@ -16,13 +16,13 @@ import socket
 import sys
 import time
 
+from userrealtime_core.wire.frames import payloads
 from userrealtime_relay.config import Config
 from userrealtime_relay.delivery.presence import Presence
 from userrealtime_relay.delivery.tail import Tail
 from userrealtime_relay.metrics import Metrics
 from userrealtime_relay.notify import broker as brokers
 from userrealtime_relay.notify.choice import choose
-from userrealtime_relay.wire.frames import payloads
 
 SINK = bytearray(1 << 20)
 """The buffer into which the clients' ends read. Its content is not used."""

@@ -18,11 +18,11 @@ from websockets.exceptions import ConnectionClosed
 
 from testing import patience
 from userrealtime_core.auth.tokens import TokenVerifier
+from userrealtime_core.wire.frames import payloads
 from userrealtime_relay.config import Config
 from userrealtime_relay.log.log import Page
 from userrealtime_relay.notify import Notifier
 from userrealtime_relay.server import Relay, key_set
-from userrealtime_relay.wire.frames import payloads
 
 NEVER = "600"
 """A POLL_INTERVAL that is longer than any test."""

@@ -27,11 +27,8 @@ from testing.relay.harness import (
     running,
     token,
 )
-from userrealtime_core.wire.connect_request import CloseCode, ConnectRequest, Resume
-from userrealtime_core.wire.session import MAX_ERRORS, TOO_MANY_MESSAGES, UNAUTHORIZED, CloseFrame
-from userrealtime_core.wire.submission import Refused
-from userrealtime_relay.protocols.actioncable import EXTENDED, PLAIN, RAILS, ActionCable
-from userrealtime_relay.protocols.dialect import (
+from userrealtime_core.protocols.actioncable import EXTENDED, PLAIN, RAILS, ActionCable
+from userrealtime_core.protocols.dialect import (
     MAX_CHANNELS,
     Act,
     Authenticate,
@@ -44,8 +41,12 @@ from userrealtime_relay.protocols.dialect import (
     Publish,
     Say,
 )
+from userrealtime_core.wire.connect_request import CloseCode, ConnectRequest, Resume
+from userrealtime_core.wire.frames import encode_text
+from userrealtime_core.wire.session import MAX_ERRORS, TOO_MANY_MESSAGES, UNAUTHORIZED, CloseFrame
+from userrealtime_core.wire.submission import Refused
 from userrealtime_relay.server import Relay
-from userrealtime_relay.wire.frames import encode_events, encode_text
+from userrealtime_relay.wire.frames import encode_events
 
 LOG = json.dumps({"channel": "Log"})
 # No program listens there.

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from userrealtime_core.wire.broadcast import Content
-from userrealtime_relay.protocols.cutting import (
+from userrealtime_core.protocols.cutting import (
     LONGEST_CHANNEL,
     WHOLE_LOG,
     Event,
@@ -19,7 +18,9 @@ from userrealtime_relay.protocols.cutting import (
     is_channel,
     name_in_log,
 )
-from userrealtime_relay.wire.frames import encode_events, encode_text
+from userrealtime_core.wire.broadcast import Content
+from userrealtime_core.wire.frames import encode_text
+from userrealtime_relay.wire.frames import encode_events
 
 AT = "2026-01-02 03:04:05.678901+00"
 

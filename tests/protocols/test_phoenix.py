@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from userrealtime_relay.protocols.phoenix import (
+from userrealtime_core.protocols.phoenix import (
     BROADCAST_PUSH,
     JSON,
     LONGEST_REF,

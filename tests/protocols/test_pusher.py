@@ -23,10 +23,7 @@ from testing.announcer import broadcasting
 from testing.database import Database
 from testing.relay.harness import KEY, PATIENCE_S, USER, client, config, receive, running, token
 from testing.relay.http_client import request
-from userrealtime_core.wire.connect_request import CloseCode, ConnectRequest, Resume
-from userrealtime_core.wire.session import MAX_ERRORS, UNAUTHORIZED, CloseFrame
-from userrealtime_core.wire.submission import Refused, Unavailable
-from userrealtime_relay.protocols.dialect import (
+from userrealtime_core.protocols.dialect import (
     EXPIRED,
     MAX_CHANNELS,
     TOO_MANY_CHANNELS,
@@ -43,11 +40,15 @@ from userrealtime_relay.protocols.dialect import (
     Say,
     Signature,
 )
+from userrealtime_core.protocols.pusher import LONGEST_DATA, MAX_UNMARKED, SIGN_IN, Pusher
+from userrealtime_core.wire.connect_request import CloseCode, ConnectRequest, Resume
+from userrealtime_core.wire.frames import encode_text
+from userrealtime_core.wire.session import MAX_ERRORS, UNAUTHORIZED, CloseFrame
+from userrealtime_core.wire.submission import Refused, Unavailable
 from userrealtime_relay.protocols.pusher import MAX_FORM_BYTES
-from userrealtime_relay.protocols.pusher_dialect import LONGEST_DATA, MAX_UNMARKED, SIGN_IN, Pusher
 from userrealtime_relay.protocols.socket import KEYS_UNAVAILABLE
 from userrealtime_relay.server import Relay
-from userrealtime_relay.wire.frames import encode_events, encode_text
+from userrealtime_relay.wire.frames import encode_events
 
 # No program listens there.
 NO_DATABASE: Final = "postgresql://nobody@127.0.0.1:1/none"

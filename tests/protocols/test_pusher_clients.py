@@ -18,7 +18,7 @@ from testing.faults.proxy import Filter, Link
 from testing.local.postgres import LocalPostgres
 from testing.patience import PATIENCE_S
 from testing.relay.harness import KEY, running, token
-from userrealtime_relay.protocols.pusher_dialect import MAX_UNMARKED
+from userrealtime_core.protocols.pusher import MAX_UNMARKED
 
 SOURCE: Final = Path(__file__).parent / "pusher"
 CLIENTS: Final = ("pusher", "echo")

@@ -21,11 +21,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from testing.database import Database
 from testing.relay.harness import PATIENCE_S, USER, client, config, metric, running, token, until
 from testing.relay.http_client import Answer, request
-from userrealtime_core.wire.broadcast import Content
-from userrealtime_core.wire.connect_request import CloseCode, ConnectRequest, Resume
-from userrealtime_core.wire.session import MAX_ERRORS, TOO_MANY_MESSAGES, UNAUTHORIZED, CloseFrame
-from userrealtime_core.wire.submission import Refused, Unavailable
-from userrealtime_relay.protocols.dialect import (
+from userrealtime_core.protocols.dialect import (
     EXPIRED,
     TOO_MANY_ERRORS,
     Act,
@@ -40,12 +36,17 @@ from userrealtime_relay.protocols.dialect import (
     Renew,
     Say,
 )
+from userrealtime_core.protocols.socketio import LONGEST_NAMESPACE, MAX_RENEWALS, SocketIO
+from userrealtime_core.protocols.socketio_packets import MAX_PACKETS, SEPARATOR, Packet, split
+from userrealtime_core.wire.broadcast import Content
+from userrealtime_core.wire.connect_request import CloseCode, ConnectRequest, Resume
+from userrealtime_core.wire.frames import encode_text
+from userrealtime_core.wire.session import MAX_ERRORS, TOO_MANY_MESSAGES, UNAUTHORIZED, CloseFrame
+from userrealtime_core.wire.submission import Refused, Unavailable
 from userrealtime_relay.protocols.socket import KEYS_UNAVAILABLE, RESTARTING
 from userrealtime_relay.protocols.socketio import EARLY_BYTES, SESSIONS_PER_CONNECTION
-from userrealtime_relay.protocols.socketio_dialect import LONGEST_NAMESPACE, MAX_RENEWALS, SocketIO
-from userrealtime_relay.protocols.socketio_packets import MAX_PACKETS, SEPARATOR, Packet, split
 from userrealtime_relay.server import Relay
-from userrealtime_relay.wire.frames import encode_events, encode_text
+from userrealtime_relay.wire.frames import encode_events
 
 # No program listens there.
 NO_DATABASE: Final = "postgresql://nobody@127.0.0.1:1/none"

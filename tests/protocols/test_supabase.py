@@ -20,10 +20,7 @@ from testing.announcer import broadcasting
 from testing.database import Database
 from testing.relay.harness import PATIENCE_S, USER, client, config, eventually, is_metric, running, token
 from testing.relay.http_client import Answer, request
-from userrealtime_core.wire.connect_request import CloseCode, ConnectRequest, Resume
-from userrealtime_core.wire.session import MAX_ERRORS, UNAUTHORIZED, CloseFrame
-from userrealtime_core.wire.submission import Refused, Submission, Unavailable
-from userrealtime_relay.protocols.dialect import (
+from userrealtime_core.protocols.dialect import (
     EXPIRED,
     MAX_CHANNELS,
     TOO_MANY_CHANNELS,
@@ -40,10 +37,8 @@ from userrealtime_relay.protocols.dialect import (
     Renew,
     Say,
 )
-from userrealtime_relay.protocols.phoenix import VERSIONS
-from userrealtime_relay.protocols.socket import KEYS_UNAVAILABLE
-from userrealtime_relay.protocols.supabase import MAX_MESSAGES
-from userrealtime_relay.protocols.supabase_dialect import (
+from userrealtime_core.protocols.phoenix import VERSIONS
+from userrealtime_core.protocols.supabase import (
     MAX_BINDINGS,
     MAX_UNMARKED,
     NO_EVENT,
@@ -51,8 +46,14 @@ from userrealtime_relay.protocols.supabase_dialect import (
     UNMATCHED,
     Supabase,
 )
+from userrealtime_core.wire.connect_request import CloseCode, ConnectRequest, Resume
+from userrealtime_core.wire.frames import encode_text
+from userrealtime_core.wire.session import MAX_ERRORS, UNAUTHORIZED, CloseFrame
+from userrealtime_core.wire.submission import Refused, Submission, Unavailable
+from userrealtime_relay.protocols.socket import KEYS_UNAVAILABLE
+from userrealtime_relay.protocols.supabase import MAX_MESSAGES
 from userrealtime_relay.server import Relay
-from userrealtime_relay.wire.frames import encode_events, encode_text
+from userrealtime_relay.wire.frames import encode_events
 
 from .test_phoenix import binary
 

@@ -19,8 +19,8 @@ from testing.clients.javascript import install_locked
 from testing.faults.proxy import Filter, Link
 from testing.local.postgres import LocalPostgres
 from testing.relay.harness import running, token
-from userrealtime_relay.protocols.phoenix import VERSIONS
-from userrealtime_relay.protocols.supabase_dialect import MAX_UNMARKED
+from userrealtime_core.protocols.phoenix import VERSIONS
+from userrealtime_core.protocols.supabase import MAX_UNMARKED
 
 SOURCE: Final = Path(__file__).parent / "supabase"
 CLIENTS: Final = ("realtime", "supabase")

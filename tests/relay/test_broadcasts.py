@@ -32,11 +32,11 @@ from testing.relay.harness import (
 )
 from testing.relay.http_client import poll, stream
 from userrealtime_core.wire.broadcast import Broadcast, parse
+from userrealtime_core.wire.frames import encode_text, payloads
 from userrealtime_relay.bridge.pending import PendingBroadcasts
 from userrealtime_relay.delivery import broadcasts as ring
 from userrealtime_relay.delivery.broadcasts import Broadcasts
 from userrealtime_relay.server import Relay
-from userrealtime_relay.wire.frames import encode_text, payloads
 
 
 async def broadcast(connection: asyncpg.Connection, data: Any, event: str = "token") -> None:

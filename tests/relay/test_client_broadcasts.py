@@ -26,9 +26,9 @@ from userrealtime_core.wire.broadcast import (
     split_sender,
     with_sender,
 )
+from userrealtime_core.wire.frames import payloads
 from userrealtime_relay.delivery.broadcasts import Broadcasts
 from userrealtime_relay.server import Relay
-from userrealtime_relay.wire.frames import payloads
 
 LIMIT = {"POLL_INTERVAL": NEVER, "MAX_BROADCASTS_PER_SECOND": "1000", "MAX_MESSAGES_PER_SECOND": "1000"}
 

@@ -6,7 +6,8 @@ import pytest
 from websockets.frames import Frame, Opcode
 from websockets.streams import StreamReader
 
-from userrealtime_relay.wire.frames import encode_events, encode_text, payloads
+from userrealtime_core.wire.frames import encode_text, payloads
+from userrealtime_relay.wire.frames import encode_events
 
 
 def decode(data: bytes) -> str:

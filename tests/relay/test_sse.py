@@ -25,10 +25,10 @@ from testing.relay.harness import (
     until,
 )
 from testing.relay.http_client import Answer, Stream, request, stream
+from userrealtime_core.wire.frames import encode_text
 from userrealtime_relay.server import Relay
 from userrealtime_relay.transports import sse
 from userrealtime_relay.transports.sse import Encoder
-from userrealtime_relay.wire.frames import encode_text
 
 
 async def connected(events: Stream) -> int:

@@ -11,11 +11,12 @@ import pytest
 from userrealtime_core.auth.errors import Unauthorized
 from userrealtime_core.wire.broadcast import parse
 from userrealtime_core.wire.connect_request import ConnectRequest
+from userrealtime_core.wire.frames import encode_text, payloads
 from userrealtime_core.wire.position import LogState
 from userrealtime_core.wire.rate_limit import TokenBucket
 from userrealtime_core.wire.session import Session
 from userrealtime_core.wire.submission import Refused, Unavailable
-from userrealtime_relay.wire.frames import encode_events, encode_text, payloads
+from userrealtime_relay.wire.frames import encode_events
 
 FOLDER = Path(__file__).parents[2] / "protocol/vectors"
 VECTORS = json.loads((FOLDER / "relay.json").read_text())

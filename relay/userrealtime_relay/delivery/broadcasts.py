@@ -10,7 +10,7 @@ import secrets
 from collections import deque
 from typing import Final, NamedTuple
 
-from userrealtime_relay.wire.frames import encode_text
+from userrealtime_core.wire.frames import encode_text
 
 MAX_FRAMES: Final = 1024
 MAX_BYTES: Final = 512 << 10

@@ -34,6 +34,7 @@ from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
 from userrealtime_core.wire.connect_request import CloseCode, Reason, Resume
+from userrealtime_core.wire.frames import payloads
 from userrealtime_core.wire.longpoll import DEFAULT_TIMEOUT, LONGEST_TIMEOUT, parse_timeout
 from userrealtime_core.wire.session import PendingLookup, Session
 from userrealtime_relay.delivery.clients import CLOSE_TIMEOUT, RESTARTING_REASON, Client, Clients
@@ -43,7 +44,6 @@ from userrealtime_relay.transports.http import Connection
 from userrealtime_relay.transports.longpoll import UNAVAILABLE
 from userrealtime_relay.transports.request import connect_request_of, connection_of, refusal, refuse, retry_after
 from userrealtime_relay.transports.sse import GONE, keeping_alive
-from userrealtime_relay.wire.frames import payloads
 
 ROOT: Final = "/streams"
 PATH: Final = "/streams/log"

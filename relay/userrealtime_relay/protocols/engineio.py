@@ -13,14 +13,13 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
+from userrealtime_core.protocols.socketio_packets import CLOSE, NOOP, PING, PONG, PROBE, PROBED, SEPARATOR, UPGRADE
 from userrealtime_core.unauthenticated import Unauthenticated
+from userrealtime_core.wire.frames import encode_payload, encode_text, payloads
 from userrealtime_relay.delivery.clients import CLOSE_TIMEOUT, WRITE_LIMIT
 from userrealtime_relay.delivery.wakeup import WakeupEvent
 from userrealtime_relay.transports.http import Connection
 from userrealtime_relay.transports.websocket_connection import ConnectionEnded, WebSocketConnection
-from userrealtime_relay.wire.frames import encode_payload, encode_text, payloads
-
-from .socketio_packets import CLOSE, NOOP, PING, PONG, PROBE, PROBED, SEPARATOR, UPGRADE
 
 UPGRADE_TIMEOUT_S: Final = 10
 """Seconds from the handshake of a second WebSocket until it carries the session."""

@@ -16,13 +16,12 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from userrealtime_core.protocols.pusher import ENVELOPE, PRESENCE, BadSubscription, Pusher, channel_of, resume_of
 from userrealtime_core.wire.connect_request import Resume
 from userrealtime_core.wire.session import UNAUTHORIZED
 from userrealtime_relay.delivery.clients import TOO_MANY_REASON, Clients
 from userrealtime_relay.transports.body import read_client_body
 from userrealtime_relay.transports.request import connect_request_of, connection_of, refusal, refuse, retry_after
-
-from .pusher_dialect import ENVELOPE, PRESENCE, BadSubscription, Pusher, channel_of, resume_of
 
 CHANNELS: Final = "/pusher/auth"
 USERS: Final = "/pusher/user-auth"

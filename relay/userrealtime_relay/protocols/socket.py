@@ -22,18 +22,7 @@ from websockets.frames import CloseCode as StandardCode
 from websockets.http11 import Request
 
 from userrealtime_core.auth.errors import KeySetStale, Unauthorized
-from userrealtime_core.wire.connect_request import CloseCode, ConnectRequest, Resume
-from userrealtime_core.wire.rate_limit import TokenBucket
-from userrealtime_core.wire.session import MAX_ERRORS, TOO_MANY_MESSAGES, UNAUTHORIZED, CloseFrame
-from userrealtime_core.wire.submission import Refused, Unavailable
-from userrealtime_relay.delivery.clients import RESTARTING_REASON, TOO_MANY_REASON, Client, Clients
-from userrealtime_relay.delivery.tail import Tail
-from userrealtime_relay.delivery.wakeup import WakeupEvent
-from userrealtime_relay.transports.websocket import SILENT, Pinged, close_label, connect_request, subprotocols
-from userrealtime_relay.transports.websocket_connection import ConnectionEnded, WebSocketConnection
-from userrealtime_relay.wire.frames import encode_payload, encode_text
-
-from .dialect import (
+from userrealtime_core.protocols.dialect import (
     EXPIRED,
     MAX_CHANNELS,
     TOO_MANY_CHANNELS,
@@ -54,6 +43,16 @@ from .dialect import (
     Say,
     Signature,
 )
+from userrealtime_core.wire.connect_request import CloseCode, ConnectRequest, Resume
+from userrealtime_core.wire.frames import encode_payload, encode_text
+from userrealtime_core.wire.rate_limit import TokenBucket
+from userrealtime_core.wire.session import MAX_ERRORS, TOO_MANY_MESSAGES, UNAUTHORIZED, CloseFrame
+from userrealtime_core.wire.submission import Refused, Unavailable
+from userrealtime_relay.delivery.clients import RESTARTING_REASON, TOO_MANY_REASON, Client, Clients
+from userrealtime_relay.delivery.tail import Tail
+from userrealtime_relay.delivery.wakeup import WakeupEvent
+from userrealtime_relay.transports.websocket import SILENT, Pinged, close_label, connect_request, subprotocols
+from userrealtime_relay.transports.websocket_connection import ConnectionEnded, WebSocketConnection
 
 MAX_TRANSLATIONS: Final = 64
 """Wordings whose last translation is kept."""

@@ -19,20 +19,20 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 from websockets.http11 import Request
 
+from userrealtime_core.protocols.dialect import Opening
+from userrealtime_core.protocols.socketio import VERSION, SocketIO
+from userrealtime_core.protocols.socketio_packets import OPEN, split
 from userrealtime_core.unauthenticated import Unauthenticated
+from userrealtime_core.wire.frames import encode_text
 from userrealtime_relay.delivery.clients import RESTARTING_REASON, TOO_MANY_REASON, Clients
 from userrealtime_relay.transports.body import read_client_body
 from userrealtime_relay.transports.request import connect_request_of, connection_of, parameters_of
 from userrealtime_relay.transports.sse import GONE
 from userrealtime_relay.transports.websocket import Pinged, WebSocketEndpoint, close_label
 from userrealtime_relay.transports.websocket_connection import WebSocketConnection
-from userrealtime_relay.wire.frames import encode_text
 
-from .dialect import Opening
 from .engineio import BadRequest, EngineSession
 from .socket import SocketEndpoint, query_of
-from .socketio_dialect import VERSION, SocketIO
-from .socketio_packets import OPEN, split
 
 PATHS: Final = ("/socket.io/", "/socket.io")
 PING_TIMEOUT_S: Final = 20

@@ -16,14 +16,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from userrealtime_core.protocols.cutting import is_channel, name_in_log
+from userrealtime_core.protocols.supabase import NO_EVENT, PREFIX, Supabase
 from userrealtime_core.wire.broadcast import Content, InvalidBroadcast, TooLarge
 from userrealtime_core.wire.session import TOO_MANY_BROADCASTS
 from userrealtime_relay.delivery.clients import Clients
 from userrealtime_relay.transports.publish import TOO_MANY, Broadcasting, Publishing
 from userrealtime_relay.transports.request import refuse
-
-from .cutting import is_channel, name_in_log
-from .supabase_dialect import NO_EVENT, PREFIX, Supabase
 
 MESSAGES: Final = "/realtime/v1/api/broadcast"
 MESSAGE: Final = f"{MESSAGES}/{{topic}}/events/{{event:path}}"

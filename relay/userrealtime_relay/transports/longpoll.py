@@ -18,11 +18,11 @@ from typing import Any, Final
 from starlette.types import Receive, Scope, Send
 
 from userrealtime_core.wire.connect_request import CloseCode
+from userrealtime_core.wire.frames import payloads
 from userrealtime_core.wire.longpoll import LONGEST_TIMEOUT, parse_timeout
 from userrealtime_core.wire.session import CloseFrame
 from userrealtime_relay.delivery.clients import RESTARTING_REASON, Client, Clients
 from userrealtime_relay.delivery.wakeup import WakeupEvent
-from userrealtime_relay.wire.frames import payloads
 
 from .http import Connection
 from .request import connect_request_of, connection_of, parameters_of, refusal, refuse, sender_of

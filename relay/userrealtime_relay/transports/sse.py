@@ -20,9 +20,9 @@ from typing import Final
 from starlette.types import Receive, Scope, Send
 
 from userrealtime_core.wire.connect_request import CloseCode
+from userrealtime_core.wire.frames import payloads
 from userrealtime_relay.delivery.clients import CLOSE_TIMEOUT, RESTARTING_REASON, Client, Clients
 from userrealtime_relay.delivery.wakeup import WakeupEvent
-from userrealtime_relay.wire.frames import payloads
 
 from .http import Connection
 from .request import connect_request_of, connection_of, parameters_of, refusal, retry_after, sender_of

@@ -21,10 +21,10 @@ from websockets.server import ServerProtocol
 from userrealtime_core import audit
 from userrealtime_core.wire.connect_request import SUBPROTOCOL, CloseCode, ConnectRequest
 from userrealtime_core.wire.cors import is_allowed
+from userrealtime_core.wire.frames import encode_text
 from userrealtime_core.wire.session import Session
 from userrealtime_relay.delivery.clients import CLOSE_TIMEOUT, RESTARTING_REASON, Client, Clients
 from userrealtime_relay.delivery.wakeup import WakeupEvent
-from userrealtime_relay.wire.frames import encode_text
 
 from . import request_id
 from .websocket_connection import ConnectionEnded, WebSocketConnection

@@ -12,9 +12,9 @@ from websockets.frames import Frame, Opcode
 
 from userrealtime_core.auth.errors import KeySetStale, Unauthorized
 from userrealtime_core.wire.connect_request import ConnectRequest, Resume
+from userrealtime_core.wire.frames import encode_text
 from userrealtime_core.wire.position import LogState
 from userrealtime_operator.activator.parking.session import MAX_MESSAGE_BYTES, PING, ParkedSession
-from userrealtime_relay.wire.frames import encode_text
 
 STATE = LogState(7, 3, "e")
 MISSING: set[str] = set()

@@ -20,9 +20,9 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, ClassVar, Final, NamedTuple
 
 from userrealtime_core.wire.connect_request import CloseCode, ConnectRequest, Resume
+from userrealtime_core.wire.frames import payloads
 from userrealtime_core.wire.session import CloseFrame
 from userrealtime_core.wire.submission import Invalid, Submission
-from userrealtime_relay.wire.frames import payloads
 
 from .cutting import WHOLE_LOG, Event, cut, cut_broadcasts, cut_channel, is_channel, name_in_log
 from .dialect import (

@@ -22,10 +22,10 @@ from http import HTTPStatus
 from typing import Any, ClassVar, Final, NamedTuple
 
 from userrealtime_core.wire.connect_request import CloseCode, ConnectRequest, Resume
+from userrealtime_core.wire.frames import payloads
 from userrealtime_core.wire.names import is_name
 from userrealtime_core.wire.session import CloseFrame
 from userrealtime_core.wire.submission import Invalid, Refused, Submission
-from userrealtime_relay.wire.frames import payloads
 
 from .cutting import SEPARATOR, WHOLE_LOG, Event, cut, cut_broadcasts, cut_channel, front_of, is_channel, name_in_log
 from .dialect import (

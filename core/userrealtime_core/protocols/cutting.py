@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from userrealtime_relay.wire.frames import payloads
+from userrealtime_core.wire.frames import payloads
 
 WHOLE_LOG: Final = "log"
 SEPARATOR: Final = "#"
