@@ -158,13 +158,15 @@ async def gate(
         assert route.user_id == USER
         return secret(*keys())
 
-    routes = RouteTable()
+    routes = RouteTable(common.protocols)
     routes.put(resource(url="http://127.0.0.1"))
     metrics = Metrics()
     wakes = Wakes(cluster, metrics, timeout_s=timeout_s)
     bounds = Limits(**limits)
     tokens = Tokens(common, read)
-    admission = Admission(routes, Origins(common.allowed_origins), tokens, bounds, cluster.is_parked)
+    admission = Admission(
+        routes, Origins(common.allowed_origins), tokens, bounds, cluster.is_parked, common.ping_interval
+    )
     async with contextlib.AsyncExitStack() as stack:
         parked = None
         if parking:

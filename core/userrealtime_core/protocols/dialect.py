@@ -46,6 +46,8 @@ class Opening:
     user_id: str
     broadcasts: bool = False
     """Whether the clients of the user may send broadcasts."""
+    bound: bool = True
+    """Whether a signature can be bound to the identity: it was not chosen by the client."""
 
 
 class Say(NamedTuple):

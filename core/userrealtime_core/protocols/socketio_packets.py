@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 OPEN: Final = "0"
@@ -20,6 +21,9 @@ SEPARATOR: Final = b"\x1e"
 """Between the packets in the body of a request or a response. JSON contains no control characters."""
 MAX_PACKETS: Final = 1024
 """Packets in the body of a request."""
+
+PING_TIMEOUT_S: Final = 20
+"""Seconds after the ping interval without a ping in which a client closes the connection."""
 
 CONNECT: Final = "0"
 DISCONNECT: Final = "1"
@@ -45,6 +49,23 @@ def split(body: bytes) -> list[str | bytes]:
     if len(parts) > MAX_PACKETS or not all(parts):
         raise ValueError("too many packets, or an empty one")
     return [base64.b64decode(part[1:], validate=True) if part.startswith(b"b") else part.decode() for part in parts]
+
+
+def open_packet(sid: str, upgrades: Sequence[str], ping_interval_s: float, max_payload: int) -> str:
+    """Return the first packet of a session.
+
+    Args:
+        upgrades: the transports to which the client may change.
+        max_payload: bytes of a body.
+    """
+    fields = {
+        "sid": sid,
+        "upgrades": upgrades,
+        "pingInterval": int(ping_interval_s * 1000),
+        "pingTimeout": PING_TIMEOUT_S * 1000,
+        "maxPayload": max_payload,
+    }
+    return OPEN + json.dumps(fields, separators=(",", ":"))
 
 
 class Packet(NamedTuple):

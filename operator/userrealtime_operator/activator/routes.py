@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
@@ -37,9 +37,14 @@ class RouteTable:
 
     The names of a user's objects are those in the resource's status. The activator does not derive them, because it
     does not have the key of opaque names. A resource without a name in its status has no objects yet.
+
+    Args:
+        default_protocols: the protocols of other systems of users whose resource has no list of them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, default_protocols: Sequence[str] = ()) -> None:
+        self._default_protocols = default_protocols
+        self._protocols: dict[NamespacedName, Sequence[str]] = {}
         self._places: dict[NamespacedName, list[tuple[str, str]]] = {}
         self._routes: dict[tuple[str, str], set[Route]] = {}
 
@@ -52,6 +57,7 @@ class RouteTable:
         if not name:
             self.remove(user)
             return
+        self._protocols[user] = tuple(body["spec"].get("protocols", self._default_protocols))
         url = urlsplit(status.get("url") or "")
         path = url.path.rstrip("/")
         route = Route(user, body["spec"]["userId"], path, name)
@@ -61,13 +67,21 @@ class RouteTable:
             places.append((url.hostname, path))
         if self._places.get(user) == places:
             return  # most changes of a status do not change the addresses, and these identify the user
-        self.remove(user)
+        self._remove_places(user)
         self._places[user] = places
         for place in places:
             self._routes.setdefault(place, set()).add(route)
 
     def remove(self, user: NamespacedName) -> None:
         """Remove a resource."""
+        self._protocols.pop(user, None)
+        self._remove_places(user)
+
+    def protocols(self, user: NamespacedName) -> Sequence[str]:
+        """Return the protocols of other systems that the relay of a user serves."""
+        return self._protocols.get(user, ())
+
+    def _remove_places(self, user: NamespacedName) -> None:
         for place in self._places.pop(user, ()):
             left = {route for route in self._routes[place] if route.user != user}
             if left:

@@ -75,7 +75,7 @@ async def serve(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _stop, stopping, number)
     metrics = Metrics()
-    routes = RouteTable()
+    routes = RouteTable(settings.relays.protocols)
     # Each watch holds a connection. Wakes must not wait for one.
     watching = 2 * len(settings.namespaces) + _SPARE_CONNECTIONS
     async with reloading(), await Api.connect() as api, await Api.connect(connections=watching) as watches:
@@ -84,7 +84,9 @@ async def serve(settings: Settings) -> None:
         limits = Limits(request_s=settings.relays.auth_timeout, query_token=settings.relays.allow_query_token)
         wakes = Wakes(cluster, metrics)
         origins = Origins(settings.relays.allowed_origins)
-        admission = Admission(routes, origins, tokens, limits, cluster.requests.is_parked)
+        admission = Admission(
+            routes, origins, tokens, limits, cluster.requests.is_parked, settings.relays.ping_interval
+        )
         async with (
             _parking(settings, cluster, tokens, metrics) as parking,
             cluster.watching(watches, settings.namespaces) as listed,

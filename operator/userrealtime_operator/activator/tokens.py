@@ -14,7 +14,7 @@ import binascii
 import contextlib
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from userrealtime_core import registration
@@ -90,6 +90,30 @@ class Tokens:
         except Unauthorized as error:
             self._record(route, token, error)
             raise
+
+    async def check_signature(self, route: Route, content: str, signature: str) -> None:
+        """Return if a signature of a text, in place of a token, is of one of the user's keys.
+
+        Raises:
+            Unauthorized: it is not.
+            KeySetStale: the keys cannot be read at the moment.
+        """
+        if self._read is None:
+            raise Unauthorized("unsupported algorithm")
+        known = self._known.get(route)
+        if known is None or time.monotonic() > known.read_at + LIFETIME_S:
+            known = await self._load(route)
+        try:
+            known.verifier.check_signature(content, signature)
+        except Unauthorized:
+            if time.monotonic() < known.read_at + COOLDOWN_S:
+                raise
+            (await self._load(route)).verifier.check_signature(content, signature)
+
+    def cached_keys(self, route: Route) -> Sequence[str]:
+        """Return the keys of a user that were used for the last check."""
+        known = self._known.get(route)
+        return () if known is None else known.keys()
 
     def verify(self, route: Route, token: str) -> float:
         """Return for how many seconds a token is valid for the user, by the cached keys.

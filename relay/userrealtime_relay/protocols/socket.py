@@ -21,6 +21,7 @@ from urllib.parse import parse_qsl
 from websockets.frames import CloseCode as StandardCode
 from websockets.http11 import Request
 
+from userrealtime_core.auth import connection_identity
 from userrealtime_core.auth.errors import KeySetStale, Unauthorized
 from userrealtime_core.protocols.dialect import (
     EXPIRED,
@@ -113,6 +114,9 @@ class SocketEndpoint:
     def opening(self, request: Request) -> Opening:
         """Return what a dialect gets of a handshake."""
         config = self.clients.config
+        given = request.headers.get_all(connection_identity.HEADER)
+        parsed = connection_identity.parse(given[0], config.token_keys()) if len(given) == 1 else None
+        identity, bound = parsed or (secrets.token_hex(12), True)
         return Opening(
             path=request.path.partition("?")[0],
             query=query_of(request),
@@ -120,9 +124,10 @@ class SocketEndpoint:
             offered=subprotocols(request),
             request=connect_request(request, query_token=config.allow_query_token),
             query_token=config.allow_query_token,
-            identity=secrets.token_hex(12),
+            identity=identity,
             user_id=config.user_id,
             broadcasts=self.clients.broadcast_allowance is not None,
+            bound=bound,
         )
 
     async def carry(self, carrier: Carrier, opening: Opening, pinged: set[Pinged]) -> CloseFrame | None:
@@ -406,6 +411,8 @@ class _Socket:
         """
         if not isinstance(credential, Signature):
             return self.clients.verify(credential)
+        if not self.dialect.opening.bound:
+            raise Unauthorized("unbound connection")
         self.clients.verify.check_signature(*credential)
         lifetime = min(SIGNATURE_LIFETIME_S, self.clients.config.token_max_lifetime)
         remaining = self._begin + lifetime - self._loop.time()

@@ -21,7 +21,7 @@ from websockets.http11 import Request
 
 from userrealtime_core.protocols.dialect import Opening
 from userrealtime_core.protocols.socketio import VERSION, SocketIO
-from userrealtime_core.protocols.socketio_packets import OPEN, split
+from userrealtime_core.protocols.socketio_packets import open_packet, split
 from userrealtime_core.unauthenticated import Unauthenticated
 from userrealtime_core.wire.frames import encode_text
 from userrealtime_relay.delivery.clients import RESTARTING_REASON, TOO_MANY_REASON, Clients
@@ -35,8 +35,6 @@ from .engineio import BadRequest, EngineSession
 from .socket import SocketEndpoint, query_of
 
 PATHS: Final = ("/socket.io/", "/socket.io")
-PING_TIMEOUT_S: Final = 20
-"""Seconds after the ping interval without a ping in which a client closes the connection."""
 EARLY_BYTES: Final = 16 << 10
 """Bytes of a body of a session that has not authenticated. They contain the token."""
 SESSIONS_PER_CONNECTION: Final = 4
@@ -104,14 +102,7 @@ class EngineEndpoint(SocketEndpoint):
     def open_packet(self, session: EngineSession, upgrades: Sequence[str]) -> str:
         """Return the first packet of a session."""
         config = self.clients.config
-        fields = {
-            "sid": session.sid,
-            "upgrades": upgrades,
-            "pingInterval": int(config.ping_interval * 1000),
-            "pingTimeout": PING_TIMEOUT_S * 1000,
-            "maxPayload": config.max_message_bytes,
-        }
-        return OPEN + json.dumps(fields, separators=(",", ":"))
+        return open_packet(session.sid, upgrades, config.ping_interval, config.max_message_bytes)
 
     async def _run(self, session: EngineSession, opening: Opening) -> None:
         """Serve a session until its end."""

@@ -8,22 +8,33 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
+import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
+
+from websockets.frames import Opcode
 
 from userrealtime_core import audit
+from userrealtime_core.auth import connection_identity
 from userrealtime_core.auth.errors import KeySetStale, Unauthorized
+from userrealtime_core.protocols.dialect import Credential, Opening, Signature
 from userrealtime_core.unauthenticated import Unauthenticated
+from userrealtime_core.wire.connect_request import CloseCode
+from userrealtime_core.wire.session import UNAUTHORIZED, CloseFrame
 from userrealtime_operator.activator.routes import Route, RouteTable
 from userrealtime_operator.kube.types import NamespacedName
 
-from .connection import ClientConnection
+from .connection import EARLY_BYTES, ClientConnection
+from .dialogue import Dialogue, dialect_of
 from .origins import Origins
 from .request import Request
 from .responses import Rejected, overloaded, unauthorized, unavailable, unknown_host
+
+KEYS_UNAVAILABLE: Final = CloseFrame(CloseCode.TRY_LATER, "Signing keys unavailable")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +56,7 @@ class Limits:
 
 
 class TokenChecker(Protocol):
-    """Checks tokens."""
+    """Checks tokens, and signatures in place of tokens."""
 
     async def check(self, route: Route, token: str) -> None:
         """Return if a token is valid for a user.
@@ -54,6 +65,12 @@ class TokenChecker(Protocol):
             Unauthorized: the token is invalid.
             KeySetStale: the keys cannot be read at the moment.
         """
+
+    async def check_signature(self, route: Route, content: str, signature: str) -> None:
+        """Return if a signature is of one of the user's keys. Raises the same errors."""
+
+    def cached_keys(self, route: Route) -> Sequence[str]:
+        """Return the keys of a user that were used for the last check."""
 
 
 class Admitted(NamedTuple):
@@ -73,12 +90,14 @@ class Admission:
         tokens: TokenChecker,
         limits: Limits,
         is_parked: Callable[[NamespacedName], bool] = lambda _: False,
+        ping_interval_s: float = 20,
     ) -> None:
         self._routes = routes
         self._origins = origins
         self._tokens = tokens
         self._limits = limits
         self._is_parked = is_parked
+        self._ping_interval_s = ping_interval_s
         self._unauthenticated = Unauthenticated(limits.unauthenticated)
         self._authenticated = 0
         self._per_user: Counter[Route] = Counter()
@@ -144,7 +163,8 @@ class Admission:
 
     def _check_endpoint(self, request: Request, route: Route) -> None:
         """Reject what the relay would reject without checking the token."""
-        error = request.endpoint_error(route.base_path, parked=self._is_parked(route.user))
+        protocols = self._routes.protocols(route.user)
+        error = request.endpoint_error(route.base_path, protocols, parked=self._is_parked(route.user))
         if error is not None:
             raise Rejected(*error)
 
@@ -153,6 +173,10 @@ class Admission:
             raise Rejected(HTTPStatus.FORBIDDEN, "pages of this origin may not connect; add it to ALLOWED_ORIGINS")
 
     async def _check_token(self, connection: ClientConnection, request: Request, route: Route) -> None:
+        protocol = request.protocol(route.base_path) if request.is_websocket else None
+        if protocol is not None:
+            await self._converse(connection, request, route, protocol)
+            return
         token = request.opening(query_token=self._limits.query_token).token
         if token is None and request.is_websocket:
             await connection.accept_websocket()
@@ -161,7 +185,7 @@ class Admission:
                     token = await connection.read_first_token()
         if token is None:
             raise unauthorized()
-        audit.set_client(connection.peer, ", ".join(request.values(b"x-forwarded-for")))
+        self._set_audited_client(connection, request)
         try:
             await self._tokens.check(route, token)
         except Unauthorized:
@@ -170,6 +194,71 @@ class Admission:
         except KeySetStale:
             await connection.accept_websocket()
             raise unavailable("The keys of tokens are temporarily unavailable; retry later") from None
+
+    def _set_audited_client(self, connection: ClientConnection, request: Request) -> None:
+        audit.set_client(connection.peer, ", ".join(request.values(b"x-forwarded-for")))
+
+    async def _converse(self, connection: ClientConnection, request: Request, route: Route, protocol: str) -> None:
+        """Speak the protocol of another system until a credential of the client is accepted."""
+        dialect = dialect_of(protocol)
+        refusal = dialect.refusal(request.parameters)
+        if refusal is not None:
+            raise Rejected(*refusal)
+        opening = Opening(
+            path=request.path,
+            query=request.parameters,
+            headers=request.headers,
+            offered=request.offered_subprotocols,
+            request=request.opening(query_token=self._limits.query_token),
+            query_token=self._limits.query_token,
+            identity=secrets.token_hex(12),
+            user_id=route.user_id,
+        )
+        connection.dialogue = dialogue = Dialogue(opening, dialect, self._greeting(protocol))
+        self._set_audited_client(connection, request)
+        try:
+            async with asyncio.timeout(self._limits.request_s):
+                await connection.accept_websocket()
+                await self._authenticate(connection, dialogue, route)
+        except TimeoutError:
+            raise unauthorized() from None
+        request.identity = connection_identity.encode(opening.identity, self._tokens.cached_keys(route))
+
+    async def _authenticate(self, connection: ClientConnection, dialogue: Dialogue, route: Route) -> None:
+        """Continue a dialogue until a credential is accepted."""
+        messages = connection.early_messages()
+        dialogue.begin(time.time())
+        while True:
+            while dialogue.question is not None:
+                try:
+                    await self._check_credential(route, dialogue.question.credential)
+                except Unauthorized as error:
+                    dialogue.reject(UNAUTHORIZED, expired=str(error) == "expired")
+                except KeySetStale:
+                    dialogue.reject(KEYS_UNAVAILABLE)
+                else:
+                    return
+            if dialogue.closing is not None:
+                raise unauthorized()
+            await connection.send(dialogue.take())
+            message = await anext(messages, None)
+            if message is None:  # more than is processed before a credential
+                raise unauthorized()
+            dialogue.receive(_decoded(*message))
+
+    async def _check_credential(self, route: Route, credential: Credential) -> None:
+        if isinstance(credential, Signature):
+            await self._tokens.check_signature(route, *credential)
+        else:
+            await self._tokens.check(route, credential)
+
+    def _greeting(self, protocol: str) -> str:
+        """Return the first message of a protocol whose dialect has none."""
+        if protocol != "socketio":
+            return ""
+        from userrealtime_core.protocols.socketio_packets import open_packet  # late, as its dialect
+
+        return open_packet(secrets.token_urlsafe(18), [], self._ping_interval_s, EARLY_BYTES)
 
     @contextlib.contextmanager
     def _slot(self, route: Route) -> Iterator[None]:
@@ -191,3 +280,13 @@ class Admission:
         if request.has_body:
             async with asyncio.timeout(self._limits.request_s):
                 await connection.read_body()
+
+
+def _decoded(opcode: Opcode, message: bytes) -> str | bytes:
+    """Return a message of a WebSocket as its type."""
+    if opcode is Opcode.BINARY:
+        return message
+    try:
+        return message.decode()
+    except UnicodeDecodeError:
+        raise unauthorized() from None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from http import HTTPStatus
 from typing import Any, Final, TypeVar
 
@@ -21,6 +21,7 @@ from websockets.typing import Subprotocol
 
 from userrealtime_core.wire.connect_request import SUBPROTOCOL
 
+from .dialogue import Dialogue
 from .frames import FrameTracker
 from .request import MAX_HEAD_BYTES, BadRequest, Request, RequestReader
 from .responses import Headers, Rejected, close_frame, http_response, restarting
@@ -87,6 +88,8 @@ class ClientConnection:
         """Set once the pod's frames are forwarded."""
         self.end_response: Callable[[Rejected], bytes] | None = None
         """Set while the activator has begun a response without an end: returns the end."""
+        self.dialogue: Dialogue | None = None
+        """Set while the activator speaks another system's protocol, and after it has."""
         self._request_reader: RequestReader | None = RequestReader()
         self._early_parser: ServerProtocol | None = None
         """Parses the first frames of a WebSocket whose handshake was accepted."""
@@ -147,7 +150,7 @@ class ClientConnection:
         request = self._request
         if self.upgraded or request is None or not request.is_websocket:
             return
-        websocket = ServerProtocol(select_subprotocol=_select_subprotocol, max_size=CHUNK_BYTES, extensions=None)
+        websocket = ServerProtocol(select_subprotocol=self._select_subprotocol, max_size=CHUNK_BYTES, extensions=None)
         websocket.receive_data(request.serialize(without=[b"sec-websocket-extensions"]))
         for event in websocket.events_received():
             if isinstance(event, Handshake):
@@ -164,8 +167,18 @@ class ClientConnection:
         Raises:
             EOFError: the client closed the connection.
         """
+        async for opcode, message in self.early_messages():
+            return _token(message) if opcode is Opcode.TEXT else None
+        return None
+
+    async def early_messages(self) -> AsyncGenerator[tuple[Opcode, bytes]]:
+        """Yield the first messages of a WebSocket, within a limit. They stay in the buffer, for the pod.
+
+        Raises:
+            EOFError: the client closed the connection.
+        """
         assert self._early_parser is not None  # noqa: S101 (accept_websocket has returned)
-        text = b""
+        opcode, message = Opcode.TEXT, b""
         frames = 0
         async for piece in self._early_pieces():
             self._early_parser.receive_data(piece)
@@ -173,15 +186,15 @@ class ClientConnection:
                 frames += 1
                 if not isinstance(event, Frame) or event.opcode is Opcode.CLOSE:
                     raise EOFError
-                if event.opcode in (Opcode.TEXT, Opcode.CONT):
-                    text += bytes(event.data)
-                    if event.fin:
-                        return _token(text)
-                elif event.opcode is Opcode.BINARY:
-                    return None
+                if event.opcode in (Opcode.TEXT, Opcode.BINARY):
+                    opcode, message = event.opcode, b""
+                elif event.opcode is not Opcode.CONT:
+                    continue
+                message += bytes(event.data)
+                if event.fin:
+                    yield opcode, message
             if frames > EARLY_FRAMES:
-                return None
-        return None
+                return
 
     async def while_connected(self, awaitable: Awaitable[T]) -> T:
         """Return the result of an awaitable, and buffer what the client sends meanwhile.
@@ -269,12 +282,20 @@ class ClientConnection:
                 await self.accept_websocket()
                 await self.reject(restarting())
             elif not self.pod_frames.missing and not self.pod_frames.closed:
-                await self._send_last(close_frame(restarting()))
+                await self._send_last(self._rejection(restarting()))
 
     def _rejection(self, rejected: Rejected) -> bytes:
         if self.end_response is not None:
             return self.end_response(rejected)
+        if self.dialogue is not None and self.upgraded:
+            return self.dialogue.end(rejected)
         return close_frame(rejected) if self.upgraded else http_response(rejected, self.cors_headers)
+
+    def _select_subprotocol(self, _: ServerProtocol, offered: Sequence[Subprotocol]) -> Subprotocol | None:
+        chosen = SUBPROTOCOL if SUBPROTOCOL in offered else None
+        if self.dialogue is not None:
+            chosen = self.dialogue.subprotocol(offered)
+        return None if chosen is None else Subprotocol(chosen)
 
     async def _send_last(self, data: bytes) -> None:
         with contextlib.suppress(OSError, TimeoutError):
@@ -316,7 +337,3 @@ def _token(text: bytes) -> str | None:
         return None
     token = fields.get("token")
     return token if isinstance(token, str) else None
-
-
-def _select_subprotocol(_: ServerProtocol, offered: Any) -> Subprotocol | None:
-    return Subprotocol(SUBPROTOCOL) if SUBPROTOCOL in offered else None

@@ -14,9 +14,11 @@ that has started is cut off, and its client continues after the last complete ev
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import time
+from collections.abc import Iterator
 from typing import Any, Final, Protocol
 
 from userrealtime_operator.activator.metrics import Metrics
@@ -24,6 +26,7 @@ from userrealtime_operator.activator.wakes import WakeFailed, Wakes
 
 from .admission import Admission, Admitted
 from .connection import CHUNK_BYTES, CLOSE_TIMEOUT_S, ClientConnection, ClientReader
+from .dialogue import Dialogue
 from .responses import Rejected, evicted, unavailable
 from .tunnel import PodConnection, PodUnavailable, Tunnel, is_accepted, read_greeting, read_stream_greeting
 
@@ -146,7 +149,7 @@ class ActivatorProxy:
 
     async def _forward(self, connection: ClientConnection, admitted: Admitted) -> None:
         """Forward a connection to its user's pod, and to another pod if that one goes before it responds."""
-        if self._parking is not None:
+        if self._parking is not None and admitted.request.protocol(admitted.route.base_path) is None:
             admitted = await self._parking.park(connection, admitted)
         began = time.monotonic()
         for attempt in range(1, ATTEMPTS + 1):
@@ -164,10 +167,12 @@ class ActivatorProxy:
 
     async def _forward_once(self, connection: ClientConnection, admitted: Admitted, began: float) -> None:
         request, route = admitted
-        address = await connection.while_connected(self._wakes.wake_and_wait(route))
-        pod = await PodConnection.open(*address)
+        with _beating(connection):
+            address = await connection.while_connected(self._wakes.wake_and_wait(route))
+            pod = await PodConnection.open(*address)
         try:
-            response = await connection.while_connected(pod.send_request(request, self._idle_s))
+            with _beating(connection):
+                response = await connection.while_connected(pod.send_request(request, self._idle_s))
             first = b""
             if request.greeted and not request.is_websocket:
                 first = await connection.while_connected(read_stream_greeting(pod, response))
@@ -181,3 +186,23 @@ class ActivatorProxy:
 
     def _count(self, outcome: str) -> None:
         self._metrics.outcomes.labels(outcome).inc()
+
+
+@contextlib.contextmanager
+def _beating(connection: ClientConnection) -> Iterator[None]:
+    """Send the heartbeats of another system's protocol while the block runs."""
+    dialogue, loop = connection.dialogue, asyncio.get_running_loop()
+    timer: asyncio.TimerHandle | None = None
+
+    def beat(dialogue: Dialogue, beat_s: float) -> None:
+        nonlocal timer
+        connection.writer.write(dialogue.beat(time.time()))
+        timer = loop.call_later(beat_s, beat, dialogue, beat_s)
+
+    if dialogue is not None and dialogue.beat_s is not None:
+        beat(dialogue, dialogue.beat_s)
+    try:
+        yield
+    finally:
+        if timer is not None:
+            timer.cancel()

@@ -11,13 +11,14 @@ limited number of pieces, since h11 needs about 33 µs for each chunk, even for 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import parse_qsl
 
 import h11
 
+from userrealtime_core.auth.connection_identity import HEADER
 from userrealtime_core.wire.connect_request import SUBPROTOCOL, ConnectRequest
 
 MAX_HEAD_BYTES: Final = 16 << 10
@@ -28,15 +29,23 @@ MAX_BODY_PIECES: Final = 2048
 TRANSPORTS: Final = {"/ws": b"GET", "/sse": b"GET", "/poll": b"GET", "/publish": b"POST"}
 BROADCAST: Final = "/broadcast"
 """The path for broadcasts of clients, which wake only a parked user: they are for connected clients."""
-PROTOCOLS: Final = re.compile(
-    r"/(cable|app/[^/]+|pusher/(user-)?auth|streams/.+"
-    r"|realtime/v1/(websocket|api/broadcast(/.+)?)|socket\.io/?)"
+_WEBSOCKET: Final = ()
+"""In place of methods: the path has a WebSocket only."""
+PROTOCOLS: Final = (
+    ("actioncable", re.compile("/cable"), _WEBSOCKET),
+    ("durable-streams", re.compile("/streams/log"), (b"GET", b"HEAD")),
+    ("pusher", re.compile("/app/[^/]+"), _WEBSOCKET),
+    ("pusher", re.compile("/pusher/(user-)?auth"), (b"POST",)),
+    ("socketio", re.compile(r"/socket\.io/?"), (b"GET", b"POST")),
+    ("supabase", re.compile("/realtime/v1/websocket"), _WEBSOCKET),
+    ("supabase", re.compile("/realtime/v1/api/broadcast(/.+)?"), (b"POST",)),
 )
-"""The paths of the protocols of other systems. A user with one does not sleep, and the pod is back soon."""
+"""The paths of the protocols of other systems, and their methods."""
 # Hop-by-hop fields (RFC 9110, section 7.6.1), and the fields that frame a body.
 _HOP_BY_HOP: Final = frozenset(
     b"connection keep-alive proxy-connection te trailer transfer-encoding upgrade content-length expect".split()
 )
+_IDENTITY: Final = HEADER.lower().encode()
 
 
 class BadRequest(Exception):
@@ -63,6 +72,8 @@ class Request:
         """The body to forward."""
         self.greeted = False
         """Whether the client has received the pod's first message from the activator, while it was parked."""
+        self.identity = ""
+        """The header `connection_identity.HEADER` for the pod, if the activator has given the connection an identity."""
         self._head = head
 
     @property
@@ -79,7 +90,7 @@ class Request:
     @property
     def is_repeatable(self) -> bool:
         """Whether the request may be sent again if no response was received."""
-        return self.method == b"GET"
+        return self.method in (b"GET", b"HEAD")
 
     @property
     def host(self) -> str:
@@ -100,23 +111,48 @@ class Request:
         except ValueError:
             return {}  # the pod rejects it for the same reason
 
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers, by names in lower case; of several with the same name, the last one."""
+        return {name.decode("latin-1"): value.decode("latin-1") for name, value in self._head.headers}
+
+    @property
+    def offered_subprotocols(self) -> list[str]:
+        """The subprotocols that the client offers."""
+        return [part.strip() for value in self.values(b"sec-websocket-protocol") for part in value.split(",")]
+
+    def protocol(self, base_path: str) -> str | None:
+        """Return the protocol of another system that the path belongs to, None if there is none."""
+        found = self._protocol(base_path)
+        return found and found[0]
+
+    def _protocol(self, base_path: str) -> tuple[str, tuple[bytes, ...]] | None:
+        for path in (self.path.removeprefix(base_path), self.path):
+            for name, pattern, methods in PROTOCOLS:
+                if pattern.fullmatch(path):
+                    return name, methods
+        return None
+
     def values(self, name: bytes) -> list[str]:
         """Return all values of a header. `name` is in lower case."""
         return [value.decode("latin-1") for key, value in self._head.headers if key == name]
 
-    def endpoint_error(self, base_path: str, *, parked: bool = False) -> tuple[HTTPStatus, str] | None:
+    def endpoint_error(
+        self, base_path: str, protocols: Collection[str] = (), *, parked: bool = False
+    ) -> tuple[HTTPStatus, str] | None:
         """Return the error that the relay would respond with before it checks the token, None if there is none.
 
         Args:
+            protocols: those of other systems that the user's relay serves.
             parked: the user has no pod, but connected clients.
         """
+        protocol = self._protocol(base_path)
+        if protocol is not None and protocol[0] in protocols:
+            return self._protocol_error(*protocol)
         if BROADCAST in (self.path, self.path.removeprefix(base_path)):
             if not parked:
                 return HTTPStatus.SERVICE_UNAVAILABLE, "the user sleeps: no client is connected that could receive it"
             method: bytes | None = b"POST"
-        elif PROTOCOLS.fullmatch(self.path.removeprefix(base_path)) or PROTOCOLS.fullmatch(self.path):
-            # A client would take 404 as the final answer, and not come back.
-            return HTTPStatus.SERVICE_UNAVAILABLE, "the user has no ready pod for this protocol; retry later"
         else:
             method = TRANSPORTS.get(self.path.removeprefix(base_path)) or TRANSPORTS.get(self.path)
         if method is None:
@@ -129,17 +165,32 @@ class Request:
             return HTTPStatus.NOT_FOUND, "no WebSocket endpoint at this path"
         return None
 
+    def _protocol_error(self, protocol: str, methods: tuple[bytes, ...]) -> tuple[HTTPStatus, str] | None:
+        """Return the error at a path of another system's protocol, None if there is none."""
+        if self.is_websocket and (not methods or protocol == "socketio"):
+            return None
+        if self.is_websocket or not methods:
+            return HTTPStatus.NOT_FOUND, "not found"
+        if self.method not in methods:
+            allowed = " and ".join(method.decode() for method in methods)
+            return HTTPStatus.METHOD_NOT_ALLOWED, f"only {allowed} is allowed"
+        if self.method != b"POST" and self.has_body:
+            return HTTPStatus.BAD_REQUEST, f"a {self.method.decode()} request must not have a body"
+        if protocol == "socketio":
+            # A client would take 404 as the final answer, and not come back.
+            return HTTPStatus.SERVICE_UNAVAILABLE, "the user has no ready pod for long polling; retry later"
+        return None
+
     def opening(self, *, query_token: bool) -> ConnectRequest:
         """Return the client's token and position, parsed by the relay's code."""
         last_event_id = self.values(b"last-event-id")
         if self.path.endswith("/poll"):
             last_event_id.insert(0, self.parameters.get("cursor", ""))
-        subprotocols = [part.strip() for value in self.values(b"sec-websocket-protocol") for part in value.split(",")]
         return ConnectRequest.parse(
             query=self.query,
             authorization=self.values(b"authorization"),
             last_event_id=last_event_id,
-            subprotocols=subprotocols if self.is_websocket else (),
+            subprotocols=self.offered_subprotocols if self.is_websocket else (),
             query_token=query_token,
         )
 
@@ -147,8 +198,8 @@ class Request:
         """Return the request of the same client with another token, at another position, which it was greeted with."""
         left_out = (b"authorization", b"last-event-id", b"sec-websocket-protocol")
         headers = [(name, value) for name, value in self._head.headers if name not in left_out]
-        offered = [part.strip() for value in self.values(b"sec-websocket-protocol") for part in value.split(",")]
-        headers += [(b"sec-websocket-protocol", SUBPROTOCOL.encode())] if SUBPROTOCOL in offered else []
+        offers = SUBPROTOCOL in self.offered_subprotocols
+        headers += [(b"sec-websocket-protocol", SUBPROTOCOL.encode())] if offers else []
         headers += [(b"authorization", b"Bearer " + token.encode()), (b"last-event-id", f"{cursor}:{epoch}".encode())]
         request = Request(h11.Request(method=self._head.method, target=self._head.target, headers=headers))
         request.greeted = True
@@ -156,13 +207,15 @@ class Request:
 
     def serialize(self, *, without: Iterable[bytes] = ()) -> bytes:
         """Return the request for the pod, without the headers `without`, which are in lower case."""
-        left_out = {*_HOP_BY_HOP, *without}
+        left_out = {*_HOP_BY_HOP, *without, _IDENTITY}
         # A `Connection` header names further hop-by-hop headers. The headers that route or authorize the request stay.
         kept = {b"host", b"authorization", b"last-event-id", b"content-type", b"origin"}
         named = {part.strip().lower().encode("latin-1") for v in self.values(b"connection") for part in v.split(",")}
         left_out |= {name for name in named if name not in kept and not name.startswith(b"sec-websocket-")}
         lines = [self._head.method + b" " + self._head.target + b" HTTP/1.1"]
         lines += [name + b": " + value for name, value in self._head.headers if name not in left_out]
+        if self.identity:
+            lines.append(_IDENTITY + b": " + self.identity.encode())
         if self.is_websocket:
             lines += [b"connection: Upgrade", b"upgrade: websocket"]
         else:

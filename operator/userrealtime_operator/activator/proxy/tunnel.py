@@ -138,6 +138,7 @@ class Tunnel:
         self._client = client
         self._pod = pod
         self._idle_s = idle_s
+        self._preamble = None if client.dialogue is None else client.dialogue.preamble()
         self._bytes_to_pod = metrics.forwarded.labels("pod")
         self._bytes_to_client = metrics.forwarded.labels("client")
 
@@ -206,6 +207,8 @@ class Tunnel:
                 await _cancel(tasks)
 
     async def _send_to_client(self, data: bytes) -> None:
+        if self._preamble is not None:
+            data = self._preamble.feed(data)
         if self._client.pod_frames is not None:
             self._client.pod_frames.feed(data)
         self._bytes_to_client.inc(len(data))
