@@ -30,7 +30,7 @@ def parse(value: str, keys: Iterable[str]) -> tuple[str, bool] | None:
     if found is None:
         return None
     identity, signature = found.groups(default="")
-    return identity, any([hmac.compare_digest(signature, _sign(identity, key)) for key in keys])
+    return identity, any(hmac.compare_digest(signature, _sign(identity, key)) for key in keys)
 
 
 def _sign(identity: str, key: str) -> str:

@@ -150,7 +150,11 @@ class ClientConnection:
         request = self._request
         if self.upgraded or request is None or not request.is_websocket:
             return
-        websocket = ServerProtocol(select_subprotocol=self._select_subprotocol, max_size=CHUNK_BYTES, extensions=None)
+
+        def select(_: ServerProtocol, offered: Sequence[Subprotocol]) -> Subprotocol | None:
+            return self._select_subprotocol(offered)
+
+        websocket = ServerProtocol(select_subprotocol=select, max_size=CHUNK_BYTES, extensions=None)
         websocket.receive_data(request.serialize(without=[b"sec-websocket-extensions"]))
         for event in websocket.events_received():
             if isinstance(event, Handshake):
@@ -282,7 +286,8 @@ class ClientConnection:
                 await self.accept_websocket()
                 await self.reject(restarting())
             elif not self.pod_frames.missing and not self.pod_frames.closed:
-                await self._send_last(self._rejection(restarting()))
+                end = close_frame if self.dialogue is None else self.dialogue.end
+                await self._send_last(end(restarting()))
 
     def _rejection(self, rejected: Rejected) -> bytes:
         if self.end_response is not None:
@@ -291,7 +296,7 @@ class ClientConnection:
             return self.dialogue.end(rejected)
         return close_frame(rejected) if self.upgraded else http_response(rejected, self.cors_headers)
 
-    def _select_subprotocol(self, _: ServerProtocol, offered: Sequence[Subprotocol]) -> Subprotocol | None:
+    def _select_subprotocol(self, offered: Sequence[Subprotocol]) -> Subprotocol | None:
         chosen = SUBPROTOCOL if SUBPROTOCOL in offered else None
         if self.dialogue is not None:
             chosen = self.dialogue.subprotocol(offered)

@@ -57,8 +57,8 @@ class Dialogue:
     Args:
         greeting: a first message that is not of the dialect.
 
-    `question` is the credential that has to be checked, if there is one. `reject` continues the conversation. `closing` is
-    the end of the connection, if the dialect has ended it.
+    `question` is the credential that has to be checked, if there is one. `reject` continues the conversation.
+    `closing` is the end of the connection, if the dialect has ended it.
     """
 
     def __init__(self, opening: Opening, dialect: type[Dialect], greeting: str = "") -> None:

@@ -167,11 +167,11 @@ class ActivatorProxy:
 
     async def _forward_once(self, connection: ClientConnection, admitted: Admitted, began: float) -> None:
         request, route = admitted
-        with _beating(connection):
-            address = await connection.while_connected(self._wakes.wake_and_wait(route))
-            pod = await PodConnection.open(*address)
-        try:
+        with contextlib.ExitStack() as stack:
             with _beating(connection):
+                address = await connection.while_connected(self._wakes.wake_and_wait(route))
+                pod = await PodConnection.open(*address)
+                stack.callback(pod.writer.close)
                 response = await connection.while_connected(pod.send_request(request, self._idle_s))
             first = b""
             if request.greeted and not request.is_websocket:
@@ -181,8 +181,6 @@ class ActivatorProxy:
             fields = {"user": str(route.user), "waited_s": round(time.monotonic() - began, 3)}
             _logger.info("forwarding", extra={"fields": fields})
             await Tunnel(connection, pod, self._metrics, self._idle_s).run(request, response, first)
-        finally:
-            pod.writer.close()
 
     def _count(self, outcome: str) -> None:
         self._metrics.outcomes.labels(outcome).inc()

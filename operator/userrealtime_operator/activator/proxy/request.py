@@ -73,7 +73,7 @@ class Request:
         self.greeted = False
         """Whether the client has received the pod's first message from the activator, while it was parked."""
         self.identity = ""
-        """The header `connection_identity.HEADER` for the pod, if the activator has given the connection an identity."""
+        """For the pod, if the activator has given the connection an identity; see `core.auth.connection_identity`."""
         self._head = head
 
     @property

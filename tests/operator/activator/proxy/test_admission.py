@@ -20,6 +20,7 @@ from userrealtime_operator.activator.routes import Route, RouteTable
 HOST = "realtime.example.com"
 ORIGIN = "https://app.example.com"
 VALID = "valid"
+KEY = "k" * 40
 
 
 class StreamWriter:
@@ -52,6 +53,14 @@ class Tokens:
             raise KeySetStale
         if token != "valid":
             raise Unauthorized
+
+    async def check_signature(self, route: Route, content: str, signature: str) -> None:
+        assert route.user_id == "alice"
+        if signature != "a" * 64:
+            raise Unauthorized
+
+    def cached_keys(self, route: Route) -> tuple[str, ...]:
+        return (KEY,)
 
 
 class Setup:
