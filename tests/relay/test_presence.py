@@ -8,10 +8,11 @@ from collections.abc import Callable
 
 import asyncpg
 import pytest
+from websockets.typing import Subprotocol
 
 from testing.database import Database
 from testing.relay.harness import PATIENCE_S, USER, client, publish, receive, running, token, until
-from testing.relay.http_client import stream
+from testing.relay.http_client import request, stream
 from userrealtime_relay.delivery import presence
 
 QUESTION = "select coalesce(sum(clients), 0) from userrealtime.online where user_id = $1"
@@ -131,6 +132,34 @@ async def test_the_time_since_the_last_traffic_is_reported(migrated: Database, c
         async with client(relay) as newcomer:
             await receive(newcomer)
             await quiet(connection, lambda seconds: seconds < 1)
+
+
+async def test_a_client_of_another_protocol_counts_as_traffic(
+    migrated: Database, connection: asyncpg.Connection
+) -> None:
+    """An activator cannot keep its connection, so its user must not be parked."""
+    await publish(connection)
+    names = [Subprotocol("actioncable-v1-json"), Subprotocol(f"bearer.{token()}")]
+    async with (
+        running(migrated.url, PROTOCOLS="actioncable,durable-streams") as relay,
+        client(relay, last_event_id="1") as alice,
+    ):
+        await receive(alice)
+        await quiet(connection, lambda seconds: seconds > 1)
+        async with client(relay, None, path="/cable", subprotocols=names) as cable:
+            await until(lambda: relay.clients.connected == 2)
+            assert relay.clients.quiet_s == 0
+            await quiet(connection, lambda seconds: seconds == 0)
+            await cable.close()
+        await until(lambda: relay.clients.connected == 1)
+        await quiet(connection, lambda seconds: seconds > 0)
+        poll = asyncio.create_task(request(relay, "/streams/log?offset=now&live=long-poll"))
+        await until(lambda: relay.clients.connected == 2)
+        assert relay.clients.quiet_s == 0
+        await publish(connection)
+        assert (await poll).status == 200
+        await until(lambda: relay.clients.connected == 1)
+        assert relay.clients.quiet_s > 0
 
 
 async def test_traffic_after_a_silence_is_reported_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

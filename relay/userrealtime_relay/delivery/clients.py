@@ -103,6 +103,10 @@ class Place(Protocol):
     """What takes one place of the limit: a client, or a socket of another system's protocol, which has several."""
 
     @property
+    def parkable(self) -> bool:
+        """Whether an activator can keep the connection without the pod while there is no traffic."""
+
+    @property
     def lag(self) -> int:
         """Events that it has not received yet."""
 
@@ -166,7 +170,12 @@ class Clients:
 
     @property
     def quiet_s(self) -> float:
-        """Seconds since the last traffic: an event, a broadcast, a message, or a client that began at the head."""
+        """Seconds since the last traffic: an event, a broadcast, a message, or a client that began at the head.
+
+        0 while there is a client that an activator cannot keep without the pod.
+        """
+        if not all(place.parkable for place in self._admitted):
+            return 0.0
         return time.monotonic() - self._active_at
 
     def note_traffic(self) -> None:
@@ -206,6 +215,8 @@ class Clients:
             yield
         finally:
             del self._tasks[client]
+            if not client.parkable:
+                self._active_at = time.monotonic()  # until its next poll
             self._admitted.discard(client)
             self.changed()
 
@@ -295,6 +306,7 @@ class Client:
         admitted: whether its connection was admitted before.
         broadcasts: the mark after which the client receives broadcasts; empty: from now on; None: none at all.
         sender: the name with which the client sends broadcasts, which it does not receive itself. By default a new one.
+        parkable: whether an activator can keep the connection without the pod.
     """
 
     def __init__(
@@ -307,8 +319,10 @@ class Client:
         *,
         admitted: bool = False,
         sender: str | None = None,
+        parkable: bool = True,
     ) -> None:
         self.session = session
+        self.parkable = parkable
         self.writer = writer
         self.wake = wake
         self._clients = clients

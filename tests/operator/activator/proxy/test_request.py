@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import h11
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from userrealtime_core.auth.connection_identity import HEADER
 from userrealtime_operator.activator.proxy.request import (
     MAX_BODY_BYTES,
     MAX_BODY_PIECES,
@@ -52,26 +55,65 @@ def test_a_broadcast_of_a_client_wakes_no_user() -> None:
     assert read(POST + b"Content-Length: 0\r\n\r\n").endpoint_error("") is None
 
 
-@pytest.mark.parametrize("base", ["", "/alice"])
-@pytest.mark.parametrize(
-    "path",
-    [
-        *(path.replace("*", "key") for path in (*actioncable.DIALECTS, *pusher.DIALECTS)),
-        *socketio.PATHS,
-        *(*supabase.DIALECTS, supabase.MESSAGES, f"{supabase.MESSAGES}/log/events/a"),
-        *(pusher.CHANNELS, pusher.USERS, durable_streams.PATH, f"{durable_streams.ROOT}/other"),
-    ],
-)
-def test_a_client_of_another_protocol_is_asked_to_return(path: str, base: str) -> None:
-    """Its user does not sleep: connections come here only while the pod is missing."""
-    for method in ("GET", "POST"):
-        head = f"{method} {base}{path}?x=1 HTTP/1.1\r\nHost: urt-a\r\n\r\n".encode()
-        error = read(head).endpoint_error(base)
-        assert error is not None
-        assert error[0] == 503
-    other = read(f"GET {base}/application{path} HTTP/1.1\r\nHost: urt-a\r\n\r\n".encode()).endpoint_error(base)
-    assert other is not None
-    assert other[0] == 404
+WEBSOCKETS: Final = [
+    *(("actioncable", path) for path in actioncable.DIALECTS),
+    *(("pusher", path.replace("*", "key")) for path in pusher.DIALECTS),
+    *(("socketio", path) for path in socketio.PATHS),
+    *(("supabase", path) for path in supabase.DIALECTS),
+]
+REQUESTS: Final = [
+    ("durable-streams", durable_streams.PATH, ("GET", "HEAD")),
+    ("pusher", pusher.CHANNELS, ("POST",)),
+    ("pusher", pusher.USERS, ("POST",)),
+    ("supabase", supabase.MESSAGES, ("POST",)),
+    ("supabase", f"{supabase.MESSAGES}/log/events/a", ("POST",)),
+]
+UPGRADE: Final = "Connection: Upgrade\r\nUpgrade: websocket\r\n"
+
+
+def error_at(path: str, *protocols: str, base: str = "", method: str = "GET", headers: str = "") -> int | None:
+    """Return the status with which a request is rejected, None if it is not."""
+    length = "Content-Length: 0\r\n" if method == "POST" else ""
+    reader = RequestReader()
+    request = reader.read_head(f"{method} {path}?x=1 HTTP/1.1\r\nHost: urt-a\r\n{length}{headers}\r\n".encode())
+    assert request is not None
+    error = request.endpoint_error(base, protocols)
+    return None if error is None else error[0]
+
+
+@pytest.mark.parametrize("base", ["", "/users/alice"])
+@pytest.mark.parametrize(("protocol", "path"), WEBSOCKETS)
+def test_a_websocket_of_another_protocol(protocol: str, path: str, base: str) -> None:
+    assert error_at(f"{base}{path}", protocol, base=base, headers=UPGRADE) is None
+    assert error_at(path, protocol, base=base, headers=UPGRADE) is None
+    assert error_at(f"{base}{path}", "other", base=base, headers=UPGRADE) == 404
+    assert error_at(f"{base}/application{path}", protocol, base=base, headers=UPGRADE) == 404
+    # A client of long polling would take 404 as the final answer, and not come back.
+    assert error_at(f"{base}{path}", protocol, base=base) == (503 if protocol == "socketio" else 404)
+
+
+@pytest.mark.parametrize("base", ["", "/users/alice"])
+@pytest.mark.parametrize(("protocol", "path", "methods"), REQUESTS)
+def test_a_request_of_another_protocol(protocol: str, path: str, methods: tuple[str, ...], base: str) -> None:
+    for method in ("GET", "HEAD", "POST", "PUT"):
+        error = None if method in methods else 405
+        assert error_at(f"{base}{path}", protocol, base=base, method=method) == error
+        assert error_at(f"{base}{path}", "other", base=base, method=method) == 404
+    assert error_at(f"{base}{path}", protocol, base=base, headers=UPGRADE) == (404 if "GET" in methods else 405)
+    if "GET" in methods:
+        assert error_at(f"{base}{path}", protocol, base=base, headers="Content-Length: 1\r\n") == 400
+
+
+def test_other_paths_of_durable_streams_do_not_exist() -> None:
+    assert error_at(f"{durable_streams.ROOT}/other", "durable-streams") == 404
+
+
+def test_the_identity_of_a_connection_is_that_of_the_activator() -> None:
+    request = read(WEBSOCKET + f"{HEADER}: forged\r\n\r\n".encode())
+    assert HEADER.lower().encode() not in request.serialize().lower()
+    request.identity = "given"
+    assert f"{HEADER.lower()}: given\r\n".encode() in request.serialize()
+    assert b"forged" not in request.serialize()
 
 
 def test_a_body_in_chunks_gets_a_length() -> None:
