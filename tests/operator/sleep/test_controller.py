@@ -14,6 +14,7 @@ import pytest
 from testing.operator.fixture import ReconcilerFixture
 from testing.operator.names import OPAQUE, child_name
 from testing.operator.samples import CONFIG, body
+from userrealtime_core.relay_settings import PROTOCOLS
 from userrealtime_operator.config import Activator, Config, IdleDefaults
 from userrealtime_operator.kube.client import ApiError
 from userrealtime_operator.kube.types import Object, ObjectKey
@@ -491,12 +492,8 @@ async def test_the_condition_names_the_protocols_that_keep_a_user_awake(world: S
     assert world.condition("Asleep")[:2] == ("False", "NeverSleeps")
     assert "(socketio)" in world.condition("Asleep")[2]
     # The list in the resource overrides the default: this user can sleep.
-    world.api.resources["users", "alice"]["spec"]["protocols"] = [
-        "actioncable",
-        "durable-streams",
-        "pusher",
-        "supabase",
-    ]
+    served = [name for name in PROTOCOLS if name != "socketio"]
+    world.api.resources["users", "alice"]["spec"]["protocols"] = served
     await world.fall_asleep()
 
 
