@@ -41,12 +41,21 @@ class Attempt:
 
 @dataclass
 class Attempts:
-    """Connects to a user's URL every INTERVAL_S while the block runs, and waits for the responses after it."""
+    """Connects to a user's URL every INTERVAL_S while the block runs, and waits for the responses after it.
+
+    `port` is that of a proxy on this machine, if the requests are not sent to the host of the URL.
+    """
 
     url: str
     token: str
     transport: Transport = "sse"
+    port: int | None = None
     results: list[Attempt] = field(default_factory=list)
+
+    @property
+    def elapsed_s(self) -> float:
+        """The time since the first attempt, as in `Attempt.at_s`."""
+        return time.monotonic() - self._began
 
     @property
     def outcomes(self) -> Counter[str]:
@@ -107,8 +116,8 @@ class Attempts:
     async def _status(self) -> str:
         """Return the status code of the response to a request."""
         address = urlsplit(self.url)
-        host = LOOPBACK if is_this_machine(self.url) else address.hostname
-        reader, writer = await asyncio.open_connection(host, address.port or 80)
+        host = LOOPBACK if self.port is not None or is_this_machine(self.url) else address.hostname
+        reader, writer = await asyncio.open_connection(host, self.port or address.port or 80)
         try:
             lines = [
                 f"GET {address.path}/{self.transport} HTTP/1.1",

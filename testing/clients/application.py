@@ -64,6 +64,29 @@ class Application:
         return await self.until(lambda line: name in line)
 
     def send(self, **line: Any) -> None:
+        """Write an object to the application, in a line."""
+        self.write(line)
+
+    def write(self, line: object) -> None:
         """Write a line to the application."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(line).encode() + b"\n")
+
+
+class EventApplication(Application):
+    """An application that reports each event as a line with its name, `event`, and its `data`."""
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """The events, in order."""
+        return [line for line in self.lines if "event" in line]
+
+    @property
+    def numbers(self) -> list[int]:
+        """The numbers of the test's events, in order."""
+        return [line["data"]["n"] for line in self.events if line["event"] == "test.event"]
+
+    async def event(self, number: int) -> None:
+        """Read until the event with this number."""
+        if number not in self.numbers:
+            await self.until(lambda line: (line.get("data") or {}).get("n") == number)

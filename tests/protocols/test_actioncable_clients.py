@@ -13,6 +13,7 @@ from typing import Any, Final
 import pytest
 
 from testing.clients.application import Application
+from testing.clients.faults import cut, drain, kill
 from testing.clients.fixture import ClientFixture, serving
 from testing.clients.javascript import install_locked
 from testing.local.postgres import LocalPostgres
@@ -117,7 +118,7 @@ async def test_each_client_gets_each_event_once_over_a_killed_relay(stage: Clien
                 await each.message("connected")
         last = 0
         # Before the first event, the position of the extended protocol is in its session id.
-        for disturb in (_kill, _cut, _drain):
+        for disturb in (kill, cut, drain):
             before = await stage.publish(3) if last else 0
             disturbing = asyncio.create_task(disturb(stage))
             last = await stage.publish(3)
@@ -130,18 +131,6 @@ async def test_each_client_gets_each_event_once_over_a_killed_relay(stage: Clien
             assert each.ids == list(range(1, last + 1))
             assert [event["data"]["n"] for event in each.events] == each.ids
             assert not any("closed" in line or "rejected" in line for line in each.lines)
-
-
-async def _kill(stage: ClientFixture) -> None:
-    await stage.restart(grace_s=0)
-
-
-async def _cut(stage: ClientFixture) -> None:
-    stage.link.cut()
-
-
-async def _drain(stage: ClientFixture) -> None:
-    await stage.restart()
 
 
 async def test_the_extended_protocol_resumes_over_many_kills(stage: ClientFixture, installed: Path) -> None:

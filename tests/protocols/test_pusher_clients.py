@@ -11,13 +11,14 @@ from typing import Any, Final
 
 import pytest
 
-from testing.clients.application import Application
-from testing.clients.fixture import GRACE_S, ClientFixture, serving
+from testing.clients.application import EventApplication
+from testing.clients.faults import breaking, cut, drain, kill, replaced
+from testing.clients.fixture import ClientFixture, serving
 from testing.clients.javascript import install_locked
-from testing.faults.proxy import Filter, Link
+from testing.faults.proxy import Link
 from testing.local.postgres import LocalPostgres
 from testing.patience import PATIENCE_S
-from testing.relay.harness import KEY, running, token
+from testing.relay.harness import KEY, token
 from userrealtime_core.protocols.pusher import MAX_UNMARKED
 
 SOURCE: Final = Path(__file__).parent / "pusher"
@@ -46,29 +47,15 @@ async def broadcasting_stage(postgres_server: LocalPostgres) -> AsyncIterator[Cl
         yield stage
 
 
-class Pusher(Application):
+class Pusher(EventApplication):
     """A process with a client."""
 
     async def state(self, state: str) -> None:
         await self.until(lambda line: line.get("state") == state)
 
-    async def event(self, number: int) -> None:
-        """Read until the event with this number."""
-        if number not in self.numbers:
-            await self.until(lambda line: (line.get("data") or {}).get("n") == number)
-
     async def at(self, number: int) -> None:
         """Read until the application knows that it has this position."""
         await self.until(lambda line: line.get("position", {}).get("id") == number)
-
-    @property
-    def events(self) -> list[dict[str, Any]]:
-        return [line for line in self.lines if "event" in line]
-
-    @property
-    def numbers(self) -> list[int]:
-        """The numbers of the test's events, in order."""
-        return [line["data"]["n"] for line in self.events if line["event"] == "test.event"]
 
 
 @asynccontextmanager
@@ -119,7 +106,7 @@ async def test_a_client_that_passes_its_position_gets_each_event_once(
     async with application(stage, installed, client) as alice:
         await alice.has("position")
         last = 0
-        for disturb in (_kill, _cut, _drain, _kill):
+        for disturb in (kill, cut, drain, kill):
             await alice.event(await stage.publish(3))
             await alice.at(last + 3)
             disturbing = asyncio.create_task(disturb(stage))
@@ -134,25 +121,17 @@ async def test_a_client_that_passes_its_position_gets_each_event_once(
 
 
 async def test_a_rolling_restart_disconnects_no_client_for_good(stage: ClientFixture, installed: Path) -> None:
-    database = stage.server.url(stage.database)
     async with AsyncExitStack() as stack:
         clients = [await stack.enter_async_context(application(stage, installed, each)) for each in CLIENTS * 2]
         for each in clients:
             await each.has("position")
-        replacement = await stack.enter_async_context(running(database, PROTOCOLS="pusher", BASE_PATH=BASE_PATH))
-        stage.link.target = replacement.ws_port
-        stopping = asyncio.create_task(stage.relay.stop(grace_s=GRACE_S))
-        last = 0
-        while not stopping.done():
-            last = await stage.publish()
-            await asyncio.sleep(0.05)
-        await stopping
-        for each in clients:
-            await each.event(last)
-            assert each.numbers == list(range(1, last + 1))
-            states = [line["state"] for line in each.lines if "state" in line]
-            assert set(states) <= {"connecting", "connected"}
-            assert sum("subscribed" in line for line in each.lines) == 2
+        async with replaced(stage, PROTOCOLS="pusher", BASE_PATH=BASE_PATH) as last:
+            for each in clients:
+                await each.event(last)
+                assert each.numbers == list(range(1, last + 1))
+                states = [line["state"] for line in each.lines if "state" in line]
+                assert set(states) <= {"connecting", "connected"}
+                assert sum("subscribed" in line for line in each.lines) == 2
 
 
 @pytest.mark.parametrize(("auth", "envelope"), [("handler", True), ("endpoint", True), ("handler", False)])
@@ -160,7 +139,7 @@ async def test_a_connection_that_breaks_within_a_batch(
     stage: ClientFixture, installed: Path, auth: str, envelope: bool
 ) -> None:
     async with (
-        Link(stage.relay.port, lambda: _breaking(link)) as link,
+        Link(stage.relay.port, lambda: breaking(link, 20_000)) as link,
         application(stage, installed, auth=auth, envelope=envelope, port=link.port) as alice,
     ):
         await alice.has("subscribed")
@@ -171,32 +150,6 @@ async def test_a_connection_that_breaks_within_a_batch(
         assert sorted(set(alice.numbers)) == list(range(1, last + 1))
         repeated = len(alice.numbers) - last
         assert repeated <= (0 if envelope else (connections - 1) * MAX_UNMARKED)
-
-
-def _breaking(link: Link) -> Filter:
-    """Return a filter that passes a part of a batch, and then breaks the connections."""
-    rest = 20_000
-
-    def passing(data: bytes) -> bytes:
-        nonlocal rest
-        passed, rest = data[:rest], rest - len(data[:rest])
-        if not rest:
-            asyncio.get_running_loop().call_later(0.1, link.cut)
-        return passed
-
-    return passing
-
-
-async def _kill(stage: ClientFixture) -> None:
-    await stage.restart(grace_s=0)
-
-
-async def _cut(stage: ClientFixture) -> None:
-    stage.link.cut()
-
-
-async def _drain(stage: ClientFixture) -> None:
-    await stage.restart()
 
 
 async def test_without_a_position_a_client_begins_at_the_head(stage: ClientFixture, installed: Path) -> None:

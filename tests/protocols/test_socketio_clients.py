@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-import subprocess
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -14,8 +12,10 @@ from typing import Any, Final
 import pytest
 
 from testing.browser import browser
-from testing.clients.fixture import GRACE_S, ClientFixture, serving
-from testing.clients.javascript import install_locked, program
+from testing.clients.application import EventApplication
+from testing.clients.faults import cut, drain, kill, replaced
+from testing.clients.fixture import ClientFixture, serving
+from testing.clients.javascript import install_locked
 from testing.faults.proxy import Filter, Link
 from testing.local.postgres import LocalPostgres
 from testing.patience import PATIENCE_S
@@ -74,52 +74,17 @@ async def stage(postgres_server: LocalPostgres) -> AsyncIterator[ClientFixture]:
         yield stage
 
 
-class Application:
-    """A process of an application with a client."""
+class Client(EventApplication):
+    """A process with a client."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self._process = process
-        self.lines: list[dict[str, Any]] = []
-        """What the client has reported, in order."""
+    def do(self, *command: Any) -> None:
+        """Do what a command requests."""
+        self.write(command)
 
-    async def until(self, condition: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
-        """Read until the first line that meets the condition, and return it."""
-        assert self._process.stdout is not None
-        assert self._process.stderr is not None
-        async with asyncio.timeout(PATIENCE_S):
-            while True:
-                text = await self._process.stdout.readline()
-                assert text, (await self._process.stderr.read()).decode()
-                self.lines.append(json.loads(text))
-                if condition(self.lines[-1]):
-                    return self.lines[-1]
-
-    async def has(self, name: str) -> dict[str, Any]:
-        """Read until the next line with this member, and return it."""
-        return await self.until(lambda line: name in line)
-
-    async def event(self, number: int) -> None:
-        """Read until the event with this number."""
-        if number not in self.numbers:
-            await self.until(lambda line: (line.get("data") or {}).get("n") == number)
-
-    def send(self, *line: Any) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(line).encode() + b"\n")
-
-    async def ask(self, *line: Any) -> Any:
+    async def ask(self, *command: Any) -> Any:
         """Send a command, and return the answer of the server."""
-        self.send(*line)
+        self.do(*command)
         return (await self.has("answer"))["answer"]
-
-    @property
-    def events(self) -> list[dict[str, Any]]:
-        return [line for line in self.lines if "event" in line]
-
-    @property
-    def numbers(self) -> list[int]:
-        """The numbers of the test's events, in order."""
-        return [line["data"]["n"] for line in self.events if line["event"] == "test.event"]
 
     @property
     def recovered(self) -> list[bool]:
@@ -130,7 +95,7 @@ class Application:
 @asynccontextmanager
 async def application(
     stage: ClientFixture, folder: Path, transports: list[str] = DEFAULT, *, port: int | None = None, **options: Any
-) -> AsyncIterator[Application]:
+) -> AsyncIterator[Client]:
     async with serving(stage) as url:
         given = {
             "url": f"http://127.0.0.1:{port or stage.link.port}",
@@ -139,22 +104,8 @@ async def application(
             "io": {"transports": transports} if transports else {},
             **options,
         }
-        process = await asyncio.create_subprocess_exec(
-            program("node", "nodejs"),
-            "socketio.mjs",
-            json.dumps(given),
-            cwd=folder,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            limit=4 << 20,
-        )
-        try:
-            yield Application(process)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await process.communicate()
+        async with Client.running(folder, "socketio.mjs", given) as alice:
+            yield alice
 
 
 async def test_the_default_transports_are_polling_and_then_a_websocket(stage: ClientFixture, installed: Path) -> None:
@@ -181,7 +132,7 @@ async def test_a_client_recovers_each_event_once(stage: ClientFixture, installed
     async with application(stage, installed, transports) as alice:
         await alice.has("connected")
         last = 0
-        for disturb in (_kill, _cut, _drain, _kill):
+        for disturb in (kill, cut, drain, kill):
             disturbing = asyncio.create_task(disturb(stage))  # at first, the client has received no event yet
             await stage.publish(3)
             await disturbing
@@ -194,37 +145,17 @@ async def test_a_client_recovers_each_event_once(stage: ClientFixture, installed
         assert not any(event["event"] == "userrealtime:reset" for event in alice.events)
 
 
-async def _kill(stage: ClientFixture) -> None:
-    await stage.restart(grace_s=0)
-
-
-async def _cut(stage: ClientFixture) -> None:
-    stage.link.cut()
-
-
-async def _drain(stage: ClientFixture) -> None:
-    await stage.restart()
-
-
 async def test_a_rolling_restart_disconnects_no_client_for_good(stage: ClientFixture, installed: Path) -> None:
-    database = stage.server.url(stage.database)
     async with AsyncExitStack() as stack:
         clients = [await stack.enter_async_context(application(stage, installed, each)) for each in TRANSPORTS]
         for each in clients:
             await each.has("connected")
-        replacement = await stack.enter_async_context(running(database, PROTOCOLS="socketio", BASE_PATH=BASE_PATH))
-        stage.link.target = replacement.ws_port
-        stopping = asyncio.create_task(stage.relay.stop(grace_s=GRACE_S))
-        last = 0
-        while not stopping.done():
-            last = await stage.publish()
-            await asyncio.sleep(0.05)
-        await stopping
-        for each in clients:
-            await each.event(last)
-            assert each.numbers == list(range(1, last + 1))
-            assert all(line["active"] for line in each.lines if "disconnected" in line)
-            assert each.recovered[1:] == [True] * len(each.recovered[1:])
+        async with replaced(stage, PROTOCOLS="socketio", BASE_PATH=BASE_PATH) as last:
+            for each in clients:
+                await each.event(last)
+                assert each.numbers == list(range(1, last + 1))
+                assert all(line["active"] for line in each.lines if "disconnected" in line)
+                assert each.recovered[1:] == [True] * len(each.recovered[1:])
 
 
 @transports
@@ -339,13 +270,13 @@ async def test_messages_are_stored_and_acknowledged(
         answer = await alice.ask("ask", "note", {"text": "é"}, "r1")
         assert await alice.ask("ask", "note", {"text": "é"}, "r1") == answer  # stored once
         other = await alice.ask("ask", "empty")
-        alice.send("emit", "silent", 1)
+        alice.do("emit", "silent", 1)
         refused = await alice.ask("ask", "note", 1, 2)
         assert refused["error"] == "invalid-publish"
         refused = await alice.ask("binary", "note")
         assert refused["error"] == "invalid-publish"
         assert "base64" in refused["message"]
-        alice.send("emit", "x" * 300)
+        alice.do("emit", "x" * 300)
         error = await alice.until(lambda line: line.get("event") == "userrealtime:error")
         assert error["data"]["error"] == "invalid-publish"
         rows = await stage.inbox()
@@ -360,7 +291,7 @@ async def test_messages_that_wait_for_a_connection_are_stored_once(stage: Client
         await stage.refuse(True)
         await alice.has("disconnected")
         for number in range(5):
-            alice.send("emit", "note", number)
+            alice.do("emit", "note", number)
         await stage.refuse(False)
         await alice.has("connected")
         answer = await alice.ask("ask", "last")
@@ -405,9 +336,9 @@ async def test_a_wrong_token_is_refused_and_another_one_accepted(
             assert refused["refused"].startswith("Unauthorized: ")
             assert refused["data"] == {"code": "unauthorized"}
             assert not refused["active"]
-            alice.send("token", bad)
+            alice.do("token", bad)
         refused = await alice.has("refused")
-        alice.send("token", token())
+        alice.do("token", token())
         await alice.has("connected")
         await alice.event(await stage.publish())
 
@@ -485,14 +416,14 @@ async def test_a_message_that_is_repeated_is_stored_once_with_a_ref(stage: Clien
     async with application(stage, installed, io=options) as alice:
         await alice.has("connected")
         stage.link.hold(up=False, down=True)  # the acknowledgements do not arrive
-        alice.send("emit", "note", 1, "r")
+        alice.do("emit", "note", 1, "r")
         async with asyncio.timeout(PATIENCE_S):
             while len(await stage.inbox()) < 1:
                 await asyncio.sleep(0.1)
         await asyncio.sleep(2.5)
         stage.link.release()
         # The client sends the next message when one is acknowledged.
-        alice.send("emit", "last")
+        alice.do("emit", "last")
         async with asyncio.timeout(PATIENCE_S):
             while (rows := await stage.inbox())[-1]["event"] != "last":
                 await asyncio.sleep(0.1)
@@ -543,10 +474,10 @@ async def test_a_client_leaves_and_comes_back(stage: ClientFixture, installed: P
     async with application(stage, installed) as alice:
         await alice.has("connected")
         await alice.event(await stage.publish())
-        alice.send("disconnect")
+        alice.do("disconnect")
         await alice.has("disconnected")
         await stage.publish(2)
-        alice.send("connect")
+        alice.do("connect")
         await alice.event(3)
         assert alice.numbers == [1, 2, 3]
         assert alice.recovered == [False, True]

@@ -13,12 +13,13 @@ from typing import Any, Final
 import pytest
 
 from testing.browser import browser
-from testing.clients.application import Application
-from testing.clients.fixture import GRACE_S, ClientFixture, serving
+from testing.clients.application import EventApplication
+from testing.clients.faults import breaking, cut, drain, kill, replaced
+from testing.clients.fixture import ClientFixture, serving
 from testing.clients.javascript import install_locked
-from testing.faults.proxy import Filter, Link
+from testing.faults.proxy import Link
 from testing.local.postgres import LocalPostgres
-from testing.relay.harness import running, token
+from testing.relay.harness import token
 from userrealtime_core.protocols.phoenix import VERSIONS
 from userrealtime_core.protocols.supabase import MAX_UNMARKED
 
@@ -62,17 +63,12 @@ async def stage(postgres_server: LocalPostgres) -> AsyncIterator[ClientFixture]:
         yield stage
 
 
-class Client(Application):
+class Client(EventApplication):
     """A process with a client."""
 
     async def status(self, status: str) -> dict[str, Any]:
         """Read until a channel reports this status, and return the line."""
         return await self.until(lambda line: line.get("status") == status)
-
-    async def event(self, number: int) -> None:
-        """Read until the event with this number."""
-        if number not in self.numbers:
-            await self.until(lambda line: (line.get("data") or {}).get("n") == number)
 
     async def broadcast(self, name: str) -> dict[str, Any]:
         """Read until the next event with this name, and return the line."""
@@ -88,15 +84,6 @@ class Client(Application):
         """Do what a line requests, and return the result."""
         self.send(**line)
         return (await self.has("result"))["result"]
-
-    @property
-    def events(self) -> list[dict[str, Any]]:
-        return [line for line in self.lines if "event" in line]
-
-    @property
-    def numbers(self) -> list[int]:
-        """The numbers of the test's events, in order."""
-        return [line["data"]["n"] for line in self.events if line["event"] == "test.event"]
 
     @property
     def statuses(self) -> list[str]:
@@ -222,9 +209,9 @@ async def test_a_client_that_passes_its_position_gets_each_event_once(
     async with application(stage, installed, client, vsn=vsn) as alice:
         await alice.system("connected")
         # Before the first event, the position is that of the `system` message.
-        await _kill(stage)
+        await kill(stage)
         last = 0
-        for disturb in (_kill, _cut, _drain, _kill):
+        for disturb in (kill, cut, drain, kill):
             await alice.event(await stage.publish(3))
             disturbing = asyncio.create_task(disturb(stage))
             await stage.publish(3)
@@ -236,23 +223,11 @@ async def test_a_client_that_passes_its_position_gets_each_event_once(
         assert set(alice.statuses) <= {"SUBSCRIBED", "CHANNEL_ERROR"}
 
 
-async def _kill(stage: ClientFixture) -> None:
-    await stage.restart(grace_s=0)
-
-
-async def _cut(stage: ClientFixture) -> None:
-    stage.link.cut()
-
-
-async def _drain(stage: ClientFixture) -> None:
-    await stage.restart()
-
-
 @pytest.mark.parametrize("changes", [False, True])
 async def test_a_connection_that_breaks_within_a_batch(stage: ClientFixture, installed: Path, changes: bool) -> None:
     channel = {"name": "log", "changes": [{**ALL, "table": "test"}] if changes else []}
     async with (
-        Link(stage.relay.port, lambda: _breaking(link)) as link,
+        Link(stage.relay.port, lambda: breaking(link, 20_000)) as link,
         application(stage, installed, channels=[channel], port=link.port) as alice,
     ):
         await alice.system("connected")
@@ -274,38 +249,16 @@ async def test_a_connection_that_breaks_within_a_batch(stage: ClientFixture, ins
         assert len(numbers) - count <= ((connections - 1) * MAX_UNMARKED if changes else 0)
 
 
-def _breaking(link: Link) -> Filter:
-    """Return a filter that passes a part of a batch, and then breaks the connections."""
-    rest = 20_000
-
-    def passing(data: bytes) -> bytes:
-        nonlocal rest
-        passed, rest = data[:rest], rest - len(data[:rest])
-        if not rest:
-            asyncio.get_running_loop().call_later(0.1, link.cut)
-        return passed
-
-    return passing
-
-
 async def test_a_rolling_restart_disconnects_no_client_for_good(stage: ClientFixture, installed: Path) -> None:
-    database = stage.server.url(stage.database)
     async with AsyncExitStack() as stack:
         clients = [await stack.enter_async_context(application(stage, installed, each)) for each in CLIENTS * 2]
         for each in clients:
             await each.system("connected")
-        replacement = await stack.enter_async_context(running(database, PROTOCOLS="supabase", BASE_PATH=BASE_PATH))
-        stage.link.target = replacement.ws_port
-        stopping = asyncio.create_task(stage.relay.stop(grace_s=GRACE_S))
-        last = 0
-        while not stopping.done():
-            last = await stage.publish()
-            await asyncio.sleep(0.05)
-        await stopping
-        for each in clients:
-            await each.event(last)
-            assert each.numbers == list(range(1, last + 1))
-            assert each.statuses.count("SUBSCRIBED") == 2
+        async with replaced(stage, PROTOCOLS="supabase", BASE_PATH=BASE_PATH) as last:
+            for each in clients:
+                await each.event(last)
+                assert each.numbers == list(range(1, last + 1))
+                assert each.statuses.count("SUBSCRIBED") == 2
 
 
 async def test_without_a_position_a_client_begins_at_the_head(stage: ClientFixture, installed: Path) -> None:
@@ -332,7 +285,7 @@ async def test_a_replay_since_a_time(stage: ClientFixture, installed: Path) -> N
             (3, True),
             (4, False),
         ]
-        await _kill(stage)
+        await kill(stage)
         await alice.event(await stage.publish())
         # The client repeats the time, and the position is newer.
         assert alice.numbers == [1, 2, 3, 4, 5]
