@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import subprocess
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final, Self
@@ -28,13 +29,20 @@ class Application:
 
     @classmethod
     @asynccontextmanager
-    async def running(cls, folder: Path, script: str, options: dict[str, Any]) -> AsyncIterator[Self]:
-        """Run a script, which gets the options as JSON."""
+    async def running(
+        cls,
+        folder: Path,
+        script: str,
+        options: dict[str, Any] | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> AsyncIterator[Self]:
+        """Run a script, which gets the options as JSON, and `environment` in addition to the variables of the test."""
         process = await asyncio.create_subprocess_exec(
             program("node", "nodejs"),
             script,
-            json.dumps(options),
+            *([] if options is None else [json.dumps(options)]),
             cwd=folder,
+            env={**os.environ, **(environment or {})},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

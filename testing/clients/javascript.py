@@ -37,8 +37,13 @@ def run(*command: str, folder: Path) -> str:
 def install_locked(source: Path, folder: Path) -> Path:
     """Copy a folder with a package-lock.json to a new one, install its packages there, and return it."""
     shutil.copytree(source, folder, ignore=shutil.ignore_patterns("node_modules"))
-    run(program("npm", "npm"), "ci", "--ignore-scripts", "--no-audit", "--no-fund", folder=folder)
+    install_packages(folder)
     return folder
+
+
+def install_packages(folder: Path) -> None:
+    """Install the packages of a package-lock.json."""
+    run(program("npm", "npm"), "ci", "--ignore-scripts", "--no-audit", "--no-fund", folder=folder)
 
 
 def install(home: Path) -> Path:

@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from typing import Any, cast
+from collections.abc import AsyncIterator
 
 import asyncpg
 import pytest
-import uvicorn
 
-from examples.demo.app import Demo
-from examples.demo.cluster import Cluster
-from examples.demo.config import Config
 from examples.demo.database import Database
-from examples.demo.view import Object
 from testing.browser import Page, browser
 from testing.clients.fixture import ClientFixture
-from testing.demo import ROLE, prepare_database
-from testing.local.postgres import LocalPostgres, free_port
-from testing.patience import PATIENCE_S
-from testing.relay.harness import token
+from testing.demo_server import demo_database, serving_demo
+from testing.local.postgres import LocalPostgres
 
 CONNECTED = "document.querySelector('#state').dataset.state === 'connected'"
 MESSAGES = "[...document.querySelectorAll('#messages .what')].map((item) => item.textContent)"
@@ -31,55 +21,6 @@ LOADED_AGAIN = "document.querySelectorAll('#timeline .reloaded').length"
 
 
 pytestmark = pytest.mark.usefixtures("chromium_is_there")
-
-
-class OnePod:
-    """The cluster as the demo's server uses it: one user, whose pod is the relay of the fixture."""
-
-    def __init__(self, stage: ClientFixture) -> None:
-        self._stage = stage
-
-    async def provision(self, user: str) -> None:
-        """Do nothing: the user exists."""
-
-    async def token(self, user: str) -> Object:
-        return {"url": self._stage.url, "token": token(sub=user), "expiresIn": 3600}
-
-    async def kill(self, user: str) -> int:
-        await self._stage.restart(grace_s=0)
-        return 1
-
-    async def follow_resource(self, user: str, changed: Callable[[Object | None], Awaitable[None]]) -> None:
-        ready = {"type": "Ready", "status": "True", "reason": "Ready", "message": ""}
-        await changed({"status": {"name": f"urt-{user}", "conditions": [ready]}})
-        await asyncio.Event().wait()
-
-    async def follow_pods(self, name: str, changed: Callable[[list[Object]], Awaitable[None]]) -> None:
-        status = {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}
-        metadata = {"name": name, "creationTimestamp": "2026-01-01T00:00:00Z"}
-        await changed([{"metadata": metadata, "status": status}])
-        await asyncio.Event().wait()
-
-
-@asynccontextmanager
-async def serving(stage: ClientFixture, url: str, database: Database) -> AsyncIterator[str]:
-    """Serve the demo, and return its URL."""
-    port = free_port()
-    config = Config(f"http://127.0.0.1:{port}", "", "users", port, url, "k" * 64)
-    demo = Demo(config, cast(Cluster, OnePod(stage)), database)
-    options: dict[str, Any] = {"ws": "none", "lifespan": "off", "log_level": "warning", "timeout_graceful_shutdown": 1}
-    server = uvicorn.Server(uvicorn.Config(demo.app(), host="127.0.0.1", port=port, **options))
-    tasks = [asyncio.create_task(task) for task in (server.serve(), demo.feed.run(), demo.traffic.run())]
-    try:
-        async with asyncio.timeout(PATIENCE_S):
-            while not server.started:
-                await asyncio.sleep(0.01)
-        yield config.origin
-    finally:
-        server.should_exit = True
-        for task in tasks[1:]:
-            task.cancel()
-        await asyncio.wait(tasks)
 
 
 @pytest.fixture
@@ -92,22 +33,20 @@ async def stage(postgres_server: LocalPostgres) -> AsyncIterator[ClientFixture]:
 async def owner(stage: ClientFixture) -> AsyncIterator[asyncpg.Connection]:
     """A connection as the owner of the database."""
     connection = await asyncpg.connect(stage.server.url(stage.database))
-    await prepare_database(connection)
     yield connection
     connection.terminate()
 
 
 @pytest.fixture
-async def database(stage: ClientFixture, owner: asyncpg.Connection) -> AsyncIterator[Database]:
-    async with Database.connect(stage.server.url(stage.database).replace("//postgres@", f"//{ROLE}@")) as found:
+async def database(stage: ClientFixture) -> AsyncIterator[Database]:
+    async with demo_database(stage) as found:
         yield found
 
 
 @pytest.fixture
 async def page(stage: ClientFixture, database: Database) -> AsyncIterator[Page]:
     """Alice's page, connected. It knows whether it was loaded again since."""
-    url = stage.server.url(stage.database)
-    async with serving(stage, url, database) as origin, browser() as chromium, chromium.page() as page:
+    async with serving_demo(stage, database) as origin, browser() as chromium, chromium.page() as page:
         # The relay of the fixture has another origin than the page; on a cluster both have the same.
         await page.call("Page.setBypassCSP", enabled=True)
         await page.goto(origin)
