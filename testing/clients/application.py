@@ -59,13 +59,16 @@ class Application:
         """Read until the first line that meets the condition, and return it."""
         assert self._process.stdout is not None
         assert self._process.stderr is not None
-        async with asyncio.timeout(PATIENCE_S):
-            while True:
-                text = await self._process.stdout.readline()
-                assert text, (await self._process.stderr.read()).decode()
-                self.lines.append(json.loads(text))
-                if condition(self.lines[-1]):
-                    return self.lines[-1]
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                while True:
+                    text = await self._process.stdout.readline()
+                    assert text, (await self._process.stderr.read()).decode()
+                    self.lines.append(json.loads(text))
+                    if condition(self.lines[-1]):
+                        return self.lines[-1]
+        except TimeoutError:
+            raise AssertionError(f"the last lines after {PATIENCE_S:.0f} s: {self.lines[-20:]}") from None
 
     async def has(self, name: str) -> dict[str, Any]:
         """Read until the next line with this member, and return it."""

@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Final, Self
 
-from .application import Application
+from .application import EventApplication
 from .fixture import ROOT
 from .javascript import install_packages
 
@@ -18,25 +18,13 @@ SOURCE: Final = ROOT / "examples" / "clients"
 EXAMPLES: Final = tuple(
     path.relative_to(SOURCE).as_posix() for path in sorted(SOURCE.glob("*/*.mjs")) if "node_modules" not in path.parts
 )
-EVENT: Final = "examples.event"
-"""The events of a test, with their number as `n`."""
 
 
-class Example(Application):
+class Example(EventApplication):
     """A process of an example."""
 
     async def connected(self) -> None:
         await self.has("connected")
-
-    async def event(self, number: int) -> None:
-        """Read until the event with this number."""
-        if number not in self.numbers:
-            await self.until(lambda line: line.get("event") == EVENT and line["data"]["n"] == number)
-
-    @property
-    def numbers(self) -> list[int]:
-        """The numbers of the test's events, in order of arrival."""
-        return [line["data"]["n"] for line in self.lines if line.get("event") == EVENT]
 
     @property
     def resets(self) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from typing import Final
 
 import pytest
 
-from testing.clients.examples import EVENT, EXAMPLES, SOURCE, Example, install_examples
+from testing.clients.examples import EXAMPLES, SOURCE, Example, install_examples
 from testing.clients.fixture import ROOT, ClientFixture
 from testing.demo_server import demo_database, serving_demo
 from testing.local.postgres import LocalPostgres
@@ -33,14 +33,6 @@ async def stage(postgres_server: LocalPostgres) -> AsyncIterator[ClientFixture]:
         yield stage
 
 
-async def publish(stage: ClientFixture, *numbers: int) -> None:
-    """Publish events with these numbers, each in a transaction."""
-    async with stage._connected() as connection:
-        for number in numbers:
-            data = json.dumps({"n": number})
-            await connection.execute("select userrealtime.publish($1, $2, $3::text::jsonb)", USER, EVENT, data)
-
-
 async def test_each_example_receives_each_event_once_over_a_killed_relay(stage: ClientFixture, installed: Path) -> None:
     async with (
         demo_database(stage) as database,
@@ -48,15 +40,15 @@ async def test_each_example_receives_each_event_once_over_a_killed_relay(stage: 
         Example.each(installed, demo) as examples,
     ):
         await stage.relay.stop(grace_s=0)  # before the first event
-        await publish(stage, 1, 2)
+        await stage.publish(2)
         await stage.relay.start()
         for example in examples.values():
             await example.event(2)
-        await publish(stage, 3)
+        await stage.publish()
         killed = asyncio.create_task(stage.restart(grace_s=0))
-        await publish(stage, 4, 5)
+        await stage.publish(2)
         await killed
-        await publish(stage, 6)
+        await stage.publish()
         for name, example in examples.items():
             await example.event(6)
             assert example.numbers == [1, 2, 3, 4, 5, 6], name
@@ -69,11 +61,11 @@ async def test_each_example_reports_a_gap(stage: ClientFixture, installed: Path)
         serving_demo(stage, database, BASE_PATH) as demo,
         Example.each(installed, demo) as examples,
     ):
-        await publish(stage, 1)
+        await stage.publish()
         for example in examples.values():
             await example.event(1)
         await stage.relay.stop(grace_s=0)
-        await publish(stage, 2, 3)
+        await stage.publish(2)
         await stage.forget()
         await stage.relay.start()
         for name, example in examples.items():
