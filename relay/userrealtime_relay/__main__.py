@@ -21,18 +21,21 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run() -> None:
-    import asyncio
-    import os
+    from .process.imports import fast_imports
 
-    from userrealtime_core import logging_setup
+    with fast_imports():
+        import asyncio
+        import os
 
-    from .config import Config
+        from userrealtime_core import logging_setup
 
-    config = Config.from_environment(os.environ)
-    if config.jwks_url is None:
-        # PyJWT imports it if it is installed: 9 MiB for every user, which HS256 does not need.
-        sys.modules["cryptography"] = None  # type: ignore[assignment]
-    from .server import serve
+        from .config import Config
+
+        config = Config.from_environment(os.environ)
+        if config.jwks_url is None:
+            # PyJWT imports it if it is installed: 9 MiB for every user, which HS256 does not need.
+            sys.modules["cryptography"] = None  # type: ignore[assignment]
+        from .server import serve
 
     logging_setup.set_up(config.log_level, "userrealtime_relay")
     asyncio.run(serve(config))

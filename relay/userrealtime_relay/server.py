@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Final, Self
@@ -161,7 +162,8 @@ async def serve(config: Config) -> None:
     """
     stopping = Stopping()
     async with Relay(config) as relay:
-        fields = {"ws_port": relay.ws_port, "health_port": relay.health_port, "start_s": uptime.age()}
+        started = {"start_s": uptime.age(), "start_cpu_s": time.process_time()}
+        fields = {"ws_port": relay.ws_port, "health_port": relay.health_port, **started}
         _logger.info("listening", extra={"fields": fields})
         await stopping.wait(relay.following)
         _logger.info("draining")
