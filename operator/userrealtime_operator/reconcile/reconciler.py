@@ -6,6 +6,7 @@ the watches; requests are sent only for changes.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -59,6 +60,10 @@ PODS_LAST_S = 120.0
 # For how long a rollout counts if something else modifies the Deployment, or prevents that it is applied: the pods may
 # never become available, although the relay has no fault.
 FOREIGN_ROLLOUT_S = 600.0
+# Idle users are put to sleep one after the other, with the longest pause and the longest time for all of them. On a
+# node, the removal of a pod's network delays the start of another pod.
+SLEEP_PAUSE_S = 1.0
+SLEEP_SPREAD_S = 10.0
 PARTS: Final = frozenset({*CHILD_KINDS, CREDENTIALS})
 """What the objects of a user are, see `model.naming`."""
 REJECTED = (400, 403, 422)
@@ -317,13 +322,18 @@ class Reconciler:
         return FOREIGN_ROLLOUT_S - active_s if active_s else None
 
     async def find_idle(self, namespace: str, resources: Iterable[Mapping[str, Any]]) -> None:
-        """Add the users of a namespace to the queue that seem to be idle.
+        """Add the users of a namespace to the queue that seem to be idle, one after the other.
 
         Raises:
             DatabaseError: the idle users cannot be found.
         """
-        for user in await self._sleep.find_idle(namespace, resources, self._deployment):
-            self._requeue(user)
+        found = await self._sleep.find_idle(namespace, resources, self._deployment)
+        loop, pause_s = asyncio.get_running_loop(), min(SLEEP_PAUSE_S, SLEEP_SPREAD_S / max(1, len(found)))
+        for number, user in enumerate(found):
+            if number == 0:
+                self._requeue(user)
+            else:
+                loop.call_later(number * pause_s, self._requeue, user)
 
     def _deployment_key(self, body: Mapping[str, Any]) -> ObjectKey:
         return ObjectKey("Deployment", body["metadata"]["namespace"], self._child_name(body))

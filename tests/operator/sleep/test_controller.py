@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import copy
 import random
@@ -17,7 +18,7 @@ from testing.operator.samples import CONFIG, body
 from userrealtime_core.relay_settings import PROTOCOLS
 from userrealtime_operator.config import Activator, Config, IdleDefaults
 from userrealtime_operator.kube.client import ApiError
-from userrealtime_operator.kube.types import Object, ObjectKey
+from userrealtime_operator.kube.types import NamespacedName, Object, ObjectKey
 from userrealtime_operator.model.naming import child_of
 from userrealtime_operator.model.presence import Presence
 from userrealtime_operator.postgres.database import DatabaseError
@@ -422,6 +423,25 @@ async def test_neither_sleep_nor_wake_waits_for_rollouts(world: SleepFixture) ->
     assert "apply Deployment" in await world.reconcile()
     assert world.replicas == 1
     assert "apply Deployment" not in await world.reconcile("carol"), "alice has taken nobody's turn, and gave none"
+
+
+@pytest.mark.parametrize(("count", "pause_s"), [(3, 1.0), (40, 0.25)])
+async def test_idle_users_are_put_to_sleep_one_after_the_other(
+    world: SleepFixture, monkeypatch: pytest.MonkeyPatch, count: int, pause_s: float
+) -> None:
+    names = [f"user-{number}" for number in range(count)]
+    for name in names:
+        world.add(body(name))
+        world.say(name)
+    world.say(clients=1)
+    planned: list[tuple[float, NamespacedName]] = []
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(loop, "call_later", lambda delay_s, _requeue, user: planned.append((delay_s, user)))
+    await world.look()
+    monkeypatch.undo()
+    assert world.woken == names[:1]
+    later = enumerate(names[1:], start=1)
+    assert planned == [(number * pause_s, NamespacedName("users", name)) for number, name in later]
 
 
 async def test_scaling_by_hand(world: SleepFixture) -> None:
