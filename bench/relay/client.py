@@ -1,4 +1,4 @@
-"""The load clients: the same bare WebSocket client for every server, which counts events without parsing them.
+"""The load clients: the same bare client for every server, which counts events without parsing them.
 
 Each event of a benchmark contains `@@@` once, and no other data does, not even the head of a frame. Events are counted
 by a search for these bytes, at gigabytes a second, so the client does not limit the result. One client of each run
@@ -12,6 +12,7 @@ import base64
 import os
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 MARK = b"@@@"
@@ -22,14 +23,18 @@ _NUMBER = re.compile(rb'\bn\\*":\s*(\d+)')
 
 @dataclass(frozen=True)
 class Dialect:
-    """The protocol of one server over a WebSocket."""
+    """How a client subscribes with one protocol."""
 
     path: str
     since: str = ""
     """The suffix of the path to resume. `{}` is replaced by the number after which to resume."""
     headers: dict[str, str] = field(default_factory=dict)
+    upgrade: bool = True
+    """Whether the connection becomes a WebSocket, rather than an HTTP response that does not end."""
     hello: tuple[str, ...] = ()
     """Text frames to send once the connection is open."""
+    response: Callable[[bytes], str | None] | None = None
+    """Returns the text frame that responds to what the server has sent, None until it has sent enough."""
     ready: bytes = b""
     """Part of the message that confirms the subscription. Empty if the handshake confirms it."""
     ping: bytes = b""
@@ -54,6 +59,7 @@ class Client(asyncio.Protocol):
         self._dialect, self._port, self._check, self._since = dialect, port, check, since
         self._transport: asyncio.Transport
         self._opened = False
+        self._response = dialect.response
         self._head = bytearray()
         self._edge = b""  # perhaps the beginning of a mark
         self._tail = b""  # perhaps the beginning of an event
@@ -104,15 +110,16 @@ class Client(asyncio.Protocol):
         path = self._dialect.path
         if self._since is not None:
             path += self._dialect.since.format(self._since)
-        lines = [
-            f"GET {path} HTTP/1.1",
-            f"Host: 127.0.0.1:{self._port}",
-            "Upgrade: websocket",
-            "Connection: Upgrade",
-            f"Sec-WebSocket-Key: {base64.b64encode(os.urandom(16)).decode()}",
-            "Sec-WebSocket-Version: 13",
-            *(f"{name}: {value}" for name, value in self._dialect.headers.items()),
-        ]
+        # HTTP 1.0 has no chunks, whose heads would cut marks into pieces.
+        lines = [f"GET {path} HTTP/{'1.1' if self._dialect.upgrade else '1.0'}", f"Host: 127.0.0.1:{self._port}"]
+        if self._dialect.upgrade:
+            lines += [
+                "Upgrade: websocket",
+                "Connection: Upgrade",
+                f"Sec-WebSocket-Key: {base64.b64encode(os.urandom(16)).decode()}",
+                "Sec-WebSocket-Version: 13",
+            ]
+        lines += [f"{name}: {value}" for name, value in self._dialect.headers.items()]
         transport.write("\r\n".join([*lines, "", ""]).encode())
 
     def data_received(self, data: bytes) -> None:
@@ -149,12 +156,18 @@ class Client(asyncio.Protocol):
         if not self._opened:
             if b"\r\n\r\n" not in self._head:
                 return b""
-            if not self._head.startswith(b"HTTP/1.1 101"):
+            if not self._head.startswith(b"HTTP/1.1 101" if self._dialect.upgrade else b"HTTP/1.1 200"):
                 self.connection_lost(None)
                 return b""
             self._opened = True
             for text in self._dialect.hello:
                 self._transport.write(text_frame(text))
+        if self._response is not None:
+            response = self._response(bytes(self._head))
+            if response is None:
+                return b""
+            self._response = None
+            self._transport.write(text_frame(response))
         if self._dialect.ready not in self._head:
             return b""
         rest = bytes(self._head.partition(b"\r\n\r\n")[2])

@@ -46,10 +46,30 @@ def ratio(row: Row, value: float, base: float) -> str:
     return f" ({figure(value / base if row.more_is_better else base / value)}x)"
 
 
+RELAY = "userrealtime"
+OWN_SERVER = "its own server"
+
+
+def beside(
+    rows: Mapping[Row, Mapping[str, Sequence[float]]], title: str, ours: str, theirs: str
+) -> dict[Row, dict[str, Sequence[float]]]:
+    """Return the rows of one protocol: the relay, which is `ours`, and the protocol's own server, which is `theirs`."""
+    return {
+        Row(f"{title}: {row.title}", row.unit, row.more_is_better): {
+            RELAY: measured[ours],
+            OWN_SERVER: measured.get(theirs, ()),
+        }
+        for row, measured in rows.items()
+        if ours in measured
+    }
+
+
 def table(rows: Mapping[Row, Mapping[str, Sequence[float]]], names: Sequence[str], base: str) -> str:
     """Return a Markdown table with the median of each row and server, and its ratio to `base`."""
     lines = [f"| | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
     for row, measured in rows.items():
+        if not any(measured.get(name) for name in names):
+            continue
         cells = []
         for name in names:
             values = measured.get(name, ())

@@ -16,6 +16,8 @@ from .peers import Server, publish_rows
 
 LIMIT_S = 120.0
 CONNECT_AT_ONCE = 100
+SETTLE_S = 0.1
+"""Some servers confirm a subscription before it begins."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ async def crowd(server: Server, count: int) -> AsyncIterator[list[Client]]:
                     for number in range(start, min(start + CONNECT_AT_ONCE, count))
                 )
             )
+        await asyncio.sleep(SETTLE_S)
         yield clients
     finally:
         for client in clients:

@@ -43,3 +43,51 @@ async def test_a_server_that_refuses_is_told_at_once() -> None:
     async with server:
         with pytest.raises(ConnectionResetError, match="403"):
             await Client.connect(Dialect("/"), server.sockets[0].getsockname()[1])
+
+
+async def test_a_response_that_does_not_end_is_read_like_a_websocket() -> None:
+    requests = []
+    ended = asyncio.Event()
+
+    async def stream(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        requests.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\ndata:up to date\n\n")
+        for number in range(1, 4):
+            writer.write(b'data:[{"data":{"n":%d,"tag":"@@@"}}]\n\n' % number)
+        await writer.drain()
+        await reader.read()  # until the client ends
+        writer.close()
+        await writer.wait_closed()
+        ended.set()
+
+    server = await asyncio.start_server(stream, "127.0.0.1", 0)
+    async with server:
+        dialect = Dialect("/", upgrade=False, ready=b"up to date", headers={"Authorization": "Bearer x"})
+        client = await Client.connect(dialect, server.sockets[0].getsockname()[1], check=True)
+        await client.received(3, 20)
+        client.abort()
+        await asyncio.wait_for(ended.wait(), 20)
+    assert client.numbers == [1, 2, 3]
+    assert requests[0].startswith(b"GET / HTTP/1.0\r\n")
+    assert b"Authorization: Bearer x\r\n" in requests[0]
+    assert b"Upgrade" not in requests[0]
+
+
+async def test_a_client_responds_to_what_the_server_sends_first() -> None:
+    async def handler(connection: ServerConnection) -> None:
+        await connection.send("hello 4711")
+        assert await connection.recv() == "4711!"
+        await connection.send("ready")
+        await connection.send('{"n":1,"tag":"@@@"}')
+        await connection.wait_closed()
+
+    def response(received: bytes) -> str | None:
+        _, found, number = received.partition(b"hello ")
+        return f"{number.decode()}!" if found else None
+
+    async with serve(handler, "127.0.0.1", 0, compression=None) as server:
+        dialect = Dialect("/", response=response, ready=b"ready")
+        client = await Client.connect(dialect, server.sockets[0].getsockname()[1], check=True)
+        await client.received(1, 20)
+        client.abort()
+    assert client.numbers == [1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench.relay.figures import Row, figure, percentile, table
+from bench.relay.figures import Row, beside, figure, percentile, table
 
 
 @pytest.mark.parametrize(
@@ -37,3 +37,16 @@ def test_the_table_has_medians_and_how_much_better_they_are() -> None:
         "| speed, 1/s | 200 (2x) | 100 | — |",
         "| memory, MiB | 50 (2x) | 100 | — |",
     ]
+
+
+def test_rows_without_a_figure_are_left_out() -> None:
+    rows = {Row("speed", "1/s", True): {"other": [1.0]}}
+    assert table(rows, ["ours"], "base").splitlines() == ["| | ours |", "|---|---|"]
+
+
+def test_a_protocol_is_compared_with_its_own_server() -> None:
+    speed, latency = Row("speed", "1/s", True), Row("latency", "ms", False)
+    rows = {speed: {"relay:p": [300.0], "other": [100.0], "relay": [1.0]}, latency: {"other": [1.0]}}
+    compared = beside(rows, "P", "relay:p", "other")
+    assert compared == {Row("P: speed", "1/s", True): {"userrealtime": [300.0], "its own server": [100.0]}}
+    assert beside(rows, "P", "relay:p", "absent")[Row("P: speed", "1/s", True)]["its own server"] == ()

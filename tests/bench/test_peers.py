@@ -1,4 +1,4 @@
-"""The Node.js servers of the benchmark are correct: clients that connect during events receive each event once."""
+"""The servers of the benchmark are correct: the load client receives each event once, with each protocol."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ import asyncpg
 import pytest
 
 from bench.relay.client import Client
-from bench.relay.peers import PEERS, Server, Unavailable, running
-from bench.relay.workloads import Feed
+from bench.relay.dialects import PROTOCOLS
+from bench.relay.install import Unavailable
+from bench.relay.peers import PEERS, Server, running, through
+from bench.relay.workloads import Feed, crowd
 from testing.database import Database
 from testing.patience import PATIENCE_S
 
 USER = "peers"
 BEFORE = 20
+EVENTS = 1_500
 CLIENTS = 200
 LIMIT_S = PATIENCE_S
 
@@ -39,6 +42,16 @@ async def publishing(feed: Feed) -> AsyncIterator[None]:
         await task
 
 
+async def prepared(name: str, database: Database, stack: contextlib.AsyncExitStack) -> Server:
+    """Return a peer that is running until the stack is closed."""
+    peer = next(peer for peer in PEERS if peer.name == name)
+    try:
+        command = peer.prepare()
+    except Unavailable as error:
+        pytest.skip(str(error))
+    return await stack.enter_async_context(running(peer, command, database.url, USER, None))
+
+
 async def resumed(server: Server, feed: Feed) -> tuple[int, Client]:
     """Return the position of a client that resumes a few events ago, and the client."""
     since = feed.last - BEFORE
@@ -49,14 +62,10 @@ async def resumed(server: Server, feed: Feed) -> tuple[int, Client]:
 async def test_clients_that_come_while_events_do_get_each_once(
     name: str, migrated: Database, connection: asyncpg.Connection
 ) -> None:
-    peer = next(peer for peer in PEERS if peer.name == name)
-    try:
-        command = peer.prepare()
-    except Unavailable as error:
-        pytest.skip(str(error))
     clients: list[tuple[int, Client]] = []
     try:
-        async with running(peer, command, migrated.url, USER, None) as server:
+        async with contextlib.AsyncExitStack() as stack:
+            server = await prepared(name, migrated, stack)
             feed = Feed(connection, USER, server)
             await feed.publish(feed.next_numbers(BEFORE))
             async with publishing(feed):
@@ -72,3 +81,18 @@ async def test_clients_that_come_while_events_do_get_each_once(
     finally:
         for _, client in clients:
             client.abort()
+
+
+@pytest.mark.parametrize("name", [*(through(protocol.name) for protocol in PROTOCOLS), "durable-streams"])
+async def test_clients_of_other_protocols_get_each_event_once(
+    name: str, migrated: Database, connection: asyncpg.Connection
+) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        server = await prepared(name, migrated, stack)
+        feed = Feed(connection, USER, server)
+        clients = await stack.enter_async_context(crowd(server, 3))
+        await feed.publish(feed.next_numbers(EVENTS))
+        async with asyncio.timeout(LIMIT_S):
+            for client in clients:
+                await client.received(EVENTS, LIMIT_S)
+        assert clients[0].numbers == list(range(1, EVENTS + 1))
