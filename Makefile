@@ -58,7 +58,7 @@ scenarios: venv ## Run a short list of those tests, for a second kind of cluster
 soak: venv ## Run random fault plans for SOAK_MINUTES (60), until one fails
 	@$(BIN)/python -m testing.faults --minutes $${SOAK_MINUTES:-60}
 
-bench: venv ## Measure the relay, ws, Socket.IO, Centrifugo and AnyCable (about 10 minutes)
+bench: venv ## Measure the relay beside ws, Centrifugo and the servers of other protocols (about 12 minutes)
 	@$(BIN)/python -m bench.relay
 
 docs: export NO_MKDOCS_2_WARNING := 1

@@ -81,17 +81,22 @@ class Client(asyncio.Protocol):
             await client.ready
         return client
 
-    async def received(self, count: int, timeout_s: float) -> None:
+    async def received(self, count: int, silence_s: float) -> None:
         """Wait until this number of events has arrived in total.
 
         Raises:
-            TimeoutError: they have not arrived in time.
+            TimeoutError: some are missing, and none has arrived for `silence_s`.
         """
         if self.events >= count:
             return
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._wanted.append((count, future))
-        await asyncio.wait_for(future, timeout_s)
+        while not future.done():
+            before = self.events
+            await asyncio.wait([future], timeout=silence_s)
+            if not future.done() and self.events == before:
+                raise TimeoutError(f"{self.events:,} of {count:,} events arrived, and then none for {silence_s:.0f} s")
+        await future
 
     @property
     def numbers(self) -> list[int]:

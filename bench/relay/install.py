@@ -81,7 +81,7 @@ def cargo(crate: str, version: str, *features: str) -> Prepare:
     """Return the program of a crate, whose own lock file pins its dependencies."""
 
     def prepare() -> list[str]:
-        _require("cargo")
+        _require("cargo", "protoc")  # which the metrics of Sockudo need
         binary = cache("bench", f"{crate}-{version}", "bin", crate)
         if not binary.exists():
             print(f"▸ building {crate} (5 to 10 minutes the first time) …", flush=True)

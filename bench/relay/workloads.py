@@ -14,7 +14,8 @@ from .client import Client
 from .figures import percentile
 from .peers import Server, publish_rows
 
-LIMIT_S = 120.0
+SILENCE_S = 20.0
+"""A server that sends nothing for so long has lost what is missing."""
 CONNECT_AT_ONCE = 100
 SETTLE_S = 0.1
 """Some servers confirm a subscription before it begins."""
@@ -95,7 +96,7 @@ async def fan_out(server: Server, feed: Feed, clients: int, events: int) -> tupl
     """Return the messages per second of all clients, from the commit to the last byte at the last client."""
     async with crowd(server, clients) as connected:
         numbers = feed.next_numbers(events)
-        waiting = [asyncio.ensure_future(client.received(events, LIMIT_S)) for client in connected]
+        waiting = [asyncio.ensure_future(client.received(events, SILENCE_S)) for client in connected]
         committed = await feed.publish(numbers)
         await asyncio.gather(*waiting)
         took = time.perf_counter() - committed
@@ -109,7 +110,7 @@ async def catch_up(server: Server, feed: Feed, count: int) -> tuple[float]:
     began = time.perf_counter()
     client = await Client.connect(server.dialect, server.port, check=True, since=since)
     try:
-        await client.received(count, LIMIT_S)
+        await client.received(count, SILENCE_S)
         took = time.perf_counter() - began
     finally:
         client.abort()
@@ -127,7 +128,7 @@ async def latency(server: Server, feed: Feed, rate: int, seconds: float) -> tupl
             await asyncio.sleep(max(0.0, began + turn / rate - time.perf_counter()))
             client.started[number] = time.perf_counter()
             await feed.publish([number])
-        await client.received(count, LIMIT_S)
+        await client.received(count, SILENCE_S)
         times = [1000 * value for value in client.latencies]
     if len(times) != count:
         raise Wrong(f"{server.name}: {len(times)} of {count} events were timed")
@@ -161,7 +162,7 @@ async def storm(server: Server, feed: Feed, count: int, missed: int = 100) -> tu
     async def back() -> None:
         client = await Client.connect(server.dialect, server.port, since=since)
         clients.append(client)
-        await client.received(missed, LIMIT_S)
+        await client.received(missed, SILENCE_S)
 
     try:
         await asyncio.gather(*(back() for _ in range(count)), return_exceptions=True)

@@ -91,3 +91,15 @@ async def test_a_client_responds_to_what_the_server_sends_first() -> None:
         await client.received(1, 20)
         client.abort()
     assert client.numbers == [1]
+
+
+async def test_a_server_that_loses_events_is_detected() -> None:
+    async def handler(connection: ServerConnection) -> None:
+        await connection.send('ready {"n":1,"tag":"@@@"}')
+        await connection.wait_closed()
+
+    async with serve(handler, "127.0.0.1", 0, compression=None) as server:
+        client = await Client.connect(Dialect("/", ready=b"ready"), server.sockets[0].getsockname()[1])
+        with pytest.raises(TimeoutError, match="1 of 2 events"):
+            await client.received(2, 0.1)
+        client.abort()
