@@ -55,6 +55,8 @@ async def measure(
     """Run all workloads on a newly started server. A workload that fails is reported, and has no figure."""
 
     async def note(rows: Sequence[Row], work: Coroutine[Any, Any, Sequence[float]]) -> None:
+        for row in rows:
+            figures.setdefault(row, defaultdict(list))  # in the order of the table, also if there is no figure
         place = f"{peer.name}, {rows[0].title}"
         if place in failures:  # it would fail again, after its timeout
             work.close()

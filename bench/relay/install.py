@@ -16,7 +16,7 @@ from testing.cluster.progress import exclusive
 
 HERE = Path(__file__).parent
 NODE = HERE / "node"
-BUILD_LIMIT_S = 1500
+BUILD_LIMIT_S = 2400
 INSTALL_LIMIT_S = 300
 COMPILE_LIMIT_S = 120
 
