@@ -7,6 +7,7 @@ settings are what Traefik and Envoy Gateway make of the objects on the page.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -75,6 +76,8 @@ def envoy(folder: Path, port: int, backend: str) -> list[str]:
         "name": "user",
         "type": "STATIC",
         "connect_timeout": "5s",
+        # The default of Envoy Gateway, `maxParallelRetries`. That of Envoy is 3.
+        "circuit_breakers": {"thresholds": [{"max_retries": 1024}]},
         "load_assignment": {"cluster_name": "user", "endpoints": [endpoint]},
     }
     listener = {"address": _address("127.0.0.1", port), "filter_chains": [chain]}
@@ -88,8 +91,8 @@ def _address(host: str, port: int) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def running(command: list[str], port: int, output: Path) -> AsyncIterator[None]:
-    """Start a proxy, and wait until it listens."""
+async def running(command: list[str], output: Path, attempts: Attempts) -> AsyncIterator[Attempts]:
+    """Start a proxy, and yield the attempts through it when the first one is successful."""
     with output.open("wb") as log:
         process = await asyncio.create_subprocess_exec(
             *command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
@@ -98,14 +101,11 @@ async def running(command: list[str], port: int, output: Path) -> AsyncIterator[
         async with asyncio.timeout(PATIENCE_S):
             while True:
                 assert process.returncode is None, await asyncio.to_thread(output.read_text)
-                try:
-                    _, writer = await asyncio.open_connection("127.0.0.1", port)
-                except OSError:
-                    await asyncio.sleep(0.1)
-                else:
-                    writer.close()
-                    break
-        yield
+                with contextlib.suppress(OSError, EOFError):
+                    if await attempts.status() == "200":
+                        break
+                await asyncio.sleep(0.1)
+        yield attempts
     finally:
         if process.returncode is None:
             process.kill()
@@ -115,24 +115,25 @@ async def running(command: list[str], port: int, output: Path) -> AsyncIterator[
 async def test_the_process_of_a_relay_is_killed(system: System, users: MakeUser, tmp_path: Path) -> None:
     alice = await asyncio.to_thread(users, "alice", limits={"connections": 1000})
     status = system.get("urt", alice)["status"]
-    victims = processes_with("USER_ID", alice)
+    victims = set(processes_with("USER_ID", alice))
     if not victims:
         pytest.skip("the processes of the cluster are not on this machine, or hidden: none can be killed")
     backend = system.get("service", status["name"])["spec"]["clusterIP"]
-    url, token = status["url"], system.token(alice)
     async with AsyncExitStack() as proxies:
-        ports = {}
+        through = []
         for proxy in (traefik, envoy):
-            port = ports[proxy.__name__] = free_port()
+            port = free_port()
             command = await asyncio.to_thread(proxy, tmp_path, port, backend)
-            await proxies.enter_async_context(running(command, port, tmp_path / f"{proxy.__name__}.log"))
-        async with (
-            Attempts(url, token, port=ports["traefik"]) as of_traefik,
-            Attempts(url, token, port=ports["envoy"]) as of_envoy,
-        ):
+            attempts = Attempts(status["url"], system.token(alice), port=port)
+            output = tmp_path / f"{proxy.__name__}.log"
+            through.append(await proxies.enter_async_context(running(command, output, attempts)))
+        of_traefik, of_envoy = through
+        async with of_traefik, of_envoy:
             await asyncio.sleep(1)
             for victim in victims:
                 os.kill(victim, signal.SIGKILL)
+            while victims & set(processes_with("USER_ID", alice)):
+                await asyncio.sleep(0.01)
             killed_at_s = of_traefik.elapsed_s
             await asyncio.to_thread(eventually, lambda: restarts(system, status["name"]) == "1", "a restart")
             await asyncio.to_thread(system.wait_ready, alice)

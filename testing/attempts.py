@@ -78,6 +78,24 @@ class Attempts:
         counts = ", ".join(f"{count} x {outcome}" for outcome, count in sorted(self.outcomes.items()))
         return f"{counts}; failures over {self.failed_for_s:.2f} s; the slowest response took {slowest:.2f} s"
 
+    async def status(self) -> str:
+        """Return the status code of the response to a request."""
+        address = urlsplit(self.url)
+        host = LOOPBACK if self.port is not None or is_this_machine(self.url) else address.hostname
+        reader, writer = await asyncio.open_connection(host, self.port or address.port or 80)
+        try:
+            lines = [
+                f"GET {address.path}/{self.transport} HTTP/1.1",
+                f"Host: {address.netloc}",
+                f"Authorization: Bearer {self.token}",
+                *(_UPGRADE if self.transport == "ws" else ("Connection: close",)),
+            ]
+            writer.write("\r\n".join((*lines, "", "")).encode())
+            head = await reader.readuntil(b"\r\n\r\n")
+            return head.split(b" ", 2)[1].decode()
+        finally:
+            writer.close()
+
     async def __aenter__(self) -> Self:
         self._began = time.monotonic()
         self._waiting: set[asyncio.Task[None]] = set()
@@ -108,25 +126,7 @@ class Attempts:
         began = time.monotonic()
         try:
             async with asyncio.timeout(LIMIT_S):
-                outcome = await self._status()
+                outcome = await self.status()
         except (OSError, EOFError, TimeoutError) as error:
             outcome = type(error).__name__
         self.results.append(Attempt(began - self._began, outcome, time.monotonic() - began))
-
-    async def _status(self) -> str:
-        """Return the status code of the response to a request."""
-        address = urlsplit(self.url)
-        host = LOOPBACK if self.port is not None or is_this_machine(self.url) else address.hostname
-        reader, writer = await asyncio.open_connection(host, self.port or address.port or 80)
-        try:
-            lines = [
-                f"GET {address.path}/{self.transport} HTTP/1.1",
-                f"Host: {address.netloc}",
-                f"Authorization: Bearer {self.token}",
-                *(_UPGRADE if self.transport == "ws" else ("Connection: close",)),
-            ]
-            writer.write("\r\n".join((*lines, "", "")).encode())
-            head = await reader.readuntil(b"\r\n\r\n")
-            return head.split(b" ", 2)[1].decode()
-        finally:
-            writer.close()
