@@ -36,6 +36,7 @@ from userrealtime_core.protocols.dialect import (
     Renew,
     Say,
 )
+from userrealtime_core.protocols.engineio import EARLY_BYTES
 from userrealtime_core.protocols.socketio import LONGEST_NAMESPACE, MAX_RENEWALS, SocketIO
 from userrealtime_core.protocols.socketio_packets import MAX_PACKETS, SEPARATOR, Packet, split
 from userrealtime_core.wire.broadcast import Content
@@ -44,7 +45,7 @@ from userrealtime_core.wire.frames import encode_text
 from userrealtime_core.wire.session import MAX_ERRORS, TOO_MANY_MESSAGES, UNAUTHORIZED, CloseFrame
 from userrealtime_core.wire.submission import Refused, Unavailable
 from userrealtime_relay.protocols.socket import KEYS_UNAVAILABLE, RESTARTING
-from userrealtime_relay.protocols.socketio import EARLY_BYTES, SESSIONS_PER_CONNECTION
+from userrealtime_relay.protocols.socketio import SESSIONS_PER_CONNECTION
 from userrealtime_relay.server import Relay
 from userrealtime_relay.wire.frames import encode_events
 

@@ -85,6 +85,8 @@ class Wakes:
         self._max_waiting = max_waiting
         self._max_users = max_users
         self._wakes: dict[ChildKey, _Wake] = {}
+        self._reached: dict[ChildKey, Address] = {}
+        """The pods that have accepted connections, before the API server reports it."""
         self._closed = False
         metrics.waiting.set_function(lambda: len(self._wakes))
 
@@ -111,6 +113,21 @@ class Wakes:
             return await asyncio.shield(wake.task)
         finally:
             wake.clients -= 1
+
+    async def wait_for_pod(self, route: Route) -> Address:
+        """Return the address of a user's pod as soon as there is one, without a request to wake the user.
+
+        Raises:
+            WakeFailed: a wake that was in progress has failed.
+        """
+        while True:
+            wake = self._wakes.get(route.key)
+            if wake is not None:
+                return await asyncio.shield(wake.task)
+            pod = self._cluster.pod(route)
+            if pod is not None and (pod.ready or self._reached.get(route.key) == pod.address):
+                return pod.address
+            await self._cluster.wait_for_change(route)
 
     def find_pending(self, namespace: str, child_name: str) -> Route | None:
         """Return the user whose objects have this name, None unless a wake of the user is in progress."""
@@ -168,6 +185,7 @@ class Wakes:
             if await _accepts_connections(pod.address):
                 if requested:
                     self._metrics.wake.observe(time.monotonic() - began)
+                self._reached[route.key] = pod.address
                 return pod.address
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(CONNECT_INTERVAL_S):

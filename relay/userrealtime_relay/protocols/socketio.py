@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
+import time
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Final
@@ -19,8 +20,19 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 from websockets.http11 import Request
 
+from userrealtime_core.auth import connection_identity
 from userrealtime_core.protocols.dialect import Opening
-from userrealtime_core.protocols.socketio import VERSION, SocketIO
+from userrealtime_core.protocols.engineio import (
+    BAD_REQUEST,
+    CONTENT_TYPE,
+    EARLY_BYTES,
+    FORBIDDEN,
+    UNKNOWN_SESSION,
+    UNKNOWN_SESSION_TEXT,
+    identity_in,
+    request_error,
+)
+from userrealtime_core.protocols.socketio import SocketIO
 from userrealtime_core.protocols.socketio_packets import open_packet, split
 from userrealtime_core.unauthenticated import Unauthenticated
 from userrealtime_core.wire.frames import encode_text
@@ -35,17 +47,8 @@ from .engineio import BadRequest, EngineSession
 from .socket import SocketEndpoint, query_of
 
 PATHS: Final = ("/socket.io/", "/socket.io")
-EARLY_BYTES: Final = 16 << 10
-"""Bytes of a body of a session that has not authenticated. They contain the token."""
 SESSIONS_PER_CONNECTION: Final = 4
 """Sessions that may exist per connection of the limit: some have not authenticated, or are being closed."""
-
-UNKNOWN_TRANSPORT: Final = 0
-UNKNOWN_SESSION: Final = 1
-BAD_METHOD: Final = 2
-BAD_REQUEST: Final = 3
-FORBIDDEN: Final = 4
-UNSUPPORTED_VERSION: Final = 5
 
 
 def endpoints(clients: Clients) -> tuple[Mapping[str, WebSocketEndpoint], Sequence[Route]]:
@@ -70,17 +73,25 @@ class EngineEndpoint(SocketEndpoint):
         self._pinging: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
+    def adoptable(self, request: Request, query: Mapping[str, str]) -> str | None:
+        """Return the identity of a session that has begun at an activator; None if it cannot be taken over."""
+        if self.clients.draining or self.full:
+            return None
+        return adopted_identity(query["sid"], request.headers.get_all(connection_identity.HEADER))
+
     def refusal(self, request: Request) -> tuple[HTTPStatus, str] | None:
         query = query_of(request)
         if query.get("transport") != "websocket":
             return HTTPStatus.BAD_REQUEST, "a WebSocket needs transport=websocket"
-        if "sid" in query and query["sid"] not in self.sessions:
+        if "sid" in query and query["sid"] not in self.sessions and self.adoptable(request, query) is None:
             return HTTPStatus.BAD_REQUEST, "this pod has no session with this sid"
         return super().refusal(request)
 
     async def serve(self, connection: WebSocketConnection, request: Request, pinged: set[Pinged]) -> None:
         opening = self.opening(request)
         session = self.sessions.get(opening.query.get("sid", ""))
+        if session is None and "sid" in opening.query:
+            session = self.begin(opening, opening.query["sid"])
         if session is None:
             session = EngineSession(secrets.token_urlsafe(18), self._unauthenticated, connection)
             session.write(encode_text(self.open_packet(session, upgrades=[])))
@@ -90,14 +101,23 @@ class EngineEndpoint(SocketEndpoint):
         else:
             await connection.close(1002, "This WebSocket has not taken over a session")
 
-    def begin(self, opening: Opening) -> EngineSession:
-        """Return a new session that polls. It is served by a task of its own."""
-        session = EngineSession(secrets.token_urlsafe(18), self._unauthenticated)
+    def begin(self, opening: Opening, sid: str | None = None) -> EngineSession:
+        """Return a new session that polls. It is served by a task of its own.
+
+        Args:
+            sid: the id, if the session has begun at an activator.
+        """
+        session = EngineSession(sid or secrets.token_urlsafe(18), self._unauthenticated)
         self.sessions[session.sid] = session
         task = asyncio.create_task(self._run(session, opening))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return session
+
+    @property
+    def full(self) -> bool:
+        """Whether there are as many sessions as there may be."""
+        return len(self.sessions) >= SESSIONS_PER_CONNECTION * self.clients.config.max_connections
 
     def open_packet(self, session: EngineSession, upgrades: Sequence[str]) -> str:
         """Return the first packet of a session."""
@@ -143,11 +163,18 @@ class Polling:
         query = parameters_of(scope)
         session = self._endpoint.sessions.get(query.get("sid", ""))
         connection = connection_of(scope)
-        refusal = self._refusal(scope["method"], query, session, has_body=connection.has_body)
+        identity = None
+        if session is None and "sid" in query:
+            identity = adopted_identity(query["sid"], Headers(scope=scope).getlist(connection_identity.HEADER))
+        refusal = self._refusal(
+            scope["method"], query, session, has_body=connection.has_body, adopted=identity is not None
+        )
+        if refusal is None and identity is not None:
+            session = self._endpoint.begin(self._opening(scope, identity), query["sid"])
         if refusal is not None:
             response = _refuse(*refusal)
         elif session is None:
-            session = self._endpoint.begin(self._opening(scope))
+            session = self._endpoint.begin(self._opening(scope, secrets.token_hex(12)))
             response = _answer(self._endpoint.open_packet(session, upgrades=["websocket"]).encode())
         elif scope["method"] == "POST":
             response = await self._post(session, scope, receive)
@@ -163,36 +190,27 @@ class Polling:
             await response(scope, receive, send)
 
     def _refusal(
-        self, method: str, query: Mapping[str, str], session: EngineSession | None, *, has_body: bool
+        self, method: str, query: Mapping[str, str], session: EngineSession | None, *, has_body: bool, adopted: bool
     ) -> tuple[int, str] | None:
         """Return why a request is rejected, as a code of Engine.IO and a text; None if it is not."""
-        if query.get("EIO") != VERSION:
-            return UNSUPPORTED_VERSION, "Unsupported protocol version: use a client of Socket.IO 3 or 4 (EIO=4)"
-        if query.get("transport") == "websocket":
-            return BAD_REQUEST, "this is a WebSocket: connect with a WebSocket client"
-        if query.get("transport") != "polling":
-            return UNKNOWN_TRANSPORT, "Transport unknown: there are polling and websocket"
-        if "j" in query:
-            return BAD_REQUEST, "JSONP is not supported"
-        if method not in ("GET", "POST") or (method == "POST" and "sid" not in query):
-            return BAD_METHOD, "Bad handshake method: a session begins with GET, and only GET and POST follow"
-        if method == "GET" and has_body:
-            return BAD_REQUEST, "a GET request has no body here"
-        if "sid" in query:
+        error = request_error(method, query, has_body=has_body)
+        if error is not None:
+            return error
+        if "sid" in query and not adopted:
             if session is None:
-                return UNKNOWN_SESSION, "Session ID unknown: the pod has ended it, or another pod has it"
+                return UNKNOWN_SESSION, UNKNOWN_SESSION_TEXT
             if session.websocket is not None or session.ended.is_set():
                 return BAD_REQUEST, "a WebSocket has taken over this session, or it has ended"
             return None
         clients = self._clients
         if clients.draining:
             return FORBIDDEN, RESTARTING_REASON
-        if len(self._endpoint.sessions) >= SESSIONS_PER_CONNECTION * clients.config.max_connections:
+        if self._endpoint.full:
             clients.metrics.limited.labels("connections").inc()
             return FORBIDDEN, TOO_MANY_REASON
         return None
 
-    def _opening(self, scope: Scope) -> Opening:
+    def _opening(self, scope: Scope, identity: str) -> Opening:
         config = self._clients.config
         return Opening(
             path=scope["path"],
@@ -201,7 +219,7 @@ class Polling:
             offered=(),
             request=connect_request_of(scope, config),
             query_token=config.allow_query_token,
-            identity=secrets.token_hex(12),
+            identity=identity,
             user_id=config.user_id,
             broadcasts=self._clients.broadcast_allowance is not None,
         )
@@ -237,7 +255,7 @@ class Polling:
 
 
 def _answer(body: bytes, *, last: bool = False) -> Response:
-    headers = {"Content-Type": "text/plain; charset=UTF-8", "Cache-Control": "no-store"}
+    headers = {"Content-Type": CONTENT_TYPE, "Cache-Control": "no-store"}
     if last:
         headers["Connection"] = "close"  # the next request is for another relay
     return Response(body, headers=headers)
@@ -248,3 +266,15 @@ def _refuse(code: int, message: str) -> Response:
     body = json.dumps({"code": code, "message": message})
     headers = {"Content-Type": "application/json", "Cache-Control": "no-store"}
     return Response(body, status, headers=headers)
+
+
+def adopted_identity(sid: str, given: Sequence[str]) -> str | None:
+    """Return the identity of a session that has begun at an activator, None if this is not such a session.
+
+    A session that ends is not adopted again by a request that comes directly: its client has to begin again.
+
+    Args:
+        given: the values of the header with the identity.
+    """
+    identity = identity_in(sid, time.time())
+    return identity if identity is not None and [*given] == [identity] else None

@@ -31,6 +31,7 @@ from userrealtime_operator.kube.types import NamespacedName
 from .connection import EARLY_BYTES, ClientConnection
 from .dialogue import Dialogue, dialect_of
 from .origins import Origins
+from .polls import Polls
 from .request import Request
 from .responses import Rejected, overloaded, unauthorized, unavailable, unknown_host
 
@@ -98,9 +99,16 @@ class Admission:
         self._limits = limits
         self._is_parked = is_parked
         self._ping_interval_s = ping_interval_s
+        self.polls = Polls()
+        """The sessions of long polling of Socket.IO."""
         self._unauthenticated = Unauthenticated(limits.unauthenticated)
         self._authenticated = 0
         self._per_user: Counter[Route] = Counter()
+
+    @property
+    def request_s(self) -> float:
+        """The time in which a connection without a token must send one."""
+        return self._limits.request_s
 
     @property
     def unauthenticated(self) -> int:
@@ -137,6 +145,13 @@ class Admission:
         self._answer_preflight(request)
         self._check_endpoint(request, route)
         self._check_origin(request)
+        if request.protocol(route.base_path) == "socketio":
+            from . import polling  # late: few users have it
+
+            if polling.is_poll(request):
+                async with self._admit_poll(connection, request, route) as admitted:
+                    yield admitted
+                return
         await self._check_token(connection, request, route)
         self._unauthenticated.leave(connection)
         with self._slot(route):
@@ -204,16 +219,7 @@ class Admission:
         refusal = dialect.refusal(request.parameters)
         if refusal is not None:
             raise Rejected(*refusal)
-        opening = Opening(
-            path=request.path,
-            query=request.parameters,
-            headers=request.headers,
-            offered=request.offered_subprotocols,
-            request=request.opening(query_token=self._limits.query_token),
-            query_token=self._limits.query_token,
-            identity=secrets.token_hex(12),
-            user_id=route.user_id,
-        )
+        opening = self._opening(request, route)
         connection.dialogue = dialogue = Dialogue(opening, dialect, self._greeting(protocol))
         self._set_audited_client(connection, request)
         try:
@@ -224,19 +230,69 @@ class Admission:
             raise unauthorized() from None
         request.identity = connection_identity.encode(opening.identity, self._tokens.cached_keys(route))
 
+    @contextlib.asynccontextmanager
+    async def _admit_poll(
+        self, connection: ClientConnection, request: Request, route: Route
+    ) -> AsyncIterator[Admitted]:
+        """Admit a request of a session of long polling. Only one with a valid token may wake the user."""
+        from . import polling
+
+        cors, polls = connection.cors_headers, self.polls
+        polling.check(request, cors)
+        sid = request.parameters.get("sid")
+        if sid is None:
+            raise polling.handshake(secrets.token_hex(12), time.time(), self._ping_interval_s, cors)
+        request.may_wake = False
+        request.identity = polling.identity_of(request, time.time())
+        authenticated = polls.is_authenticated(sid)
+        if request.has_body and not authenticated:
+            polling.check_early_body(request)
+            await self._read_body(connection, request)
+            authenticated = bool(request.identity) and await self._check_first_messages(connection, request, route, sid)
+            request.may_wake = authenticated
+        if not authenticated:
+            yield Admitted(request, route)
+            return
+        self._unauthenticated.leave(connection)
+        with self._slot(route):
+            if not request.body:
+                await self._read_body(connection, request)
+            yield Admitted(request, route)
+
+    async def _check_first_messages(
+        self, connection: ClientConnection, request: Request, route: Route, sid: str
+    ) -> bool:
+        """Return whether the messages of a session that begins have a valid credential.
+
+        Raises:
+            Rejected: they have another one.
+        """
+        from . import polling
+
+        try:
+            messages = polling.FirstMessages(self._opening(request, route), request.body)
+        except ValueError:
+            raise polling.failure(
+                polling.BAD_REQUEST, "the body is no list of packets", connection.cors_headers
+            ) from None
+        self._set_audited_client(connection, request)
+        while (credential := messages.credential()) is not None:
+            if await self._accepts(route, messages.dialogue, credential):
+                self.polls.authenticate(sid)
+                return True
+        last = messages.last_packets()
+        if last is None:
+            return False
+        self.polls.reject(sid, last)
+        raise polling.accepted(connection.cors_headers)
+
     async def _authenticate(self, connection: ClientConnection, dialogue: Dialogue, route: Route) -> None:
         """Continue a dialogue until a credential is accepted."""
         messages = connection.early_messages()
         dialogue.begin(time.time())
         while True:
             while dialogue.question is not None:
-                try:
-                    await self._check_credential(route, dialogue.question.credential)
-                except Unauthorized as error:
-                    dialogue.reject(UNAUTHORIZED, expired=str(error) == "expired")
-                except KeySetStale:
-                    dialogue.reject(KEYS_UNAVAILABLE)
-                else:
+                if await self._accepts(route, dialogue, dialogue.question.credential):
                     return
             if dialogue.closing is not None:
                 raise unauthorized()
@@ -246,11 +302,33 @@ class Admission:
                 raise unauthorized()
             dialogue.receive(_decoded(*message))
 
-    async def _check_credential(self, route: Route, credential: Credential) -> None:
-        if isinstance(credential, Signature):
-            await self._tokens.check_signature(route, *credential)
+    async def _accepts(self, route: Route, dialogue: Dialogue, credential: Credential) -> bool:
+        """Return whether a credential is valid. If it is not, the dialogue continues."""
+        try:
+            if isinstance(credential, Signature):
+                await self._tokens.check_signature(route, *credential)
+            else:
+                await self._tokens.check(route, credential)
+        except Unauthorized as error:
+            dialogue.reject(UNAUTHORIZED, expired=str(error) == "expired")
+        except KeySetStale:
+            dialogue.reject(KEYS_UNAVAILABLE)
         else:
-            await self._tokens.check(route, credential)
+            return True
+        return False
+
+    def _opening(self, request: Request, route: Route) -> Opening:
+        """Return what a dialect receives of a request."""
+        return Opening(
+            path=request.path,
+            query=request.parameters,
+            headers=request.headers,
+            offered=request.offered_subprotocols,
+            request=request.opening(query_token=self._limits.query_token),
+            query_token=self._limits.query_token,
+            identity=secrets.token_hex(12),
+            user_id=route.user_id,
+        )
 
     def _greeting(self, protocol: str) -> str:
         """Return the first message of a protocol whose dialect has none."""

@@ -22,12 +22,13 @@ from collections.abc import Iterator
 from typing import Any, Final, Protocol
 
 from userrealtime_operator.activator.metrics import Metrics
-from userrealtime_operator.activator.wakes import WakeFailed, Wakes
+from userrealtime_operator.activator.wakes import Address, WakeFailed, Wakes
 
 from .admission import Admission, Admitted
 from .connection import CHUNK_BYTES, CLOSE_TIMEOUT_S, ClientConnection, ClientReader
 from .dialogue import Dialogue
-from .responses import Rejected, evicted, unavailable
+from .request import Request
+from .responses import Headers, Rejected, evicted, unavailable
 from .tunnel import PodConnection, PodUnavailable, Tunnel, is_accepted, read_greeting, read_stream_greeting
 
 ATTEMPTS: Final = 3
@@ -169,7 +170,7 @@ class ActivatorProxy:
         request, route = admitted
         with contextlib.ExitStack() as stack:
             with _beating(connection):
-                address = await connection.while_connected(self._wakes.wake_and_wait(route))
+                address = await connection.while_connected(self._address(connection, admitted))
                 pod = await PodConnection.open(*address)
                 stack.callback(pod.writer.close)
                 response = await connection.while_connected(pod.send_request(request, self._idle_s))
@@ -181,6 +182,44 @@ class ActivatorProxy:
             fields = {"user": str(route.user), "waited_s": round(time.monotonic() - began, 3)}
             _logger.info("forwarding", extra={"fields": fields})
             await Tunnel(connection, pod, self._metrics, self._idle_s).run(request, response, first)
+
+    async def _address(self, connection: ClientConnection, admitted: Admitted) -> Address:
+        """Return the address of the user's pod. Wake the user if the request may."""
+        request, route = admitted
+        if request.may_wake:
+            return await self._wakes.wake_and_wait(route)
+        from . import polling  # late: few users have it
+
+        cors = connection.cors_headers
+        waiting = [asyncio.ensure_future(self._wakes.wait_for_pod(route))]
+        hold_s = 0.0
+        if request.identity and request.method == b"GET":
+            hold_s = polling.HOLD_S
+            if request.is_websocket:
+                hold_s = self._admission.request_s
+            else:
+                waiting.append(asyncio.ensure_future(self._rejection(request, cors)))
+        try:
+            done, _ = await asyncio.wait(waiting, timeout=hold_s, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                return task.result()
+        finally:
+            for task in waiting:
+                task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+        if request.is_websocket:
+            raise unavailable("The user has no pod yet; retry later")
+        raise polling.no_message(cors) if hold_s else polling.unknown_session(cors)
+
+    async def _rejection(self, request: Request, cors: Headers) -> Address:
+        """Wait until the token of a session was rejected.
+
+        Raises:
+            Rejected: it was.
+        """
+        from . import polling
+
+        raise polling.last_packets(await self._admission.polls.rejection(request.parameters["sid"]), cors)
 
     def _count(self, outcome: str) -> None:
         self._metrics.outcomes.labels(outcome).inc()

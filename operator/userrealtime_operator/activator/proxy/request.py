@@ -72,6 +72,8 @@ class Request:
         """The body to forward."""
         self.greeted = False
         """Whether the client has received the pod's first message from the activator, while it was parked."""
+        self.may_wake = True
+        """Whether the request wakes the user. Otherwise, it is forwarded only if there is a pod."""
         self.identity = ""
         """For the pod, if the activator has given the connection an identity; see `core.auth.connection_identity`."""
         self._head = head
@@ -171,6 +173,8 @@ class Request:
             return None
         if not methods:
             return HTTPStatus.NOT_FOUND, "not found"
+        if protocol == "socketio":
+            return None  # its errors have a code; see `polling.check`
         if self.method not in methods:
             allowed = " and ".join(method.decode() for method in methods)
             return HTTPStatus.METHOD_NOT_ALLOWED, f"only {allowed} is allowed"
@@ -178,9 +182,6 @@ class Request:
             return HTTPStatus.BAD_REQUEST, f"a {self.method.decode()} request must not have a body"
         if self.is_websocket:
             return HTTPStatus.NOT_FOUND, "no WebSocket endpoint at this path"
-        if protocol == "socketio":
-            # A client would take 404 as the final answer, and not come back.
-            return HTTPStatus.SERVICE_UNAVAILABLE, "the user has no ready pod for long polling; retry later"
         return None
 
     def opening(self, *, query_token: bool) -> ConnectRequest:
