@@ -49,7 +49,7 @@ IMPORTED: Final[Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
     "durable-streams": ((), ("", ".durable_streams")),
     "pusher": (("", ".cutting", ".dialect", ".pusher"), ("", ".pusher", ".socket")),
     "socketio": (
-        ("", ".cutting", ".dialect", ".socketio", ".socketio_packets"),
+        ("", ".cutting", ".dialect", ".engineio", ".socketio", ".socketio_packets"),
         ("", ".engineio", ".socket", ".socketio"),
     ),
     "supabase": (("", ".cutting", ".dialect", ".phoenix", ".supabase"), ("", ".socket", ".supabase")),

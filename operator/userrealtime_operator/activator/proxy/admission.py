@@ -272,9 +272,7 @@ class Admission:
         try:
             messages = polling.FirstMessages(self._opening(request, route), request.body)
         except ValueError:
-            raise polling.failure(
-                polling.BAD_REQUEST, "the body is no list of packets", connection.cors_headers
-            ) from None
+            raise polling.invalid_body(connection.cors_headers) from None
         self._set_audited_client(connection, request)
         while (credential := messages.credential()) is not None:
             if await self._accepts(route, messages.dialogue, credential):

@@ -17,6 +17,7 @@ from typing import Final
 
 from userrealtime_core.protocols.dialect import Credential, Opening
 from userrealtime_core.protocols.engineio import (
+    BAD_REQUEST,
     CONTENT_TYPE,
     EARLY_BYTES,
     UNKNOWN_SESSION,
@@ -98,6 +99,11 @@ def last_packets(body: bytes, cors: Headers) -> Rejected:
 def unknown_session(cors: Headers) -> Rejected:
     """Return the response after which a client begins a new session."""
     return failure(UNKNOWN_SESSION, UNKNOWN_SESSION_TEXT, cors)
+
+
+def invalid_body(cors: Headers) -> Rejected:
+    """Return the response to a body that is no list of packets."""
+    return failure(BAD_REQUEST, "the body is no list of packets", cors)
 
 
 def failure(code: int, message: str, cors: Headers) -> Rejected:
