@@ -52,11 +52,20 @@ class FakeCluster:
     Args:
         host: the address of loopback that its relays have, of IPv4 or IPv6.
         ghosts: the number of pods that accept a connection and end without a response, before the relay is ready.
+        port: of a relay that runs elsewhere. It is the pod after a wake.
     """
 
     def __init__(
-        self, database_url: str, *, comes: bool = True, ghosts: int = 0, host: str = "127.0.0.1", **relay: str
+        self,
+        database_url: str,
+        *,
+        comes: bool = True,
+        ghosts: int = 0,
+        host: str = "127.0.0.1",
+        port: int | None = None,
+        **relay: str,
     ) -> None:
+        self._port = port
         self.wakes = 0
         self.host = host
         self.unpark: Callable[[NamespacedName], None] = lambda _: None
@@ -76,7 +85,9 @@ class FakeCluster:
         self.parked = False
         if self._comes and self._pod is None:
             await asyncio.sleep(0.1)
-            if self._ghosts:
+            if self._port is not None:
+                self._show(self._port)
+            elif self._ghosts:
                 await self._haunt()
             else:
                 await self.start()
@@ -139,6 +150,8 @@ async def gate(
     ghosts: int = 0,
     timeout_s: float = 20,
     host: str = "127.0.0.1",
+    port: int | None = None,
+    path: str = "",
     relay: dict[str, str] | None = None,
     parking: bool | str = False,
     keys: Callable[[], tuple[str, ...]] = lambda: (KEY,),
@@ -147,11 +160,13 @@ async def gate(
     """An activator whose one user sleeps.
 
     Args:
+        port: of a relay that runs elsewhere, in place of a new one.
+        path: of the user's URL.
         relay: settings of all relays.
         parking: the user is parked; or the URL of the database for the activator.
         keys: returns the keys of the user.
     """
-    cluster = FakeCluster(database_url, comes=comes, ghosts=ghosts, host=host, **(relay or {}))
+    cluster = FakeCluster(database_url, comes=comes, ghosts=ghosts, host=host, port=port, **(relay or {}))
     common = RelaySettings.from_environment(relay or {})
 
     async def read(route: Route) -> dict[str, Any]:
@@ -159,7 +174,7 @@ async def gate(
         return secret(*keys())
 
     routes = RouteTable(common.protocols)
-    routes.put(resource(url="http://127.0.0.1"))
+    routes.put(resource(url=f"http://127.0.0.1{path}"))
     metrics = Metrics()
     wakes = Wakes(cluster, metrics, timeout_s=timeout_s)
     bounds = Limits(**limits)

@@ -44,8 +44,6 @@ from .state import Asleep, Endpoints, asleep, has_ready, ready_addresses, wake_r
 _BATCH: Final = 200
 """The number of users that are checked before other tasks get a turn."""
 _ENDED: Final = ("Succeeded", "Failed")
-UNSERVED: Final = ("socketio",)
-"""The protocols of other systems that the activator serves in part only: it has no long polling of Socket.IO."""
 PARKED_S: Final = 120.0
 """Seconds in which the clients of a parked user have time to reconnect, before it counts as asleep without clients."""
 
@@ -309,11 +307,6 @@ class SleepController:
         """Return why a resource keeps its pod running, None if it does not."""
         if resource.warm:
             return "spec.idle.warm keeps the pod running"
-        protocols = self._config.relay.protocols if resource.protocols is None else resource.protocols
-        unserved = [name for name in protocols if name in UNSERVED]
-        if unserved:
-            # A client of these protocols would get an error from the activator instead of a pod.
-            return f"the activator does not serve the protocols of this user ({', '.join(unserved)})"
         return None
 
     def _awake_since(self, body: Mapping[str, Any]) -> float:

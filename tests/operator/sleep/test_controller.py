@@ -482,8 +482,6 @@ async def test_a_database_outage_changes_no_sleep_state(world: SleepFixture) -> 
         ({"idle": {"warm": True}}, SLEEPY),
         ({"idle": {"after": "0s", "warm": False}}, SLEEPY),
         ({}, replace(SLEEPY, idle=IdleDefaults(0))),
-        ({"protocols": ["pusher", "socketio"]}, SLEEPY),
-        ({}, replace(SLEEPY, relay=replace(SLEEPY.relay, protocols=("socketio",)))),
     ],
 )
 async def test_whoever_is_not_to_sleep_is_awake(world: SleepFixture, spec: dict[str, Any], config: Config) -> None:
@@ -503,17 +501,8 @@ async def test_whoever_is_not_to_sleep_is_awake(world: SleepFixture, spec: dict[
     assert world.woken == []
 
 
-async def test_the_condition_names_the_protocols_that_keep_a_user_awake(world: SleepFixture) -> None:
-    protocols = replace(SLEEPY, relay=replace(SLEEPY.relay, protocols=("actioncable", "socketio")))
-    world.restart(protocols)
-    await world.look()
-    assert world.woken == []
-    await world.reconcile()
-    assert world.condition("Asleep")[:2] == ("False", "NeverSleeps")
-    assert "(socketio)" in world.condition("Asleep")[2]
-    # The list in the resource overrides the default: this user can sleep.
-    served = [name for name in PROTOCOLS if name != "socketio"]
-    world.api.resources["users", "alice"]["spec"]["protocols"] = served
+async def test_a_user_with_protocols_of_other_systems_sleeps(world: SleepFixture) -> None:
+    world.restart(replace(SLEEPY, relay=replace(SLEEPY.relay, protocols=PROTOCOLS)))
     await world.fall_asleep()
 
 

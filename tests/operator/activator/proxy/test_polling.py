@@ -115,7 +115,9 @@ async def test_a_session_wakes_the_user_and_continues_at_the_pod(
         assert len(events(await session.packets())) == 1
         answer = await session.post('42["note",{"n":1}]')
         assert answer.body == b"ok"
-        assert await connection.fetchval("select count(*) from userrealtime.inbox") == 1
+        async with asyncio.timeout(PATIENCE_S):
+            while not await connection.fetchval("select count(*) from userrealtime.inbox"):
+                await asyncio.sleep(0.01)
         # The route leads to the pod from now on, and the session is there.
         direct = Session(relay_port(cluster), session.sid)
         await publish(connection, 1)
