@@ -175,6 +175,7 @@ class Wakes:
             pod = self._cluster.pod(route)
             # A client of a user that is awake may come through an old path. That needs no request.
             if not requested and (pod is None or not pod.ready):
+                self._reached.pop(route.key, None)
                 await self._cluster.request_wake(route)
                 requested = True
                 continue

@@ -83,3 +83,34 @@ async def test_only_so_many_wait() -> None:
         await first
     with pytest.raises(WakeFailed, match="shutting down"):
         await wakes.wake_and_wait(ALICE)
+
+
+async def test_one_who_waits_for_a_pod_without_a_wake() -> None:
+    server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
+    address = server.sockets[0].getsockname()
+    pods = FakePods()
+    wakes = Wakes(pods, Metrics())
+    async with server, asyncio.timeout(PATIENCE_S):
+        waiting = asyncio.create_task(wakes.wait_for_pod(ALICE))
+        await asyncio.sleep(0.05)
+        pods.come(address)
+        await asyncio.sleep(0.05)
+        assert not waiting.done(), "the API server has not reported that it is ready"
+        assert pods.asked == []
+        waking = asyncio.create_task(wakes.wake_and_wait(ALICE))
+        await asyncio.sleep(0)
+        joined = asyncio.create_task(wakes.wait_for_pod(ALICE))
+        assert await waking == await joined == address
+        assert await wakes.wait_for_pod(ALICE) == address, "it has accepted a connection"
+        pods.come(address, ready=True)
+        assert await waiting == address
+        assert await wakes.wait_for_pod(ALICE) == address
+    assert pods.asked == [ALICE]
+    pods.come(("127.0.0.1", 1))
+    failing = Wakes(pods, Metrics(), timeout_s=0.2)
+    waking = asyncio.create_task(failing.wake_and_wait(ALICE))
+    await asyncio.sleep(0)
+    with pytest.raises(WakeFailed):
+        await failing.wait_for_pod(ALICE)
+    with pytest.raises(WakeFailed):
+        await waking

@@ -124,7 +124,7 @@ class Dialogue:
         self.closing = self.closing or Close(closing.code, closing.reason)
 
     def _perform(self, acts: Sequence[Act]) -> None:
-        """Carry out acts, before those that wait for a credential."""
+        """Carry out acts, before the acts that wait for a credential."""
         self._acts.extendleft(reversed(acts))
         while self._acts and self.question is None and self.closing is None:
             match self._acts.popleft():
@@ -147,7 +147,7 @@ class Dialogue:
 
 
 class Preamble:
-    """Leaves out of a pod's messages, at their beginning, those that the client has.
+    """Leaves out of a pod's messages, at their beginning, what the client has.
 
     Args:
         greeted: whether the first message is left out whatever it is. The activator has sent another one in its place.
