@@ -134,7 +134,9 @@ class Parking:
             self._clients.setdefault(client.resource, set()).add(client)
             self._metrics.parks.inc()
             # Either may have changed while the last bytes of the client were awaited.
-            if not self._is_parked(client.resource) or user.position != (state.head, state.epoch):
+            if user.position != (state.head, state.epoch):
+                client.wake("events")
+            elif not self._is_parked(client.resource):
                 client.wake("woken")
             return await client.done
         finally:
