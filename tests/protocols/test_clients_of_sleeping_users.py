@@ -49,7 +49,8 @@ async def test_pusher(postgres_server: LocalPostgres, tmp_path_factory: pytest.T
         await alice.has("subscribed")
         await alice.event(await stage.publish())
         assert cluster.wakes > 0
-        assert [line["state"] for line in alice.lines if "state" in line] == ["connected"]
+        states = [line["state"] for line in alice.lines if "state" in line]
+        assert states in (["connected"], ["connecting", "connected"]), "one attempt"
 
 
 @test_socketio_clients.transports
