@@ -20,6 +20,7 @@ from typing import Any, Final
 import asyncpg
 import jwt
 import pytest
+from websockets.asyncio.client import ClientConnection, connect
 
 from testing.local.apiserver import LocalApiServer
 from testing.local.operator import LocalOperator
@@ -39,6 +40,7 @@ NAMESPACE: Final = "users"
 SYSTEM: Final = "userrealtime"
 USER: Final = "alice"
 NAME: Final = child_name(USER)
+PROTOCOLS: Final = ["pusher"]
 POD_HOST: Final = "127.0.0.2"
 """The address of the relay, whose port 8080 must be free."""
 SETTINGS: Final = {
@@ -88,6 +90,7 @@ class Kubelet:
             "WS_PORT": "8080",
             "INSTANCE": name,
             "BASE_PATH": f"/{NAME}",
+            "PROTOCOLS": ",".join(PROTOCOLS),
             "TOKEN_KEY": base64.b64decode(secret["TOKEN_KEY"]).decode(),
         }
         self.relay = await self._relay.enter_async_context(running(self._url, listen, **settings))
@@ -212,7 +215,7 @@ async def test_a_user_is_parked_and_woken(server: LocalApiServer, monkeypatch: p
             "apiVersion": "userrealtime.dev/v1alpha1",
             "kind": "UserRealtime",
             "metadata": {"name": USER, "namespace": NAMESPACE},
-            "spec": {"userId": USER},
+            "spec": {"userId": USER, "protocols": PROTOCOLS},
         }
         server.kubectl("create", "-f", "-", input=json.dumps(resource))
 
@@ -242,6 +245,10 @@ async def test_a_user_is_parked_and_woken(server: LocalApiServer, monkeypatch: p
             assert isinstance(event, Event)
             return event.id
 
+        async def event_of(connection: ClientConnection) -> Any:
+            async with asyncio.timeout(PATIENCE_S):
+                return json.loads(await connection.recv())["event"]
+
         async def publish() -> None:
             await database.execute("select userrealtime.publish($1, 'x')", USER)
 
@@ -259,6 +266,16 @@ async def test_a_user_is_parked_and_woken(server: LocalApiServer, monkeypatch: p
                 await publish()
                 assert await next_id(client) == 2
                 await become("Awake")
+                await become("Parked")
+                await online(1, 1)
+                # A client of another system wakes the user.
+                async with connect(f"ws://localhost:{activator.port}/{NAME}/app/key") as pusher:
+                    assert await event_of(pusher) == "pusher:connection_established"
+                    subscription = {"channel": "private-log", "auth": f"key:{await token()}"}
+                    await pusher.send(json.dumps({"event": "pusher:subscribe", "data": subscription}))
+                    assert await event_of(pusher) == "pusher_internal:subscription_succeeded"
+                    await become("Awake")
+                    await online(2, 0)
                 await become("Parked")
                 await online(1, 1)
                 # The keys are revoked: the client has to bring another token.
