@@ -257,7 +257,7 @@ def test_changes_of_postgres() -> None:
         '{"new": {"id": 1}, "old": {"id": 1}, "x": 1}',
         '{"new": 1, "old": {"id": 1}}',
         '{"new": {"id": 1}, "odd": {"id": 1}}',
-        '{"new": ' + '{"a": ' * 5000 + "1" + "}" * 5000 + ', "old": {}}',
+        '{"new": ' + '{"a": ' * 100_000 + "1" + "}" * 100_000 + ', "old": {}}',
     ],
 )
 def test_a_row_with_a_column_named_new_stays_a_row(data: str) -> None:
