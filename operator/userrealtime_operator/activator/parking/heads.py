@@ -205,7 +205,7 @@ class Heads:
             states = {row["user_id"]: LogState(row["head"], row["earliest"], row["epoch"]) for row in rows}
             wanted = {row["user_id"] for row in rows if row["wanted"]}
             for user in batch:
-                if user.move(states.get(user.user_id)) or user.user_id in wanted:
+                if user.move(states[user.user_id]) or user.user_id in wanted:
                     self._moved(user)
                 if (waiting := self._located.pop(user, None)) is not None:
                     _resolve(waiting)

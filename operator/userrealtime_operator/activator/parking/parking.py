@@ -1,7 +1,8 @@
 """Decides which connections are parked, and for how long. The connections stay in the tasks that serve them.
 
 A connection is parked if its user is parked and its client has all events: it gives a cursor and an epoch, which are
-the head and the epoch of the log. Any other connection is forwarded to a pod, for which the user is woken.
+the head and the epoch of the log, or the cursor 0 if the user has no log yet. Any other connection is forwarded to a
+pod, for which the user is woken.
 
 A parked connection ends in one of three ways: the client leaves, the token expires, or the client needs the pod. In the
 last case, the request to the pod has the position and the newest token of the client.
@@ -95,9 +96,10 @@ class Parking:
             return admitted
         opening = request.opening(query_token=self._settings.allow_query_token)
         resume = opening.resume
-        if resume is None or resume.cursor is None or resume.epoch is None:
+        if resume is None or resume.cursor is None:
             return admitted
-        if not (resume.epoch.isascii() and resume.epoch.isprintable()):
+        # Without an epoch, only a client whose user has no log yet has the position of the head.
+        if resume.epoch is not None and not (resume.epoch.isascii() and resume.epoch.isprintable()):
             return admitted  # an administrator has set it, and it does not fit in a header
         with self._entering(route.user_id) as user:
             state = await connection.while_connected(self._heads.locate(user))

@@ -40,8 +40,8 @@ class ParkedUser:
         """The head and the epoch of the log."""
         return None if self.state is None else (self.state.head, self.state.epoch)
 
-    def move(self, state: LogState | None) -> bool:
-        """Set where the log stands, None if there is no log. Return whether the clients need the pod."""
+    def move(self, state: LogState) -> bool:
+        """Set where the log stands. Return whether the clients need the pod."""
         before = self.position
         self.state = state
         return before is not None and self.position != before

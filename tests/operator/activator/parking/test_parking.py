@@ -92,6 +92,29 @@ async def test_a_message_wakes_the_pod_which_receives_it_once(
         assert await connection.fetchval("select count(*) from userrealtime.inbox") == 2
 
 
+@pytest.mark.parametrize("resume", [{"last_event_id": "0"}, {"last_event_id": "0", "epoch": ""}])
+async def test_a_client_of_a_user_without_a_log_is_parked(
+    migrated: Database, connection: asyncpg.Connection, resume: dict[str, Any]
+) -> None:
+    await connection.execute(
+        "insert into userrealtime.registration (resource, scope, user_id) values ($1, 'here/users', $2)", uuid4(), USER
+    )
+    async with (
+        gate(migrated.url, parking=True) as (opened, cluster, _),
+        client(opened.port, **resume) as alice,
+        stream(opened.port, headers={**SERVICE, "Last-Event-ID": "0"}) as events,
+    ):
+        greeting = {"type": "connected", "userId": USER, "cursor": 0, "epoch": None, "earliest": 1}
+        assert await receive(alice) == greeting
+        assert await events.event() == greeting
+        await parked(connection, 2)
+        assert cluster.wakes == 0
+        await publish(connection)
+        assert await receive_ids(alice, 1) == [1]
+        assert await events.ids(1) == [1]
+        assert cluster.wakes == 1
+
+
 @pytest.mark.parametrize("lost", ["last_event_id", "epoch"])
 async def test_a_client_without_a_position_is_forwarded(
     migrated: Database, position: dict[str, Any], lost: str

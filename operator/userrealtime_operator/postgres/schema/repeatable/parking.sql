@@ -39,14 +39,14 @@ create or replace function userrealtime.parked_heads(
     set search_path = pg_catalog, pg_temp
     set enable_seqscan = off
     as $$
-    select l.user_id, l.head,
-           coalesce((select min(e.id) from userrealtime.event e where e.user_id = l.user_id), l.head + 1), l.epoch,
-           exists (select from userrealtime.presence p where p.user_id = l.user_id and p.parked and p.wanted)
-    from userrealtime.log l where l.user_id = any (users)
+    select u.user_id, coalesce(l.head, 0),
+           coalesce((select min(e.id) from userrealtime.event e where e.user_id = u.user_id), l.head + 1, 1), l.epoch,
+           exists (select from userrealtime.presence p where p.user_id = u.user_id and p.parked and p.wanted)
+    from unnest(users) u (user_id) left join userrealtime.log l using (user_id)
 $$;
 comment on function userrealtime.parked_heads is
-    'Where the logs of users stand: the newest and the oldest number kept, and the epoch. wanted: a broadcast to parked '
-    'clients was dropped. For activators, after park().';
+    'Where the logs of users stand: the newest and the oldest number kept, and the epoch; 0, 1 and null without a log. '
+    'wanted: a broadcast to parked clients was dropped. For activators, after park().';
 
 create or replace function userrealtime.grant_activator(role name) returns void
     language plpgsql
