@@ -3,7 +3,7 @@
 import { setTimeout as delay } from "node:timers/promises";
 
 const DEMO = process.env.DEMO_URL ?? "http://localhost:8081/demo";
-const ATTEMPTS = 30;
+const ATTEMPTS = 20;
 
 /** Log in. Return the URL of the user's pod, and an asynchronous function that returns a new token. */
 export async function logIn(user = "alice") {
@@ -31,8 +31,9 @@ async function request(path, options) {
       throw new Error(`${response.status} ${await response.text()}`);
     } catch (error) {
       if (attempt === ATTEMPTS) {
-        throw new Error(`no answer from ${DEMO}${path}: run \`make up\`, or set DEMO_URL`, { cause: error });
+        throw new Error(`no valid answer from ${DEMO}${path}: run \`make up\`, or set DEMO_URL`, { cause: error });
       }
+      if (attempt === 1) console.error(`${DEMO}${path}: ${error.cause?.code ?? error.message}; trying again`);
       await delay(1000);
     }
   }
