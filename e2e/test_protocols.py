@@ -1,4 +1,6 @@
-"""The clients of other systems, unchanged from npm, each with its protocol through the ingress, over a killed pod.
+"""The clients of other systems, unchanged from npm, each with its protocol through the ingress.
+
+They wake their user, and continue over a killed pod.
 
 They are the examples in examples/clients, which run against the demo.
 """
@@ -16,8 +18,8 @@ import pytest
 
 from testing import demo
 from testing.clients.examples import Example, install_examples
+from testing.sleeping import SOON, wait_asleep
 from testing.system import System
-from testing.waiting import eventually
 from userrealtime_core.relay_settings import PROTOCOLS
 
 USER: Final = "alice"
@@ -25,23 +27,18 @@ USER: Final = "alice"
 
 def pods(system: System) -> list[str]:
     """Return the names of the user's pods, also of those that are terminating."""
-    return system.kubectl("get", "pods", "-l", selector(system), "-o", "name").split()
-
-
-def selector(system: System) -> str:
-    return f"app.kubernetes.io/instance={system.get('urt', USER)['status']['name']}"
+    instance = system.get("urt", USER)["status"]["name"]
+    return system.kubectl("get", "pods", "-l", f"app.kubernetes.io/instance={instance}", "-o", "name").split()
 
 
 @pytest.fixture
 def demo_url(system: System) -> Iterator[str]:
-    """The URL of the demo. Its user alice has all protocols until the end of the test."""
+    """The URL of the demo. Its user alice sleeps, and has all protocols until the end of the test."""
     existed = f"userrealtime.userrealtime.dev/{USER}" in system.kubectl("get", "urt", "-o", "name").split()
     url = demo.install(system)
-    system.apply_user(USER, protocols=[*PROTOCOLS])
+    system.apply_user(USER, protocols=[*PROTOCOLS], idle=SOON)
     system.wait_ready(USER)
-    # A pod without the protocols must not accept a client any more. A sleeping user has no pod.
-    eventually(lambda: len(pods(system)) <= 1, f"the former pod of {USER} is gone")
-    system.wait_reachable(USER)
+    wait_asleep(system, USER)
     yield url
     if existed:
         system.apply_user(USER)
@@ -50,7 +47,7 @@ def demo_url(system: System) -> Iterator[str]:
         system.delete_user(USER)
 
 
-async def test_each_client_receives_each_event_once_over_a_killed_pod(
+async def test_each_client_wakes_its_user_and_receives_each_event_once_over_a_killed_pod(
     system: System, database: asyncpg.Connection, demo_url: str, tmp_path: Path
 ) -> None:
     async def publish(*numbers: int) -> None:
