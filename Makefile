@@ -3,8 +3,9 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 VENV := .venv
-# Most unit tests wait most of the time. Each worker has a PostgreSQL server of its own.
-UNIT_OPTIONS := --numprocesses 2 --dist worksteal
+# Most unit tests wait most of the time, so two CPUs have work for four workers. Each has its own PostgreSQL server.
+UNIT_WORKERS := 4
+UNIT_OPTIONS = --numprocesses $(UNIT_WORKERS) --dist worksteal
 BIN := $(VENV)/bin
 
 .PHONY: help up down test relay lint unit test-unit test-versions unit-3.13 unit-postgres-15 unit-both e2e scenarios soak bench docs docs-serve lock packages kind release release-check release-images release-sign release-proof venv

@@ -62,8 +62,8 @@ def run(other: Path, target: str) -> int:
     LOG.parent.mkdir(exist_ok=True)
     note(f"the unit tests run on {other} beside these tests; their output: {LOG.relative_to(REPOSITORY)}")
     with LOG.open("wb") as log:
-        # At a lower priority: the tests that are shown have time limits for a cluster, which need the CPU more.
-        command = ["nice", "-n", "10", "make", "unit", f"VENV={VENV}", f"PYTHON={other}"]
+        # With a lower priority and fewer workers: the cluster of the other tests needs the CPU more.
+        command = ["nice", "-n", "10", "make", "unit", f"VENV={VENV}", f"PYTHON={other}", "UNIT_WORKERS=2"]
         # In a new session: the whole process group can be stopped, and Ctrl-C does not reach it.
         beside = subprocess.Popen(
             command, cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
