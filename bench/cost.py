@@ -32,7 +32,7 @@ from bench.operator.__main__ import CRD, LEASE, NAMESPACE, create, progress, qui
 from bench.relay.figures import figure
 from testing.local.apiserver import LocalApiServer
 from testing.local.operator import ROOT, LocalOperator
-from testing.local.postgres import free_port
+from testing.local.ports import free_port
 from userrealtime_operator.kube.client import Api
 from userrealtime_operator.postgres.migrate import migrate
 

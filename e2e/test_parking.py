@@ -24,7 +24,8 @@ from websockets.asyncio.client import ClientConnection, connect
 
 from testing.local.apiserver import LocalApiServer
 from testing.local.operator import LocalOperator
-from testing.local.postgres import LocalPostgres, free_port
+from testing.local.ports import free_port
+from testing.local.postgres import LocalPostgres
 from testing.operator.names import child_name
 from testing.patience import PATIENCE_S, WITHIN
 from testing.relay.harness import running

@@ -21,7 +21,7 @@ import pytest
 
 from testing.attempts import Attempts
 from testing.cluster import binaries
-from testing.local.postgres import free_port
+from testing.local.ports import free_port
 from testing.patience import PATIENCE_S
 from testing.processes import processes_with
 from testing.system import System

@@ -17,7 +17,7 @@ from examples.demo.database import Database
 from examples.demo.view import Object
 from testing.clients.fixture import ClientFixture
 from testing.demo import ROLE, prepare_database
-from testing.local.postgres import free_port
+from testing.local.ports import free_port
 from testing.patience import PATIENCE_S
 from testing.relay.harness import token
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import asyncpg
 import jwt
 
-from testing.local.postgres import free_port
+from testing.local.ports import free_port
 
 from . import dialects, install, publishers
 from .client import Dialect

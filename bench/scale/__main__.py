@@ -25,7 +25,8 @@ import asyncpg
 from bench.durable import DEFAULT_FLUSH_MS, described, durable_postgres, machine
 from bench.relay.figures import figure, percentile
 from testing.local.brokers import BROKERS
-from testing.local.postgres import LocalPostgres, free_port
+from testing.local.ports import free_port
+from testing.local.postgres import LocalPostgres
 from userrealtime_operator.postgres.migrate import migrate
 
 from .plot import plot

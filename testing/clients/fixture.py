@@ -69,6 +69,7 @@ class ClientFixture:
         direct = await self._stack.enter_async_context(Link(self.server.port))
         self.relay = RelayProcess(self.database, direct, ["pass"], self._variables)
         self._stack.callback(self.relay.output.close)
+        self._stack.push_async_callback(self.relay.stop, grace_s=0)
         await self.relay.start()
         self.link = await self._stack.enter_async_context(Link(self.relay.port, self._filter))
         self.url = f"http://127.0.0.1:{self.link.port}"
@@ -80,7 +81,6 @@ class ClientFixture:
     ) -> None:
         async with self._turn:
             self._writer.terminate()
-        await self.relay.stop(grace_s=0)
         await self._stack.aclose()
         async with self._connected("postgres") as connection:
             await connection.execute(f"drop database {self.database} with (force)")

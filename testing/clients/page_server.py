@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping
@@ -15,6 +14,7 @@ import aiohttp
 
 from testing.clients.fixture import ClientFixture
 from testing.clients.javascript import run
+from testing.local.ports import free_port
 from testing.patience import PATIENCE_S
 from testing.relay.harness import KEY
 from testing.system import ROOT
@@ -41,9 +41,7 @@ async def serving_page(
     uv = str(Path(sys.executable).with_name("uv"))
     install = (uv, "pip", "install", "--quiet", "--target", str(packages), "-r", str(requirements))
     await asyncio.to_thread(run, *install, "--python", sys.executable, folder=folder)
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
+    port = free_port()
     search = [str(folder), str(packages), str(ROOT / "clients" / "python")]
     start = f"import sys; sys.path[:0] = {search!r}; import uvicorn; uvicorn.run('server:app', port={port})"
     process = await asyncio.create_subprocess_exec(

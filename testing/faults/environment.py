@@ -29,7 +29,8 @@ from typing import Any, Final, Self
 import asyncpg
 
 from testing.local.brokers import LocalBroker
-from testing.local.postgres import LocalPostgres, free_port
+from testing.local.ports import free_port
+from testing.local.postgres import LocalPostgres
 from testing.relay.harness import USER, environment, token
 from userrealtime_operator.postgres.migrate import migrate
 

@@ -24,7 +24,7 @@ from testing.cluster.local.pki import Identity
 from testing.cluster.process import run
 from testing.patience import COMMAND_TIMEOUT_S, PATIENCE_S
 
-from .postgres import free_port
+from .ports import free_port
 
 IDENTITIES = (
     Identity("apiserver", "/CN=kube-apiserver", ("DNS:localhost", "IP:127.0.0.1")),

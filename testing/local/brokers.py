@@ -23,7 +23,7 @@ from aiokafka.errors import KafkaError, TopicAlreadyExistsError
 
 from testing.cluster.paths import cache
 from testing.cluster.progress import exclusive
-from testing.local.postgres import free_port
+from testing.local.ports import free_port
 from userrealtime_core.trust import client_context
 
 START_TIMEOUT_S = 120

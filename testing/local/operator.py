@@ -22,7 +22,7 @@ import yaml
 from testing.cluster import ClusterError
 from testing.patience import PATIENCE_S
 
-from .postgres import free_port
+from .ports import free_port
 
 ROOT = Path(__file__).parents[2]
 _SAMPLE = re.compile(r"^(\w+)(?:\{(.*)\})? (\S+)$", re.MULTILINE)

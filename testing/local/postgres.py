@@ -15,7 +15,6 @@ import importlib.util
 import os
 import re
 import shutil
-import socket
 import subprocess
 import tempfile
 from pathlib import Path
@@ -23,6 +22,8 @@ from types import TracebackType
 from typing import Self
 
 from testing.patience import PATIENCE_S
+
+from .ports import free_port
 
 # PostgreSQL refuses to run as root; `nobody` has this id on every Linux that matters.
 UNPRIVILEGED_ID = 65534
@@ -89,14 +90,6 @@ def _readable_by_all(programs: Path) -> Path:
     if libraries.exists():
         shutil.copytree(libraries, home / libraries.name)
     return copy
-
-
-def free_port() -> int:
-    """Return a TCP port of 127.0.0.1 on which no program listens at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class LocalPostgres:

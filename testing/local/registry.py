@@ -16,7 +16,7 @@ from typing import Final, Self
 from testing.cluster import ClusterError, binaries
 from testing.patience import PATIENCE_S
 
-from .postgres import free_port
+from .ports import free_port
 
 REQUEST_TIMEOUT_S: Final = 20.0
 MANIFESTS: Final = (

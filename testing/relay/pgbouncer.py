@@ -13,7 +13,8 @@ from urllib.parse import urlsplit
 
 import asyncpg
 
-from testing.local.postgres import UNPRIVILEGED_ID, free_port
+from testing.local.ports import free_port
+from testing.local.postgres import UNPRIVILEGED_ID
 from testing.relay.harness import PATIENCE_S
 from testing.skipping import skip
 

@@ -7,7 +7,7 @@ import json
 from aiohttp import web
 
 from bench.relay import publishers
-from testing.local.postgres import free_port
+from testing.local.ports import free_port
 
 
 def test_the_signature_of_pusher() -> None:

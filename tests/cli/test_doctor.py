@@ -14,7 +14,8 @@ import pytest
 
 from testing.cli import ALICE, SECRET, Answers, Run, refusal, resource
 from testing.clients.fixture import ROOT, ClientFixture
-from testing.local.postgres import LocalPostgres, free_port
+from testing.local.ports import free_port
+from testing.local.postgres import LocalPostgres
 from testing.patience import PATIENCE_S
 from testing.relay.harness import KEY
 from userrealtime_cli.findings import ADVICE, of_answer, of_resource, of_token

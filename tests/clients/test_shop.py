@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -20,6 +19,7 @@ import pytest
 
 from testing.clients.javascript import program, run
 from testing.database import Database
+from testing.local.ports import free_port
 from testing.patience import PATIENCE_S
 from testing.relay.harness import KEY
 from testing.system import ROOT
@@ -74,13 +74,6 @@ def go(folder: Path, application: Path) -> list[str]:
 
 
 EXAMPLES: Final = (django, fastapi, postgresjs, drizzle, go)
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 class Shop:

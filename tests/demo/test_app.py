@@ -19,7 +19,7 @@ from examples.demo.config import Config
 from examples.demo.database import Database
 from examples.demo.session import COOKIE, Sessions
 from examples.demo.web import MOST_BODY_BYTES
-from testing.local.postgres import free_port
+from testing.local.ports import free_port
 from testing.patience import PATIENCE_S
 
 KEY = "k" * 64

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from aiohttp import ClientSession, web
 
-from testing.local.postgres import free_port
+from testing.local.ports import free_port
 from testing.relay.harness import PATIENCE_S, get
 from userrealtime_core.probes import CONNECTIONS
 from userrealtime_operator.process import probes as endpoints
