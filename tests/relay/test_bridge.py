@@ -19,6 +19,7 @@ from testing.local.brokers import LocalBroker
 from testing.relay.brokers import bridging, make_broker
 from testing.relay.harness import NEVER, PATIENCE_S, get, until
 from testing.relay.pgbouncer import pgbouncer
+from userrealtime_core.announcer import traffic
 from userrealtime_core.announcer.queue import DOORBELL
 from userrealtime_core.environment import ConfigError
 from userrealtime_core.secret import Secret
@@ -89,10 +90,14 @@ async def say(connection: asyncpg.Connection, *users: str) -> None:
 
 
 async def busy(connection: asyncpg.Connection, bridge: Bridge) -> None:
-    """Ring until the announcer polls."""
+    """Ring until the announcer polls, and has received all rings."""
+    rings = await value(bridge, "rings_total")
     async with asyncio.timeout(PATIENCE_S):
         while not await value(bridge, "announcer_leased"):
             await connection.execute("select pg_notify('userrealtime_doorbell', n::text) from generate_series(1, 8) n")
+            rings += 8
+        while await value(bridge, "rings_total") < rings:
+            await asyncio.sleep(0.02)
 
 
 async def value(bridge: Bridge, name: str) -> float:
@@ -114,8 +119,13 @@ async def test_a_commit_signals_each_user_with_the_newest_head(
 
 @pytest.mark.parametrize("leased", [False, True])
 async def test_a_transaction_with_many_users_signals_all_of_them(
-    migrated: Database, connection: asyncpg.Connection, broker: LocalBroker, leased: bool
+    migrated: Database,
+    connection: asyncpg.Connection,
+    broker: LocalBroker,
+    monkeypatch: pytest.MonkeyPatch,
+    leased: bool,
 ) -> None:
+    monkeypatch.setattr(traffic, "QUIET_WINDOW", PATIENCE_S)  # the announcer polls until the end of the test
     users = [f"user-{number}-{'x' * 100}" for number in range(3000)]
     await attend(connection, *users)
     async with (
