@@ -174,6 +174,7 @@ def test_the_activator_can_only_request_a_wake(server: LocalApiServer) -> None:
         "name": "urt-frank",
         "observedGeneration": 1,
         "sealedKeys": "text",
+        "state": "Asleep",
         "tokenSecret": {"name": "urt-frank", "key": "TOKEN_KEY"},
         "url": "https://example.com/frank",
     }
@@ -203,6 +204,7 @@ def test_the_activator_can_only_request_a_wake(server: LocalApiServer) -> None:
         "name": "urt-other",
         "observedGeneration": 2,
         "sealedKeys": "other",
+        "state": "Awake",
         "tokenSecret": {"name": "urt-other", "key": "TOKEN_KEY"},
         "url": "https://evil.example",
     }

@@ -198,6 +198,7 @@ async def test_a_client_learns_of_a_gap(
         await alice.has("connected")
         await alice.event(await stage.publish())
         await stage.refuse(True)
+        await alice.has("disconnected")  # a client that polls notices it with its next request
         await stage.publish(3)
         await (stage.replace() if reason == "epoch" else stage.forget())
         await stage.refuse(False)
