@@ -98,6 +98,8 @@ async def test_a_quiet_client_is_parked_and_continues_with_the_next_event(
         return system.token(name)
 
     async with Client(system.get("urt", name)["status"]["url"], token=token) as client:
+        # A client without a position begins with the next event.
+        await until_async(lambda: asyncio.sleep(0, client.state), lambda found: found == "connected")
         await database.execute("select userrealtime.publish($1, 'before')", name)
         async with asyncio.timeout(PATIENCE_S):
             first = await anext(client)
