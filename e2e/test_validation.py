@@ -24,6 +24,7 @@ WRONG_TYPE = {"object": "text", "array": "text", "string": 7, "integer": "text",
 BROKEN_RULES: dict[str, dict[str, Any]] = {
     "userId must not contain control characters": {"userId": "a\nb"},
     "idle.after must be a duration": {"idle": {"after": "10 minutes"}},
+    "idle.parkAfter must be a duration": {"idle": {"parkAfter": "10 minutes"}},
     "url must be http(s)://host[:port][/path]": {"route": {"url": "nowhere"}},
 }
 # A rule about a change, see test_resource.py.
