@@ -19,7 +19,7 @@ def program(name: str, package: str) -> str:
     """Return the path of a program. Without it, the test is skipped, or fails if CI=true."""
     found = shutil.which(name)
     if found is None:
-        skip(f"{name} is not installed, so the JavaScript client is not tested: apt-get install {package}")
+        skip(f"{name} is not installed, so clients are not tested: apt-get install {package}")
     return found
 
 
