@@ -25,6 +25,7 @@ from testing.relay.harness import KEY, PATIENCE_S, USER, client, config, receive
 from testing.relay.http_client import request
 from userrealtime_core.protocols.dialect import (
     EXPIRED,
+    KEYS_UNAVAILABLE,
     MAX_CHANNELS,
     TOO_MANY_CHANNELS,
     Act,
@@ -46,7 +47,6 @@ from userrealtime_core.wire.frames import encode_text
 from userrealtime_core.wire.session import MAX_ERRORS, UNAUTHORIZED, CloseFrame
 from userrealtime_core.wire.submission import Refused, Unavailable
 from userrealtime_relay.protocols.pusher import MAX_FORM_BYTES
-from userrealtime_relay.protocols.socket import KEYS_UNAVAILABLE
 from userrealtime_relay.server import Relay
 from userrealtime_relay.wire.frames import encode_events
 

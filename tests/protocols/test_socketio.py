@@ -23,6 +23,7 @@ from testing.relay.harness import PATIENCE_S, USER, client, config, metric, runn
 from testing.relay.http_client import Answer, request
 from userrealtime_core.protocols.dialect import (
     EXPIRED,
+    KEYS_UNAVAILABLE,
     TOO_MANY_ERRORS,
     Act,
     Authenticate,
@@ -44,7 +45,7 @@ from userrealtime_core.wire.connect_request import CloseCode, ConnectRequest, Re
 from userrealtime_core.wire.frames import encode_text
 from userrealtime_core.wire.session import MAX_ERRORS, TOO_MANY_MESSAGES, UNAUTHORIZED, CloseFrame
 from userrealtime_core.wire.submission import Refused, Unavailable
-from userrealtime_relay.protocols.socket import KEYS_UNAVAILABLE, RESTARTING
+from userrealtime_relay.protocols.socket import RESTARTING
 from userrealtime_relay.protocols.socketio import SESSIONS_PER_CONNECTION
 from userrealtime_relay.server import Relay
 from userrealtime_relay.wire.frames import encode_events

@@ -22,6 +22,7 @@ from testing.relay.harness import PATIENCE_S, USER, client, config, eventually, 
 from testing.relay.http_client import Answer, request
 from userrealtime_core.protocols.dialect import (
     EXPIRED,
+    KEYS_UNAVAILABLE,
     MAX_CHANNELS,
     TOO_MANY_CHANNELS,
     Act,
@@ -50,7 +51,6 @@ from userrealtime_core.wire.connect_request import CloseCode, ConnectRequest, Re
 from userrealtime_core.wire.frames import encode_text
 from userrealtime_core.wire.session import MAX_ERRORS, UNAUTHORIZED, CloseFrame
 from userrealtime_core.wire.submission import Refused, Submission, Unavailable
-from userrealtime_relay.protocols.socket import KEYS_UNAVAILABLE
 from userrealtime_relay.protocols.supabase import MAX_MESSAGES
 from userrealtime_relay.server import Relay
 from userrealtime_relay.wire.frames import encode_events

@@ -23,6 +23,7 @@ MAX_CHANNELS: Final = 16
 """Channels of one connection. Each one costs a task and a cursor."""
 TOO_MANY_CHANNELS: Final = CloseFrame(CloseCode.TRY_LATER, "Too many channels")
 TOO_MANY_ERRORS: Final = CloseFrame(CloseCode.POLICY_VIOLATION, "Too many errors")
+KEYS_UNAVAILABLE: Final = CloseFrame(CloseCode.TRY_LATER, "Signing keys unavailable")
 EXPIRED: Final = CloseFrame(CloseCode.TOKEN_EXPIRED, "Token expired")
 
 

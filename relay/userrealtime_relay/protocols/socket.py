@@ -25,6 +25,7 @@ from userrealtime_core.auth import connection_identity
 from userrealtime_core.auth.errors import KeySetStale, Unauthorized
 from userrealtime_core.protocols.dialect import (
     EXPIRED,
+    KEYS_UNAVAILABLE,
     MAX_CHANNELS,
     TOO_MANY_CHANNELS,
     TOO_MANY_ERRORS,
@@ -59,7 +60,6 @@ MAX_TRANSLATIONS: Final = 64
 """Wordings whose last translation is kept."""
 SIGNATURE_LIFETIME_S: Final = 3600
 """Seconds for which a connection may be authorized by signatures, which have no expiry of their own."""
-KEYS_UNAVAILABLE: Final = CloseFrame(CloseCode.TRY_LATER, "Signing keys unavailable")
 RESTARTING: Final = CloseFrame(CloseCode.RESTARTING, RESTARTING_REASON)
 
 _logger = logging.getLogger(__name__)

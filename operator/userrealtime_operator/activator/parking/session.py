@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from userrealtime_core.wire.connect_request import ConnectRequest
+from userrealtime_core.wire.frames import encode_text
 from userrealtime_core.wire.position import LogState
 from userrealtime_core.wire.session import PendingLookup, Session
 
@@ -18,7 +19,7 @@ MAX_MESSAGE_BYTES: Final = 12 << 10
 """The largest message that is parsed. The largest token has 8 KiB; a longer message is for the pod."""
 PING: Final = b"\x89\x00"
 SILENT: Final = (1011, "No answer to a ping")
-_TEXT, _CLOSE, _PONG = 1, 8, 10
+_CLOSE, _PONG = 8, 10
 
 
 class Frame(NamedTuple):
@@ -155,7 +156,7 @@ class ParkedSession:
         session = self._session
         while session.question in (PendingLookup.POSITION, PendingLookup.FRESH_POSITION):
             session.locate(self._state)
-        self._output += [_text_frame(message.encode()) for message in session.take()]
+        self._output += [encode_text(message) for message in session.take()]
 
     def _process(self, frame: Frame, now: float) -> bool:
         """Process a frame. Return False if only the pod can do it."""
@@ -163,10 +164,10 @@ class ParkedSession:
             case 1 if frame.final:
                 return self._process_text(frame.payload, now)
             case 8:
-                self._output.append(_head(_CLOSE, len(frame.payload)) + frame.payload)
+                self._output.append(_control_frame(_CLOSE, frame.payload))
                 self.ended = True
             case 9:
-                self._output.append(_head(_PONG, len(frame.payload)) + frame.payload)
+                self._output.append(_control_frame(_PONG, frame.payload))
             case 10:
                 self._pinged = False
             case _:
@@ -193,14 +194,8 @@ class ParkedSession:
         return False
 
 
-def _text_frame(text: bytes) -> bytes:
-    return _head(_TEXT, len(text)) + text
-
-
-def _head(opcode: int, size: int) -> bytes:
-    if size < 126:
-        return bytes((0x80 | opcode, size))
-    return bytes((0x80 | opcode, 126)) + size.to_bytes(2)  # a greeting or a control frame is never longer
+def _control_frame(opcode: int, payload: bytes) -> bytes:
+    return bytes((0x80 | opcode, len(payload))) + payload
 
 
 def _read_frame(data: bytes, at: int) -> Frame | bool | None:

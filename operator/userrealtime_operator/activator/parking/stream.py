@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
+from http import HTTPStatus
 from typing import Final
 
 from userrealtime_core.wire.connect_request import CloseCode
 from userrealtime_core.wire.position import LogState
+from userrealtime_operator.activator.proxy.responses import Headers, complete_response
 
-Headers = Sequence[tuple[str, str]]
 RETRY_SOON: Final = (1.0, 3.0)
 RETRY_LATER: Final = (10.0, 30.0)
 """The range of the delay, in seconds, before a client connects again."""
@@ -65,15 +65,7 @@ def empty_poll(position: LogState, broadcasts: str | None, cors_headers: Headers
     if broadcasts is not None:
         fields["broadcastCursor"] = broadcasts
     body = json.dumps(fields, separators=(",", ":")).encode()
-    lines = [
-        "HTTP/1.1 200 OK",
-        "Content-Type: application/json",
-        f"Content-Length: {len(body)}",
-        "Cache-Control: no-store",
-        "Connection: close",
-        *(f"{name}: {value}" for name, value in cors_headers),
-    ]
-    return "\r\n".join([*lines, "", ""]).encode() + body
+    return complete_response(HTTPStatus.OK, "application/json", body, cors_headers)
 
 
 def _retry(bounds: tuple[float, float]) -> str:

@@ -14,17 +14,16 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Final, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from websockets.frames import Opcode
 
 from userrealtime_core import audit
 from userrealtime_core.auth import connection_identity
 from userrealtime_core.auth.errors import KeySetStale, Unauthorized
-from userrealtime_core.protocols.dialect import Credential, Opening, Signature
+from userrealtime_core.protocols.dialect import KEYS_UNAVAILABLE, Credential, Opening, Signature
 from userrealtime_core.unauthenticated import Unauthenticated
-from userrealtime_core.wire.connect_request import CloseCode
-from userrealtime_core.wire.session import UNAUTHORIZED, CloseFrame
+from userrealtime_core.wire.session import UNAUTHORIZED
 from userrealtime_operator.activator.routes import Route, RouteTable
 from userrealtime_operator.kube.types import NamespacedName
 
@@ -34,8 +33,6 @@ from .origins import Origins
 from .polls import Polls
 from .request import Request
 from .responses import Rejected, overloaded, unauthorized, unavailable, unknown_host
-
-KEYS_UNAVAILABLE: Final = CloseFrame(CloseCode.TRY_LATER, "Signing keys unavailable")
 
 
 @dataclass(frozen=True, slots=True)

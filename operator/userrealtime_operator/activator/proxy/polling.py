@@ -32,7 +32,7 @@ from userrealtime_core.wire.frames import payloads
 
 from .dialogue import Dialogue
 from .request import Request
-from .responses import Headers, Rejected
+from .responses import Headers, Rejected, complete_response
 
 HOLD_S: Final = 2.0
 """Seconds after which a poll that waits for the pod is answered without a message. The next one may reach the activator
@@ -110,7 +110,7 @@ def failure(code: int, message: str, cors: Headers) -> Rejected:
     """Return the response to a request that is rejected, with a code of Engine.IO."""
     body = json.dumps({"code": code, "message": message}).encode()
     status = HTTPStatus.BAD_REQUEST
-    return Rejected(status, message, response=_response(status, "application/json", body, cors))
+    return Rejected(status, message, response=complete_response(status, "application/json", body, cors))
 
 
 class FirstMessages:
@@ -142,17 +142,5 @@ class FirstMessages:
 
 
 def _answer(body: bytes, cors: Headers) -> Rejected:
-    response = _response(HTTPStatus.OK, CONTENT_TYPE, body, cors)
+    response = complete_response(HTTPStatus.OK, CONTENT_TYPE, body, cors)
     return Rejected(HTTPStatus.OK, "", outcome="polled", response=response)
-
-
-def _response(status: HTTPStatus, content_type: str, body: bytes, cors: Headers) -> bytes:
-    lines = [
-        f"HTTP/1.1 {status.value} {status.phrase}",
-        f"Content-Type: {content_type}",
-        "Cache-Control: no-store",
-        f"Content-Length: {len(body)}",
-        "Connection: close",
-        *(f"{name}: {value}" for name, value in cors),
-    ]
-    return "\r\n".join([*lines, "", ""]).encode() + body

@@ -86,14 +86,24 @@ def http_response(rejected: Rejected, cors_headers: Headers) -> bytes:
         return rejected.response
     body = json.dumps({"error": str(rejected)}).encode() if str(rejected) else b""
     status = rejected.status
-    lines = [f"HTTP/1.1 {status.value} {status.phrase}", "Content-Type: application/json", "Cache-Control: no-store"]
-    lines += [f"Content-Length: {len(body)}", "Connection: close"]
-    headers = cors_headers if rejected.headers is None else rejected.headers
-    lines += [f"{name}: {value}" for name, value in headers]
+    headers = [*(cors_headers if rejected.headers is None else rejected.headers)]
     if status is HTTPStatus.UNAUTHORIZED:
-        lines.append("WWW-Authenticate: Bearer")
+        headers.append(("WWW-Authenticate", "Bearer"))
     if status is HTTPStatus.SERVICE_UNAVAILABLE:
-        lines.append(f"Retry-After: {random.randint(*RETRY_AFTER_S)}")  # noqa: S311 (not a secret)
+        headers.append(("Retry-After", str(random.randint(*RETRY_AFTER_S))))  # noqa: S311 (not a secret)
+    return complete_response(status, "application/json", body, headers)
+
+
+def complete_response(status: HTTPStatus, content_type: str, body: bytes, headers: Headers) -> bytes:
+    """Return an HTTP response with a body, after which the connection is closed."""
+    lines = [
+        f"HTTP/1.1 {status.value} {status.phrase}",
+        f"Content-Type: {content_type}",
+        "Cache-Control: no-store",
+        f"Content-Length: {len(body)}",
+        "Connection: close",
+        *(f"{name}: {value}" for name, value in headers),
+    ]
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
