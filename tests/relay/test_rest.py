@@ -36,10 +36,19 @@ async def held(connection: asyncpg.Connection) -> int:
     return number
 
 
+@pytest.fixture(autouse=True)
+def resume_immediately(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read the log in the moment in which the broker is connected, and not up to two seconds later."""
+    monkeypatch.setattr(tail, "RESUME_JITTER_S", 0.0)
+
+
 async def resting(relay: Relay, connection: asyncpg.Connection) -> None:
-    """Wait until there is no connection."""
+    """Wait until there is no connection, and nothing will open one."""
     async with asyncio.timeout(PATIENCE_S):
-        while await held(connection) or await metric(relay, "log_connected"):
+        # A relay that rests when the broker is connected reads the log once more.
+        while not await metric(relay, "broker_connected"):
+            await asyncio.sleep(0.02)
+        while await held(connection) or not relay.tail.resting:
             await asyncio.sleep(0.02)
 
 
@@ -165,7 +174,9 @@ async def test_forged_signals_put_the_poll_off_no_further_than_a_limit(
                 await asyncio.sleep(0.01)
 
 
-async def test_only_news_wakes(migrated: Database, connection: asyncpg.Connection, broker: LocalBroker) -> None:
+async def test_only_news_wakes(
+    migrated: Database, connection: asyncpg.Connection, broker: LocalBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await publish(connection, 3)
     async with running(migrated.url, None, **broker.variables, **SOON) as relay:
         await resting(relay, connection)
@@ -176,9 +187,10 @@ async def test_only_news_wakes(migrated: Database, connection: asyncpg.Connectio
             relay.tail.on_signal(position)
         await asyncio.sleep(0.3)
         assert await metric(relay, "log_connections_total") == before
+        monkeypatch.setattr(tail, "RESUME_JITTER_S", 1.0)
         relay.tail.on_signal(None)
         relay.tail.on_signal(LogPosition(3, epoch))  # before the next poll is due
-        await asyncio.sleep(tail.RESUME_JITTER_S + 0.3)
+        await asyncio.sleep(1.3)
         assert await metric(relay, "log_connections_total") == before
         for news in (LogPosition(4, epoch), LogPosition(1, "of another log"), None):
             relay.tail.on_signal(news)

@@ -140,6 +140,11 @@ class Tail:
             return "reading the log"
         return None
 
+    @property
+    def resting(self) -> bool:
+        """Whether there is no connection to Postgres because none is needed."""
+        return self._connection.resting
+
     def call_once(self, wake: Callable[[], None]) -> None:
         """Call `wake` at the next change of the ring or the state, once."""
         self._waiting.add(wake)
@@ -320,7 +325,7 @@ class Tail:
 
     async def _wait_until_needed(self) -> None:
         """Wait until a connection is needed, if the last one was closed because it was idle."""
-        while self._connection.idle and not self._connection.needed.is_set():
+        while self._connection.resting:
             try:
                 async with asyncio.timeout_at(self._next_poll()):
                     await self._connection.needed.wait()

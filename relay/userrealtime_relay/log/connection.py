@@ -46,6 +46,11 @@ class LogConnection:
         """Whether Postgres is not known to be reachable."""
         return self.log is None and not self.idle
 
+    @property
+    def resting(self) -> bool:
+        """Whether there is no connection because none is needed."""
+        return self.log is None and self.idle and not self.needed.is_set()
+
     def attach(self, log: Log) -> None:
         """Let others use this connection."""
         self.log = log
