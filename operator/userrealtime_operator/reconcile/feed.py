@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Final
 
 from userrealtime_operator.kube.store import ObjectStore
 from userrealtime_operator.kube.types import NamespacedName, Object, ObjectKey
@@ -13,6 +13,10 @@ from userrealtime_operator.model.resource import KIND
 from .resources import Resources
 from .triggers import Task, Trigger, Triggers
 from .workqueue import WorkQueue
+
+GATHER_S: Final = 0.1
+"""Seconds for which changes of a user's objects are gathered. A new pod alone changes its Deployment's status four
+times."""
 
 
 class Feed:
@@ -54,7 +58,11 @@ class Feed:
     def child_changed(self, key: ObjectKey) -> None:
         """Add the tasks that follow from a change of a child, which the cache already has."""
         if self.has_synced:
-            self._add(self._triggers.child_changed(key))
+            for trigger in self._triggers.child_changed(key):
+                if trigger.urgent:
+                    self._queue.add(trigger.task, urgent=True)
+                else:
+                    self._queue.add_later(trigger.task, GATHER_S)
 
     def stored(self, item: Object) -> None:
         """Store the response to a write of this process in the cache. The watch event for the write is then ignored."""

@@ -11,7 +11,7 @@ from testing.operator.samples import body
 from userrealtime_operator.kube.store import ObjectStore
 from userrealtime_operator.kube.types import NamespacedName, Object, ObjectKey
 from userrealtime_operator.model.naming import CREDENTIALS_SUFFIX, SLICE_SUFFIX
-from userrealtime_operator.reconcile.feed import Feed
+from userrealtime_operator.reconcile.feed import GATHER_S, Feed
 from userrealtime_operator.reconcile.resources import Resources
 from userrealtime_operator.reconcile.triggers import Kind, Task, Trigger, Triggers
 from userrealtime_operator.reconcile.workqueue import WorkQueue
@@ -144,9 +144,14 @@ class RecordingQueue(WorkQueue[Task]):
     def __init__(self) -> None:
         super().__init__()
         self.added: list[Task] = []
+        self.later: list[Task] = []
 
     def add(self, key: Task, *, urgent: bool = False) -> None:
         self.added.append(key)
+
+    def add_later(self, key: Task, delay_s: float) -> None:
+        assert delay_s == GATHER_S
+        self.later.append(key)
 
 
 class Fed:
@@ -160,17 +165,32 @@ class Fed:
         added, self.queue.added = self.queue.added, []
         return added
 
+    def gathered(self) -> list[Task]:
+        later, self.queue.later = self.queue.later, []
+        return later
+
 
 def test_no_task_is_added_before_the_caches_are_complete() -> None:
     fed = Fed()
     fed.feed.resource_event(None, resource())
     fed.feed.child_changed(ObjectKey("Secret", "users", ALICES))
     assert not fed.feed.has_synced
-    assert fed.tasks() == []
+    assert fed.tasks() == fed.gathered() == []
     fed.feed.mark_synced()
     fed.feed.resource_event("MODIFIED", resource(2, image="other"))
     fed.feed.child_changed(ObjectKey("Secret", "users", ALICES))
-    assert fed.tasks() == [RECONCILE, RECONCILE]
+    assert fed.tasks() == fed.gathered() == [RECONCILE]
+
+
+def test_the_changed_child_of_a_user_that_must_wake_is_not_delayed() -> None:
+    fed = Fed()
+    fed.feed.mark_synced()
+    fed.feed.resource_event("ADDED", resource(1, status=REQUESTED))
+    fed.tasks()
+    key, item = sleeping()
+    fed.children.put(key, item)
+    fed.feed.child_changed(key)
+    assert (fed.tasks(), fed.gathered()) == ([RECONCILE], [])
 
 
 def test_an_event_that_changes_nothing_adds_no_task() -> None:
@@ -221,4 +241,4 @@ def test_a_written_slice_continues_the_steps_of_sleep() -> None:
     fed.feed.resource_event("ADDED", resource(1))
     fed.tasks()
     fed.feed.stored(child("EndpointSlice", ALICES + SLICE_SUFFIX)[1])
-    assert fed.tasks() == [RECONCILE]
+    assert fed.gathered() == [RECONCILE]

@@ -211,3 +211,64 @@ async def test_what_becomes_urgent_while_it_is_worked_on_comes_back_first() -> N
         release.set()
         await eventually(lambda: len(done) == 3)
     assert done == ["a", "a", "b"]
+
+
+async def test_changes_are_gathered_for_a_while() -> None:
+    done: list[str] = []
+
+    async def work(key: str) -> None:
+        done.append(key)
+
+    queue: WorkQueue[str] = WorkQueue()
+    async with running(queue, work):
+        for _ in range(5):
+            queue.add_later("a", 0.05)
+        queue.add_later("b", 600)
+        assert len(queue) == 0
+        await eventually(lambda: done == ["a"])
+        # A shorter delay replaces a longer one, and the key itself replaces both.
+        queue.add_later("b", 0.01)
+        queue.add_later("b", 600)
+        await eventually(lambda: done == ["a", "b"])
+        queue.add_later("c", 600)
+        queue.add("c")
+        queue.add_later("c", 0)  # it waits for a worker already
+        await eventually(lambda: done == ["a", "b", "c"])
+        await asyncio.sleep(0.1)
+    assert done == ["a", "b", "c"]
+
+
+async def test_a_change_during_the_work_is_gathered_with_later_ones() -> None:
+    release, began = asyncio.Event(), 0
+
+    async def work(_key: str) -> float | None:
+        nonlocal began
+        began += 1
+        await release.wait()
+        return 600
+
+    queue: WorkQueue[str] = WorkQueue()
+    queue.add("a")
+    async with running(queue, work):
+        await eventually(lambda: began == 1)
+        queue.add_later("a", 0.05)
+        queue.add_later("a", 0.05)
+        release.set()
+        await eventually(lambda: began == 2)
+        await asyncio.sleep(0.1)
+    assert began == 2
+
+
+async def test_a_key_that_is_gathered_is_not_lost_when_the_work_stops() -> None:
+    done: list[str] = []
+
+    async def work(key: str) -> None:
+        done.append(key)
+
+    queue: WorkQueue[str] = WorkQueue()
+    async with running(queue, work):
+        await asyncio.sleep(0)  # the work begins
+        queue.add_later("a", 600)
+    assert len(queue) == 1
+    async with running(queue, work):
+        await eventually(lambda: done == ["a"])
