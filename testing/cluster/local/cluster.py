@@ -30,6 +30,7 @@ from .components import (
     CGROUP,
     CLIENTS,
     CONTAINERD_SOCKET,
+    CPU_WEIGHTS,
     INTERFACE,
     KUBERNETES,
     MIRRORS,
@@ -37,6 +38,7 @@ from .components import (
     PAUSE_IMAGE,
     PKI,
     SYNC_S,
+    SYSTEM_CGROUP,
     NodeSpec,
     files,
     identities,
@@ -217,8 +219,7 @@ class LocalCluster(Provider):
         with step("starting the node"), _ingress_socket() as listener:
             for family in _addresses().families:
                 _refuse_overlapping_routes(family)
-            for root in cgroup_roots():
-                (root / CGROUP).mkdir()
+            _make_cgroups()
             _spawn_node(listener, version, _port())
 
     def _wait_ready(self) -> None:
@@ -475,6 +476,18 @@ def _kill(pid: int) -> None:
     with contextlib.suppress(ChildProcessError):
         while os.waitpid(pid, os.WNOHANG) == (0, 0) and time.monotonic() < deadline:
             time.sleep(0.02)
+
+
+def _make_cgroups() -> None:
+    """Make the control groups of the cluster."""
+    for root in cgroup_roots():
+        (root / CGROUP).mkdir()
+        with contextlib.suppress(OSError):  # version 1, or a group without this controller
+            (root / CGROUP / "cgroup.subtree_control").write_text("+cpu")
+        for name, weight in CPU_WEIGHTS.items():
+            if (root / CGROUP / name).exists():
+                (root / CGROUP / name).write_text(str(weight))
+                (root / SYSTEM_CGROUP).mkdir()
 
 
 def _remove_cgroup(group: Path) -> None:

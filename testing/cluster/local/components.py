@@ -17,6 +17,11 @@ ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:
 INTERFACE = "urt0"
 NODE = "local"
 CGROUP = "userrealtime"
+SYSTEM_CGROUP = f"{CGROUP}/system"
+"""The control group of Kubernetes itself, beside the group `kubepods`: the two share the CPUs as with systemd."""
+CPU_WEIGHTS = {"cpu.shares": 8192, "cpu.weight": 800}
+"""The files with the weight of a control group in versions 1 and 2, and the weight of the cluster, which has as much
+CPU as eight other processes of the machine."""
 KUBERNETES = Path("/var/lib/kubernetes")
 PKI = KUBERNETES / "pki"
 MIRRORS = KUBERNETES / "mirrors"

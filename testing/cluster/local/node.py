@@ -19,7 +19,8 @@ from pathlib import Path
 
 from userrealtime_core.trust import client_context
 
-from .components import ENVIRONMENT, PKI, NodeSpec, Process
+from .components import ENVIRONMENT, PKI, SYSTEM_CGROUP, NodeSpec, Process
+from .leftovers import cgroup_roots
 
 START_LIMIT = 60.0
 RESTART_DELAY = 1.0
@@ -40,6 +41,9 @@ def main() -> None:
 
 def set_up(spec: NodeSpec) -> None:
     """Set mounts, kernel values, host name and addresses; they are visible only in the node."""
+    for root in cgroup_roots():
+        if (root / SYSTEM_CGROUP).exists():
+            (root / SYSTEM_CGROUP / "cgroup.procs").write_text("0")  # this process, and so its children
     state = Path(spec.state)
     # /var/lib last: it hides the state's own path.
     for source, target in ((state / "log", "/var/log"), (state / "lib", "/var/lib")):
