@@ -67,11 +67,16 @@ class Parking:
 
     async def run(self) -> None:
         """Keep the parked connections alive, until cancelled."""
-        while True:
-            for clients in self._turns:
-                await asyncio.sleep(self._settings.ping_interval / STEPS)
-                for client in list(clients):
-                    client.keep_alive()
+        try:
+            while True:
+                for clients in self._turns:
+                    await asyncio.sleep(self._settings.ping_interval / STEPS)
+                    for client in list(clients):
+                        client.keep_alive()
+        finally:
+            for renewal in self._renewals:
+                renewal.cancel()
+            await asyncio.gather(*self._renewals, return_exceptions=True)
 
     def unpark(self, resource: NamespacedName) -> None:
         """Connect the clients of a resource to the pod: its user is not parked any more."""

@@ -20,7 +20,7 @@ class Polls:
     def __init__(self) -> None:
         self._authenticated: OrderedDict[str, None] = OrderedDict()
         self._rejections: OrderedDict[str, bytes] = OrderedDict()
-        self._waiting: dict[str, asyncio.Future[bytes]] = {}
+        self._waiting: dict[str, set[asyncio.Future[bytes]]] = {}
 
     def authenticate(self, sid: str) -> None:
         """Note that a session has a valid token."""
@@ -37,18 +37,20 @@ class Polls:
         self._rejections[sid] = body
         if len(self._rejections) > MAX_SESSIONS:
             self._rejections.popitem(last=False)
-        waiting = self._waiting.get(sid)
-        if waiting is not None and not waiting.done():
-            waiting.set_result(body)
+        for waiter in self._waiting.get(sid, ()):
+            if not waiter.done():
+                waiter.set_result(body)
 
     async def rejection(self, sid: str) -> bytes:
         """Wait for the last packets of a session."""
         if sid in self._rejections:
             return self._rejections[sid]
-        waiting = self._waiting.get(sid)
-        if waiting is None:
-            waiting = self._waiting[sid] = asyncio.get_running_loop().create_future()
+        waiter: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        waiters = self._waiting.setdefault(sid, set())
+        waiters.add(waiter)
         try:
-            return await asyncio.shield(waiting)
+            return await waiter
         finally:
-            self._waiting.pop(sid, None)
+            waiters.discard(waiter)
+            if not waiters:
+                self._waiting.pop(sid, None)
