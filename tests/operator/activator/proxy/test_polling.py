@@ -22,7 +22,7 @@ from testing.relay.http_client import Answer, request
 from userrealtime_core.auth.connection_identity import HEADER
 from userrealtime_core.protocols.engineio import ADOPTION_S, EARLY_BYTES, identity_in, new_sid
 from userrealtime_core.protocols.socketio_packets import SEPARATOR
-from userrealtime_operator.activator.proxy import polling, polls
+from userrealtime_operator.activator.proxy import polling
 from userrealtime_operator.activator.proxy.polls import Polls
 from userrealtime_operator.activator.proxy.proxy import ActivatorProxy
 from userrealtime_relay.protocols import socketio
@@ -302,22 +302,3 @@ async def test_a_relay_takes_over_only_sessions_that_come_from_an_activator(
         with pytest.raises(InvalidStatus, match="400"):
             async with websocket_of(other, **{HEADER: "1" * 24}):
                 pass
-
-
-async def test_few_sessions_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(polls, "MAX_SESSIONS", 2)
-    known = Polls()
-    for sid in "abc":
-        known.authenticate(sid)
-        known.reject(sid, sid.encode())
-    assert [known.is_authenticated(sid) for sid in "abc"] == [False, True, True]
-    assert await known.rejection("c") == b"c"
-    waiting = [asyncio.create_task(known.rejection("a")) for _ in range(2)]
-    await asyncio.sleep(0)
-    known.reject("a", b"again")
-    assert await asyncio.gather(*waiting) == [b"again"] * 2
-    waiting = [asyncio.create_task(known.rejection("x"))]
-    await asyncio.sleep(0)
-    waiting[0].cancel()
-    await asyncio.gather(*waiting, return_exceptions=True)
-    assert known._waiting == {}

@@ -29,11 +29,20 @@ async def test_each_waiting_poll_gets_the_last_packets() -> None:
     assert not known._waiting
 
 
-def test_the_oldest_sessions_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_few_sessions_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(polls, "MAX_SESSIONS", 2)
     known = Polls()
-    for sid in ("a", "b", "c"):
+    for sid in "abc":
         known.authenticate(sid)
-        known.reject(sid, b"1")
-    assert [known.is_authenticated(sid) for sid in ("a", "b", "c")] == [False, True, True]
-    assert list(known._rejections) == ["b", "c"]
+        known.reject(sid, sid.encode())
+    assert [known.is_authenticated(sid) for sid in "abc"] == [False, True, True]
+    assert await known.rejection("c") == b"c"
+    waiting = [asyncio.create_task(known.rejection("a")) for _ in range(2)]
+    await asyncio.sleep(0)
+    known.reject("a", b"again")
+    assert await asyncio.gather(*waiting) == [b"again"] * 2
+    waiting = [asyncio.create_task(known.rejection("x"))]
+    await asyncio.sleep(0)
+    waiting[0].cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    assert known._waiting == {}
