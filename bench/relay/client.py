@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import math
 import os
 import re
 import time
@@ -54,6 +55,8 @@ class Client(asyncio.Protocol):
 
     def __init__(self, dialect: Dialect, port: int, *, check: bool = False, since: int | None = None) -> None:
         self.events = 0
+        self.first_at = math.inf
+        """The time of the first event."""
         self.latencies: list[float] = []
         self.started: dict[int, float] | None = None
         self._dialect, self._port, self._check, self._since = dialect, port, check, since
@@ -140,6 +143,8 @@ class Client(asyncio.Protocol):
         if self.started is not None:
             self._time(self.started, data[edge:], now)
         if new:
+            if not self.events:
+                self.first_at = now
             self.events += new
             for wanted in [w for w in self._wanted if self.events >= w[0]]:
                 self._wanted.remove(wanted)

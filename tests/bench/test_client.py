@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 
 import pytest
 from websockets.asyncio.server import ServerConnection, serve
 
+from bench.relay import workloads
 from bench.relay.client import Client, Dialect
 
 EVENTS = 3_000
+LATE_S = 0.2
 
 
 async def test_every_event_is_counted_and_read_once() -> None:
@@ -103,3 +106,33 @@ async def test_a_server_that_loses_events_is_detected() -> None:
         with pytest.raises(TimeoutError, match="1 of 2 events"):
             await client.received(2, 0.1)
         client.abort()
+
+
+async def test_the_time_of_a_fan_out_begins_with_the_first_event() -> None:
+    """The response to the commit can be read after the last event."""
+    go = asyncio.Event()
+
+    async def handler(connection: ServerConnection) -> None:
+        await connection.send("ready")
+        await go.wait()
+        for number in (1, 2):
+            await connection.send(json.dumps({"n": number, "tag": "@@@"}))
+            await asyncio.sleep(LATE_S)
+        await connection.wait_closed()
+
+    class Feed:
+        def next_numbers(self, count: int) -> list[int]:
+            return list(range(1, count + 1))
+
+        async def publish(self, numbers: list[int]) -> float:
+            go.set()
+            await asyncio.sleep(2 * LATE_S)
+            return time.perf_counter()
+
+    async with serve(handler, "127.0.0.1", 0, compression=None) as server:
+
+        class Peer:
+            name, dialect, port = "peer", Dialect("/", ready=b"ready"), server.sockets[0].getsockname()[1]
+
+        [rate] = await workloads.fan_out(Peer(), Feed(), 3, 2)  # type: ignore[arg-type]
+    assert 0 < rate < 3 * 2 / LATE_S
