@@ -54,6 +54,8 @@ LOG = STATE / "log"
 NODE_LIMIT = 30.0
 READY_LIMIT = 120.0
 DOWN_LIMIT = 30.0
+ENDPOINT_LIMIT = 10.0
+SERVICE_ADDRESS = "{.spec.clusterIP}"
 
 
 class LocalCluster(Provider):
@@ -156,14 +158,21 @@ class LocalCluster(Provider):
 
     @contextmanager
     def forward(self, namespace: str, target: str, port: int) -> Iterator[tuple[str, int]]:
-        """Yield the address of the target: this machine has routes to pods and services."""
+        """Yield the address of the target: this machine has routes to pods and Services.
+
+        kube-proxy connects a Service to a new pod some time after the pod is ready. `kubectl port-forward` would not
+        wait for it, so this method does.
+        """
         kind, _, name = target.partition("/")
-        path = "{.status.podIP}" if kind in ("pod", "pods") else "{.spec.clusterIP}"
+        path = "{.status.podIP}" if kind in ("pod", "pods") else SERVICE_ADDRESS
         address = self.kubectl("-n", namespace, "get", kind, name, "-o", f"jsonpath={path}").strip()
         try:
             ipaddress.ip_address(address)
         except ValueError:
             raise ClusterError(f"{namespace}/{target} has no address yet") from None
+        if path == SERVICE_ADDRESS:
+            with contextlib.suppress(ClusterError):  # the caller gets the error of its own connection
+                _until(partial(_accepts, address, port), f"{namespace}/{target} to accept connections", ENDPOINT_LIMIT)
         yield url_host(address), port
 
     @contextmanager
@@ -264,6 +273,14 @@ class LocalCluster(Provider):
         if node is None:
             raise ClusterError("the local cluster is not running: `make up` starts it")
         return ["nsenter", f"--target={node}", "--mount", "--net"]
+
+
+def _accepts(address: str, port: int) -> bool:
+    try:
+        socket.create_connection((address, port), timeout=1).close()
+    except OSError:
+        return False
+    return True
 
 
 def _on_host(path: str) -> Path:
