@@ -23,7 +23,7 @@ from testing.attempts import Attempts
 from testing.cluster import binaries
 from testing.local.ports import free_port
 from testing.patience import PATIENCE_S
-from testing.processes import processes_with
+from testing.processes import any_left, processes_with
 from testing.system import System
 from testing.waiting import eventually
 
@@ -115,7 +115,7 @@ async def running(command: list[str], output: Path, attempts: Attempts) -> Async
 async def test_the_process_of_a_relay_is_killed(system: System, users: MakeUser, tmp_path: Path) -> None:
     alice = await asyncio.to_thread(users, "alice", limits={"connections": 1000})
     status = system.get("urt", alice)["status"]
-    victims = set(processes_with("USER_ID", alice))
+    victims = processes_with("USER_ID", alice)
     if not victims:
         pytest.skip("the processes of the cluster are not on this machine, or hidden: none can be killed")
     backend = system.get("service", status["name"])["spec"]["clusterIP"]
@@ -132,7 +132,7 @@ async def test_the_process_of_a_relay_is_killed(system: System, users: MakeUser,
             await asyncio.sleep(1)
             for victim in victims:
                 os.kill(victim, signal.SIGKILL)
-            while victims & set(processes_with("USER_ID", alice)):
+            while any_left(victims):
                 await asyncio.sleep(0.01)
             killed_at_s = of_traefik.elapsed_s
             await asyncio.to_thread(eventually, lambda: restarts(system, status["name"]) == "1", "a restart")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -14,3 +15,8 @@ def processes_with(variable: str, value: str) -> list[int]:
             if f"{variable}={value}".encode() in path.read_bytes().split(b"\0"):
                 found.append(int(path.parent.name))
     return found
+
+
+def any_left(processes: Iterable[int]) -> bool:
+    """Return whether any of these processes exists. Its environment is unreadable before its sockets are closed."""
+    return any(Path("/proc", str(process)).exists() for process in processes)
