@@ -503,7 +503,8 @@ def _make_cgroups() -> None:
             (root / CGROUP / "cgroup.subtree_control").write_text("+cpu")
         for name, weight in CPU_WEIGHTS.items():
             if (root / CGROUP / name).exists():
-                (root / CGROUP / name).write_text(str(weight))
+                if not (root / "system.slice").exists():
+                    (root / CGROUP / name).write_text(str(weight))
                 (root / SYSTEM_CGROUP).mkdir()
 
 

@@ -20,8 +20,8 @@ CGROUP = "userrealtime"
 SYSTEM_CGROUP = f"{CGROUP}/system"
 """The control group of Kubernetes itself, beside the group `kubepods`: the two share the CPUs as with systemd."""
 CPU_WEIGHTS = {"cpu.shares": 8192, "cpu.weight": 800}
-"""The files with the weight of a control group in versions 1 and 2, and the weight of the cluster, which has as much
-CPU as eight other processes of the machine."""
+"""The files with the weight of a control group in versions 1 and 2, and the weight of the cluster on a machine without
+systemd: as much CPU as eight processes. With systemd, the cluster has the CPU of a slice, which is the default."""
 KUBERNETES = Path("/var/lib/kubernetes")
 PKI = KUBERNETES / "pki"
 MIRRORS = KUBERNETES / "mirrors"
