@@ -58,11 +58,7 @@ class Feed:
     def child_changed(self, key: ObjectKey) -> None:
         """Add the tasks that follow from a change of a child, which the cache already has."""
         if self.has_synced:
-            for trigger in self._triggers.child_changed(key):
-                if trigger.urgent:
-                    self._queue.add(trigger.task, urgent=True)
-                else:
-                    self._queue.add_later(trigger.task, GATHER_S)
+            self._add(self._triggers.child_changed(key), gather=True)
 
     def stored(self, item: Object) -> None:
         """Store the response to a write of this process in the cache. The watch event for the write is then ignored."""
@@ -86,6 +82,10 @@ class Feed:
         """Add the tasks of a new leader."""
         self._add(list(self._triggers.lead(namespaces, sleep=sleep)))
 
-    def _add(self, triggers: Iterable[Trigger]) -> None:
+    def _add(self, triggers: Iterable[Trigger], *, gather: bool = False) -> None:
+        """Add tasks; with `gather`, those that are not urgent after a delay."""
         for trigger in triggers:
-            self._queue.add(trigger.task, urgent=trigger.urgent)
+            if gather and not trigger.urgent:
+                self._queue.add_later(trigger.task, GATHER_S)
+            else:
+                self._queue.add(trigger.task, urgent=trigger.urgent)

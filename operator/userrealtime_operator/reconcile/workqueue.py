@@ -1,8 +1,8 @@
 """A queue of keys, with the semantics of client-go's work queue.
 
 A key waits at most once and is processed by one worker at a time. A key that fails is retried with a growing delay. A
-key that is added while it is processed is processed once more. Urgent keys go first. A key can be added after a delay,
-so that several changes are processed together.
+key that is added while it is processed is processed once more. Urgent keys go first. A key can be added after a delay:
+several changes are then processed together.
 """
 
 from __future__ import annotations
@@ -54,8 +54,6 @@ class WorkQueue(Generic[Key]):
         self._working: set[Key] = set()
         self._again: dict[Key, bool] = {}
         """The keys that are added again when their processing ends, and whether that is urgent."""
-        self._later: dict[Key, float] = {}
-        """The keys that are added again after a delay in seconds when their processing ends."""
         self._failures: dict[Key, int] = {}
         self._timers: dict[Key, asyncio.TimerHandle] = {}
 
@@ -76,13 +74,9 @@ class WorkQueue(Generic[Key]):
             self._ready.put_nowait((not urgent, next(self._added), key))
 
     def add_later(self, key: Key, delay_s: float) -> None:
-        """Add a key after a delay, unless it is processed earlier."""
-        if key in self._working:
-            self._later[key] = min(delay_s, self._later.get(key, delay_s))
-        elif key not in self._waiting:
-            self._set_timer(key, delay_s)
-
-    def _set_timer(self, key: Key, delay_s: float) -> None:
+        """Add a key after a delay, unless it is added earlier."""
+        if key in self._waiting:
+            return
         loop = asyncio.get_running_loop()
         timer = self._timers.get(key)
         if timer is None or timer.when() > loop.time() + delay_s:
@@ -130,10 +124,8 @@ class WorkQueue(Generic[Key]):
                 logger.debug("the failure", exc_info=True)
             finally:
                 self._working.discard(key)
-                again, later = self._again.pop(key, None), self._later.pop(key, None)
+                again = self._again.pop(key, None)
                 if again is not None:
                     self.add(key, urgent=again)
-                elif later is not None:
-                    self._set_timer(key, later)
             if again is None and delay is not None:
-                self._set_timer(key, delay)
+                self.add_later(key, delay)
