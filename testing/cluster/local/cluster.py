@@ -55,7 +55,6 @@ NODE_LIMIT = 30.0
 READY_LIMIT = 120.0
 DOWN_LIMIT = 30.0
 ENDPOINT_LIMIT = 10.0
-SERVICE_ADDRESS = "{.spec.clusterIP}"
 
 
 class LocalCluster(Provider):
@@ -164,13 +163,14 @@ class LocalCluster(Provider):
         wait for it, so this method does.
         """
         kind, _, name = target.partition("/")
-        path = "{.status.podIP}" if kind in ("pod", "pods") else SERVICE_ADDRESS
+        is_pod = kind in ("pod", "pods")
+        path = "{.status.podIP}" if is_pod else "{.spec.clusterIP}"
         address = self.kubectl("-n", namespace, "get", kind, name, "-o", f"jsonpath={path}").strip()
         try:
             ipaddress.ip_address(address)
         except ValueError:
             raise ClusterError(f"{namespace}/{target} has no address yet") from None
-        if path == SERVICE_ADDRESS:
+        if not is_pod:
             with contextlib.suppress(ClusterError):  # the caller gets the error of its own connection
                 _until(partial(_accepts, address, port), f"{namespace}/{target} to accept connections", ENDPOINT_LIMIT)
         yield url_host(address), port

@@ -27,6 +27,16 @@ async def running(
             await task
 
 
+def recording() -> tuple[list[str], Callable[[str], Awaitable[None]]]:
+    """Return the keys that were processed, and the work that records them."""
+    done: list[str] = []
+
+    async def work(key: str) -> None:
+        done.append(key)
+
+    return done, work
+
+
 async def eventually(condition: object) -> None:
     assert callable(condition)
     async with asyncio.timeout(PATIENCE_S):
@@ -35,11 +45,7 @@ async def eventually(condition: object) -> None:
 
 
 async def test_a_key_added_often_is_worked_on_once() -> None:
-    done: list[str] = []
-
-    async def work(key: str) -> None:
-        done.append(key)
-
+    done, work = recording()
     queue: WorkQueue[str] = WorkQueue()
     for _ in range(5):
         queue.add("a")
@@ -175,11 +181,7 @@ async def test_waits_and_failures_are_told(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 async def test_what_is_urgent_goes_first_and_once() -> None:
-    done: list[str] = []
-
-    async def work(key: str) -> None:
-        done.append(key)
-
+    done, work = recording()
     queue: WorkQueue[str] = WorkQueue()
     for key in "abc":
         queue.add(key)
@@ -214,11 +216,7 @@ async def test_what_becomes_urgent_while_it_is_worked_on_comes_back_first() -> N
 
 
 async def test_changes_are_gathered_for_a_while() -> None:
-    done: list[str] = []
-
-    async def work(key: str) -> None:
-        done.append(key)
-
+    done, work = recording()
     queue: WorkQueue[str] = WorkQueue()
     async with running(queue, work):
         for _ in range(5):
@@ -260,11 +258,7 @@ async def test_a_change_during_the_work_is_gathered_with_later_ones() -> None:
 
 
 async def test_a_key_that_is_gathered_is_not_lost_when_the_work_stops() -> None:
-    done: list[str] = []
-
-    async def work(key: str) -> None:
-        done.append(key)
-
+    done, work = recording()
     queue: WorkQueue[str] = WorkQueue()
     async with running(queue, work):
         await asyncio.sleep(0)  # the work begins
