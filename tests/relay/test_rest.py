@@ -48,7 +48,7 @@ async def resting(relay: Relay, connection: asyncpg.Connection) -> None:
         # A relay that rests when the broker is connected reads the log once more.
         while not await metric(relay, "broker_connected"):
             await asyncio.sleep(0.02)
-        while await held(connection) or not relay.tail.resting:
+        while await held(connection) or await metric(relay, "log_connected") or not relay.tail.resting:
             await asyncio.sleep(0.02)
 
 
