@@ -66,13 +66,14 @@ def user_name(number: int) -> str:
 
 
 class Wakeful:
-    """A cluster without pods. It sends the user and the time of each wake request."""
+    """A cluster without pods. It sends the user and the time of each wake request, which then fails."""
 
     def __init__(self, woken: Any) -> None:
         self._woken = woken
 
-    async def request_wake(self, route: Route) -> None:
+    async def request_wake(self, route: Route) -> bool:
         self._woken.send((route.user_id, time.time()))
+        raise OSError("no pod can start here")  # otherwise later wakes would wait for the end of this one
 
     def pod(self, _: Route) -> Pod | None:
         return None

@@ -79,7 +79,7 @@ class FakeCluster:
         self._change = asyncio.Event()
         self._stack = contextlib.AsyncExitStack()
 
-    async def request_wake(self, route: Route) -> None:
+    async def request_wake(self, route: Route) -> bool:
         assert route.user_id == USER
         self.wakes += 1
         self.parked = False
@@ -91,6 +91,7 @@ class FakeCluster:
                 await self._haunt()
             else:
                 await self.start()
+        return True
 
     async def start(self) -> Relay:
         """Start a relay without a wake request."""

@@ -42,10 +42,11 @@ class FakePods:
         self._change.set()
         self._change.clear()
 
-    async def request_wake(self, route: Route) -> None:
+    async def request_wake(self, route: Route) -> bool:
         self.asked.append(route)
         if self._error is not None:
             raise self._error
+        return True
 
     def pod(self, route: Route) -> Pod | None:
         return self._pod

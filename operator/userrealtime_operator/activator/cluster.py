@@ -219,15 +219,14 @@ class ApiCluster:
         """Wait until the user's pods change."""
         await self.pods.wait_for_change(route.key)
 
-    async def request_wake(self, route: Route) -> None:
-        """Write a wake request, unless another replica has written one for this wake."""
+    async def request_wake(self, route: Route) -> bool:
+        """Write a wake request, unless another replica has written one for this wake; return whether it was written."""
         user = route.user
-        version: str | None = None
-        for attempt in range(_ATTEMPTS):
-            if self._is_requested(route):
-                return
+        attempts = 0
+        while not self._is_requested(route):
+            attempts += 1
             # The last attempt is unconditional: frequent writes by others must not prevent a wake.
-            version = self.requests.resource_version(user) if attempt < _ATTEMPTS - 1 else None
+            version = self.requests.resource_version(user) if attempts < _ATTEMPTS else None
             try:
                 await self._api.merge_status(*USERREALTIMES, *user, _wake_request(version))
             except ApiError as error:
@@ -236,7 +235,8 @@ class ApiCluster:
                 await self.requests.wait_for_other_version(user, version)
             else:
                 self._metrics.requested.inc()
-                return
+                return True
+        return False
 
     def _is_requested(self, route: Route) -> bool:
         """Return whether a request was observed since the user last had a ready pod."""

@@ -1,6 +1,7 @@
 """Wakes users, once for all clients that wait for the same user.
 
-The first client requests the wake. All of them wait for its result: a pod that accepts connections, or a failure.
+The wake is requested for the first client, when it is the turn of the user's pod to start. All clients wait for the
+result: a pod that accepts connections, or a failure.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ import contextlib
 import logging
 import time
 from dataclasses import dataclass
-from typing import Final, Protocol
+from enum import Enum
+from typing import Final, NamedTuple, Protocol
 
 from .metrics import Metrics
 from .pods import Pod
 from .routes import ChildKey, Route
+from .starts import Starts
 
 CONNECT_INTERVAL_S: Final = 0.02
 CONNECT_TIMEOUT_S: Final = 0.5
@@ -39,8 +42,12 @@ class WakeFailed(Exception):
 class Cluster(Protocol):
     """The parts of the cluster that a wake needs."""
 
-    async def request_wake(self, route: Route) -> None:
-        """Request the operator to wake a user. Raises OSError if the request cannot be written."""
+    async def request_wake(self, route: Route) -> bool:
+        """Request the operator to wake a user; return False if another activator has done so.
+
+        Raises:
+            OSError: the request cannot be written.
+        """
 
     def pod(self, route: Route) -> Pod | None:
         """Return the user's pod to connect to, ready or not, None if there is none."""
@@ -60,6 +67,21 @@ class _Wake:
     task: asyncio.Task[Address]
     clients: int = 0
     """The number of clients that wait for it."""
+
+
+class _Requested(Enum):
+    """Who has requested a wake."""
+
+    NOT = "not"
+    HERE = "here"
+    ELSEWHERE = "elsewhere"
+
+
+class _Found(NamedTuple):
+    """A pod that accepts connections."""
+
+    address: Address
+    requested: _Requested
 
 
 class Wakes:
@@ -87,6 +109,7 @@ class Wakes:
         self._wakes: dict[ChildKey, _Wake] = {}
         self._reached: dict[ChildKey, Address] = {}
         """The pods that have accepted connections, before the API server reports it."""
+        self._starts = Starts(metrics)
         self._closed = False
         metrics.waiting.set_function(lambda: len(self._wakes))
 
@@ -157,9 +180,11 @@ class Wakes:
             task.exception()  # retrieved even if all clients have disconnected
 
     async def _wake(self, route: Route) -> Address:
+        began = time.monotonic()
         try:
             async with asyncio.timeout(self._timeout_s):
-                return await self._find_pod(route)
+                find = self._start_pod if self._cluster.pod(route) is None else self._find_pod
+                found = await find(route)
         except TimeoutError:
             raise self._failed("no_pod", f"no pod accepted connections within {self._timeout_s:g} s") from None
         except asyncio.CancelledError:
@@ -167,27 +192,46 @@ class Wakes:
         except OSError as error:
             _logger.warning("could not request a wake", extra={"fields": {"error": str(error)}})
             raise self._failed("request_failed", "could not request the wake") from None
+        if found.requested is not _Requested.NOT:
+            self._metrics.wake.observe(time.monotonic() - began)
+        self._reached[route.key] = found.address
+        return found.address
 
-    async def _find_pod(self, route: Route) -> Address:
-        began = time.monotonic()
-        requested = False
+    async def _start_pod(self, route: Route) -> _Found:
+        """Start the pod of a user without one when its turn has come."""
+        with self._starts.enter() as start:
+            present = asyncio.create_task(self._wait_until_present(route))
+            try:
+                await asyncio.wait((start.turn, present), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                present.cancel()
+                await asyncio.gather(present, return_exceptions=True)
+            found = await self._find_pod(route)
+            # A start that another activator has requested began earlier.
+            start.measured = found.requested is _Requested.HERE
+            return found
+
+    async def _wait_until_present(self, route: Route) -> None:
+        while self._cluster.pod(route) is None:
+            await self._cluster.wait_for_change(route)
+
+    async def _find_pod(self, route: Route) -> _Found:
+        """Return a user's pod as soon as it accepts connections. Without a ready one, request a wake."""
+        requested = _Requested.NOT
         while True:
             pod = self._cluster.pod(route)
             # A client of a user that is awake may come through an old path. That needs no request.
-            if not requested and (pod is None or not pod.ready):
+            if requested is _Requested.NOT and (pod is None or not pod.ready):
                 self._reached.pop(route.key, None)
-                await self._cluster.request_wake(route)
-                requested = True
+                written = await self._cluster.request_wake(route)
+                requested = _Requested.HERE if written else _Requested.ELSEWHERE
                 continue
             if pod is None:
                 await self._cluster.wait_for_change(route)
                 continue
             # Connecting is the check: a readiness probe would report up to a second later.
             if await _accepts_connections(pod.address):
-                if requested:
-                    self._metrics.wake.observe(time.monotonic() - began)
-                self._reached[route.key] = pod.address
-                return pod.address
+                return _Found(pod.address, requested)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(CONNECT_INTERVAL_S):
                     await self._cluster.wait_for_change(route)

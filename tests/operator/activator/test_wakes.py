@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 
 import pytest
 
@@ -10,6 +11,7 @@ from testing.operator.names import child_name
 from testing.operator.pods import FakePods
 from testing.patience import PATIENCE_S
 from userrealtime_operator.activator.metrics import Metrics
+from userrealtime_operator.activator.pods import Pod
 from userrealtime_operator.activator.routes import Route
 from userrealtime_operator.activator.wakes import WakeFailed, Wakes
 from userrealtime_operator.kube.types import NamespacedName
@@ -114,3 +116,45 @@ async def test_one_who_waits_for_a_pod_without_a_wake() -> None:
         await failing.wait_for_pod(ALICE)
     with pytest.raises(WakeFailed):
         await waking
+
+
+async def test_a_user_waits_for_the_turn_of_its_pod_unless_it_has_one() -> None:
+    server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
+    address = server.sockets[0].getsockname()
+    metrics = Metrics()
+    pods = {name: FakePods() for name in ("a", "b", "c", "d")}
+    routes = {name: Route(NamespacedName("users", name), name, "", child_name(name)) for name in pods}
+    wakes = Wakes(EachTheirOwn(pods), metrics)
+    async with server, asyncio.timeout(PATIENCE_S):
+        waiting = {name: asyncio.create_task(wakes.wake_and_wait(route)) for name, route in routes.items()}
+        await asyncio.sleep(0.05)
+        assert [name for name in pods if pods[name].asked] == ["a", "b"], "the others wait for their turn"
+        assert metrics.value("waiting_starts") == 2
+        pods["d"].come(address, ready=True)
+        assert await waiting["d"] == address, "another activator has started its pod"
+        pods["a"].come(address)
+        assert await waiting["a"] == address
+        await asyncio.sleep(0.05)
+        assert pods["c"].asked
+        await wakes.close()
+    assert not pods["d"].asked
+    assert (metrics.value("starts"), metrics.value("waiting_starts")) == (0, 0)
+
+
+class EachTheirOwn:
+    """Several users, by their ids."""
+
+    def __init__(self, users: Mapping[str, FakePods]) -> None:
+        self._users = users
+
+    async def request_wake(self, route: Route) -> bool:
+        return await self._users[route.user_id].request_wake(route)
+
+    def pod(self, route: Route) -> Pod | None:
+        return self._users[route.user_id].pod(route)
+
+    def register_address(self, route: Route, ip: str) -> None:
+        self._users[route.user_id].register_address(route, ip)
+
+    async def wait_for_change(self, route: Route) -> None:
+        await self._users[route.user_id].wait_for_change(route)

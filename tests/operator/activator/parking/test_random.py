@@ -59,8 +59,9 @@ class World:
         self._changed = asyncio.Event()
         self._starts = 0
 
-    async def request_wake(self, route: Route) -> None:
+    async def request_wake(self, route: Route) -> bool:
         await self.wake()
+        return True
 
     async def wake(self) -> None:
         """Start a relay, as the operator does."""
