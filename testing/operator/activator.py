@@ -99,6 +99,9 @@ class FakeCluster:
         self._show(relay.ws_port)
         return relay
 
+    def has_pod(self, _: Route) -> bool:
+        return self._pod is not None
+
     def pod(self, route: Route) -> Pod | None:
         assert route.user_id == USER
         return self._pod

@@ -48,6 +48,9 @@ class FakePods:
             raise self._error
         return True
 
+    def has_pod(self, _: Route) -> bool:
+        return self._pod is not None
+
     def pod(self, route: Route) -> Pod | None:
         return self._pod
 

@@ -211,6 +211,10 @@ class ApiCluster:
         """Return the user's pod to connect to."""
         return self.pods.best(route.key)
 
+    def has_pod(self, route: Route) -> bool:
+        """Return whether the user has a pod, even one without an address."""
+        return self.pods.exists(route.key)
+
     def register_address(self, route: Route, ip: str) -> None:
         """Use the address that a pod has registered."""
         self.pods.add_registered(route.key, ip)

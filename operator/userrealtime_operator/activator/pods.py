@@ -31,6 +31,8 @@ class Pods(Store):
 
     def __init__(self) -> None:
         self._pods: dict[ChildKey, dict[str, Pod]] = {}
+        self._starting: dict[ChildKey, set[str]] = {}
+        """The names of the pods that have no address yet."""
         self._registered: dict[ChildKey, tuple[Pod, float]] = {}
         """The registered pods that the API server has not reported yet, with the time at which they expire."""
         self._ready_at: dict[ChildKey, float] = {}
@@ -43,6 +45,10 @@ class Pods(Store):
             registered, until = self._registered[key]
             return registered if time.monotonic() < until else None
         return best
+
+    def exists(self, key: ChildKey) -> bool:
+        """Return whether a user has a pod, even one without an address. Terminating pods do not count."""
+        return key in self._starting or self.best(key) is not None
 
     def add_registered(self, key: ChildKey, ip: str) -> None:
         """Use the address that a user's pod has registered, until the API server reports a pod or it expires."""
@@ -69,6 +75,7 @@ class Pods(Store):
         key = _key(metadata)
         ip = status.get("podIP")
         terminating = "deletionTimestamp" in metadata or status.get("phase") in ("Succeeded", "Failed")
+        self._set_starting(key, metadata["name"], starting=not ip and not terminating)
         if not ip or terminating:
             self._set(key, metadata["name"], None)
             return
@@ -78,14 +85,31 @@ class Pods(Store):
 
     def remove(self, body: Mapping[str, Any]) -> None:
         """Remove a pod."""
-        self._set(_key(body["metadata"]), body["metadata"]["name"], None)
+        self._remove(_key(body["metadata"]), body["metadata"]["name"])
 
     def retain(self, namespace: str, names: Set[str], version: int) -> None:
         """Remove the pods of a namespace with other names."""
-        before = [(key, name) for key, pods in self._pods.items() if key[0] == namespace for name in pods]
+        known = (self._pods, self._starting)
+        before = [(key, name) for each in known for key, pods in each.items() if key[0] == namespace for name in pods]
         for key, name in before:
             if name not in names:
-                self._set(key, name, None)
+                self._remove(key, name)
+
+    def _remove(self, key: ChildKey, name: str) -> None:
+        self._set_starting(key, name, starting=False)
+        self._set(key, name, None)
+
+    def _set_starting(self, key: ChildKey, name: str, *, starting: bool) -> None:
+        names = self._starting.get(key, set())
+        if starting == (name in names):
+            return
+        if starting:
+            self._starting[key] = names | {name}
+        elif len(names) == 1:
+            del self._starting[key]
+        else:
+            names.remove(name)
+        self._notify(key)
 
     def _set(self, key: ChildKey, name: str, pod: Pod | None) -> None:
         pods = self._pods.get(key, {})

@@ -52,6 +52,9 @@ class Cluster(Protocol):
     def pod(self, route: Route) -> Pod | None:
         """Return the user's pod to connect to, ready or not, None if there is none."""
 
+    def has_pod(self, route: Route) -> bool:
+        """Return whether the user has a pod, even one without an address."""
+
     async def wait_for_change(self, route: Route) -> None:
         """Wait until the user's pods change."""
 
@@ -183,7 +186,7 @@ class Wakes:
         began = time.monotonic()
         try:
             async with asyncio.timeout(self._timeout_s):
-                find = self._start_pod if self._cluster.pod(route) is None else self._find_pod
+                find = self._find_pod if self._cluster.has_pod(route) else self._start_pod
                 found = await find(route)
         except TimeoutError:
             raise self._failed("no_pod", f"no pod accepted connections within {self._timeout_s:g} s") from None
@@ -212,7 +215,7 @@ class Wakes:
             return found
 
     async def _wait_until_present(self, route: Route) -> None:
-        while self._cluster.pod(route) is None:
+        while not self._cluster.has_pod(route):
             await self._cluster.wait_for_change(route)
 
     async def _find_pod(self, route: Route) -> _Found:

@@ -35,6 +35,29 @@ def test_a_pod_counts_from_its_address_until_it_goes() -> None:
     assert best(pods) is None
 
 
+def test_a_pod_exists_before_it_has_an_address() -> None:
+    pods = Pods()
+    assert not pods.exists(ALICE)
+    pods.put(pod("a", ip=""))
+    pods.put(pod("b", ip=""))
+    pods.put(pod("b", ip="", going=True))
+    assert pods.exists(ALICE)
+    pods.put(pod("a"))
+    assert pods.exists(ALICE)
+    pods.put(pod("a", going=True))
+    assert not pods.exists(ALICE)
+    pods.put(pod("a", ip=""))
+    pods.retain("users", {"a"}, 1)
+    assert pods.exists(ALICE)
+    pods.retain("users", set(), 2)
+    assert not pods.exists(ALICE)
+    pods.put(pod("a", ip=""))
+    pods.remove(pod("a"))
+    assert not pods.exists(ALICE)
+    pods.add_registered(ALICE, "10.0.0.1")
+    assert pods.exists(ALICE)
+
+
 def test_ready_pods_come_first_then_newer_ones() -> None:
     pods = Pods()
     pods.put(pod("a", "10.0.0.1", ready=True, created=1))
@@ -68,7 +91,7 @@ def test_when_a_user_was_last_ready() -> None:
 
 async def test_every_change_is_told_to_all_who_wait() -> None:
     pods = Pods()
-    for change in (pod(), pod(ready=True), pod(going=True)):
+    for change in (pod(ip=""), pod(), pod(ready=True), pod(going=True)):
         waiting = [asyncio.create_task(pods.wait_for_change(ALICE)) for _ in range(3)]
         await asyncio.sleep(0)
         waiting[0].cancel()

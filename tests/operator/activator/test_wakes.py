@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import pytest
 
@@ -127,18 +127,22 @@ async def test_a_user_waits_for_the_turn_of_its_pod_unless_it_has_one() -> None:
     wakes = Wakes(EachTheirOwn(pods), metrics)
     async with server, asyncio.timeout(PATIENCE_S):
         waiting = {name: asyncio.create_task(wakes.wake_and_wait(route)) for name, route in routes.items()}
-        await asyncio.sleep(0.05)
-        assert [name for name in pods if pods[name].asked] == ["a", "b"], "the others wait for their turn"
-        assert metrics.value("waiting_starts") == 2
+        await until(lambda: pods["b"].asked)
+        assert metrics.value("waiting_starts") == 2, "the others wait for their turn"
         pods["d"].come(address, ready=True)
         assert await waiting["d"] == address, "another activator has started its pod"
         pods["a"].come(address)
+        assert not pods["c"].asked
         assert await waiting["a"] == address
-        await asyncio.sleep(0.05)
-        assert pods["c"].asked
+        await until(lambda: pods["c"].asked)
         await wakes.close()
     assert not pods["d"].asked
     assert (metrics.value("starts"), metrics.value("waiting_starts")) == (0, 0)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    while not condition():
+        await asyncio.sleep(0.01)
 
 
 class EachTheirOwn:
@@ -149,6 +153,9 @@ class EachTheirOwn:
 
     async def request_wake(self, route: Route) -> bool:
         return await self._users[route.user_id].request_wake(route)
+
+    def has_pod(self, route: Route) -> bool:
+        return self._users[route.user_id].has_pod(route)
 
     def pod(self, route: Route) -> Pod | None:
         return self._users[route.user_id].pod(route)

@@ -102,6 +102,9 @@ class World:
             for each in self.activators:
                 each.parking.unpark(ALICE)
 
+    def has_pod(self, _: Route) -> bool:
+        return self._pod is not None
+
     def pod(self, _: Route) -> Pod | None:
         return self._pod
 
