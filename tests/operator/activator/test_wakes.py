@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import pytest
 
 from testing.operator.names import child_name
 from testing.operator.pods import FakePods
 from testing.patience import PATIENCE_S
+from testing.relay.harness import until
 from userrealtime_operator.activator.metrics import Metrics
 from userrealtime_operator.activator.pods import Pod
 from userrealtime_operator.activator.routes import Route
@@ -127,22 +128,18 @@ async def test_a_user_waits_for_the_turn_of_its_pod_unless_it_has_one() -> None:
     wakes = Wakes(EachTheirOwn(pods), metrics)
     async with server, asyncio.timeout(PATIENCE_S):
         waiting = {name: asyncio.create_task(wakes.wake_and_wait(route)) for name, route in routes.items()}
-        await until(lambda: pods["b"].asked)
+        await until(lambda: bool(pods["b"].asked))
         assert metrics.value("waiting_starts") == 2, "the others wait for their turn"
         pods["d"].come(address, ready=True)
         assert await waiting["d"] == address, "another activator has started its pod"
         pods["a"].come(address)
         assert not pods["c"].asked
         assert await waiting["a"] == address
-        await until(lambda: pods["c"].asked)
+        await until(lambda: bool(pods["c"].asked))
         await wakes.close()
+        await asyncio.gather(*waiting.values(), return_exceptions=True)
     assert not pods["d"].asked
     assert (metrics.value("starts"), metrics.value("waiting_starts")) == (0, 0)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    while not condition():
-        await asyncio.sleep(0.01)
 
 
 class EachTheirOwn:
