@@ -16,13 +16,15 @@ from websockets.exceptions import ConnectionClosed
 
 from testing.client import ResumingClient, http_get, open_connection, receive
 from testing.patience import PATIENCE_S, WITHIN
-from testing.sleeping import SELECTOR, SOON, activator_pods, activator_total, asleep, slices, wait_direct
+from testing.sleeping import SELECTOR, SOON, activator_pods, activator_total, asleep, slices, wait_asleep, wait_direct
 from testing.system import OPERATOR_NAMESPACE, System
 from testing.waiting import eventually
 
 WAKE_LIMIT_S = 45
 """Longer than the 30 s that the activator waits for a pod."""
 OPERATOR = "app.kubernetes.io/name=userrealtime-operator"
+NO_IMAGE = "127.0.0.1:1/no-such-image:1"
+MakeUser = Callable[..., str]
 
 
 async def publish(database: asyncpg.Connection, user: str, count: int) -> None:
@@ -183,10 +185,40 @@ async def test_a_bad_token_wakes_nobody(system: System, sleeper: str) -> None:
     assert await asyncio.to_thread(activator_total, system, "wakes_requested_total") == requested
 
 
+async def test_pods_that_cannot_start_do_not_hold_up_other_users(system: System, users: MakeUser) -> None:
+    broken = [await asyncio.to_thread(users, "broken", idle=SOON) for _ in range(5)]
+    healthy = [await asyncio.to_thread(users, "healthy", idle=SOON) for _ in range(5)]
+    await asyncio.to_thread(wait_asleep, system, *broken, *healthy)
+    for name in broken:
+        await asyncio.to_thread(system.apply_user, name, idle=SOON, relay={"image": NO_IMAGE})
+
+    async def visit(name: str) -> str:
+        url = await asyncio.to_thread(system.websocket_url, name)
+        token = await asyncio.to_thread(system.token, name)
+        async with await open_connection(url, token, open_timeout=WAKE_LIMIT_S) as connection:
+            kind: str = (await receive(connection, WAKE_LIMIT_S))["type"]
+            return kind
+
+    waiting = [asyncio.create_task(visit(name)) for name in broken]
+    try:
+        # Each activator starts at least two pods at the same time.
+        await asyncio.to_thread(eventually, lambda: activator_total(system, "starts") >= 2, "the broken pods start")
+        assert await asyncio.gather(*map(visit, healthy)) == ["connected"] * len(healthy)
+    finally:
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+
+    def ended() -> bool:
+        return activator_total(system, "starts") == 0 == activator_total(system, "waiting_starts")
+
+    await asyncio.to_thread(eventually, ended, "no start is counted any more")
+
+
 async def test_a_wake_that_fails_is_said_and_the_next_one_works(system: System, sleeper: str) -> None:
     url = (await asyncio.to_thread(system.get, "urt", sleeper))["status"]["url"]
     token = await asyncio.to_thread(system.token, sleeper)
-    broken: dict[str, Any] = {"idle": SOON, "relay": {"image": "127.0.0.1:1/no-such-image:1"}}
+    broken: dict[str, Any] = {"idle": SOON, "relay": {"image": NO_IMAGE}}
     await asyncio.to_thread(system.apply_user, sleeper, **broken)
 
     async def by_http() -> None:
