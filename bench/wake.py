@@ -136,14 +136,22 @@ async def watching(kubeconfig: str, marks: Mapping[str, Marks]) -> AsyncIterator
             task.cancel()
 
 
-async def connect(url: str, token: str, marks: Marks) -> None:
-    """Connect one client, and wait for its first event."""
+@contextlib.asynccontextmanager
+async def connected(url: str, token: str, marks: Marks) -> AsyncIterator[None]:
+    """Connect one client, and run the block from its first event on."""
     marks["connect"] = time.time()
     async with await open_connection(url, token, last_event_id=0, open_timeout=LIMIT_S) as connection:
         marks["open"] = time.time()
         while (await receive(connection, LIMIT_S))["type"] != "event":
             pass
         marks["event"] = time.time()
+        yield
+
+
+async def connect(url: str, token: str, marks: Marks) -> None:
+    """Connect one client, wait for its first event, and close the connection."""
+    async with connected(url, token, marks):
+        pass
 
 
 def read_logs(system: System, child: str, marks: Marks) -> None:
@@ -216,27 +224,33 @@ class Crowd:
         """
         starts: list[dict[str, float]] = []
         listening: list[float] = []
-        for name in self.names[:CPU_STARTS]:
-            await asyncio.sleep(QUIET_S)
-            readings = [read_cpu()]
-            await asyncio.sleep(QUIET_S)
-            readings.append(read_cpu())
-            marks: Marks = {}
-            await connect(self.urls[name], self.tokens[name], marks)
-            await asyncio.sleep(max(0.0, marks["connect"] + QUIET_S - time.time()))
-            readings.append(read_cpu())
-            first, second, third = (each or {} for each in readings)
-            idle = difference(first, second)
-            start = difference(second, third)
-            starts.append({component: seconds - idle.get(component, 0.0) for component, seconds in start.items()})
-            log = await asyncio.to_thread(
-                self._system.kubectl, "logs", "-l", f"app.kubernetes.io/instance={self.children[name]}", "--tail=-1"
-            )
-            entries = map(json.loads, log.splitlines())
-            listening += [entry["start_cpu_s"] for entry in entries if entry["message"] == "listening"]
+        # The clients stay connected, because the CPU of a pod that ends would count as that of other processes.
+        async with contextlib.AsyncExitStack() as clients:
+            for name in self.names[:CPU_STARTS]:
+                starts.append(await self._measure_start(name, clients))
+                log = await asyncio.to_thread(
+                    self._system.kubectl, "logs", "-l", f"app.kubernetes.io/instance={self.children[name]}", "--tail=-1"
+                )
+                entries = map(json.loads, log.splitlines())
+                listening += [entry["start_cpu_s"] for entry in entries if entry["message"] == "listening"]
         components = {component for start in starts for component in start}
         means = {each: statistics.mean(start.get(each, 0.0) for start in starts) for each in components}
         return means, statistics.mean(listening)
+
+    async def _measure_start(self, name: str, clients: contextlib.AsyncExitStack) -> dict[str, float]:
+        """Return the CPU seconds of a user's start by component, without what the idle cluster uses."""
+        await asyncio.sleep(QUIET_S)
+        readings = [read_cpu()]
+        await asyncio.sleep(QUIET_S)
+        readings.append(read_cpu())
+        marks: Marks = {}
+        await clients.enter_async_context(connected(self.urls[name], self.tokens[name], marks))
+        await asyncio.sleep(max(0.0, marks["connect"] + QUIET_S - time.time()))
+        readings.append(read_cpu())
+        first, second, third = (each or {} for each in readings)
+        idle = difference(first, second)
+        start = difference(second, third)
+        return {component: seconds - idle.get(component, 0.0) for component, seconds in start.items()}
 
     def import_cpu(self) -> tuple[float, float]:
         """Return the CPU seconds of the interpreter and of the relay's imports, measured in a pod."""
