@@ -148,12 +148,6 @@ async def connected(url: str, token: str, marks: Marks) -> AsyncIterator[None]:
         yield
 
 
-async def connect(url: str, token: str, marks: Marks) -> None:
-    """Connect one client, wait for its first event, and close the connection."""
-    async with connected(url, token, marks):
-        pass
-
-
 def read_logs(system: System, child: str, marks: Marks) -> None:
     """Return the times of the wake in the resource and in the relay's log."""
     for line in system.kubectl("logs", "-l", f"app.kubernetes.io/instance={child}", "--tail=-1").splitlines():
@@ -191,10 +185,14 @@ class Crowd:
     async def wake(self, names: Sequence[str]) -> list[Marks]:
         """Wake these users together; return the result for each."""
         marks: dict[str, Marks] = defaultdict(dict)
-        async with watching(self._system.cluster.environment()["KUBECONFIG"], marks), asyncio.timeout(LIMIT_S):
-            await asyncio.gather(
-                *(connect(self.urls[name], self.tokens[name], marks[self.children[name]]) for name in names)
-            )
+        async with (
+            watching(self._system.cluster.environment()["KUBECONFIG"], marks),
+            asyncio.timeout(LIMIT_S),
+            contextlib.AsyncExitStack() as clients,
+        ):
+            # They stay connected, so the first users do not fall asleep again while the last ones wake.
+            entering = (connected(self.urls[name], self.tokens[name], marks[self.children[name]]) for name in names)
+            await asyncio.gather(*map(clients.enter_async_context, entering))
             await asyncio.sleep(1.5)  # for later events, such as the probe
         for name in names:
             status = (await asyncio.to_thread(self._system.get, "urt", name))["status"]
@@ -264,8 +262,8 @@ class Crowd:
     async def visit(self) -> Marks:
         """Connect a client of the user that never sleeps."""
         marks: Marks = {}
-        await connect(self.urls[AWAKE], self.tokens[AWAKE], marks)
-        return marks
+        async with connected(self.urls[AWAKE], self.tokens[AWAKE], marks):
+            return marks
 
     def remove(self) -> None:
         self._system.kubectl("delete", "urt", AWAKE, *self.names, "--wait=false")

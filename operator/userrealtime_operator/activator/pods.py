@@ -104,7 +104,7 @@ class Pods(Store):
         if starting == (name in names):
             return
         if starting:
-            self._starting[key] = names | {name}
+            self._starting.setdefault(key, names).add(name)
         elif len(names) == 1:
             del self._starting[key]
         else:
