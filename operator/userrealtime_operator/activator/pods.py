@@ -30,9 +30,8 @@ class Pods(Store):
     """The pods that accept connections, or will."""
 
     def __init__(self) -> None:
-        self._pods: dict[ChildKey, dict[str, Pod]] = {}
-        self._starting: dict[ChildKey, set[str]] = {}
-        """The names of the pods that have no address yet."""
+        self._pods: dict[ChildKey, dict[str, Pod | None]] = {}
+        """The pods that are not terminating, by name; None for a pod without an address."""
         self._registered: dict[ChildKey, tuple[Pod, float]] = {}
         """The registered pods that the API server has not reported yet, with the time at which they expire."""
         self._ready_at: dict[ChildKey, float] = {}
@@ -40,7 +39,7 @@ class Pods(Store):
 
     def best(self, key: ChildKey) -> Pod | None:
         """Return a user's ready pod, otherwise the newest one, otherwise the registered one."""
-        best = max(self._pods.get(key, {}).values(), default=None)
+        best = max((pod for pod in self._pods.get(key, {}).values() if pod is not None), default=None)
         if best is None and key in self._registered:
             registered, until = self._registered[key]
             return registered if time.monotonic() < until else None
@@ -48,7 +47,7 @@ class Pods(Store):
 
     def exists(self, key: ChildKey) -> bool:
         """Return whether a user has a pod, even one without an address. Terminating pods do not count."""
-        return key in self._starting or self.best(key) is not None
+        return key in self._pods or self.best(key) is not None
 
     def add_registered(self, key: ChildKey, ip: str) -> None:
         """Use the address that a user's pod has registered, until the API server reports a pod or it expires."""
@@ -75,13 +74,12 @@ class Pods(Store):
         key = _key(metadata)
         ip = status.get("podIP")
         terminating = "deletionTimestamp" in metadata or status.get("phase") in ("Succeeded", "Failed")
-        self._set_starting(key, metadata["name"], starting=not ip and not terminating)
-        if not ip or terminating:
-            self._set(key, metadata["name"], None)
+        if terminating:
+            self._remove(key, metadata["name"])
             return
         conditions = {condition["type"]: condition["status"] for condition in status.get("conditions", ())}
-        pod = Pod(conditions.get("Ready") == "True", metadata["creationTimestamp"], (ip, WS_PORT))
-        self._set(key, metadata["name"], pod)
+        ready = conditions.get("Ready") == "True"
+        self._set(key, metadata["name"], Pod(ready, metadata["creationTimestamp"], (ip, WS_PORT)) if ip else None)
 
     def remove(self, body: Mapping[str, Any]) -> None:
         """Remove a pod."""
@@ -89,42 +87,32 @@ class Pods(Store):
 
     def retain(self, namespace: str, names: Set[str], version: int) -> None:
         """Remove the pods of a namespace with other names."""
-        known = (self._pods, self._starting)
-        before = [(key, name) for each in known for key, pods in each.items() if key[0] == namespace for name in pods]
+        before = [(key, name) for key, pods in self._pods.items() if key[0] == namespace for name in pods]
         for key, name in before:
             if name not in names:
                 self._remove(key, name)
 
     def _remove(self, key: ChildKey, name: str) -> None:
-        self._set_starting(key, name, starting=False)
-        self._set(key, name, None)
-
-    def _set_starting(self, key: ChildKey, name: str, *, starting: bool) -> None:
-        names = self._starting.get(key, set())
-        if starting == (name in names):
-            return
-        if starting:
-            self._starting.setdefault(key, names).add(name)
-        elif len(names) == 1:
-            del self._starting[key]
-        else:
-            names.remove(name)
-        self._notify(key)
+        pods = self._pods.get(key, {})
+        if name in pods:
+            before = pods.pop(name)
+            if not pods:
+                del self._pods[key]
+            self._changed(key, before)
 
     def _set(self, key: ChildKey, name: str, pod: Pod | None) -> None:
-        pods = self._pods.get(key, {})
-        before = pods.get(name)
-        if before == pod:
+        pods = self._pods.setdefault(key, {})
+        if name in pods and pods[name] == pod:
             return
+        before = pods.get(name)
+        pods[name] = pod
+        if pod is not None:
+            self._registered.pop(key, None)
+        self._changed(key, before)
+
+    def _changed(self, key: ChildKey, before: Pod | None) -> None:
         if before is not None and before.ready:
             self._ready_at[key] = time.monotonic()
-        if pod is not None:
-            self._pods.setdefault(key, {})[name] = pod
-            self._registered.pop(key, None)
-        elif len(pods) == 1:
-            del self._pods[key]
-        else:
-            del pods[name]
         self._notify(key)
 
     def _notify(self, key: ChildKey) -> None:
