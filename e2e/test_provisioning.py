@@ -24,6 +24,7 @@ from testing.system import ROOT, USERS_NAMESPACE, System
 from testing.waiting import eventually
 
 from .conftest import RUN
+from .test_status import WRONG_IMAGE
 
 EXAMPLES = ROOT / "examples"
 RBAC = EXAMPLES / "signup-rbac.yaml"
@@ -122,7 +123,7 @@ def test_what_goes_wrong_is_told(system: System, signup: Signup, remove: Callabl
     user_id = f"stuck-{example.replace('_', '-')}-{RUN}"
     remove(user_id)
     # The user has an image that does not exist.
-    system.apply_user(user_id, relay={"image": "127.0.0.1:1/no-such-image:1"})
+    system.apply_user(user_id, relay=WRONG_IMAGE)
     ready = 'jsonpath={.status.conditions[?(@.type=="Ready")].reason}'
     eventually(
         lambda: system.kubectl("get", "urt", user_id, "-o", ready) == "ImagePullFailed", "the operator reports it"

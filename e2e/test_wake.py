@@ -20,10 +20,11 @@ from testing.sleeping import SELECTOR, SOON, activator_pods, activator_total, as
 from testing.system import OPERATOR_NAMESPACE, System
 from testing.waiting import eventually
 
+from .test_status import WRONG_IMAGE
+
 WAKE_LIMIT_S = 45
 """Longer than the 30 s that the activator waits for a pod."""
 OPERATOR = "app.kubernetes.io/name=userrealtime-operator"
-NO_IMAGE = "127.0.0.1:1/no-such-image:1"
 MakeUser = Callable[..., str]
 
 
@@ -105,19 +106,21 @@ async def test_what_came_while_asleep_arrives_on_the_connection_that_wakes(
             await asyncio.sleep(1)
 
 
+async def first_type(url: str, token: str) -> str:
+    """Connect, and return the type of the first message."""
+    async with await open_connection(url, token, open_timeout=WAKE_LIMIT_S) as connection:
+        kind: str = (await receive(connection, WAKE_LIMIT_S))["type"]
+        return kind
+
+
 async def test_a_hundred_clients_at_once_cost_one_wake(system: System, sleeper: str) -> None:
     url = await asyncio.to_thread(system.websocket_url, sleeper)
     token = await asyncio.to_thread(system.token, sleeper)
     requested = await asyncio.to_thread(activator_total, system, "wakes_requested_total")
     assert len(await asyncio.to_thread(activator_pods, system)) == 2
 
-    async def visit() -> str:
-        async with await open_connection(url, token, open_timeout=WAKE_LIMIT_S) as connection:
-            kind: str = (await receive(connection, WAKE_LIMIT_S))["type"]
-            return kind
-
     with watching(system, sleeper, "{.status.wakeRequestedAt}") as moments:
-        assert await asyncio.gather(*(visit() for _ in range(100))) == ["connected"] * 100
+        assert await asyncio.gather(*(first_type(url, token) for _ in range(100))) == ["connected"] * 100
         await asyncio.to_thread(wait_direct, system, sleeper)
     assert len({moment for moment in moments() if moment}) == 1
     assert await asyncio.to_thread(activator_total, system, "wakes_requested_total") == requested + 1
@@ -133,8 +136,7 @@ async def test_a_woken_pod_announces_itself_to_all_activators(system: System, sl
     before = await asyncio.to_thread(announcements, system)
     url = await asyncio.to_thread(system.websocket_url, sleeper)
     token = await asyncio.to_thread(system.token, sleeper)
-    async with await open_connection(url, token, open_timeout=WAKE_LIMIT_S) as connection:
-        assert (await receive(connection, WAKE_LIMIT_S))["type"] == "connected"
+    assert await first_type(url, token) == "connected"
 
     def heard() -> bool:
         now = announcements(system)
@@ -190,14 +192,11 @@ async def test_pods_that_cannot_start_do_not_hold_up_other_users(system: System,
     healthy = [await asyncio.to_thread(users, "healthy", idle=SOON) for _ in range(4)]
     await asyncio.to_thread(wait_asleep, system, *broken, *healthy)
     for name in broken:
-        await asyncio.to_thread(system.apply_user, name, idle=SOON, relay={"image": NO_IMAGE})
+        await asyncio.to_thread(system.apply_user, name, idle=SOON, relay=WRONG_IMAGE)
 
     async def visit(name: str) -> str:
         url = await asyncio.to_thread(system.websocket_url, name)
-        token = await asyncio.to_thread(system.token, name)
-        async with await open_connection(url, token, open_timeout=WAKE_LIMIT_S) as connection:
-            kind: str = (await receive(connection, WAKE_LIMIT_S))["type"]
-            return kind
+        return await first_type(url, await asyncio.to_thread(system.token, name))
 
     requested = await asyncio.to_thread(activator_total, system, "wakes_requested_total")
 
@@ -223,7 +222,7 @@ async def test_pods_that_cannot_start_do_not_hold_up_other_users(system: System,
 async def test_a_wake_that_fails_is_said_and_the_next_one_works(system: System, sleeper: str) -> None:
     url = (await asyncio.to_thread(system.get, "urt", sleeper))["status"]["url"]
     token = await asyncio.to_thread(system.token, sleeper)
-    broken: dict[str, Any] = {"idle": SOON, "relay": {"image": NO_IMAGE}}
+    broken: dict[str, Any] = {"idle": SOON, "relay": WRONG_IMAGE}
     await asyncio.to_thread(system.apply_user, sleeper, **broken)
 
     async def by_http() -> None:
