@@ -148,10 +148,15 @@ async def connected(url: str, token: str, marks: Marks) -> AsyncIterator[None]:
         yield
 
 
+def log_entries(system: System, child: str) -> list[dict[str, Any]]:
+    """Return the log of a user's relay."""
+    log = system.kubectl("logs", "-l", f"app.kubernetes.io/instance={child}", "--tail=-1")
+    return [json.loads(line) for line in log.splitlines()]
+
+
 def read_logs(system: System, child: str, marks: Marks) -> None:
-    """Return the times of the wake in the resource and in the relay's log."""
-    for line in system.kubectl("logs", "-l", f"app.kubernetes.io/instance={child}", "--tail=-1").splitlines():
-        entry = json.loads(line)
+    """Record the times in the log of a user's relay."""
+    for entry in log_entries(system, child):
         moment = datetime.fromisoformat(entry["time"]).timestamp()
         if entry["message"] == "listening":
             marks["listening"] = moment
@@ -226,10 +231,7 @@ class Crowd:
         async with contextlib.AsyncExitStack() as clients:
             for name in self.names[:CPU_STARTS]:
                 starts.append(await self._measure_start(name, clients))
-                log = await asyncio.to_thread(
-                    self._system.kubectl, "logs", "-l", f"app.kubernetes.io/instance={self.children[name]}", "--tail=-1"
-                )
-                entries = map(json.loads, log.splitlines())
+                entries = await asyncio.to_thread(log_entries, self._system, self.children[name])
                 listening += [entry["start_cpu_s"] for entry in entries if entry["message"] == "listening"]
         components = {component for start in starts for component in start}
         means = {each: statistics.mean(start.get(each, 0.0) for start in starts) for each in components}
