@@ -27,10 +27,14 @@ def desired_objects(
     secrets: Secrets,
     asleep: Asleep | None = None,
     activators: Endpoints | None = None,
+    ended: Asleep | None = None,
 ) -> tuple[Object, ...]:
     """Return all objects of one user in the order of their application, each with the digest of its contents.
 
-    `activators` are additional endpoints for the user's connections; None without a ready activator.
+    Args:
+        asleep: the sleep of the user; None if the user is awake.
+        activators: additional endpoints for the user's connections; None without a ready activator.
+        ended: the last sleep of a user that is awake, whose record stays in the Deployment.
 
     Raises:
         RouteError, SignalError: the route or the signal of the resource is not supported.
@@ -43,11 +47,18 @@ def desired_objects(
     ]
     if activators is not None:  # before the pod is removed
         objects.append(endpoint_slice_of(resource, activators))
-    objects.append(deployment_of(resource, config, secrets, route, asleep))
+    objects.append(deployment_of(resource, config, secrets, route, asleep, ended))
     if route is not None and config.route.type in ROUTE_OBJECTS:
         objects.append(ROUTE_OBJECTS[config.route.type](resource, config, route))
     if resource.replicas > 1:  # with a single pod, a budget would block every drain
         objects.append(disruption_budget_of(resource))
     for item in objects:
-        item["metadata"]["annotations"][APPLIED_DIGEST] = digest(item)
+        item["metadata"]["annotations"][APPLIED_DIGEST] = digest(_without_replicas(item))
     return tuple(objects)
+
+
+def _without_replicas(item: Object) -> Object:
+    """Return a manifest without the number of pods, which changes alone when a user wakes."""
+    if item["kind"] != "Deployment":
+        return item
+    return {**item, "spec": {name: value for name, value in item["spec"].items() if name != "replicas"}}

@@ -148,12 +148,18 @@ def _pod_spec(resource: UserRealtime, config: Config, route: Route | None) -> Ob
 
 
 def deployment_of(
-    resource: UserRealtime, config: Config, secrets: Secrets, route: Route | None, asleep: Asleep | None
+    resource: UserRealtime,
+    config: Config,
+    secrets: Secrets,
+    route: Route | None,
+    asleep: Asleep | None,
+    ended: Asleep | None,
 ) -> Object:
     metadata = metadata_of(resource)
     metadata["annotations"][SERIES_DIGEST] = digest(secrets.token_keys.series)
-    if asleep is not None:
-        metadata["annotations"] |= asleep.annotations()
+    record = ended if asleep is None else asleep
+    if record is not None:
+        metadata["annotations"] |= record.annotations()
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",

@@ -407,7 +407,7 @@ class Reconciler:
 
         def desired(secrets: Secrets) -> tuple[Object, ...]:
             return desired_objects(
-                resource, self._config, secrets, plan.asleep, plan.activators if plan.slice else None
+                resource, self._config, secrets, plan.asleep, plan.activators if plan.slice else None, plan.ended
             )
 
         kept = await self._keeper.keep(

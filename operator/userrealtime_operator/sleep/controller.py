@@ -39,7 +39,7 @@ from userrealtime_operator.process.metrics import Metrics
 from .activator_endpoints import Activators
 from .machine import WITHOUT_POD, WOKEN, Check, Memory, Observation, State, Usage, mark_idle, next_step
 from .policy import FRESH_S, Park, Sleep, decide, decide_parking
-from .state import Asleep, Endpoints, asleep, has_ready, ready_addresses, wake_requested
+from .state import Asleep, Endpoints, asleep, ended_sleep, has_ready, ready_addresses, wake_requested
 
 _BATCH: Final = 200
 """The number of users that are checked before other tasks get a turn."""
@@ -60,6 +60,8 @@ class Plan:
     """The condition Asleep."""
     asleep: Asleep | None = None
     """The sleep that the Deployment must record; None if the user must be awake."""
+    ended: Asleep | None = None
+    """The last sleep of a user that is awake, if its record stays in the Deployment."""
     slice: bool = False
     """Whether the slice that leads to the activators must exist, ready or on standby."""
     activators: Endpoints | None = None
@@ -176,7 +178,8 @@ class SleepController:
         # Addresses on standby may be outdated for a moment; addresses that also receive connections to a pod may not.
         kept = activators is not None or not has_ready(live["EndpointSlice"])
         standby = kept and self._activators is not None and not self._activators.gone
-        return Plan(step.condition, step.asleep, step.slice or standby, activators, step.recheck_s)
+        ended = ended_sleep(body, live["Deployment"]) if step.asleep is None else None
+        return Plan(step.condition, step.asleep, ended, step.slice or standby, activators, step.recheck_s)
 
     def _memory(self, user: NamespacedName) -> Memory:
         return self._memories.get(user, _AWAKE)

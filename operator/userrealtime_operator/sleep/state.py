@@ -3,6 +3,9 @@
 A Deployment with 0 replicas and the annotations below records that its user sleeps. One object holds the whole record,
 and no two can disagree. Scaling it up by hand wakes the user. Scaling it down by hand is corrected, like any other
 change.
+
+A wake request changes only the replicas, and the annotations stay until the next sleep. The Deployment controller
+copies changed annotations to the ReplicaSet first, and its second write, of the replicas, then conflicts with that.
 """
 
 from __future__ import annotations
@@ -39,6 +42,16 @@ def asleep(deployment: Mapping[str, Any] | None) -> Asleep | None:
     """Return the sleep that a Deployment records, None if the user is awake."""
     if deployment is None or deployment["spec"].get("replicas", 1) != 0:
         return None
+    return _record(deployment)
+
+
+def ended_sleep(body: Mapping[str, Any], deployment: Mapping[str, Any] | None) -> Asleep | None:
+    """Return the last sleep that a Deployment records, if a wake request has ended it."""
+    last = None if deployment is None else _record(deployment)
+    return last if last is not None and last.wake_seen != wake_requested(body) else None
+
+
+def _record(deployment: Mapping[str, Any]) -> Asleep | None:
     annotations = deployment["metadata"].get("annotations", {})
     if SINCE not in annotations:
         return None

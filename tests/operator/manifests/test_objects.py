@@ -442,6 +442,15 @@ def test_sleep_changes_only_replicas_annotations_and_slice() -> None:
         assert sleeping[kind] == awake[kind]
 
 
+def test_a_wake_changes_only_the_replicas() -> None:
+    """The Deployment controller would write a changed annotation to the ReplicaSet before it starts the pod."""
+    sleeping = by_part(desired_objects(resource("alice"), CONFIG, SECRETS, ASLEEP, ACTIVATORS))
+    woken = by_part(desired_objects(resource("alice"), CONFIG, SECRETS, None, ACTIVATORS, ASLEEP))
+    spec = sleeping["Deployment"]["spec"]
+    assert woken == {**sleeping, "Deployment": {**sleeping["Deployment"], "spec": {**spec, "replicas": 1}}}
+    assert asleep(woken["Deployment"]) is None
+
+
 def test_activators_on_standby_are_endpoints_that_terminate() -> None:
     """A Service uses these only if it has no ready endpoint."""
 

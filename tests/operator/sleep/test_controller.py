@@ -25,7 +25,7 @@ from userrealtime_operator.postgres.database import DatabaseError
 from userrealtime_operator.sleep.activator_endpoints import GRACE_S, Activators
 from userrealtime_operator.sleep.controller import PARKED_S
 from userrealtime_operator.sleep.machine import SETTLE_S
-from userrealtime_operator.sleep.state import asleep, has_ready
+from userrealtime_operator.sleep.state import SINCE, asleep, has_ready
 
 ALICE = child_name("alice")
 DEPLOYMENT = ObjectKey("Deployment", "users", ALICE)
@@ -268,16 +268,38 @@ async def test_a_wake_request_that_the_last_step_did_not_see_wakes(world: SleepF
 
 async def test_a_wake_is_one_write_before_all_others(world: SleepFixture) -> None:
     await world.fall_asleep()
+    annotations = world.api.children[DEPLOYMENT]["metadata"]["annotations"]
     world.ask()
     calls = await world.reconcile()
     assert calls == ["apply Deployment", "status"]
     assert world.replicas == 1
+    assert world.api.children[DEPLOYMENT]["metadata"]["annotations"] == annotations
     assert world.addresses is not None, "who waits comes through the activator"
     assert world.condition("Asleep")[:2] == ("False", "WakeRequested")
     assert world.condition("Ready")[0] == "False"
     assert "asleepSince" not in world.api.resources["users", "alice"]["status"]
     assert world.api.events[-1] == "Woken"
     assert world.counted("wakes_total", reason="WakeRequested") == 1
+
+
+async def test_a_user_that_was_woken_is_scaled_up_again(world: SleepFixture) -> None:
+    """The Deployment still records the sleep that the wake request has ended."""
+    await world.fall_asleep()
+    world.ask()
+    await world.reconcile()
+    world.have_pod()
+    await world.reconcile()
+    world.api.children[DEPLOYMENT]["spec"]["replicas"] = 0
+    assert "apply Deployment" in await world.reconcile()
+    assert world.replicas == 1
+
+
+async def test_a_wake_without_a_request_removes_the_record(world: SleepFixture) -> None:
+    await world.fall_asleep()
+    world.api.resources["users", "alice"]["spec"]["idle"] = {"after": "0s"}
+    await world.reconcile()
+    assert world.replicas == 1
+    assert SINCE not in world.api.children[DEPLOYMENT]["metadata"]["annotations"]
 
 
 async def test_the_slice_stays_until_the_pod_is_among_the_endpoints(world: SleepFixture) -> None:
