@@ -56,7 +56,8 @@ PARK_LIMIT_S: Final = 180.0
 """Relays report once a minute that their clients are quiet, and the operator reads the reports every 15 seconds."""
 PARKED: Final = "select user_id from userrealtime.online where parked > 0 and user_id = any($1::text[])"
 IMPORTS: Final = (
-    "import sys, time; sys.modules['cryptography'] = None; bare = time.process_time(); "
+    "import sys, time; sys.modules['cryptography'] = None; bare = time.process_time()\n"
+    "from userrealtime_relay.process import bundle\nbundle.install()\n"
     "from userrealtime_relay.process.imports import fast_imports\n"
     "with fast_imports():\n import userrealtime_relay.server\n"
     "print(bare, time.process_time() - bare)"

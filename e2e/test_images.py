@@ -60,10 +60,14 @@ def locked(extra: str) -> list[str]:
 
 def test_the_relays_image_holds_the_relay_and_what_it_needs(system: System, users: Callable[..., str]) -> None:
     name = system.get("urt", users())["status"]["name"]
-    inside = look_inside(system, USERS_NAMESPACE, f"deployment/{name}", "userrealtime_relay")
+    workload = f"deployment/{name}"
+    inside = look_inside(system, USERS_NAMESPACE, workload, "userrealtime_relay")
+    program = "from userrealtime_relay.process import bundle; print(bundle.install())"
+    command = ["exec", workload, "--", "/app/venv/bin/python", "-c", program]
+    assert system.cluster.kubectl("-n", USERS_NAMESPACE, *command).strip() == "True", "a start imports all files"
     assert inside.pop("distributions") == locked("relay")
     assert inside == {
-        "app": ["userrealtime_core", "userrealtime_relay", "venv"],
+        "app": ["userrealtime_core", "userrealtime_relay", "userrealtime_relay.bundle", "venv"],
         "uid": 65532,
         "writable": False,
         "compiled": True,

@@ -21,6 +21,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run() -> None:
+    from .process import bundle
+
+    bundle.install()
     from .process.imports import fast_imports
 
     with fast_imports():

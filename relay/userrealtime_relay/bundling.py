@@ -1,0 +1,17 @@
+"""Imports the relay, and writes a bundle of its modules: `python -m userrealtime_relay.bundling`, for an image."""
+
+from __future__ import annotations
+
+from .process import bundle
+from .process.imports import fast_imports
+
+
+def main() -> None:
+    """Write the bundle."""
+    with fast_imports():
+        from . import server  # noqa: F401
+    print(f"{bundle.write()} modules in {bundle.PATH}")
+
+
+if __name__ == "__main__":
+    main()
