@@ -10,6 +10,7 @@ def main() -> None:
     """Write the bundle."""
     with fast_imports():
         from . import server  # noqa: F401
+        from .transports import application  # noqa: F401  (imported with the first HTTP request)
     print(f"{bundle.write()} modules in {bundle.PATH}")
 
 

@@ -10,19 +10,10 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from http import HTTPStatus
-from typing import Final, Self
-
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import BaseRoute, Route, Router
-from starlette.types import ASGIApp, Receive, Scope, Send
+from typing import TYPE_CHECKING, Self
 
 from userrealtime_core.auth.tokens import KeySet
-from userrealtime_core.probes import CONNECTIONS, TIMEOUT_S
 from userrealtime_core.secret import Secret
-from userrealtime_core.unauthenticated import Unauthenticated
-from userrealtime_core.wire import cors
 
 from .config import Config
 from .delivery.clients import Clients
@@ -33,18 +24,14 @@ from .notify import Broker, Notifier
 from .notify import broker as brokers
 from .notify.choice import choose
 from .process import probes, uptime
+from .process.imports import fast_imports
 from .process.registration import register_address
 from .process.stopping import Stopping
-from .transports.http import MAX_CHUNKS, listen
-from .transports.longpoll import Polls
-from .transports.publish import Broadcasting, Publishing
-from .transports.request import connection_of
-from .transports.request_id import RequestIds
-from .transports.sse import Streams
+from .transports.front import Front, HttpServer
 from .transports.websocket import WebSocketEndpoint, WebSockets
 
-SMALLEST_CHUNK: Final = 512
-"""Bytes that the chunks of a body must have on average, where `MAX_CHUNKS` would not do for the longest body."""
+if TYPE_CHECKING:
+    from starlette.routing import BaseRoute
 
 _logger = logging.getLogger(__name__)
 
@@ -89,24 +76,18 @@ class Relay:
 
     async def __aenter__(self) -> Self:
         config = self._config
-        self._private = await listen(
-            Router(probes.routes(lambda: self.not_ready_reason, self.metrics.expose), default=_not_found),
-            config.host,
-            config.health_port,
-            unauthenticated=Unauthenticated(CONNECTIONS),
-            request_timeout=TIMEOUT_S,
+        front = Front(
+            self.websockets,
+            self._import_http,
+            self.clients.unauthenticated,
+            config.auth_timeout,
+            lambda limit: self.metrics.limited.labels(limit).inc(),
+        )
+        self._private = await probes.listen(
+            config.host, config.health_port, lambda: self.not_ready_reason, self.metrics.expose
         )
         try:
-            self._public = await listen(
-                _public(config, self.clients, self._routes),
-                config.host,
-                config.ws_port,
-                websocket=self.websockets,
-                unauthenticated=self.clients.unauthenticated,
-                request_timeout=config.auth_timeout,
-                limited=lambda limit: self.metrics.limited.labels(limit).inc(),
-                max_chunks=max(MAX_CHUNKS, config.max_message_bytes // SMALLEST_CHUNK),
-            )
+            self._public = await front.listen(config.host, config.ws_port)
         except BaseException:
             self._private.close()
             raise
@@ -128,6 +109,12 @@ class Relay:
         await self._presence.leave()
         self.following.cancel()
         await asyncio.wait([self.following])
+
+    def _import_http(self) -> HttpServer:
+        with fast_imports():
+            from .transports.application import serve
+
+        return serve(self.clients, self.websockets, self._routes)
 
     async def _register(self) -> None:
         config, keys = self._config, self._config.token_keys()
@@ -187,62 +174,3 @@ def _endpoints(clients: Clients) -> tuple[Mapping[str, WebSocketEndpoint], Seque
     from .protocols import load  # late: a relay without them does not pay for them
 
     return load(clients)
-
-
-def _public(config: Config, clients: Clients, more: Sequence[BaseRoute]) -> ASGIApp:
-    """Return the application of the public port for requests other than WebSockets."""
-    streams, polls = Streams(clients), Polls(clients)
-    publishing, broadcasting = Publishing(clients), Broadcasting(clients)
-
-    async def upgrade(_: Request) -> Response:
-        return JSONResponse(
-            {"error": "this is a WebSocket: connect with a WebSocket client"},
-            HTTPStatus.UPGRADE_REQUIRED,
-            headers={"Upgrade": "websocket", "Connection": "Upgrade"},
-        )
-
-    router = Router(
-        [
-            *(Route(path, upgrade) for path in config.paths("/ws")),
-            *(Route(path, _Only("GET", streams)) for path in config.paths("/sse")),
-            *(Route(path, _Only("GET", polls)) for path in config.paths("/poll")),
-            *(Route(path, _Only("POST", publishing)) for path in config.paths("/publish")),
-            *(Route(path, _Only("POST", broadcasting)) for path in config.paths("/broadcast")),
-            *more,
-        ],
-        default=_not_found,
-        redirect_slashes=False,
-    )
-    if not config.allowed_origins:
-        return RequestIds(router)
-    from starlette.middleware.cors import CORSMiddleware  # late: a relay without it starts sooner
-
-    return CORSMiddleware(
-        RequestIds(router),
-        allow_origins=config.allowed_origins,
-        allow_methods=cors.METHODS,
-        allow_headers=cors.REQUEST_HEADERS,
-        expose_headers=cors.RESPONSE_HEADERS,
-        max_age=cors.PREFLIGHT_AGE,
-    )
-
-
-class _Only:
-    """Restricts an application to one method. A class, since Starlette treats functions differently."""
-
-    def __init__(self, method: str, app: ASGIApp) -> None:
-        self._method = method
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        app = self._app
-        if scope["method"] != self._method:
-            error = {"error": f"only {self._method} is answered here"}
-            app = JSONResponse(error, HTTPStatus.METHOD_NOT_ALLOWED, headers={"Allow": self._method})
-        elif self._method == "GET" and connection_of(scope).has_body:
-            app = JSONResponse({"error": "a GET request has no body here"}, HTTPStatus.BAD_REQUEST)
-        await app(scope, receive, send)
-
-
-async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
-    await JSONResponse({"error": "not found"}, HTTPStatus.NOT_FOUND)(scope, receive, send)

@@ -17,7 +17,7 @@ from websockets.protocol import OPEN, SEND_EOF
 from websockets.server import ServerProtocol
 
 from userrealtime_relay.notify import nats
-from userrealtime_relay.transports import http, websocket_connection
+from userrealtime_relay.transports import front, websocket_connection
 
 HANDSHAKE = (
     b"GET /ws HTTP/1.1\r\nHost: relay\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
@@ -27,7 +27,7 @@ HANDSHAKE = (
 
 def test_websockets() -> None:
     protocol = ServerProtocol(max_size=100)
-    protocol.receive_data(HANDSHAKE % (b"x" * http.MAX_REQUEST_HEAD))
+    protocol.receive_data(HANDSHAKE % (b"x" * front.MAX_REQUEST_HEAD))
     events = protocol.events_received()
     assert events, "websockets rejects a header line of 16 KiB: http11.MAX_LINE_LENGTH has no effect any more"
     protocol.send_response(protocol.accept(events[0]))  # type: ignore[arg-type]

@@ -8,19 +8,14 @@ import logging
 from collections.abc import Sequence
 from typing import Final, Self
 
-from starlette.routing import Router
-
 from userrealtime_core.announcer import Announcer, Broadcaster
-from userrealtime_core.probes import CONNECTIONS, TIMEOUT_S
 from userrealtime_core.reconnect import Reconnect
-from userrealtime_core.unauthenticated import Unauthenticated
 from userrealtime_core.wire.broadcast import Broadcast
 from userrealtime_core.wire.position import LogMoved
 from userrealtime_relay.notify import Publish, Unreachable
 from userrealtime_relay.notify.broker import load
 from userrealtime_relay.process import probes
 from userrealtime_relay.process.stopping import Stopping
-from userrealtime_relay.transports.http import listen
 
 from .config import Config
 from .metrics import Metrics
@@ -78,12 +73,8 @@ class Bridge:
         return self._listener.port
 
     async def __aenter__(self) -> Self:
-        self._listener = await listen(
-            Router(probes.routes(lambda: self.not_ready_reason, self.metrics.expose)),
-            self._config.host,
-            self._config.health_port,
-            unauthenticated=Unauthenticated(CONNECTIONS),
-            request_timeout=TIMEOUT_S,
+        self._listener = await probes.listen(
+            self._config.host, self._config.health_port, lambda: self.not_ready_reason, self.metrics.expose
         )
         self.working = asyncio.create_task(self._work())
         return self

@@ -15,14 +15,13 @@ from starlette.routing import Route, Router
 from starlette.types import Receive, Scope, Send
 
 from userrealtime_core import audit
-from userrealtime_core.probes import CONNECTIONS, TIMEOUT_S
 from userrealtime_core.unauthenticated import Unauthenticated
 from userrealtime_core.wire.broadcast import MOST_CONTENT_BYTES, Content, InvalidBroadcast, TooLarge
 from userrealtime_core.wire.names import LONGEST_NAME, is_name
 from userrealtime_relay.process import probes
 from userrealtime_relay.process.stopping import Stopping
 from userrealtime_relay.transports.body import read_body
-from userrealtime_relay.transports.http import listen
+from userrealtime_relay.transports.http import HttpServer
 from userrealtime_relay.transports.request import connection_of, refuse
 
 from .config import Config
@@ -70,21 +69,16 @@ class BroadcastApi:
 
     async def __aenter__(self) -> Self:
         config = self._config
-        self._private = await listen(
-            Router(probes.routes(lambda: self.not_ready_reason, self.metrics.expose)),
-            config.host,
-            config.health_port,
-            unauthenticated=Unauthenticated(CONNECTIONS),
-            request_timeout=TIMEOUT_S,
+        http = HttpServer(
+            Router([Route("/broadcast", _Endpoint(config, self.writer, self.metrics))], default=_not_found),
+            unauthenticated=Unauthenticated(MAX_UNAUTHENTICATED),
+            request_timeout=REQUEST_TIMEOUT_S,
+        )
+        self._private = await probes.listen(
+            config.host, config.health_port, lambda: self.not_ready_reason, self.metrics.expose
         )
         try:
-            self._public = await listen(
-                Router([Route("/broadcast", _Endpoint(config, self.writer, self.metrics))], default=_not_found),
-                config.host,
-                config.port,
-                unauthenticated=Unauthenticated(MAX_UNAUTHENTICATED),
-                request_timeout=REQUEST_TIMEOUT_S,
-            )
+            self._public = await http.listen(config.host, config.port)
         except BaseException:
             self._private.close()
             raise

@@ -17,7 +17,7 @@ import asyncio
 import contextlib
 import functools
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Final, cast
 
 import h11
@@ -28,10 +28,10 @@ from uvicorn.server import ServerState
 
 from userrealtime_core.unauthenticated import Unauthenticated
 from userrealtime_relay.delivery.clients import UNSENT_LIMIT, WRITE_LIMIT
+from userrealtime_relay.process.listener import Listener
 
-MAX_REQUEST_HEAD: Final = 16 << 10
-"""Bytes of the request line and the headers. More than twice as many always get 400."""
-BACKLOG: Final = 512
+from .front import BACKLOG, MAX_REQUEST_HEAD
+
 KEEP_ALIVE: Final = 5
 """Seconds that a connection may be idle after a response; a new one costs a client little."""
 MAX_CHUNKS: Final = 1024
@@ -101,6 +101,7 @@ class Connection(H11Protocol):
         *,
         unauthenticated: Unauthenticated,
         request_timeout: float,
+        waited_s: float,
         limited: Callable[[str], None],
         max_chunks: int,
     ) -> None:
@@ -110,6 +111,7 @@ class Connection(H11Protocol):
         self._discarded: int | None = None  # bytes, once the rest of a body is dropped
         self._limited = limited
         self._request_timeout = request_timeout
+        self._waited_s = waited_s
         self._timer: asyncio.TimerHandle | None = None
         self._changed: Callable[[], None] | None = None
         self.lost = asyncio.Event()
@@ -258,7 +260,8 @@ class Connection(H11Protocol):
     def _expect_request(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self.loop.call_later(self._request_timeout, self._expire)
+        self._timer = self.loop.call_later(self._request_timeout - self._waited_s, self._expire)
+        self._waited_s = 0.0
 
     def _notify(self) -> None:
         if self._changed is not None:
@@ -271,38 +274,8 @@ class Connection(H11Protocol):
             self.transport.abort()
 
 
-class Listener:
-    """A port on which an application is served."""
-
-    def __init__(self, server: asyncio.Server, connections: set[Any]) -> None:
-        self._server = server
-        self._connections = connections
-
-    @property
-    def port(self) -> int:
-        """The number of the port; the system chooses one for 0."""
-        port: int = self._server.sockets[0].getsockname()[1]
-        return port
-
-    def close(self) -> None:
-        """Stop listening, and abort all connections except those on `hold`, which their applications end."""
-        self._server.close()
-        for connection in list(self._connections):
-            connection.transport.abort()
-
-
-async def listen(
-    app: ASGIApp,
-    host: str,
-    port: int,
-    *,
-    websocket: Any = "none",
-    unauthenticated: Unauthenticated,
-    request_timeout: float,
-    limited: Callable[[str], None] = lambda _: None,
-    max_chunks: int = MAX_CHUNKS,
-) -> Listener:
-    """Serve an application on one port.
+class HttpServer:
+    """Makes the protocols of a port's connections.
 
     Args:
         websocket: a factory of asyncio protocols, as uvicorn's `ws`, that takes over requests to upgrade.
@@ -310,41 +283,65 @@ async def listen(
         request_timeout: seconds for a request's head to arrive.
         limited: called with the name of the limit, "request_time" or "chunks", for each connection that exceeds it.
         max_chunks: pieces in which the body of a request may arrive.
-
-    Raises:
-        OSError: the port is in use.
     """
-    config = uvicorn.Config(
-        cast(Any, functools.partial(_answer, app)),
-        http=Connection,
-        ws=websocket,
-        lifespan="off",
-        interface="asgi3",
-        log_config=None,
-        access_log=False,  # a URL may contain a token
-        proxy_headers=False,
-        server_header=False,
-        date_header=False,
-        h11_max_incomplete_event_size=MAX_REQUEST_HEAD,
-        limit_concurrency=None,  # it would count streams, which have other limits
-        timeout_keep_alive=KEEP_ALIVE,
-        backlog=BACKLOG,
-    )
-    config.load()
-    state = ServerState()
 
-    def protocol() -> Connection:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        websocket: Any = "none",
+        unauthenticated: Unauthenticated,
+        request_timeout: float,
+        limited: Callable[[str], None] = lambda _: None,
+        max_chunks: int = MAX_CHUNKS,
+    ) -> None:
+        self._unauthenticated = unauthenticated
+        self._request_timeout = request_timeout
+        self._limited = limited
+        self._max_chunks = max_chunks
+        self._state = ServerState()
+        self._config = uvicorn.Config(
+            cast(Any, functools.partial(_answer, app)),
+            http=Connection,
+            ws=websocket,
+            lifespan="off",
+            interface="asgi3",
+            log_config=None,
+            access_log=False,  # a URL may contain a token
+            proxy_headers=False,
+            server_header=False,
+            date_header=False,
+            h11_max_incomplete_event_size=MAX_REQUEST_HEAD,
+            limit_concurrency=None,  # it would count streams, which have other limits
+            timeout_keep_alive=KEEP_ALIVE,
+            backlog=BACKLOG,
+        )
+        self._config.load()
+
+    def __call__(self, waited_s: float = 0.0) -> Connection:
+        """Return the protocol of a connection that was made so many seconds ago."""
         return Connection(
-            config,
-            state,
-            unauthenticated=unauthenticated,
-            request_timeout=request_timeout,
-            limited=limited,
-            max_chunks=max_chunks,
+            self._config,
+            self._state,
+            unauthenticated=self._unauthenticated,
+            request_timeout=self._request_timeout,
+            waited_s=waited_s,
+            limited=self._limited,
+            max_chunks=self._max_chunks,
         )
 
-    server = await asyncio.get_running_loop().create_server(protocol, host, port, backlog=BACKLOG)
-    return Listener(server, state.connections)
+    def transports(self) -> Iterator[asyncio.Transport]:
+        """Return the transports of its connections, except those on `hold`, which the applications end."""
+        return (cast(Any, connection).transport for connection in self._state.connections)
+
+    async def listen(self, host: str, port: int) -> Listener:
+        """Serve one port.
+
+        Raises:
+            OSError: the port is in use.
+        """
+        server = await asyncio.get_running_loop().create_server(self, host, port, backlog=BACKLOG)
+        return Listener(server, self.transports)
 
 
 async def _answer(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:

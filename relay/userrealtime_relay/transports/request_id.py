@@ -9,10 +9,7 @@ import re
 import secrets
 from typing import Final
 
-from starlette.datastructures import Headers, MutableHeaders
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
-from userrealtime_core import audit, logging_setup
+from userrealtime_core import logging_setup
 from userrealtime_core.wire.cors import REQUEST_ID
 
 HEADER: Final = REQUEST_ID
@@ -27,22 +24,3 @@ def adopt(given: str | None) -> str:
     request_id = given if given is not None and _GOOD.fullmatch(given) else secrets.token_hex(16)
     current.set(request_id)
     return request_id
-
-
-class RequestIds:
-    """ASGI middleware that gives every request an id."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = Headers(scope=scope)
-        request_id = adopt(headers.get(HEADER))
-        audit.set_client(scope.get("client"), headers.get("X-Forwarded-For"))
-
-        async def send_with_id(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)[HEADER] = request_id
-            await send(message)
-
-        await self._app(scope, receive, send_with_id)

@@ -28,7 +28,7 @@ from userrealtime_core.wire.connect_request import CloseCode
 from userrealtime_relay.delivery.clients import CLOSE_TIMEOUT, EVICTED_REASON, UNSENT_LIMIT, WRITE_LIMIT
 from userrealtime_relay.delivery.wakeup import WakeupEvent
 
-from .http import MAX_REQUEST_HEAD
+from .front import MAX_REQUEST_HEAD
 
 MAX_QUEUED_MESSAGES: Final = 8
 """Messages of a client that may wait to be processed; then its socket is not read from."""
@@ -39,8 +39,8 @@ EARLY_PIECE: Final = 1 << 10
 """Bytes that are parsed at a time before the client has authenticated: a frame may have 6."""
 PING: Final = bytes((0x80 | Opcode.PING, 0))
 
-# The HTTP connection has limited and parsed the head of the request. websockets parses it again, and would reject a
-# line of 8 KiB: a token of the documented size, or the cookies of a large site.
+# The connection before this one has limited and checked the head of the request. websockets parses it again, and would
+# reject a line of 8 KiB: a token of the documented size, or the cookies of a large site.
 http11.MAX_LINE_LENGTH = 2 * MAX_REQUEST_HEAD
 
 _protocol_logger = logging.getLogger("websockets.server")
@@ -215,7 +215,7 @@ class WebSocketConnection(asyncio.Protocol):
         if self._discarding:
             return
         if self._authenticated or not self._requested:
-            self._requested = True  # it comes whole, from the HTTP connection
+            self._requested = True  # it comes whole, from the connection before this one
             self._parse(data)
             return
         for begin in range(0, len(data), EARLY_PIECE):
