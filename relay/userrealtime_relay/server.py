@@ -171,6 +171,7 @@ def _endpoints(clients: Clients) -> tuple[Mapping[str, WebSocketEndpoint], Seque
     """Return the WebSocket endpoints and the HTTP routes of the protocols of other systems."""
     if not clients.config.protocols:
         return {}, ()
-    from .protocols import load  # late: a relay without them does not pay for them
+    with fast_imports():
+        from .protocols import load  # late: a relay without them does not pay for them
 
-    return load(clients)
+        return load(clients)
