@@ -1,7 +1,7 @@
 """The modules of the relay in one file, with which its imports need a fifth less CPU.
 
-A start imports 340 modules from files. For these, Python makes 4,700 system calls in several directories, most of them
-to find the files. The bundle needs one for each module.
+A start imports 340 modules from files. Most of the system calls for these only find the files. With the bundle, there
+are 4,100 fewer: one is left for each module.
 
 `python -m userrealtime_relay.bundling` writes the bundle when an image is built. It is used only by the same
 version of Python with the same optimization, and only while no directory with a module in it has changed; otherwise,
