@@ -191,8 +191,9 @@ async def test_connections_without_a_request_end_with_the_port() -> None:
     async with Relay(config(NO_DATABASE)) as relay:
         reader, writer = await asyncio.open_connection("127.0.0.1", relay.ws_port)
         writer.write(b"GET /ws")
-        while len(relay.clients.unauthenticated) == 0:
-            await asyncio.sleep(0.01)
+        async with asyncio.timeout(PATIENCE_S):
+            while len(relay.clients.unauthenticated) == 0:
+                await asyncio.sleep(0.01)
     async with asyncio.timeout(PATIENCE_S):
         with contextlib.suppress(ConnectionResetError):
             assert await reader.read() == b""
